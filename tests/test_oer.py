@@ -1,0 +1,151 @@
+"""The OER parts: lengths are canonical and believed only when the bytes are there."""
+
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import moments
+
+from trio_ledger_plugin.codec import oer
+from trio_ledger_plugin.errors import DecodeError, InvalidFieldsError
+
+NO_BYTES: Any = "text"
+
+
+@pytest.mark.parametrize(
+    ("length", "written"),
+    [(0, "00"), (127, "7f"), (128, "8180"), (255, "81ff"), (256, "820100"), (65535, "82ffff"), (65536, "83010000")],
+)
+def test_length_takes_its_shortest_form(length: int, written: str) -> None:
+    """Another form, and every peer drops the packet as unreadable."""
+    assert oer.length_prefix(length).hex() == written
+    data = bytes.fromhex(written) + bytes(length)
+    assert oer.read_length(data, 0) == (length, len(written) // 2)
+
+
+@pytest.mark.parametrize(
+    ("written", "complaint"),
+    [
+        ("", "ends before a length"),
+        ("80", "1 to 8 bytes, not 0"),
+        ("89010000000000000000", "1 to 8 bytes, not 9"),
+        ("8180", "128 bytes, and 0 follow"),
+        ("8201", "takes 2 bytes, and 1 are left"),
+        ("817f" + "00" * 127, "127 is not written in its shortest form"),
+        ("820080" + "00" * 128, "128 is not written in its shortest form"),
+        ("8500000000ff" + "00" * 255, "255 is not written in its shortest form"),
+        ("88ffffffffffffffff00", "18446744073709551615 bytes, and 1 follow"),
+        ("0200", "2 bytes, and 1 follow"),
+    ],
+)
+def test_wrong_length_is_refused_saying_why(written: str, complaint: str) -> None:
+    """A lenient reader gives one packet two meanings; a trusting one gives its memory away."""
+    with pytest.raises(DecodeError, match=complaint):
+        oer.read_octets(bytes.fromhex(written), 0)
+
+
+@given(st.binary(max_size=300), st.binary(max_size=20), st.binary(max_size=20))
+def test_octets_come_back_from_among_other_bytes(value: Any, before: bytes, after: bytes) -> None:
+    """Losing count here would read every later field from the wrong place."""
+    written = oer.octets(value, "data")
+    assert oer.read_octets(before + written + after, len(before)) == (value, len(before) + len(written))
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_integers_come_back(value: Any) -> None:
+    assert oer.read_uint(b"-" + oer.uint(value, 8, "amount"), 1, 8) == (value, 9)
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        (-1, "amount is negative: it must be an integer from 0 to 255"),
+        (256, "amount is too large: it must be an integer from 0 to 255"),
+        pytest.param(10**5000, "amount is too large", id="huge"),
+        ("1", "amount is str"),
+        (1.0, "amount is float"),
+        (None, "amount is NoneType"),
+    ],
+)
+def test_integer_out_of_range_is_named(value: Any, complaint: str) -> None:
+    """A wrapped amount is money lost: 2**64 must never become 0."""
+    with pytest.raises(InvalidFieldsError, match=complaint):
+        oer.uint(value, 1, "amount")
+
+
+def test_octets_too_long_or_of_another_type_are_named() -> None:
+    with pytest.raises(InvalidFieldsError, match="data has 4 bytes: at most 3 are allowed"):
+        oer.octets(b"1234", "data", 3)
+    with pytest.raises(InvalidFieldsError, match="data is str: it must be bytes"):
+        oer.octets(NO_BYTES, "data")
+    assert oer.octets(memoryview(b"123"), "data", 3) == oer.octets(bytearray(b"123"), "data") == b"\x03123"
+
+
+@pytest.mark.parametrize("value", ["é", "\x80", b"ilp", None])
+def test_text_outside_ascii_is_never_written(value: Any) -> None:
+    """A peer in JavaScript masks the high bit, so that other text may read there as a reserved name."""
+    with pytest.raises(InvalidFieldsError, match="name must be text of ASCII characters only"):
+        oer.ia5(value, "name")
+
+
+@pytest.mark.parametrize("value", [None, "text", 3, object()])
+def test_only_bytes_are_decoded(value: Any) -> None:
+    """``bytes(3)`` is three zero bytes: an integer must not pass for a packet."""
+    with pytest.raises(DecodeError, match="a packet is bytes"):
+        oer.as_bytes(value)
+
+
+@given(moments)
+def test_times_come_back(moment: Any) -> None:
+    assert oer.read_time(oer.time_digits(moment, "time").encode()) == moment
+
+
+def test_time_is_written_in_utc() -> None:
+    """An expiry written in local time would end hours early or late."""
+    moment = datetime(2017, 12, 24, 18, 14, 32, 279_999, tzinfo=timezone(timedelta(hours=2)))
+    assert oer.time_digits(moment, "time") == "20171224161432279"
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        datetime(2017, 12, 24),  # noqa: DTZ001  # the naive time is what is tested
+        datetime.min.replace(tzinfo=timezone(timedelta(hours=1))),
+        "20171224161432279",
+        None,
+    ],
+)
+def test_time_without_zone_or_outside_the_calendar_is_named(moment: Any) -> None:
+    with pytest.raises(InvalidFieldsError, match="triggered_at must be an aware datetime"):
+        oer.time_digits(moment, "triggered_at")
+
+
+@pytest.mark.parametrize(
+    "digits",
+    [
+        b"",
+        b"2017122416143227",
+        b"201712241614322790",
+        b"20171324161432279",
+        b"20170229161432279",
+        b"00000101000000000",
+        b"20171224240000000",
+        b"20171224161460000",
+        b"+0171224161432279",
+        b" 0171224161432279",
+        "\N{FULLWIDTH DIGIT TWO}01712241614322".encode(),
+    ],
+)
+def test_what_is_no_time_is_refused(digits: bytes) -> None:
+    """JavaScript rolls a 13th month over into the next year: both ends would differ on when a packet expires."""
+    with pytest.raises(DecodeError, match="is no time"):
+        oer.read_time(digits)
+
+
+def test_errors_of_decoding_have_no_packet_to_answer() -> None:
+    """An unreadable packet must not be answered (RFC-0023), so its error names no request."""
+    with pytest.raises(DecodeError) as caught:
+        oer.read_ia5(b"\xe9", "a name")
+    assert (caught.value.packet_type, caught.value.request_id) == (None, None)

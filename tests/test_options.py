@@ -1,0 +1,448 @@
+"""A wrong option is refused when it is given, by name, with what is right, and without a credential in the text."""
+
+import copy
+import json
+import math
+import pickle
+import ssl
+import traceback
+from typing import Any
+
+import attrs
+import pytest
+
+from trio_ledger_plugin.errors import InvalidFieldsError
+from trio_ledger_plugin.options import (
+    BtpOptions,
+    ConnectOptions,
+    LinkOptions,
+    ListenerOptions,
+    LoopbackOptions,
+)
+from trio_ledger_plugin.secret import Secret
+
+CANARY = "canary-7f3a"
+DURATIONS = [
+    "connect_timeout",
+    "close_timeout",
+    "response_timeout",
+    "handler_timeout",
+    "ping_interval",
+    "pong_timeout",
+    "handshake_timeout",
+    "auth_timeout",
+    "send_timeout",
+    "redial_max_delay",
+]
+COUNTS = [each.name for each in attrs.fields(LinkOptions) if each.name.startswith("max_")]
+
+
+def problems_of(make: Any, *args: Any, **kwargs: Any) -> list[str]:
+    """Return the lines of the error, after checking that no traceback of it shows the canary."""
+    with pytest.raises(InvalidFieldsError) as caught:
+        make(*args, **kwargs)
+    error: BaseException | None = caught.value
+    # Without source lines: the test's own text has the canary in it.
+    assert CANARY not in "".join(traceback.TracebackException.from_exception(caught.value).format_exception_only())
+    while error is not None:
+        assert CANARY not in repr(error.args)
+        error = error.__cause__ or error.__context__
+    return str(caught.value).splitlines()[1:]
+
+
+# ConnectOptions
+
+
+@pytest.mark.parametrize(
+    ("timeout", "seconds"),
+    [
+        (None, 7.0),
+        (0, 7.0),
+        (0.0, 7.0),
+        (-0.0, 7.0),
+        (math.nan, 7.0),
+        (math.inf, math.inf),
+        (10**400, math.inf),
+        (5000, 5.0),
+        (0.5, 0.0005),
+    ],
+)
+def test_the_connect_timeout_is_in_milliseconds_as_in_the_specification(timeout: Any, seconds: Any) -> None:
+    assert ConnectOptions(timeout).seconds(7.0) == seconds
+
+
+@pytest.mark.parametrize("timeout", ["5000", "", True, False, [], b"5", 5j])
+def test_a_connect_timeout_that_is_no_number_is_a_type_error(timeout: Any) -> None:
+    with pytest.raises(TypeError, match=f"timeout is a number of milliseconds, not {type(timeout).__name__}"):
+        ConnectOptions(timeout)
+
+
+@pytest.mark.parametrize("timeout", [-1, -0.5, -math.inf])
+def test_a_negative_connect_timeout_is_refused(timeout: Any) -> None:
+    with pytest.raises(InvalidFieldsError, match=f"timeout: got {timeout}, must be milliseconds, 0 or more"):
+        ConnectOptions(timeout)
+
+
+# Limits and times of every link
+
+
+def test_the_defaults_are_those_of_the_documentation() -> None:
+    assert attrs.asdict(LinkOptions()) == {
+        "connect_timeout": 30.0,
+        "close_timeout": 5.0,
+        "response_timeout": 35.0,
+        "handler_timeout": 30.0,
+        "ping_interval": 20.0,
+        "pong_timeout": 20.0,
+        "handshake_timeout": 5.0,
+        "auth_timeout": 5.0,
+        "send_timeout": 10.0,
+        "redial_max_delay": 30.0,
+        "max_message_bytes": 65536,
+        "max_unauthenticated_bytes": 8192,
+        "max_fragments": 64,
+        "max_entries": 32,
+        "max_queue_bytes": 1048576,
+        "max_waiting_bytes": 2097152,
+        "max_refusal_bytes": 65536,
+        "max_handlers": 256,
+        "max_in_flight": 16384,
+        "max_malformed_per_minute": 8,
+        "max_unauthenticated": 1024,
+        "max_unauthenticated_per_address": 16,
+        "max_failures_per_minute": 5,
+        "trusted_proxies": (),
+    }
+
+
+@pytest.mark.parametrize("name", DURATIONS)
+def test_a_time_is_above_zero_and_may_be_endless(name: Any) -> None:
+    make: Any = LinkOptions
+    assert getattr(make(**{name: math.inf}), name) == math.inf
+    assert getattr(make(**{name: 1}), name) == 1
+    for wrong, shown in [
+        (0, "0"),
+        (-1.5, "-1.5"),
+        (math.nan, "nan"),
+        (-math.inf, "-inf"),
+        (True, "True"),
+        ("5", "'5'"),
+        (None, "None"),
+        (10**400, "1000"),
+    ]:
+        (problem,) = problems_of(LinkOptions, **{name: wrong})
+        assert problem.startswith(f"- {name}: got {shown}")
+        assert problem.endswith("must be a number of seconds above 0, or infinity for no limit")
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_a_limit_is_a_whole_number_above_zero(name: Any) -> None:
+    make: Any = LinkOptions
+    assert getattr(make(**{name: 1}), name) == 1
+    for wrong, shown in [(0, "0"), (-1, "-1"), (1.0, "1.0"), (math.inf, "inf"), (True, "True"), ("9", "'9'")]:
+        assert problems_of(LinkOptions, **{name: wrong}) == [f"- {name}: got {shown}, must be a whole number above 0"]
+
+
+def test_trusted_proxies_are_addresses_as_sockets_tell_them() -> None:
+    assert LinkOptions(trusted_proxies=["10.0.0.1", "::1"]).trusted_proxies == ("10.0.0.1", "::1")
+    for wrong in ["10.0.0.1", ("proxy.example",), ("0:0::1",), (1,), None]:
+        (problem,) = problems_of(LinkOptions, trusted_proxies=wrong)
+        assert problem.startswith("- trusted_proxies: got ")
+        assert "IP addresses" in problem
+
+
+def test_every_wrong_field_is_named_at_once() -> None:
+    problems = problems_of(
+        BtpOptions, server="ws://h", response_timeout=0, max_entries="x", btp_account=5, allow_insecure=1
+    )
+    assert [problem.split(":")[0] for problem in problems] == [
+        "- response_timeout",
+        "- max_entries",
+        "- btp_account",
+        "- allow_insecure",
+        "- server",
+    ]
+
+
+def test_a_value_too_large_to_read_is_cut_or_named_by_its_type() -> None:
+    (problem,) = problems_of(LinkOptions, max_entries="x" * 10_000)
+    assert len(problem) < 150
+    assert problems_of(LinkOptions, max_entries=-(10**5000)) == [
+        "- max_entries: got a value of type int, must be a whole number above 0"
+    ]
+
+
+def test_options_do_not_change_under_a_plugin() -> None:
+    flags = {"name": "value"}
+    options: Any = BtpOptions(server="btp+ws://localhost", btp_auth_flags=flags)
+    flags["name"] = "other"
+    assert options.btp_auth_flags == {"name": "value"}
+    with pytest.raises(AttributeError):
+        options.server = "btp+ws://elsewhere"
+
+
+# Loopback
+
+
+def test_loopback_options_have_a_name_and_the_limits_of_a_link() -> None:
+    assert LoopbackOptions().name == "loopback"
+    assert LoopbackOptions(name="my pair", max_handlers=2).max_handlers == 2
+    for wrong in ["", None, 5]:
+        assert problems_of(LoopbackOptions, name=wrong) == [f"- name: got {wrong!r}, must be text (str), not empty"]
+
+
+# A listener
+
+
+def test_a_listener_stays_on_this_machine_unless_told_otherwise() -> None:
+    listener = ListenerOptions(0, "token")
+    assert (listener.port, listener.host, listener.ssl_context) == (0, "127.0.0.1", None)
+    assert listener.secret == Secret("token") == ListenerOptions(port=1, secret=Secret("token")).secret
+
+
+@pytest.mark.parametrize("port", [-1, 65536, "7768", True, 80.0, None])
+def test_a_listener_refuses_a_wrong_port(port: Any) -> None:
+    assert problems_of(ListenerOptions, port, "token") == [
+        f"- port: got {port!r}, must be a port number from 0 to 65535"
+    ]
+
+
+@pytest.mark.parametrize("secret", ["", Secret(""), None, 5, "\ud800"])
+def test_a_listener_without_a_secret_would_let_everybody_in(secret: Any) -> None:
+    (problem,) = problems_of(ListenerOptions, 0, secret)
+    assert problem.startswith("- secret: got a value of type ")
+    assert problem.endswith("must be text (str) or a Secret, not empty")
+
+
+@pytest.mark.parametrize("host", ["", "a b", "a\n", 5, None])
+def test_a_listener_refuses_a_wrong_host(host: Any) -> None:
+    (problem,) = problems_of(ListenerOptions, 0, "token", host=host)
+    assert problem.startswith(f"- host: got {host!r}, must be text")
+
+
+def test_tls_is_given_as_a_context() -> None:
+    context = ssl.create_default_context()
+    assert ListenerOptions(0, "token", ssl_context=context).ssl_context is context
+    assert BtpOptions(server="btp+wss://h", ssl_context=context).ssl_context is context
+    assert problems_of(ListenerOptions, 0, "token", ssl_context=True) == [
+        "- ssl_context: got True, must be an ssl.SSLContext or None"
+    ]
+
+
+# The server's URL
+
+
+@pytest.mark.parametrize(
+    ("server", "address", "account", "token"),
+    [
+        ("btp+wss://alice:tok@h.example/ilp?x=1", "btp+wss://h.example/ilp?x=1", "alice", "tok"),
+        ("btp+ws://:tok@localhost:7768", "btp+ws://localhost:7768", "", "tok"),
+        ("btp+wss://alice:s%40cr@h", "btp+wss://h", "alice", "s%40cr"),
+        ("btp+wss://alice:s@cr:et@h", "btp+wss://h", "alice", "s@cr:et"),
+        ("btp+wss://alice@h", "btp+wss://h", "alice", ""),
+        ("btp+wss://:@h", "btp+wss://h", "", ""),
+        ("btp+wss://h/a@b", "btp+wss://h/a@b", "", ""),
+    ],
+)
+def test_credentials_are_taken_from_the_url_as_written(server: Any, address: Any, account: Any, token: Any) -> None:
+    options = BtpOptions(server=server)
+    assert options.server == options.address == address
+    assert (options.btp_account, options.btp_token) == (account, Secret(token))
+    assert attrs.evolve(options, max_entries=1).btp_token == Secret(token)
+
+
+@pytest.mark.parametrize(
+    ("server", "tls", "host", "port", "resource", "host_header"),
+    [
+        ("btp+ws://h.example", False, "h.example", 80, "/", "h.example"),
+        ("btp+wss://h.example", True, "h.example", 443, "/", "h.example"),
+        ("btp+wss://h.example:", True, "h.example", 443, "/", "h.example"),
+        ("btp+wss://h.example:80/", True, "h.example", 80, "/", "h.example:80"),
+        ("btp+ws://h:7768/ilp/x?a=b&c=/d", False, "h", 7768, "/ilp/x?a=b&c=/d", "h:7768"),
+        ("btp+ws://h?a=b", False, "h", 80, "/?a=b", "h"),
+        ("btp+ws://[::1]", False, "::1", 80, "/", "[::1]"),
+        ("btp+ws://[::1]:7768/x", False, "::1", 7768, "/x", "[::1]:7768"),
+        ("btp+ws://127.0.0.1:65535", False, "127.0.0.1", 65535, "/", "127.0.0.1:65535"),
+    ],
+)
+def test_the_url_says_where_to_dial_and_what_to_ask_for(
+    server: Any, tls: Any, host: Any, port: Any, resource: Any, host_header: Any
+) -> None:
+    options = BtpOptions(server=server)
+    assert (options.tls, options.host, options.port) == (tls, host, port)
+    assert (options.resource, options.host_header) == (resource, host_header)
+
+
+@pytest.mark.parametrize(
+    ("server", "right"),
+    [
+        ("ws://h", "begins with 'ws://', must begin with 'btp+ws://'"),
+        ("http://h", "must begin with 'btp+ws://'"),
+        ("wss://h", "must begin with 'btp+wss://'"),
+        ("https://h", "must begin with 'btp+wss://'"),
+        ("", "must begin with 'btp+wss://' (TLS) or 'btp+ws://'"),
+        ("btp+ws", "must begin with 'btp+wss://' (TLS) or 'btp+ws://'"),
+        ("btp+ws:h", "must begin with 'btp+wss://' (TLS) or 'btp+ws://'"),
+        (f"{CANARY}@h:7768", "must begin with 'btp+wss://' (TLS) or 'btp+ws://'"),
+        ("btp+ws://", "names no host"),
+        ("btp+ws:///path", "names no host"),
+        (f"btp+ws://alice:{CANARY}@", "names no host"),
+        ("btp+ws://h:0", "bad port, must be a number from 1 to 65535"),
+        ("btp+ws://h:65536", "bad port"),
+        ("btp+ws://h:999999999999", "bad port"),
+        (f"btp+ws://alice:{CANARY}", "bad port"),
+        (f"btp+ws://alice:{CANARY}/x@h", "bad port"),
+        ("btp+ws://h:²", "bad port"),
+        ("btp+ws://a b", "bad host"),
+        ("btp+ws://bücher.example", "bad host"),
+        ("btp+ws://fe80::1", "IPv6 address in []"),
+        ("btp+ws://[::1:80", "bad host"),
+        ("btp+ws://[::1]80", "bad host"),
+        ("btp+ws://[::1]x:80", "bad host"),
+        ("btp+ws://[localhost]", "bad host"),
+        ("btp+ws://[fe80::1%eth0]", "bad host"),
+        ("btp+ws://h/#top", "fragment"),
+        ("btp+ws://h#top", "fragment"),
+        ("btp+ws://h/a b", "percent-encoded"),
+        ("btp+ws://h/ü", "percent-encoded"),
+        ("btp+ws://h/\r\nX-Injected: 1", "percent-encoded"),
+    ],
+)
+def test_a_wrong_url_is_refused_with_the_right_one(server: Any, right: Any) -> None:
+    (problem,) = problems_of(BtpOptions, server=server)
+    assert problem.startswith("- server: ")
+    assert right in problem
+
+
+@pytest.mark.parametrize("server", [5, b"btp+ws://h", "btp+ws://\ud800@h"])
+def test_a_server_that_is_no_text_is_refused(server: Any) -> None:
+    assert f"- server: got a value of type {type(server).__name__}, must be a URL (str) or None" in problems_of(
+        BtpOptions, server=server
+    )
+
+
+@pytest.mark.parametrize("extra", [{"btp_token": CANARY}, {"btp_account": "bob"}])
+@pytest.mark.parametrize("userinfo", [f"alice:{CANARY}", "alice", f":{CANARY}"])
+def test_credentials_are_given_once(userinfo: Any, extra: Any) -> None:
+    (problem,) = problems_of(BtpOptions, server=f"btp+wss://{userinfo}@h", **extra)
+    assert problem.startswith("- server: has an account or token in it")
+    assert "btp_account or btp_token" in problem
+
+
+def test_credentials_may_stand_beside_the_url_or_be_missing() -> None:
+    options = BtpOptions(server="btp+wss://h", btp_account="alice", btp_token="tok")
+    assert (options.btp_account, options.btp_token.reveal()) == ("alice", "tok")
+    assert not BtpOptions(server="btp+ws://h.example").btp_token
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LocalHost.", "a.localhost", "127.0.0.1", "127.255.1.2", "[::1]", "[0:0:0::1]"]
+)
+def test_a_token_may_travel_in_the_clear_within_this_machine(host: Any) -> None:
+    assert BtpOptions(server=f"btp+ws://:tok@{host}:7768").btp_token
+
+
+@pytest.mark.parametrize(
+    "host", ["h.example", "localhost.example", "127.0.0.1.example", "128.0.0.1", "[::2]", "192.0.2.1"]
+)
+def test_a_token_must_not_travel_in_the_clear_to_others_unless_allowed(host: Any) -> None:
+    in_url: dict[str, Any] = {"server": f"btp+ws://:{CANARY}@{host}"}
+    beside: dict[str, Any] = {"server": f"btp+ws://{host}", "btp_token": CANARY}
+    for options in (in_url, beside):
+        (problem,) = problems_of(BtpOptions, **options)
+        assert "unencrypted" in problem
+        assert "btp+wss://" in problem
+        assert "allow_insecure" in problem
+        assert BtpOptions(**options, allow_insecure=True).btp_token == Secret(CANARY)
+    assert BtpOptions(server=f"btp+wss://:{CANARY}@{host}").tls
+
+
+# One end
+
+
+def test_a_plugin_dials_or_listens() -> None:
+    listener = ListenerOptions(0, "token")
+    assert BtpOptions(listener=listener).listener is listener
+    assert problems_of(BtpOptions) == ["- server: missing, must be the URL to dial, or give listener instead"]
+    assert problems_of(BtpOptions, server="btp+ws://h", listener=listener) == [
+        "- server: given together with listener, must be one of the two"
+    ]
+
+
+def test_a_listener_has_no_server_to_dial() -> None:
+    with pytest.raises(AttributeError, match="no server to dial"):
+        _ = BtpOptions(listener=ListenerOptions(0, "token")).host
+
+
+def test_a_listener_in_the_wrong_form_does_not_tell_its_secret() -> None:
+    assert problems_of(BtpOptions, listener={"port": 0, "secret": CANARY}) == [
+        "- listener: got a value of type dict, must be ListenerOptions or None"
+    ]
+
+
+def test_a_tls_context_that_nothing_would_use_is_refused() -> None:
+    context = ssl.create_default_context()
+    (problem,) = problems_of(BtpOptions, listener=ListenerOptions(0, "token"), ssl_context=context)
+    assert "listener.ssl_context" in problem
+    (problem,) = problems_of(BtpOptions, server="btp+ws://h", ssl_context=context)
+    assert "must be btp+wss://" in problem
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"auth_token": CANARY},
+        {"auth": ""},
+        {"": "x"},
+        {"é": CANARY},
+        {"n" * 256: "x"},
+        {1: CANARY},
+        {"name": 5},
+        {"name": "\ud800"},
+        [CANARY],
+        None,
+    ],
+)
+def test_auth_flags_that_would_break_the_auth_message_are_refused(flags: Any) -> None:
+    (problem,) = problems_of(BtpOptions, server="btp+ws://h", btp_auth_flags=flags)
+    assert problem.startswith(f"- btp_auth_flags: got a value of type {type(flags).__name__}, must be a mapping")
+
+
+# No credential leaves
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        BtpOptions(server=f"btp+wss://alice:{CANARY}@h/ilp"),
+        BtpOptions(server="btp+wss://h/ilp", btp_token=CANARY, btp_auth_flags={"pin": CANARY}),
+        BtpOptions(listener=ListenerOptions(0, CANARY)),
+        ListenerOptions(0, Secret(CANARY)),
+    ],
+)
+def test_no_credential_leaves_an_options_object(options: Any) -> None:
+    shown = [repr(options), str(options), f"{options}", json.dumps(repr(options))]
+    shown.append(repr(attrs.asdict(options, filter=lambda each, _: each.name != "btp_auth_flags")))
+    shown.append(json.dumps(attrs.asdict(options, filter=lambda each, _: "flags" not in each.name), default=str))
+    assert not [text for text in shown if CANARY in text]
+    for leave in (pickle.dumps, copy.deepcopy):
+        with pytest.raises(TypeError, match="neither pickled nor copied"):
+            leave(options)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"server": f"btp+ws://alice:{CANARY}@h.example"},
+        {"server": f"wss://alice:{CANARY}@h"},
+        {"server": f"btp+wss://alice:{CANARY}@h:x"},
+        {"server": f"btp+wss://alice:{CANARY}@h", "btp_token": CANARY},
+        {"server": f"btp+wss://:{CANARY}\ud800@h"},
+        {"server": CANARY.encode()},
+        {"server": "btp+wss://h", "btp_token": [CANARY]},
+        {"server": "btp+wss://h", "btp_token": f"{CANARY}\ud800"},
+        {"server": "btp+wss://h", "btp_token": CANARY, "max_entries": [CANARY]},
+    ],
+)
+def test_no_credential_is_in_the_error_of_a_failed_construction(fields: Any) -> None:
+    assert problems_of(BtpOptions, **fields)

@@ -1,0 +1,59 @@
+"""What a host's plugin stores comes back, and a cancelled call has done nothing."""
+
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from trio_ledger_plugin.stores import MemoryStore
+
+
+async def test_what_was_stored_comes_back() -> None:
+    store = MemoryStore()
+    await store.put("key", "one")
+    await store.put("key", "two")
+    assert await store.get("key") == "two"
+    assert await store.get("other") is None
+
+
+async def test_deleting_is_final_and_safe_twice() -> None:
+    store = MemoryStore()
+    await store.put("key", "value")
+    await store.delete("key")
+    await store.delete("key")
+    assert await store.get("key") is None
+
+
+async def test_two_stores_share_nothing() -> None:
+    store, other = MemoryStore(), MemoryStore()
+    await store.put("key", "value")
+    assert await other.get("key") is None
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "what"),
+    [
+        ("put", (b"key", "value"), "key"),
+        ("put", ("key", 5), "value"),
+        ("put", ("key", None), "value"),
+        ("get", (5,), "key"),
+        ("delete", (None,), "key"),
+    ],
+)
+async def test_anything_but_text_is_refused(method: Any, arguments: Any, what: Any) -> None:
+    with pytest.raises(TypeError, match=f"store's {what} is text"):
+        await getattr(MemoryStore(), method)(*arguments)
+
+
+@pytest.mark.parametrize(("method", "arguments"), [("put", ("key", "new")), ("get", ("key",)), ("delete", ("key",))])
+async def test_every_call_lets_others_run_and_changes_nothing_when_cancelled(method: Any, arguments: Any) -> None:
+    store = MemoryStore()
+    await store.put("key", "old")
+    with trio.testing.assert_checkpoints():
+        await getattr(MemoryStore(), method)(*arguments)
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await getattr(store, method)(*arguments)
+    assert scope.cancelled_caught
+    assert await store.get("key") == "old"

@@ -1,0 +1,195 @@
+"""The end that dials: connect, authenticate, and dial again after each loss.
+
+The law of this module: before the first success, whatever trying again cannot mend leaves ``connect()``. After it,
+only a clear refusal of the credentials ends the plugin; everything else is tried again, with a pause that is never
+longer than the outage has lasted, nor than ``redial_max_delay``.
+"""
+
+from __future__ import annotations
+
+import ssl
+from random import uniform
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+from ..errors import InvalidFieldsError, LedgerPluginError, NotAcceptedError, UnreachableError
+from .link import Link, LinkHost
+from .session import auth_message, read_auth_answer
+from .websocket import PermanentlyUnreachableError, WebSocket, open_websocket
+
+if TYPE_CHECKING:
+    from ..options import BtpOptions
+
+__all__ = ["Client", "ClientHost"]
+
+# One try at the most: a peer that takes the connection and says nothing must not eat the whole timeout.
+TRY_SECONDS = 10.0
+# The pause after an immediate redial has failed; from then on the outage itself sets the pace.
+FIRST_PAUSE = 0.1
+SILENT_CLOSES = 3
+
+
+class ClientHost(LinkHost, Protocol):
+    """The plugin's side of a client."""
+
+    options: BtpOptions
+    connect_error: Exception | None
+
+    def adopt(self, link: Link) -> None:
+        """Take an authenticated link into use."""
+
+    def link_lost(self, link: Link, reason: str) -> None:
+        """Take note that a link is lost."""
+
+
+class SilentCloseError(UnreachableError):
+    """The server closed the connection before it answered the auth packet."""
+
+    name = UnreachableError.name
+
+
+class Client:
+    """Keeps one link to a server.
+
+    Args:
+        host: The plugin.
+    """
+
+    def __init__(self, host: ClientHost) -> None:
+        self._host = host
+
+    @property
+    def address(self) -> str:
+        """The server's URL without credentials."""
+        return self._host.options.address
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Connect, report it, and stay connected.
+
+        Raises:
+            LedgerPluginError: The first connection cannot be made, or a later one was clearly refused.
+
+        Cancellation: Drops the link at once.
+        """
+        if not self._host.options.btp_token:
+            raise InvalidFieldsError(
+                "credentials are missing: put account and token into the server URL "
+                "(btp+wss://account:token@host/path) or into btp_account and btp_token"
+            )
+        gone = await self._first_link()
+        task_status.started()
+        while True:
+            await gone.wait()
+            gone = await self._next_link()
+
+    async def _first_link(self) -> trio.Event:
+        silent = 0
+        began = trio.current_time()
+        while True:
+            try:
+                return await self._try()
+            except PermanentlyUnreachableError:
+                raise
+            except UnreachableError as error:
+                self._host.connect_error = error
+                silent = silent + 1 if isinstance(error, SilentCloseError) else 0
+                if silent == SILENT_CLOSES:
+                    raise NotAcceptedError(
+                        f"{self.address} closed the connection {silent} times without an answer to the credentials"
+                    ) from error
+            await self._pause(began)
+
+    async def _next_link(self) -> trio.Event:
+        began = trio.current_time()
+        while True:
+            try:
+                gone = await self._try()
+            except UnreachableError as error:
+                self._host.log.info("redial failed: %s", error)
+            else:
+                self._host.counters.redials += 1
+                return gone
+            await self._pause(began)
+
+    async def _pause(self, began: float) -> None:
+        """Wait with full jitter, no longer than the outage has lasted: a short outage is over soon after its end."""
+        outage = max(trio.current_time() - began, FIRST_PAUSE)
+        await trio.sleep(uniform(0, min(outage, self._host.options.redial_max_delay)))  # noqa: S311 (jitter, no secret)
+
+    async def _try(self) -> trio.Event:
+        """Make one link, and return the event of its loss."""
+        with trio.move_on_after(TRY_SECONDS):
+            websocket = await self._open_websocket()
+            return await self._authenticate(websocket)
+        raise UnreachableError(f"{self.address} did not answer within {TRY_SECONDS:g} s")
+
+    async def _open_websocket(self) -> WebSocket:
+        options = self._host.options
+        try:
+            stream: trio.abc.Stream = await trio.open_tcp_stream(options.host, options.port)
+        except OSError as error:
+            raise UnreachableError(f"cannot connect to {self.address}: {error}") from error
+        if options.tls:
+            stream = await self._start_tls(stream)
+        return await open_websocket(
+            stream, self._host.tasks, options, host=options.host_header, resource=options.resource
+        )
+
+    async def _start_tls(self, stream: trio.abc.Stream) -> trio.abc.Stream:
+        options = self._host.options
+        context = options.ssl_context or ssl.create_default_context()
+        secured = trio.SSLStream(stream, context, server_hostname=options.host, https_compatible=True)
+        done = False
+        try:
+            await secured.do_handshake()
+            done = True
+        except trio.BrokenResourceError as error:
+            if isinstance(error.__cause__, ssl.SSLCertVerificationError):
+                raise PermanentlyUnreachableError(
+                    f"the certificate of {self.address} is not trusted: {error.__cause__.verify_message}"
+                ) from error.__cause__
+            raise UnreachableError(f"TLS with {self.address} failed: {error.__cause__ or error}") from error
+        finally:
+            if not done:
+                await trio.aclose_forcefully(stream)
+        return secured
+
+    async def _authenticate(self, websocket: WebSocket) -> trio.Event:
+        options = self._host.options
+        gone, decided = trio.Event(), trio.Event()
+        verdict: list[LedgerPluginError | None] = []
+        request_id = next(self._host.ids)
+
+        def on_message(message: bytes) -> None:
+            try:
+                if not read_auth_answer(message, request_id, max_entries=options.max_entries):
+                    link.hold(message)
+                    return
+            except LedgerPluginError as error:
+                verdict.append(error)
+            else:
+                verdict.append(None)
+                self._host.adopt(link)
+            decided.set()
+
+        def on_lost(lost: Link, reason: str) -> None:
+            gone.set()
+            decided.set()
+            self._host.link_lost(lost, reason)
+
+        link = Link(self._host, websocket, on_lost)
+        try:
+            link.begin(on_message)
+            link.send_unauthenticated(
+                auth_message(request_id, options.btp_account, options.btp_token.reveal(), options.btp_auth_flags)
+            )
+            await decided.wait()
+        finally:
+            if not link.is_open:
+                link.abort("not authenticated")
+        if not verdict:
+            raise SilentCloseError(f"{self.address} closed the connection without an answer to the credentials")
+        if verdict[0] is not None:
+            raise verdict[0]
+        return gone

@@ -1,0 +1,233 @@
+"""WebSocket frames as values (RFC 6455, section 5), without I/O.
+
+The law of this module: a frame is *plain* when it is one whole binary message: FIN set, no reserved bit, opcode
+2, masked as the sender's role demands, its length in the shortest form and within the limit, with no fragmented
+message open. ``FrameReader.lift`` takes plain frames out of the byte stream and unmasks them. Every other frame
+comes out of ``FrameReader.take_other`` byte for byte, for a complete WebSocket implementation to judge.
+"""
+
+from __future__ import annotations
+
+import os
+from enum import Enum
+from struct import Struct
+
+from attrs import frozen
+
+__all__ = ["CLOSE", "PING", "PONG", "FrameKind", "FrameReader", "OtherFrame", "binary_frame", "masked_binary_frame"]
+
+PLAIN_FIRST_BYTE = 0x82
+CONTINUATION, BINARY = 0x0, 0x2
+CLOSE, PING, PONG = 0x8, 0x9, 0xA
+
+# Below this many bytes one XOR of two big integers beats four passes of bytes.translate.
+TRANSLATE_FROM = 512
+
+_TABLES = tuple(bytes(byte ^ key for byte in range(256)) for key in range(256))
+_SHORT = Struct(">BB").pack
+_MEDIUM = Struct(">BBH").pack
+_LONG = Struct(">BBQ").pack
+
+
+def _xor(payload: bytes, key: bytes) -> bytes:
+    """Mask or unmask a payload with a four-byte key (RFC 6455, section 5.3)."""
+    size = len(payload)
+    if size < TRANSLATE_FROM:
+        repeated = (key * (size // 4 + 1))[:size]
+        return (int.from_bytes(payload, "little") ^ int.from_bytes(repeated, "little")).to_bytes(size, "little")
+    work = bytearray(payload)
+    for lane in range(4):
+        work[lane::4] = work[lane::4].translate(_TABLES[key[lane]])
+    return bytes(work)
+
+
+def binary_frame(payload: bytes) -> bytes:
+    """Return the plain frame of a payload as a server sends it, unmasked."""
+    size = len(payload)
+    if size < 126:
+        return _SHORT(PLAIN_FIRST_BYTE, size) + payload
+    if size < 65536:
+        return _MEDIUM(PLAIN_FIRST_BYTE, 126, size) + payload
+    return _LONG(PLAIN_FIRST_BYTE, 127, size) + payload
+
+
+class _MaskKeys:
+    """Unpredictable mask keys, as RFC 6455 demands of a client, a page of them for each call of the system."""
+
+    def __init__(self) -> None:
+        self._page = b""
+        self._used = 0
+
+    def next_key(self) -> bytes:
+        start = self._used
+        if start >= len(self._page):
+            self._page = os.urandom(4096)
+            start = 0
+        self._used = start + 4
+        return self._page[start : start + 4]
+
+
+_next_key = _MaskKeys().next_key
+
+
+def masked_binary_frame(payload: bytes) -> bytes:
+    """Return the plain frame of a payload as a client sends it, masked with a fresh key."""
+    size = len(payload)
+    key = _next_key()
+    if size < 126:
+        return _SHORT(PLAIN_FIRST_BYTE, 0x80 | size) + key + _xor(payload, key)
+    if size < 65536:
+        return _MEDIUM(PLAIN_FIRST_BYTE, 0x80 | 126, size) + key + _xor(payload, key)
+    return _LONG(PLAIN_FIRST_BYTE, 0x80 | 127, size) + key + _xor(payload, key)
+
+
+class FrameKind(Enum):
+    """What a frame that is not plain means for those behind it."""
+
+    CONTROL = "a ping or a pong"
+    CLOSE = "the peer's Close: nothing after it is a message"
+    FRAGMENT = "a part of a message that goes on"
+    MESSAGE_END = "the last or only frame of a message"
+    ILLEGAL = "a frame that breaks RFC 6455: nothing after it can be trusted"
+    TOO_BIG = "a frame or message past the limits"
+
+
+@frozen
+class OtherFrame:
+    """A frame that is not plain.
+
+    Attributes:
+        kind: What it means for what follows.
+        raw: The whole frame as it came; for ILLEGAL and TOO_BIG all that has come, header first.
+    """
+
+    kind: FrameKind
+    raw: bytes
+
+
+class FrameReader:
+    """Splits the bytes after the HTTP head into plain frames and others.
+
+    Args:
+        masked: Whether frames must be masked: true for a server, which reads what a client sends.
+        max_message: The most bytes a message may have, in one frame or in fragments. May be set later.
+        max_fragments: The most frames one message may come in.
+    """
+
+    __slots__ = (
+        "_buffer",
+        "_fragmented_bytes",
+        "_fragments",
+        "_masked",
+        "_position",
+        "max_fragments",
+        "max_message",
+    )
+
+    def __init__(self, *, masked: bool, max_message: int, max_fragments: int) -> None:
+        self._masked = masked
+        self.max_message = max_message
+        self.max_fragments = max_fragments
+        self._buffer = b""
+        self._position = 0
+        self._fragments = 0
+        self._fragmented_bytes = 0
+
+    def feed(self, data: bytes) -> None:
+        """Add bytes as they came from the network."""
+        rest = self._buffer[self._position :]
+        self._buffer = rest + data if rest else data
+        self._position = 0
+
+    def take_rest(self) -> bytes:
+        """Return and forget all bytes that no frame was made of."""
+        rest = self._buffer[self._position :]
+        self._buffer = b""
+        self._position = 0
+        return rest
+
+    def lift(self, most: int) -> list[bytes]:
+        """Take up to so many plain frames off the front and return their payloads, unmasked."""
+        payloads: list[bytes] = []
+        if self._fragments:
+            return payloads
+        buffer, position = self._buffer, self._position
+        end = len(buffer)
+        masked, limit = self._masked, self.max_message
+        while end - position >= 2 and buffer[position] == PLAIN_FIRST_BYTE and len(payloads) < most:
+            size = buffer[position + 1]
+            start = position + 2
+            if masked:
+                size -= 0x80
+                if size < 0:
+                    break
+            if size >= 126:
+                if size == 126:
+                    size = int.from_bytes(buffer[start : start + 2], "big")
+                    start += 2
+                    if size < 126:
+                        break
+                elif size == 127:
+                    size = int.from_bytes(buffer[start : start + 8], "big")
+                    start += 8
+                    if size < 65536:
+                        break
+                else:
+                    break
+            if size > limit:
+                break
+            if masked:
+                start += 4
+            stop = start + size
+            if stop > end:
+                break
+            payload = buffer[start:stop]
+            payloads.append(_xor(payload, buffer[start - 4 : start]) if masked else payload)
+            position = stop
+        if position == end:
+            # Nothing is left: drop the buffer, so that an idle connection holds no old bytes.
+            self._buffer, position = b"", 0
+        self._position = position
+        return payloads
+
+    def take_other(self) -> OtherFrame | None:
+        """Take the frame at the front, which is not plain, once the whole of it is here."""
+        buffer, position = self._buffer, self._position
+        available = len(buffer) - position
+        if available < 2:
+            return None
+        first, second = buffer[position], buffer[position + 1]
+        opcode, final = first & 0x0F, bool(first & 0x80)
+        header = 2 + {126: 2, 127: 8}.get(second & 0x7F, 0)
+        if first & 0x70 or opcode not in (0, 1, 2, CLOSE, PING, PONG) or bool(second & 0x80) != self._masked:
+            return OtherFrame(FrameKind.ILLEGAL, self.take_rest())
+        if opcode >= CLOSE and (second & 0x7F > 125 or not final):
+            return OtherFrame(FrameKind.ILLEGAL, self.take_rest())
+        if (opcode == CONTINUATION) != bool(self._fragments) and opcode < CLOSE:
+            return OtherFrame(FrameKind.ILLEGAL, self.take_rest())
+        if available < header:
+            return None
+        size = second & 0x7F
+        if header > 2:
+            size = int.from_bytes(buffer[position + 2 : position + header], "big")
+            if size < (126 if header == 4 else 65536) or size >> 63:
+                return OtherFrame(FrameKind.ILLEGAL, self.take_rest())
+        if opcode < CLOSE and (
+            self._fragmented_bytes + size > self.max_message or self._fragments >= self.max_fragments
+        ):
+            return OtherFrame(FrameKind.TOO_BIG, self.take_rest())
+        stop = position + header + (4 if self._masked else 0) + size
+        if stop > len(buffer):
+            return None
+        self._position = stop
+        return OtherFrame(self._account(opcode, size, final=final), buffer[position:stop])
+
+    def _account(self, opcode: int, size: int, *, final: bool) -> FrameKind:
+        if opcode >= CLOSE:
+            return FrameKind.CLOSE if opcode == CLOSE else FrameKind.CONTROL
+        if final:
+            self._fragments = self._fragmented_bytes = 0
+            return FrameKind.MESSAGE_END
+        self._fragments += 1
+        self._fragmented_bytes += size
+        return FrameKind.FRAGMENT

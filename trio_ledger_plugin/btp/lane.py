@@ -1,0 +1,245 @@
+"""The stream of ours between the network and trio-websocket: the fast lane.
+
+The law of this module: the task that reads is trio-websocket's own reader. It asks this stream for bytes; while it
+waits, plain frames are lifted out and handed to the link, in order, and it sees only the others. Once the last frame
+of a message was passed up, that message is fetched back before anything further is lifted, so that messages reach
+the link in the order of the wire whichever way they took. Nothing is lifted after a Close or an illegal frame.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+from .frames import FrameKind, FrameReader
+from .writer import FrameWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from ..options import LinkOptions
+    from ..tasks import PluginTasks
+
+__all__ = ["LaneStream", "Receiver"]
+
+READ_BYTES = 65536
+FRAMES_A_PASS = 16
+CLOSE_SECONDS = 1.0
+# Where h11 sees the end of a head.
+_HEAD_END = re.compile(rb"\n\r?\n")
+
+
+class Receiver(Protocol):
+    """The link's side of a lane. No method may wait or raise."""
+
+    def receive(self, message: bytes) -> None:
+        """Take one binary message."""
+
+    def receive_text(self) -> None:
+        """Take note of a text message."""
+
+    def too_big(self) -> None:
+        """Take note of a message past the limits; nothing more will be received."""
+
+    def peer_left(self, reason: str) -> None:
+        """Take note that nothing more will be received."""
+
+
+class LaneStream(trio.abc.Stream):
+    """A stream that lifts BTP's frames past trio-websocket.
+
+    Args:
+        stream: The network's stream, which this one owns.
+        tasks: Owns the task that writes.
+        options: The limits.
+        server: Whether this end is the WebSocket server.
+    """
+
+    __slots__ = (
+        "_closed",
+        "_fetch",
+        "_fetch_due",
+        "_frames",
+        "_head",
+        "_opened",
+        "_options",
+        "_phase",
+        "_receiver",
+        "_server",
+        "_stream",
+        "_tasks",
+        "bytes_received",
+        "writer",
+    )
+
+    def __init__(self, stream: trio.abc.Stream, tasks: PluginTasks, options: LinkOptions, *, server: bool) -> None:
+        self._stream = stream
+        self._tasks = tasks
+        self._options = options
+        self._server = server
+        self._phase: Callable[[], Awaitable[bytes]] = self._receive_head
+        self._head = b""
+        self._frames = FrameReader(
+            masked=server, max_message=options.max_unauthenticated_bytes, max_fragments=options.max_fragments
+        )
+        self._opened: trio.Event | None = trio.Event()
+        self._receiver: Receiver | None = None
+        self._fetch: Callable[[], Awaitable[bytes | str | None]] | None = None
+        self._fetch_due = False
+        self._closed = False
+        self.writer: FrameWriter | None = None
+        self.bytes_received = 0
+
+    def open(self, receiver: Receiver, fetch: Callable[[], Awaitable[bytes | str | None]]) -> FrameWriter:
+        """Switch from the handshake to frames.
+
+        Args:
+            receiver: Where the messages go.
+            fetch: Gets the message that was passed up last, or None when there is none after all.
+
+        Returns:
+            The writer of this stream.
+        """
+        self._receiver = receiver
+        self._fetch = fetch
+        self.writer = FrameWriter(self._stream, self._tasks, self._options.send_timeout)
+        assert self._opened is not None
+        self._opened.set()
+        self._opened = None
+        return self.writer
+
+    def authenticated(self) -> None:
+        """Allow messages of full size."""
+        self._frames.max_message = self._options.max_message_bytes
+
+    # What trio-websocket calls.
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:  # noqa: ARG002 (Trio's signature)
+        """Return the next bytes that are trio-websocket's to read; lift the messages before them."""
+        try:
+            data = await self._phase()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._left("the connection broke")
+            raise
+        if not data:
+            self._left("the peer closed the connection")
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send a handshake at once; queue a control frame and return."""
+        if self.writer is None:
+            await self._stream.send_all(data)
+        else:
+            self.writer.write_control(bytes(data))
+            await trio.lowlevel.checkpoint()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Return at once: the queue takes all that trio-websocket sends."""
+        await trio.lowlevel.checkpoint()
+
+    async def aclose(self) -> None:
+        """Let the writer finish, for a moment, then close the network's stream."""
+        if self._closed:
+            await trio.lowlevel.checkpoint()
+            return
+        self._closed = True
+        try:
+            if self.writer is not None:
+                with trio.move_on_after(CLOSE_SECONDS):
+                    await self.writer.flush()
+        finally:
+            self._left("the connection was closed")
+            if self.writer is not None:
+                self.writer.stop()
+            await trio.aclose_forcefully(self._stream)
+
+    def _left(self, reason: str) -> None:
+        if self._receiver is not None:
+            self._receiver.peer_left(reason)
+
+    # The phases of reading.
+
+    async def _receive_head(self) -> bytes:
+        """Pass the HTTP head up and keep what follows it."""
+        data = bytes(await self._stream.receive_some(4096))
+        before = len(self._head)
+        self._head += data
+        end = _HEAD_END.search(self._head, max(0, before - 2))
+        if end is None:
+            if len(self._head) > self._options.max_unauthenticated_bytes:
+                raise trio.BrokenResourceError("the HTTP head is too long")
+            return data
+        upgraded = self._server or self._head.startswith(b"HTTP/1.1 101 ")
+        self._head = b""
+        if not upgraded:
+            self._phase = self._receive_raw
+            return data
+        self._phase = self._receive_frames
+        self._frames.feed(data[end.end() - before :])
+        return data[: end.end() - before]
+
+    async def _receive_raw(self) -> bytes:
+        return bytes(await self._stream.receive_some(READ_BYTES))
+
+    async def _receive_nothing(self) -> bytes:
+        """Read on without a word, so that the end is seen, until the link closes."""
+        while await self._stream.receive_some(READ_BYTES):
+            pass
+        return b""
+
+    async def _receive_frames(self) -> bytes:
+        if self._opened is not None:
+            await self._opened.wait()
+        if self._fetch_due:
+            await self._fetch_message()
+            if self._phase != self._receive_frames:
+                return await self._phase()
+        receiver, frames = self._receiver, self._frames
+        assert receiver is not None
+        while True:
+            messages = frames.lift(FRAMES_A_PASS)
+            for message in messages:
+                receiver.receive(message)
+            if len(messages) == FRAMES_A_PASS:
+                # One peer that floods must not keep the others waiting.
+                await trio.lowlevel.checkpoint()
+                continue
+            other = frames.take_other()
+            if other is not None:
+                return await self._pass_up(receiver, other.kind, other.raw)
+            data = await self._stream.receive_some(READ_BYTES)
+            if not data:
+                return b""
+            self.bytes_received += len(data)
+            frames.feed(bytes(data))
+
+    async def _pass_up(self, receiver: Receiver, kind: FrameKind, raw: bytes) -> bytes:
+        if kind is FrameKind.MESSAGE_END:
+            self._fetch_due = True
+        elif kind is FrameKind.CLOSE:
+            self._phase = self._receive_raw
+            receiver.peer_left("the peer closed the connection")
+            return raw + self._frames.take_rest()
+        elif kind is FrameKind.ILLEGAL:
+            self._phase = self._receive_raw
+            receiver.peer_left("the peer sent an illegal frame")
+        elif kind is FrameKind.TOO_BIG:
+            self._phase = self._receive_nothing
+            receiver.too_big()
+            return await self._receive_nothing()
+        return raw
+
+    async def _fetch_message(self) -> None:
+        self._fetch_due = False
+        assert self._fetch is not None
+        assert self._receiver is not None
+        message = await self._fetch()
+        if message is None:
+            self._phase = self._receive_raw
+            self._receiver.peer_left("the connection was closed over an illegal message")
+        elif isinstance(message, str):
+            self._receiver.receive_text()
+        else:
+            self._receiver.receive(message)

@@ -1,0 +1,403 @@
+"""One live BTP connection: what is sent, what is received, and every deadline of it.
+
+The law of this module: a link goes from AUTHENTICATING to OPEN to LOST and never back. When it is lost, each of its
+calls fails at that moment, what is queued is forgotten, and its socket is closed soon after. Nothing here waits for
+user code; nothing but requests and replies waits at all.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from math import inf
+from typing import TYPE_CHECKING, Any, Protocol
+
+import trio
+
+from ..calls import CallTable
+from ..codec import btp
+from ..errors import (
+    ConnectionLostError,
+    InvalidFieldsError,
+    LedgerPluginError,
+    NotConnectedError,
+    PluginClosedError,
+    UnreachableError,
+)
+from ..handlers import HandlerQueue, Transfer
+from .lane import CLOSE_SECONDS
+from .session import Session, Verdict, error_reply
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ..answering import Reply
+    from ..handlers import HandlerPool
+    from ..options import LinkOptions
+    from ..services import Log
+    from ..statistics import Counters
+    from ..tasks import PluginTasks
+    from .websocket import WebSocket
+
+__all__ = ["Link", "LinkHost"]
+
+ANSWER, REQUEST = Verdict.ANSWER, Verdict.REQUEST
+# What a transfer counts for while it waits for a handler.
+TRANSFER_BYTES = 64
+CLOSE_POLICY, CLOSE_TOO_BIG, CLOSE_NORMAL = 1008, 1009, 1000
+MINUTE = 60.0
+
+
+class LinkHost(Protocol):
+    """The plugin's side of its links."""
+
+    options: LinkOptions
+    tasks: PluginTasks
+    pool: HandlerPool
+    counters: Counters
+
+    @property
+    def log(self) -> Log:
+        """Where to log."""
+
+    ids: Iterator[int]
+
+    async def answer(self, payload: bytes | Transfer) -> Reply:
+        """Have the application's handler serve a request or a transfer."""
+
+    def response_too_long(self, response: bytes) -> LedgerPluginError:
+        """Return what the peer is told in place of a response that does not fit a message."""
+
+
+class _State(Enum):
+    AUTHENTICATING = "not authenticated yet"
+    OPEN = "open"
+    LOST = "lost"
+
+
+class Link:
+    """One connection to a peer, from its WebSocket handshake to its end.
+
+    Args:
+        host: The plugin.
+        websocket: The connection, its opening handshake done.
+        on_lost: Called once, when the link is lost, with the reason.
+        account: The account at the other end; empty for a plugin with one peer.
+    """
+
+    __slots__ = (
+        "_first_message",
+        "_held",
+        "_host",
+        "_malformed_since",
+        "_malformed_times",
+        "_max_queued",
+        "_max_reply",
+        "_next_ping",
+        "_on_lost",
+        "_pinging",
+        "_queue",
+        "_state",
+        "_websocket",
+        "account",
+        "calls",
+        "session",
+    )
+
+    def __init__(
+        self, host: LinkHost, websocket: WebSocket, on_lost: Callable[[Link, str], None], *, account: str = ""
+    ) -> None:
+        self._host = host
+        self._websocket = websocket
+        self._on_lost = on_lost
+        self.account = account
+        self.calls = CallTable(limit=host.options.max_in_flight, timeout=host.options.response_timeout)
+        self.session = Session(host.ids, self.calls.pending, max_entries=host.options.max_entries)
+        self._queue = HandlerQueue(host.pool, self)
+        self._state = _State.AUTHENTICATING
+        self._max_queued = host.options.max_queue_bytes
+        self._max_reply = host.options.max_data_bytes
+        self._first_message: Callable[[bytes], None] = self.hold
+        self._held: list[bytes] = []
+        self._malformed_times = 0
+        self._malformed_since = -inf
+        self._pinging: trio.CancelScope | None = None
+        self._next_ping = inf
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the peer is authenticated and the link alive."""
+        return self._state is _State.OPEN
+
+    @property
+    def peer(self) -> str:
+        """The peer's address, for logs."""
+        return self._websocket.peer
+
+    # Authentication; how it goes is the client's and the listener's matter.
+
+    def begin(self, first_message: Callable[[bytes], None]) -> None:
+        """Let messages come; each goes to ``first_message`` until ``hold`` or ``authenticated`` is called."""
+        self._first_message = first_message
+        self._websocket.open(self, self._reader_ended)
+
+    def hold(self, message: bytes) -> None:
+        """Keep a message that came before the link is authenticated; it is served afterwards."""
+        if sum(map(len, self._held)) + len(message) > self._host.options.max_unauthenticated_bytes:
+            self.too_big()
+        else:
+            self._held.append(message)
+
+    def send_unauthenticated(self, packet: bytes) -> None:
+        """Send a packet of the authentication itself."""
+        self._websocket.write(packet)
+
+    def authenticated(self) -> None:
+        """Open the link, and serve what came before the verdict."""
+        if self._state is not _State.AUTHENTICATING:
+            return
+        self._state = _State.OPEN
+        self._websocket.authenticated()
+        now = trio.current_time()
+        self._next_ping = now + self._host.options.ping_interval
+        self._host.tasks.watch(self, self._next_visit(now, self.calls.expire(now)))
+        held, self._held = self._held, []
+        for message in held:
+            self.receive(message)
+
+    # Calls of ours.
+
+    async def request(self, data: bytes) -> bytes:
+        """Send ILP data and return the response's.
+
+        Raises:
+            NotConnectedError: The link was lost before the request was sent.
+            LedgerPluginError: As ``LedgerPlugin.send_data`` tells.
+
+        Cancellation: The request may have left; its answer is ignored.
+        """
+        if len(self.calls.pending) >= self.calls.limit or self._websocket.writer.queued >= self._max_queued:
+            await self._wait_for_turn()
+        if self._state is not _State.OPEN:
+            raise NotConnectedError("the link was lost before the request was sent")
+        call = self.calls.new_call()
+        request_id = self.session.open(call)
+        self._websocket.write(btp.encode_ilp(btp.MESSAGE, request_id, data))
+        self._host.counters.requests_sent += 1
+        return await self.calls.outcome(request_id, call)
+
+    async def transfer(self, amount: int) -> None:
+        """Send a transfer and return when the peer has acknowledged it.
+
+        Raises:
+            NotConnectedError: The link was lost before the transfer was sent.
+            LedgerPluginError: As for ``request``.
+
+        Cancellation: The transfer may have left and may be applied.
+        """
+        await self._wait_for_turn()
+        if self._state is not _State.OPEN:
+            raise NotConnectedError("the link was lost before the transfer was sent")
+        call = self.calls.new_call()
+        request_id = self.session.open(call)
+        self._websocket.write(btp.encode(btp.Transfer(request_id, amount)))
+        self._host.counters.requests_sent += 1
+        await self.calls.outcome(request_id, call)
+
+    async def drain(self) -> None:
+        """Wait until no call is in flight and all that is queued was sent, or the link is lost.
+
+        Cancellation: Safe at any time.
+        """
+        await self.calls.drain()
+        await self._websocket.writer.flush()
+
+    async def _wait_for_turn(self) -> None:
+        """Wait until a call more may be made, or the link is lost."""
+        await self.calls.wait_for_slot()
+        await self._websocket.writer.wait_for_room(self._max_queued)
+
+    # What the lane calls, from trio-websocket's reader.
+
+    def receive(self, message: bytes) -> None:
+        """Take one binary message."""
+        if self._state is _State.OPEN:
+            verdict, key, value = self.session.receive(message)
+            if verdict is ANSWER:
+                self._host.counters.responses_received += 1
+                key.answer(value)
+            elif verdict is REQUEST:
+                self._host.counters.requests_received += 1
+                if not self._queue.submit(key, value, len(value)):
+                    self._refuse(key, UnreachableError("too many requests wait already"))
+            else:
+                self._receive_other(verdict, key, value)
+        elif self._state is _State.AUTHENTICATING:
+            self._first_message(message)
+
+    def receive_text(self) -> None:
+        """Take note of a text message."""
+        if self._state is _State.OPEN:
+            self._receive_other(*self.session.reject_text())
+        else:
+            self.shut(CLOSE_POLICY, "a text message before authentication")
+
+    def too_big(self) -> None:
+        """Take note of a message past the limits."""
+        self.shut(CLOSE_TOO_BIG, "a message past the limits")
+
+    def peer_left(self, reason: str) -> None:
+        """Take note that nothing more will be received."""
+        self.lost(reason)
+
+    def _receive_other(self, verdict: Verdict, key: Any, value: Any) -> None:  # noqa: ANN401 (the verdict tells)
+        counters = self._host.counters
+        if verdict is Verdict.FAILURE:
+            counters.errors_received += 1
+            key.fail(value)
+        elif verdict is Verdict.TRANSFER:
+            counters.requests_received += 1
+            self._receive_transfer(key, value.amount)
+        elif verdict is Verdict.REPLY:
+            counters.requests_received += 1
+            self._write_bounded(value)
+        elif verdict is Verdict.UNEXPECTED:
+            counters.unexpected_responses += 1
+        elif verdict is Verdict.MALFORMED:
+            counters.malformed_packets += 1
+            self._count_malformed(value)
+
+    def _receive_transfer(self, request_id: int, amount: int) -> None:
+        if amount == 0:
+            self._refuse(request_id, InvalidFieldsError("amount is 0; it must be at least 1"))
+        elif not self._queue.submit(request_id, Transfer(str(amount), self.account), TRANSFER_BYTES):
+            self._refuse(request_id, UnreachableError("too many requests wait already"))
+
+    def _count_malformed(self, error: Exception) -> None:
+        now = trio.current_time()
+        if now - self._malformed_since > MINUTE:
+            self._malformed_since, self._malformed_times = now, 0
+        self._malformed_times += 1
+        self._host.log.warn("unreadable message from %s: %s", self.peer, error)
+        if self._malformed_times > self._host.options.max_malformed_per_minute:
+            self.shut(CLOSE_POLICY, "too many unreadable messages")
+
+    # Requests of the peer's; the handler pool calls these.
+
+    async def handle(self, payload: bytes | Transfer) -> Reply:
+        """Run the handler and return the reply."""
+        return await self._host.answer(payload)
+
+    async def reply(self, request_id: int, reply: Reply) -> None:
+        """Send a handler's reply; dropped when the link is lost.
+
+        Cancellation: The reply is dropped.
+        """
+        if self._websocket.writer.queued >= self._max_queued:
+            await self._websocket.writer.wait_for_room(self._max_queued)
+        if self._state is not _State.OPEN:
+            return
+        self.session.serving.discard(request_id)
+        if isinstance(reply, bytes) and len(reply) > self._max_reply:
+            reply = self._host.response_too_long(reply)
+        if isinstance(reply, LedgerPluginError):
+            self._host.counters.errors_sent += 1
+            self._websocket.write(error_reply(request_id, reply))
+        else:
+            self._host.counters.responses_sent += 1
+            if isinstance(reply, bytes):
+                self._websocket.write(btp.encode_ilp(btp.RESPONSE, request_id, reply))
+            else:
+                self._websocket.write(btp.encode(btp.Response(request_id)))
+
+    def expire(self, request_id: int) -> None:
+        """Answer for a data handler that is past its deadline."""
+        self._refuse(request_id, UnreachableError("the handler took too long"))
+
+    def _refuse(self, request_id: int, error: LedgerPluginError) -> None:
+        if self._state is _State.OPEN:
+            self.session.serving.discard(request_id)
+            self._write_bounded(error_reply(request_id, error))
+            self._host.counters.errors_sent += 1
+
+    def _write_bounded(self, packet: bytes) -> None:
+        """Write for the reader, which cannot wait: what it may queue past the limit is little."""
+        self._websocket.write(packet)
+        if self._websocket.writer.queued > self._max_queued + self._host.options.max_refusal_bytes:
+            self.lost("the peer asks and does not read")
+            self._websocket.abort()
+
+    # Deadlines and the end.
+
+    def sweep(self, now: float) -> float:
+        """Act on the deadlines that have passed."""
+        if self._state is _State.LOST:
+            self._websocket.abort()
+            return inf
+        due = self.calls.expire(now)
+        writer = self._websocket.writer
+        if writer.deadline <= now:
+            self.lost("the peer does not read")
+            self._websocket.abort()
+            return inf
+        writer.retire()
+        if self._next_ping <= now:
+            self._next_ping = now + self._host.options.ping_interval
+            if self._pinging is None:
+                self._host.tasks.spawn(self._ping)
+        return self._next_visit(now, due)
+
+    def _next_visit(self, now: float, due: float) -> float:
+        return min(due, self._websocket.writer.deadline, self._next_ping, now + self._host.options.send_timeout)
+
+    async def _ping(self) -> None:
+        """Ask for a sign of life; whatever comes is one."""
+        heard = self._websocket.bytes_received
+        with trio.CancelScope(deadline=trio.current_time() + self._host.options.pong_timeout) as self._pinging:
+            await self._websocket.ping()
+        self._pinging = None
+        # A program that kept the loop busy meanwhile may find the pong unread: the reader goes first.
+        await trio.lowlevel.checkpoint()
+        if self._state is _State.OPEN and self._websocket.bytes_received == heard:
+            self.lost(f"no sign of life for {self._host.options.pong_timeout:g} s after a ping")
+            self._websocket.abort()
+
+    def shut(self, code: int, reason: str) -> None:
+        """Lose the link and close the connection with a closing handshake."""
+        if self._state is not _State.LOST:
+            self.lost(reason)
+            self._host.tasks.spawn(self._websocket.close, code, reason)
+
+    async def close(self) -> None:
+        """Part from the peer with a closing handshake, for at most a second.
+
+        Cancellation: The connection is closed at once.
+        """
+        self.lost("closed from this side", closed=True)
+        await self._websocket.close(CLOSE_NORMAL, "")
+
+    def abort(self, reason: str) -> None:
+        """Lose the link and drop the connection without a word."""
+        self.lost(reason)
+        self._websocket.abort()
+
+    def lost(self, reason: str, *, closed: bool = False) -> None:
+        """Fail what waits on the link; ``closed`` when this side ended it."""
+        if self._state is _State.LOST:
+            return
+        self._state = _State.LOST
+        if closed:
+            self.calls.close(lambda: PluginClosedError("the plugin was closed; the peer may have acted"))
+        else:
+            self.calls.close(lambda: ConnectionLostError(f"the link was lost: {reason}; the peer may have acted"))
+        self._websocket.writer.drop_messages()
+        self._queue.abandon()
+        self.session.serving.clear()
+        if self._pinging is not None:
+            self._pinging.cancel()
+        self._host.counters.bytes_sent += self._websocket.writer.bytes_sent
+        self._host.counters.bytes_received += self._websocket.bytes_received
+        self._host.tasks.watch(self, trio.current_time() + 2 * CLOSE_SECONDS)
+        self._on_lost(self, reason)
+
+    def _reader_ended(self, cancelled: bool) -> None:
+        self.lost("the plugin was closed" if cancelled else "the connection ended", closed=cancelled)

@@ -1,0 +1,121 @@
+"""The ``btp`` plugin: one account with one peer over BTP/2.0 (RFC-0023)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from ..errors import (
+    ConnectionLostError,
+    DecodeError,
+    LedgerPluginError,
+    NotConnectedError,
+    PluginClosedError,
+    PluginFailedError,
+    ResponseTimeoutError,
+    TransferInDoubtError,
+)
+from ..options import BtpOptions
+from ..plugin import LedgerPlugin
+from .client import Client
+from .link import CLOSE_NORMAL, Link
+from .listener import Listener
+from .session import request_ids
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import trio
+
+    from ..handlers import Transfer
+    from ..secret import Secret
+    from ..services import PluginServices
+
+__all__ = ["BtpPlugin"]
+
+# What can befall a transfer once it was handed to the link: the peer may have applied it.
+IN_DOUBT = (ConnectionLostError, ResponseTimeoutError, DecodeError, PluginClosedError, PluginFailedError)
+
+
+class BtpPlugin(LedgerPlugin):
+    """A client of a BTP server, or a listener for one BTP client, as its options say."""
+
+    options_class: ClassVar[type[BtpOptions]] = BtpOptions
+    options: BtpOptions
+
+    def __init__(
+        self,
+        options: BtpOptions,
+        services: PluginServices,
+        nursery: trio.Nursery,
+        on_failed: Callable[[PluginFailedError], None] | None = None,
+    ) -> None:
+        super().__init__(options, services, nursery, on_failed)
+        self.ids = request_ids()
+        self._link: Link | None = None
+        self._side: Client | Listener = Client(self) if options.listener is None else Listener(self, options.listener)
+
+    @property
+    def address(self) -> str:
+        """The URL that is dialed or listened at, without credentials."""
+        return self._side.address
+
+    def secrets(self) -> tuple[Secret, ...]:
+        """Return the token and the listener's secret."""
+        listener = self.options.listener
+        return tuple(secret for secret in (self.options.btp_token, listener and listener.secret) if secret)
+
+    async def run_connection(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Run the client or the listener."""
+        try:
+            await self._side.run(task_status=task_status)
+        finally:
+            if self._link is not None:
+                self._link.abort("disconnected")
+
+    async def carry_data(self, data: bytes) -> bytes:
+        """Send a request over the link."""
+        if self._link is None:
+            raise NotConnectedError("not connected; nothing was sent")
+        return await self._link.request(data)
+
+    async def carry_money(self, transfer: Transfer) -> None:
+        """Send a transfer over the link, at most once."""
+        assert transfer.key is not None
+        if self._link is None:
+            raise NotConnectedError("not connected; nothing was sent")
+        try:
+            await self._link.transfer(int(transfer.amount))
+        except IN_DOUBT as error:
+            raise TransferInDoubtError(transfer.key, transfer.amount, str(error)) from error
+
+    def fail_calls(self, make_error: Callable[[], LedgerPluginError]) -> None:
+        """Fail every call on the link."""
+        if self._link is not None:
+            self._link.calls.fail_all(make_error)
+
+    def calls_in_flight(self) -> int:
+        """Return how many calls wait for the peer."""
+        return 0 if self._link is None else len(self._link.calls.pending)
+
+    async def finish_calls(self) -> None:
+        """Let the link drain and part from the peer."""
+        if self._link is not None:
+            await self._link.drain()
+        if self._link is not None:
+            await self._link.close()
+
+    # What the client and the listener call.
+
+    def adopt(self, link: Link) -> None:
+        """Take an authenticated link into use, in place of the one before."""
+        if self._link is not None:
+            self._link.shut(CLOSE_NORMAL, "replaced by a new connection")
+        self._link = link
+        link.authenticated()
+        self.link_up()
+
+    def link_lost(self, link: Link, reason: str) -> None:
+        """Take note that a link is lost; only the one in use matters."""
+        if link is self._link:
+            self._link = None
+            self.link_down(reason)

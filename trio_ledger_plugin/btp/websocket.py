@@ -1,0 +1,276 @@
+"""WebSocket connections for links: the only module that knows trio-websocket.
+
+trio-websocket does the opening handshake, pings and pongs, the closing handshake, and judges every frame that is
+not plain; see ``lane.py``. Here its waits get their ways out: its reader runs in a task whose end is seen, and
+nothing waits for it without a deadline.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import trio
+import trio_websocket
+from attrs import frozen
+
+from ..errors import NotAcceptedError, UnreachableError
+from .frames import binary_frame, masked_binary_frame
+from .lane import CLOSE_SECONDS, LaneStream, Receiver
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from ..options import LinkOptions
+    from ..tasks import PluginTasks
+    from .writer import FrameWriter
+
+__all__ = ["BadHandshakeError", "PermanentlyUnreachableError", "WebSocket", "accept_websocket", "open_websocket"]
+
+
+class PermanentlyUnreachableError(UnreachableError):
+    """The peer cannot be reached, and trying again will not help."""
+
+    name = UnreachableError.name
+
+
+class BadHandshakeError(Exception):
+    """A client's opening handshake failed or was refused."""
+
+
+class _Reader:
+    """Runs trio-websocket's reader; stands in for the nursery that trio-websocket starts it in.
+
+    trio-websocket lets errors of the handshake leave through its reader's nursery. Here they are kept, and the end
+    of the reader is seen by those who would otherwise wait for ever.
+
+    Args:
+        tasks: Owns the task.
+        stream: What the reader reads from; closed in the end.
+        on_end: Told of the reader's end; true when the plugin's tasks were cancelled under it.
+    """
+
+    __slots__ = ("_on_end", "_stream", "_tasks", "ended", "error", "scope")
+
+    def __init__(self, tasks: PluginTasks, stream: LaneStream, on_end: Callable[[bool], None]) -> None:
+        self._tasks = tasks
+        self._stream = stream
+        self._on_end = on_end
+        self.scope = trio.CancelScope()
+        self.error: Exception | None = None
+        self.ended = trio.Event()
+
+    def start_soon(self, reader: Callable[[], Awaitable[None]]) -> None:
+        self._tasks.spawn(self._run, reader)
+
+    async def _run(self, reader: Callable[[], Awaitable[None]]) -> None:
+        cancelled = True
+        try:
+            with self.scope:
+                await reader()
+            cancelled = False
+        except Exception as error:  # noqa: BLE001 (one connection's trouble must not end the plugin)
+            self.error = error
+            cancelled = False
+        finally:
+            self._on_end(cancelled)
+            await trio.aclose_forcefully(self._stream)
+            self.ended.set()
+
+    def call_at_end(self, on_end: Callable[[bool], None]) -> None:
+        self._on_end = on_end
+        if self.ended.is_set():
+            on_end(False)
+
+
+class WebSocket:
+    """One open WebSocket connection, as a link uses it."""
+
+    __slots__ = ("_connection", "_frame", "_lane", "_reader", "_writer", "peer")
+
+    def __init__(
+        self,
+        connection: trio_websocket.WebSocketConnection,
+        lane: LaneStream,
+        reader: _Reader,
+        peer: str,
+    ) -> None:
+        self._connection = connection
+        self._lane = lane
+        self._reader = reader
+        self._writer: FrameWriter | None = None
+        self._frame = masked_binary_frame if connection.is_client else binary_frame
+        self.peer = peer
+
+    @property
+    def writer(self) -> FrameWriter:
+        """The queue of frames to send."""
+        assert self._writer is not None
+        return self._writer
+
+    @property
+    def bytes_received(self) -> int:
+        """Bytes that came in frames."""
+        return self._lane.bytes_received
+
+    def open(self, receiver: Receiver, on_end: Callable[[bool], None]) -> None:
+        """Let messages come; ``on_end`` is called when the connection is closed and its reader has ended."""
+        self._writer = self._lane.open(receiver, self._fetch)
+        self._reader.call_at_end(on_end)
+
+    def authenticated(self) -> None:
+        """Allow messages of full size."""
+        self._lane.authenticated()
+
+    def write(self, message: bytes) -> None:
+        """Queue one binary message."""
+        self.writer.write(self._frame(message))
+
+    async def ping(self) -> None:
+        """Send a ping and wait for its pong, for ever if the connection ends first.
+
+        Cancellation: Safe at any time.
+        """
+        try:
+            await self._connection.ping()
+        except trio_websocket.ConnectionClosed:
+            await trio.sleep_forever()
+
+    async def close(self, code: int, reason: str) -> None:
+        """Close with a closing handshake, for at most a second, then close the stream.
+
+        Cancellation: The stream is closed at once.
+        """
+        try:
+            with trio.move_on_after(CLOSE_SECONDS):
+                await self._connection.aclose(code, reason)
+        finally:
+            self.abort()
+        await self._reader.ended.wait()
+
+    def abort(self) -> None:
+        """Close the stream without a word; the reader's end is told as ever."""
+        self._reader.scope.cancel()
+
+    async def _fetch(self) -> bytes | str | None:
+        try:
+            return await self._connection.get_message()
+        except trio_websocket.ConnectionClosed:
+            return None
+
+
+async def open_websocket(
+    stream: trio.abc.Stream, tasks: PluginTasks, options: LinkOptions, *, host: str, resource: str
+) -> WebSocket:
+    """Do a client's opening handshake.
+
+    Args:
+        stream: The network's stream; closed when this raises.
+        tasks: Owns the connection's tasks.
+        options: The limits.
+        host: The ``Host`` header.
+        resource: Path and query.
+
+    Raises:
+        NotAcceptedError: The server answered 401 or 403.
+        PermanentlyUnreachableError: The server answered with another 4xx.
+        UnreachableError: The handshake failed otherwise.
+
+    Cancellation: Closes the stream.
+    """
+    lane = LaneStream(stream, tasks, options, server=False)
+    waiting = trio.CancelScope()
+    reader = _Reader(tasks, lane, lambda _: waiting.cancel())
+    opened = None
+    try:
+        with waiting:
+            opened = await trio_websocket.wrap_client_stream(
+                cast("trio.Nursery", reader),
+                cast("trio.SocketStream", lane),
+                host,
+                resource,
+                message_queue_size=1,
+                max_message_size=options.max_message_bytes,
+            )
+    finally:
+        if opened is None:
+            reader.scope.cancel()
+            await trio.aclose_forcefully(stream)
+    if opened is None:
+        raise _client_error(reader.error)
+    return WebSocket(opened, lane, reader, host)
+
+
+def _client_error(error: Exception | None) -> Exception:
+    if not isinstance(error, trio_websocket.ConnectionRejected):
+        return UnreachableError("the server closed the connection during the WebSocket handshake")
+    status = error.status_code
+    if status in (401, 403):
+        return NotAcceptedError(f"the server refuses the credentials: HTTP {status}")
+    if 400 <= status < 500:
+        return PermanentlyUnreachableError(f"the server has no BTP endpoint at this URL: HTTP {status}")
+    return UnreachableError(f"the server refused the WebSocket handshake: HTTP {status}")
+
+
+@frozen
+class Handshake:
+    """What a client asked for in its opening handshake.
+
+    Attributes:
+        path: The path and query of its URL.
+        origin: The ``Origin`` header, which browsers send, or None.
+    """
+
+    path: str
+    origin: str | None
+
+
+async def accept_websocket(
+    stream: trio.abc.Stream,
+    tasks: PluginTasks,
+    options: LinkOptions,
+    *,
+    peer: str,
+    refuse: Callable[[Handshake], int | None],
+) -> WebSocket:
+    """Do a server's opening handshake; the caller sets the deadline.
+
+    Args:
+        stream: The accepted stream; closed when this raises.
+        tasks: Owns the connection's tasks.
+        options: The limits.
+        peer: The peer's address, for logs.
+        refuse: Gives the HTTP status that a handshake is refused with, or None.
+
+    Raises:
+        BadHandshakeError: The client's handshake failed or was refused.
+
+    Cancellation: Closes the stream.
+    """
+    lane = LaneStream(stream, tasks, options, server=True)
+    waiting = trio.CancelScope()
+    reader = _Reader(tasks, lane, lambda _: waiting.cancel())
+    status = None
+    accepted = None
+    try:
+        with waiting:
+            request = await trio_websocket.wrap_server_stream(
+                cast("trio.Nursery", reader),
+                lane,
+                message_queue_size=1,
+                max_message_size=options.max_message_bytes,
+            )
+            origin = next(
+                (value.decode("ascii", "replace") for name, value in request.headers if name == b"origin"), None
+            )
+            status = refuse(Handshake(request.path, origin))
+            if status is None:
+                accepted = await request.accept()
+            else:
+                await request.reject(status)
+    finally:
+        if accepted is None:
+            reader.scope.cancel()
+            await trio.aclose_forcefully(stream)
+    if accepted is None:
+        raise BadHandshakeError("the handshake failed" if status is None else f"refused with HTTP {status}")
+    return WebSocket(accepted, lane, reader, peer)

@@ -1,0 +1,408 @@
+"""BTP/2.0 packets to bytes and back (RFC-0023).
+
+A frame is a type, a request id and a length-prefixed body; every body ends with the sub-protocol entries. Bytes
+behind the last known field, or behind the packet, are ignored, as RFC-0030 asks for the sake of later extensions.
+All else is strict: one canonical form is written, and only that is read, but for the time of an Error.
+
+Two ways lead in and out. `encode` and `decode` take every packet. `encode_ilp` and `decode_ilp` take only the one
+shape that nearly all traffic has, a request or response that carries one ILP packet, and build no objects.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from datetime import datetime, timedelta
+from typing import ClassVar, Final
+
+from attrs import field, frozen
+
+from ..errors import DecodeError, InvalidFieldsError
+from .oer import (
+    BytesLike,
+    as_bytes,
+    ia5,
+    length_prefix,
+    octets,
+    read_fixed,
+    read_ia5,
+    read_length,
+    read_octets,
+    read_time,
+    read_uint,
+    read_utf8,
+    shown_size,
+    time_digits,
+    uint,
+)
+
+__all__ = [
+    "ERROR",
+    "JSON",
+    "MAX_ERROR_DATA",
+    "MESSAGE",
+    "OCTET_STREAM",
+    "RESPONSE",
+    "TEXT",
+    "TRANSFER",
+    "Error",
+    "Message",
+    "Packet",
+    "ProtocolData",
+    "Response",
+    "Transfer",
+    "decode",
+    "decode_ilp",
+    "encode",
+    "encode_ilp",
+]
+
+RESPONSE: Final = 1
+ERROR: Final = 2
+MESSAGE: Final = 6
+TRANSFER: Final = 7
+
+OCTET_STREAM: Final = 0
+TEXT: Final = 1
+JSON: Final = 2
+
+MAX_ERROR_DATA: Final = 8192
+
+
+@frozen
+class ProtocolData:
+    """One sub-protocol entry of a packet.
+
+    Attributes:
+        protocol_name: The sub-protocol, ASCII text that is unique within its packet, such as ``"ilp"``. A peer's may
+            hold control characters: escape them before they reach a log.
+        content_type: What ``data`` is: `OCTET_STREAM`, `TEXT`, `JSON`, or another number up to 255; a hint only.
+        data: The entry's bytes. ``repr`` shows their number alone, since they may be a token.
+    """
+
+    protocol_name: str
+    content_type: int
+    data: bytes = field(repr=shown_size)
+
+    @property
+    def text(self) -> str:
+        """The data as UTF-8 text.
+
+        Raises:
+            DecodeError: The data is not UTF-8.
+        """
+        return read_utf8(self.data, f"the entry {self.protocol_name!r}")
+
+
+@frozen
+class Response:
+    """The answer to a request that succeeded.
+
+    Attributes:
+        request_id: The id of the request that is answered, 0 to 2**32-1.
+        protocol_data: The sub-protocol entries, in order, no two of one name.
+    """
+
+    type: ClassVar[int] = RESPONSE
+
+    request_id: int
+    protocol_data: tuple[ProtocolData, ...] = ()
+
+
+@frozen
+class Error:
+    """The answer to a request that failed.
+
+    Attributes:
+        request_id: The id of the request that is answered, 0 to 2**32-1.
+        code: The error's code, three ASCII characters, such as ``"F00"``.
+        name: The error's name, ASCII text, such as ``"NotAcceptedError"``.
+        triggered_at: When the error arose, an aware time; it travels in milliseconds.
+        data: More about the error, at most 8192 bytes, often JSON text.
+        protocol_data: The sub-protocol entries, in order, no two of one name.
+    """
+
+    type: ClassVar[int] = ERROR
+
+    request_id: int
+    code: str
+    name: str
+    triggered_at: datetime
+    data: bytes = b""
+    protocol_data: tuple[ProtocolData, ...] = ()
+
+
+@frozen
+class Message:
+    """A request that moves no money.
+
+    Attributes:
+        request_id: The id that the answer will bear, 0 to 2**32-1.
+        protocol_data: The sub-protocol entries, in order, no two of one name; the first decides what is asked.
+    """
+
+    type: ClassVar[int] = MESSAGE
+
+    request_id: int
+    protocol_data: tuple[ProtocolData, ...] = ()
+
+
+@frozen
+class Transfer:
+    """A request that moves money.
+
+    Attributes:
+        request_id: The id that the answer will bear, 0 to 2**32-1.
+        amount: The amount in the ledger's smallest unit, 0 to 2**64-1.
+        protocol_data: The sub-protocol entries, in order, no two of one name.
+    """
+
+    type: ClassVar[int] = TRANSFER
+
+    request_id: int
+    amount: int
+    protocol_data: tuple[ProtocolData, ...] = ()
+
+
+Packet = Response | Error | Message | Transfer
+
+_TYPES = frozenset({RESPONSE, ERROR, MESSAGE, TRANSFER})
+_ILP_TYPES = frozenset({RESPONSE, MESSAGE})
+
+_HEADER = struct.Struct(">BI")
+
+# Two fraction digits of which the last is zero have no known writer; JavaScript peers write three whatever they are.
+_TIME = re.compile(rb"(\d{14})(?:\.(\d{3}|\d?[1-9]))?Z")
+
+
+def encode(packet: Packet) -> bytes:
+    """Return the frame of a packet, in canonical form (RFC-0023, RFC-0030).
+
+    An Error's time is written in milliseconds whose last digit is not zero: canonical OER forbids trailing zeros, and
+    JavaScript peers read nothing but three digits. Where the last digit is zero a millisecond is added.
+
+    Raises:
+        InvalidFieldsError: A field is of the wrong type or out of its range, or two entries have one name.
+        TypeError: ``packet`` is no packet.
+    """
+    match packet:
+        case Response() | Message():
+            body = b""
+        case Transfer():
+            body = uint(packet.amount, 8, "amount")
+        case Error():
+            body = _encode_error_fields(packet)
+        case _:
+            raise TypeError(f"a BTP packet is a Response, Error, Message or Transfer, not {type(packet).__name__}")
+    body += _encode_entries(packet.protocol_data)
+    return uint(packet.type, 1, "type") + uint(packet.request_id, 4, "request_id") + length_prefix(len(body)) + body
+
+
+def decode(data: BytesLike, *, max_entries: int | None = None) -> Packet:
+    """Return the packet in a frame (RFC-0023).
+
+    An Error's time may have none to three fraction digits. A leap second reads as the second after it, which is the
+    nearest that a ``datetime`` can say.
+
+    Args:
+        data: The frame. Bytes behind the packet are ignored.
+        max_entries: The greatest number of sub-protocol entries to accept, or None: then the frame's own size is
+            the only bound.
+
+    Raises:
+        DecodeError: The frame holds no packet. ``packet_type`` and ``request_id`` are set where the frame is readable
+            but illegal, because two entries have one name or there are more than ``max_entries``; both are None where
+            it is unreadable.
+    """
+    frame = as_bytes(data)
+    packet_type, offset = read_uint(frame, 0, 1)
+    if packet_type not in _TYPES:
+        raise DecodeError(f"{packet_type} is no type of a BTP/2.0 packet")
+    request_id, offset = read_uint(frame, offset, 4)
+    body, _ = read_octets(frame, offset)
+    offset = 0
+    if packet_type == ERROR:
+        code, name, triggered_at, error_data, offset = _decode_error_fields(body)
+    elif packet_type == TRANSFER:
+        amount, offset = read_uint(body, 0, 8)
+
+    count, offset = _decode_count(body, offset)
+    if max_entries is not None and count > max_entries:
+        raise DecodeError(
+            f"{count} sub-protocol entries, {max_entries} are accepted", packet_type=packet_type, request_id=request_id
+        )
+    entries = _decode_entries(body, offset, count)
+    if len({entry.protocol_name for entry in entries}) < count:
+        raise DecodeError("two sub-protocol entries have one name", packet_type=packet_type, request_id=request_id)
+
+    if packet_type == MESSAGE:
+        return Message(request_id, entries)
+    if packet_type == RESPONSE:
+        return Response(request_id, entries)
+    if packet_type == TRANSFER:
+        return Transfer(request_id, amount, entries)
+    return Error(request_id, code, name, triggered_at, error_data, entries)
+
+
+def _encode_error_fields(packet: Error) -> bytes:
+    """Return the fields of an Error that stand before its entries."""
+    code = ia5(packet.code, "code")
+    if len(code) != 3:
+        raise InvalidFieldsError(f"code has {len(code)} characters: it must have 3, such as F00")
+    digits = time_digits(packet.triggered_at, "triggered_at")
+    last = "1" if digits[-1] == "0" else digits[-1]
+    return b"".join(
+        (
+            code,
+            octets(ia5(packet.name, "name"), "name"),
+            octets(f"{digits[:14]}.{digits[14:16]}{last}Z".encode(), "triggered_at"),
+            octets(packet.data, "data", MAX_ERROR_DATA),
+        )
+    )
+
+
+def _decode_error_fields(body: bytes) -> tuple[str, str, datetime, bytes, int]:
+    """Return code, name, time and data of an Error, and the offset behind them."""
+    code, offset = read_fixed(body, 0, 3)
+    name, offset = read_octets(body, offset)
+    time, offset = read_octets(body, offset)
+    data, offset = read_octets(body, offset)
+    if len(data) > MAX_ERROR_DATA:
+        raise DecodeError(f"an error's data has {len(data)} bytes, {MAX_ERROR_DATA} are allowed")
+    return read_ia5(code, "an error's code"), read_ia5(name, "an error's name"), _decode_time(time), data, offset
+
+
+def _decode_time(text: bytes) -> datetime:
+    """Return the time that a GeneralizedTime says (RFC-0030, variable-length timestamps)."""
+    found = _TIME.fullmatch(text)
+    if found is None:
+        raise DecodeError(f"{text[:40]!r} is no time")
+    seconds, fraction = found[1], found[2] or b""
+    # Leap seconds exist at no other time of the day, and datetime has none at all.
+    leap = seconds.endswith(b"235960")
+    if leap:
+        seconds = seconds[:12] + b"59"
+    try:
+        return read_time(seconds + fraction.ljust(3, b"0")) + timedelta(seconds=leap)
+    except OverflowError:
+        raise DecodeError(f"{text!r} is past the last year") from None
+
+
+def _encode_entries(entries: tuple[ProtocolData, ...]) -> bytes:
+    """Return the count and the entries."""
+    names = {entry.protocol_name for entry in entries}
+    if len(names) < len(entries):
+        raise InvalidFieldsError("protocol_data has two entries of one name: each name must be unique")
+    count = len(entries)
+    parts = [octets(count.to_bytes((count.bit_length() + 7) // 8 or 1), "protocol_data")]
+    for entry in entries:
+        parts.append(octets(ia5(entry.protocol_name, "protocol_name"), "protocol_name"))
+        parts.append(uint(entry.content_type, 1, "content_type"))
+        parts.append(octets(entry.data, f"data of {entry.protocol_name!r}"))
+    return b"".join(parts)
+
+
+def _decode_count(body: bytes, offset: int) -> tuple[int, int]:
+    """Return the number of entries, known to be possible in what is left of the body, and the offset behind it."""
+    digits, offset = read_octets(body, offset)
+    if not 1 <= len(digits) <= 8 or (digits[0] == 0 and len(digits) > 1):
+        raise DecodeError("the number of entries is not written in its shortest form")
+    count = int.from_bytes(digits)
+    # An entry takes three bytes at the least: two lengths and the content type.
+    if count > (len(body) - offset) // 3:
+        raise DecodeError(f"{count} entries are announced, and {len(body) - offset} bytes follow")
+    return count, offset
+
+
+def _decode_entries(body: bytes, offset: int, count: int) -> tuple[ProtocolData, ...]:
+    """Return ``count`` entries."""
+    entries = []
+    for _ in range(count):
+        name, offset = read_octets(body, offset)
+        content_type, offset = read_uint(body, offset, 1)
+        data, offset = read_octets(body, offset)
+        entries.append(ProtocolData(read_ia5(name, "a sub-protocol's name"), content_type, data))
+    return tuple(entries)
+
+
+# The hot path. One ILP entry in a Message or Response begins with these bytes: count 1, name "ilp", content type 0.
+_ILP = b"\x01\x01\x03ilp\x00"
+_ILP_2 = _ILP + b"\x82"
+
+
+def _ilp_body_head(size: int) -> bytes:
+    """Return what stands between the header and the data of an ``ilp`` entry of ``size`` bytes."""
+    head = _ILP + length_prefix(size)
+    return length_prefix(len(head) + size) + head
+
+
+_SHORT_HEADS = tuple(_ilp_body_head(size) for size in range(256))
+# From 256 bytes up to this size both lengths take two bytes behind 0x82.
+_LONG_MOST = 0xFFFF - len(_ILP_2) - 2
+_LONG_HEAD = struct.Struct(">BIBH8sH")
+
+# How a frame begins, by the first byte of its body's length: an unpacker of (type, request id, body's length, entry's
+# beginning, data's size), the right beginning, the least canonical size, the offsets of the body and of the data. Both
+# lengths are short, or take one byte each, or two each. The few sizes between, and the huge, take the slower way.
+_SHAPES = {
+    **dict.fromkeys(range(0x80), (struct.Struct(">BIB7sB").unpack_from, _ILP, 0, 6, 14)),
+    0x81: (struct.Struct(">BIxB8sB").unpack_from, _ILP + b"\x81", 0x80, 7, 16),
+    0x82: (struct.Struct(">BIxH8sH").unpack_from, _ILP_2, 0x100, 8, 18),
+}
+
+
+def encode_ilp(packet_type: int, request_id: int, data: bytes) -> bytes:
+    """Return the frame of a Message or Response with one entry, ``ilp``, as `encode` would, but at once.
+
+    Args:
+        packet_type: `MESSAGE` or `RESPONSE`.
+        request_id: The request's id, 0 to 2**32-1.
+        data: The ILP packet, of any size.
+
+    Raises:
+        InvalidFieldsError: The type or the id is another.
+    """
+    if packet_type not in _ILP_TYPES:
+        raise InvalidFieldsError(f"packet_type must be {RESPONSE} or {MESSAGE}, not {packet_type!r}")
+    size = len(data)
+    try:
+        if size < 256:
+            return _HEADER.pack(packet_type, request_id) + _SHORT_HEADS[size] + data
+        if size <= _LONG_MOST:
+            return _LONG_HEAD.pack(packet_type, request_id, 0x82, size + 10, _ILP_2, size) + data
+        return _HEADER.pack(packet_type, request_id) + _ilp_body_head(size) + data
+    except struct.error:
+        raise InvalidFieldsError(f"request_id must be an integer from 0 to {2**32 - 1}") from None
+
+
+def decode_ilp(frame: bytes) -> tuple[int, int, bytes] | None:
+    """Return type, request id and data of a frame that `encode_ilp` could have made, whatever follows the entry.
+
+    Never raises. None says only that the frame is something else, legal or not: then `decode` tells.
+
+    Args:
+        frame: The frame, as ``bytes``; of another type, the answer is None.
+    """
+    if type(frame) is not bytes:
+        return None
+    try:
+        unpack, right, least, start, head = _SHAPES[frame[5]]
+        packet_type, request_id, length, entry, size = unpack(frame)
+    except (LookupError, struct.error):
+        return _decode_rare_ilp(frame)
+    if entry == right and least <= size <= start + length - head <= len(frame) - head and packet_type in _ILP_TYPES:
+        return packet_type, request_id, frame[head : head + size]
+    return _decode_rare_ilp(frame)
+
+
+def _decode_rare_ilp(frame: bytes) -> tuple[int, int, bytes] | None:
+    """Do what `decode_ilp` does for every size."""
+    try:
+        packet_type, request_id = _HEADER.unpack_from(frame)
+        length, start = read_length(frame, 5)
+        if packet_type not in _ILP_TYPES or not frame.startswith(_ILP, start):
+            return None
+        data, end = read_octets(frame, start + len(_ILP))
+    except (struct.error, DecodeError):
+        return None
+    return (packet_type, request_id, data) if end <= start + length else None

@@ -1,0 +1,337 @@
+"""ILPv4 packets to bytes and back (RFC-0027), addresses (RFC-0015) and error codes.
+
+A packet is a type and a length-prefixed body. Bytes behind the last known field, or behind the packet, are ignored,
+as RFC-0030 asks; all else is strict, and one canonical form is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import ClassVar, Final
+
+from attrs import field, frozen
+
+from ..errors import (
+    ConnectionLostError,
+    DecodeError,
+    InsufficientBalanceError,
+    InvalidFieldsError,
+    InvalidFulfillmentError,
+    NotAcceptedError,
+    NotConnectedError,
+    PluginClosedError,
+    PluginFailedError,
+    RemoteError,
+    ResponseTimeoutError,
+    UnreachableError,
+)
+from .oer import (
+    BytesLike,
+    as_bytes,
+    ia5,
+    octets,
+    read_fixed,
+    read_ia5,
+    read_octets,
+    read_time,
+    read_uint,
+    read_utf8,
+    shown_size,
+    time_digits,
+    uint,
+    utf8,
+    whole_milliseconds,
+)
+
+__all__ = [
+    "FULFILL",
+    "MAX_ADDRESS",
+    "MAX_DATA",
+    "MAX_MESSAGE",
+    "PREPARE",
+    "REJECT",
+    "ErrorCode",
+    "Fulfill",
+    "Packet",
+    "Prepare",
+    "Reject",
+    "decode",
+    "encode",
+    "fulfills",
+    "is_address",
+    "make_prepare",
+    "reject_from",
+]
+
+PREPARE: Final = 12
+FULFILL: Final = 13
+REJECT: Final = 14
+
+MAX_ADDRESS: Final = 1023
+MAX_DATA: Final = 32_767
+MAX_MESSAGE: Final = 8191
+
+_ADDRESS = re.compile(r"(?:g|private|example|peer|self|test[1-3]?|local)(?:\.[A-Za-z0-9_~-]+)+")
+
+
+class ErrorCode(StrEnum):
+    """The codes that a Reject may bear, by their names in RFC-0027. F is final, T temporary, R relative.
+
+    A peer may send others: a Reject takes any three ASCII characters.
+    """
+
+    BAD_REQUEST = "F00"
+    INVALID_PACKET = "F01"
+    UNREACHABLE = "F02"
+    INVALID_AMOUNT = "F03"
+    INSUFFICIENT_DESTINATION_AMOUNT = "F04"
+    WRONG_CONDITION = "F05"
+    UNEXPECTED_PAYMENT = "F06"
+    CANNOT_RECEIVE = "F07"
+    AMOUNT_TOO_LARGE = "F08"
+    FINAL_APPLICATION_ERROR = "F99"
+    INTERNAL_ERROR = "T00"
+    PEER_UNREACHABLE = "T01"
+    PEER_BUSY = "T02"
+    CONNECTOR_BUSY = "T03"
+    INSUFFICIENT_LIQUIDITY = "T04"
+    RATE_LIMITED = "T05"
+    TEMPORARY_APPLICATION_ERROR = "T99"
+    TRANSFER_TIMED_OUT = "R00"
+    INSUFFICIENT_SOURCE_AMOUNT = "R01"
+    INSUFFICIENT_TIMEOUT = "R02"
+    RELATIVE_APPLICATION_ERROR = "R99"
+
+
+@frozen
+class Prepare:
+    """An offer of money to the destination, good until it expires, for the fulfillment of its condition.
+
+    Attributes:
+        amount: The amount in the smallest unit of the account that it travels on, 0 to 2**64-1.
+        expires_at: When the offer ends, an aware time; it travels in milliseconds, and what is finer is cut off.
+        execution_condition: The SHA-256 digest of the fulfillment, 32 bytes.
+        destination: The receiver's ILP address.
+        data: What the receiver's protocol needs, at most 32,767 bytes; ``repr`` shows their number alone.
+    """
+
+    type: ClassVar[int] = PREPARE
+
+    amount: int
+    expires_at: datetime
+    execution_condition: bytes
+    destination: str
+    data: bytes = field(default=b"", repr=shown_size)
+
+
+@frozen
+class Fulfill:
+    """The receiver's proof that it took the money.
+
+    Attributes:
+        fulfillment: The condition's preimage, 32 bytes; ``repr`` does not show it, since it is worth the money.
+        data: What the sender's protocol needs, at most 32,767 bytes; ``repr`` shows their number alone.
+    """
+
+    type: ClassVar[int] = FULFILL
+
+    fulfillment: bytes = field(repr=shown_size)
+    data: bytes = field(default=b"", repr=shown_size)
+
+
+@frozen
+class Reject:
+    """The refusal of a Prepare: no money moved.
+
+    Attributes:
+        code: Three ASCII characters, usually an `ErrorCode`.
+        triggered_by: The ILP address of who refused, or an empty string where that is not known.
+        message: A text for people who debug, at most 8191 characters. A peer's may hold control characters: escape
+            them before they reach a log.
+        data: What the code needs, at most 32,767 bytes; ``repr`` shows their number alone.
+    """
+
+    type: ClassVar[int] = REJECT
+
+    code: str
+    triggered_by: str
+    message: str = ""
+    data: bytes = field(default=b"", repr=shown_size)
+
+
+Packet = Prepare | Fulfill | Reject
+
+
+def encode(packet: Packet) -> bytes:
+    """Return the bytes of a packet, in canonical form (RFC-0027, RFC-0030).
+
+    Raises:
+        InvalidFieldsError: A field is of the wrong type or out of its range.
+        TypeError: ``packet`` is no packet.
+    """
+    match packet:
+        case Prepare():
+            if not is_address(packet.destination):
+                raise InvalidFieldsError("destination must be an ILP address, such as example.alice")
+            body = (
+                uint(packet.amount, 8, "amount")
+                + time_digits(packet.expires_at, "expires_at").encode()
+                + _digest(packet.execution_condition, "execution_condition")
+                + octets(packet.destination.encode(), "destination")
+            )
+        case Fulfill():
+            body = _digest(packet.fulfillment, "fulfillment")
+        case Reject():
+            body = _encode_reject_fields(packet)
+        case _:
+            raise TypeError(f"an ILP packet is a Prepare, Fulfill or Reject, not {type(packet).__name__}")
+    return uint(packet.type, 1, "type") + octets(body + octets(packet.data, "data", MAX_DATA), "packet")
+
+
+def decode(data: BytesLike) -> Packet:
+    """Return the packet that the data begins with (RFC-0027).
+
+    Args:
+        data: The packet. Bytes behind it are ignored.
+
+    Raises:
+        DecodeError: The data holds no packet, or one with a field that is not allowed.
+    """
+    octet_string = as_bytes(data)
+    packet_type, offset = read_uint(octet_string, 0, 1)
+    if packet_type not in {PREPARE, FULFILL, REJECT}:
+        raise DecodeError(f"{packet_type} is no type of an ILPv4 packet")
+    body, _ = read_octets(octet_string, offset)
+    if packet_type == PREPARE:
+        return _decode_prepare(body)
+    if packet_type == REJECT:
+        return _decode_reject(body)
+    fulfillment, offset = read_fixed(body, 0, 32)
+    return Fulfill(fulfillment, _decode_data(body, offset))
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is an ILP address (RFC-0015): a scheme and one or more segments, at most 1023 characters."""
+    return isinstance(text, str) and len(text) <= MAX_ADDRESS and _ADDRESS.fullmatch(text) is not None
+
+
+def make_prepare(
+    amount: int,
+    destination: str,
+    condition: bytes,
+    lifetime: float,
+    data: bytes = b"",
+    *,
+    now: datetime | None = None,
+) -> Prepare:
+    """Return a Prepare that expires ``lifetime`` seconds from now.
+
+    Args:
+        amount: The amount in the account's smallest unit.
+        destination: The receiver's ILP address.
+        condition: The SHA-256 digest of the fulfillment.
+        lifetime: Seconds until the Prepare expires, more than 0.
+        data: What the receiver's protocol needs.
+        now: The aware time to count from; the system's clock when None.
+
+    Raises:
+        InvalidFieldsError: The lifetime is not positive, or ends after the year 9999. Other fields are checked when
+            the packet is encoded.
+    """
+    try:
+        if lifetime > 0:
+            expires_at = whole_milliseconds((now or datetime.now(UTC)) + timedelta(seconds=lifetime))
+            return Prepare(amount, expires_at, condition, destination, data)
+    except OverflowError:
+        pass
+    raise InvalidFieldsError("lifetime must be a number of seconds, more than 0, that ends before the year 10000")
+
+
+def fulfills(fulfillment: bytes, condition: bytes) -> bool:
+    """Whether a fulfillment is the 32-byte preimage of a condition (RFC-0027). Takes the same time for any content."""
+    return len(fulfillment) == 32 and hmac.compare_digest(hashlib.sha256(fulfillment).digest(), condition)
+
+
+# The first class that fits decides. What is not here, a handler's own error above all, is an internal error.
+_CODES: Final = (
+    (DecodeError, ErrorCode.INVALID_PACKET),
+    ((InvalidFieldsError, NotAcceptedError), ErrorCode.BAD_REQUEST),
+    (InvalidFulfillmentError, ErrorCode.WRONG_CONDITION),
+    (InsufficientBalanceError, ErrorCode.INSUFFICIENT_LIQUIDITY),
+    (ResponseTimeoutError, ErrorCode.TRANSFER_TIMED_OUT),
+    (
+        (UnreachableError, NotConnectedError, ConnectionLostError, PluginClosedError, PluginFailedError, RemoteError),
+        ErrorCode.PEER_UNREACHABLE,
+    ),
+)
+
+
+def reject_from(error: BaseException, triggered_by: str) -> Reject:
+    """Return the Reject that tells the sender of a Prepare about an error met on the way.
+
+    The message is the code's name and nothing else: an exception's text may hold what no stranger may see.
+
+    Args:
+        error: What was raised. Errors of this package get the code that fits, all others ``T00``, internal error.
+        triggered_by: The ILP address of this node, or an empty string.
+    """
+    code = next((code for kinds, code in _CODES if isinstance(error, kinds)), ErrorCode.INTERNAL_ERROR)
+    return Reject(code, triggered_by, code.name.lower().replace("_", " "))
+
+
+def _encode_reject_fields(packet: Reject) -> bytes:
+    """Return the fields of a Reject that stand before its data."""
+    code = ia5(packet.code, "code")
+    if len(code) != 3:
+        raise InvalidFieldsError(f"code has {len(code)} characters: it must have 3, such as F00")
+    if packet.triggered_by != "" and not is_address(packet.triggered_by):
+        raise InvalidFieldsError("triggered_by must be an ILP address or empty")
+    message = utf8(packet.message, "message")
+    if len(packet.message) > MAX_MESSAGE:
+        raise InvalidFieldsError(f"message has {len(packet.message)} characters: at most {MAX_MESSAGE} are allowed")
+    return code + octets(packet.triggered_by.encode(), "triggered_by") + octets(message, "message")
+
+
+def _decode_prepare(body: bytes) -> Prepare:
+    """Return the Prepare of a body."""
+    amount, offset = read_uint(body, 0, 8)
+    expires_at, offset = read_fixed(body, offset, 17)
+    condition, offset = read_fixed(body, offset, 32)
+    address, offset = read_octets(body, offset)
+    destination = read_ia5(address, "the destination")
+    if not is_address(destination):
+        raise DecodeError(f"the destination {destination[:80]!r} is no ILP address")
+    return Prepare(amount, read_time(expires_at), condition, destination, _decode_data(body, offset))
+
+
+def _decode_reject(body: bytes) -> Reject:
+    """Return the Reject of a body."""
+    three, offset = read_fixed(body, 0, 3)
+    address, offset = read_octets(body, offset)
+    text, offset = read_octets(body, offset)
+    code, triggered_by = read_ia5(three, "a Reject's code"), read_ia5(address, "a Reject's address")
+    if triggered_by and not is_address(triggered_by):
+        raise DecodeError(f"a Reject with code {code!r} comes from {triggered_by[:80]!r}, which is no ILP address")
+    message = read_utf8(text, "a Reject's message")
+    if len(message) > MAX_MESSAGE:
+        raise DecodeError(f"a Reject's message has {len(message)} characters, {MAX_MESSAGE} are allowed")
+    return Reject(code, triggered_by, message, _decode_data(body, offset))
+
+
+def _decode_data(body: bytes, offset: int) -> bytes:
+    """Return the data, the last field of every packet."""
+    data, _ = read_octets(body, offset)
+    if len(data) > MAX_DATA:
+        raise DecodeError(f"the data has {len(data)} bytes, {MAX_DATA} are allowed")
+    return data
+
+
+def _digest(value: bytes, name: str) -> bytes:
+    """Return a field of exactly 32 bytes."""
+    if isinstance(value, BytesLike) and len(value) == 32:
+        return bytes(value)
+    raise InvalidFieldsError(f"{name} must be exactly 32 bytes")

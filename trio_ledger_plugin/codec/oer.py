@@ -1,0 +1,240 @@
+"""The parts of Canonical OER that Interledger uses (RFC-0030), as plain functions over bytes and an offset.
+
+The law kept here: a length is believed only once that many bytes are there, so no announced size allocates
+anything. Readers take ``(data, offset)``, return the value and the offset behind it, and raise `DecodeError`
+alone. Writers return bytes and raise `InvalidFieldsError` naming the field, what is wrong and what is right.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from ..errors import DecodeError, InvalidFieldsError
+
+__all__ = [
+    "BytesLike",
+    "as_bytes",
+    "ia5",
+    "length_prefix",
+    "octets",
+    "read_fixed",
+    "read_ia5",
+    "read_length",
+    "read_octets",
+    "read_time",
+    "read_uint",
+    "read_utf8",
+    "shown_size",
+    "time_digits",
+    "uint",
+    "utf8",
+    "whole_milliseconds",
+]
+
+BytesLike = bytes | bytearray | memoryview
+
+
+def as_bytes(data: BytesLike) -> bytes:
+    """Return what a decoder was given as bytes; bytes themselves are not copied.
+
+    Raises:
+        DecodeError: It is not bytes-like.
+    """
+    if isinstance(data, BytesLike):
+        return bytes(data)
+    raise DecodeError(f"a packet is bytes, not {type(data).__name__}")
+
+
+def shown_size(data: bytes) -> str:
+    """Return what a ``repr`` shows in place of bytes that may be secret or long: their number."""
+    return f"<{len(data)} bytes>"
+
+
+def read_length(data: bytes, offset: int) -> tuple[int, int]:
+    """Read a length determinant in its one canonical form, and check that as many bytes follow it.
+
+    Returns:
+        The length in bytes, and the offset of the first byte that it counts.
+
+    Raises:
+        DecodeError: The length is cut off, not canonical, or greater than what is left of the data.
+    """
+    if offset >= len(data):
+        raise DecodeError("the data ends before a length")
+    length = data[offset]
+    offset += 1
+    if length >= 0x80:
+        width = length & 0x7F
+        if not 1 <= width <= 8:
+            raise DecodeError(f"a length takes 1 to 8 bytes, not {width}")
+        digits, offset = read_fixed(data, offset, width)
+        length = int.from_bytes(digits)
+        if digits[0] == 0 or length < 0x80:
+            raise DecodeError(f"the length {length} is not written in its shortest form")
+    if length > len(data) - offset:
+        raise DecodeError(f"a length announces {length} bytes, and {len(data) - offset} follow")
+    return length, offset
+
+
+def read_octets(data: bytes, offset: int) -> tuple[bytes, int]:
+    """Read a variable-length octet string: a length determinant and as many bytes.
+
+    Raises:
+        DecodeError: As `read_length`.
+    """
+    length, offset = read_length(data, offset)
+    end = offset + length
+    return data[offset:end], end
+
+
+def read_fixed(data: bytes, offset: int, size: int) -> tuple[bytes, int]:
+    """Read an octet string of exactly ``size`` bytes.
+
+    Raises:
+        DecodeError: Fewer bytes are left.
+    """
+    end = offset + size
+    if end > len(data):
+        raise DecodeError(f"a field takes {size} bytes, and {len(data) - offset} are left")
+    return data[offset:end], end
+
+
+def read_uint(data: bytes, offset: int, size: int) -> tuple[int, int]:
+    """Read a big-endian unsigned integer of exactly ``size`` bytes.
+
+    Raises:
+        DecodeError: Fewer bytes are left.
+    """
+    digits, offset = read_fixed(data, offset, size)
+    return int.from_bytes(digits), offset
+
+
+def read_ia5(value: bytes, field: str) -> str:
+    """Return an IA5String's bytes as text. IA5 is 7-bit: control characters are legal, bytes above 0x7F are not.
+
+    Raises:
+        DecodeError: A byte is above 0x7F; the text names the field.
+    """
+    try:
+        return value.decode("ascii")
+    except UnicodeDecodeError:
+        raise DecodeError(f"{field} holds a byte above 0x7F") from None
+
+
+def read_utf8(value: bytes, field: str) -> str:
+    """Return a UTF8String's bytes as text.
+
+    Raises:
+        DecodeError: They are not UTF-8; the text names the field.
+    """
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise DecodeError(f"{field} is not UTF-8 text") from None
+
+
+def read_time(digits: bytes) -> datetime:
+    """Return the UTC time that 17 digits write: year, month, day, hour, minute, second, milliseconds.
+
+    Raises:
+        DecodeError: They are not 17 digits, or not a time of the calendar.
+    """
+    if len(digits) == 17 and digits.isdigit():
+        number = int(digits)
+        days, clock = divmod(number, 10**9)
+        year, month, day = days // 10_000, days // 100 % 100, days % 100
+        hour, minute, second, milliseconds = clock // 10**7, clock // 10**5 % 100, clock // 1000 % 100, clock % 1000
+        try:
+            return datetime(year, month, day, hour, minute, second, milliseconds * 1000, tzinfo=UTC)
+        except ValueError:
+            pass
+    raise DecodeError(f"{digits!r} is no time")
+
+
+def length_prefix(length: int) -> bytes:
+    """Return the canonical length determinant of ``length`` bytes."""
+    if length < 0x80:
+        return bytes((length,))
+    width = (length.bit_length() + 7) // 8
+    return bytes((0x80 | width,)) + length.to_bytes(width)
+
+
+def octets(value: BytesLike, field: str, most: int | None = None) -> bytes:
+    """Return a variable-length octet string: ``value`` behind its length.
+
+    Args:
+        value: The bytes to write.
+        field: The field's name, for the error.
+        most: The greatest number of bytes allowed, or None for any.
+
+    Raises:
+        InvalidFieldsError: ``value`` is not bytes-like, or longer than ``most``.
+    """
+    if not isinstance(value, BytesLike):
+        raise InvalidFieldsError(f"{field} is {type(value).__name__}: it must be bytes")
+    value = bytes(value)
+    if most is not None and len(value) > most:
+        raise InvalidFieldsError(f"{field} has {len(value)} bytes: at most {most} are allowed")
+    return length_prefix(len(value)) + value
+
+
+def uint(value: object, size: int, field: str) -> bytes:
+    """Return ``value`` as a big-endian unsigned integer of ``size`` bytes.
+
+    Raises:
+        InvalidFieldsError: ``value`` is no integer or does not fit.
+    """
+    most = (1 << 8 * size) - 1
+    if not isinstance(value, int):
+        problem = f"is {type(value).__name__}"
+    elif 0 <= value <= most:
+        return value.to_bytes(size)
+    else:
+        problem = "is negative" if value < 0 else "is too large"
+    raise InvalidFieldsError(f"{field} {problem}: it must be an integer from 0 to {most}")
+
+
+def ia5(value: str, field: str) -> bytes:
+    """Return the bytes of an IA5String, without a length.
+
+    Raises:
+        InvalidFieldsError: ``value`` is no text, or has a character outside ASCII.
+    """
+    if isinstance(value, str) and value.isascii():
+        return value.encode()
+    raise InvalidFieldsError(f"{field} must be text of ASCII characters only")
+
+
+def utf8(value: str, field: str) -> bytes:
+    """Return the bytes of a UTF8String, without a length.
+
+    Raises:
+        InvalidFieldsError: ``value`` is no text, or has a lone surrogate, which UTF-8 cannot write.
+    """
+    if isinstance(value, str):
+        try:
+            return value.encode()
+        except UnicodeEncodeError:
+            pass
+    raise InvalidFieldsError(f"{field} must be text that UTF-8 can write")
+
+
+def time_digits(moment: datetime, field: str) -> str:
+    """Return an aware time in UTC as 17 digits, down to milliseconds; what is finer is cut off.
+
+    Raises:
+        InvalidFieldsError: ``moment`` is no aware ``datetime``, or outside the years 1 to 9999 in UTC.
+    """
+    if isinstance(moment, datetime) and moment.utcoffset() is not None:
+        try:
+            moment = moment.astimezone(UTC)
+        except OverflowError:
+            pass
+        else:
+            return f"{moment.year:04}{moment:%m%d%H%M%S}{moment.microsecond // 1000:03}"
+    raise InvalidFieldsError(f"{field} must be an aware datetime, in the years 1 to 9999 of UTC")
+
+
+def whole_milliseconds(moment: datetime) -> datetime:
+    """Return a time without what is finer than the millisecond, as a packet carries it."""
+    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)

@@ -1,0 +1,77 @@
+"""One run of a plugin's connection: the attempt, those who wait for it, and its end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+__all__ = ["Connection"]
+
+
+class Connection(trio.TaskStatus[None]):
+    """What several callers of ``connect()`` share; it is the ``task_status`` of ``run_connection``.
+
+    Args:
+        on_ready: Called when the connection is ready.
+    """
+
+    def __init__(self, on_ready: Callable[[], None]) -> None:
+        self._on_ready = on_ready
+        self._scope = trio.CancelScope()
+        self._settled = trio.Event()
+        self._waiting = 0
+        self._error: Exception | None = None
+        self.ended = trio.Event()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the attempt has succeeded or failed."""
+        return self._settled.is_set()
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether the run is cancelled, or past its end."""
+        return self._scope.cancel_called or self.ended.is_set()
+
+    def started(self, value: None = None) -> None:  # noqa: ARG002 (the signature is Trio's)
+        """Let those who wait for the attempt know that it succeeded."""
+        if not self.is_settled:
+            self._on_ready()
+            self._settled.set()
+
+    def settle(self, error: Exception) -> None:
+        """Let those who wait for the attempt know that it failed; does nothing when it was settled before."""
+        if not self.is_settled:
+            self._error = error
+            self._settled.set()
+
+    def cancel(self) -> None:
+        """End the run."""
+        self._scope.cancel()
+
+    async def run(self, function: Callable[[], Awaitable[None]]) -> None:
+        """Run until the function ends or ``cancel()`` is called."""
+        with self._scope:
+            await function()
+
+    async def wait_settled(self) -> None:
+        """Wait until the attempt has succeeded.
+
+        Raises:
+            Exception: What the attempt failed with.
+
+        Cancellation: Leaves; the last to leave an attempt cancels it.
+        """
+        self._waiting += 1
+        try:
+            await self._settled.wait()
+        finally:
+            self._waiting -= 1
+            if not self._waiting and not self.is_settled:
+                self._scope.cancel()
+        if self._error is not None:
+            raise self._error

@@ -1,0 +1,132 @@
+"""The events of a plugin, and the channel that delivers them.
+
+The law of the channel: publishing never waits and never grows. When the application does not read, the newest
+events are kept, and ``EventsDropped`` stands before the survivors and counts the lost ones. ``Failed`` is last.
+"""
+
+from __future__ import annotations
+
+import trio
+from attrs import frozen
+
+__all__ = [
+    "AccountConnected",
+    "AccountDisconnected",
+    "Connected",
+    "Disconnected",
+    "Event",
+    "EventStream",
+    "EventsDropped",
+    "Failed",
+]
+
+BUFFERED_EVENTS = 64
+
+
+@frozen
+class Connected:
+    """The plugin is connected: ``is_connected()`` is true (RFC-0024, event ``connect``)."""
+
+
+@frozen
+class Disconnected:
+    """The connection is gone, by ``disconnect()`` or by a loss (RFC-0024, event ``disconnect``).
+
+    Attributes:
+        reason: Why, for a reader of logs.
+    """
+
+    reason: str
+
+
+@frozen
+class Failed:
+    """The plugin met an unrecoverable condition and must not be used again (RFC-0024, event ``error``).
+
+    Always the last event.
+
+    Attributes:
+        error: What happened; the ``__cause__`` of the ``PluginFailedError`` that calls raise from now on.
+    """
+
+    error: Exception
+
+
+@frozen
+class EventsDropped:
+    """Events that came before this one were dropped because nobody read them.
+
+    Attributes:
+        count: How many.
+    """
+
+    count: int
+
+
+@frozen
+class AccountConnected:
+    """An account of a many-account server has its first connection.
+
+    Attributes:
+        name: The account's name.
+    """
+
+    name: str
+
+
+@frozen
+class AccountDisconnected:
+    """An account of a many-account server has lost its last connection.
+
+    Attributes:
+        name: The account's name.
+    """
+
+    name: str
+
+
+Event = Connected | Disconnected | Failed | EventsDropped | AccountConnected | AccountDisconnected
+
+
+class EventStream:
+    """The sending side of a plugin's events; ``receiver`` is the application's end."""
+
+    def __init__(self) -> None:
+        self._sender, self.receiver = trio.open_memory_channel[Event](BUFFERED_EVENTS)
+        # A clone of ours, so that the oldest can be dropped when the application has closed its own end or sleeps.
+        self._overflow = self.receiver.clone()
+        self._closed = False
+        self.dropped = 0
+
+    def publish(self, event: Event) -> None:
+        """Deliver an event without waiting; events after ``close()`` vanish."""
+        if self._closed:
+            return
+        try:
+            self._sender.send_nowait(event)
+        except trio.WouldBlock:
+            self._publish_over(event)
+
+    def _publish_over(self, event: Event) -> None:
+        # A full buffer means that no reader waits, and nothing here awaits: nobody can see the buffer in between.
+        buffered: list[Event] = []
+        lost = 0
+        for _ in range(BUFFERED_EVENTS):
+            old = self._overflow.receive_nowait()
+            if isinstance(old, EventsDropped):
+                lost += old.count
+            else:
+                buffered.append(old)
+        survivors = buffered[len(buffered) + 2 - BUFFERED_EVENTS :]
+        newly_lost = len(buffered) - len(survivors)
+        self.dropped += newly_lost
+        for kept in (EventsDropped(lost + newly_lost), *survivors, event):
+            self._sender.send_nowait(kept)
+
+    def close(self, last: Event | None = None) -> None:
+        """End the stream: what is buffered can still be read, then the application's loop ends."""
+        if last is not None:
+            self.publish(last)
+        self._closed = True
+        self._sender.close()
+        self._overflow.close()

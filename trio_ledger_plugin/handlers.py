@@ -1,0 +1,258 @@
+"""Runs the application's handlers in pooled tasks.
+
+The law of this module: a request that was taken is served by exactly one task, in a fresh context, whatever becomes
+of the link it came by. Whoever submits never waits. A data handler past its deadline is answered for at that moment
+and cancelled; a money handler is left to finish, since nobody can say whether it has applied the transfer.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+from attrs import field, frozen
+
+if TYPE_CHECKING:
+    from .answering import Reply
+    from .services import Log
+    from .tasks import PluginTasks
+
+__all__ = ["HandlerPool", "HandlerQueue", "Transfer", "current_transfer", "enter_transfer"]
+
+
+@frozen
+class Transfer:
+    """One incoming transfer, as ``current_transfer()`` gives it inside a money handler.
+
+    Attributes:
+        amount: Units of the ledger's smallest denomination, as decimal text.
+        account: The account that it came from; empty for a plugin with one peer.
+        key: The sender's idempotency key, or None where the transfer carries none.
+    """
+
+    amount: str
+    account: str = ""
+    key: str | None = field(default=None, kw_only=True)
+
+
+_transfer: ContextVar[Transfer] = ContextVar("transfer")
+
+
+def current_transfer() -> Transfer:
+    """Return the transfer that the running money handler was called for.
+
+    Raises:
+        RuntimeError: No money handler runs here.
+    """
+    try:
+        return _transfer.get()
+    except LookupError:
+        raise RuntimeError("current_transfer() works inside a money handler only") from None
+
+
+def enter_transfer(transfer: Transfer) -> None:
+    """Make a transfer the current one; each handler's context is its own, so nothing takes it back."""
+    _transfer.set(transfer)
+
+
+class Requester(Protocol):
+    """Where requests come from and their replies go."""
+
+    async def handle(self, payload: bytes | Transfer) -> Reply:
+        """Run the handler and return the reply; an exception never leaves, it becomes a reply."""
+
+    async def reply(self, request_id: int, reply: Reply) -> None:
+        """Send a reply, or drop it when the link is gone; may wait for room."""
+
+    def expire(self, request_id: int) -> None:
+        """Answer for a data handler that is past its deadline; its own reply is dropped."""
+
+
+class HandlerQueue:
+    """The requests of one source: how many run, and those that wait for their turn.
+
+    Args:
+        pool: The plugin's pool.
+        requester: Where the requests come from.
+    """
+
+    __slots__ = ("pool", "requester", "running", "waiting", "waiting_bytes")
+
+    def __init__(self, pool: HandlerPool, requester: Requester) -> None:
+        self.pool = pool
+        self.requester = requester
+        self.running = 0
+        self.waiting: deque[tuple[int, bytes | Transfer, int]] | None = None
+        self.waiting_bytes = 0
+
+    def submit(self, request_id: int, payload: bytes | Transfer, size: int) -> bool:
+        """Have a request served; false when too many wait already and it was not taken."""
+        if self.running < self.pool.limit:
+            self.running += 1
+            self.pool.run(self, request_id, payload)
+            return True
+        if self.waiting_bytes + size > self.pool.waiting_limit:
+            return False
+        if self.waiting is None:
+            self.waiting = deque()
+        self.waiting.append((request_id, payload, size))
+        self.waiting_bytes += size
+        return True
+
+    def next_job(self) -> tuple[int, bytes | Transfer] | None:
+        """Take the request whose turn it is now that one has finished, or None."""
+        if not self.waiting:
+            self.running -= 1
+            return None
+        request_id, payload, size = self.waiting.popleft()
+        self.waiting_bytes -= size
+        return request_id, payload
+
+    def abandon(self) -> None:
+        """Forget the requests that wait: nobody is there to hear the replies."""
+        self.waiting = None
+        self.waiting_bytes = 0
+
+
+class _Worker:
+    """One pooled task and the request that it serves."""
+
+    __slots__ = ("answered", "payload", "pool", "queue", "request_id", "scope", "task")
+
+    def __init__(self, pool: HandlerPool) -> None:
+        self.pool = pool
+        self.scope = trio.CancelScope()
+        self.task: trio.lowlevel.Task | None = None
+        self.queue: HandlerQueue | None = None
+        self.request_id = 0
+        self.payload: bytes | Transfer = b""
+        self.answered = False
+
+    def begin(self, queue: HandlerQueue, request_id: int, payload: bytes | Transfer) -> None:
+        self.queue, self.request_id, self.payload, self.answered = queue, request_id, payload, False
+
+    def leave_pool(self, _raise_cancel: object) -> trio.lowlevel.Abort:
+        self.pool.idle.remove(self)
+        return trio.lowlevel.Abort.SUCCEEDED
+
+
+class HandlerPool:
+    """The handler tasks of one plugin; a source may have ``limit`` of them run at once.
+
+    Args:
+        tasks: Owns the tasks.
+        log: Told of what a handler raises where no reply can carry it.
+        limit: How many handlers may run for one source.
+        waiting_limit: How many bytes of requests may wait in one source.
+        timeout: Seconds that a data handler may take.
+    """
+
+    def __init__(self, tasks: PluginTasks, log: Log, *, limit: int, waiting_limit: int, timeout: float) -> None:
+        self._tasks = tasks
+        self._log = log
+        self.limit = limit
+        self.waiting_limit = waiting_limit
+        self._timeout = timeout
+        self.idle: list[_Worker] = []
+        self._least_idle = 0
+        # Deadlines in the order in which the requests began: the first is the first to be due.
+        self._deadlines: dict[_Worker, float] = {}
+        self._quiet: trio.Event | None = None
+        self.running = 0
+
+    def run(self, queue: HandlerQueue, request_id: int, payload: bytes | Transfer) -> None:
+        """Serve one request in a task that is free, or in a new one."""
+        self.running += 1
+        if not self.idle:
+            worker = _Worker(self)
+            worker.begin(queue, request_id, payload)
+            self._tasks.spawn(self._work, worker)
+            return
+        worker = self.idle.pop()
+        if len(self.idle) < self._least_idle:
+            self._least_idle = len(self.idle)
+        worker.begin(queue, request_id, payload)
+        task = worker.task
+        assert task is not None
+        task.context = self._tasks.context.copy()
+        trio.lowlevel.reschedule(task)
+
+    async def wait_quiet(self) -> None:
+        """Wait until no handler runs.
+
+        Cancellation: Safe at any time.
+        """
+        while self.running:
+            self._quiet = self._quiet or trio.Event()
+            await self._quiet.wait()
+
+    def sweep(self, now: float) -> float:
+        """Answer for handlers past their deadline and let workers go that were not needed lately."""
+        unneeded = self.idle[: self._least_idle]
+        del self.idle[: self._least_idle]
+        self._least_idle = len(self.idle)
+        for worker in unneeded:
+            worker.queue = None
+            assert worker.task is not None
+            trio.lowlevel.reschedule(worker.task)
+        for worker, deadline in list(self._deadlines.items()):
+            if deadline > now:
+                return deadline
+            del self._deadlines[worker]
+            if worker.queue is not None and not isinstance(worker.payload, Transfer):
+                worker.answered = True
+                worker.queue.requester.expire(worker.request_id)
+                worker.scope.cancel()
+        return now + self._timeout
+
+    async def _work(self, worker: _Worker) -> None:
+        worker.task = trio.lowlevel.current_task()
+        try:
+            with worker.scope:
+                while worker.queue is not None:
+                    await self._serve(worker, worker.queue)
+                return
+        except* Exception as group:  # noqa: BLE001 (a handler may raise anything)
+            # A handler's task group can raise errors beside its cancellation; the request was answered before.
+            self._log.error("a handler raised while it was cancelled: %s", group)
+        self._end_cancelled(worker)
+
+    async def _serve(self, worker: _Worker, queue: HandlerQueue) -> None:
+        requester = queue.requester
+        self._deadlines[worker] = trio.current_time() + self._timeout
+        reply = await requester.handle(worker.payload)
+        self._deadlines.pop(worker, None)
+        if not worker.answered:
+            await requester.reply(worker.request_id, reply)
+        if worker.scope.cancel_called:
+            # This handler went on through its cancellation; the scope is spent.
+            await trio.lowlevel.checkpoint()
+        job = queue.next_job()
+        if job is None:
+            self._count_end()
+            worker.queue = None
+            self.idle.append(worker)
+            await trio.lowlevel.wait_task_rescheduled(worker.leave_pool)
+        else:
+            worker.begin(queue, *job)
+            assert worker.task is not None
+            worker.task.context = self._tasks.context.copy()
+            await trio.lowlevel.cancel_shielded_checkpoint()  # the new context counts from here
+
+    def _end_cancelled(self, worker: _Worker) -> None:
+        """Pass the place of a cancelled worker on; its own scope is spent, so the task ends."""
+        self._count_end()
+        if worker.queue is not None:
+            job = worker.queue.next_job()
+            if job is not None:
+                self.run(worker.queue, *job)
+
+    def _count_end(self) -> None:
+        self.running -= 1
+        if not self.running and self._quiet is not None:
+            self._quiet.set()
+            self._quiet = None
+        if not self.running and self._tasks.leaving:
+            self._tasks.look_again()

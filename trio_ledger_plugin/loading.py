@@ -1,0 +1,200 @@
+"""Options from outside Python: a mapping parsed from JSON, or the environment, as the JavaScript plugins take them."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from attrs import fields, frozen
+
+from .checking import RULE, CheckedOptions, raise_problems, shown
+from .errors import InvalidFieldsError
+from .options import split_url
+
+if TYPE_CHECKING:
+    from attrs import Attribute
+
+__all__ = ["PLUGIN_ALIASES", "canonical_plugin_name", "options_from_environment", "options_from_mapping"]
+
+#: npm's module names, and the plugins of this package that do the same.
+PLUGIN_ALIASES: Final[Mapping[str, str]] = {"ilp-plugin-btp": "btp", "ilp-plugin-mini-accounts": "btp-accounts"}
+
+DEFAULT_SERVER: Final = "btp+ws://localhost:7768"
+
+# Fields of ilp-plugin-btp and ilp-plugin-mini-accounts, and what ilp-connector adds, that have no meaning here.
+IGNORED: Final = frozenset(
+    {
+        "_log",
+        "_store",
+        "currencyScale",
+        "prefix",
+        "reconnectClearTryTimeout",
+        "reconnectInterval",
+        "reconnectIntervals",
+        "wsOpts",
+    }
+)
+
+OptionsT = TypeVar("OptionsT", bound=CheckedOptions)
+
+
+def canonical_plugin_name(name: object) -> str:
+    """Return a plugin's name here for a name from a mapping or from ``ILP_PLUGIN``.
+
+    Args:
+        name: A name of ours or of another package's plugin, which comes back as it is, or npm's module name.
+
+    Raises:
+        InvalidFieldsError: ``name`` is not text, or empty.
+    """
+    if not isinstance(name, str) or not name:
+        raise InvalidFieldsError(f"plugin: got {shown(name)}, must be the name of a plugin, such as 'btp'")
+    return PLUGIN_ALIASES.get(name, name)
+
+
+def options_from_mapping(cls: type[OptionsT], mapping: Mapping[str, object]) -> OptionsT:
+    """Make an options object from a mapping, such as one parsed from JSON.
+
+    A name may be ours (``response_timeout``, seconds) or in JavaScript's spelling (``responseTimeout``). Times
+    under a JavaScript name are milliseconds and 0 means the default, as there. A value of None counts as not given.
+    A mapping within, such as ``listener``, is taken the same way.
+
+    Args:
+        cls: The options class.
+        mapping: Names to values, without ``"plugin"``.
+
+    Raises:
+        TypeError: ``mapping`` is no mapping.
+        InvalidFieldsError: Names are unknown or given in both spellings, or values are wrong; each is named.
+
+    Warns:
+        UserWarning: Names that the npm plugins know and this package has no use for; they are ignored.
+    """
+    if not isinstance(mapping, Mapping):
+        raise TypeError(f"options are a mapping, not {type(mapping).__name__}")
+    reading = _Reading.of(cls, mapping)
+    raise_problems(cls, reading.problems)
+    if reading.ignored:
+        names = ", ".join(reading.ignored)
+        warnings.warn(f"ignored, this plugin has no use for: {names}", UserWarning, stacklevel=2)
+    return cls(**reading.values)
+
+
+def options_from_environment(environ: Mapping[str, str] = os.environ) -> dict[str, object]:
+    """Read options for ``open_plugin`` from the environment, as npm's ``ilp-plugin`` does.
+
+    ``ILP_PLUGIN`` names the plugin (default ``btp``), by our name or npm's. ``ILP_CREDENTIALS`` is its options as a
+    JSON object. Without it, the server is ``ILP_BTP_SERVER``, or else ``btp+ws://localhost:7768``, with a fresh
+    random token as the userinfo's password. Empty variables count as unset.
+
+    Args:
+        environ: The environment.
+
+    Returns:
+        A mapping with ``"plugin"`` and the options. It holds the credentials as plain text.
+
+    Raises:
+        InvalidFieldsError: ``ILP_CREDENTIALS`` is no JSON object. The text shows nothing of it.
+
+    Warns:
+        UserWarning: ``ILP_BTP_SERVER`` has credentials of its own, which the random token replaces.
+    """
+    if credentials := environ.get("ILP_CREDENTIALS"):
+        options = _parse_credentials(credentials)
+    else:
+        server = environ.get("ILP_BTP_SERVER") or DEFAULT_SERVER
+        if split_url(server)[1].strip(":"):
+            warnings.warn(
+                "ILP_BTP_SERVER: a random token replaces its account and token; ILP_CREDENTIALS can hold them",
+                UserWarning,
+                stacklevel=2,
+            )
+        options = {"server": _with_random_token(server)}
+    name = environ.get("ILP_PLUGIN") or options.get("plugin", "btp")
+    return {**options, "plugin": canonical_plugin_name(name)}
+
+
+def _parse_credentials(text: str) -> dict[str, object]:
+    credentials: object = None
+    # Suppressed and not replaced: the decoder's error carries the whole text, and would be the context of ours.
+    with suppress(ValueError, RecursionError):
+        credentials = json.loads(text)
+    if not isinstance(credentials, dict):
+        raise InvalidFieldsError("ILP_CREDENTIALS: must be a JSON object, such as the options of ilp-plugin-btp")
+    return credentials
+
+
+def _with_random_token(server: str) -> str:
+    scheme, _, location, rest = split_url(server)
+    return f"{scheme}://:{os.urandom(32).hex()}@{location}{rest}"
+
+
+@frozen
+class _Reading:
+    """What a mapping says for an options class."""
+
+    values: dict[str, Any]
+    problems: list[str]
+    ignored: list[str]
+
+    @classmethod
+    def of(cls, options: type[CheckedOptions], mapping: Mapping[str, object]) -> _Reading:
+        known = {name: each for each in fields(options) for name in (each.name, _camel_case(each.name))}
+        values: dict[str, Any] = {}
+        problems: list[str] = []
+        ignored: list[str] = []
+        spelled: dict[str, str] = {}
+        nested_wrong: set[str] = set()
+        for name, value in mapping.items():
+            each = known.get(name)
+            if each is None:
+                if name in IGNORED:
+                    ignored.append(name)
+                else:
+                    problems.append(_unknown(name, [each.name for each in fields(options)]))
+            elif value is None or (_is_milliseconds(each, name) and value == 0):
+                continue
+            elif each.name in spelled:
+                problems.append(f"{name}: given as {spelled[each.name]} too, must be given once")
+            else:
+                spelled[each.name] = name
+                values[each.name] = value
+                rule = each.metadata.get(RULE)
+                if rule and rule.nested and isinstance(value, Mapping):
+                    nested = _Reading.of(rule.nested, value)
+                    problems += [f"{name}.{problem}" for problem in nested.problems]
+                    ignored += [f"{name}.{other}" for other in nested.ignored]
+                    if nested.problems:
+                        nested_wrong.add(each.name)
+                    else:
+                        values[each.name] = rule.nested(**nested.values)
+        problems += options.find_problems(values, spelled, nested_wrong)
+        if not problems:
+            for each in fields(options):
+                if each.name in values and _is_milliseconds(each, spelled[each.name]):
+                    values[each.name] /= 1000
+        return cls(values, problems, ignored)
+
+
+def _camel_case(name: str) -> str:
+    first, *others = name.split("_")
+    return first + "".join(word.capitalize() for word in others)
+
+
+def _is_milliseconds(each: Attribute[Any], name: str) -> bool:
+    rule = each.metadata.get(RULE)
+    return rule is not None and rule.duration and name != each.name
+
+
+def _unknown(name: object, known: list[str]) -> str:
+    from difflib import get_close_matches  # noqa: PLC0415  # only a mistake needs it, import time is everybody's
+
+    if not isinstance(name, str):
+        return f"{shown(name)}: no name, names are text (str)"
+    written_alike = known if name.islower() else map(_camel_case, known)
+    close = get_close_matches(name, list(written_alike), n=1)
+    return f"{shown(name)}: unknown" + (f", did you mean {close[0]!r}?" if close else "")

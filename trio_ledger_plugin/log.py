@@ -1,0 +1,237 @@
+"""Logging as RFC-0024 has it: the ``%`` tokens, the default log, and credentials kept out of every log.
+
+The law here: logging never fails, and what a parameter says stays within its line. A parameter may come from the
+peer, so its control characters are escaped; only ``%O`` breaks lines, between the parts of what it shows.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+from numbers import Number
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from .secret import Secret
+    from .services import Log
+
+__all__ = ["SafeLog", "StdlibLog", "escape", "format_message"]
+
+TOKEN: Final = re.compile("%[Oosdj%]")
+# Past these a parameter is data rather than something to read.
+DEEPEST: Final = 10
+LINE_WIDTH: Final = 100
+# A shorter secret would blacken half of every line, and hides nothing from one who guesses.
+SHORTEST_SECRET: Final = 4
+
+
+def escape(text: str) -> str:
+    r"""Return text with everything unprintable escaped (``\n``, ``\x1b``, ``\u202e``), so that it stays in its line."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def format_message(message: str, *params: object) -> str:
+    """Fill the tokens of a message (RFC-0024, PluginServices#log). Never raises an ``Exception``.
+
+    Args:
+        message: Text with tokens. ``%s`` text, ``%d`` a number or NaN, ``%j`` JSON, ``%o`` the object in one line,
+            ``%O`` in many, ``%%`` a percent sign. Any other token stays as it is.
+        params: One for each token but ``%%``. Where they run out, tokens stay; those left over are appended.
+
+    Returns:
+        The text, the parameters' control characters escaped.
+    """
+    left = iter(params)
+
+    def fill(token: re.Match[str]) -> str:
+        kind = token[0]
+        if kind == "%%":
+            return "%"
+        for param in left:
+            return _guarded(FORMATTERS[kind], param)
+        return kind
+
+    text = TOKEN.sub(fill, message) if isinstance(message, str) else _guarded(_text, message)
+    rest = (_guarded(_text if isinstance(param, str) else _one_line, param) for param in left)
+    return " ".join((text, *rest))
+
+
+def _guarded(show: Callable[[object], str], value: object) -> str:
+    try:
+        return show(value)
+    except Exception:  # noqa: BLE001  # whatever a stranger's __repr__ raises, the log line must come out
+        return "<unprintable>"
+
+
+def _text(value: object) -> str:
+    # str(bytes) is an error under python -bb. str.__str__ makes a plain str of a subclass with ways of its own.
+    return escape(str.__str__(repr(value) if isinstance(value, bytes) else str(value)))
+
+
+def _number(value: object) -> str:
+    if isinstance(value, float):
+        return "NaN" if math.isnan(value) else float.__repr__(value).replace("inf", "Infinity")
+    if isinstance(value, int):
+        return int.__repr__(value)
+    return _text(value) if isinstance(value, Number) else "NaN"
+
+
+def _json(value: object) -> str:
+    try:
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_one_line)
+    except ValueError as error:
+        # The only sign that json gives of a cycle.
+        return "[Circular]" if "Circular" in str(error) else _one_line(value)
+    except (TypeError, RecursionError):
+        return _one_line(value)
+    return "".join(c if c.isprintable() else _json_escape(c) for c in text)
+
+
+def _json_escape(character: str) -> str:
+    # json escapes all of these but DEL when it keeps to ASCII.
+    return "\\u007f" if character == "\x7f" else json.dumps(character)[1:-1]
+
+
+def _leaf(value: object) -> str:
+    return escape(repr(value))
+
+
+def _one_line(value: object) -> str:
+    return _show(value, None, ())
+
+
+def _many_lines(value: object) -> str:
+    return _show(value, 0, ())
+
+
+def _show(value: object, indent: int | None, above: tuple[int, ...]) -> str:
+    """Show a value in one line, or over many where it is too long for one.
+
+    The standard library's pprint would break bytes and text apart, and with them a secret that is to be found there.
+    """
+    kind = type(value)
+    if not isinstance(value, dict | list | tuple) or kind not in BRACKETS:
+        return _guarded(_leaf, value)
+    if id(value) in above:
+        return "[Circular]"
+    if len(above) == DEEPEST:
+        return "[...]"
+    opening, closing = BRACKETS[kind]
+    inner = None if indent is None else indent + 2
+    parts = list(_parts(value, inner, (*above, id(value))))
+    last = "," if kind is tuple and len(parts) == 1 else ""
+    line = f"{opening}{', '.join(parts)}{last}{closing}"
+    if indent is None or ("\n" not in line and indent + len(line) <= LINE_WIDTH):
+        return line
+    margin = "\n" + " " * indent
+    return f"{opening}{margin}  {f',{margin}  '.join(parts)}{last}{margin}{closing}"
+
+
+def _parts(
+    value: dict[object, object] | list[object] | tuple[object, ...], indent: int | None, above: tuple[int, ...]
+) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield f"{_guarded(_leaf, key)}: {_show(item, indent, above)}"
+    else:
+        for item in value:
+            yield _show(item, indent, above)
+
+
+BRACKETS: Final[dict[type, tuple[str, str]]] = {dict: ("{", "}"), list: ("[", "]"), tuple: ("(", ")")}
+
+FORMATTERS: Final[dict[str, Callable[[object], str]]] = {
+    "%O": _many_lines,
+    "%o": _one_line,
+    "%s": _text,
+    "%d": _number,
+    "%j": _json,
+}
+
+
+class StdlibLog:
+    """The log of a plugin whose host gave none: the standard library's.
+
+    Args:
+        logger: Where to log; None means ``logging.getLogger("trio_ledger_plugin")``.
+    """
+
+    def __init__(self, logger: logging.Logger | None = None) -> None:
+        self._logger = logger or logging.getLogger("trio_ledger_plugin")
+
+    def is_enabled(self, level: int) -> bool:
+        """Whether a message of a ``logging`` level would be logged; where not, it is not even formatted."""
+        return self._logger.isEnabledFor(level)
+
+    def debug(self, message: str, *params: object) -> None:
+        """Log at ``logging.DEBUG``."""
+        self._write(logging.DEBUG, message, params)
+
+    def info(self, message: str, *params: object) -> None:
+        """Log at ``logging.INFO``."""
+        self._write(logging.INFO, message, params)
+
+    def warn(self, message: str, *params: object) -> None:
+        """Log at ``logging.WARNING``."""
+        self._write(logging.WARNING, message, params)
+
+    def error(self, message: str, *params: object) -> None:
+        """Log at ``logging.ERROR``."""
+        self._write(logging.ERROR, message, params)
+
+    def _write(self, level: int, message: str, params: tuple[object, ...]) -> None:
+        if self.is_enabled(level):
+            # Without arguments the logger takes the text as it is. The record names the caller of debug() and so on.
+            self._logger.log(level, format_message(message, *params), stacklevel=3)
+
+
+class SafeLog:
+    """A host's log that never sees a credential: each message is finished here and its secrets become ``***``.
+
+    Args:
+        log: The host's log. It gets finished text, ``%`` doubled, and no parameters.
+        secrets: What must not appear; those under four characters are too short to be told from other text.
+    """
+
+    def __init__(self, log: Log, secrets: Iterable[Secret]) -> None:
+        self._log = log
+        texts = {form for secret in secrets for form in _forms(secret.reveal()) if len(form) >= SHORTEST_SECRET}
+        # The longest first: one secret may be the beginning of another.
+        self._secrets = re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)) or "(?!)")
+
+    def debug(self, message: str, *params: object) -> None:
+        """Pass the message on to the host's ``debug``."""
+        self._write(logging.DEBUG, self._log.debug, message, params)
+
+    def info(self, message: str, *params: object) -> None:
+        """Pass the message on to the host's ``info``."""
+        self._write(logging.INFO, self._log.info, message, params)
+
+    def warn(self, message: str, *params: object) -> None:
+        """Pass the message on to the host's ``warn``."""
+        self._write(logging.WARNING, self._log.warn, message, params)
+
+    def error(self, message: str, *params: object) -> None:
+        """Pass the message on to the host's ``error``."""
+        self._write(logging.ERROR, self._log.error, message, params)
+
+    def _write(self, level: int, write: Callable[[str], None], message: str, params: tuple[object, ...]) -> None:
+        if isinstance(self._log, StdlibLog) and not self._log.is_enabled(level):
+            return
+        write(self._secrets.sub("***", format_message(message, *params)).replace("%", "%%"))
+
+
+def _forms(secret: str) -> set[str]:
+    """Give a secret as each formatter writes it."""
+    if len(secret) < SHORTEST_SECRET:
+        return set()
+    # What repr() does to a quote depends on the other quotes in the text around it: these two force it.
+    quoted = escape(repr(secret + "'\"")[1:-4]), repr(secret.encode("utf-8", "surrogatepass") + b"'\"")[2:-4]
+    plain = {secret, escape(secret), *quoted, *(text.replace("\\'", "'") for text in quoted)}
+    return plain | {_json(text)[1:-1] for text in plain}

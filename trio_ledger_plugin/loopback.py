@@ -1,0 +1,220 @@
+"""The ``loopback`` plugin: two plugins in one process, for development, tests and embedding.
+
+The first plugin that is opened under a name waits, as a listener does; the second becomes its peer. Requests,
+transfers, limits, deadlines and errors are those of any other plugin; only the network is missing.
+"""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
+from itertools import count
+from typing import TYPE_CHECKING, ClassVar
+from uuid import uuid4
+
+import trio
+
+from .calls import CallTable
+from .errors import (
+    ConnectionLostError,
+    InvalidFieldsError,
+    LedgerPluginError,
+    NotConnectedError,
+    PluginClosedError,
+    PluginFailedError,
+    RemoteError,
+    ResponseTimeoutError,
+    TransferInDoubtError,
+    UnreachableError,
+    told_to_peer,
+)
+from .handlers import HandlerQueue, Transfer
+from .opening import open_plugin
+from .options import LoopbackOptions
+from .plugin import LedgerPlugin
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from .answering import Reply
+    from .services import PluginServices
+
+__all__ = ["LoopbackPlugin", "loopback_pair"]
+
+TRANSFER_BYTES = 64
+# Which plugins stand under a name, in one Trio run.
+_waiting: trio.lowlevel.RunVar[dict[str, list[LoopbackPlugin]]] = trio.lowlevel.RunVar("loopback plugins")
+# One count for all: a reply that comes late meets no other call.
+_request_ids = count(1)
+
+
+class LoopbackPlugin(LedgerPlugin):
+    """One of two plugins that are peers in one process."""
+
+    options_class: ClassVar[type[LoopbackOptions]] = LoopbackOptions
+    options: LoopbackOptions
+
+    def __init__(
+        self,
+        options: LoopbackOptions,
+        services: PluginServices,
+        nursery: trio.Nursery,
+        on_failed: Callable[[PluginFailedError], None] | None = None,
+    ) -> None:
+        super().__init__(options, services, nursery, on_failed)
+        self._peer: LoopbackPlugin | None = None
+        self._calls = CallTable(limit=options.max_in_flight, timeout=options.response_timeout)
+        self._requests = HandlerQueue(self.pool, self)
+
+    async def run_connection(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Stand under the name and wait for the peer, or join the one that waits."""
+        plugins = _plugins_under(self.options.name)
+        if len(plugins) == 2:
+            raise InvalidFieldsError(f"name is {self.options.name!r}; two plugins are connected under it already")
+        plugins.append(self)
+        try:
+            if len(plugins) == 2:
+                for plugin, peer in (plugins, plugins[::-1]):
+                    plugin.meet(peer)
+            self.tasks.watch(self, trio.current_time() + self.options.response_timeout)
+            task_status.started()
+            await trio.sleep_forever()
+        finally:
+            plugins.remove(self)
+            self._calls.close(lambda: PluginClosedError("the plugin was closed; the peer may have acted"))
+            if self._peer is not None:
+                self._peer.part()
+                self._peer = None
+
+    def meet(self, peer: LoopbackPlugin) -> None:
+        """Be connected to a peer."""
+        self._peer = peer
+        self._calls = CallTable(limit=self.options.max_in_flight, timeout=self.options.response_timeout)
+        self._requests = HandlerQueue(self.pool, self)
+        self.link_up()
+
+    def part(self) -> None:
+        """Take note that the peer has gone."""
+        self._peer = None
+        self._requests.abandon()
+        self._calls.close(lambda: ConnectionLostError("the peer disconnected; it may have acted"))
+        self.link_down("the peer disconnected")
+
+    async def carry_data(self, data: bytes) -> bytes:
+        """Hand a request to the peer."""
+        return await self._ask(data, len(data))
+
+    async def carry_money(self, transfer: Transfer) -> None:
+        """Hand a transfer to the peer, at most once."""
+        assert transfer.key is not None
+        try:
+            await self._ask(Transfer(transfer.amount), TRANSFER_BYTES)
+        except (ConnectionLostError, ResponseTimeoutError, PluginClosedError, PluginFailedError) as error:
+            raise TransferInDoubtError(transfer.key, transfer.amount, str(error)) from error
+
+    async def _ask(self, payload: bytes | Transfer, size: int) -> bytes:
+        calls = self._calls
+        await calls.wait_for_slot()
+        peer = self._peer
+        if peer is None or calls.closed:
+            raise NotConnectedError("not connected; nothing was sent")
+        call = calls.new_call()
+        request_id = next(_request_ids)
+        calls.pending[request_id] = call
+        self.counters.requests_sent += 1
+        peer.receive(request_id, payload, size)
+        return await calls.outcome(request_id, call)
+
+    def receive(self, request_id: int, payload: bytes | Transfer, size: int) -> None:
+        """Take a request or transfer of the peer's."""
+        self.counters.requests_received += 1
+        if not self._requests.submit(request_id, payload, size):
+            self._send_reply(request_id, UnreachableError("too many requests wait already"))
+
+    async def handle(self, payload: bytes | Transfer) -> Reply:
+        """Run the handler and return the reply."""
+        return await self.answer(payload)
+
+    async def reply(self, request_id: int, reply: Reply) -> None:
+        """Give the peer a handler's reply."""
+        if isinstance(reply, bytes) and len(reply) > self.options.max_data_bytes:
+            reply = self.response_too_long(reply)
+        self._send_reply(request_id, reply)
+
+    def expire(self, request_id: int) -> None:
+        """Answer for a data handler that is past its deadline."""
+        self._send_reply(request_id, UnreachableError("the handler took too long"))
+
+    def _send_reply(self, request_id: int, reply: Reply) -> None:
+        if self._peer is None:
+            return
+        if isinstance(reply, LedgerPluginError):
+            self.counters.errors_sent += 1
+        else:
+            self.counters.responses_sent += 1
+        self._peer.receive_reply(request_id, reply)
+
+    def receive_reply(self, request_id: int, reply: Reply) -> None:
+        """Take the answer to a call of ours."""
+        call = self._calls.pending.pop(request_id, None)
+        if call is None:
+            self.counters.unexpected_responses += 1
+        elif isinstance(reply, LedgerPluginError):
+            self.counters.errors_received += 1
+            code, name, data = told_to_peer(reply)
+            call.fail(RemoteError(code, name, triggered_at=datetime.now(UTC), data=data))
+        else:
+            self.counters.responses_received += 1
+            call.answer(reply or b"")
+
+    def sweep(self, now: float) -> float:
+        """Fail the calls that are past their deadline."""
+        return self._calls.expire(now)
+
+    def fail_calls(self, make_error: Callable[[], LedgerPluginError]) -> None:
+        """Fail every call in flight."""
+        self._calls.fail_all(make_error)
+
+    def calls_in_flight(self) -> int:
+        """Return how many calls wait for the peer."""
+        return len(self._calls.pending)
+
+    async def finish_calls(self) -> None:
+        """Wait for the answers to the calls in flight."""
+        await self._calls.drain()
+
+
+def _plugins_under(name: str) -> list[LoopbackPlugin]:
+    try:
+        names = _waiting.get()
+    except LookupError:
+        names = {}
+        _waiting.set(names)
+    return names.setdefault(name, [])
+
+
+@asynccontextmanager
+async def loopback_pair(
+    services: PluginServices | None = None, *, nursery: trio.Nursery | None = None
+) -> AsyncIterator[tuple[LoopbackPlugin, LoopbackPlugin]]:
+    """Open two loopback plugins that are peers.
+
+    Args:
+        services: What both are given.
+        nursery: Where their tasks run; when None, around the block.
+
+    Yields:
+        The two plugins, connected to each other.
+
+    Raises:
+        PluginFailedError: One of them met a fatal error.
+
+    Cancellation: Closes both at once.
+    """
+    options = LoopbackOptions(name=f"pair-{uuid4()}")
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(open_plugin(options, services, nursery=nursery))
+        second = await stack.enter_async_context(open_plugin(options, services, nursery=nursery))
+        assert isinstance(first, LoopbackPlugin)
+        assert isinstance(second, LoopbackPlugin)
+        yield first, second

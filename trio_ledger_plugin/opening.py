@@ -1,0 +1,142 @@
+"""How a plugin is made and opened."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import trio
+
+from .registry import resolve_plugin
+from .services import PluginServices
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from .answering import DataHandler, MoneyHandler
+    from .checking import CheckedOptions
+    from .errors import PluginFailedError
+    from .options import ConnectOptions
+    from .plugin import LedgerPlugin
+
+__all__ = ["create_plugin", "open_plugin"]
+
+
+def create_plugin(
+    opts: CheckedOptions | Mapping[str, object],
+    services: PluginServices | None = None,
+    *,
+    nursery: trio.Nursery,
+) -> LedgerPlugin:
+    """Make a plugin that is not connected yet (RFC-0024, new LedgerPlugin).
+
+    Most programs use ``open_plugin()``, which also connects and closes.
+
+    Args:
+        opts: An options object, or a mapping such as one parsed from JSON, its plugin's name under ``"plugin"``.
+        services: The store and the log of the host.
+        nursery: Where the plugin's tasks run, from ``connect()`` to ``disconnect()`` or ``aclose()``. A fatal
+            failure leaves through it as ``PluginFailedError``.
+
+    Returns:
+        The plugin; call ``connect()`` next, and ``aclose()`` in the end.
+
+    Raises:
+        TypeError: ``opts``, ``services`` or ``nursery`` is of a wrong type.
+        InvalidFieldsError: Fields of ``opts`` are bad; the text names all of them.
+        InvalidServicesError: A service is needed and missing.
+    """
+    if not isinstance(nursery, trio.Nursery):
+        raise TypeError(f"nursery is a trio.Nursery, not {type(nursery).__name__}")
+    plugin, options = resolve_plugin(opts)
+    return plugin(options, _checked_services(services), nursery)
+
+
+@asynccontextmanager
+async def open_plugin(
+    opts: CheckedOptions | Mapping[str, object],
+    services: PluginServices | None = None,
+    *,
+    connect: ConnectOptions | None = None,
+    data_handler: DataHandler | None = None,
+    money_handler: MoneyHandler | None = None,
+    nursery: trio.Nursery | None = None,
+) -> AsyncIterator[LedgerPlugin]:
+    """Make a plugin, connect it, and close it at the end of the block.
+
+    What leaves the block is bare, never an exception group of this library's making: an error of the body as
+    itself, an error of the connection as itself, and a fatal failure of the plugin, which cancels the block, as one
+    ``PluginFailedError``. A normal exit drains for up to ``close_timeout`` seconds.
+
+    Args:
+        opts: An options object, or a mapping such as one parsed from JSON, its plugin's name under ``"plugin"``.
+        services: The store and the log of the host.
+        connect: The timeout of the connection, in milliseconds.
+        data_handler: ``async (data: bytes) -> bytes``, registered before the connection opens.
+        money_handler: ``async (amount: str) -> None``, likewise.
+        nursery: Where the plugin's tasks run; when None, a nursery of the block's own. Either way they end with
+            the block, and a failure cancels the block alone.
+
+    Yields:
+        The connected plugin.
+
+    Raises:
+        TypeError: An argument is of a wrong type.
+        InvalidFieldsError: Fields of ``opts`` are bad, or credentials are missing.
+        InvalidServicesError: A service is needed and missing.
+        NotAcceptedError: The peer refuses the credentials.
+        UnreachableError: The peer cannot be reached; ``ConnectTimeoutError`` when the time ran out.
+        OSError: A listener cannot listen at its address.
+        PluginFailedError: The plugin met a fatal error; its cause is set.
+
+    Cancellation: Nothing drains; the plugin is closed at once.
+    """
+    if nursery is not None and not isinstance(nursery, trio.Nursery):
+        raise TypeError(f"nursery is a trio.Nursery or None, not {type(nursery).__name__}")
+    plugin_class, options = resolve_plugin(opts)
+    checked = _checked_services(services)
+    block = trio.CancelScope()
+    failures: list[PluginFailedError] = []
+
+    def on_failed(failure: PluginFailedError) -> None:
+        failures.append(failure)
+        block.cancel()
+
+    async with _bare_nursery(nursery) as home:
+        plugin = plugin_class(options, checked, home, on_failed)
+        if data_handler is not None:
+            plugin.register_data_handler(data_handler)
+        if money_handler is not None:
+            plugin.register_money_handler(money_handler)
+        with block:
+            try:
+                await plugin.connect(connect)
+                yield plugin
+            finally:
+                await plugin.aclose()
+        if failures:
+            raise failures[0]
+
+
+@asynccontextmanager
+async def _bare_nursery(given: trio.Nursery | None) -> AsyncIterator[trio.Nursery]:
+    """Give the nursery, or open one that lets an error of the block out as itself."""
+    if given is not None:
+        yield given
+        return
+    error: BaseException | None = None
+    async with trio.open_nursery() as own:
+        try:
+            yield own
+        except BaseException as raised:  # noqa: BLE001 (kept, and raised again outside of the nursery's group)
+            error = raised
+    if error is not None:
+        raise error
+
+
+def _checked_services(services: PluginServices | None) -> PluginServices:
+    if services is None:
+        return PluginServices()
+    if not isinstance(services, PluginServices):
+        raise TypeError(f"services is a PluginServices or None, not {type(services).__name__}")
+    return services

@@ -1,0 +1,145 @@
+"""The home of a plugin's tasks, and the one task that keeps its deadlines.
+
+The law of this module: every task of a plugin is a child of one task in the caller's nursery, so that it ends with
+it. Nothing but the plugin's own fatal error ever leaves that task.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import heapq
+from itertools import count
+from math import inf
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+__all__ = ["PluginTasks", "Swept"]
+
+
+class Swept(Protocol):
+    """Something whose deadlines the sweeper keeps, such as a link.
+
+    The deadlines that it gains after a visit must not lie before the visit that it asked for.
+    """
+
+    def sweep(self, now: float) -> float:
+        """Act on what is due at ``now`` and return the time of the next visit; ``inf`` ends the visits."""
+
+
+class OnEnd(Protocol):
+    """What a plugin does when its tasks have ended."""
+
+    def __call__(self, crash: Exception | None, *, cancelled: bool) -> Exception | None:
+        """Settle the plugin's state; ``crash`` left a task. What is returned is raised into the nursery."""
+
+
+class PluginTasks:
+    """Runs the tasks of one plugin inside a nursery of the caller's.
+
+    Args:
+        nursery: The caller's nursery.
+        on_end: Called when the tasks have ended, whyever.
+    """
+
+    def __init__(self, nursery: trio.Nursery, on_end: OnEnd) -> None:
+        self._caller = nursery
+        self._on_end = on_end
+        # Tasks start in a copy of this, never in the context of the request that happens to need them.
+        self.context = contextvars.copy_context()
+        self._nursery: trio.Nursery | None = None
+        self._opened = trio.Event()
+        self._opened.set()
+        self._alarm = trio.CancelScope()
+        self._order = count()
+        self._visits: list[tuple[float, int, Swept]] = []
+        # Visited from the start, each time the home is opened.
+        self.residents: list[Swept] = []
+        self._ended = trio.Event()
+        self._ended.set()
+        # While true, the tasks end by themselves as soon as ``busy`` is false.
+        self.leaving = False
+        self.busy: Callable[[], bool] = bool
+
+    @property
+    def running(self) -> bool:
+        """Whether tasks can be started."""
+        return self._nursery is not None
+
+    async def start(self) -> None:
+        """Open the home; does nothing when it is open. It can end at once, when the caller's nursery is cancelled.
+
+        Cancellation: Safe at any time; the home opens all the same, and whoever wants it next finds it open.
+        """
+        if self._nursery is None:
+            if self._opened.is_set():
+                self._opened = trio.Event()
+                self._caller.start_soon(self._root)
+            await self._opened.wait()
+
+    def spawn(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
+        """Start a task that ends with the plugin; an exception that leaves it is fatal to the plugin.
+
+        Raises:
+            RuntimeError: The home is not open.
+        """
+        if self._nursery is None:
+            raise RuntimeError("the plugin's tasks have ended")
+        self.context.run(self._nursery.start_soon, function, *args)
+
+    def cancel(self) -> None:
+        """Cancel every task; ``wait_ended()`` waits for them."""
+        if self._nursery is not None:
+            self._nursery.cancel_scope.cancel()
+
+    async def wait_ended(self) -> None:
+        """Wait until no task of the plugin is left.
+
+        Cancellation: Safe at any time.
+        """
+        await self._ended.wait()
+
+    def watch(self, swept: Swept, when: float) -> None:
+        """Have something visited at a time; see ``Swept``."""
+        heapq.heappush(self._visits, (when, next(self._order), swept))
+        self._alarm.deadline = min(self._alarm.deadline, when)
+
+    def look_again(self) -> None:
+        """Have the sweeper look now whether it is still needed."""
+        self._alarm.deadline = -inf
+
+    async def _root(self) -> None:
+        self._ended = trio.Event()
+        crash: Exception | None = None
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self._sweep)
+                self._opened.set()
+        except* Exception as group:  # noqa: BLE001 (whatever left a task, the plugin tells of it)
+            crash = group
+        finally:
+            # The sweeper closes the home when the tasks end by themselves.
+            cancelled, self._nursery = self._nursery is not None, None
+            self._visits.clear()
+            self._ended.set()
+            fatal = self._on_end(crash, cancelled=cancelled)
+        if fatal is not None:
+            raise fatal
+
+    async def _sweep(self) -> None:
+        for swept in self.residents:
+            self.watch(swept, trio.current_time())
+        while not self.leaving or self.busy():
+            now = trio.current_time()
+            while self._visits and self._visits[0][0] <= now:
+                _, _, swept = heapq.heappop(self._visits)
+                again = swept.sweep(now)
+                if again < inf:
+                    heapq.heappush(self._visits, (again, next(self._order), swept))
+            with trio.CancelScope(deadline=self._visits[0][0] if self._visits else inf) as self._alarm:
+                await trio.sleep_forever()
+        self._nursery = None
