@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import outcome
 import trio
 
-from .errors import LedgerPluginError, ResponseTimeoutError
+from .errors import ConnectionLostError, LedgerPluginError, NotConnectedError, ResponseTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +32,7 @@ class Call:
 
     def __init__(self, deadline: float) -> None:
         self._task: trio.lowlevel.Task | None = trio.lowlevel.current_task()
-        self.deadline = deadline
+        self.deadline: float = deadline
 
     async def wait(self) -> bytes:
         """Wait for the answer and return it.
@@ -42,7 +42,7 @@ class Call:
 
         Cancellation: The call counts as resolved; an answer to it does nothing.
         """
-        response: bytes = await trio.lowlevel.wait_task_rescheduled(self._abandon)
+        response: bytes = await trio.lowlevel.wait_task_rescheduled(self.abandon)
         return response
 
     def answer(self, response: bytes) -> None:
@@ -57,7 +57,8 @@ class Call:
         if task is not None:
             trio.lowlevel.reschedule(task, outcome.Error(error))
 
-    def _abandon(self, _raise_cancel: object) -> trio.lowlevel.Abort:
+    def abandon(self, _raise_cancel: object) -> trio.lowlevel.Abort:
+        """Let the caller go, when Trio cancels it."""
         self._task = None
         return trio.lowlevel.Abort.SUCCEEDED
 
@@ -70,15 +71,21 @@ class CallTable:
         timeout: Seconds until a call expires.
     """
 
-    __slots__ = ("_slots", "_timeout", "closed", "limit", "pending")
+    __slots__ = ("_drained", "_make_error", "_slots", "_timeout", "limit", "pending")
 
     def __init__(self, *, limit: int, timeout: float) -> None:
         self.pending: dict[int, Call] = {}
-        self.limit = limit
-        self.closed = False
+        self.limit: int = limit
+        self._make_error: Callable[[], LedgerPluginError] | None = None
         self._timeout = timeout
         # Made when first needed: an idle connection must cost little.
         self._slots: trio.lowlevel.ParkingLot | None = None
+        self._drained: trio.Event | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether no more calls can be made."""
+        return self._make_error is not None
 
     def new_call(self) -> Call:
         """Return a call of the current task, which its owner puts into ``pending`` under a fresh id."""
@@ -95,17 +102,46 @@ class CallTable:
         try:
             return await call.wait()
         finally:
-            self.pending.pop(request_id, None)
-            if self._slots:
-                self._slots.unpark()
+            self.forget(request_id)
+
+    def forget(self, request_id: int) -> None:
+        """Forget a call whose caller goes on."""
+        self.pending.pop(request_id, None)
+        if self._slots:
+            self._slots.unpark()
+        if self._drained is not None and not self.pending:
+            self._drained.set()
+            self._drained = None
 
     async def wait_for_slot(self) -> None:
         """Wait until fewer calls are in flight than may be, or the table is closed.
 
+        Whoever is let in and makes no call after all calls ``wake_next()``, or the slot would be forgotten.
+
         Cancellation: Safe at any time.
         """
         while len(self.pending) >= self.limit and not self.closed:
-            await self._park()
+            if self._slots is None:
+                self._slots = trio.lowlevel.ParkingLot()
+            await self._slots.park()
+
+    def wake_next(self) -> None:
+        """Let the next one look for a slot."""
+        if self._slots:
+            self._slots.unpark()
+
+    def check_open(self) -> None:
+        """Raise what a call meets that was not sent before the table was closed.
+
+        Raises:
+            NotConnectedError: The peer is gone.
+            LedgerPluginError: What the calls in flight were failed with, where this side ended it.
+        """
+        if self._make_error is not None:
+            error = self._make_error()
+            if isinstance(error, ConnectionLostError):
+                error = NotConnectedError("the connection was lost before the request was sent")
+            raise error
 
     async def drain(self) -> None:
         """Wait until no call is in flight.
@@ -113,17 +149,19 @@ class CallTable:
         Cancellation: Safe at any time.
         """
         while self.pending:
-            await self._park()
+            self._drained = self._drained or trio.Event()
+            await self._drained.wait()
 
     def close(self, make_error: Callable[[], LedgerPluginError]) -> None:
-        """Fail every call in flight, and let those go on that wait for a slot: the peer is gone."""
-        self.closed = True
-        self.fail_all(make_error)
+        """Fail every call in flight, each with an error of its own, and turn away those that wait for a slot.
+
+        Does nothing when the table is closed already: the first reason counts.
+        """
+        if self.closed:
+            return
+        self._make_error = make_error
         if self._slots:
             self._slots.unpark_all()
-
-    def fail_all(self, make_error: Callable[[], LedgerPluginError]) -> None:
-        """Fail every call in flight, each with an error of its own."""
         calls = list(self.pending.values())
         self.pending.clear()
         for call in calls:
@@ -141,8 +179,3 @@ class CallTable:
             self.pending.pop(request_id).fail(error)
         first = next(iter(self.pending.values()), None)
         return min(now + self._timeout, inf if first is None else first.deadline)
-
-    async def _park(self) -> None:
-        if self._slots is None:
-            self._slots = trio.lowlevel.ParkingLot()
-        await self._slots.park()

@@ -25,7 +25,7 @@ class Connection(trio.TaskStatus[None]):
         self._settled = trio.Event()
         self._waiting = 0
         self._error: Exception | None = None
-        self.ended = trio.Event()
+        self.ended: trio.Event = trio.Event()
 
     @property
     def is_settled(self) -> bool:
@@ -38,8 +38,8 @@ class Connection(trio.TaskStatus[None]):
         return self._scope.cancel_called or self.ended.is_set()
 
     def started(self, value: None = None) -> None:  # noqa: ARG002 (the signature is Trio's)
-        """Let those who wait for the attempt know that it succeeded."""
-        if not self.is_settled:
+        """Let those who wait for the attempt know that it succeeded; too late when it is abandoned."""
+        if not self.is_settled and not self.is_abandoned:
             self._on_ready()
             self._settled.set()
 
@@ -55,8 +55,11 @@ class Connection(trio.TaskStatus[None]):
 
     async def run(self, function: Callable[[], Awaitable[None]]) -> None:
         """Run until the function ends or ``cancel()`` is called."""
-        with self._scope:
-            await function()
+        try:
+            with self._scope:
+                await function()
+        finally:
+            self._scope.cancel()
 
     async def wait_settled(self) -> None:
         """Wait until the attempt has succeeded.

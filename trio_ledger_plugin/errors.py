@@ -79,9 +79,10 @@ class LedgerPluginError(Exception):
     code: ClassVar[str] = ""
 
     def __init_subclass__(cls) -> None:
-        """Give each class its own name, which is the wire's name too."""
+        """Give each class its own name, which is the wire's name too, unless it says another."""
         super().__init_subclass__()
-        cls.name = cls.__name__
+        if "name" not in cls.__dict__:
+            cls.name = cls.__name__
 
 
 class InvalidFieldsError(LedgerPluginError, ValueError):

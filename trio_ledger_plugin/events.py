@@ -92,11 +92,13 @@ class EventStream:
     """The sending side of a plugin's events; ``receiver`` is the application's end."""
 
     def __init__(self) -> None:
-        self._sender, self.receiver = trio.open_memory_channel[Event](BUFFERED_EVENTS)
+        sender, receiver = trio.open_memory_channel[Event](BUFFERED_EVENTS)
+        self._sender = sender
+        self.receiver: trio.MemoryReceiveChannel[Event] = receiver
         # A clone of ours, so that the oldest can be dropped when the application has closed its own end or sleeps.
         self._overflow = self.receiver.clone()
         self._closed = False
-        self.dropped = 0
+        self.dropped: int = 0
 
     def publish(self, event: Event) -> None:
         """Deliver an event without waiting; events after ``close()`` vanish."""

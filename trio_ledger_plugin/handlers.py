@@ -9,17 +9,22 @@ from __future__ import annotations
 
 from collections import deque
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import trio
 from attrs import field, frozen
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from .answering import Reply
     from .services import Log
     from .tasks import PluginTasks
 
 __all__ = ["HandlerPool", "HandlerQueue", "Transfer", "current_transfer", "enter_transfer"]
+
+# What a waiting request takes beside its payload: many empty ones must not grow without bound either.
+REQUEST_BYTES = 200
 
 
 @frozen
@@ -57,11 +62,11 @@ def enter_transfer(transfer: Transfer) -> None:
     _transfer.set(transfer)
 
 
+Answer: TypeAlias = "Callable[[bytes | Transfer], Awaitable[Reply]]"
+
+
 class Requester(Protocol):
     """Where requests come from and their replies go."""
-
-    async def handle(self, payload: bytes | Transfer) -> Reply:
-        """Run the handler and return the reply; an exception never leaves, it becomes a reply."""
 
     async def reply(self, request_id: int, reply: Reply) -> None:
         """Send a reply, or drop it when the link is gone; may wait for room."""
@@ -76,16 +81,18 @@ class HandlerQueue:
     Args:
         pool: The plugin's pool.
         requester: Where the requests come from.
+        answer: Runs the application's handler and returns the reply; never raises for it.
     """
 
-    __slots__ = ("pool", "requester", "running", "waiting", "waiting_bytes")
+    __slots__ = ("answer", "pool", "requester", "running", "waiting", "waiting_bytes")
 
-    def __init__(self, pool: HandlerPool, requester: Requester) -> None:
-        self.pool = pool
-        self.requester = requester
-        self.running = 0
+    def __init__(self, pool: HandlerPool, requester: Requester, answer: Answer) -> None:
+        self.pool: HandlerPool = pool
+        self.requester: Requester = requester
+        self.answer: Answer = answer
+        self.running: int = 0
         self.waiting: deque[tuple[int, bytes | Transfer, int]] | None = None
-        self.waiting_bytes = 0
+        self.waiting_bytes: int = 0
 
     def submit(self, request_id: int, payload: bytes | Transfer, size: int) -> bool:
         """Have a request served; false when too many wait already and it was not taken."""
@@ -93,6 +100,7 @@ class HandlerQueue:
             self.running += 1
             self.pool.run(self, request_id, payload)
             return True
+        size += REQUEST_BYTES
         if self.waiting_bytes + size > self.pool.waiting_limit:
             return False
         if self.waiting is None:
@@ -122,13 +130,13 @@ class _Worker:
     __slots__ = ("answered", "payload", "pool", "queue", "request_id", "scope", "task")
 
     def __init__(self, pool: HandlerPool) -> None:
-        self.pool = pool
-        self.scope = trio.CancelScope()
+        self.pool: HandlerPool = pool
+        self.scope: trio.CancelScope = trio.CancelScope()
         self.task: trio.lowlevel.Task | None = None
         self.queue: HandlerQueue | None = None
-        self.request_id = 0
+        self.request_id: int = 0
         self.payload: bytes | Transfer = b""
-        self.answered = False
+        self.answered: bool = False
 
     def begin(self, queue: HandlerQueue, request_id: int, payload: bytes | Transfer) -> None:
         self.queue, self.request_id, self.payload, self.answered = queue, request_id, payload, False
@@ -152,15 +160,15 @@ class HandlerPool:
     def __init__(self, tasks: PluginTasks, log: Log, *, limit: int, waiting_limit: int, timeout: float) -> None:
         self._tasks = tasks
         self._log = log
-        self.limit = limit
-        self.waiting_limit = waiting_limit
+        self.limit: int = limit
+        self.waiting_limit: int = waiting_limit
         self._timeout = timeout
         self.idle: list[_Worker] = []
         self._least_idle = 0
         # Deadlines in the order in which the requests began: the first is the first to be due.
         self._deadlines: dict[_Worker, float] = {}
         self._quiet: trio.Event | None = None
-        self.running = 0
+        self.running: int = 0
 
     def run(self, queue: HandlerQueue, request_id: int, payload: bytes | Transfer) -> None:
         """Serve one request in a task that is free, or in a new one."""
@@ -213,16 +221,20 @@ class HandlerPool:
             with worker.scope:
                 while worker.queue is not None:
                     await self._serve(worker, worker.queue)
-                return
         except* Exception as group:  # noqa: BLE001 (a handler may raise anything)
             # A handler's task group can raise errors beside its cancellation; the request was answered before.
             self._log.error("a handler raised while it was cancelled: %s", group)
-        self._end_cancelled(worker)
+        finally:
+            self._deadlines.pop(worker, None)
+            if worker.queue is not None:
+                self._count_end()
+        if worker.queue is not None:
+            self._pass_on(worker.queue)
 
     async def _serve(self, worker: _Worker, queue: HandlerQueue) -> None:
         requester = queue.requester
         self._deadlines[worker] = trio.current_time() + self._timeout
-        reply = await requester.handle(worker.payload)
+        reply = await queue.answer(worker.payload)
         self._deadlines.pop(worker, None)
         if not worker.answered:
             await requester.reply(worker.request_id, reply)
@@ -241,13 +253,11 @@ class HandlerPool:
             worker.task.context = self._tasks.context.copy()
             await trio.lowlevel.cancel_shielded_checkpoint()  # the new context counts from here
 
-    def _end_cancelled(self, worker: _Worker) -> None:
-        """Pass the place of a cancelled worker on; its own scope is spent, so the task ends."""
-        self._count_end()
-        if worker.queue is not None:
-            job = worker.queue.next_job()
-            if job is not None:
-                self.run(worker.queue, *job)
+    def _pass_on(self, queue: HandlerQueue) -> None:
+        """Give the place of a cancelled worker to another; its own scope is spent, so its task ends."""
+        job = queue.next_job()
+        if job is not None:
+            self.run(queue, *job)
 
     def _count_end(self) -> None:
         self.running -= 1

@@ -19,7 +19,6 @@ from .errors import (
     ConnectionLostError,
     InvalidFieldsError,
     LedgerPluginError,
-    NotConnectedError,
     PluginClosedError,
     PluginFailedError,
     RemoteError,
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LoopbackPlugin", "loopback_pair"]
 
-TRANSFER_BYTES = 64
 # Which plugins stand under a name, in one Trio run.
 _waiting: trio.lowlevel.RunVar[dict[str, list[LoopbackPlugin]]] = trio.lowlevel.RunVar("loopback plugins")
 # One count for all: a reply that comes late meets no other call.
@@ -64,7 +62,7 @@ class LoopbackPlugin(LedgerPlugin):
         super().__init__(options, services, nursery, on_failed)
         self._peer: LoopbackPlugin | None = None
         self._calls = CallTable(limit=options.max_in_flight, timeout=options.response_timeout)
-        self._requests = HandlerQueue(self.pool, self)
+        self._requests = HandlerQueue(self.pool, self, self.handlers.answer)
 
     async def run_connection(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Stand under the name and wait for the peer, or join the one that waits."""
@@ -73,7 +71,7 @@ class LoopbackPlugin(LedgerPlugin):
             raise InvalidFieldsError(f"name is {self.options.name!r}; two plugins are connected under it already")
         plugins.append(self)
         try:
-            if len(plugins) == 2:
+            if len(plugins) == 2 and not plugins[0].is_parting:
                 for plugin, peer in (plugins, plugins[::-1]):
                     plugin.meet(peer)
             self.tasks.watch(self, trio.current_time() + self.options.response_timeout)
@@ -81,6 +79,9 @@ class LoopbackPlugin(LedgerPlugin):
             await trio.sleep_forever()
         finally:
             plugins.remove(self)
+            if not plugins:
+                del _waiting.get()[self.options.name]
+            self._requests.abandon()
             self._calls.close(lambda: PluginClosedError("the plugin was closed; the peer may have acted"))
             if self._peer is not None:
                 self._peer.part()
@@ -90,7 +91,7 @@ class LoopbackPlugin(LedgerPlugin):
         """Be connected to a peer."""
         self._peer = peer
         self._calls = CallTable(limit=self.options.max_in_flight, timeout=self.options.response_timeout)
-        self._requests = HandlerQueue(self.pool, self)
+        self._requests = HandlerQueue(self.pool, self, self.handlers.answer)
         self.link_up()
 
     def part(self) -> None:
@@ -102,22 +103,21 @@ class LoopbackPlugin(LedgerPlugin):
 
     async def carry_data(self, data: bytes) -> bytes:
         """Hand a request to the peer."""
+        await self._wait_for_turn()
         return await self._ask(data, len(data))
 
     async def carry_money(self, transfer: Transfer) -> None:
         """Hand a transfer to the peer, at most once."""
         assert transfer.key is not None
+        await self._wait_for_turn()
         try:
-            await self._ask(Transfer(transfer.amount), TRANSFER_BYTES)
+            await self._ask(Transfer(transfer.amount), 0)
         except (ConnectionLostError, ResponseTimeoutError, PluginClosedError, PluginFailedError) as error:
             raise TransferInDoubtError(transfer.key, transfer.amount, str(error)) from error
 
     async def _ask(self, payload: bytes | Transfer, size: int) -> bytes:
-        calls = self._calls
-        await calls.wait_for_slot()
-        peer = self._peer
-        if peer is None or calls.closed:
-            raise NotConnectedError("not connected; nothing was sent")
+        calls, peer = self._calls, self._peer
+        assert peer is not None
         call = calls.new_call()
         request_id = next(_request_ids)
         calls.pending[request_id] = call
@@ -125,15 +125,18 @@ class LoopbackPlugin(LedgerPlugin):
         peer.receive(request_id, payload, size)
         return await calls.outcome(request_id, call)
 
+    async def _wait_for_turn(self) -> None:
+        """Wait until a call more may be made; raise when there will be none."""
+        calls = self._calls
+        await calls.wait_for_slot()
+        calls.check_open()
+
     def receive(self, request_id: int, payload: bytes | Transfer, size: int) -> None:
         """Take a request or transfer of the peer's."""
         self.counters.requests_received += 1
         if not self._requests.submit(request_id, payload, size):
-            self._send_reply(request_id, UnreachableError("too many requests wait already"))
-
-    async def handle(self, payload: bytes | Transfer) -> Reply:
-        """Run the handler and return the reply."""
-        return await self.answer(payload)
+            # In a task: the caller has to wait before it can be woken.
+            self.tasks.spawn(self.reply, request_id, UnreachableError("too many requests wait already"))
 
     async def reply(self, request_id: int, reply: Reply) -> None:
         """Give the peer a handler's reply."""
@@ -173,7 +176,7 @@ class LoopbackPlugin(LedgerPlugin):
 
     def fail_calls(self, make_error: Callable[[], LedgerPluginError]) -> None:
         """Fail every call in flight."""
-        self._calls.fail_all(make_error)
+        self._calls.close(make_error)
 
     def calls_in_flight(self) -> int:
         """Return how many calls wait for the peer."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from .errors import PluginFailedError
 from .registry import resolve_plugin
 from .services import PluginServices
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
     from .answering import DataHandler, MoneyHandler
     from .checking import CheckedOptions
-    from .errors import PluginFailedError
     from .options import ConnectOptions
     from .plugin import LedgerPlugin
 
@@ -108,14 +108,31 @@ async def open_plugin(
             plugin.register_data_handler(data_handler)
         if money_handler is not None:
             plugin.register_money_handler(money_handler)
-        with block:
-            try:
-                await plugin.connect(connect)
-                yield plugin
-            finally:
-                await plugin.aclose()
+        try:
+            with block:
+                async with _closing(plugin):
+                    await plugin.connect(connect)
+                    yield plugin
+        except ExceptionGroup as group:
+            # The body's own nursery makes a group of the calls that the failure ended; the failure is told once.
+            if not failures or not _tells_only(group, failures[0]):
+                raise
         if failures:
             raise failures[0]
+
+
+@asynccontextmanager
+async def _closing(plugin: LedgerPlugin) -> AsyncIterator[None]:
+    """Close the plugin at the end of the block, whose own error wins over a cancellation of the closing."""
+    try:
+        yield
+    except BaseException as error:
+        try:
+            await plugin.aclose()
+        finally:
+            raise error
+    else:
+        await plugin.aclose()
 
 
 @asynccontextmanager
@@ -125,13 +142,23 @@ async def _bare_nursery(given: trio.Nursery | None) -> AsyncIterator[trio.Nurser
         yield given
         return
     error: BaseException | None = None
-    async with trio.open_nursery() as own:
-        try:
-            yield own
-        except BaseException as raised:  # noqa: BLE001 (kept, and raised again outside of the nursery's group)
-            error = raised
-    if error is not None:
-        raise error
+    try:
+        async with trio.open_nursery() as own:
+            try:
+                yield own
+            except BaseException as raised:  # noqa: BLE001 (kept, and raised again outside of the nursery's group)
+                error = raised
+    finally:
+        # Over the cancellation of a task that shielded itself for too long: the block's own error tells more.
+        if error is not None:
+            raise error
+
+
+def _tells_only(group: ExceptionGroup[Exception], failure: PluginFailedError) -> bool:
+    def is_failure(error: Exception) -> bool:
+        return isinstance(error, PluginFailedError) and error.__cause__ is failure.__cause__
+
+    return group.split(is_failure)[1] is None
 
 
 def _checked_services(services: PluginServices | None) -> PluginServices:

@@ -21,7 +21,7 @@ from uuid import uuid4
 import trio
 from attrs import asdict
 
-from .answering import DataHandler, Handlers, MoneyHandler, Reply, as_bytes
+from .answering import DataHandler, Handlers, MoneyHandler, as_bytes
 from .connection import Connection
 from .errors import (
     ConnectTimeoutError,
@@ -40,7 +40,7 @@ from .statistics import Counters, Statistics
 from .tasks import PluginTasks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from .secret import Secret
     from .services import PluginServices
@@ -48,8 +48,10 @@ if TYPE_CHECKING:
 __all__ = ["LedgerPlugin"]
 
 MAX_AMOUNT = 2**64 - 1
-# How long an ending plugin waits for tasks that it has cancelled; one that shields itself can take longer.
-END_SECONDS = 1.0
+# How long a disconnecting plugin takes to say goodbye.
+PARTING_SECONDS = 1.0
+# How long a closed plugin waits, shielded, for tasks that it has cancelled; one that shields itself can take longer.
+END_SECONDS = 0.5
 
 
 class _State(Enum):
@@ -88,14 +90,14 @@ class LedgerPlugin(ABC):
         nursery: trio.Nursery,
         on_failed: Callable[[PluginFailedError], None] | None = None,
     ) -> None:
-        self.options = options
-        self.services = services
-        self.log = SafeLog(services.log or StdlibLog(), self.secrets())
-        self.counters = Counters()
-        self.handlers = Handlers(self.log)
-        self.tasks = PluginTasks(nursery, self._tasks_ended)
+        self.options: LinkOptions = options
+        self.services: PluginServices = services
+        self.log: SafeLog = SafeLog(services.log or StdlibLog(), self.secrets())
+        self.counters: Counters = Counters()
+        self.handlers: Handlers = Handlers(self.log)
+        self.tasks: PluginTasks = PluginTasks(nursery, self._tasks_ended)
         self.tasks.busy = self._is_busy
-        self.pool = HandlerPool(
+        self.pool: HandlerPool = HandlerPool(
             self.tasks,
             self.log,
             limit=options.max_handlers,
@@ -129,7 +131,7 @@ class LedgerPlugin(ABC):
         """
 
     @abstractmethod
-    async def carry_data(self, data: bytes) -> bytes:
+    def carry_data(self, data: bytes) -> Awaitable[bytes]:
         """Carry one request to the peer and return its response; ``send_data`` checked the arguments."""
 
     @abstractmethod
@@ -181,6 +183,9 @@ class LedgerPlugin(ABC):
         with trio.move_on_after(seconds):
             await self._connect()
             return
+        if self._state is _State.READY:
+            # Ready at the very moment at which the time was up.
+            return
         cause = self.connect_error
         detail = f": {cause}" if cause is not None else ""
         raise ConnectTimeoutError(f"not connected within {seconds:g} s{detail}") from cause
@@ -189,12 +194,9 @@ class LedgerPlugin(ABC):
         while True:
             self.check_usable()
             connection = self._connection
-            if self._state is _State.READY:
-                await trio.lowlevel.checkpoint()
-                return
             if connection is None:
                 await self._begin()
-            elif connection.is_abandoned:
+            elif connection.is_abandoned or self._state is _State.DISCONNECTING:
                 await connection.ended.wait()
             else:
                 await connection.wait_settled()
@@ -203,15 +205,20 @@ class LedgerPlugin(ABC):
     async def _begin(self) -> None:
         """Open the tasks' home and begin an attempt, unless another task does it meanwhile."""
         self.tasks.leaving = False
-        await self.tasks.start()
-        if self._connection is None and self._state is _State.IDLE and self.tasks.running:
-            self._state = _State.CONNECTING
-            self.connect_error = None
-            self._connection = Connection(self._ready)
-            self.tasks.spawn(self._run, self._connection)
+        try:
+            await self.tasks.start()
+            if self._connection is None and self._state is _State.IDLE and self.tasks.running:
+                self._state = _State.CONNECTING
+                self.connect_error = None
+                self._connection = Connection(self._ready)
+                self.tasks.spawn(self._run, self._connection)
+        finally:
+            if self._connection is None:
+                self.tasks.leave()
 
     def _ready(self) -> None:
-        self._state = _State.READY
+        if self._state is _State.CONNECTING:
+            self._state = _State.READY
 
     async def _run(self, connection: Connection) -> None:
         """Own one run of ``run_connection`` from the attempt to its end."""
@@ -227,8 +234,7 @@ class LedgerPlugin(ABC):
         connection.settle(error or PluginClosedError("the plugin was disconnected while it connected"))
         connection.ended.set()
         self.link_down("disconnected")
-        self.tasks.leaving = True
-        self.tasks.look_again()
+        self.tasks.leave()
         if error is not None and fatal:
             self.fail(error)
 
@@ -240,14 +246,14 @@ class LedgerPlugin(ABC):
         Cancellation: The link is dropped all the same, without a parting word.
         """
         connection = self._connection
-        if connection is None:
+        if connection is None or self._state in (_State.CLOSED, _State.FAILED):
             await trio.lowlevel.checkpoint()
             return
         self._state = _State.DISCONNECTING
         self.link_down("disconnected")
         self.fail_calls(lambda: PluginClosedError("the plugin was disconnected"))
         try:
-            with trio.move_on_after(END_SECONDS):
+            with trio.move_on_after(PARTING_SECONDS):
                 await self.finish_calls()
         finally:
             connection.cancel()
@@ -261,14 +267,12 @@ class LedgerPlugin(ABC):
 
         Cancellation: Nothing drains; the plugin is closed all the same.
         """
-        if self._state in (_State.CLOSED, _State.FAILED):
-            await self.tasks.wait_ended()
-            return
-        self._draining = self.handlers.closing = True
         try:
-            with trio.move_on_after(self.options.close_timeout):
-                await self.pool.wait_quiet()
-                await self.finish_calls()
+            if self._state not in (_State.CLOSED, _State.FAILED):
+                self._draining = self.handlers.closing = True
+                with trio.move_on_after(self.options.close_timeout):
+                    await self.pool.wait_quiet()
+                    await self.finish_calls()
         finally:
             self._end()
             self.tasks.cancel()
@@ -343,9 +347,10 @@ class LedgerPlugin(ABC):
             PluginClosedError: The plugin was closed before it was sent.
             PluginFailedError: The plugin had failed before it was sent.
 
-        Cancellation: The transfer may have left, and may have been applied.
+        Cancellation: Nothing is sent when the caller was cancelled before; later, the transfer may have been applied.
         """
         transfer = Transfer(_checked_amount(amount), key=_checked_key(idempotency_key))
+        await trio.lowlevel.checkpoint_if_cancelled()
         if not self._connected or self._draining:
             raise self._not_connected()
         await self.carry_money(transfer)
@@ -396,10 +401,6 @@ class LedgerPlugin(ABC):
 
     # What an author of a plugin calls.
 
-    async def answer(self, payload: bytes | Transfer) -> Reply:
-        """Have the application's handler serve a request or a transfer of the peer's; never raises for it."""
-        return await self.handlers.answer(payload)
-
     def response_too_long(self, response: bytes) -> LedgerPluginError:
         """Return what the peer is told in place of a response that does not fit a message, and log it."""
         self.log.error("a data handler's response has %d bytes; at most %d can be sent", len(response), self._max_data)
@@ -418,15 +419,20 @@ class LedgerPlugin(ABC):
             self._tell()
             self._stream.publish(Disconnected(reason))
 
+    @property
+    def is_parting(self) -> bool:
+        """Whether the plugin disconnects or closes: no new link is wanted."""
+        return self._draining or self._state is _State.DISCONNECTING
+
     def publish(self, event: Event) -> None:
         """Deliver an event that is the plugin's own kind."""
         self._stream.publish(event)
 
     def fail(self, error: Exception) -> None:
         """End the plugin for good because of an error that nothing can mend (RFC-0024, event ``error``)."""
+        self.log.error("the plugin failed: %o", error)
         if self._state in (_State.CLOSED, _State.FAILED):
             return
-        self.log.error("the plugin failed: %o", error)
         self._failure = PluginFailedError(f"the plugin failed: {error}")
         self._failure.__cause__ = error
         self._end(_State.FAILED, Failed(error))
@@ -488,7 +494,10 @@ class LedgerPlugin(ABC):
             self.fail(_only(crash))
         elif cancelled and self._state is not _State.FAILED:
             self._end()
-        self._connection = None
+        if self._connection is not None:
+            # It was cancelled with all the others.
+            self._connection.ended.set()
+            self._connection = None
         return self._failure if self._on_failed is None else None
 
 

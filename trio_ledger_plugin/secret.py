@@ -18,7 +18,10 @@ class Secret:
 
     # No attrs class: attrs.asdict() would walk into it and bring the text out.
     __slots__ = ("_value",)
-    __hash__ = None  # type: ignore[assignment]  # object has a hash, and a secret's hash would tell of its text
+
+    def __hash__(self) -> int:
+        """Refuse: a secret's hash would tell of its text."""
+        raise TypeError("a Secret cannot be hashed")
 
     def __init__(self, value: str) -> None:
         if not isinstance(value, str):

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from .errors import PluginClosedError
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -49,8 +51,10 @@ class PluginTasks:
         self._caller = nursery
         self._on_end = on_end
         # Tasks start in a copy of this, never in the context of the request that happens to need them.
-        self.context = contextvars.copy_context()
+        self.context: contextvars.Context = contextvars.copy_context()
         self._nursery: trio.Nursery | None = None
+        # Of the home itself: it can be cancelled before its first step.
+        self._scope = trio.CancelScope()
         self._opened = trio.Event()
         self._opened.set()
         self._alarm = trio.CancelScope()
@@ -61,7 +65,7 @@ class PluginTasks:
         self._ended = trio.Event()
         self._ended.set()
         # While true, the tasks end by themselves as soon as ``busy`` is false.
-        self.leaving = False
+        self.leaving: bool = False
         self.busy: Callable[[], bool] = bool
 
     @property
@@ -72,13 +76,26 @@ class PluginTasks:
     async def start(self) -> None:
         """Open the home; does nothing when it is open. It can end at once, when the caller's nursery is cancelled.
 
+        Raises:
+            PluginClosedError: The caller's nursery has ended.
+
         Cancellation: Safe at any time; the home opens all the same, and whoever wants it next finds it open.
         """
         if self._nursery is None:
-            if self._opened.is_set():
-                self._opened = trio.Event()
-                self._caller.start_soon(self._root)
+            if self._opened.is_set() and not self._ended.is_set():
+                # The home before this one is on its way out, and must not settle the state of this one.
+                await self._ended.wait()
+            if self._ended.is_set():
+                self._open()
             await self._opened.wait()
+
+    def _open(self) -> None:
+        try:
+            self.context.run(self._caller.start_soon, self._root)
+        except RuntimeError as error:
+            raise PluginClosedError("the nursery that the plugin was made in has ended") from error
+        self._scope = trio.CancelScope()
+        self._opened, self._ended = trio.Event(), trio.Event()
 
     def spawn(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
         """Start a task that ends with the plugin; an exception that leaves it is fatal to the plugin.
@@ -92,8 +109,7 @@ class PluginTasks:
 
     def cancel(self) -> None:
         """Cancel every task; ``wait_ended()`` waits for them."""
-        if self._nursery is not None:
-            self._nursery.cancel_scope.cancel()
+        self._scope.cancel()
 
     async def wait_ended(self) -> None:
         """Wait until no task of the plugin is left.
@@ -107,18 +123,23 @@ class PluginTasks:
         heapq.heappush(self._visits, (when, next(self._order), swept))
         self._alarm.deadline = min(self._alarm.deadline, when)
 
+    def leave(self) -> None:
+        """Have the tasks end by themselves as soon as the plugin is not busy."""
+        self.leaving = True
+        self.look_again()
+
     def look_again(self) -> None:
         """Have the sweeper look now whether it is still needed."""
         self._alarm.deadline = -inf
 
     async def _root(self) -> None:
-        self._ended = trio.Event()
         crash: Exception | None = None
         try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                nursery.start_soon(self._sweep)
-                self._opened.set()
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
+                    nursery.start_soon(self._sweep)
+                    self._opened.set()
         except* Exception as group:  # noqa: BLE001 (whatever left a task, the plugin tells of it)
             crash = group
         finally:
@@ -142,4 +163,6 @@ class PluginTasks:
                     heapq.heappush(self._visits, (again, next(self._order), swept))
             with trio.CancelScope(deadline=self._visits[0][0] if self._visits else inf) as self._alarm:
                 await trio.sleep_forever()
+        # What is left are workers without work and connections that are lost already.
         self._nursery = None
+        self._scope.cancel()

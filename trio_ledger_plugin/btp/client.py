@@ -8,6 +8,7 @@ longer than the outage has lasted, nor than ``redial_max_delay``.
 from __future__ import annotations
 
 import ssl
+from math import inf
 from random import uniform
 from typing import TYPE_CHECKING, Protocol
 
@@ -28,6 +29,9 @@ TRY_SECONDS = 10.0
 # The pause after an immediate redial has failed; from then on the outage itself sets the pace.
 FIRST_PAUSE = 0.1
 SILENT_CLOSES = 3
+# A link that does not last so long has not ended the outage: two clients that throw each other out of one account
+# would otherwise do so as fast as the network can.
+STABLE_SECONDS = 10.0
 
 
 class ClientHost(LinkHost, Protocol):
@@ -35,6 +39,10 @@ class ClientHost(LinkHost, Protocol):
 
     options: BtpOptions
     connect_error: Exception | None
+
+    @property
+    def is_parting(self) -> bool:
+        """Whether no link is wanted any more."""
 
     def adopt(self, link: Link) -> None:
         """Take an authenticated link into use."""
@@ -46,7 +54,7 @@ class ClientHost(LinkHost, Protocol):
 class SilentCloseError(UnreachableError):
     """The server closed the connection before it answered the auth packet."""
 
-    name = UnreachableError.name
+    name: str = UnreachableError.name
 
 
 class Client:
@@ -79,9 +87,18 @@ class Client:
             )
         gone = await self._first_link()
         task_status.started()
+        began = -inf
         while True:
+            up = trio.current_time()
             await gone.wait()
-            gone = await self._next_link()
+            if self._host.is_parting:
+                await trio.sleep_forever()
+            now = trio.current_time()
+            if began == -inf or now - up >= STABLE_SECONDS:
+                began = now
+            else:
+                await self._pause(began)
+            gone = await self._next_link(began)
 
     async def _first_link(self) -> trio.Event:
         silent = 0
@@ -100,8 +117,7 @@ class Client:
                     ) from error
             await self._pause(began)
 
-    async def _next_link(self) -> trio.Event:
-        began = trio.current_time()
+    async def _next_link(self, began: float) -> trio.Event:
         while True:
             try:
                 gone = await self._try()
@@ -130,6 +146,8 @@ class Client:
             stream: trio.abc.Stream = await trio.open_tcp_stream(options.host, options.port)
         except OSError as error:
             raise UnreachableError(f"cannot connect to {self.address}: {error}") from error
+        except UnicodeError as error:
+            raise PermanentlyUnreachableError(f"{self.address} names a host that cannot exist: {error}") from error
         if options.tls:
             stream = await self._start_tls(stream)
         return await open_websocket(
@@ -163,7 +181,9 @@ class Client:
 
         def on_message(message: bytes) -> None:
             try:
-                if not read_auth_answer(message, request_id, max_entries=options.max_entries):
+                if not read_auth_answer(
+                    message, request_id, max_entries=options.max_entries, token=options.btp_token.reveal()
+                ):
                     link.hold(message)
                     return
             except LedgerPluginError as error:

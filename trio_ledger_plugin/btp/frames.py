@@ -126,8 +126,8 @@ class FrameReader:
 
     def __init__(self, *, masked: bool, max_message: int, max_fragments: int) -> None:
         self._masked = masked
-        self.max_message = max_message
-        self.max_fragments = max_fragments
+        self.max_message: int = max_message
+        self.max_fragments: int = max_fragments
         self._buffer = b""
         self._position = 0
         self._fragments = 0

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from .frames import FrameKind, FrameReader
+from .rawsocket import plain_socket, read_socket
 from .writer import FrameWriter
 
 if TYPE_CHECKING:
@@ -26,13 +27,23 @@ __all__ = ["LaneStream", "Receiver"]
 
 READ_BYTES = 65536
 FRAMES_A_PASS = 16
+# Turns of the loop that a peer waits after each pass while more than one read of its bytes has piled up.
+TURNS_BEHIND = 4
+# How long reading pauses at a time while replies wait for room in the out-queue.
+PAUSE_SECONDS = 0.05
 CLOSE_SECONDS = 1.0
 # Where h11 sees the end of a head.
 _HEAD_END = re.compile(rb"\n\r?\n")
 
 
 class Receiver(Protocol):
-    """The link's side of a lane. No method may wait or raise."""
+    """The link's side of a lane. No method may wait or raise.
+
+    Attributes:
+        replies_blocked: How many replies wait for room in the out-queue.
+    """
+
+    replies_blocked: int
 
     def receive(self, message: bytes) -> None:
         """Take one binary message."""
@@ -68,6 +79,7 @@ class LaneStream(trio.abc.Stream):
         "_phase",
         "_receiver",
         "_server",
+        "_socket",
         "_stream",
         "_tasks",
         "bytes_received",
@@ -76,6 +88,7 @@ class LaneStream(trio.abc.Stream):
 
     def __init__(self, stream: trio.abc.Stream, tasks: PluginTasks, options: LinkOptions, *, server: bool) -> None:
         self._stream = stream
+        self._socket = plain_socket(stream)
         self._tasks = tasks
         self._options = options
         self._server = server
@@ -90,7 +103,7 @@ class LaneStream(trio.abc.Stream):
         self._fetch_due = False
         self._closed = False
         self.writer: FrameWriter | None = None
-        self.bytes_received = 0
+        self.bytes_received: int = 0
 
     def open(self, receiver: Receiver, fetch: Callable[[], Awaitable[bytes | str | None]]) -> FrameWriter:
         """Switch from the handshake to frames.
@@ -171,7 +184,7 @@ class LaneStream(trio.abc.Stream):
             if len(self._head) > self._options.max_unauthenticated_bytes:
                 raise trio.BrokenResourceError("the HTTP head is too long")
             return data
-        upgraded = self._server or self._head.startswith(b"HTTP/1.1 101 ")
+        upgraded = self._server or self._head[8:12] == b" 101"
         self._head = b""
         if not upgraded:
             self._phase = self._receive_raw
@@ -196,24 +209,39 @@ class LaneStream(trio.abc.Stream):
             await self._fetch_message()
             if self._phase != self._receive_frames:
                 return await self._phase()
-        receiver, frames = self._receiver, self._frames
+        receiver, frames, writer = self._receiver, self._frames, self.writer
         assert receiver is not None
+        assert writer is not None
+        backlog = False
         while True:
             messages = frames.lift(FRAMES_A_PASS)
             for message in messages:
                 receiver.receive(message)
             if len(messages) == FRAMES_A_PASS:
-                # One peer that floods must not keep the others waiting.
-                await trio.lowlevel.checkpoint()
+                # One peer that floods must not keep the others waiting; with a full read behind it, it waits longer.
+                for _ in range(TURNS_BEHIND if backlog else 1):
+                    await trio.lowlevel.checkpoint()
                 continue
             other = frames.take_other()
             if other is not None:
+                # trio-websocket may come back at once: a peer that floods it must not keep the others waiting either.
+                await trio.lowlevel.checkpoint()
                 return await self._pass_up(receiver, other.kind, other.raw)
-            data = await self._stream.receive_some(READ_BYTES)
+            if receiver.replies_blocked:
+                # The peer asks faster than it reads: let TCP slow it down before requests have to be refused. Only
+                # for a moment, since two peers that both waited for the other to read would wait for ever.
+                with trio.move_on_after(PAUSE_SECONDS):
+                    await writer.wait_for_room(self._options.max_queue_bytes // 2)
+            socket = self._socket
+            if socket is None:
+                data = bytes(await self._stream.receive_some(READ_BYTES))
+            else:
+                data = await read_socket(socket, READ_BYTES)
             if not data:
                 return b""
+            backlog = len(data) == READ_BYTES
             self.bytes_received += len(data)
-            frames.feed(bytes(data))
+            frames.feed(data)
 
     async def _pass_up(self, receiver: Receiver, kind: FrameKind, raw: bytes) -> bytes:
         if kind is FrameKind.MESSAGE_END:

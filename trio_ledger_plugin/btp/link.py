@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
-from ..calls import CallTable
+from ..calls import Call, CallTable
 from ..codec import btp
 from ..errors import (
     ConnectionLostError,
     InvalidFieldsError,
     LedgerPluginError,
-    NotConnectedError,
     PluginClosedError,
     UnreachableError,
 )
@@ -30,7 +29,7 @@ from .session import Session, Verdict, error_reply
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ..answering import Reply
+    from ..answering import Handlers, Reply
     from ..handlers import HandlerPool
     from ..options import LinkOptions
     from ..services import Log
@@ -53,6 +52,7 @@ class LinkHost(Protocol):
     options: LinkOptions
     tasks: PluginTasks
     pool: HandlerPool
+    handlers: Handlers
     counters: Counters
 
     @property
@@ -60,9 +60,6 @@ class LinkHost(Protocol):
         """Where to log."""
 
     ids: Iterator[int]
-
-    async def answer(self, payload: bytes | Transfer) -> Reply:
-        """Have the application's handler serve a request or a transfer."""
 
     def response_too_long(self, response: bytes) -> LedgerPluginError:
         """Return what the peer is told in place of a response that does not fit a message."""
@@ -90,6 +87,7 @@ class Link:
         "_host",
         "_malformed_since",
         "_malformed_times",
+        "_max_asked",
         "_max_queued",
         "_max_reply",
         "_next_ping",
@@ -100,6 +98,7 @@ class Link:
         "_websocket",
         "account",
         "calls",
+        "replies_blocked",
         "session",
     )
 
@@ -109,12 +108,15 @@ class Link:
         self._host = host
         self._websocket = websocket
         self._on_lost = on_lost
-        self.account = account
-        self.calls = CallTable(limit=host.options.max_in_flight, timeout=host.options.response_timeout)
-        self.session = Session(host.ids, self.calls.pending, max_entries=host.options.max_entries)
-        self._queue = HandlerQueue(host.pool, self)
+        self.account: str = account
+        self.calls: CallTable = CallTable(limit=host.options.max_in_flight, timeout=host.options.response_timeout)
+        self.session: Session[Call] = Session(host.ids, self.calls.pending, max_entries=host.options.max_entries)
+        self._queue = HandlerQueue(host.pool, self, host.handlers.answer)
         self._state = _State.AUTHENTICATING
         self._max_queued = host.options.max_queue_bytes
+        # Requests leave half of the queue to replies: were it full of requests at both ends, neither could answer.
+        self._max_asked = host.options.max_queue_bytes // 2
+        self.replies_blocked: int = 0
         self._max_reply = host.options.max_data_bytes
         self._first_message: Callable[[bytes], None] = self.hold
         self._held: list[bytes] = []
@@ -132,6 +134,16 @@ class Link:
     def peer(self) -> str:
         """The peer's address, for logs."""
         return self._websocket.peer
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes that left in frames."""
+        return self._websocket.writer.bytes_sent
+
+    @property
+    def bytes_received(self) -> int:
+        """Bytes that came in frames."""
+        return self._websocket.bytes_received
 
     # Authentication; how it goes is the client's and the listener's matter.
 
@@ -170,33 +182,37 @@ class Link:
         """Send ILP data and return the response's.
 
         Raises:
-            NotConnectedError: The link was lost before the request was sent.
             LedgerPluginError: As ``LedgerPlugin.send_data`` tells.
 
         Cancellation: The request may have left; its answer is ignored.
         """
-        if len(self.calls.pending) >= self.calls.limit or self._websocket.writer.queued >= self._max_queued:
-            await self._wait_for_turn()
-        if self._state is not _State.OPEN:
-            raise NotConnectedError("the link was lost before the request was sent")
+        if len(self.calls.pending) >= self.calls.limit or self._websocket.writer.queued >= self._max_asked:
+            await self.wait_for_turn()
+        self.calls.check_open()
+        alone = not self.calls.pending
         call = self.calls.new_call()
         request_id = self.session.open(call)
-        self._websocket.write(btp.encode_ilp(btp.MESSAGE, request_id, data))
+        packet = btp.encode_ilp(btp.MESSAGE, request_id, data)
+        if alone:
+            self._websocket.write_alone(packet)
+        else:
+            self._websocket.write(packet)
         self._host.counters.requests_sent += 1
-        return await self.calls.outcome(request_id, call)
+        try:
+            # As CallTable.outcome does, without the two frames that each of its wake-ups would pass through.
+            response: bytes = await trio.lowlevel.wait_task_rescheduled(call.abandon)
+            return response
+        finally:
+            self.calls.forget(request_id)
 
     async def transfer(self, amount: int) -> None:
-        """Send a transfer and return when the peer has acknowledged it.
+        """Send a transfer at once, in the turn that ``wait_for_turn`` gave; return when the peer acknowledged it.
 
         Raises:
-            NotConnectedError: The link was lost before the transfer was sent.
             LedgerPluginError: As for ``request``.
 
         Cancellation: The transfer may have left and may be applied.
         """
-        await self._wait_for_turn()
-        if self._state is not _State.OPEN:
-            raise NotConnectedError("the link was lost before the transfer was sent")
         call = self.calls.new_call()
         request_id = self.session.open(call)
         self._websocket.write(btp.encode(btp.Transfer(request_id, amount)))
@@ -211,10 +227,24 @@ class Link:
         await self.calls.drain()
         await self._websocket.writer.flush()
 
-    async def _wait_for_turn(self) -> None:
-        """Wait until a call more may be made, or the link is lost."""
-        await self.calls.wait_for_slot()
-        await self._websocket.writer.wait_for_room(self._max_queued)
+    async def wait_for_turn(self) -> None:
+        """Wait until a call more may be made; it must be made before anything else is awaited.
+
+        Raises:
+            NotConnectedError: The link was lost. Nothing was sent.
+            LedgerPluginError: The plugin was closed, or has failed. Nothing was sent.
+
+        Cancellation: Safe at any time.
+        """
+        calls, writer = self.calls, self._websocket.writer
+        try:
+            while not calls.closed and (len(calls.pending) >= calls.limit or writer.queued >= self._max_asked):
+                await calls.wait_for_slot()
+                await writer.wait_for_room(self._max_asked)
+        except trio.Cancelled:
+            calls.wake_next()
+            raise
+        calls.check_open()
 
     # What the lane calls, from trio-websocket's reader.
 
@@ -283,17 +313,17 @@ class Link:
 
     # Requests of the peer's; the handler pool calls these.
 
-    async def handle(self, payload: bytes | Transfer) -> Reply:
-        """Run the handler and return the reply."""
-        return await self._host.answer(payload)
-
     async def reply(self, request_id: int, reply: Reply) -> None:
         """Send a handler's reply; dropped when the link is lost.
 
         Cancellation: The reply is dropped.
         """
         if self._websocket.writer.queued >= self._max_queued:
-            await self._websocket.writer.wait_for_room(self._max_queued)
+            self.replies_blocked += 1
+            try:
+                await self._websocket.writer.wait_for_room(self._max_queued)
+            finally:
+                self.replies_blocked -= 1
         if self._state is not _State.OPEN:
             return
         self.session.serving.discard(request_id)
@@ -305,9 +335,13 @@ class Link:
         else:
             self._host.counters.responses_sent += 1
             if isinstance(reply, bytes):
-                self._websocket.write(btp.encode_ilp(btp.RESPONSE, request_id, reply))
+                packet = btp.encode_ilp(btp.RESPONSE, request_id, reply)
             else:
-                self._websocket.write(btp.encode(btp.Response(request_id)))
+                packet = btp.encode(btp.Response(request_id))
+            if self._queue.running == 1:
+                self._websocket.write_alone(packet)
+            else:
+                self._websocket.write(packet)
 
     def expire(self, request_id: int) -> None:
         """Answer for a data handler that is past its deadline."""
@@ -350,16 +384,19 @@ class Link:
         return min(due, self._websocket.writer.deadline, self._next_ping, now + self._host.options.send_timeout)
 
     async def _ping(self) -> None:
-        """Ask for a sign of life; whatever comes is one."""
-        heard = self._websocket.bytes_received
-        with trio.CancelScope(deadline=trio.current_time() + self._host.options.pong_timeout) as self._pinging:
-            await self._websocket.ping()
+        """Ask for a sign of life until a pong comes; whatever else comes is one too, and is asked for again."""
+        answered = False
+        while self._state is _State.OPEN and not answered:
+            heard = self._websocket.bytes_received
+            with trio.CancelScope(deadline=trio.current_time() + self._host.options.pong_timeout) as self._pinging:
+                await self._websocket.ping()
+                answered = True
+            # A program that kept the loop busy meanwhile may find the pong unread: the reader goes first.
+            await trio.lowlevel.checkpoint()
+            if self._state is _State.OPEN and self._websocket.bytes_received == heard:
+                self.lost(f"no sign of life for {self._host.options.pong_timeout:g} s after a ping")
+                self._websocket.abort()
         self._pinging = None
-        # A program that kept the loop busy meanwhile may find the pong unread: the reader goes first.
-        await trio.lowlevel.checkpoint()
-        if self._state is _State.OPEN and self._websocket.bytes_received == heard:
-            self.lost(f"no sign of life for {self._host.options.pong_timeout:g} s after a ping")
-            self._websocket.abort()
 
     def shut(self, code: int, reason: str) -> None:
         """Lose the link and close the connection with a closing handshake."""
@@ -375,15 +412,16 @@ class Link:
         self.lost("closed from this side", closed=True)
         await self._websocket.close(CLOSE_NORMAL, "")
 
-    def abort(self, reason: str) -> None:
-        """Lose the link and drop the connection without a word."""
-        self.lost(reason)
+    def abort(self, reason: str, *, closed: bool = False) -> None:
+        """Lose the link and drop the connection without a word; ``closed`` when the plugin is what ends."""
+        self.lost(reason, closed=closed)
         self._websocket.abort()
 
     def lost(self, reason: str, *, closed: bool = False) -> None:
         """Fail what waits on the link; ``closed`` when this side ended it."""
         if self._state is _State.LOST:
             return
+        was_open = self._state is _State.OPEN
         self._state = _State.LOST
         if closed:
             self.calls.close(lambda: PluginClosedError("the plugin was closed; the peer may have acted"))
@@ -394,8 +432,10 @@ class Link:
         self.session.serving.clear()
         if self._pinging is not None:
             self._pinging.cancel()
-        self._host.counters.bytes_sent += self._websocket.writer.bytes_sent
-        self._host.counters.bytes_received += self._websocket.bytes_received
+        if was_open:
+            # Nothing of a stranger is visible, not even its bytes.
+            self._host.counters.bytes_sent += self.bytes_sent
+            self._host.counters.bytes_received += self.bytes_received
         self._host.tasks.watch(self, trio.current_time() + 2 * CLOSE_SECONDS)
         self._on_lost(self, reason)
 

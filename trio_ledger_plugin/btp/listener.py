@@ -35,6 +35,10 @@ class ListenerHost(LinkHost, Protocol):
 
     options: BtpOptions
 
+    @property
+    def is_parting(self) -> bool:
+        """Whether no link is wanted any more."""
+
     def adopt(self, link: Link) -> None:
         """Take an authenticated link into use, in place of the one before."""
 
@@ -149,8 +153,9 @@ class Listener:
             except BadAuthError as error:
                 refusal.append(error)
             else:
-                link.send_unauthenticated(auth_accepted(request.request_id))
-                self._host.adopt(link)
+                if not self._host.is_parting:
+                    link.send_unauthenticated(auth_accepted(request.request_id))
+                    self._host.adopt(link)
             decided.set()
 
         def on_lost(lost: Link, reason: str) -> None:

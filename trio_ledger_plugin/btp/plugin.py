@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from attrs import evolve
+
 from ..errors import (
     ConnectionLostError,
     DecodeError,
@@ -22,13 +24,14 @@ from .listener import Listener
 from .session import request_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
     import trio
 
     from ..handlers import Transfer
     from ..secret import Secret
     from ..services import PluginServices
+    from ..statistics import Statistics
 
 __all__ = ["BtpPlugin"]
 
@@ -50,7 +53,7 @@ class BtpPlugin(LedgerPlugin):
         on_failed: Callable[[PluginFailedError], None] | None = None,
     ) -> None:
         super().__init__(options, services, nursery, on_failed)
-        self.ids = request_ids()
+        self.ids: Iterator[int] = request_ids()
         self._link: Link | None = None
         self._side: Client | Listener = Client(self) if options.listener is None else Listener(self, options.listener)
 
@@ -66,36 +69,53 @@ class BtpPlugin(LedgerPlugin):
 
     async def run_connection(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Run the client or the listener."""
+        broken = False
         try:
             await self._side.run(task_status=task_status)
+        except Exception:
+            broken = True
+            raise
         finally:
             if self._link is not None:
-                self._link.abort("disconnected")
+                self._link.abort("disconnected", closed=not broken)
 
-    async def carry_data(self, data: bytes) -> bytes:
+    def carry_data(self, data: bytes) -> Awaitable[bytes]:
         """Send a request over the link."""
         if self._link is None:
             raise NotConnectedError("not connected; nothing was sent")
-        return await self._link.request(data)
+        return self._link.request(data)
 
     async def carry_money(self, transfer: Transfer) -> None:
         """Send a transfer over the link, at most once."""
         assert transfer.key is not None
         if self._link is None:
             raise NotConnectedError("not connected; nothing was sent")
+        link = self._link
+        await link.wait_for_turn()
         try:
-            await self._link.transfer(int(transfer.amount))
+            await link.transfer(int(transfer.amount))
         except IN_DOUBT as error:
             raise TransferInDoubtError(transfer.key, transfer.amount, str(error)) from error
 
     def fail_calls(self, make_error: Callable[[], LedgerPluginError]) -> None:
         """Fail every call on the link."""
         if self._link is not None:
-            self._link.calls.fail_all(make_error)
+            self._link.calls.close(make_error)
 
     def calls_in_flight(self) -> int:
         """Return how many calls wait for the peer."""
         return 0 if self._link is None else len(self._link.calls.pending)
+
+    def statistics(self) -> Statistics:
+        """Return a snapshot; the bytes of the live link are in it."""
+        counted = super().statistics()
+        if self._link is None:
+            return counted
+        return evolve(
+            counted,
+            bytes_sent=counted.bytes_sent + self._link.bytes_sent,
+            bytes_received=counted.bytes_received + self._link.bytes_received,
+        )
 
     async def finish_calls(self) -> None:
         """Let the link drain and part from the peer."""
@@ -111,8 +131,9 @@ class BtpPlugin(LedgerPlugin):
         if self._link is not None:
             self._link.shut(CLOSE_NORMAL, "replaced by a new connection")
         self._link = link
-        link.authenticated()
+        # First: what came before the verdict is served at once, and may be the end of the link.
         self.link_up()
+        link.authenticated()
 
     def link_lost(self, link: Link, reason: str) -> None:
         """Take note that a link is lost; only the one in use matters."""

@@ -29,7 +29,7 @@ from itertools import count
 from random import SystemRandom
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from attrs import define
+from attrs import define, evolve
 
 from ..codec import btp
 from ..errors import (
@@ -110,7 +110,7 @@ class Session(Generic[Call]):
     def __init__(self, ids: Iterator[int], pending: dict[int, Call], *, max_entries: int) -> None:
         self._ids = ids
         self._max_entries = max_entries
-        self.pending = pending
+        self.pending: dict[int, Call] = pending
         self.serving: set[int] = set()
 
     def open(self, call: Call) -> int:
@@ -242,18 +242,27 @@ def read_auth(frame: bytes, *, max_entries: int) -> AuthRequest:
     if not isinstance(packet, btp.Message):
         raise BadAuthError("the first packet must be a Message", packet.request_id)
     entries = packet.protocol_data
-    if not entries or entries[0].protocol_name != AUTH or entries[0].data:
+    if not entries or entries[0] != btp.ProtocolData(AUTH, btp.OCTET_STREAM, b""):
         raise BadAuthError("the first entry of the first packet must be auth, without data", packet.request_id)
-    by_name = {entry.protocol_name: entry.data for entry in entries[1:]}
-    token = by_name.pop(AUTH_TOKEN, None)
+    by_name = {entry.protocol_name: entry for entry in entries[1:]}
+    token, username = by_name.pop(AUTH_TOKEN, None), by_name.pop(AUTH_USERNAME, None)
     if token is None:
         raise BadAuthError("the first packet has no auth_token entry", packet.request_id)
-    username = by_name.pop(AUTH_USERNAME, None)
+    for entry in (token, username):
+        if entry is not None and not _is_text(entry):
+            raise BadAuthError(f"{entry.protocol_name} is not text", packet.request_id)
+    name = None if username is None else username.data.decode()
+    extra = {entry.protocol_name: entry.data for entry in by_name.values()}
+    return AuthRequest(packet.request_id, name, token.data, extra)
+
+
+def _is_text(entry: btp.ProtocolData) -> bool:
+    """Whether an entry is UTF-8; older clients say octet-stream of their text."""
     try:
-        name = None if username is None else username.decode()
-    except UnicodeDecodeError as error:
-        raise BadAuthError("auth_username is not UTF-8", packet.request_id) from error
-    return AuthRequest(packet.request_id, name, token, by_name)
+        entry.data.decode()
+    except UnicodeDecodeError:
+        return False
+    return entry.content_type in (btp.TEXT, btp.OCTET_STREAM)
 
 
 def auth_accepted(request_id: int) -> bytes:
@@ -267,8 +276,10 @@ def auth_refused(request_id: int, reason: str) -> bytes:
     return btp.encode(btp.Error(request_id, code, name, datetime.now(UTC), reason.encode()))
 
 
-def read_auth_answer(frame: bytes, request_id: int, *, max_entries: int) -> bool:
+def read_auth_answer(frame: bytes, request_id: int, *, max_entries: int, token: str) -> bool:
     """Read a server's packet while its answer to the auth packet is awaited.
+
+    A refusal that repeats ``token`` is told without it.
 
     Returns:
         True when it accepts; False when it is no answer to the auth packet and is to be kept for later.
@@ -285,7 +296,7 @@ def read_auth_answer(frame: bytes, request_id: int, *, max_entries: int) -> bool
         return False
     if isinstance(packet, btp.Response):
         return True
-    refusal = _remote_error(packet)
+    refusal = _remote_error(evolve(packet, data=packet.data.replace(token.encode(), b"***"), protocol_data=()))
     if packet.code.startswith("T"):
         raise UnreachableError(f"the server cannot authenticate now: {refusal}") from refusal
     raise NotAcceptedError(f"the server refuses the credentials: {refusal}") from refusal

@@ -30,7 +30,7 @@ __all__ = ["BadHandshakeError", "PermanentlyUnreachableError", "WebSocket", "acc
 class PermanentlyUnreachableError(UnreachableError):
     """The peer cannot be reached, and trying again will not help."""
 
-    name = UnreachableError.name
+    name: str = UnreachableError.name
 
 
 class BadHandshakeError(Exception):
@@ -55,9 +55,9 @@ class _Reader:
         self._tasks = tasks
         self._stream = stream
         self._on_end = on_end
-        self.scope = trio.CancelScope()
+        self.scope: trio.CancelScope = trio.CancelScope()
         self.error: Exception | None = None
-        self.ended = trio.Event()
+        self.ended: trio.Event = trio.Event()
 
     def start_soon(self, reader: Callable[[], Awaitable[None]]) -> None:
         self._tasks.spawn(self._run, reader)
@@ -73,8 +73,10 @@ class _Reader:
             cancelled = False
         finally:
             self._on_end(cancelled)
-            await trio.aclose_forcefully(self._stream)
-            self.ended.set()
+            try:
+                await trio.aclose_forcefully(self._stream)
+            finally:
+                self.ended.set()
 
     def call_at_end(self, on_end: Callable[[bool], None]) -> None:
         self._on_end = on_end
@@ -99,7 +101,7 @@ class WebSocket:
         self._reader = reader
         self._writer: FrameWriter | None = None
         self._frame = masked_binary_frame if connection.is_client else binary_frame
-        self.peer = peer
+        self.peer: str = peer
 
     @property
     def writer(self) -> FrameWriter:
@@ -124,6 +126,10 @@ class WebSocket:
     def write(self, message: bytes) -> None:
         """Queue one binary message."""
         self.writer.write(self._frame(message))
+
+    def write_alone(self, message: bytes) -> None:
+        """Send one binary message at once if nothing is queued and the socket takes it, or else queue it."""
+        self.writer.write_alone(self._frame(message))
 
     async def ping(self) -> None:
         """Send a ping and wait for its pong, for ever if the connection ends first.
@@ -267,6 +273,8 @@ async def accept_websocket(
                 accepted = await request.accept()
             else:
                 await request.reject(status)
+    except trio_websocket.ConnectionClosed as error:
+        raise BadHandshakeError("the client left before it was answered") from error
     finally:
         if accepted is None:
             reader.scope.cancel()

@@ -1,8 +1,11 @@
 """The one task that writes to a link's stream.
 
-The law of this module: whoever has something to send appends it and never touches the stream, so a cancelled
+The law of this module: whoever has something to send appends it and never waits for the stream, so a cancelled
 caller cannot tear a frame. Control frames go out ahead of queued messages, between whole frames; a Close goes out
 last and nothing is taken after it. The task lives while there is something to write and a little longer.
+
+A message that is alone may skip the task: waking it costs two turns of the loop, more than all else of a request.
+Its bytes are then given to the socket at once, as many as it takes without waiting, and the rest is queued first.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from .frames import CLOSE, PONG
+from .rawsocket import plain_socket, write_socket
 
 if TYPE_CHECKING:
     from ..tasks import PluginTasks
@@ -37,10 +41,12 @@ class FrameWriter:
         "_limit",
         "_parked",
         "_pong",
+        "_rest",
         "_retire",
         "_room",
         "_running",
         "_send_timeout",
+        "_socket",
         "_stopped",
         "_stream",
         "_tasks",
@@ -55,6 +61,9 @@ class FrameWriter:
         self._stream = stream
         self._tasks = tasks
         self._send_timeout = send_timeout
+        self._socket = plain_socket(stream)
+        # The end of a frame whose beginning has left: nothing may come in between.
+        self._rest = b""
         self._frames: list[bytes] = []
         self._urgent: list[bytes] = []
         self._pong = b""
@@ -66,9 +75,9 @@ class FrameWriter:
         # Made when first needed: an idle connection must cost little.
         self._room: trio.lowlevel.ParkingLot | None = None
         self._limit = 0
-        self.queued = 0
-        self.bytes_sent = 0
-        self.deadline = inf
+        self.queued: int = 0
+        self.bytes_sent: int = 0
+        self.deadline: float = inf
         self.emptied: trio.Event | None = None
 
     def write(self, frame: bytes) -> None:
@@ -77,10 +86,22 @@ class FrameWriter:
             return
         self._frames.append(frame)
         self.queued += len(frame)
-        if self._parked is not None:
-            self._wake()
-        elif not self._running:
-            self._start()
+        self._rouse()
+
+    def write_alone(self, frame: bytes) -> None:
+        """Send one message's frame at once when nothing is before it and the socket takes it, or else queue it."""
+        at_work = self._running and self._parked is None
+        if self._socket is None or at_work or self._stopped:
+            self.write(frame)
+            return
+        sent = write_socket(self._socket, frame)
+        self.bytes_sent += sent
+        if not sent:
+            self.write(frame)
+        elif sent < len(frame):
+            self._rest = frame[sent:]
+            self.queued += len(self._rest)
+            self._rouse()
 
     def write_control(self, frame: bytes) -> None:
         """Queue a control frame ahead of the messages; of pongs only the newest is kept, a Close goes last."""
@@ -94,15 +115,12 @@ class FrameWriter:
             self._stopped = True
         else:
             self._urgent.append(frame)
-        if self._parked is not None:
-            self._wake()
-        elif not self._running:
-            self._start()
+        self._rouse()
 
     def drop_messages(self) -> None:
-        """Forget the messages that are queued; control frames still go out."""
+        """Forget the messages that are queued; what has begun to leave and control frames still go out."""
         self._frames.clear()
-        self.queued = 0
+        self.queued = len(self._rest)
         if self._room:
             self._room.unpark_all()
 
@@ -111,7 +129,8 @@ class FrameWriter:
         self._stopped = True
         self.drop_messages()
         self._urgent.clear()
-        self._pong = self._closing_frame = b""
+        self._rest = self._pong = self._closing_frame = b""
+        self.queued = 0
         self.retire()
 
     def retire(self) -> None:
@@ -145,9 +164,12 @@ class FrameWriter:
             self.emptied = self.emptied or trio.Event()
             await self.emptied.wait()
 
-    def _start(self) -> None:
-        self._running = True
-        self._tasks.spawn(self._run)
+    def _rouse(self) -> None:
+        if self._parked is not None:
+            self._wake()
+        elif not self._running:
+            self._running = True
+            self._tasks.spawn(self._run)
 
     def _wake(self) -> None:
         assert self._parked is not None
@@ -183,6 +205,9 @@ class FrameWriter:
         if self.emptied is not None:
             self.emptied.set()
             self.emptied = None
+        if self._room:
+            # Nothing more will leave, and so wake anybody, if those woken last write nothing after all.
+            self._room.unpark_all()
 
     async def _drain(self) -> None:
         while piece := self._next_piece():
@@ -194,6 +219,10 @@ class FrameWriter:
                 self._let_in()
 
     def _next_piece(self) -> bytes:
+        if self._rest:
+            piece, self._rest = self._rest, b""
+            self.queued -= len(piece)
+            return piece
         if self._urgent or self._pong:
             piece = b"".join((*self._urgent, self._pong))
             self._urgent.clear()

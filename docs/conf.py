@@ -1,0 +1,18 @@
+"""Sphinx's settings."""
+
+from importlib.metadata import version as installed_version
+
+project = "trio_ledger_plugin"
+author = "trio_ledger_plugin contributors"
+copyright = author  # noqa: A001 (Sphinx's name)
+release = version = installed_version("trio-ledger-plugin")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+myst_heading_anchors = 3
+html_theme = "furo"
+exclude_patterns = ["_build"]
+nitpicky = True
+# No inventory of the standard library is at hand offline.
+nitpick_ignore = [("py:class", "ssl.SSLContext")]
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"

@@ -1,0 +1,212 @@
+"""The peer gets one reply to each request, and nothing of what went wrong inside."""
+
+import pytest
+import trio
+
+from trio_ledger_plugin import (
+    DataHandlerAlreadyRegisteredError,
+    DuplicateIdError,
+    InsufficientBalanceError,
+    InvalidFieldsError,
+    LedgerPluginError,
+    MoneyHandlerAlreadyRegisteredError,
+    NotAcceptedError,
+    RemoteError,
+    UnreachableError,
+    current_transfer,
+)
+from trio_ledger_plugin.answering import Handlers, as_bytes
+from trio_ledger_plugin.errors import told_to_peer
+from trio_ledger_plugin.handlers import Transfer
+from trio_ledger_plugin.log import format_message
+
+CANARY = "canary-5d1f"
+
+
+class Lines:
+    """A log that keeps its lines."""
+
+    def __init__(self):
+        self.lines = []
+
+    def keep(self, message, *params):
+        self.lines.append(format_message(message, *params))
+
+    debug = info = warn = error = keep
+
+
+@pytest.fixture
+def log():
+    return Lines()
+
+
+@pytest.fixture
+def handlers(log):
+    return Handlers(log)
+
+
+async def echo(data):
+    return data
+
+
+async def refuse(data):
+    raise AssertionError
+
+
+@pytest.mark.parametrize("kind", ["data", "money"])
+def test_a_handler_is_never_overwritten_by_accident(handlers, kind):
+    register, deregister, error = {
+        "data": (handlers.register_data, handlers.deregister_data, DataHandlerAlreadyRegisteredError),
+        "money": (handlers.register_money, handlers.deregister_money, MoneyHandlerAlreadyRegisteredError),
+    }[kind]
+    deregister()
+    register(echo)
+    with pytest.raises(error, match=f"deregister_{kind}_handler"):
+        register(echo)
+    deregister()
+    deregister()
+    register(echo)
+
+
+@pytest.mark.parametrize("kind", ["data", "money"])
+@pytest.mark.parametrize("handler", [None, 3, "echo", b""])
+def test_what_cannot_be_called_is_no_handler(handlers, kind, handler):
+    with pytest.raises(TypeError, match=f"a {kind} handler is an async function"):
+        getattr(handlers, f"register_{kind}")(handler)
+
+
+@pytest.mark.parametrize("response", [b"", b"abc", bytearray(b"abc"), memoryview(b"abc")])
+async def test_a_response_is_bytes(handlers, response):
+    async def handle(data):
+        return response
+
+    handlers.register_data(handle)
+    reply = await handlers.answer(b"request")
+    assert type(reply) is bytes
+    assert reply == bytes(response)
+
+
+@pytest.mark.parametrize("rubbish", [None, "text", 5, [], object(), NotAcceptedError("returned, not raised")])
+async def test_rubbish_becomes_an_error_with_a_reference(handlers, log, rubbish):
+    async def handle(data):
+        return rubbish
+
+    handlers.register_data(handle)
+    reply = await handlers.answer(b"request")
+    assert isinstance(reply, NotAcceptedError)
+    assert reply is not rubbish
+    reference = str(reply).rpartition(" ")[2]
+    assert str(reply) == f"the data handler failed, reference {reference}"
+    assert reference in log.lines[0]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError(CANARY),
+        ExceptionGroup(CANARY, [OSError(CANARY)]),
+        LedgerPluginError(CANARY),
+        RemoteError("F08", CANARY, data=CANARY.encode()),
+        trio.TooSlowError(CANARY),
+    ],
+)
+@pytest.mark.parametrize("kind", ["data", "money"])
+async def test_the_peer_never_sees_internal_text(handlers, log, error, kind):
+    async def handle(data):
+        raise error
+
+    getattr(handlers, f"register_{kind}")(handle)
+    reply = await handlers.answer(b"request" if kind == "data" else Transfer("1"))
+    code, name, data = told_to_peer(reply)
+    assert (code, name) == ("F00", "NotAcceptedError")
+    assert CANARY.encode() not in data
+    reference = str(reply).rpartition(" ")[2]
+    assert len(log.lines) == 1
+    assert reference in log.lines[0]
+
+
+async def test_each_failure_has_a_reference_of_its_own(handlers):
+    handlers.register_data(refuse)
+    assert str(await handlers.answer(b"")) != str(await handlers.answer(b""))
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(InsufficientBalanceError("at most 5"), "F08"), (DuplicateIdError("again"), "F05")]
+)
+@pytest.mark.parametrize("kind", ["data", "money"])
+async def test_an_error_with_a_btp_name_travels_under_its_own_code(handlers, log, error, code, kind):
+    async def handle(data):
+        raise error
+
+    getattr(handlers, f"register_{kind}")(handle)
+    reply = await handlers.answer(b"request" if kind == "data" else Transfer("1"))
+    assert reply is error
+    assert told_to_peer(reply)[:2] == (code, error.name)
+    assert log.lines == []
+
+
+async def test_a_handler_that_is_not_async_is_told_in_the_log(handlers, log):
+    handlers.register_data(lambda data: data)
+    assert isinstance(await handlers.answer(b""), NotAcceptedError)
+    assert len(log.lines) == 1
+
+
+async def test_without_a_data_handler_the_peer_may_try_again(handlers):
+    reply = await handlers.answer(b"")
+    assert told_to_peer(reply)[:2] == ("T00", "UnreachableError")
+
+
+async def test_without_a_money_handler_nothing_is_credited(handlers):
+    reply = await handlers.answer(Transfer("5"))
+    assert told_to_peer(reply)[:2] == ("F00", "NotAcceptedError")
+
+
+async def test_money_is_acknowledged_whatever_its_handler_returns(handlers):
+    amounts = []
+
+    async def handle(amount):
+        amounts.append((amount, current_transfer()))
+        return "rubbish"
+
+    handlers.register_money(handle)
+    transfer = Transfer("5", "alice", key="k")
+    assert await handlers.answer(transfer) is None
+    assert amounts == [("5", transfer)]
+
+
+def test_there_is_no_current_transfer_outside():
+    with pytest.raises(RuntimeError, match="inside a money handler"):
+        current_transfer()
+
+
+@pytest.mark.parametrize("payload", [b"request", Transfer("5")])
+async def test_a_closing_plugin_takes_nothing_more(handlers, payload):
+    handlers.register_data(refuse)
+    handlers.register_money(refuse)
+    handlers.closing = True
+    reply = await handlers.answer(payload)
+    assert isinstance(reply, UnreachableError)
+    assert "closing" in str(reply)
+
+
+async def test_a_cancelled_handler_gives_no_reply(handlers):
+    async def handle(data):
+        await trio.sleep_forever()
+
+    handlers.register_data(handle)
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await handlers.answer(b"")
+    assert scope.cancelled_caught
+
+
+@pytest.mark.parametrize("data", [b"a", bytearray(b"a"), memoryview(b"a")])
+def test_bytes_like_data_becomes_bytes(data):
+    assert as_bytes(data) == b"a"
+    assert type(as_bytes(data)) is bytes
+
+
+@pytest.mark.parametrize("data", ["a", None, 1, [1], InvalidFieldsError])
+def test_other_data_is_a_type_error(data):
+    with pytest.raises(TypeError, match="data is bytes-like"):
+        as_bytes(data)

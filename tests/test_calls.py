@@ -1,0 +1,212 @@
+"""A call has one outcome and leaves nothing behind, however it ends; whoever waits for a slot gets one or learns why."""
+
+from itertools import count
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from trio_ledger_plugin import ConnectionLostError, NotConnectedError, PluginClosedError, ResponseTimeoutError
+from trio_ledger_plugin.calls import CallTable
+
+
+class Caller:
+    """Makes calls in a table, each in a task, and keeps what became of them by request id."""
+
+    def __init__(self, nursery, *, limit=10, timeout=10.0):
+        self.table = CallTable(limit=limit, timeout=timeout)
+        self.outcomes = {}
+        self._nursery = nursery
+        self._ids = count(1)
+
+    async def call(self):
+        request_id = next(self._ids)
+        scope = trio.CancelScope()
+        self._nursery.start_soon(self._run, request_id, scope)
+        await wait_all_tasks_blocked()
+        return request_id, scope
+
+    async def _run(self, request_id, scope):
+        with scope:
+            try:
+                await self.table.wait_for_slot()
+                self.table.check_open()
+                call = self.table.new_call()
+                self.table.pending[request_id] = call
+                self.outcomes[request_id] = await self.table.outcome(request_id, call)
+            except Exception as error:  # noqa: BLE001 (kept for the test)
+                self.outcomes[request_id] = error
+
+
+@pytest.fixture
+async def nursery():
+    async with trio.open_nursery() as opened:
+        yield opened
+        opened.cancel_scope.cancel()
+
+
+async def test_an_answer_wakes_its_caller_only(nursery):
+    caller = Caller(nursery)
+    first, second = (await caller.call())[0], (await caller.call())[0]
+    caller.table.pending.pop(second).answer(b"two")
+    await wait_all_tasks_blocked()
+    assert caller.outcomes == {second: b"two"}
+    assert list(caller.table.pending) == [first]
+
+
+async def test_a_second_answer_or_failure_does_nothing(nursery):
+    caller = Caller(nursery)
+    request_id, _ = await caller.call()
+    call = caller.table.pending[request_id]
+    call.answer(b"one")
+    call.answer(b"two")
+    call.fail(OSError())
+    await wait_all_tasks_blocked()
+    assert caller.outcomes == {request_id: b"one"}
+    assert not caller.table.pending
+
+
+async def test_a_cancelled_caller_leaves_no_entry_and_an_answer_to_it_does_nothing(nursery):
+    caller = Caller(nursery)
+    request_id, scope = await caller.call()
+    call = caller.table.pending[request_id]
+    scope.cancel()
+    await wait_all_tasks_blocked()
+    assert not caller.table.pending
+    call.answer(b"late")
+    await wait_all_tasks_blocked()
+    assert caller.outcomes == {}
+
+
+async def test_closing_fails_each_call_with_an_error_of_its_own(nursery):
+    caller = Caller(nursery)
+    for _ in range(3):
+        await caller.call()
+    caller.table.close(lambda: ConnectionLostError("lost"))
+    assert not caller.table.pending
+    await wait_all_tasks_blocked()
+    errors = list(caller.outcomes.values())
+    assert [type(error) for error in errors] == [ConnectionLostError] * 3
+    assert len(set(map(id, errors))) == 3
+
+
+@pytest.mark.parametrize(
+    ("in_flight", "unsent"), [(ConnectionLostError, NotConnectedError), (PluginClosedError, PluginClosedError)]
+)
+async def test_a_caller_that_waits_for_a_slot_learns_that_nothing_was_sent(nursery, in_flight, unsent):
+    """A payer must not take a transfer that never left for one in doubt, nor "you closed it" for "it broke"."""
+    caller = Caller(nursery, limit=1)
+    first, _ = await caller.call()
+    second, _ = await caller.call()
+    caller.table.close(lambda: in_flight("ended"))
+    await wait_all_tasks_blocked()
+    assert type(caller.outcomes[first]) is in_flight
+    assert type(caller.outcomes[second]) is unsent
+    assert caller.table.closed
+
+
+async def test_the_first_reason_to_close_counts(nursery):
+    caller = Caller(nursery, limit=1)
+    await caller.call()
+    second, _ = await caller.call()
+    caller.table.close(lambda: PluginClosedError("by us"))
+    caller.table.close(lambda: ConnectionLostError("and then the link went"))
+    await wait_all_tasks_blocked()
+    assert type(caller.outcomes[second]) is PluginClosedError
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5])
+async def test_there_are_never_more_calls_than_may_be_and_each_gets_its_turn(nursery, limit):
+    caller = Caller(nursery, limit=limit)
+    for _ in range(20):
+        await caller.call()
+        assert len(caller.table.pending) <= limit
+    for _ in range(20):
+        request_id = next(iter(caller.table.pending))
+        caller.table.pending.pop(request_id).answer(b"")
+        await wait_all_tasks_blocked()
+        assert len(caller.table.pending) <= limit
+    assert len(caller.outcomes) == 20
+
+
+async def test_a_cancelled_caller_gives_its_slot_to_the_next(nursery):
+    caller = Caller(nursery, limit=1)
+    _, scope = await caller.call()
+    second, _ = await caller.call()
+    scope.cancel()
+    await wait_all_tasks_blocked()
+    assert list(caller.table.pending) == [second]
+
+
+async def test_one_that_leaves_the_queue_for_a_slot_takes_none_with_it(nursery):
+    caller = Caller(nursery, limit=1)
+    first, _ = await caller.call()
+    _, scope = await caller.call()
+    third, _ = await caller.call()
+    scope.cancel()
+    caller.table.pending.pop(first).answer(b"")
+    await wait_all_tasks_blocked()
+    assert list(caller.table.pending) == [third]
+
+
+async def test_a_slot_that_is_not_taken_after_all_can_be_passed_on(nursery):
+    """Without it a caller waits for ever beside an empty table."""
+    table = CallTable(limit=1, timeout=10)
+    holder = Caller(nursery, limit=1)
+    holder.table = table
+    first, _ = await holder.call()
+    leaving = trio.Event()
+
+    async def take_and_leave():
+        await table.wait_for_slot()
+        await leaving.wait()
+        table.wake_next()
+
+    nursery.start_soon(take_and_leave)
+    await wait_all_tasks_blocked()
+    second, _ = await holder.call()
+    table.pending.pop(first).answer(b"")
+    await wait_all_tasks_blocked()
+    leaving.set()
+    await wait_all_tasks_blocked()
+    assert list(table.pending) == [second]
+
+
+async def test_draining_waits_for_the_last_call_and_takes_no_slot_from_anybody(nursery):
+    caller = Caller(nursery, limit=1)
+    first, _ = await caller.call()
+    drained = []
+
+    async def drain():
+        await caller.table.drain()
+        drained.append(1)
+
+    nursery.start_soon(drain)
+    await wait_all_tasks_blocked()
+    second, _ = await caller.call()
+    caller.table.pending.pop(first).answer(b"")
+    await wait_all_tasks_blocked()
+    assert second in caller.table.pending
+    assert not drained
+    caller.table.pending.pop(second).answer(b"")
+    await wait_all_tasks_blocked()
+    assert drained
+
+
+async def test_calls_expire_in_order_each_at_its_deadline(nursery, autojump_clock):
+    caller = Caller(nursery, timeout=10)
+    start = trio.current_time()
+    first, _ = await caller.call()
+    await trio.sleep(4)
+    second, _ = await caller.call()
+    assert caller.table.expire(start + 9.9) == pytest.approx(start + 10)
+    assert not caller.outcomes
+    assert caller.table.expire(start + 10) == pytest.approx(start + 14)
+    await wait_all_tasks_blocked()
+    assert isinstance(caller.outcomes[first], ResponseTimeoutError)
+    assert isinstance(caller.outcomes[first], TimeoutError)
+    assert list(caller.table.pending) == [second]
+
+
+async def test_an_empty_table_is_visited_no_later_than_a_new_call_can_be_due(nursery):
+    assert CallTable(limit=1, timeout=10).expire(100.0) == 110.0

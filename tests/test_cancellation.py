@@ -1,0 +1,373 @@
+"""Cancelling a public call at any of its checkpoints ends that call only: nothing is left, and the plugin goes on."""
+
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+import trio
+from scripted import FORMS, all_tasks, nursery_of, open_files
+from trio.testing import wait_all_tasks_blocked
+
+from trio_ledger_plugin import (
+    ConnectOptions,
+    ConnectTimeoutError,
+    NotConnectedError,
+    PluginClosedError,
+    TransferInDoubtError,
+    create_plugin,
+    loopback_pair,
+    open_plugin,
+)
+
+# More checkpoints than any of these calls has; that one is reached means a call that never ends.
+MOST = 200
+
+
+class _CancelAt(trio.abc.Instrument):
+    """Cancels a scope when a task has come to its n-th checkpoint."""
+
+    def __init__(self, task, scope, step):
+        self._task, self._scope, self._left = task, scope, step
+
+    def after_task_step(self, task):
+        if task is self._task:
+            self._left -= 1
+            if self._left == 0:
+                self._scope.cancel()
+
+
+async def cancelled_at(step, function):
+    """Run a call and cancel it at its n-th checkpoint; tell whether it had that many."""
+    with trio.fail_after(20), trio.CancelScope() as scope:
+        instrument = _CancelAt(trio.lowlevel.current_task(), scope, step)
+        trio.lowlevel.add_instrument(instrument)
+        try:
+            await function()
+        finally:
+            trio.lowlevel.remove_instrument(instrument)
+    return scope.cancel_called
+
+
+async def each_checkpoint(attempt):
+    """Make an attempt for each checkpoint, until it goes through without a cancellation."""
+    for step in range(1, MOST):
+        if not await attempt(step):
+            assert step > 1, "the call has no checkpoint"
+            return step
+    return pytest.fail("the call has no end")
+
+
+class Baseline:
+    """What is there before a call: nothing more may be left after it but idle workers of the peer's."""
+
+    def __init__(self, peer=None):
+        self._peer = peer
+        self._tasks, self.files = all_tasks(), open_files()
+
+    def left(self):
+        idle = set() if self._peer is None else {worker.task for worker in self._peer.pool.idle}
+        return [task.name for task in all_tasks() - self._tasks - idle]
+
+    async def settle(self):
+        with trio.move_on_after(2):
+            while self.left() or open_files() > self.files:
+                await trio.sleep(0.001)
+        assert self.left() == []
+        assert open_files() <= self.files
+
+
+async def echo(data):
+    return data
+
+
+async def accept(amount):
+    pass
+
+
+LISTENER = {"plugin": "btp", "listener": {"port": 0, "secret": "s"}}
+
+
+@asynccontextmanager
+async def open_peer(kind, nursery=None):
+    """Open a peer that echoes; give the options of the plugin that meets it."""
+    opts = {"loopback": {"plugin": "loopback", "name": "cancelled"}, "btp": LISTENER}[kind]
+    async with open_plugin(opts, data_handler=echo, money_handler=accept, nursery=nursery) as peer:
+        if kind == "btp":
+            opts = {"plugin": "btp", "server": peer.address.replace("//", "//alice:s@")}
+        await wait_all_tasks_blocked()
+        yield opts, peer
+
+
+KINDS = pytest.mark.parametrize("kind", ["loopback", "btp"])
+
+
+@KINDS
+async def test_connect(kind):
+    async with trio.open_nursery() as nursery, open_peer(kind) as (opts, peer):
+        before = Baseline(peer)
+
+        async def attempt(step):
+            plugin = create_plugin(opts, nursery=nursery)
+            was_cancelled = await cancelled_at(step, plugin.connect)
+            if not plugin.is_connected():
+                await before.settle()
+                await plugin.connect()
+            assert await plugin.send_data(b"works") == b"works"
+            await plugin.disconnect()
+            await before.settle()
+            return was_cancelled
+
+        await each_checkpoint(attempt)
+
+
+async def test_connect_of_a_listener():
+    async with trio.open_nursery() as nursery:
+        before = Baseline()
+
+        async def attempt(step):
+            plugin = create_plugin(LISTENER, nursery=nursery)
+            was_cancelled = await cancelled_at(step, plugin.connect)
+            await plugin.aclose()
+            await before.settle()
+            return was_cancelled
+
+        await each_checkpoint(attempt)
+
+
+@pytest.mark.parametrize("milliseconds", [0.001, 1, 50, 120, 400, 1000, 3000, 20_000])
+async def test_connect_to_nobody(autojump_clock, milliseconds):
+    """A deadline cancels the attempt while it dials or in the pauses between."""
+    async with trio.open_nursery() as nursery:
+        with trio.socket.socket() as taken:
+            await taken.bind(("127.0.0.1", 0))
+            before = Baseline()
+            plugin = create_plugin({"server": f"btp+ws://a:s@127.0.0.1:{taken.getsockname()[1]}"}, nursery=nursery)
+            for _ in range(3):
+                begun = trio.current_time()
+                with pytest.raises(ConnectTimeoutError):
+                    await plugin.connect(ConnectOptions(timeout=milliseconds))
+                assert trio.current_time() - begun == pytest.approx(milliseconds / 1000)
+                assert not plugin.is_connected()
+                await wait_all_tasks_blocked()
+                assert before.left() == []
+            assert open_files() == before.files
+
+
+@KINDS
+async def test_disconnect(kind):
+    async with trio.open_nursery() as nursery, open_peer(kind) as (opts, peer):
+        before = Baseline(peer)
+
+        async def attempt(step):
+            plugin = create_plugin(opts, nursery=nursery)
+            await plugin.connect()
+            await plugin.send_data(b"")
+            was_cancelled = await cancelled_at(step, plugin.disconnect)
+            assert not plugin.is_connected()
+            with pytest.raises(NotConnectedError):
+                await plugin.send_data(b"")
+            await before.settle()
+            await plugin.connect()
+            assert await plugin.send_data(b"again") == b"again"
+            await plugin.disconnect()
+            await before.settle()
+            return was_cancelled
+
+        await each_checkpoint(attempt)
+
+
+@KINDS
+@pytest.mark.parametrize("waiting", [False, True], ids=["idle", "a call in flight"])
+async def test_aclose(kind, waiting):
+    async with trio.open_nursery() as nursery, open_peer(kind) as (opts, peer):
+        before = Baseline(peer)
+
+        async def attempt(step):
+            plugin = create_plugin(opts, nursery=nursery)
+            await plugin.connect()
+            await plugin.send_data(b"")
+            async with trio.open_nursery() as callers:
+                if waiting:
+
+                    async def call():
+                        try:
+                            assert await plugin.send_data(b"last") == b"last"
+                        except PluginClosedError:
+                            pass
+
+                    callers.start_soon(call)
+                    await trio.lowlevel.checkpoint()
+                was_cancelled = await cancelled_at(step, plugin.aclose)
+            with pytest.raises(PluginClosedError):
+                await plugin.connect()
+            assert plugin.statistics().calls_in_flight == 0
+            await plugin.aclose()
+            await before.settle()
+            return was_cancelled
+
+        await each_checkpoint(attempt)
+
+
+@KINDS
+@pytest.mark.parametrize("call", ["send_data", "send_money"])
+async def test_sending(kind, call):
+    async with open_peer(kind) as (opts, peer), open_plugin(opts) as plugin:
+        await plugin.send_data(b"warm")
+        before = Baseline(peer)
+
+        async def attempt(step):
+            argument = b"data" if call == "send_data" else "5"
+            was_cancelled = await cancelled_at(step, lambda: getattr(plugin, call)(argument))
+            assert plugin.statistics().calls_in_flight == 0
+            assert await plugin.send_data(b"works") == b"works"
+            return was_cancelled
+
+        await each_checkpoint(attempt)
+        await before.settle()
+
+
+@KINDS
+async def test_waiting_for_a_slot(kind):
+    """One that gives up takes no slot with it: the others still get theirs."""
+    async with open_peer(kind) as (opts, peer), open_plugin({**opts, "max_in_flight": 1}) as plugin:
+        await plugin.send_data(b"warm")
+
+        async def attempt(step):
+            answers = []
+
+            async def call():
+                answers.append(await plugin.send_data(b"mine"))
+
+            with trio.fail_after(5):
+                async with trio.open_nursery() as others:
+                    others.start_soon(call)
+                    await trio.lowlevel.checkpoint()
+                    others.start_soon(call)
+                    was_cancelled = await cancelled_at(step, lambda: plugin.send_data(b"cancelled"))
+                    others.start_soon(call)
+            assert answers == [b"mine"] * 3
+            assert plugin.statistics().calls_in_flight == 0
+            return was_cancelled
+
+        await each_checkpoint(attempt)
+
+
+async def test_wait_connected():
+    async with open_plugin({"plugin": "loopback", "name": "alone"}) as plugin:
+        assert await cancelled_at(1, plugin.wait_connected)
+        async with open_plugin({"plugin": "loopback", "name": "alone"}):
+            await plugin.wait_connected()
+            assert await cancelled_at(1, plugin.wait_connected)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@KINDS
+async def test_open_plugin_entered_used_and_left(kind, form):
+    """Through the whole block: its entry, a call in it, and its exit."""
+    async with open_peer(kind) as (opts, peer):
+        before = Baseline(peer)
+
+        async def attempt(step):
+            async with nursery_of(form) as nursery:
+
+                async def use():
+                    async with open_plugin(opts, data_handler=echo, nursery=nursery) as plugin:
+                        assert await plugin.send_data(b"hello") == b"hello"
+
+                was_cancelled = await cancelled_at(step, use)
+            await before.settle()
+            return was_cancelled
+
+        await each_checkpoint(attempt)
+        async with open_plugin(opts) as plugin:
+            assert await plugin.send_data(b"the peer is well") == b"the peer is well"
+
+
+@pytest.mark.parametrize("form", FORMS)
+async def test_open_plugin_of_a_listener(form):
+    before = Baseline()
+
+    async def attempt(step):
+        async with nursery_of(form) as nursery:
+
+            async def use():
+                async with open_plugin(LISTENER, nursery=nursery):
+                    await trio.lowlevel.checkpoint()
+
+            was_cancelled = await cancelled_at(step, use)
+        await before.settle()
+        return was_cancelled
+
+    await each_checkpoint(attempt)
+
+
+@pytest.mark.parametrize("form", FORMS)
+async def test_loopback_pair(form):
+    before = Baseline()
+
+    async def attempt(step):
+        async with nursery_of(form) as nursery:
+
+            async def use():
+                async with loopback_pair(nursery=nursery) as (first, second):
+                    second.register_data_handler(echo)
+                    assert await first.send_data(b"hello") == b"hello"
+
+            was_cancelled = await cancelled_at(step, use)
+        await before.settle()
+        return was_cancelled
+
+    await each_checkpoint(attempt)
+
+
+@KINDS
+async def test_the_nursery_under_a_plugin_is_cancelled_at_any_moment(kind):
+    """The calls of others must end with "you closed it", at every moment of the plugin's life."""
+    async with AsyncExitStack() as stack:
+        opts, peer = await stack.enter_async_context(open_peer(kind))
+        before = Baseline(peer)
+
+        async def attempt(step):
+            errors = []
+
+            async def use(plugin):
+                try:
+                    await plugin.connect()
+                    for _ in range(3):
+                        await plugin.send_data(b"x")
+                        await plugin.send_money("1")
+                except Exception as error:  # noqa: BLE001 (looked at below)
+                    errors.append(error)
+
+            async def run(plugin):
+                with trio.fail_after(5):
+                    async with trio.open_nursery() as users:
+                        users.start_soon(use, plugin)
+                        users.start_soon(use, plugin)
+
+            async def host(*, task_status):
+                async with trio.open_nursery() as nursery:
+                    task_status.started((create_plugin(opts, nursery=nursery), nursery))
+                    await trio.sleep_forever()
+
+            async with trio.open_nursery() as outer:
+                plugin, nursery = await outer.start(host)
+                await_ = trio.lowlevel.checkpoint
+
+                async def strike():
+                    for _ in range(step):
+                        await await_()
+                    nursery.cancel_scope.cancel()
+
+                async with trio.open_nursery() as both:
+                    both.start_soon(strike)
+                    both.start_soon(run, plugin)
+            assert all(
+                isinstance(error, PluginClosedError)
+                or (isinstance(error, TransferInDoubtError) and isinstance(error.__cause__, PluginClosedError))
+                for error in errors
+            ), errors
+            assert plugin.statistics().calls_in_flight == 0
+            await before.settle()
+
+        for step in (*range(40), *range(40, 120, 7)):
+            await attempt(step)

@@ -1,0 +1,418 @@
+"""The program as its users meet it: real processes, real sockets, real signals, and every kind of mistake."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import trio
+import trustme
+from programs import CANARY, PATIENCE, PROGRAM, assert_one_error, environment, run
+
+from trio_ledger_plugin import open_plugin
+from trio_ledger_plugin.cli import main
+from trio_ledger_plugin.codec import ilp
+from trio_ledger_plugin.commands.exits import bare_error, exit_code_of, one_line
+from trio_ledger_plugin.commands.replies import fulfill, make_question
+from trio_ledger_plugin.errors import NotAcceptedError, PluginFailedError
+from trio_ledger_plugin.options import BtpOptions, ListenerOptions
+
+posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and terminals")
+
+
+class Serving:
+    """A ``serve`` process, whose lines are read as they come."""
+
+    def __init__(self, process: trio.Process) -> None:
+        self.process = process
+        self.output = ""
+
+    async def wait_for(self, pattern: str) -> str:
+        assert self.process.stdout is not None
+        while not (found := re.search(pattern, self.output)):
+            chunk = await self.process.stdout.receive_some()
+            assert chunk, f"no {pattern!r} in {self.output!r}"
+            self.output += chunk.decode()
+        return found[1]
+
+    async def end(self, number: int) -> tuple[int, float]:
+        """Send a signal; return the exit code and the seconds that it took."""
+        assert self.process.stdout is not None
+        began = trio.current_time()
+        self.process.send_signal(number)
+        async for chunk in self.process.stdout:
+            self.output += chunk.decode()
+        return await self.process.wait(), trio.current_time() - began
+
+
+@asynccontextmanager
+async def serving(*args: str, **env: str) -> AsyncIterator[Serving]:
+    command = [*PROGRAM, "serve", "--port", "0", *args]
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            start = partial(
+                trio.run_process,
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                check=False,
+                env=environment(**env),
+            )
+            yield Serving(await nursery.start(start))
+            nursery.cancel_scope.cancel()
+
+
+# demo
+
+
+async def test_demo_does_all_of_it() -> None:
+    """The first command that a newcomer runs would fail, or lie."""
+    code, stdout, stderr = await run("demo", FORCE_COLOR="1")
+    assert (code, stderr) == (0, "")
+    assert stdout.count("PASS  ") == 10
+    assert "FAIL" not in stdout
+    assert "PASS: 10 of 10 steps" in stdout
+    for side in ("server", "client"):
+        events = re.findall(rf"{side}: (connected|disconnected)", stdout)
+        assert events == ["connected", "disconnected", "connected", "disconnected"]
+    assert "\x1b" not in stdout
+    assert not re.search("[0-9a-f]{32}", stdout)
+
+
+async def test_demo_tells_machines_what_it_did() -> None:
+    code, stdout, stderr = await run("demo", "--json")
+    told = json.loads(stdout)
+    assert (code, stderr, told["passed"]) == (0, "", True)
+    assert all(step["passed"] for step in told["steps"])
+    client, server = told["statistics"]["client"], told["statistics"]["server"]
+    assert client["redials"] == 1
+    assert client["responses_received"] == server["responses_sent"] > 200
+    assert server["responses_received"] == client["responses_sent"] > 0
+    assert client["calls_in_flight"] == server["calls_in_flight"] == 0
+    assert [event["event"] for event in told["events"] if event["side"] == "client"].count("connected") == 2
+
+
+async def test_demo_that_does_not_finish_says_so() -> None:
+    """A script that trusts the exit code would take a broken installation for a working one."""
+    code, stdout, stderr = await run("demo", "--deadline", "0.25")
+    assert (code, stderr) == (1, "")
+    assert "PASS  listen" in stdout
+    assert re.search(r"FAIL  .*: not done when the 0\.25 s were over", stdout)
+    assert "SKIP  close: not tried" in stdout
+    assert re.search(r"FAIL: \d of 10 steps", stdout)
+
+
+# serve and ping
+
+
+@posix
+@pytest.mark.parametrize(
+    ("reply", "kind"), [("echo", "echo"), ("fulfill", "fulfill"), ("reject", f"reject {ilp.ErrorCode.UNREACHABLE}")]
+)
+async def test_ping_measures_what_serve_answers(reply: str, kind: str) -> None:
+    """Somebody who checks a connection would be told the wrong thing."""
+    async with serving("--reply", reply) as server:
+        url = await server.wait_for(r"client's URL: (\S+)")
+        code, stdout, stderr = await run("ping", url, "--count", "5", "--interval", "0", "--size", "500", "--json")
+        assert (code, stderr) == (0, "")
+        told = json.loads(stdout)
+        assert (told["sent"], told["answered"], told["answers"]) == (5, 5, {kind: 5})
+        assert 0 < told["min_ms"] <= told["median_ms"] <= told["p99_ms"] < 5000
+        token = url.split("@")[0].rpartition(":")[2]
+        assert len(token) == 32
+        assert token not in stdout
+        code, took = await server.end(signal.SIGINT)
+        assert code == 0
+        assert took < 1
+        assert "connected\n" in server.output
+        assert "closed; 5 requests, 5 answered, 0 refused" in server.output
+        assert server.output.count(token) == 1
+        assert "\x1b" not in server.output
+
+
+@posix
+async def test_serve_ends_within_a_second_under_a_connected_client() -> None:
+    """A service manager would have to kill it, and the client would learn of it by a timeout."""
+    async with serving(TRIO_LEDGER_PLUGIN_SECRET=CANARY) as server:
+        address = await server.wait_for(r"listening on (\S+),")
+        options = BtpOptions(server=address, btp_token=CANARY)
+        async with open_plugin(options) as client:
+            assert await client.send_data(b"hello") == b"hello"
+            await client.send_money("250")
+            await server.wait_for("(received money: 250)")
+            code, took = await server.end(signal.SIGTERM)
+            assert code == 0
+            assert took < 1
+            assert not client.is_connected()
+        assert f"the client's URL: {address.replace('://', '://:***@')}" in server.output
+        assert CANARY not in server.output
+
+
+@posix
+async def test_ping_with_a_wrong_token_is_refused_and_the_server_tells_why() -> None:
+    async with serving(TRIO_LEDGER_PLUGIN_SECRET=CANARY) as server:
+        address = await server.wait_for(r"listening on (\S+),")
+        code, stdout, stderr = await run("ping", address, TRIO_LEDGER_PLUGIN_SECRET=f"not-{CANARY}")
+        assert (code, stdout) == (4, "")
+        assert_one_error(stderr)
+        await server.wait_for("(refused a connection from 127.0.0.1: invalid auth_token)")
+        code, stdout, stderr = await run("ping", address, "--count", "2", TRIO_LEDGER_PLUGIN_SECRET=CANARY)
+        assert (code, stderr) == (0, "")
+        assert "2 sent, 2 answered (2 echo), 0 refused" in stdout
+        assert re.search(r"round trip: min [\d.]+ ms, median [\d.]+ ms, p99 [\d.]+ ms", stdout)
+        assert CANARY not in server.output
+
+
+@posix
+async def test_serve_and_ping_speak_tls_and_verify(tmp_path: Any) -> None:
+    """A token would go to whoever stands in between."""
+    authority = trustme.CA()
+    identity = authority.issue_cert("localhost")
+    identity.private_key_and_cert_chain_pem.write_to_path(tmp_path / "server.pem")
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    async with serving("--host", "localhost", "--tls-cert", str(tmp_path / "server.pem")) as server:
+        url = await server.wait_for(r"client's URL: (btp\+wss://\S+)")
+        code, stdout, stderr = await run("ping", url, "--count", "1", SSL_CERT_FILE=str(tmp_path / "ca.pem"))
+        assert (code, stderr) == (0, "")
+        code, stdout, stderr = await run("ping", url, "--count", "1")
+        assert (code, stdout) == (3, "")
+        assert_one_error(stderr)
+        assert "not trusted" in stderr
+
+
+async def test_ping_of_nobody_ends_in_time() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    code, stdout, stderr = await run("ping", f"btp+ws://a:{CANARY}@127.0.0.1:{port}", "--timeout", "0.3", "--json")
+    assert (code, stdout) == (3, "")
+    assert_one_error(stderr)
+    assert f"cannot connect to btp+ws://127.0.0.1:{port}" in stderr
+
+
+async def test_serve_at_an_address_in_use_says_which() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        code, stdout, stderr = await run("serve", "--port", port)
+    assert (code, stdout) == (1, "")
+    assert_one_error(stderr)
+    assert port in stderr
+    assert "--port" in stderr
+
+
+async def answer_never(data: bytes) -> NoReturn:
+    await trio.sleep_forever()
+
+
+async def answer_junk(data: bytes) -> bytes:
+    return b"junk"
+
+
+async def answer_with_a_wrong_preimage(data: bytes) -> bytes:
+    return ilp.encode(ilp.Fulfill(bytes(32)))
+
+
+async def answer_with_another_prepare(data: bytes) -> bytes:
+    return ilp.encode(make_question(1, 10))
+
+
+@pytest.mark.parametrize(
+    ("handler", "count", "text"),
+    [
+        (None, "refused", "no data handler is registered"),
+        (answer_never, "lost", "no answer"),
+        (answer_junk, "answered wrongly", "no type of an ILPv4 packet"),
+        (answer_with_a_wrong_preimage, "answered wrongly", "without the right preimage"),
+        (answer_with_another_prepare, "answered wrongly", "another Prepare"),
+    ],
+    ids=["no handler", "silence", "junk", "wrong preimage", "Prepare"],
+)
+async def test_ping_that_is_not_answered_rightly_fails(handler: Any, count: str, text: str) -> None:
+    """A monitor would call a peer healthy that answers nobody."""
+    options = BtpOptions(listener=ListenerOptions(port=0, secret=CANARY), close_timeout=0.1)
+    async with open_plugin(options, data_handler=handler) as server:
+        url = server.address.replace("://", f"://x:{CANARY}@")  # type: ignore[attr-defined]  # a BtpPlugin
+        args = ("ping", url, "--count", "2", "--interval", "0", "--timeout", "0.3")
+        code, stdout, stderr = await run(*args)
+        assert (code, stderr) == (1, "")
+        assert stdout.startswith("2 sent, 0 answered, ")
+        assert f"2 {count}" in stdout
+        assert "round trip" not in stdout
+        assert re.search(f"last error: .*{text}", stdout)
+        assert CANARY not in stdout
+
+
+@posix
+async def test_interrupted_ping_sums_up_what_it_has() -> None:
+    options = BtpOptions(listener=ListenerOptions(port=0, secret=CANARY))
+    asked = trio.Event()
+
+    async def answer(data: bytes) -> bytes:
+        asked.set()
+        return data
+
+    async with open_plugin(options, data_handler=answer) as server, trio.open_nursery() as nursery:
+        url = server.address.replace("://", f"://x:{CANARY}@")  # type: ignore[attr-defined]  # a BtpPlugin
+        start = partial(
+            trio.run_process, [*PROGRAM, "ping", url, "--interval", "60"], stdout=-1, stderr=-1, check=False
+        )
+        with trio.fail_after(PATIENCE):
+            process = await nursery.start(start)
+            await asked.wait()
+            # Its answer may still be on the way; until it is there the wait is for nothing else.
+            while server.statistics().responses_sent == 0:
+                await trio.lowlevel.checkpoint()
+            process.send_signal(signal.SIGINT)
+            stdout = b"".join([chunk async for chunk in process.stdout]).decode()
+            stderr = b"".join([chunk async for chunk in process.stderr]).decode()
+            assert await process.wait() == 130
+    assert stdout.startswith("1 sent, ")
+    assert stderr.strip() == "error: interrupted"
+
+
+@posix
+async def test_only_a_terminal_sees_lines_that_change() -> None:
+    """A log file would fill with control characters, or a person see nothing move."""
+    async with serving() as server:
+        url = await server.wait_for(r"client's URL: (\S+)")
+        ping = ["ping", url, "--count", "3", "--interval", "0.05"]
+        assert "\x1b" in await on_a_terminal(*ping)
+        assert "\x1b" not in await on_a_terminal(*ping, TERM="dumb")
+        _, stdout, _ = await run(*ping, FORCE_COLOR="1", TTY_COMPATIBLE="1", TERM="xterm")
+        assert "\x1b" not in stdout
+    shown = await on_a_terminal("serve", "--port", "0", until="waiting for a client, 0 requests/s")
+    assert "\x1b" in shown
+
+
+async def on_a_terminal(*args: str, until: str | None = None, **env: str) -> str:
+    """Run the program on a pseudo-terminal, until it ends or has shown a text; return what it wrote."""
+    ours, theirs = os.openpty()
+    process = await trio.lowlevel.open_process(
+        [*PROGRAM, *args], stdin=theirs, stdout=theirs, stderr=theirs, env=environment(**{"TERM": "xterm", **env})
+    )
+    os.close(theirs)
+    shown = b""
+    async with trio.lowlevel.FdStream(ours) as terminal:
+        with trio.fail_after(PATIENCE):
+            try:
+                while until is None or until.encode() not in shown:
+                    shown += await terminal.receive_some()
+            except trio.BrokenResourceError:
+                pass  # how Linux says that the other end of a terminal is closed
+            if until is not None:
+                process.terminate()
+            assert await process.wait() == 0
+    return shown.decode()
+
+
+# Mistakes, and the program as a whole
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (["pign"], "did you mean ping?"),
+        ([f"btp+ws://a:{CANARY}@localhost"], "the commands are"),
+        (["--nonsense"], "--nonsense"),
+        (["ping"], "URL"),
+        (["ping", f"ws://a:{CANARY}@localhost"], "must begin with 'btp+ws://'"),
+        (["ping", f"btp+ws://a:{CANARY}@connector.example"], "--allow-insecure"),
+        (["ping", "btp+ws://localhost"], "TRIO_LEDGER_PLUGIN_SECRET"),
+        (["ping", "btp+ws://:x@localhost", CANARY], "1 argument too many"),
+        (["ping", "--count", "0", "btp+ws://:x@localhost"], "--count"),
+        (["ping", "--count", f"btp+ws://a:{CANARY}@h"], "--count"),
+        (["ping", "--interval", "nan", "btp+ws://:x@localhost"], "NaN"),
+        (["ping", "--timeout", "inf", "btp+ws://:x@localhost"], "--timeout"),
+        (["serve", "--port", "65536"], "--port"),
+        (["serve", "--secret", ""], "leave it out"),
+        (["serve", "--reply", "shout"], "--reply"),
+        (["serve", "--tls-cert", "/nowhere/cert.pem"], "/nowhere/cert.pem"),
+        (["serve", "--tls-cert", __file__], "no certificate"),
+        (["serve", "--tls-key", __file__], "--tls-cert"),
+        (["serve", "--host", "a b", "--secret", CANARY], "host"),
+        (["decode", "--as", "smtp", "00"], "--as"),
+        (["demo", "--deadline", "0"], "--deadline"),
+    ],
+)
+def test_mistake_is_told_in_one_line(args: list[str], text: str, capsys: Any, monkeypatch: Any) -> None:
+    """Whoever mistypes would read a traceback, or find the token in the terminal's history."""
+    monkeypatch.delenv("TRIO_LEDGER_PLUGIN_SECRET", raising=False)
+    assert main(args) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert_one_error(err)
+    assert text in err
+
+
+@pytest.mark.parametrize("missing", ["click", "rich"])
+async def test_without_the_extra_the_program_says_what_to_install(missing: str) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None; from trio_ledger_plugin.cli import main; sys.exit(main())"
+    done = await trio.run_process([sys.executable, "-c", code], capture_stderr=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.decode() == "error: the command line is an extra: pip install 'trio-ledger-plugin[cli]'\n"
+
+
+@pytest.mark.parametrize("args", [[], ["--help"], ["demo", "-h"], ["serve", "-h"], ["ping", "-h"], ["decode", "-h"]])
+def test_help_teaches(args: list[str], capsys: Any) -> None:
+    assert main(args) == 0
+    out = capsys.readouterr().out
+    assert "Examples:\n" in out
+    assert "  3    the peer cannot be reached\n" in out
+
+
+async def test_version() -> None:
+    code, stdout, _ = await run("--version")
+    assert (code, stdout) == (0, "trio-ledger-plugin 0.1.0\n")
+
+
+def test_errors_in_groups_and_failures_keep_their_meaning() -> None:
+    failure = PluginFailedError("the plugin failed")
+    failure.__cause__ = NotAcceptedError("no")
+    assert exit_code_of(bare_error(ExceptionGroup("", [ExceptionGroup("", [failure])]))) == 4
+    interrupted = BaseExceptionGroup("", [failure, KeyboardInterrupt()])
+    assert exit_code_of(bare_error(interrupted)) == 130
+    bug = ValueError(f"\x1b btp+ws://a:{CANARY}@h\nmore")
+    assert exit_code_of(bug) == 1
+    assert one_line(bug) == (r"a bug in trio-ledger-plugin, please report it: ValueError: \x1b btp+ws://***@h more")
+
+
+async def test_fulfill_takes_no_money_that_it_should_not() -> None:
+    """A Fulfill for an expired packet, or without its preimage, costs whoever sends it the money."""
+    good = make_question(5, 10)
+    answers = [
+        await fulfill(data)
+        for data in (
+            ilp.encode(good),
+            ilp.encode(ilp.Prepare(5, datetime.now(UTC) - timedelta(1), good.execution_condition, "peer.x", good.data)),
+            ilp.encode(ilp.Prepare(5, good.expires_at, good.execution_condition, "peer.x", b"other")),
+            ilp.encode(ilp.Fulfill(bytes(32))),
+            b"\x00",
+        )
+    ]
+    first, *others = map(ilp.decode, answers)
+    assert isinstance(first, ilp.Fulfill)
+    assert ilp.fulfills(first.fulfillment, good.execution_condition)
+    assert [other.code for other in others if isinstance(other, ilp.Reject)] == ["R00", "F05", "F00", "F01"]
+
+
+async def test_readme_tells_the_truth() -> None:
+    """The first lines that a newcomer copies would not run."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    program = readme.partition("```python\n")[2].partition("```")[0]
+    with trio.fail_after(PATIENCE):
+        done = await trio.run_process([sys.executable, "-W", "error", "-c", program], capture_stdout=True)
+    assert done.stdout.decode().splitlines()[:3] == ["b'HELLO'", "received 250", "Connected()"]
+    for heading, end in (("## Quick start", "trio-ledger-plugin demo\n"), ("## Tests", "python -m pytest\n")):
+        first_block = readme.partition(heading)[2].split("```")[1]
+        assert first_block.startswith("sh\n")
+        assert first_block.count("\n") == 2
+        assert first_block.endswith(end)

@@ -1,0 +1,456 @@
+"""The end that dials: what ends an attempt, what is tried again and when, and what ends the plugin."""
+
+import ssl
+import traceback
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from math import inf
+from typing import Any
+
+import pytest
+import trio
+import trustme
+from peers import TOKEN, Peer, Recorder, next_event, open_btp, read_head, serving, welcome
+from trio.testing import MockClock
+
+from trio_ledger_plugin import ConnectOptions, PluginServices
+from trio_ledger_plugin.codec import btp
+from trio_ledger_plugin.errors import (
+    ConnectTimeoutError,
+    InvalidFieldsError,
+    NotAcceptedError,
+    PluginFailedError,
+    UnreachableError,
+)
+from trio_ledger_plugin.events import Connected, Disconnected, Failed
+
+NOON = datetime(2018, 8, 31, 12, 0, 0, 899_000, tzinfo=UTC)
+
+
+@pytest.fixture
+def clock() -> MockClock:
+    """A clock that jumps when nothing has happened for a while; sockets on this machine are faster."""
+    return MockClock(autojump_threshold=0.03)
+
+
+OFTEN = 20
+
+
+class Server:
+    """A scripted server: each connection meets the next behaviour, the last one for ever."""
+
+    def __init__(self, *behaviours: Any) -> None:
+        self.behaviours = behaviours
+        self.times: list[float] = []
+        self.peers: list[Peer] = []
+        self.tried_often = trio.Event()
+
+    async def __call__(self, stream: trio.SocketStream) -> None:
+        turn = len(self.times)
+        self.times.append(trio.current_time())
+        if turn == OFTEN:
+            self.tried_often.set()
+        await self.behaviours[min(turn, len(self.behaviours) - 1)](self, stream)
+
+    async def accept(self, stream: trio.abc.Stream) -> None:
+        """Let the client in and keep the link."""
+        peer = await welcome(stream)
+        await peer.let_in()
+        self.peers.append(peer)
+        await trio.sleep_forever()
+
+    async def accept_and_leave(self, stream: trio.abc.Stream) -> None:
+        await (await welcome(stream)).let_in()
+
+    async def hang_up(self, stream: trio.abc.Stream) -> None:
+        """Close before the handshake."""
+
+    async def close_silently(self, stream: trio.abc.Stream) -> None:
+        """Close after the credentials, without an answer."""
+        await (await welcome(stream)).receive_packet()
+
+    async def say_nothing(self, stream: trio.abc.Stream) -> None:
+        await trio.sleep_forever()
+
+    async def say_nothing_after_the_handshake(self, stream: trio.abc.Stream) -> None:
+        await welcome(stream)
+        await trio.sleep_forever()
+
+    async def refuse(self, stream: trio.abc.Stream, code: str = "F00") -> None:
+        """Refuse the credentials, and repeat them."""
+        peer = await welcome(stream)
+        packet = await peer.receive_packet()
+        data = b"no such token: " + packet.protocol_data[2].data
+        await peer.send_packet(btp.Error(packet.request_id, code, "NotAcceptedError", NOON, data))
+        await peer.wait_eof()
+
+    async def refuse_for_now(self, stream: trio.abc.Stream) -> None:
+        await self.refuse(stream, "T00")
+
+    async def answer_nonsense(self, stream: trio.abc.Stream) -> None:
+        peer = await welcome(stream)
+        await peer.receive_packet()
+        await peer.send(peer.frame(b"\x01\x02\x03"))
+        await peer.wait_eof()
+
+
+def answering(status: int) -> Any:
+    async def behave(server: Server, stream: trio.SocketStream) -> None:
+        await read_head(stream)
+        await stream.send_all(b"HTTP/1.1 %d Said So\r\nContent-Length: 4\r\n\r\nwhat" % status)
+        await stream.receive_some()
+
+    return behave
+
+
+async def connect_fails(server: Server, error: type[Exception], *, timeout: float = 30_000, **options: Any) -> Any:
+    async with serving(server) as url:
+        with pytest.raises(error) as caught:
+            async with open_btp({"server": url, **options}, connect=ConnectOptions(timeout)):
+                raise AssertionError("connected")
+    return caught.value
+
+
+# The first connection.
+
+
+async def test_a_client_is_connected_once_it_is_let_in(clock: MockClock) -> None:
+    server = Server(Server.accept)
+    async with serving(server) as url, open_btp({"server": url}) as plugin:
+        assert plugin.is_connected()
+        await next_event(plugin.events, Connected)
+        assert TOKEN not in plugin.address
+        assert "alice" not in plugin.address
+
+
+async def test_the_auth_packet_is_the_first_and_carries_the_flags(clock: MockClock) -> None:
+    """Servers know this order of entries, as ilp-plugin-btp sends it."""
+    packets: list[Any] = []
+
+    async def look(server: Server, stream: trio.SocketStream) -> None:
+        peer = await welcome(stream)
+        packets.append(await peer.let_in())
+        await peer.wait_eof()
+
+    async with serving(Server(look)) as url, open_btp({"server": url, "btp_auth_flags": {"mode": "receive"}}):
+        entries = [(entry.protocol_name, entry.content_type, entry.data) for entry in packets[0].protocol_data]
+        assert entries == [
+            ("auth", 0, b""),
+            ("auth_username", 1, b"alice"),
+            ("auth_token", 1, TOKEN.encode()),
+            ("mode", 1, b"receive"),
+        ]
+
+
+async def test_requests_around_the_answer_to_the_credentials_are_served(clock: MockClock) -> None:
+    """Servers send at once; a request lost here hangs at their end."""
+    answers: list[Any] = []
+    done = trio.Event()
+
+    async def eager(server: Server, stream: trio.SocketStream) -> None:
+        peer = await welcome(stream)
+        packet = await peer.receive_packet()
+        await peer.send(
+            peer.frame(btp.encode_ilp(btp.MESSAGE, 1, b"before")),
+            peer.frame(btp.encode(btp.Response(packet.request_id))),
+            peer.frame(btp.encode_ilp(btp.MESSAGE, 2, b"behind")),
+        )
+        answers.extend([await peer.receive_packet(), await peer.receive_packet()])
+        done.set()
+        await peer.wait_eof()
+
+    async def echo(data: bytes) -> bytes:
+        return data
+
+    async with serving(Server(eager)) as url, open_btp({"server": url}, data_handler=echo):
+        await done.wait()
+    assert sorted((answer.request_id, answer.protocol_data[0].data) for answer in answers) == [
+        (1, b"before"),
+        (2, b"behind"),
+    ]
+
+
+async def test_a_flood_before_the_answer_is_not_kept(clock: MockClock) -> None:
+    """A server that never answers the credentials must not fill the memory."""
+
+    async def flood(server: Server, stream: trio.SocketStream) -> None:
+        peer = await welcome(stream)
+        await peer.receive_packet()
+        for i in range(100):
+            await peer.send_request(i, bytes(1000))
+        await peer.wait_eof()
+
+    error = await connect_fails(Server(flood), NotAcceptedError, timeout=9000)
+    assert isinstance(error.__cause__, UnreachableError)
+
+
+async def test_missing_credentials_are_named(clock: MockClock) -> None:
+    server = Server(Server.accept)
+    async with serving(server) as url:
+        bare = "btp+ws://" + url.rpartition("@")[2]
+        with pytest.raises(InvalidFieldsError, match="credentials"):
+            async with open_btp({"server": bare}):
+                raise AssertionError("connected")
+    assert server.times == []
+
+
+async def test_refused_credentials_fail_at_once_and_the_token_is_in_no_text(clock: MockClock) -> None:
+    """A retry of refused credentials is a storm, and a token in an error is a token in a bug report."""
+    server, log = Server(Server.refuse), Recorder()
+    async with serving(server) as url:
+        start = trio.current_time()
+        with pytest.raises(NotAcceptedError, match="no such token") as caught:
+            async with open_btp({"server": url}, PluginServices(log=log)):
+                raise AssertionError("connected")
+        assert trio.current_time() - start < 1
+    assert len(server.times) == 1
+    text = "".join(traceback.format_exception(caught.value)) + repr(caught.value) + "".join(log.lines)
+    assert TOKEN not in text
+    assert TOKEN not in repr(caught.value.__cause__.__dict__)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_credentials_refused_by_http_fail_at_once(status: Any, clock: MockClock) -> None:
+    server = Server(answering(status))
+    await connect_fails(server, NotAcceptedError)
+    assert len(server.times) == 1
+
+
+async def test_a_url_without_an_endpoint_fails_at_once(clock: MockClock) -> None:
+    server = Server(answering(404))
+    error = await connect_fails(server, UnreachableError)
+    assert not isinstance(error, ConnectTimeoutError)
+    assert error.name == "UnreachableError"
+    assert len(server.times) == 1
+
+
+@pytest.mark.parametrize(
+    "behaviour", [answering(500), Server.hang_up, Server.refuse_for_now, Server.answer_nonsense], ids=str
+)
+async def test_trouble_of_the_server_is_retried_until_the_timeout(behaviour: Any, clock: MockClock) -> None:
+    """A server that restarts must not make its clients give up."""
+    server = Server(behaviour)
+    error = await connect_fails(server, ConnectTimeoutError, timeout=2000)
+    assert isinstance(error.__cause__, UnreachableError)
+    assert isinstance(error, TimeoutError)
+    assert TOKEN not in str(error)
+    assert len(server.times) > 2
+    recovering = Server(behaviour, behaviour, Server.accept)
+    async with serving(recovering) as url, open_btp({"server": url}) as plugin:
+        assert plugin.is_connected()
+        assert len(recovering.times) == 3
+
+
+async def test_a_port_that_nobody_listens_on_is_a_timeout_with_its_cause(clock: MockClock) -> None:
+    listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
+    port = listener.socket.getsockname()[1]
+    await listener.aclose()
+    start = trio.current_time()
+    with pytest.raises(ConnectTimeoutError) as caught:
+        async with open_btp({"server": f"btp+ws://a:{TOKEN}@127.0.0.1:{port}"}, connect=ConnectOptions(timeout=2500)):
+            raise AssertionError("connected")
+    assert trio.current_time() == start + 2.5
+    assert isinstance(caught.value.__cause__, UnreachableError)
+    assert isinstance(caught.value.__cause__.__cause__, OSError)
+
+
+async def test_three_silent_closes_are_a_refusal(clock: MockClock) -> None:
+    """interledger-rs refuses so, and has troubles of its own so: twice may be chance."""
+    server = Server(Server.close_silently)
+    error = await connect_fails(server, NotAcceptedError)
+    assert "3 times" in str(error)
+    assert len(server.times) == 3
+    twice = [Server.close_silently] * 2
+    patient = Server(*twice, Server.hang_up, *twice, Server.accept)
+    async with serving(patient) as url, open_btp({"server": url}) as plugin:
+        assert plugin.is_connected()
+        assert len(patient.times) == 6
+
+
+@pytest.mark.parametrize("timeout", [5_000, 30_000])
+@pytest.mark.parametrize("phase", ["handshake", "auth", "tls"])
+async def test_a_server_that_hangs_does_not_hang_the_caller(phase: Any, timeout: Any, clock: MockClock) -> None:
+    """One scope covers all phases, and one silent connection does not eat the whole timeout."""
+    server = Server(Server.say_nothing_after_the_handshake if phase == "auth" else Server.say_nothing)
+    async with serving(server) as url:
+        start = trio.current_time()
+        with pytest.raises(ConnectTimeoutError) as caught:
+            async with open_btp(
+                {"server": url.replace("btp+ws:", "btp+wss:") if phase == "tls" else url},
+                connect=ConnectOptions(timeout),
+            ):
+                raise AssertionError("connected")
+        assert trio.current_time() == start + timeout / 1000
+    assert (len(server.times) > 1) == (timeout > 10_000)
+    assert (caught.value.__cause__ is not None) == (timeout > 10_000)
+
+
+@pytest.mark.parametrize("host", ["a..example", "x" * 70 + ".example"])
+async def test_a_host_that_cannot_exist_is_unreachable(host: Any, clock: MockClock) -> None:
+    """The error of a codec tells nobody that the URL is wrong."""
+    with pytest.raises(UnreachableError) as caught:
+        async with open_btp({"server": f"btp+wss://a:{TOKEN}@{host}"}, connect=ConnectOptions(timeout=1000)):
+            raise AssertionError("connected")
+    assert not isinstance(caught.value, ConnectTimeoutError)
+    assert TOKEN not in str(caught.value)
+
+
+# Redials.
+
+
+async def test_a_lost_link_is_redialed_at_once(clock: MockClock) -> None:
+    server = Server(Server.accept)
+    async with serving(server) as url, open_btp({"server": url}) as plugin:
+        await next_event(plugin.events, Connected)
+        await trio.sleep(15)
+        lost = trio.current_time()
+        await server.peers[0].aclose()
+        await next_event(plugin.events, Disconnected)
+        await next_event(plugin.events, Connected)
+        assert trio.current_time() == lost
+        assert server.times == [0, lost]
+        assert plugin.statistics().redials == 1
+
+
+async def test_redials_back_off_with_jitter_up_to_the_longest_pause(clock: MockClock) -> None:
+    """All clients of a restarted server would otherwise come back at the same moment, again and again."""
+    server = Server(Server.accept, Server.hang_up)
+    async with serving(server) as url, open_btp({"server": url, "redial_max_delay": 5.0}) as plugin:
+        await next_event(plugin.events, Connected)
+        await trio.sleep(15)
+        lost = trio.current_time()
+        await server.peers[0].aclose()
+        await trio.sleep(100)
+        tries = server.times[1:]
+        assert tries[0] == lost
+        assert not plugin.is_connected()
+        gaps = [later - earlier for earlier, later in pairwise(tries)]
+        for at, gap in zip(tries, gaps, strict=False):
+            assert gap <= min(max(at - lost, 0.1), 5) + 0.01
+        assert len({round(gap, 3) for gap in gaps}) > len(gaps) / 2
+        assert 20 <= len(tries) <= 150
+        server.behaviours = (Server.accept,)
+        await next_event(plugin.events, Disconnected)
+        with trio.fail_after(5.1):
+            await next_event(plugin.events, Connected)
+
+
+async def test_a_link_that_never_lasts_is_no_storm_of_redials(clock: MockClock) -> None:
+    """Two clients with one account throw each other out; each must not come back the same millisecond."""
+    server = Server(Server.accept_and_leave)
+    async with serving(server) as url, open_btp({"server": url}):
+        await server.tried_often.wait()
+    assert server.times[OFTEN] - server.times[0] > 1
+
+
+async def test_credentials_refused_on_a_redial_end_the_plugin(clock: MockClock) -> None:
+    server = Server(Server.accept, Server.refuse)
+    plugins: list[Any] = []
+
+    async def lose_the_link(url: str) -> None:
+        async with open_btp({"server": url}) as plugin:
+            plugins.append(plugin)
+            await next_event(plugin.events, Connected)
+            await server.peers[0].aclose()
+            await trio.sleep(60)
+            raise AssertionError("still there")
+
+    async with serving(server) as url:
+        with pytest.raises(PluginFailedError) as caught:
+            await lose_the_link(url)
+        plugin = plugins[0]
+        assert isinstance(caught.value.__cause__, NotAcceptedError)
+        await next_event(plugin.events, Disconnected)
+        failed = await next_event(plugin.events, Failed)
+        assert failed.error is caught.value.__cause__
+        with pytest.raises(trio.EndOfChannel):
+            await plugin.events.receive()
+        with pytest.raises(PluginFailedError):
+            await plugin.send_data(b"ask")
+        assert TOKEN not in "".join(traceback.format_exception(caught.value))
+    assert len(server.times) == 2
+
+
+@pytest.mark.parametrize("behaviour", [Server.close_silently, answering(404), Server.hang_up], ids=str)
+async def test_other_trouble_on_a_redial_ends_nothing(behaviour: Any, clock: MockClock) -> None:
+    """A server that is being deployed answers with all of these for a minute."""
+    server = Server(Server.accept, *[behaviour] * 5, Server.accept)
+    async with serving(server) as url, open_btp({"server": url}) as plugin:
+        await next_event(plugin.events, Connected)
+        await server.peers[0].aclose()
+        await next_event(plugin.events, Disconnected)
+        await next_event(plugin.events, Connected)
+        assert len(server.times) == 7
+
+
+async def test_disconnecting_while_redialing_ends_it(clock: MockClock) -> None:
+    server = Server(Server.accept, Server.say_nothing)
+    async with serving(server) as url, open_btp({"server": url}) as plugin:
+        await server.peers[0].aclose()
+        await trio.sleep(1)
+        await plugin.disconnect()
+        await trio.sleep(100)
+        assert len(server.times) == 2
+        server.behaviours = (Server.accept,)
+        await plugin.connect(ConnectOptions(inf))
+        assert plugin.is_connected()
+
+
+# TLS.
+
+
+def tls_server(certificate: trustme.LeafCert) -> Server:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    certificate.configure_cert(context)
+
+    async def behave(server: Server, stream: trio.SocketStream) -> None:
+        secured = trio.SSLStream(stream, context, server_side=True)
+        await server.accept(secured)
+
+    return Server(behave)
+
+
+def trusting(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+async def test_a_trusted_server_is_connected_to(clock: MockClock) -> None:
+    authority = trustme.CA()
+    server = tls_server(authority.issue_cert("127.0.0.1"))
+    async with serving(server) as url:
+        opts = {"server": url.replace("btp+ws:", "btp+wss:"), "ssl_context": trusting(authority)}
+        async with open_btp(opts) as plugin, trio.open_nursery() as nursery:
+
+            async def call() -> None:
+                assert await plugin.send_data(b"x" * 50_000) == b"y" * 50_000
+
+            nursery.start_soon(call)
+            packet = await server.peers[0].receive_packet()
+            await server.peers[0].respond(packet.request_id, b"y" * 50_000)
+
+
+@pytest.mark.parametrize("flaw", ["wrong host", "unknown authority", "expired", "no context of our own"])
+async def test_an_untrusted_server_is_refused_at_once(flaw: Any, clock: MockClock) -> None:
+    """The token would otherwise go to whoever sits in between; and trying again mends no certificate."""
+    authority = trustme.CA()
+    host = "other.example" if flaw == "wrong host" else "127.0.0.1"
+    long_ago = datetime.now(UTC) - timedelta(days=10)
+    past: dict[str, Any] = (
+        {"not_before": long_ago, "not_after": long_ago + timedelta(days=1)} if flaw == "expired" else {}
+    )
+    server = tls_server(authority.issue_cert(host, **past))
+    opts: dict[str, Any] = {}
+    if flaw != "no context of our own":
+        opts["ssl_context"] = trusting(trustme.CA() if flaw == "unknown authority" else authority)
+    async with serving(server) as url:
+        start = trio.current_time()
+        with pytest.raises(UnreachableError, match="certificate") as caught:
+            async with open_btp({"server": url.replace("btp+ws:", "btp+wss:"), **opts}):
+                raise AssertionError("connected")
+        assert trio.current_time() - start < 1
+    assert not isinstance(caught.value, ConnectTimeoutError)
+    assert caught.value.name == "UnreachableError"
+    assert len(server.times) == 1
+    assert server.peers == []

@@ -1,0 +1,81 @@
+"""Several callers of connect() share one attempt, and its end reaches each of them."""
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from trio_ledger_plugin import PluginClosedError
+from trio_ledger_plugin.connection import Connection
+
+
+async def test_success_lets_every_waiter_go():
+    ready = []
+    connection = Connection(lambda: ready.append(1))
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(connection.wait_settled)
+        await wait_all_tasks_blocked()
+        connection.started()
+        connection.started()
+    assert ready == [1]
+    assert connection.is_settled
+    await connection.wait_settled()
+
+
+async def test_failure_reaches_every_waiter_and_later_ones():
+    connection = Connection(lambda: None)
+    caught = []
+
+    async def wait():
+        with pytest.raises(PluginClosedError):
+            await connection.wait_settled()
+        caught.append(1)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(wait)
+        await wait_all_tasks_blocked()
+        connection.settle(PluginClosedError("first"))
+        connection.settle(OSError("second"))
+    await wait()
+    assert caught == [1] * 4
+
+
+async def test_the_last_to_leave_cancels_the_attempt():
+    connection = Connection(lambda: None)
+    scopes = [trio.CancelScope(), trio.CancelScope()]
+
+    async def wait(scope):
+        with scope:
+            await connection.wait_settled()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(connection.run, trio.sleep_forever)
+        for scope in scopes:
+            nursery.start_soon(wait, scope)
+        await wait_all_tasks_blocked()
+        scopes[0].cancel()
+        await wait_all_tasks_blocked()
+        assert not connection.is_abandoned
+        scopes[1].cancel()
+    assert connection.is_abandoned
+
+
+async def test_leaving_after_the_success_cancels_nothing():
+    connection = Connection(lambda: None)
+    connection.started()
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await connection.wait_settled()
+    assert scope.cancelled_caught
+    assert not connection.is_abandoned
+
+
+async def test_a_success_that_comes_after_all_have_left_does_not_count():
+    """Else a new caller would be told that the link is up which is being dropped."""
+    ready = []
+    connection = Connection(lambda: ready.append(1))
+    connection.cancel()
+    connection.started()
+    assert not ready
+    assert not connection.is_settled

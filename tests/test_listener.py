@@ -1,0 +1,426 @@
+"""The end that listens: who gets in, what strangers can do (nothing), and what the peer notices of them (nothing)."""
+
+import os
+import socket
+import ssl
+import struct
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+import trustme
+from peers import (
+    CLOSE,
+    TEXT,
+    TOKEN,
+    Peer,
+    Recorder,
+    dial,
+    dial_in,
+    dial_stream,
+    frame,
+    linked,
+    listening,
+    next_event,
+    open_btp,
+    read_head,
+    shake_hands,
+    upgrade_request,
+)
+from trio.testing import MockClock
+
+from trio_ledger_plugin import PluginServices
+from trio_ledger_plugin.btp.session import auth_message
+from trio_ledger_plugin.codec import btp
+from trio_ledger_plugin.errors import ConnectionLostError
+from trio_ledger_plugin.events import Connected, Disconnected
+
+
+@pytest.fixture
+def clock() -> MockClock:
+    """A clock that jumps when nothing has happened for a while; sockets on this machine are faster."""
+    return MockClock(autojump_threshold=0.03)
+
+
+async def echo(data: bytes) -> bytes:
+    return data
+
+
+async def assert_serves(peer: Peer, request_id: int = 99) -> None:
+    await peer.send_request(request_id, b"still there?")
+    assert await peer.receive_packet() == btp.Response(request_id, (btp.ProtocolData("ilp", 0, b"still there?"),))
+
+
+# Listening.
+
+
+async def test_port_0_takes_a_free_one_and_the_address_tells_it() -> None:
+    async with open_btp(listening()) as one, open_btp(listening()) as other:
+        assert one.address.startswith("btp+ws://127.0.0.1:")
+        assert not one.address.endswith(":0")
+        assert one.address != other.address
+        assert TOKEN not in one.address
+        assert not one.is_connected()
+
+
+async def test_a_port_in_use_is_named() -> None:
+    """Whoever starts a second process must read which port of which address it is."""
+    async with open_btp(listening()) as plugin:
+        port = int(plugin.address.rpartition(":")[2])
+        with pytest.raises(OSError, match=f"127.0.0.1 port {port}"):
+            async with open_btp({"listener": {"port": port, "secret": TOKEN}}):
+                raise AssertionError("opened")
+        peer = await dial_in(plugin.address)
+        await peer.aclose()
+
+
+async def test_an_address_of_another_machine_cannot_be_listened_on() -> None:
+    with pytest.raises(OSError, match=r"192\.0\.2\.1 port 7768"):
+        async with open_btp({"listener": {"port": 7768, "secret": TOKEN, "host": "192.0.2.1"}}):
+            raise AssertionError("opened")
+
+
+async def test_a_port_is_free_again_after_the_block(clock: MockClock) -> None:
+    async with open_btp(listening()) as plugin:
+        port = int(plugin.address.rpartition(":")[2])
+        peer = await dial_in(plugin.address)
+    await peer.wait_eof()
+    async with open_btp({"listener": {"port": port, "secret": TOKEN}}):
+        pass
+
+
+# Letting in.
+
+
+@pytest.mark.parametrize("account", ["", "alice", "böb"])
+async def test_a_peer_with_the_token_is_let_in_whatever_its_name(account: Any) -> None:
+    async with open_btp(listening(), data_handler=echo) as plugin:
+        peer = await dial(plugin.address)
+        assert await peer.authenticate(account=account) == btp.Response(1)
+        await next_event(plugin.events, Connected)
+        assert plugin.is_connected()
+        await assert_serves(peer)
+        await peer.aclose()
+        await next_event(plugin.events, Disconnected)
+
+
+@pytest.mark.parametrize("split", [None, 1, 7])
+async def test_frames_right_behind_the_auth_frame_are_served(split: Any) -> None:
+    """interledger-rs never waits for the answer."""
+    async with open_btp(listening(), data_handler=echo) as plugin:
+        peer = await dial(plugin.address)
+        data = peer.frame(auth_message(1, "", TOKEN, {}))
+        data += b"".join(peer.frame(btp.encode_ilp(btp.MESSAGE, i, b"%d" % i)) for i in range(2, 12))
+        for at in range(0, len(data), split or len(data)):
+            await peer.send(data[at : at + (split or len(data))])
+        answers = [await peer.receive_packet() for _ in range(11)]
+        assert answers[0] == btp.Response(1)
+        assert {answer.request_id for answer in answers[1:]} == set(range(2, 12))
+        await peer.aclose()
+
+
+async def test_a_new_connection_takes_the_place_of_the_old_one() -> None:
+    """A peer whose network changed comes back before its old connection is known to be dead."""
+    async with open_btp(listening(), data_handler=echo) as plugin, trio.open_nursery() as nursery:
+        old = await dial_in(plugin.address)
+        await next_event(plugin.events, Connected)
+
+        async def call() -> None:
+            with pytest.raises(ConnectionLostError, match="replaced"):
+                await plugin.send_data(b"lost")
+
+        nursery.start_soon(call)
+        await old.receive_packet()
+        new = await dial_in(plugin.address)
+        await next_event(plugin.events, Disconnected)
+        await next_event(plugin.events, Connected)
+        assert await old.receive_close() == 1000
+        await assert_serves(new)
+        await old.aclose()
+        await trio.testing.wait_all_tasks_blocked()
+        assert plugin.is_connected()
+        await new.aclose()
+
+
+# Strangers.
+
+
+@pytest.mark.parametrize("token", ["wrong", "", TOKEN + "x", TOKEN[:-1]])
+async def test_a_wrong_token_is_refused_and_told_so(token: Any, clock: MockClock) -> None:
+    log = Recorder()
+    async with open_btp(listening(), PluginServices(log=log)) as plugin:
+        peer = await dial(plugin.address)
+        packet = await peer.authenticate(token)
+        assert (packet.request_id, packet.code, packet.name) == (1, "F00", "NotAcceptedError")
+        assert packet.data == b"invalid auth_token"
+        assert TOKEN.encode() not in packet.data
+        received = await peer.receive()
+        assert received.opcode == CLOSE
+        await peer.wait_eof()
+        assert not plugin.is_connected()
+        assert TOKEN not in "".join(log.lines)
+
+
+async def from_stranger_wrong_token(address: str) -> None:
+    peer = await dial(address)
+    await peer.authenticate("wrong")
+    await peer.aclose()
+
+
+async def from_stranger_who_floods(address: str) -> None:
+    peer = await dial(address)
+    await peer.send(peer.frame(auth_message(1, "", "wrong", {})), peer.frame(btp.encode(btp.Transfer(2, 5))) * 50)
+    await peer.wait_eof()
+
+
+async def from_stranger_opens_and_closes(address: str) -> None:
+    await (await dial_stream(address)).aclose()
+
+
+async def from_stranger_resets(address: str) -> None:
+    await reset(await dial_stream(address))
+
+
+async def from_stranger_resets_in_the_handshake(address: str) -> None:
+    stream = await dial_stream(address)
+    await stream.send_all(upgrade_request())
+    await reset(stream)
+
+
+async def from_stranger_garbage(address: str) -> None:
+    stream = await dial_stream(address)
+    await stream.send_all(b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n" * 100)
+    await Peer(stream, client=True).wait_eof()
+
+
+async def from_stranger_no_websocket(address: str) -> None:
+    stream = await dial_stream(address)
+    await stream.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    head = await read_head(stream)
+    assert head.startswith(b"HTTP/1.1 4")
+    await trio.aclose_forcefully(stream)
+
+
+async def from_stranger_garbage_after_the_handshake(address: str) -> None:
+    peer = await dial(address)
+    await peer.send(peer.frame(b"garbage"))
+    await peer.wait_eof()
+
+
+async def from_stranger_transfer_first(address: str) -> None:
+    peer = await dial(address)
+    await peer.send_packet(btp.Transfer(5, 10))
+    packet = await peer.receive_packet()
+    assert (packet.request_id, packet.code) == (5, "F00")
+    await peer.wait_eof()
+
+
+async def from_stranger_text(address: str) -> None:
+    peer = await dial(address)
+    await peer.send(peer.frame(b"hello", TEXT))
+    await peer.wait_eof()
+
+
+async def from_stranger_too_big(address: str) -> None:
+    peer = await dial(address)
+    await peer.send(peer.frame(bytes(9000)))
+    await peer.wait_eof()
+
+
+async def from_stranger_illegal_frame(address: str) -> None:
+    peer = await dial(address)
+    await peer.send(frame(b"unmasked"))
+    await peer.wait_eof()
+
+
+async def from_stranger_closes_politely(address: str) -> None:
+    peer = await dial(address)
+    await peer.send(peer.frame(b"\x03\xe8", CLOSE))
+    assert await peer.receive_close() == 1000
+    await peer.wait_eof()
+
+
+async def reset(stream: trio.SocketStream) -> None:
+    """Close with a reset, as a scanner does."""
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    await trio.aclose_forcefully(stream)
+
+
+STRANGERS = {name[14:]: f for name, f in list(globals().items()) if name.startswith("from_stranger_")}
+
+
+@pytest.mark.parametrize("stranger", STRANGERS)
+async def test_the_live_peer_notices_nothing_of_a_stranger(stranger: Any, clock: MockClock) -> None:
+    """Anybody who can reach the port could otherwise cut the connection, or fill the host's events and statistics."""
+    async with linked(data_handler=echo) as (plugin, peer):
+        await next_event(plugin.events, Connected)
+        await assert_serves(peer)
+        before = plugin.statistics()
+        for _ in range(4):
+            await STRANGERS[stranger](plugin.address)
+        await trio.sleep(1)
+        assert plugin.statistics() == before
+        assert plugin.is_connected()
+        await assert_serves(peer, 100)
+        with pytest.raises(trio.WouldBlock):
+            plugin.events.receive_nowait()
+
+
+async def test_a_stranger_has_five_seconds_for_the_handshake(clock: MockClock) -> None:
+    """Sockets that say nothing must not pile up."""
+    async with linked(data_handler=echo) as (plugin, peer):
+        start = trio.current_time()
+        silent = await dial_stream(plugin.address)
+        slow = await dial_stream(plugin.address)
+        async with trio.open_nursery() as nursery:
+
+            async def trickle() -> None:
+                with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                    for byte in upgrade_request():
+                        await slow.send_all(bytes([byte]))
+                        await trio.sleep(0.5)
+
+            nursery.start_soon(trickle)
+            await Peer(silent, client=True).wait_eof()
+            assert trio.current_time() == start + 5
+            await Peer(slow, client=True).wait_eof()
+            assert trio.current_time() == start + 5
+        assert plugin.is_connected()
+        await assert_serves(peer)
+
+
+async def test_a_stranger_has_five_seconds_for_its_credentials(clock: MockClock) -> None:
+    async with open_btp(listening()) as plugin:
+        start = trio.current_time()
+        peer = await dial(plugin.address)
+        late = await dial(plugin.address)
+        with trio.move_on_after(4.5):
+            await peer.receive()
+        assert await late.authenticate() == btp.Response(1)
+        await peer.wait_eof()
+        assert trio.current_time() == start + 5
+        await late.send(late.frame(b"", 9))
+        await trio.sleep(10)
+        assert plugin.is_connected()
+        await late.aclose()
+
+
+async def test_guesses_are_answered_later_and_the_right_token_at_once(clock: MockClock) -> None:
+    """Guessing must cost time, and the peer must get in through the hail of guesses."""
+    async with open_btp(listening()) as plugin:
+        waits = []
+        for _ in range(8):
+            start = trio.current_time()
+            peer = await dial(plugin.address)
+            await peer.authenticate("guess")
+            waits.append(trio.current_time() - start)
+            await peer.aclose()
+        assert max(waits[:5]) < 0.1
+        assert 0.1 < waits[5] < waits[6] < waits[7]
+        start = trio.current_time()
+        peer = await dial_in(plugin.address)
+        assert trio.current_time() - start < 0.1
+        await peer.aclose()
+
+
+async def test_more_strangers_than_the_limit_are_turned_away(clock: MockClock) -> None:
+    async with open_btp(listening(max_unauthenticated=3)) as plugin:
+        waiting = [await dial(plugin.address) for _ in range(3)]
+        extra = await dial_stream(plugin.address)
+        await Peer(extra, client=True).wait_eof()
+        assert await waiting[0].authenticate() == btp.Response(1)
+        fourth = await dial(plugin.address)
+        for peer in (*waiting, fourth):
+            await peer.aclose()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on descriptors that can be lowered")
+async def test_a_listener_survives_running_out_of_descriptors(clock: MockClock) -> None:
+    """A flood of sockets, or a leak elsewhere in the program, must not end the plugin."""
+    import resource  # noqa: PLC0415 (not there on Windows)
+
+    log = Recorder()
+    async with open_btp(listening(), PluginServices(log=log), data_handler=echo) as plugin:
+        peer = await dial_in(plugin.address)
+        waiting = trio.socket.socket()
+        free = os.dup(0)
+        os.close(free)
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))
+        try:
+            await waiting.connect(("127.0.0.1", int(plugin.address.rpartition(":")[2])))
+            await trio.sleep(1)
+            await assert_serves(peer)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        assert any("cannot accept" in line for line in log.lines)
+        assert len(log.lines) < 20
+        newer = await shake_hands(trio.SocketStream(waiting))
+        assert await newer.authenticate() == btp.Response(1)
+        await peer.wait_eof()
+        await newer.aclose()
+
+
+@pytest.mark.parametrize("origin", ["https://page.example", "null"])
+async def test_a_browser_is_refused(origin: Any) -> None:
+    """A script on any page could otherwise speak to the plugin on this machine."""
+    async with open_btp(listening()) as plugin:
+        stream = await dial_stream(plugin.address)
+        await stream.send_all(upgrade_request(origin=origin))
+        assert (await read_head(stream)).startswith(b"HTTP/1.1 403 ")
+        await Peer(stream, client=True).wait_eof()
+
+
+async def test_strangers_are_dropped_when_the_plugin_closes(clock: MockClock) -> None:
+    async with open_btp(listening()) as plugin:
+        peer = await dial(plugin.address)
+        stream = await dial_stream(plugin.address)
+    await peer.wait_eof()
+    await Peer(stream, client=True).wait_eof()
+
+
+# TLS.
+
+
+@asynccontextmanager
+async def listening_with_tls() -> AsyncIterator[Any]:
+    authority = trustme.CA()
+    server, client = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
+    authority.issue_cert("127.0.0.1").configure_cert(server)
+    authority.configure_trust(client)
+    async with open_btp({"listener": {"port": 0, "secret": TOKEN, "ssl_context": server}}, data_handler=echo) as plugin:
+        yield plugin, client
+
+
+async def test_a_listener_speaks_tls(clock: MockClock) -> None:
+    async with listening_with_tls() as (plugin, context):
+        assert plugin.address.startswith("btp+wss://127.0.0.1:")
+        url = plugin.address.replace("//", f"//alice:{TOKEN}@")
+        async with open_btp({"server": url, "ssl_context": context}) as client:
+            assert await client.send_data(b"x" * 60_000) == b"x" * 60_000
+            await next_event(plugin.events, Connected)
+            await client.disconnect()
+            await next_event(plugin.events, Disconnected)
+
+
+@pytest.mark.parametrize("what", [b"", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\x16\x03\x01\x00\x05hello" * 10])
+async def test_a_stranger_without_tls_disturbs_nobody(what: Any, clock: MockClock) -> None:
+    async with listening_with_tls() as (plugin, context):
+        secured: Any = trio.SSLStream(
+            await dial_stream(plugin.address), context, server_hostname="127.0.0.1", https_compatible=True
+        )
+        peer = await shake_hands(secured)
+        assert await peer.authenticate() == btp.Response(1)
+        for _ in range(3):
+            stream = await dial_stream(plugin.address)
+            if what:
+                await stream.send_all(what)
+                await Peer(stream, client=True).wait_eof()
+            else:
+                await reset(stream)
+        await assert_serves(peer)
+        await peer.aclose()

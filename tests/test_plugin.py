@@ -1,0 +1,693 @@
+"""The surface of RFC-0024 and the plugin's life, whatever carries its requests."""
+
+import math
+
+import pytest
+import trio
+from scripted import ScriptedOptions, after, all_tasks, broken_after, hang, names, read_events, refused, scripted, stay
+from trio.testing import wait_all_tasks_blocked
+
+from trio_ledger_plugin import (
+    Connected,
+    ConnectOptions,
+    ConnectTimeoutError,
+    Disconnected,
+    Failed,
+    InvalidFieldsError,
+    LedgerPlugin,
+    NotAcceptedError,
+    NotConnectedError,
+    PluginClosedError,
+    PluginFailedError,
+    ResponseTimeoutError,
+    UnreachableError,
+)
+
+
+@pytest.fixture
+async def nursery():
+    async with trio.open_nursery() as opened:
+        yield opened
+        opened.cancel_scope.cancel()
+
+
+async def outcome_of(function, *args):
+    try:
+        return await function(*args)
+    except Exception as error:  # noqa: BLE001 (kept for the test)
+        return error
+
+
+async def start(nursery, function, *args):
+    """Run a call in a task; give the list that its outcome comes into."""
+    outcomes = []
+
+    async def run():
+        outcomes.append(await outcome_of(function, *args))
+
+    nursery.start_soon(run)
+    await wait_all_tasks_blocked()
+    return outcomes
+
+
+def test_the_version_is_2():
+    assert LedgerPlugin.version == 2
+
+
+# connect()
+
+
+async def test_connect_twice_is_one_connection(nursery):
+    plugin = scripted(nursery)
+    assert not plugin.is_connected()
+    await plugin.connect()
+    await plugin.connect()
+    assert plugin.is_connected()
+    assert plugin.attempts == 1
+    assert read_events(plugin) == [Connected()]
+
+
+@pytest.mark.parametrize("callers", [2, 5])
+async def test_callers_at_once_share_one_attempt(nursery, autojump_clock, callers):
+    plugin = scripted(nursery, after(1))
+    outcomes = [await start(nursery, plugin.connect) for _ in range(callers)]
+    await trio.sleep(2)
+    assert outcomes == [[None]] * callers
+    assert plugin.attempts == 1
+
+
+async def test_callers_at_once_all_learn_why_it_failed(nursery):
+    plugin = scripted(nursery, refused(NotAcceptedError("no")))
+    async with trio.open_nursery() as callers:
+        outcomes = [[] for _ in range(3)]
+        for outcome in outcomes:
+
+            async def run(outcome=outcome):
+                outcome.append(await outcome_of(plugin.connect))
+
+            callers.start_soon(run)
+    assert [type(outcome[0]) for outcome in outcomes] == [NotAcceptedError] * 3
+    assert plugin.attempts == 1
+
+
+async def test_each_caller_has_its_own_deadline_and_the_last_to_leave_ends_the_attempt(nursery, autojump_clock):
+    plugin = scripted(nursery, hang)
+    begun = trio.current_time()
+    early = await start(nursery, plugin.connect, ConnectOptions(timeout=1000))
+    late = await start(nursery, plugin.connect, ConnectOptions(timeout=3000))
+    await trio.sleep(1.1)
+    assert isinstance(early[0], ConnectTimeoutError)
+    assert not late
+    await trio.sleep(2)
+    assert isinstance(late[0], ConnectTimeoutError)
+    assert plugin.attempts == 1
+    assert trio.current_time() - begun < 3.2
+    await wait_all_tasks_blocked()
+    assert not plugin.tasks.running
+
+
+async def test_a_short_deadline_does_not_end_the_attempt_of_a_patient_caller(nursery, autojump_clock):
+    plugin = scripted(nursery, after(2))
+    early = await start(nursery, plugin.connect, ConnectOptions(timeout=1000))
+    late = await start(nursery, plugin.connect, ConnectOptions(timeout=math.inf))
+    await trio.sleep(3)
+    assert isinstance(early[0], ConnectTimeoutError)
+    assert late == [None]
+
+
+async def test_a_connect_timeout_is_what_its_callers_may_catch(nursery, autojump_clock):
+    async def script(plugin, task_status):
+        plugin.connect_error = OSError("no route")
+        await trio.sleep_forever()
+
+    plugin = scripted(nursery, script)
+    begun = trio.current_time()
+    with pytest.raises(ConnectTimeoutError, match="within 2.5 s: no route") as caught:
+        await plugin.connect(ConnectOptions(timeout=2500))
+    assert trio.current_time() - begun == pytest.approx(2.5)
+    assert isinstance(caught.value, UnreachableError)
+    assert isinstance(caught.value, TimeoutError)
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+@pytest.mark.parametrize("timeout", [None, 0, 0.0, math.nan])
+async def test_a_falsy_timeout_is_the_plugins_own(nursery, autojump_clock, timeout):
+    plugin = scripted(nursery, hang, connect_timeout=7.0)
+    begun = trio.current_time()
+    with pytest.raises(ConnectTimeoutError):
+        await plugin.connect(ConnectOptions(timeout=timeout))
+    assert trio.current_time() - begun == pytest.approx(7)
+
+
+async def test_the_default_timeout_is_30_seconds(nursery, autojump_clock):
+    plugin = scripted(nursery, hang)
+    begun = trio.current_time()
+    with pytest.raises(ConnectTimeoutError):
+        await plugin.connect()
+    assert trio.current_time() - begun == pytest.approx(30)
+
+
+async def test_an_infinite_timeout_waits_as_long_as_it_takes(nursery, autojump_clock):
+    plugin = scripted(nursery, after(1_000_000))
+    await plugin.connect(ConnectOptions(timeout=math.inf))
+    assert plugin.is_connected()
+
+
+@pytest.mark.parametrize("options", [5000, {"timeout": 5000}, "5000", object()])
+async def test_connect_takes_connect_options_only(nursery, options):
+    with pytest.raises(TypeError, match="options is a ConnectOptions"):
+        await scripted(nursery).connect(options)
+
+
+async def test_connect_may_be_tried_again_after_a_failure(nursery, autojump_clock):
+    scripts = [refused(UnreachableError("down")), hang, stay]
+
+    async def script(plugin, task_status):
+        await scripts[plugin.attempts - 1](plugin, task_status)
+
+    plugin = scripted(nursery, script)
+    with pytest.raises(UnreachableError, match="down"):
+        await plugin.connect()
+    with pytest.raises(ConnectTimeoutError) as caught:
+        await plugin.connect()
+    assert caught.value.__cause__ is None, "an error of an earlier attempt is not this one's cause"
+    await plugin.connect()
+    assert names(read_events(plugin)) == ["Connected"]
+
+
+@pytest.mark.parametrize("error", [OSError("in use"), InvalidFieldsError("no credentials"), ExceptionGroup("g", [OSError()])])
+async def test_the_attempts_error_leaves_connect_bare_and_the_tasks_end(nursery, error):
+    before = all_tasks()
+    plugin = scripted(nursery, refused(error))
+    with pytest.raises(OSError if not isinstance(error, InvalidFieldsError) else InvalidFieldsError):
+        await plugin.connect()
+    await wait_all_tasks_blocked()
+    assert all_tasks() == before
+    assert read_events(plugin) == []
+
+
+async def test_disconnecting_an_attempt_tells_its_caller(nursery):
+    plugin = scripted(nursery, hang)
+    outcome = await start(nursery, plugin.connect)
+    await plugin.disconnect()
+    await wait_all_tasks_blocked()
+    assert isinstance(outcome[0], PluginClosedError)
+    assert read_events(plugin) == []
+
+
+async def test_closing_during_an_attempt_tells_its_caller(nursery):
+    plugin = scripted(nursery, hang)
+    outcome = await start(nursery, plugin.connect)
+    await plugin.aclose()
+    await wait_all_tasks_blocked()
+    assert isinstance(outcome[0], PluginClosedError)
+
+
+@pytest.mark.parametrize("_again", range(8))
+async def test_closing_at_the_moment_of_connecting_leaves_nothing(nursery, _again):
+    before = all_tasks()
+    plugin = scripted(nursery)
+    async with trio.open_nursery() as callers:
+        outcomes = []
+
+        async def connect():
+            outcomes.append(await outcome_of(plugin.connect))
+
+        callers.start_soon(connect)
+        callers.start_soon(plugin.aclose)
+    await wait_all_tasks_blocked()
+    assert all_tasks() == before
+    assert outcomes == [None] or isinstance(outcomes[0], PluginClosedError)
+    assert not plugin.is_connected()
+
+
+# disconnect()
+
+
+async def test_disconnect_when_never_connected_does_nothing(nursery):
+    plugin = scripted(nursery)
+    await plugin.disconnect()
+    await plugin.disconnect()
+    assert read_events(plugin) == []
+
+
+async def test_disconnect_and_connect_again(nursery):
+    plugin = scripted(nursery)
+    for _ in range(3):
+        await plugin.connect()
+        await plugin.disconnect()
+        await plugin.disconnect()
+        assert not plugin.is_connected()
+    assert names(read_events(plugin)) == ["Connected", "Disconnected"] * 3
+
+
+async def test_disconnect_leaves_no_task(nursery):
+    before = all_tasks()
+    plugin = scripted(nursery)
+    plugin.register_data_handler(lambda data: outcome_of(trio.lowlevel.checkpoint))
+    await plugin.connect()
+    plugin.ask(1, b"")
+    await wait_all_tasks_blocked()
+    await plugin.disconnect()
+    await wait_all_tasks_blocked()
+    assert all_tasks() == before
+
+
+@pytest.mark.parametrize("limit", [1, 10])
+async def test_disconnect_fails_pending_calls_as_closed_from_here(nursery, limit):
+    """Those in flight and those that wait for a slot; none of them may leave after disconnect() began."""
+    plugin = scripted(nursery, max_in_flight=limit)
+    await plugin.connect()
+    outcomes = [await start(nursery, plugin.send_data, b"%d" % number) for number in range(3)]
+    await plugin.disconnect()
+    await wait_all_tasks_blocked()
+    assert [type(outcome[0]) for outcome in outcomes] == [PluginClosedError] * 3
+    assert len(plugin.sent) == min(limit, 3)
+    with pytest.raises(NotConnectedError, match="nothing was sent"):
+        await plugin.send_data(b"")
+
+
+async def test_two_that_disconnect_at_once_both_return(nursery):
+    plugin = scripted(nursery)
+    await plugin.connect()
+    async with trio.open_nursery() as callers:
+        callers.start_soon(plugin.disconnect)
+        callers.start_soon(plugin.disconnect)
+    assert names(read_events(plugin)) == ["Connected", "Disconnected"]
+    await plugin.connect()
+
+
+class SlowParting:
+    """A script that is slow to end."""
+
+    async def __call__(self, plugin, task_status):
+        plugin.link_up()
+        task_status.started()
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 0.3):
+                await trio.sleep_forever()
+
+
+async def test_connect_while_another_disconnects_waits_and_connects_anew(nursery, autojump_clock):
+    """Else it reports success for a link that is gone a moment later."""
+    plugin = scripted(nursery, SlowParting())
+    await plugin.connect()
+    nursery.start_soon(plugin.disconnect)
+    await trio.sleep(0.1)
+    await plugin.connect()
+    await trio.sleep(5)
+    assert plugin.is_connected()
+    assert plugin.attempts == 2
+
+
+async def test_disconnect_is_not_hung_by_a_nursery_that_is_cancelled_meanwhile(autojump_clock):
+    async with trio.open_nursery() as callers:
+        outcomes = []
+
+        async def disconnect(plugin):
+            with trio.fail_after(5):
+                outcomes.append(await outcome_of(plugin.disconnect))
+
+        async with trio.open_nursery() as nursery:
+            plugin = scripted(nursery, SlowParting())
+            await plugin.connect()
+            callers.start_soon(disconnect, plugin)
+            await trio.sleep(0.1)
+            nursery.cancel_scope.cancel()
+    assert outcomes == [None]
+    with pytest.raises(PluginClosedError):
+        await plugin.connect()
+
+
+# aclose() and the nursery's end
+
+
+async def test_a_closed_plugin_refuses_everything_and_ends_its_events(nursery):
+    plugin = scripted(nursery)
+    await plugin.connect()
+    await plugin.aclose()
+    await plugin.aclose()
+    await plugin.disconnect()
+    for function, args in (
+        (plugin.connect, ()),
+        (plugin.wait_connected, ()),
+        (plugin.send_data, (b"",)),
+        (plugin.send_money, ("1",)),
+    ):
+        with pytest.raises(PluginClosedError):
+            await function(*args)
+    assert names([event async for event in plugin.events]) == ["Connected", "Disconnected"]
+
+
+async def test_closing_one_that_never_connected_ends_its_events(nursery):
+    plugin = scripted(nursery)
+    await plugin.aclose()
+    assert [event async for event in plugin.events] == []
+
+
+async def test_closing_lets_calls_in_flight_finish(nursery, autojump_clock):
+    plugin = scripted(nursery)
+    await plugin.connect()
+    outcome = await start(nursery, plugin.send_data, b"")
+    nursery.start_soon(plugin.aclose)
+    await trio.sleep(1)
+    with pytest.raises(PluginClosedError):
+        await plugin.send_data(b"too late")
+    plugin.calls.pending.popitem()[1].answer(b"answer")
+    await trio.sleep(1)
+    assert outcome == [b"answer"]
+    assert not plugin.tasks.running
+
+
+@pytest.mark.parametrize("seconds", [0.5, 5.0])
+async def test_closing_is_bounded_by_close_timeout(nursery, autojump_clock, seconds):
+    plugin = scripted(nursery, close_timeout=seconds)
+    await plugin.connect()
+    outcome = await start(nursery, plugin.send_data, b"")
+    begun = trio.current_time()
+    await plugin.aclose()
+    assert trio.current_time() - begun == pytest.approx(seconds)
+    await wait_all_tasks_blocked()
+    assert isinstance(outcome[0], PluginClosedError)
+    assert plugin.statistics().calls_in_flight == 0
+
+
+async def test_two_that_close_at_once_both_return(nursery):
+    before = all_tasks()
+    plugin = scripted(nursery)
+    await plugin.connect()
+    async with trio.open_nursery() as callers:
+        callers.start_soon(plugin.aclose)
+        callers.start_soon(plugin.aclose)
+        callers.start_soon(plugin.disconnect)
+    await wait_all_tasks_blocked()
+    assert all_tasks() == before
+    assert names([event async for event in plugin.events]) == ["Connected", "Disconnected"]
+
+
+async def test_cancelled_closing_drains_nothing_and_takes_half_a_second_at_most(autojump_clock):
+    async with trio.open_nursery() as nursery:
+        plugin = scripted(nursery, SlowParting())
+        await plugin.connect()
+        calls = await start(nursery, plugin.send_data, b"")
+        begun = trio.current_time()
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await plugin.aclose()
+        assert trio.current_time() - begun <= 0.5
+        await trio.sleep(1)
+        assert isinstance(calls[0], PluginClosedError)
+
+
+@pytest.mark.parametrize("limit", [1, 10])
+async def test_a_nursery_cancelled_under_the_plugin_closes_it(nursery, limit):
+    """Whatever waits for it must not wait for ever."""
+    outcomes = []
+    async with trio.open_nursery() as inner:
+        plugin = scripted(inner, max_in_flight=limit)
+        await plugin.connect()
+        outcomes += [await start(nursery, plugin.send_data, b"") for _ in range(3)]
+        outcomes.append(await start(nursery, plugin.send_money, "1"))
+        inner.cancel_scope.cancel()
+    await wait_all_tasks_blocked()
+    assert [type(outcome[0]) for outcome in outcomes] == [PluginClosedError] * 4
+    assert plugin.statistics().calls_in_flight == 0
+    assert names([event async for event in plugin.events]) == ["Connected", "Disconnected"]
+    with pytest.raises(PluginClosedError):
+        await plugin.connect()
+    await plugin.aclose()
+
+
+async def test_a_nursery_cancelled_under_an_attempt_ends_it(nursery):
+    async with trio.open_nursery() as inner:
+        plugin = scripted(inner, hang)
+        connecting = await start(nursery, plugin.connect)
+        waiting = await start(nursery, plugin.wait_connected)
+        inner.cancel_scope.cancel()
+    await wait_all_tasks_blocked()
+    assert isinstance(connecting[0], PluginClosedError)
+    assert isinstance(waiting[0], PluginClosedError)
+
+
+async def test_a_nursery_that_has_ended_can_hold_no_plugin():
+    async with trio.open_nursery() as nursery:
+        plugin = scripted(nursery)
+    with pytest.raises(PluginClosedError):
+        await plugin.connect()
+
+
+# A fatal failure
+
+
+async def test_a_fatal_failure_is_told_to_everybody_once(autojump_clock):
+    caught = []
+
+    async def use(plugin, nursery):
+        for function, args in (
+            (plugin.send_data, (b"1",)),
+            (plugin.send_data, (b"2",)),
+            (plugin.send_money, ("1",)),
+        ):
+            nursery.start_soon(lambda function=function, args=args: collect(function, args))
+
+    async def collect(function, args):
+        caught.append(await outcome_of(function, *args))
+
+    cause = NotAcceptedError("not any more")
+    async with trio.open_nursery() as users:
+        with pytest.raises(ExceptionGroup) as group:
+            async with trio.open_nursery() as nursery:
+                plugin = scripted(nursery, broken_after(1, cause), max_in_flight=2)
+                await plugin.connect()
+                await use(plugin, users)
+                await trio.sleep_forever()
+        assert [type(error) for error in group.value.exceptions] == [PluginFailedError]
+        assert group.value.exceptions[0].__cause__ is cause
+    assert [type(error) for error in caught] == [PluginFailedError] * 3
+    assert len({id(error) for error in caught}) == 3
+    assert all(error.__cause__ is cause for error in caught)
+    events = [event async for event in plugin.events]
+    assert names(events) == ["Connected", "Disconnected", "Failed"]
+    assert events[-1] == Failed(cause)
+    assert not plugin.is_connected()
+    for function, args in (
+        (plugin.connect, ()),
+        (plugin.wait_connected, ()),
+        (plugin.send_data, (b"",)),
+        (plugin.send_money, ("1",)),
+    ):
+        with pytest.raises(PluginFailedError) as again:
+            await function(*args)
+        assert again.value.__cause__ is cause
+    await plugin.disconnect()
+    await plugin.aclose()
+    with pytest.raises(PluginFailedError):
+        await plugin.send_data(b"closing changes nothing")
+
+
+async def test_a_crashed_task_of_the_plugin_is_fatal():
+    async def crash():
+        raise LookupError("a bug")
+
+    with pytest.raises(ExceptionGroup) as group:
+        async with trio.open_nursery() as nursery:
+            plugin = scripted(nursery)
+            await plugin.connect()
+            plugin.tasks.spawn(crash)
+    failure = group.value.exceptions[0]
+    assert isinstance(failure, PluginFailedError)
+    assert isinstance(failure.__cause__, LookupError)
+
+
+async def test_disconnecting_a_plugin_that_fails_at_that_moment_hides_nothing():
+    with pytest.raises(ExceptionGroup):
+        async with trio.open_nursery() as nursery:
+            plugin = scripted(nursery)
+            await plugin.connect()
+            plugin.fail(OSError("broken"))
+            await outcome_of(plugin.disconnect)
+    with pytest.raises(PluginFailedError):
+        await plugin.connect()
+    assert names([event async for event in plugin.events]) == ["Connected", "Disconnected", "Failed"]
+
+
+# wait_connected(), events, statistics
+
+
+async def test_waiting_for_a_peer(nursery, autojump_clock):
+    async def script(plugin, task_status):
+        task_status.started()
+        await trio.sleep(5)
+        plugin.link_up()
+        await trio.sleep(1)
+        plugin.link_down("gone")
+        await trio.sleep_forever()
+
+    plugin = scripted(nursery, script)
+    waiting = [await start(nursery, plugin.wait_connected) for _ in range(2)]
+    await plugin.connect()
+    assert not plugin.is_connected()
+    await trio.sleep(4.9)
+    assert waiting == [[], []]
+    await trio.sleep(0.2)
+    assert waiting == [[None], [None]]
+    await plugin.wait_connected()
+    await trio.sleep(2)
+    assert not plugin.is_connected()
+    assert read_events(plugin) == [Connected(), Disconnected("gone")]
+    again = await start(nursery, plugin.wait_connected)
+    assert again == []
+
+
+async def test_the_plugin_is_connected_when_the_event_says_so(nursery):
+    plugin = scripted(nursery)
+    states = []
+
+    async def read():
+        async for event in plugin.events:
+            states.append((type(event).__name__, plugin.is_connected()))
+
+    nursery.start_soon(read)
+    await plugin.connect()
+    await wait_all_tasks_blocked()
+    await plugin.disconnect()
+    await wait_all_tasks_blocked()
+    assert states == [("Connected", True), ("Disconnected", False)]
+
+
+async def test_a_loss_is_told_once(nursery):
+    plugin = scripted(nursery)
+    await plugin.connect()
+    plugin.link_down("lost")
+    plugin.link_down("lost again")
+    await plugin.disconnect()
+    await plugin.aclose()
+    assert [event async for event in plugin.events] == [Connected(), Disconnected("lost")]
+
+
+async def test_an_application_that_reads_no_events_blocks_nothing(nursery):
+    plugin = scripted(nursery)
+    for _ in range(100):
+        await plugin.connect()
+        await plugin.disconnect()
+    assert plugin.statistics().events_dropped >= 136
+    await plugin.aclose()
+    assert len([event async for event in plugin.events]) <= 64
+
+
+async def test_statistics_are_a_snapshot(nursery):
+    plugin = scripted(nursery)
+    before = plugin.statistics()
+    await plugin.connect()
+    await start(nursery, plugin.send_data, b"")
+    assert before.calls_in_flight == 0
+    assert plugin.statistics().calls_in_flight == 1
+    with pytest.raises(AttributeError):
+        before.calls_in_flight = 5
+
+
+# Sending
+
+
+@pytest.mark.parametrize("data", ["text", None, 5, [1]])
+async def test_data_is_bytes_like_connected_or_not(nursery, data):
+    plugin = scripted(nursery)
+    with pytest.raises(TypeError, match="bytes-like"):
+        await plugin.send_data(data)
+
+
+@pytest.mark.parametrize("data", [b"x", bytearray(b"x"), memoryview(b"x")])
+async def test_what_is_bytes_like_is_sent_as_bytes(nursery, data):
+    plugin = scripted(nursery)
+    await plugin.connect()
+    await start(nursery, plugin.send_data, data)
+    assert plugin.sent == [b"x"]
+    assert type(plugin.sent[0]) is bytes
+
+
+async def test_data_past_the_limit_is_refused_before_it_is_sent(nursery):
+    plugin = scripted(nursery, max_message_bytes=1000)
+    await plugin.connect()
+    await start(nursery, plugin.send_data, bytes(936))
+    assert len(plugin.sent) == 1
+    with pytest.raises(InvalidFieldsError, match="937 bytes; one message holds at most 936"):
+        await plugin.send_data(bytes(937))
+
+
+async def test_not_connected_is_told_at_once(nursery):
+    plugin = scripted(nursery)
+    for function, args in ((plugin.send_data, (b"",)), (plugin.send_money, ("1",))):
+        with pytest.raises(NotConnectedError, match="nothing was sent"):
+            await function(*args)
+
+
+@pytest.mark.parametrize(("amount", "sent"), [("1", "1"), (1, "1"), ("007", "7"), (2**64 - 1, str(2**64 - 1))])
+async def test_amounts_in_range_travel_exactly(nursery, amount, sent):
+    plugin = scripted(nursery)
+    await plugin.connect()
+    await start(nursery, plugin.send_money, amount)
+    assert plugin.sent[0].amount == sent
+
+
+@pytest.mark.parametrize(
+    "amount",
+    ["0", 0, -1, "-1", 2**64, str(2**64), "", " 1", "1 ", "+1", "1.0", "1e3", "0x1", "١", "²", "1_000", pytest.param(10**5000, id="huge"), "1" * 5000],
+)
+async def test_amounts_out_of_range_are_refused(nursery, amount):
+    plugin = scripted(nursery)
+    await plugin.connect()
+    with pytest.raises(InvalidFieldsError, match="amount"):
+        await plugin.send_money(amount)
+    assert plugin.sent == []
+
+
+@pytest.mark.parametrize("amount", [1.0, None, True, b"1", [1]])
+async def test_amounts_of_another_type_are_type_errors(nursery, amount):
+    with pytest.raises(TypeError, match="amount"):
+        await scripted(nursery).send_money(amount)
+
+
+async def test_idempotency_keys(nursery):
+    plugin = scripted(nursery)
+    await plugin.connect()
+    for key in ("k", "k" * 64):
+        nursery.start_soon(lambda key=key: outcome_of(lambda: plugin.send_money("1", idempotency_key=key)))
+        await wait_all_tasks_blocked()
+        assert plugin.sent[-1].key == key
+    for key in ("", "k" * 65, "ключ", "a\n"):
+        with pytest.raises(InvalidFieldsError, match="idempotency_key"):
+            await plugin.send_money("1", idempotency_key=key)
+    for key in (5, b"k"):
+        with pytest.raises(TypeError, match="idempotency_key"):
+            await plugin.send_money("1", idempotency_key=key)
+
+
+async def test_a_response_that_does_not_come_is_a_timeout(nursery, autojump_clock):
+    plugin = scripted(nursery, response_timeout=4.0)
+    await plugin.connect()
+
+    class Sweeper:
+        def sweep(self, now):
+            return plugin.calls.expire(now)
+
+    plugin.tasks.watch(Sweeper(), trio.current_time())
+    begun = trio.current_time()
+    with pytest.raises(ResponseTimeoutError, match="the peer may have acted"):
+        await plugin.send_data(b"")
+    assert trio.current_time() - begun == pytest.approx(4)
+
+
+async def test_money_of_a_cancelled_caller_does_not_leave(nursery):
+    plugin = scripted(nursery)
+    await plugin.connect()
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await plugin.send_money("5")
+    assert scope.cancelled_caught
+    assert plugin.sent == []
+
+
+def test_the_options_of_a_plugin_are_its_own():
+    assert ScriptedOptions().response_timeout == 35

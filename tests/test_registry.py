@@ -1,0 +1,75 @@
+"""A plugin is found by its name or its options, other packages' plugins included; a mistake is named at once."""
+
+import pytest
+from scripted import ScriptedOptions, ScriptedPlugin, install
+
+from trio_ledger_plugin import InvalidFieldsError, open_plugin
+from trio_ledger_plugin.btp.plugin import BtpPlugin
+from trio_ledger_plugin.loopback import LoopbackPlugin
+from trio_ledger_plugin.options import BtpOptions, ConnectOptions, LinkOptions, LoopbackOptions
+from trio_ledger_plugin.registry import ENTRY_POINT_GROUP, resolve_plugin
+
+SERVER = "btp+ws://alice:token@localhost:7768"
+
+
+def test_the_group_that_other_packages_use():
+    assert ENTRY_POINT_GROUP == "trio_ledger_plugin.plugins"
+
+
+def test_a_mapping_without_a_name_means_btp():
+    plugin, options = resolve_plugin({"server": SERVER})
+    assert plugin is BtpPlugin
+    assert isinstance(options, BtpOptions)
+    assert options.btp_account == "alice"
+
+
+@pytest.mark.parametrize("name", ["btp", "ilp-plugin-btp"])
+def test_npm_names_are_aliases(name):
+    assert resolve_plugin({"plugin": name, "server": SERVER})[0] is BtpPlugin
+
+
+def test_the_mapping_of_the_caller_is_left_as_it_was():
+    opts = {"plugin": "loopback", "name": "x"}
+    resolve_plugin(opts)
+    assert opts == {"plugin": "loopback", "name": "x"}
+
+
+def test_an_options_object_means_its_plugin():
+    options = LoopbackOptions(name="x")
+    assert resolve_plugin(options) == (LoopbackPlugin, options)
+
+
+def test_an_unknown_name_lists_what_is_installed_and_what_is_near():
+    with pytest.raises(InvalidFieldsError, match=r"'loopbak'.*btp, loopback.*did you mean 'loopback'"):
+        resolve_plugin({"plugin": "loopbak"})
+
+
+@pytest.mark.parametrize("name", ["", 3, None, ["btp"]])
+def test_a_name_that_is_none_is_refused(name):
+    with pytest.raises(InvalidFieldsError, match="plugin"):
+        resolve_plugin({"plugin": name})
+
+
+@pytest.mark.parametrize("opts", [None, "btp", 7, [("plugin", "btp")], b"{}", ConnectOptions()])
+def test_what_is_neither_options_nor_a_mapping_is_a_type_error(opts):
+    with pytest.raises(TypeError, match="opts is"):
+        resolve_plugin(opts)
+
+
+def test_options_of_no_plugin_are_a_type_error():
+    with pytest.raises(TypeError, match="LinkOptions, which no installed plugin takes"):
+        resolve_plugin(LinkOptions())
+
+
+async def test_a_plugin_of_another_package_opens_by_name_and_by_options(monkeypatch, tmp_path):
+    install(monkeypatch, tmp_path)
+    for opts in ({"plugin": "scripted", "responseTimeout": 1500}, ScriptedOptions(response_timeout=1.5)):
+        async with open_plugin(opts) as plugin:
+            assert isinstance(plugin, ScriptedPlugin)
+            assert plugin.is_connected()
+            assert plugin.options.response_timeout == 1.5
+
+
+def test_a_plugin_that_was_not_installed_is_not_found():
+    with pytest.raises(InvalidFieldsError, match="'scripted'; installed are"):
+        resolve_plugin({"plugin": "scripted"})

@@ -1,0 +1,194 @@
+"""The home of a plugin's tasks opens when needed, ends when told, and leaves nothing in the caller's nursery."""
+
+from math import inf
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from trio_ledger_plugin import PluginClosedError
+from trio_ledger_plugin.tasks import PluginTasks
+
+
+class Home:
+    """A home and what it told of its ends."""
+
+    def __init__(self, nursery, fatal=None):
+        self.ends = []
+        self.fatal = fatal
+        self.is_busy = False
+        self.tasks = PluginTasks(nursery, self._ended)
+        self.tasks.busy = lambda: self.is_busy
+
+    def _ended(self, crash, *, cancelled):
+        self.ends.append((crash, cancelled))
+        return self.fatal
+
+
+async def left_in(nursery):
+    await wait_all_tasks_blocked()
+    return [task.name for task in nursery.child_tasks]
+
+
+async def test_nothing_runs_before_it_is_needed():
+    async with trio.open_nursery() as nursery:
+        home = Home(nursery)
+        assert await left_in(nursery) == []
+        assert not home.tasks.running
+        await home.tasks.wait_ended()
+        with pytest.raises(RuntimeError, match="have ended"):
+            home.tasks.spawn(trio.sleep_forever)
+
+
+async def test_two_starters_share_one_home():
+    async with trio.open_nursery() as nursery:
+        home = Home(nursery)
+        async with trio.open_nursery() as starters:
+            starters.start_soon(home.tasks.start)
+            starters.start_soon(home.tasks.start)
+        assert len(await left_in(nursery)) == 1
+        home.tasks.cancel()
+        await home.tasks.wait_ended()
+        assert await left_in(nursery) == []
+        assert home.ends == [(None, True)]
+
+
+async def test_it_ends_by_itself_with_the_idle_tasks_still_in_it():
+    """Idle workers wait for ever: they must not keep the home, and with it the caller's nursery, open."""
+    async with trio.open_nursery() as nursery:
+        home = Home(nursery)
+        home.is_busy = True
+        await home.tasks.start()
+        home.tasks.spawn(trio.sleep_forever)
+        home.tasks.leave()
+        await wait_all_tasks_blocked()
+        assert home.tasks.running
+        home.is_busy = False
+        home.tasks.look_again()
+        await home.tasks.wait_ended()
+        assert home.ends == [(None, False)]
+
+
+async def test_it_opens_again_only_when_the_one_before_has_ended():
+    async with trio.open_nursery() as nursery:
+        home = Home(nursery)
+        await home.tasks.start()
+        release = trio.Event()
+
+        async def shielded():
+            with trio.CancelScope(shield=True):
+                await release.wait()
+
+        home.tasks.spawn(shielded)
+        home.tasks.leave()
+        await wait_all_tasks_blocked()
+        assert not home.tasks.running
+        home.tasks.leaving = False
+        async with trio.open_nursery() as starters:
+            starters.start_soon(home.tasks.start)
+            await wait_all_tasks_blocked()
+            assert not home.tasks.running
+            release.set()
+        assert home.tasks.running
+        assert home.ends == [(None, False)]
+        home.tasks.cancel()
+
+
+@pytest.mark.parametrize("_again", range(8))
+async def test_cancelling_it_before_its_first_step_leaves_nothing(_again):
+    """A home that is asked for and given up at the same moment must not stay for ever."""
+    async with trio.open_nursery() as nursery:
+        home = Home(nursery)
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await home.tasks.start()
+        home.tasks.cancel()
+        await home.tasks.wait_ended()
+        assert await left_in(nursery) == []
+
+
+async def test_the_callers_cancellation_is_told_apart_from_an_end_of_its_own():
+    async with trio.open_nursery() as nursery:
+        home = Home(nursery)
+        await home.tasks.start()
+        nursery.cancel_scope.cancel()
+    assert home.ends == [(None, True)]
+
+
+async def test_a_nursery_that_has_ended_is_a_closed_plugin():
+    async with trio.open_nursery() as nursery:
+        home = Home(nursery)
+    with pytest.raises(PluginClosedError, match="nursery"):
+        await home.tasks.start()
+    await home.tasks.wait_ended()
+
+
+async def test_a_crash_ends_all_tasks_and_what_is_fatal_leaves_through_the_nursery():
+    async def crash():
+        raise OSError("broken")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with trio.open_nursery() as nursery:
+            home = Home(nursery, fatal=LookupError("fatal"))
+            await home.tasks.start()
+            home.tasks.spawn(trio.sleep_forever)
+            home.tasks.spawn(crash)
+    assert [str(error) for error in caught.value.exceptions] == ["fatal"]
+    assert caught.group_contains(LookupError, depth=1)
+    crash_told = home.ends[0][0]
+    assert isinstance(crash_told, ExceptionGroup)
+    assert isinstance(crash_told.exceptions[0], OSError)
+
+
+async def test_a_crash_that_is_not_fatal_stays_inside():
+    async def crash():
+        raise OSError("broken")
+
+    async with trio.open_nursery() as nursery:
+        home = Home(nursery)
+        await home.tasks.start()
+        home.tasks.spawn(crash)
+        await home.tasks.wait_ended()
+        assert await left_in(nursery) == []
+
+
+class Visited:
+    def __init__(self, pause):
+        self.pause = pause
+        self.times = []
+
+    def sweep(self, now):
+        self.times.append(now)
+        return now + self.pause
+
+
+async def test_deadlines_are_visited_at_their_time(autojump_clock):
+    async with trio.open_nursery() as nursery:
+        home = Home(nursery)
+        start = trio.current_time()
+        resident, later, once = Visited(inf), Visited(10), Visited(inf)
+        home.tasks.residents.append(resident)
+        await home.tasks.start()
+        home.tasks.watch(later, start + 5)
+        await trio.sleep(2)
+        home.tasks.watch(once, start + 3)
+        await trio.sleep(30)
+        home.tasks.cancel()
+        await home.tasks.wait_ended()
+    assert resident.times == [start]
+    assert once.times == [start + 3]
+    assert later.times == [start + 5, start + 15, start + 25]
+
+
+async def test_visits_end_with_the_home(autojump_clock):
+    async with trio.open_nursery() as nursery:
+        home = Home(nursery)
+        swept = Visited(1)
+        await home.tasks.start()
+        home.tasks.watch(swept, trio.current_time() + 1)
+        home.tasks.cancel()
+        await home.tasks.wait_ended()
+        await home.tasks.start()
+        await trio.sleep(5)
+        home.tasks.cancel()
+    assert swept.times == []

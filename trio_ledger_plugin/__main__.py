@@ -1,0 +1,7 @@
+"""``python -m trio_ledger_plugin`` is the program ``trio-ledger-plugin``."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,153 @@
+"""One end of a measurement, run as a process of its own.
+
+``server`` echoes what it gets and prints ``{"port"}``; when its stdin ends it prints ``{"cpu_seconds"}`` and ends.
+``client`` keeps so many calls in flight until so many were answered, and prints one line of JSON. ``floor-server`` and
+``floor-client`` do the same over bare Trio streams, one call at a time: the limit of what a plugin could reach.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from functools import partial
+
+import trio
+
+from ..opening import open_plugin
+
+__all__ = ["main"]
+
+TOKEN = "bench"  # noqa: S105 (both ends are this process's siblings on the loopback interface)
+FLOOR_OVERHEAD = 26
+
+
+async def _wait_for_stdin_to_end() -> None:
+    await trio.to_thread.run_sync(sys.stdin.buffer.read, abandon_on_cancel=True)
+
+
+def _print(**result: object) -> None:
+    sys.stdout.write(json.dumps(result) + "\n")
+    sys.stdout.flush()
+
+
+async def _echo(data: bytes) -> bytes:
+    return data
+
+
+async def _serve() -> None:
+    options = {"plugin": "btp", "listener": {"port": 0, "secret": TOKEN}}
+    async with open_plugin(options, data_handler=_echo) as plugin:
+        _print(port=int(str(getattr(plugin, "address", "")).rpartition(":")[2]))
+        await _wait_for_stdin_to_end()
+    _print(cpu_seconds=time.process_time())
+
+
+async def _load(url: str, calls: int, in_flight: int, size: int, warmup: int) -> None:
+    async with open_plugin({"plugin": "btp", "server": url}) as plugin:
+        request = b"Z" * size
+        latencies: list[float] = []
+        left = 0
+
+        async def lane() -> None:
+            nonlocal left
+            while left > 0:
+                left -= 1
+                sent = time.perf_counter()
+                if await plugin.send_data(request) != request:
+                    raise RuntimeError("an answer came back changed")
+                latencies.append(time.perf_counter() - sent)
+
+        async def run(count: int) -> None:
+            nonlocal left
+            left = count
+            async with trio.open_nursery() as nursery:
+                for _ in range(min(in_flight, count)):
+                    nursery.start_soon(lane)
+
+        await run(warmup)
+        latencies.clear()
+        began, cpu = time.perf_counter(), time.process_time()
+        await run(calls)
+        seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+        counts = plugin.statistics()
+    _report(calls, seconds, cpu, latencies, bytes_sent=counts.bytes_sent, in_flight=in_flight, size=size)
+
+
+def _report(calls: int, seconds: float, cpu: float, latencies: list[float], **more: object) -> None:
+    latencies.sort()
+
+    def percentile(share: float) -> float:
+        return latencies[max(0, math.ceil(share * len(latencies)) - 1)] * 1000
+
+    _print(
+        rate=calls / seconds,
+        calls=calls,
+        seconds=seconds,
+        cpu_seconds=cpu,
+        latency_ms={"p50": percentile(0.5), "p90": percentile(0.9), "p99": percentile(0.99), "max": percentile(1)},
+        **more,
+    )
+
+
+async def _serve_floor() -> None:
+    async def echo(stream: trio.SocketStream) -> None:
+        async for data in stream:
+            await stream.send_all(data)
+
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with trio.open_nursery() as nursery:
+        _print(port=(await nursery.start(trio.serve_listeners, echo, listeners))[0].socket.getsockname()[1])
+        await _wait_for_stdin_to_end()
+        nursery.cancel_scope.cancel()
+    _print(cpu_seconds=time.process_time())
+
+
+async def _load_floor(port: int, calls: int, size: int, warmup: int) -> None:
+    message = b"Z" * (size + FLOOR_OVERHEAD)
+    latencies: list[float] = []
+    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+
+        async def run(count: int) -> None:
+            for _ in range(count):
+                sent = time.perf_counter()
+                await stream.send_all(message)
+                missing = len(message)
+                while missing:
+                    missing -= len(await stream.receive_some(65536))
+                latencies.append(time.perf_counter() - sent)
+
+        await run(warmup)
+        latencies.clear()
+        began, cpu = time.perf_counter(), time.process_time()
+        await run(calls)
+        seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    _report(calls, seconds, cpu, latencies, in_flight=1, size=size)
+
+
+def main() -> None:
+    """Be the end that the arguments ask for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("end", choices=["server", "client", "floor-server", "floor-client"])
+    parser.add_argument("--url", default="")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--calls", type=int, default=20000)
+    parser.add_argument("--in-flight", type=int, default=100)
+    parser.add_argument("--size", type=int, default=300)
+    parser.add_argument("--warmup", type=int, default=0)
+    parser.add_argument("--token", default=TOKEN)
+    arguments = parser.parse_args()
+    if arguments.end == "server":
+        trio.run(_serve)
+    elif arguments.end == "client":
+        trio.run(_load, arguments.url, arguments.calls, arguments.in_flight, arguments.size, arguments.warmup)
+    elif arguments.end == "floor-server":
+        trio.run(_serve_floor)
+    else:
+        trio.run(partial(_load_floor, arguments.port, arguments.calls, arguments.size, arguments.warmup))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Alternating rounds of measurements, and what is made of them.
+
+The machine is never quiet, so single rates mean little. Every pairing of ends is measured in every round, one after
+the other, and what counts is the median of the ratios within the rounds.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from contextlib import suppress
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from attrs import asdict, frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+__all__ = ["FLOOR", "PYTHON_END", "Case", "Result", "measure", "ratio", "run_rounds"]
+
+PYTHON_END: Sequence[str] = (sys.executable, "-m", "trio_ledger_plugin.benchmark.ends")
+FLOOR = "floor"
+DEADLINE = 120.0
+
+
+@frozen
+class Case:
+    """One load.
+
+    Attributes:
+        in_flight: Calls in flight at any time.
+        size: Bytes of a request and of its response.
+        calls: Calls that are measured.
+    """
+
+    in_flight: int
+    size: int
+    calls: int
+
+
+@frozen
+class Result:
+    """What one pairing did in one round.
+
+    Attributes:
+        pairing: The name of the pairing.
+        round: The number of the round.
+        case: The load.
+        client: What the client's process reported.
+        server: What the server's process reported.
+    """
+
+    pairing: str
+    round: int
+    case: Case
+    client: Mapping[str, Any]
+    server: Mapping[str, Any]
+
+    @property
+    def rate(self) -> float:
+        """Calls a second."""
+        return float(self.client["rate"])
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the result in parts that JSON knows."""
+        return asdict(self)
+
+
+def measure(client: Sequence[str], server: Sequence[str], case: Case, *, floor: bool = False) -> tuple[Any, Any]:
+    """Run one client process against one server process.
+
+    Returns:
+        What the two reported.
+
+    Raises:
+        RuntimeError: A process failed or took too long.
+    """
+    prefix = "floor-" if floor else ""
+    with subprocess.Popen(  # noqa: S603 (the commands are the caller's)
+        [*server, f"{prefix}server"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            port = json.loads(process.stdout.readline())["port"]
+            where = ["--port", str(port)] if floor else ["--url", f"btp+ws://bench:bench@127.0.0.1:{port}"]
+            done = subprocess.run(  # noqa: S603 (likewise)
+                [*client, f"{prefix}client", *where, *_load_of(case)],
+                capture_output=True,
+                text=True,
+                timeout=DEADLINE,
+                check=False,
+            )
+            if done.returncode:
+                raise RuntimeError(f"{client[-1]} failed: {done.stderr.strip()[-400:]}")
+            with suppress(BrokenPipeError):
+                process.stdin.close()
+            return json.loads(done.stdout), json.loads(process.stdout.readline() or "{}")
+        except subprocess.TimeoutExpired as error:
+            raise RuntimeError(f"{client[-1]} took longer than {DEADLINE:g} s") from error
+        finally:
+            process.kill()
+
+
+def _load_of(case: Case) -> list[str]:
+    warmup = min(case.calls // 5, 2000) + case.in_flight
+    load = {"--calls": case.calls, "--in-flight": case.in_flight, "--size": case.size, "--warmup": warmup}
+    return [str(part) for pair in load.items() for part in pair]
+
+
+def run_rounds(
+    pairings: Mapping[str, tuple[Sequence[str], Sequence[str]]],
+    cases: Sequence[Case],
+    rounds: int,
+    on_result: Callable[[Result], None],
+) -> list[Result]:
+    """Measure every pairing in every case, round after round.
+
+    Args:
+        pairings: The client's and the server's command, by name; the name ``FLOOR`` stands for bare Trio streams and
+            is measured one call at a time only.
+        cases: The loads.
+        rounds: How often each is measured.
+        on_result: Told of each result as it comes.
+    """
+    results: list[Result] = []
+    for case in cases:
+        for number in range(rounds):
+            for name, (client, server) in pairings.items():
+                if name == FLOOR and case.in_flight > 1:
+                    continue
+                told, served = measure(client, server, case, floor=name == FLOOR)
+                results.append(Result(name, number, case, told, served))
+                on_result(results[-1])
+    return results
+
+
+def ratio(results: Sequence[Result], case: Case, ours: str, other: str) -> float:
+    """Return the median over the rounds of one pairing's rate to another's."""
+    rates = {(result.pairing, result.round): result.rate for result in results if result.case == case}
+    rounds = sorted({number for name, number in rates if name == ours})
+    return median(rates[ours, number] / rates[other, number] for number in rounds)

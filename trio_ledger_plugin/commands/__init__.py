@@ -1,0 +1,1 @@
+"""The commands of ``trio-ledger-plugin``; one a module, joined in ``root``. Needs the extra ``cli``."""

@@ -1,0 +1,80 @@
+"""What the commands' arguments have in common.
+
+The law here: a mistyped command line is never repeated back, since it may hold a token.
+"""
+
+from __future__ import annotations
+
+import math
+from difflib import get_close_matches
+from textwrap import dedent, indent
+from typing import Any
+
+import click
+
+from .exits import EXIT_CODES
+
+__all__ = ["SECRET_VARIABLE", "Command", "Group", "Seconds", "epilog", "json_option"]
+
+SECRET_VARIABLE = "TRIO_LEDGER_PLUGIN_SECRET"  # noqa: S105 (a variable's name)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+
+
+class Seconds(click.FloatRange):
+    """A finite number of seconds.
+
+    Args:
+        zero: Whether 0 is allowed.
+    """
+
+    name = "seconds"
+
+    def __init__(self, *, zero: bool = False) -> None:
+        super().__init__(min=0, min_open=not zero, max=86400)
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401 (a click type takes whatever comes)
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> float:
+        """Return the number; NaN is within every range, and refused here."""
+        seconds = float(super().convert(value, param, ctx))
+        if math.isnan(seconds):
+            self.fail("NaN is no number of seconds", param, ctx)
+        return seconds
+
+
+def epilog(examples: str) -> str:
+    """Return what a command's help ends with: lines of examples, and the exit codes."""
+    # The backspace keeps click from joining the lines of a paragraph.
+    return f"\b\nExamples:\n{indent(dedent(examples).strip(), '  ')}\n\n\b\n{EXIT_CODES}"
+
+
+class Command(click.Command):
+    """A command that shows nothing of arguments that it did not ask for."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments."""
+        ctx.allow_extra_args = True
+        rest = super().parse_args(ctx, args)
+        if rest:
+            ctx.fail(f"{len(rest)} argument{'s' if len(rest) > 1 else ''} too many")
+        return rest
+
+
+class Group(click.Group):
+    """The program, whose commands are of the class above."""
+
+    command_class = Command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that is asked for."""
+        if args[0] not in self.commands:
+            near = get_close_matches(args[0], self.commands, n=1)
+            commands = ", ".join(sorted(self.commands))
+            ctx.fail(f"no such command; {f'did you mean {near[0]}?' if near else f'the commands are {commands}'}")
+        return super().resolve_command(ctx, args)

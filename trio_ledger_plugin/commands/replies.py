@@ -1,0 +1,65 @@
+"""The answers that ``serve`` and ``demo`` give, and the packets that ``ping`` and ``demo`` ask with.
+
+Here a Fulfill's preimage is the SHA-256 digest of the Prepare's data, so that both ends know it without having met.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from hashlib import sha256
+
+from ..codec import ilp
+from ..errors import DecodeError
+
+__all__ = ["REPLIES", "echo", "fulfill", "make_question", "reject"]
+
+ADDRESS = "example.trio-ledger-plugin"
+# Addresses of this scheme are between two peers: no connector forwards what is sent to one.
+DESTINATION = "peer.ping"
+
+
+def make_question(amount: int, lifetime: float, *, size: int = 32) -> ilp.Prepare:
+    """Return a Prepare with random data, which ``fulfill`` fulfills.
+
+    Args:
+        amount: The amount.
+        lifetime: Seconds until it expires.
+        size: Bytes of data.
+    """
+    data = os.urandom(size)
+    return ilp.make_prepare(amount, DESTINATION, sha256(_preimage(data)).digest(), lifetime, data)
+
+
+async def echo(data: bytes) -> bytes:
+    """Answer with what was asked."""
+    return data
+
+
+async def fulfill(data: bytes) -> bytes:
+    """Answer a Prepare with its Fulfill, or with a Reject that says why not."""
+    try:
+        prepare = ilp.decode(data)
+    except DecodeError as error:
+        return ilp.encode(ilp.reject_from(error, ADDRESS))
+    if not isinstance(prepare, ilp.Prepare):
+        return ilp.encode(ilp.Reject(ilp.ErrorCode.BAD_REQUEST, ADDRESS, "not a Prepare"))
+    if prepare.expires_at <= datetime.now(UTC):
+        return ilp.encode(ilp.Reject(ilp.ErrorCode.TRANSFER_TIMED_OUT, ADDRESS, "expired"))
+    preimage = _preimage(prepare.data)
+    if not ilp.fulfills(preimage, prepare.execution_condition):
+        text = "the condition is not the SHA-256 digest of the SHA-256 digest of the data"
+        return ilp.encode(ilp.Reject(ilp.ErrorCode.WRONG_CONDITION, ADDRESS, text))
+    return ilp.encode(ilp.Fulfill(preimage))
+
+
+async def reject(data: bytes) -> bytes:  # noqa: ARG001 (a data handler takes it)
+    """Answer everything with a Reject."""
+    return ilp.encode(ilp.Reject(ilp.ErrorCode.UNREACHABLE, ADDRESS, "this server rejects everything"))
+
+
+REPLIES = {"echo": echo, "fulfill": fulfill, "reject": reject}
+
+
+def _preimage(data: bytes) -> bytes:
+    return sha256(data).digest()
