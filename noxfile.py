@@ -51,6 +51,17 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session
+def bench(session: nox.Session) -> None:
+    """Measure against ilp-plugin-btp on Node, at full size; give options of ``bench`` after ``--``."""
+    session.install("-e", ".[cli]")
+    with session.chdir("tests/interop"):
+        session.run("npm", "ci", "--silent", external=True)
+    session.run("trio-ledger-plugin", "bench", "--rounds", "5", "--node", "tests/bench/btp_bench.js", *session.posargs)
+    session.run("python", "tests/bench/idle.py")
+    session.run("python", "tests/bench/flood.py")
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation; a warning is an error."""
     session.install("-e", ".[docs,cli]")

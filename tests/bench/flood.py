@@ -121,19 +121,32 @@ async def rate(port: int, seconds: float) -> float:
 
 
 def main(seconds: float) -> None:
-    server = subprocess.Popen([sys.executable, __file__, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(
+        [sys.executable, __file__, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert server.stdout is not None
     good, flooded = json.loads(server.stdout.readline())
     try:
         for kind in KINDS:
             alone = trio.run(rate, good, seconds)
-            command = [sys.executable, __file__, "--flood", kind, "--port", str(flooded), "--seconds", str(2 * seconds + 3)]
+            command = [
+                sys.executable,
+                __file__,
+                "--flood",
+                kind,
+                "--port",
+                str(flooded),
+                "--seconds",
+                str(2 * seconds + 3),
+            ]
             with subprocess.Popen(command) as flooder:
                 time.sleep(0.7)
                 kept = trio.run(offered, good, seconds)
                 beside = trio.run(rate, good, seconds)
                 flooder.kill()
-            print(json.dumps({"flood": kind, "of 500/s": round(kept, 3), "of the rate at 100": round(beside / alone, 3)}))
+            print(
+                json.dumps({"flood": kind, "of 500/s": round(kept, 3), "of the rate at 100": round(beside / alone, 3)})
+            )
     finally:
         server.kill()
         server.wait()

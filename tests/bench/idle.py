@@ -14,14 +14,17 @@ import resource
 import subprocess
 import sys
 from functools import partial
+from typing import TYPE_CHECKING
 
 import trio
 
-from trio_ledger_plugin.btp.link import Link
 from trio_ledger_plugin.btp.plugin import BtpPlugin
 from trio_ledger_plugin.btp.session import auth_message
 from trio_ledger_plugin.options import BtpOptions, ListenerOptions
 from trio_ledger_plugin.services import PluginServices
+
+if TYPE_CHECKING:
+    from trio_ledger_plugin.btp.link import Link
 
 HANDSHAKE = (
     b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -67,7 +70,9 @@ async def serve(connections: int) -> None:
         await admit(100 + connections)
         seconds = trio.current_time() - began - 1
         each = (resident() - before) / connections
-        print(json.dumps({"bytes_each": each, "kib_each": each / 1024, "connections_per_second": connections / seconds}))
+        print(
+            json.dumps({"bytes_each": each, "kib_each": each / 1024, "connections_per_second": connections / seconds})
+        )
         await plugin.aclose()
 
 
@@ -101,7 +106,9 @@ async def dial(port: int, connections: int) -> None:
 
 def measure(connections: int) -> dict[str, float]:
     """Run both ends and return what the server told."""
-    server = subprocess.Popen([sys.executable, __file__, "--serve", str(connections)], stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(
+        [sys.executable, __file__, "--serve", str(connections)], stdout=subprocess.PIPE, text=True
+    )
     clients = []
     assert server.stdout is not None
     already = 0

@@ -73,7 +73,7 @@ async def _load(url: str, calls: int, in_flight: int, size: int, warmup: int) ->
         await run(calls)
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
         counts = plugin.statistics()
-    _report(calls, seconds, cpu, latencies, bytes_sent=counts.bytes_sent, in_flight=in_flight, size=size)
+    _report(calls, seconds, cpu, latencies, bytes_sent=counts.bytes_sent, all_calls=counts.requests_sent)
 
 
 def _report(calls: int, seconds: float, cpu: float, latencies: list[float], **more: object) -> None:
@@ -124,7 +124,7 @@ async def _load_floor(port: int, calls: int, size: int, warmup: int) -> None:
         began, cpu = time.perf_counter(), time.process_time()
         await run(calls)
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-    _report(calls, seconds, cpu, latencies, in_flight=1, size=size)
+    _report(calls, seconds, cpu, latencies)
 
 
 def main() -> None:

@@ -105,7 +105,7 @@ class Client:
         began = trio.current_time()
         while True:
             try:
-                return await self._try()
+                return await self._try(redials=0)
             except PermanentlyUnreachableError:
                 raise
             except UnreachableError as error:
@@ -120,12 +120,9 @@ class Client:
     async def _next_link(self, began: float) -> trio.Event:
         while True:
             try:
-                gone = await self._try()
+                return await self._try(redials=1)
             except UnreachableError as error:
                 self._host.log.info("redial failed: %s", error)
-            else:
-                self._host.counters.redials += 1
-                return gone
             await self._pause(began)
 
     async def _pause(self, began: float) -> None:
@@ -133,11 +130,11 @@ class Client:
         outage = max(trio.current_time() - began, FIRST_PAUSE)
         await trio.sleep(uniform(0, min(outage, self._host.options.redial_max_delay)))  # noqa: S311 (jitter, no secret)
 
-    async def _try(self) -> trio.Event:
-        """Make one link, and return the event of its loss."""
+    async def _try(self, *, redials: int) -> trio.Event:
+        """Make one link, which counts for so many redials, and return the event of its loss."""
         with trio.move_on_after(TRY_SECONDS):
             websocket = await self._open_websocket()
-            return await self._authenticate(websocket)
+            return await self._authenticate(websocket, redials)
         raise UnreachableError(f"{self.address} did not answer within {TRY_SECONDS:g} s")
 
     async def _open_websocket(self) -> WebSocket:
@@ -173,7 +170,7 @@ class Client:
                 await trio.aclose_forcefully(stream)
         return secured
 
-    async def _authenticate(self, websocket: WebSocket) -> trio.Event:
+    async def _authenticate(self, websocket: WebSocket, redials: int) -> trio.Event:
         options = self._host.options
         gone, decided = trio.Event(), trio.Event()
         verdict: list[LedgerPluginError | None] = []
@@ -190,6 +187,7 @@ class Client:
                 verdict.append(error)
             else:
                 verdict.append(None)
+                self._host.counters.redials += redials
                 self._host.adopt(link)
             decided.set()
 

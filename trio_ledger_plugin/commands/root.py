@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .arguments import Group, epilog
+from .bench import bench
 from .decode import decode
 from .demo import demo
 from .exits import Exit, bare_error, exit_code_of, one_line
@@ -30,6 +31,7 @@ EXAMPLES = """
   trio-ledger-plugin serve                    a server for one client
   trio-ledger-plugin ping URL                 how fast does a peer answer?
   trio-ledger-plugin decode HEX               what is in this packet?
+  trio-ledger-plugin bench                    how many calls a second on this machine?
   trio-ledger-plugin COMMAND --help           more about one command
 """
 
@@ -51,7 +53,7 @@ def root(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (demo, serve, ping, decode):
+for command in (demo, serve, ping, decode, bench):
     root.add_command(command)
 
 

@@ -1,0 +1,146 @@
+"""Imports run one way, so that the codec works without Trio and a change stays where it was made."""
+
+import ast
+import subprocess
+import sys
+from importlib.util import resolve_name
+from pathlib import Path
+
+import pytest
+
+import trio_ledger_plugin
+
+ROOT = Path(trio_ledger_plugin.__file__).parent
+PACKAGE = ROOT.name
+MODULES = {
+    ".".join((PACKAGE, *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in sorted(ROOT.rglob("*.py"))
+}
+LINES = 450
+
+# Lowest first: a module imports from its own layer or below. What a name in it begins with belongs to it as well.
+LAYERS = (
+    ("errors",),
+    ("secret", "codec", "checking", "events", "services", "statistics"),
+    ("log", "options", "loading", "connection", "calls"),
+    ("tasks", "handlers", "stores"),
+    ("answering",),
+    ("btp.frames", "btp.session", "btp.rawsocket"),
+    ("btp.writer", "btp.lane"),
+    ("btp.websocket", "btp.gate"),
+    ("btp.link",),
+    ("btp.client", "btp.listener", "btp.accounts"),
+    ("plugin",),
+    ("btp.plugin",),
+    ("registry",),
+    ("opening",),
+    ("loopback",),
+    (PACKAGE,),
+    ("testing", "cli", "commands", "__main__"),
+)
+KNOWN = {name: height for height, names in enumerate(LAYERS) for name in names}
+
+
+def imports(path, *, typing_too=False):
+    """Return the absolute names of what a module imports when it runs."""
+    module = next(name for name, at in MODULES.items() if at == path)
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not typing_too:
+            node.body.clear()
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module
+            for alias in node.names:
+                whole = f"{base}.{alias.name}"
+                found.add(whole if whole in MODULES else base)
+    return found
+
+
+def height(module):
+    name = module.removeprefix(f"{PACKAGE}.")
+    while name not in KNOWN and "." in name:
+        name = name.rpartition(".")[0]
+    return KNOWN.get(name)
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if MODULES[name].name != "__init__.py" or name == PACKAGE])
+def test_a_module_imports_what_is_not_above_it(module):
+    mine = height(module)
+    assert mine is not None, f"{module} has no place in LAYERS"
+    above = [name for name in imports(MODULES[module]) if name in MODULES and (height(name) or 0) > mine]
+    assert above == []
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith(f"{PACKAGE}.codec")] + [f"{PACKAGE}.btp.session"])
+def test_codec_and_session_know_no_trio_themselves(module):
+    known = {name.partition(".")[0] for name in imports(MODULES[module], typing_too=True)}
+    assert not known & {"trio", "trio_websocket", "wsproto", "socket", "ssl", "outcome"}
+
+
+@pytest.mark.parametrize("module", ["codec.oer", "codec.btp", "codec.ilp", "codec.ildcp", "btp.session", "btp.frames"])
+def test_codec_and_session_run_without_trio(module):
+    """In an interpreter of its own, with the packages' own __init__ left out: those are for whoever uses Trio."""
+    program = f"""
+import sys, types
+for name, at in (({PACKAGE!r}, {str(ROOT)!r}), ({PACKAGE + ".btp"!r}, {str(ROOT / "btp")!r})):
+    package = types.ModuleType(name)
+    package.__path__ = [at]
+    sys.modules[name] = package
+import {PACKAGE}.{module}
+print(*sorted(name for name in sys.modules if name.partition('.')[0] in ('trio', 'trio_websocket', 'wsproto', 'outcome')))
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert run.stderr == ""
+    assert run.stdout.split() == []
+
+
+def test_one_module_knows_trio_websocket():
+    knowing = [
+        name
+        for name, path in MODULES.items()
+        if any(found.partition(".")[0] in ("trio_websocket", "wsproto") for found in imports(path, typing_too=True))
+    ]
+    assert knowing == [f"{PACKAGE}.btp.websocket"]
+
+
+@pytest.mark.parametrize("module", ["errors", "options", "events", "services"])
+def test_what_lies_below_all_knows_nothing_above(module):
+    known = {name for name in imports(MODULES[f"{PACKAGE}.{module}"]) if name in MODULES}
+    below = {f"{PACKAGE}.{name}" for name in ("errors", "secret", "checking")}
+    assert known <= below
+
+
+def test_the_packages_init_only_imports():
+    for path in (ROOT / "__init__.py", ROOT / "stores" / "__init__.py"):
+        kinds = {type(node).__name__ for node in ast.parse(path.read_text()).body}
+        assert kinds <= {"Expr", "ImportFrom", "Assign"}, path
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_can_be_read_at_one_sitting(module):
+    assert len(MODULES[module].read_text().splitlines()) <= LINES
+
+
+def test_nothing_is_swallowed_with_base_exception():
+    """An ``except BaseException`` that does not raise again eats Trio's cancellation."""
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ExceptHandler) and ast.unparse(node.type or ast.Name("bare")) in ("BaseException", "bare"):
+                raises = any(isinstance(inner, ast.Raise) for inner in ast.walk(node))
+                kept = any(isinstance(inner, ast.Assign) and ast.unparse(inner.value) == node.name for inner in ast.walk(node))
+                assert raises or kept, f"{name}, line {node.lineno}"
+
+
+def test_every_shield_has_a_deadline():
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                words = {keyword.arg for keyword in node.keywords}
+                if "shield" in words:
+                    bounded = ast.unparse(node.func) in ("trio.move_on_after", "trio.fail_after", "trio.move_on_at")
+                    assert bounded or "deadline" in words or "relative_deadline" in words, f"{name}, line {node.lineno}"

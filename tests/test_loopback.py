@@ -1,0 +1,354 @@
+"""Two plugins in one process are peers with every rule of a real link; only the network is missing."""
+
+import pytest
+import trio
+from scripted import FORMS, all_tasks, names, nursery_of, read_events
+from trio.testing import wait_all_tasks_blocked
+
+from trio_ledger_plugin import (
+    Connected,
+    ConnectionLostError,
+    Disconnected,
+    InsufficientBalanceError,
+    InvalidFieldsError,
+    NotConnectedError,
+    PluginClosedError,
+    PluginFailedError,
+    RemoteError,
+    ResponseTimeoutError,
+    TransferInDoubtError,
+    current_transfer,
+    loopback_pair,
+    open_plugin,
+)
+from trio_ledger_plugin.loopback import LoopbackPlugin, _waiting
+
+
+@pytest.fixture(params=FORMS)
+async def nursery(request):
+    before = all_tasks()
+    async with nursery_of(request.param) as given:
+        yield given
+    assert all_tasks() <= before
+    try:
+        assert _waiting.get() == {}, "a name is remembered after its plugins have gone"
+    except LookupError:
+        pass
+
+
+def loopback(name="pair", **options):
+    return {"plugin": "loopback", "name": name, **options}
+
+
+async def echo(data):
+    return data
+
+
+def hang(data):
+    return trio.sleep_forever()
+
+
+async def outcome_of(function, *args):
+    try:
+        return await function(*args)
+    except Exception as error:  # noqa: BLE001 (kept for the test)
+        return error
+
+
+async def start(nursery, function, *args):
+    outcomes = []
+
+    async def run():
+        outcomes.append(await outcome_of(function, *args))
+
+    nursery.start_soon(run)
+    await wait_all_tasks_blocked()
+    return outcomes
+
+
+async def test_a_pair_asks_and_answers_both_ways(nursery):
+    async with loopback_pair(nursery=nursery) as (first, second):
+        assert isinstance(first, LoopbackPlugin)
+        assert first.is_connected()
+        assert second.is_connected()
+        first.register_data_handler(echo)
+        second.register_data_handler(echo)
+        assert await first.send_data(b"a") == b"a"
+        assert await second.send_data(bytearray(b"b")) == b"b"
+        assert await second.send_data(b"") == b""
+
+
+async def test_money_and_its_handler(nursery):
+    transfers = []
+
+    async def credit(amount):
+        if amount == "13":
+            raise InsufficientBalanceError("unlucky")
+        transfers.append((amount, current_transfer().amount, current_transfer().account))
+
+    async with loopback_pair(nursery=nursery) as (first, second):
+        second.register_money_handler(credit)
+        assert await first.send_money("250") is None
+        await first.send_money(2**64 - 1)
+        with pytest.raises(RemoteError) as caught:
+            await first.send_money("13")
+        assert (caught.value.code, caught.value.name) == ("F08", "InsufficientBalanceError")
+        assert b"unlucky" in caught.value.data
+        assert caught.value.triggered_at.tzinfo is not None
+        with pytest.raises(RemoteError, match="no money handler"):
+            await second.send_money("1")
+    assert transfers == [("250", "250", ""), (str(2**64 - 1), str(2**64 - 1), "")]
+
+
+async def test_a_missing_handler_and_a_failing_one_are_errors_and_no_silence(nursery):
+    async def fail(data):
+        raise OSError("internal canary")
+
+    async with loopback_pair(nursery=nursery) as (first, second):
+        with pytest.raises(RemoteError) as caught:
+            await first.send_data(b"")
+        assert (caught.value.code, caught.value.name) == ("T00", "UnreachableError")
+        second.register_data_handler(fail)
+        with pytest.raises(RemoteError) as caught:
+            await first.send_data(b"")
+        assert caught.value.code == "F00"
+        assert b"canary" not in caught.value.data
+
+
+async def test_the_first_waits_for_the_second(nursery):
+    async with open_plugin(loopback(), nursery=nursery) as first:
+        assert not first.is_connected()
+        with pytest.raises(NotConnectedError):
+            await first.send_data(b"")
+        async with open_plugin(loopback(), nursery=nursery) as second:
+            assert first.is_connected()
+            assert second.is_connected()
+        assert read_events(first) == [Connected(), Disconnected("the peer disconnected")]
+        async with open_plugin(loopback(), nursery=nursery):
+            assert first.is_connected()
+
+
+async def test_names_keep_pairs_apart_and_a_third_is_refused(nursery):
+    async with (
+        open_plugin(loopback("a"), data_handler=echo, nursery=nursery),
+        open_plugin(loopback("b"), nursery=nursery) as other,
+        open_plugin(loopback("a"), nursery=nursery) as second,
+    ):
+        assert not other.is_connected()
+        with pytest.raises(InvalidFieldsError, match="'a'; two plugins are connected under it"):
+            async with open_plugin(loopback("a"), nursery=nursery):
+                pytest.fail("the block ran")
+        assert await second.send_data(b"still") == b"still"
+
+
+@pytest.mark.parametrize("limit", [1, 10])
+async def test_a_peer_that_leaves_is_a_lost_connection_and_leaving_is_closed(nursery, limit):
+    async with (
+        open_plugin(loopback(max_in_flight=limit), data_handler=hang, money_handler=hang, nursery=nursery) as stays,
+        open_plugin(loopback(max_in_flight=limit), data_handler=hang, money_handler=hang, nursery=nursery) as leaves,
+        trio.open_nursery() as callers,
+    ):
+        lost = [await start(callers, stays.send_data, b"%d" % number) for number in range(2)]
+        closed = [await start(callers, leaves.send_data, b"%d" % number) for number in range(2)]
+        await leaves.disconnect()
+        await wait_all_tasks_blocked()
+        second = NotConnectedError if limit == 1 else ConnectionLostError
+        assert [type(outcome[0]) for outcome in lost] == [ConnectionLostError, second]
+        assert [type(outcome[0]) for outcome in closed] == [PluginClosedError] * 2
+        assert stays.statistics().calls_in_flight == leaves.statistics().calls_in_flight == 0
+        for plugin in (stays, leaves):
+            plugin.tasks.cancel()
+
+
+@pytest.mark.parametrize("who", ["peer", "self"])
+async def test_money_is_in_doubt_only_once_it_was_sent(nursery, who):
+    async with (
+        open_plugin(loopback(max_in_flight=1), nursery=nursery) as payer,
+        open_plugin(loopback(), money_handler=hang, nursery=nursery) as payee,
+        trio.open_nursery() as callers,
+    ):
+        sent = await start(callers, payer.send_money, "1")
+        unsent = await start(callers, payer.send_money, "2")
+        await (payee if who == "peer" else payer).disconnect()
+        await wait_all_tasks_blocked()
+        assert isinstance(sent[0], TransferInDoubtError)
+        assert sent[0].amount == "1"
+        assert sent[0].key
+        assert isinstance(unsent[0], NotConnectedError if who == "peer" else PluginClosedError)
+        assert payee.statistics().requests_received == 1
+        payee.tasks.cancel()
+
+
+async def test_a_reply_that_comes_too_late_meets_no_other_call(nursery, autojump_clock):
+    async def late(data):
+        await trio.sleep(3)
+        return data
+
+    async with (
+        open_plugin(loopback(response_timeout=2.0), nursery=nursery) as asks,
+        open_plugin(loopback(), data_handler=late, nursery=nursery) as answers,
+    ):
+        begun = trio.current_time()
+        with pytest.raises(ResponseTimeoutError):
+            await asks.send_data(b"first")
+        assert trio.current_time() - begun == pytest.approx(2)
+        with pytest.raises(ResponseTimeoutError):
+            await asks.send_data(b"second")
+        await trio.sleep(5)
+        assert asks.statistics().unexpected_responses == 2
+        assert answers.statistics().handlers_running == 0
+
+
+async def test_a_handler_outlives_the_link_and_its_reply_is_dropped(nursery, autojump_clock):
+    finished = []
+
+    async def slow(data):
+        await trio.sleep(2)
+        finished.append(data)
+        return data
+
+    async with open_plugin(loopback(), data_handler=slow, nursery=nursery) as server:
+        async with open_plugin(loopback(), nursery=nursery) as client:
+            async with trio.open_nursery() as callers:
+                call = await start(callers, client.send_data, b"x")
+                await client.disconnect()
+            assert isinstance(call[0], PluginClosedError)
+        async with open_plugin(loopback(), nursery=nursery) as next_client:
+            await trio.sleep(3)
+            assert next_client.statistics().calls_in_flight == 0
+        assert finished == [b"x"]
+        assert server.is_connected() is False
+
+
+async def test_requests_that_wait_are_forgotten_when_their_sender_has_gone(nursery, autojump_clock):
+    served = []
+
+    async def slow(data):
+        served.append(data)
+        await trio.sleep(1)
+        return data
+
+    async with open_plugin(loopback(max_handlers=1), data_handler=slow, nursery=nursery) as server:
+        async with open_plugin(loopback(), nursery=nursery) as client:
+            async with trio.open_nursery() as callers:
+                calls = [await start(callers, client.send_data, b"%d" % number) for number in range(3)]
+                await client.disconnect()
+        await trio.sleep(5)
+        assert served == [b"0"]
+        assert server.statistics().handlers_running == 0
+        assert [type(call[0]) for call in calls] == [PluginClosedError] * 3
+
+
+async def test_too_many_waiting_requests_are_refused_and_may_be_tried_again(nursery):
+    async with (
+        open_plugin(loopback(max_handlers=1, max_waiting_bytes=1), data_handler=hang, nursery=nursery) as server,
+        open_plugin(loopback(), nursery=nursery) as client,
+        trio.open_nursery() as callers,
+    ):
+        running = await start(callers, client.send_data, b"")
+        with pytest.raises(RemoteError) as caught:
+            await client.send_data(b"")
+        assert (caught.value.code, caught.value.name) == ("T00", "UnreachableError")
+        # A caller that is cancelled already may be refused as well.
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await client.send_data(b"")
+        await wait_all_tasks_blocked()
+        assert client.statistics().calls_in_flight == 1
+        server.tasks.cancel()
+        await wait_all_tasks_blocked()
+        assert isinstance(running[0], ConnectionLostError)
+
+
+async def test_a_thousand_calls_at_once_get_a_thousand_answers(nursery):
+    async with loopback_pair(nursery=nursery) as (first, second):
+        second.register_data_handler(echo)
+        answers = []
+
+        async def call(number):
+            answers.append((number, await first.send_data(b"%d" % number)))
+
+        async with trio.open_nursery() as callers:
+            for number in range(1000):
+                callers.start_soon(call, number)
+        assert sorted(answers) == [(number, b"%d" % number) for number in range(1000)]
+        statistics = first.statistics()
+        assert (statistics.requests_sent, statistics.responses_received) == (1000, 1000)
+        assert second.statistics().responses_sent == 1000
+
+
+async def test_handlers_that_call_each_other_do_not_deadlock(nursery):
+    async with (
+        open_plugin(loopback(max_handlers=50), nursery=nursery) as first,
+        open_plugin(loopback(max_handlers=50), nursery=nursery) as second,
+    ):
+
+        def forward(plugin):
+            async def handle(data):
+                return await plugin.send_data(data[1:]) if data else b"bottom"
+
+            return handle
+
+        first.register_data_handler(forward(first))
+        second.register_data_handler(forward(second))
+        assert await first.send_data(bytes(80)) == b"bottom"
+
+
+async def test_a_response_that_is_too_long_is_an_error(nursery):
+    async def long(data):
+        return bytes(1000)
+
+    async with (
+        open_plugin(loopback(max_message_bytes=500), data_handler=long, nursery=nursery),
+        open_plugin(loopback(max_message_bytes=500), nursery=nursery) as client,
+    ):
+        with pytest.raises(RemoteError, match="too long"):
+            await client.send_data(b"")
+
+
+async def test_closing_drains_and_the_peer_is_told(nursery, autojump_clock):
+    async def slow(data):
+        await trio.sleep(2)
+        return data
+
+    async with open_plugin(loopback(), data_handler=slow, nursery=nursery) as server:
+        async with trio.open_nursery() as callers:
+            async with open_plugin(loopback(), nursery=nursery) as client:
+                answer = await start(callers, client.send_data, b"in flight")
+            assert answer == [b"in flight"]
+        assert names(read_events(server)) == ["Connected", "Disconnected"]
+
+
+async def test_nobody_meets_a_plugin_that_is_closing(nursery, autojump_clock):
+    """Its Connected would be followed by refusals and a loss at once."""
+    async with open_plugin(loopback(), nursery=nursery) as closing:
+        async with open_plugin(loopback(), data_handler=lambda data: trio.sleep(3), nursery=nursery) as peer:
+            async with trio.open_nursery() as callers:
+                call = await start(callers, closing.send_data, b"")
+                callers.start_soon(closing.aclose)
+                await wait_all_tasks_blocked()
+                await peer.disconnect()
+                assert isinstance(call[0], ConnectionLostError)
+        async with open_plugin(loopback(), nursery=nursery) as newcomer:
+            assert not newcomer.is_connected()
+
+
+async def test_a_failure_of_one_ends_its_own_block_only(nursery):
+    cause = OSError("broken")
+    async with open_plugin(loopback(), nursery=nursery) as survivor:
+        with pytest.raises(PluginFailedError) as caught:
+            async with open_plugin(loopback(), nursery=nursery) as failing:
+                failing.fail(cause)
+                await trio.sleep_forever()
+        assert caught.value.__cause__ is cause
+        assert not survivor.is_connected()
+        assert names(read_events(survivor)) == ["Connected", "Disconnected"]
+        async with open_plugin(loopback(), data_handler=echo, nursery=nursery):
+            assert await survivor.send_data(b"lives on") == b"lives on"
+
+
+async def test_pairs_leave_no_name_behind(nursery):
+    for _ in range(3):
+        async with loopback_pair(nursery=nursery):
+            assert len(_waiting.get()) == 1
+        assert _waiting.get() == {}

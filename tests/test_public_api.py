@@ -1,0 +1,165 @@
+"""What other programs import by name: names, signatures, the exceptions' LPI2 names."""
+
+import inspect
+
+import pytest
+
+import trio_ledger_plugin
+from trio_ledger_plugin import LedgerPlugin, LedgerPluginError, Log, RemoteError, Store, errors
+
+ERRORS = {
+    "AlreadyFulfilledError": "F07",
+    "AlreadyRolledBackError": "F06",
+    "ConnectTimeoutError": "T00",
+    "ConnectionLostError": "",
+    "DataHandlerAlreadyRegisteredError": "",
+    "DecodeError": "",
+    "DuplicateIdError": "F05",
+    "InsufficientBalanceError": "F08",
+    "InvalidFieldsError": "F01",
+    "InvalidFulfillmentError": "F04",
+    "InvalidServicesError": "",
+    "LedgerPluginError": "",
+    "MoneyHandlerAlreadyRegisteredError": "",
+    "NotAcceptedError": "F00",
+    "NotConnectedError": "",
+    "PluginClosedError": "",
+    "PluginFailedError": "",
+    "RemoteError": "",
+    "ResponseTimeoutError": "",
+    "TransferInDoubtError": "",
+    "TransferNotFoundError": "F03",
+    "UnreachableError": "T00",
+}
+EVENTS = ("AccountConnected", "AccountDisconnected", "Connected", "Disconnected", "EventsDropped", "Failed")
+OTHERS = (
+    "ConnectOptions",
+    "LedgerPlugin",
+    "Log",
+    "PluginServices",
+    "Store",
+    "create_plugin",
+    "current_transfer",
+    "loopback_pair",
+    "open_plugin",
+    "options_from_environment",
+)
+
+
+def test_the_public_names_are_these_and_no_others():
+    assert sorted(trio_ledger_plugin.__all__) == sorted((*ERRORS, *EVENTS, *OTHERS))
+    assert len(set(trio_ledger_plugin.__all__)) == len(trio_ledger_plugin.__all__)
+    for name in trio_ledger_plugin.__all__:
+        assert hasattr(trio_ledger_plugin, name)
+
+
+def test_the_package_is_typed():
+    assert (inspect.getfile(trio_ledger_plugin).removesuffix("__init__.py") + "py.typed").endswith("py.typed")
+    from importlib.resources import files  # noqa: PLC0415 (what this test is about)
+
+    assert files(trio_ledger_plugin).joinpath("py.typed").is_file()
+
+
+@pytest.mark.parametrize("name", sorted(ERRORS))
+def test_an_error_has_the_name_that_the_specifications_give_it(name):
+    error = getattr(trio_ledger_plugin, name)
+    assert error.name == name
+    assert issubclass(error, LedgerPluginError)
+    if error is not RemoteError:
+        assert error.code == ERRORS[name]
+
+
+def test_every_error_of_the_module_is_public():
+    own = {name for name, value in vars(errors).items() if inspect.isclass(value) and issubclass(value, Exception)}
+    assert own == set(ERRORS)
+
+
+@pytest.mark.parametrize(
+    ("name", "also"),
+    [
+        ("ConnectTimeoutError", TimeoutError),
+        ("ConnectTimeoutError", errors.UnreachableError),
+        ("ResponseTimeoutError", TimeoutError),
+        ("InvalidFieldsError", ValueError),
+        ("InvalidServicesError", ValueError),
+        ("DecodeError", ValueError),
+    ],
+)
+def test_an_error_is_what_its_callers_may_catch(name, also):
+    assert issubclass(getattr(trio_ledger_plugin, name), also)
+
+
+def signature(function):
+    return [
+        (parameter.name, parameter.kind.name, parameter.default)
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.name != "self"
+    ]
+
+
+REQUIRED, POSITIONAL, KEYWORD = inspect.Parameter.empty, "POSITIONAL_OR_KEYWORD", "KEYWORD_ONLY"
+
+
+def test_the_functions_signatures():
+    assert signature(trio_ledger_plugin.open_plugin) == [
+        ("opts", POSITIONAL, REQUIRED),
+        ("services", POSITIONAL, None),
+        ("connect", KEYWORD, None),
+        ("data_handler", KEYWORD, None),
+        ("money_handler", KEYWORD, None),
+        ("nursery", KEYWORD, None),
+    ]
+    assert signature(trio_ledger_plugin.create_plugin) == [
+        ("opts", POSITIONAL, REQUIRED),
+        ("services", POSITIONAL, None),
+        ("nursery", KEYWORD, REQUIRED),
+    ]
+    assert [name for name, _, _ in signature(trio_ledger_plugin.options_from_environment)] == ["environ"]
+    assert signature(trio_ledger_plugin.ConnectOptions) == [("timeout", POSITIONAL, None)]
+    assert signature(trio_ledger_plugin.PluginServices) == [("store", POSITIONAL, None), ("log", POSITIONAL, None)]
+    assert signature(trio_ledger_plugin.current_transfer) == []
+
+
+METHODS = {
+    "connect": ([("options", POSITIONAL, None)], True),
+    "disconnect": ([], True),
+    "aclose": ([], True),
+    "is_connected": ([], False),
+    "wait_connected": ([], True),
+    "send_data": ([("data", POSITIONAL, REQUIRED)], True),
+    "send_money": ([("amount", POSITIONAL, REQUIRED), ("idempotency_key", KEYWORD, None)], True),
+    "register_data_handler": ([("handler", POSITIONAL, REQUIRED)], False),
+    "deregister_data_handler": ([], False),
+    "register_money_handler": ([("handler", POSITIONAL, REQUIRED)], False),
+    "deregister_money_handler": ([], False),
+    "statistics": ([], False),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_methods_of_a_plugin(name):
+    parameters, is_async = METHODS[name]
+    method = getattr(LedgerPlugin, name)
+    assert signature(method) == parameters
+    assert inspect.iscoroutinefunction(method) is is_async
+
+
+@pytest.mark.parametrize(
+    ("protocol", "methods", "is_async"),
+    [(Store, ("put", "get", "delete"), True), (Log, ("debug", "info", "warn", "error"), False)],
+)
+def test_the_methods_of_the_services(protocol, methods, is_async):
+    for name in methods:
+        assert inspect.iscoroutinefunction(getattr(protocol, name)) is is_async
+
+
+@pytest.mark.parametrize("name", [name for name, (_, is_async) in METHODS.items() if is_async])
+def test_an_async_method_says_what_cancellation_does(name):
+    assert "Cancellation: " in inspect.getdoc(getattr(LedgerPlugin, name))
+
+
+def test_every_public_thing_is_documented():
+    for name in trio_ledger_plugin.__all__:
+        assert inspect.getdoc(getattr(trio_ledger_plugin, name)), name
+    for name in METHODS:
+        assert inspect.getdoc(getattr(LedgerPlugin, name)), name

@@ -1,0 +1,140 @@
+"""Read by mypy, never run: what a program that uses the public names may rely on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import assert_type
+
+import trio
+
+from trio_ledger_plugin import (
+    AccountConnected,
+    AccountDisconnected,
+    Connected,
+    ConnectOptions,
+    Disconnected,
+    EventsDropped,
+    Failed,
+    InsufficientBalanceError,
+    LedgerPlugin,
+    LedgerPluginError,
+    Log,
+    PluginServices,
+    RemoteError,
+    Store,
+    TransferInDoubtError,
+    create_plugin,
+    current_transfer,
+    loopback_pair,
+    open_plugin,
+    options_from_environment,
+)
+from trio_ledger_plugin.events import Event
+from trio_ledger_plugin.handlers import Transfer
+from trio_ledger_plugin.log import StdlibLog
+from trio_ledger_plugin.loopback import LoopbackPlugin
+from trio_ledger_plugin.options import BtpOptions, ListenerOptions, LoopbackOptions
+from trio_ledger_plugin.secret import Secret
+from trio_ledger_plugin.statistics import Statistics
+from trio_ledger_plugin.stores import MemoryStore
+
+
+async def on_data(data: bytes) -> bytes:
+    return data
+
+
+async def on_money(amount: str) -> None:
+    transfer = current_transfer()
+    assert_type(transfer, Transfer)
+    assert_type(transfer.amount, str)
+    assert_type(transfer.account, str)
+    assert_type(transfer.key, str | None)
+
+
+class OnData:
+    async def __call__(self, data: bytes) -> bytes:
+        return data
+
+
+async def opening(nursery: trio.Nursery, opts: Mapping[str, object]) -> None:
+    services = PluginServices(store=MemoryStore(), log=StdlibLog())
+    connect = ConnectOptions(timeout=5000)
+    async with open_plugin(
+        opts, services, connect=connect, data_handler=on_data, money_handler=on_money, nursery=nursery
+    ) as plugin:
+        assert_type(plugin, LedgerPlugin)
+    async with open_plugin({"plugin": "btp", "server": "btp+ws://a:b@localhost"}, data_handler=OnData()):
+        pass
+    async with open_plugin(LoopbackOptions(name="x")):
+        pass
+    async with open_plugin(BtpOptions(listener=ListenerOptions(0, Secret("s")))):
+        pass
+    async with open_plugin(options_from_environment()):
+        pass
+    async with loopback_pair() as pair:
+        assert_type(pair, tuple[LoopbackPlugin, LoopbackPlugin])
+    assert_type(create_plugin(opts, nursery=nursery), LedgerPlugin)
+    assert_type(options_from_environment({}), dict[str, object])
+    open_plugin("btp")  # type: ignore[arg-type]  # a name is no mapping
+    open_plugin(opts, data_handler=lambda data: data)  # type: ignore[arg-type, return-value]  # handlers are async
+    open_plugin(opts, connect=5000)  # type: ignore[arg-type]  # a ConnectOptions
+    create_plugin(opts)  # type: ignore[call-arg]  # where would its tasks run
+
+
+async def using(plugin: LedgerPlugin) -> None:
+    assert_type(plugin.version, int)
+    assert_type(await plugin.send_data(b""), bytes)
+    assert_type(plugin.is_connected(), bool)
+    assert_type(plugin.statistics(), Statistics)
+    assert_type(plugin.statistics().calls_in_flight, int)
+    assert_type(plugin.events, trio.MemoryReceiveChannel[Event])
+    await plugin.send_money("5", idempotency_key="k")
+    await plugin.send_money(5)
+    await plugin.send_money(5.0)  # type: ignore[arg-type]  # money is exact
+    await plugin.send_data("text")  # type: ignore[arg-type]  # data is bytes
+    plugin.register_data_handler(on_data)
+    plugin.register_data_handler(OnData())
+    plugin.register_data_handler(on_money)  # type: ignore[arg-type]  # takes text, gives nothing
+    plugin.register_money_handler(on_money)
+    plugin.register_money_handler(on_data)  # type: ignore[arg-type]  # takes bytes
+    await plugin.connect(ConnectOptions(timeout=float("inf")))
+    await plugin.connect(ConnectOptions())
+
+
+async def reading(plugin: LedgerPlugin) -> str:
+    async for event in plugin.events:
+        match event:
+            case Connected():
+                return "connected"
+            case Disconnected(reason=reason):
+                assert_type(reason, str)
+            case Failed(error=error):
+                assert_type(error, Exception)
+            case EventsDropped(count=count):
+                assert_type(count, int)
+            case AccountConnected(name=name) | AccountDisconnected(name=name):
+                assert_type(name, str)
+    return "closed"
+
+
+def looking(error: LedgerPluginError, remote: RemoteError, doubt: TransferInDoubtError) -> None:
+    assert_type(error.name, str)
+    assert_type(InsufficientBalanceError.code, str)
+    assert_type(remote.code, str)
+    assert_type(remote.data, bytes)
+    assert_type(doubt.key, str)
+    assert_type(doubt.amount, str)
+
+
+class HostStore:
+    """A host's own service needs no base class."""
+
+    async def put(self, key: str, value: str) -> None: ...
+
+    async def get(self, key: str) -> str | None: ...
+
+    async def delete(self, key: str) -> None: ...
+
+
+store: Store = HostStore()
+log: Log = StdlibLog()
