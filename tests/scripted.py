@@ -7,12 +7,11 @@ from contextlib import asynccontextmanager
 from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import pytest
 import trio
 from attrs import field, frozen
 from trio.testing import wait_all_tasks_blocked
 
-from trio_ledger_plugin import LedgerPlugin, LedgerPluginError, PluginServices
+from trio_ledger_plugin import LedgerPlugin, LedgerPluginError, PluginServices, open_plugin
 from trio_ledger_plugin.calls import CallTable
 from trio_ledger_plugin.handlers import HandlerQueue, Transfer
 from trio_ledger_plugin.options import LinkOptions
@@ -21,10 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
+    import pytest
+
     from trio_ledger_plugin.answering import Reply
     from trio_ledger_plugin.events import Event
-
-Script = "Callable[[ScriptedPlugin, trio.TaskStatus[None]], Awaitable[None]]"
 
 FORMS = ("own nursery", "given nursery")
 
@@ -37,6 +36,21 @@ async def stay(plugin: ScriptedPlugin, task_status: trio.TaskStatus[None]) -> No
 
 
 async def hang(plugin: ScriptedPlugin, task_status: trio.TaskStatus[None]) -> None:
+    await trio.sleep_forever()
+
+
+def sleeping(seconds: float) -> Callable[[bytes], Awaitable[bytes]]:
+    """Give a data handler that takes its time."""
+
+    async def handle(data: bytes) -> bytes:
+        await trio.sleep(seconds)
+        return data
+
+    return handle
+
+
+async def sleep_on(amount: str) -> None:
+    """Never acknowledge a transfer."""
     await trio.sleep_forever()
 
 
@@ -71,6 +85,7 @@ def broken_after(seconds: float, error: Exception) -> Any:
 @frozen(kw_only=True)
 class ScriptedOptions(LinkOptions):
     script: Any = field(default=stay)
+    parting: float = field(default=0.0)
 
 
 class ScriptedPlugin(LedgerPlugin):
@@ -91,7 +106,7 @@ class ScriptedPlugin(LedgerPlugin):
         self.calls = CallTable(limit=options.max_in_flight, timeout=options.response_timeout)
         self.queue = HandlerQueue(self.pool, self, self.handlers.answer)
         self.replies: dict[int, Reply] = {}
-        self.sent: list[bytes | Transfer] = []
+        self.sent: list[Any] = []
         self._ids = count(1)
 
     async def run_connection(self, *, task_status: trio.TaskStatus[None]) -> None:
@@ -121,6 +136,7 @@ class ScriptedPlugin(LedgerPlugin):
 
     async def finish_calls(self) -> None:
         await self.calls.drain()
+        await trio.sleep(self.options.parting)
 
     def ask(self, request_id: int, payload: bytes | Transfer) -> bool:
         """Have the handler serve a request of the peer's."""
@@ -145,6 +161,14 @@ def install(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str = "scripted
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: scripted-ledger\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(f"[trio_ledger_plugin.plugins]\n{name} = scripted:ScriptedPlugin\n")
     monkeypatch.syspath_prepend(str(folder))
+
+
+@asynccontextmanager
+async def open_scripted(script: Any = stay, **how: Any) -> AsyncIterator[ScriptedPlugin]:
+    """Open one with ``open_plugin``; it must be installed."""
+    async with open_plugin(ScriptedOptions(script=script), **how) as plugin:
+        assert isinstance(plugin, ScriptedPlugin)
+        yield plugin
 
 
 @asynccontextmanager
@@ -174,7 +198,7 @@ def all_tasks() -> set[trio.lowlevel.Task]:
 
 
 def open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 (numbers are all that matters)
+    return len(os.listdir("/proc/self/fd"))
 
 
 def names(events: list[Event]) -> list[str]:

@@ -1,10 +1,12 @@
 """A request that was taken is served by one task in a fresh context; one that hangs costs nobody else."""
 
+import math
+from contextlib import suppress
 from contextvars import ContextVar
 
 import pytest
 import trio
-from scripted import after, all_tasks, scripted
+from scripted import after, all_tasks, scripted, sleep_on, sleeping
 from trio.testing import wait_all_tasks_blocked
 
 from trio_ledger_plugin import LedgerPluginError, NotAcceptedError, UnreachableError, current_transfer
@@ -94,7 +96,7 @@ async def test_no_more_handlers_run_than_may_and_the_others_wait_their_turn(nurs
 
 
 async def test_waiting_requests_are_bounded_in_bytes(nursery):
-    plugin = await connected(nursery, lambda data: trio.sleep_forever(), max_handlers=1, max_waiting_bytes=10_000)
+    plugin = await connected(nursery, sleeping(math.inf), max_handlers=1, max_waiting_bytes=10_000)
     assert plugin.ask(0, b"runs")
     taken = 0
     while plugin.ask(1 + taken, bytes(800)):
@@ -105,8 +107,8 @@ async def test_waiting_requests_are_bounded_in_bytes(nursery):
 @pytest.mark.parametrize("payload", [b"", Transfer("1")])
 async def test_a_flood_of_empty_requests_is_bounded_too(nursery, payload):
     """Requests without a byte of payload take memory all the same."""
-    plugin = await connected(nursery, lambda data: trio.sleep_forever(), max_handlers=1, max_waiting_bytes=10_000)
-    plugin.register_money_handler(lambda amount: trio.sleep_forever())
+    plugin = await connected(nursery, sleeping(math.inf), max_handlers=1, max_waiting_bytes=10_000)
+    plugin.register_money_handler(sleep_on)
     taken = 0
     while taken < 1000 and plugin.ask(taken, payload):
         taken += 1
@@ -150,10 +152,8 @@ async def test_a_reused_worker_has_a_deadline_of_its_own_each_time(nursery, auto
 
 
 async def swallow(data):
-    try:
+    with suppress(trio.Cancelled):
         await trio.sleep_forever()
-    except trio.Cancelled:  # noqa: TRY203 (what a careless handler does)
-        pass
     return b"too late"
 
 
@@ -198,9 +198,13 @@ async def test_a_handler_that_fights_its_cancellation_gets_no_second_reply_and_f
     assert plugin.replies[3] == b"good"
 
 
+async def slow_money(amount):
+    await trio.sleep(100)
+
+
 async def test_a_money_handler_past_its_deadline_goes_on_and_is_not_answered_for(nursery, autojump_clock):
     """An error would tell the peer that the money was not applied."""
-    plugin = await connected(nursery, money=lambda amount: trio.sleep(100), handler_timeout=3.0)
+    plugin = await connected(nursery, money=slow_money, handler_timeout=3.0)
     plugin.ask(1, Transfer("5"))
     await trio.sleep(99)
     assert plugin.replies == {}
@@ -209,9 +213,7 @@ async def test_a_money_handler_past_its_deadline_goes_on_and_is_not_answered_for
 
 
 async def test_a_slow_money_handler_does_not_keep_data_from_its_deadline(nursery, autojump_clock):
-    plugin = await connected(
-        nursery, lambda data: trio.sleep_forever(), lambda amount: trio.sleep_forever(), handler_timeout=3.0
-    )
+    plugin = await connected(nursery, sleeping(math.inf), sleep_on, handler_timeout=3.0)
     plugin.ask(1, Transfer("5"))
     plugin.ask(2, b"")
     await trio.sleep(3.1)
@@ -270,6 +272,7 @@ async def test_a_deregistered_handler_finishes_what_it_has_begun(nursery, autoju
 
 async def test_workers_that_are_not_needed_any_more_go(nursery, autojump_clock):
     """A burst must not cost its peak of tasks for ever."""
+
     async def handle(data):
         await trio.sleep(0.1)
         return b""
@@ -288,7 +291,7 @@ async def test_workers_that_are_not_needed_any_more_go(nursery, autojump_clock):
 
 async def test_after_a_cancelled_nursery_no_handler_counts_as_running(autojump_clock):
     async with trio.open_nursery() as nursery:
-        plugin = await connected(nursery, lambda data: trio.sleep_forever(), max_handlers=1)
+        plugin = await connected(nursery, sleeping(math.inf), max_handlers=1)
         plugin.ask(1, b"")
         plugin.ask(2, b"")
         await trio.sleep(1)
@@ -300,7 +303,7 @@ async def test_after_a_cancelled_nursery_no_handler_counts_as_running(autojump_c
 async def test_closing_waits_for_running_handlers_no_longer_than_close_timeout(autojump_clock):
     async with trio.open_nursery() as nursery:
         for seconds, took in ((2, 2), (60, 5)):
-            plugin = await connected(nursery, lambda data, seconds=seconds: trio.sleep(seconds), close_timeout=5.0)
+            plugin = await connected(nursery, sleeping(seconds), close_timeout=5.0)
             plugin.ask(1, b"")
             await wait_all_tasks_blocked()
             start = trio.current_time()

@@ -155,7 +155,7 @@ def test_the_methods_of_the_services(protocol, methods, is_async):
 
 @pytest.mark.parametrize("name", [name for name, (_, is_async) in METHODS.items() if is_async])
 def test_an_async_method_says_what_cancellation_does(name):
-    assert "Cancellation: " in inspect.getdoc(getattr(LedgerPlugin, name))
+    assert "Cancellation: " in (inspect.getdoc(getattr(LedgerPlugin, name)) or "")
 
 
 def test_every_public_thing_is_documented():

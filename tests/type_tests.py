@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import assert_type
-
-import trio
+from typing import TYPE_CHECKING, assert_type
 
 from trio_ledger_plugin import (
     AccountConnected,
@@ -29,7 +26,6 @@ from trio_ledger_plugin import (
     open_plugin,
     options_from_environment,
 )
-from trio_ledger_plugin.events import Event
 from trio_ledger_plugin.handlers import Transfer
 from trio_ledger_plugin.log import StdlibLog
 from trio_ledger_plugin.loopback import LoopbackPlugin
@@ -37,6 +33,13 @@ from trio_ledger_plugin.options import BtpOptions, ListenerOptions, LoopbackOpti
 from trio_ledger_plugin.secret import Secret
 from trio_ledger_plugin.statistics import Statistics
 from trio_ledger_plugin.stores import MemoryStore
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import trio
+
+    from trio_ledger_plugin.events import Event
 
 
 async def on_data(data: bytes) -> bytes:

@@ -32,7 +32,7 @@ from .handlers import HandlerPool
 from .log import SafeLog, StdlibLog
 from .options import ConnectOptions, LinkOptions
 from .statistics import Counters
-from .tasks import PluginTasks
+from .tasks import PluginTasks, bare
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,6 +89,7 @@ class Lifecycle(ABC):
         self._connection: Connection | None = None
         self._connected = False
         self._draining = False
+        self._max_data = options.max_data_bytes
         self._news = trio.Event()
         self._failure: PluginFailedError | None = None
         self.connect_error: Exception | None = None
@@ -190,7 +191,7 @@ class Lifecycle(ABC):
         try:
             await connection.run(partial(self.run_connection, task_status=connection))
         except Exception as raised:  # noqa: BLE001 (whatever it is, connect() or the failure tells it)
-            error = _only(raised)
+            error = bare(raised)
         fatal = connection.is_settled
         self._connection = None
         if self._state in (_State.CONNECTING, _State.READY, _State.DISCONNECTING):
@@ -348,7 +349,7 @@ class Lifecycle(ABC):
     def _tasks_ended(self, crash: Exception | None, *, cancelled: bool) -> Exception | None:
         """Settle the state when the tasks have ended; return what is to leave through the nursery."""
         if crash is not None:
-            self.fail(_only(crash))
+            self.fail(bare(crash))
         elif cancelled and self._state is not _State.FAILED:
             self._end()
         if self._connection is not None:
@@ -356,10 +357,3 @@ class Lifecycle(ABC):
             self._connection.ended.set()
             self._connection = None
         return self._failure if self._on_failed is None else None
-
-
-def _only(error: Exception) -> Exception:
-    """Take a lone error out of its groups."""
-    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error

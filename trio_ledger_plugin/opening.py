@@ -10,6 +10,7 @@ import trio
 from .errors import PluginFailedError
 from .registry import resolve_plugin
 from .services import PluginServices
+from .tasks import bare
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -126,7 +127,7 @@ async def _closing(plugin: LedgerPlugin) -> AsyncIterator[None]:
     """Close the plugin at the end of the block, whose own error wins over a cancellation of the closing."""
     try:
         yield
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 (raised again, whatever the closing says)
         try:
             await plugin.aclose()
         finally:
@@ -148,10 +149,18 @@ async def _bare_nursery(given: trio.Nursery | None) -> AsyncIterator[trio.Nurser
                 yield own
             except BaseException as raised:  # noqa: BLE001 (kept, and raised again outside of the nursery's group)
                 error = raised
-    finally:
-        # Over the cancellation of a task that shielded itself for too long: the block's own error tells more.
-        if error is not None:
-            raise error
+    except BaseExceptionGroup as group:
+        # Such as Ctrl-C, which meets whichever task runs; of a cancellation the block's own error tells more.
+        interruption = group.split(trio.Cancelled)[1]
+        if interruption is not None:
+            raise bare(interruption) from None
+        if error is None:
+            raise
+    except trio.Cancelled:
+        if error is None:
+            raise
+    if error is not None:
+        raise error
 
 
 def _tells_only(group: ExceptionGroup[Exception], failure: PluginFailedError) -> bool:

@@ -1,56 +1,35 @@
-"""``LedgerPlugin``: the surface of RFC-0024 and its lifecycle, once for every plugin.
+"""``LedgerPlugin``: the surface of RFC-0024, once for every plugin; its life is ``lifecycle.py``'s.
 
 An author of a plugin subclasses ``LedgerPlugin`` and writes what differs: ``run_connection`` (how to connect and
 stay connected), ``carry_data`` and ``carry_money`` (how one request and one transfer travel), ``fail_calls`` and,
-where there is something to finish, ``finish_calls``. Handler rules, events, state, timeouts and validation are here.
-
-The states, and what moves between them::
-
-    IDLE ── connect() ──> CONNECTING ── started ──> READY ── disconnect() ──> DISCONNECTING ──> IDLE
-    any ── aclose(), the nursery's end ──> CLOSED            any ── a fatal error ──> FAILED
+where there is something to finish, ``finish_calls``. Handler rules, events, state, timeouts and validation are common.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from enum import Enum
-from functools import partial
+from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 from uuid import uuid4
 
 import trio
 from attrs import asdict
 
-from .answering import DataHandler, Handlers, MoneyHandler, as_bytes
-from .connection import Connection
-from .errors import (
-    ConnectTimeoutError,
-    InvalidFieldsError,
-    LedgerPluginError,
-    NotAcceptedError,
-    NotConnectedError,
-    PluginClosedError,
-    PluginFailedError,
-)
-from .events import Connected, Disconnected, Event, EventStream, Failed
-from .handlers import HandlerPool, Transfer
-from .log import SafeLog, StdlibLog
-from .options import ConnectOptions, LinkOptions
-from .statistics import Counters, Statistics
-from .tasks import PluginTasks
+from .answering import DataHandler, MoneyHandler, as_bytes
+from .errors import InvalidFieldsError, LedgerPluginError, NotAcceptedError
+from .handlers import Transfer
+from .lifecycle import Lifecycle
+from .options import LinkOptions
+from .statistics import Statistics
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from .secret import Secret
-    from .services import PluginServices
+    from collections.abc import Awaitable
 
 __all__ = ["LedgerPlugin"]
 
 MAX_AMOUNT = 2**64 - 1
 
 
-class LedgerPlugin(ABC):
+class LedgerPlugin(Lifecycle):
     """One account with one peer (RFC-0024, class LedgerPlugin).
 
     Made by ``open_plugin()`` or ``create_plugin()``. Every method may be called by any task of the same Trio run,
@@ -192,6 +171,7 @@ class LedgerPlugin(ABC):
         """Return what the peer is told in place of a response that does not fit a message, and log it."""
         self.log.error("a data handler's response has %d bytes; at most %d can be sent", len(response), self._max_data)
         return NotAcceptedError("the response is too long")
+
 
 def _checked_amount(amount: object) -> str:
     if isinstance(amount, bool) or not isinstance(amount, str | int):

@@ -10,7 +10,7 @@ import contextvars
 import heapq
 from itertools import count
 from math import inf
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import trio
 
@@ -19,7 +19,18 @@ from .errors import PluginClosedError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-__all__ = ["PluginTasks", "Swept"]
+__all__ = ["PluginTasks", "Swept", "bare"]
+
+
+ErrorT = TypeVar("ErrorT", bound=BaseException)
+
+
+def bare(error: ErrorT) -> ErrorT:
+    """Take a lone error out of the groups that nurseries have put it into."""
+    inner: Any = error
+    while isinstance(inner, BaseExceptionGroup) and len(inner.exceptions) == 1:
+        inner = inner.exceptions[0]
+    return cast("ErrorT", inner)
 
 
 class Swept(Protocol):
