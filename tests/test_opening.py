@@ -2,6 +2,7 @@
 # ruff: noqa: PT012, SIM117 (whole blocks are what raises here, and their order is what matters)
 
 import math
+from datetime import UTC, datetime
 
 import peers
 import pytest
@@ -39,6 +40,9 @@ from trio_ledger_plugin import (
 from trio_ledger_plugin.codec import btp
 
 pytestmark = pytest.mark.usefixtures("_scripted_is_installed")
+
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -452,17 +456,55 @@ async def test_a_link_that_dies_of_what_came_before_the_verdict_is_not_taken_for
         nonlocal first
         peer = await peers.welcome(stream)
         request = await peer.receive_packet()
-        if first:
-            first = False
-            await peer.send(*[peers.frame(b"\x09rubbish")] * 9)
-        await peer.send_packet(btp.Response(request.request_id))
+        early = [peers.frame(btp.encode(btp.Message(number, ()))) for number in range(8)] if first else []
+        first = False
+        await peer.send(*early, peers.frame(btp.encode(btp.Response(request.request_id))))
         await peer.wait_eof()
 
-    async with peers.serving(serve) as server, open_plugin({"server": server}) as plugin:
+    # The answers to eight early requests do not fit such a queue.
+    opts = {"max_queue_bytes": 1, "max_refusal_bytes": 1}
+    async with peers.serving(serve) as server, open_plugin({"server": server, **opts}) as plugin:
         with trio.fail_after(5):
             seen = [await plugin.events.receive() for _ in range(3)]
         assert names(seen) == ["Connected", "Disconnected", "Connected"]
         assert plugin.is_connected()
+
+
+@pytest.mark.parametrize(
+    "bad", [b"\x09rubbish", btp.encode(btp.Error(0, "T00", "UnreachableError", NOW))], ids=["rubbish", "T00"]
+)
+async def test_what_follows_a_refusal_does_not_open_the_link(bad):
+    """A link that connect() has given up must not come to life behind its back."""
+    first = True
+
+    async def serve(stream):
+        nonlocal first
+        peer = await peers.welcome(stream)
+        request = await peer.receive_packet()
+        answer = peers.frame(btp.encode(btp.Response(request.request_id)))
+        refusal = peers.frame(bad[:1] + request.request_id.to_bytes(4, "big") + bad[5:])
+        await peer.send(*([refusal, answer] if first else [answer]))
+        first = False
+        await peer.wait_eof()
+
+    async with peers.serving(serve) as server, open_plugin({"server": server}) as plugin:
+        assert not first
+        await trio.sleep(0.05)
+        assert names([plugin.events.receive_nowait()]) == ["Connected"]
+        with pytest.raises(trio.WouldBlock):
+            plugin.events.receive_nowait()
+
+
+async def test_the_smallest_queue_still_lets_requests_through():
+    async def echo(data):
+        return data
+
+    async with peers.open_btp({**peers.listening(), "max_queue_bytes": 1}, data_handler=echo) as listener:
+        server = listener.address.replace("//", f"//alice:{peers.TOKEN}@")
+        async with open_plugin({"server": server, "max_queue_bytes": 1}) as plugin:
+            with trio.fail_after(5):
+                for data in (b"", bytes(60_000)):
+                    assert await plugin.send_data(data) == data
 
 
 # create_plugin

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, assert_type
 
+import trio
+
 from trio_ledger_plugin import (
     AccountConnected,
     AccountDisconnected,
@@ -26,6 +28,7 @@ from trio_ledger_plugin import (
     open_plugin,
     options_from_environment,
 )
+from trio_ledger_plugin.events import Event
 from trio_ledger_plugin.handlers import Transfer
 from trio_ledger_plugin.log import StdlibLog
 from trio_ledger_plugin.loopback import LoopbackPlugin
@@ -36,10 +39,6 @@ from trio_ledger_plugin.stores import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    import trio
-
-    from trio_ledger_plugin.events import Event
 
 
 async def on_data(data: bytes) -> bytes:

@@ -147,7 +147,7 @@ async def _bare_nursery(given: trio.Nursery | None) -> AsyncIterator[trio.Nurser
         async with trio.open_nursery() as own:
             try:
                 yield own
-            except BaseException as raised:  # noqa: BLE001 (kept, and raised again outside of the nursery's group)
+            except BaseException as raised:  # noqa: ASYNC103, BLE001 (raised again below)
                 error = raised
     except BaseExceptionGroup as group:
         # Such as Ctrl-C, which meets whichever task runs; of a cancellation the block's own error tells more.
@@ -156,7 +156,7 @@ async def _bare_nursery(given: trio.Nursery | None) -> AsyncIterator[trio.Nurser
             raise bare(interruption) from None
         if error is None:
             raise
-    except trio.Cancelled:
+    except trio.Cancelled:  # noqa: ASYNC103 (the block's own error, raised below, tells more)
         if error is None:
             raise
     if error is not None:

@@ -177,6 +177,9 @@ class Client:
         request_id = next(self._host.ids)
 
         def on_message(message: bytes) -> None:
+            if decided.is_set():
+                # What a refusal is followed by must not open the link after all.
+                return
             try:
                 if not read_auth_answer(
                     message, request_id, max_entries=options.max_entries, token=options.btp_token.reveal()
@@ -197,14 +200,17 @@ class Client:
             self._host.link_lost(lost, reason)
 
         link = Link(self._host, websocket, on_lost)
+        done = False
         try:
             link.begin(on_message)
             link.send_unauthenticated(
                 auth_message(request_id, options.btp_account, options.btp_token.reveal(), options.btp_auth_flags)
             )
             await decided.wait()
+            done = True
         finally:
-            if not link.is_open:
+            # One that opened at the very moment at which the time was up is not to be used by anybody either.
+            if not (done and link.is_open):
                 link.abort("not authenticated")
         if not verdict:
             raise SilentCloseError(f"{self.address} closed the connection without an answer to the credentials")

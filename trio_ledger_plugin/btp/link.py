@@ -115,7 +115,7 @@ class Link:
         self._state = _State.AUTHENTICATING
         self._max_queued = host.options.max_queue_bytes
         # Requests leave half of the queue to replies: were it full of requests at both ends, neither could answer.
-        self._max_asked = host.options.max_queue_bytes // 2
+        self._max_asked = max(1, host.options.max_queue_bytes // 2)
         self.replies_blocked: int = 0
         self._max_reply = host.options.max_data_bytes
         self._first_message: Callable[[bytes], None] = self.hold

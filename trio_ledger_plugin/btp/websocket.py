@@ -60,6 +60,7 @@ class _Reader:
         self.ended: trio.Event = trio.Event()
 
     def start_soon(self, reader: Callable[[], Awaitable[None]]) -> None:
+        """Start the reader, as trio-websocket asks a nursery to."""
         self._tasks.spawn(self._run, reader)
 
     async def _run(self, reader: Callable[[], Awaitable[None]]) -> None:
@@ -79,6 +80,7 @@ class _Reader:
                 self.ended.set()
 
     def call_at_end(self, on_end: Callable[[bool], None]) -> None:
+        """Have another function told of the end, from now on."""
         self._on_end = on_end
         if self.ended.is_set():
             on_end(False)

@@ -8,17 +8,24 @@ from __future__ import annotations
 import math
 from difflib import get_close_matches
 from textwrap import dedent, indent
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from .exits import EXIT_CODES
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 __all__ = ["SECRET_VARIABLE", "Command", "Group", "Seconds", "epilog", "json_option"]
 
 SECRET_VARIABLE = "TRIO_LEDGER_PLUGIN_SECRET"  # noqa: S105 (a variable's name)
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+_Decorated = TypeVar("_Decorated", bound="Callable[..., object] | click.Command")
+
+json_option: Callable[[_Decorated], _Decorated] = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object and nothing else."
+)
 
 
 class Seconds(click.FloatRange):
@@ -67,7 +74,7 @@ class Command(click.Command):
 class Group(click.Group):
     """The program, whose commands are of the class above."""
 
-    command_class = Command
+    command_class: type[click.Command] | None = Command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

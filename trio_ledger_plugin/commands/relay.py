@@ -22,7 +22,7 @@ class Relay:
     """
 
     def __init__(self, target: int) -> None:
-        self.port = 0
+        self.port: int = 0
         self._target = target
         self._passing = trio.Event()
         self._passing.set()
@@ -35,7 +35,7 @@ class Relay:
         Cancellation: Every connection is dropped.
         """
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        self.port = listeners[0].socket.getsockname()[1]
+        self.port = int(listeners[0].socket.getsockname()[1])
         async with trio.open_nursery() as nursery:
             await nursery.start(trio.serve_listeners, self._serve, listeners)
             task_status.started()

@@ -53,8 +53,8 @@ def root(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (demo, serve, ping, decode, bench):
-    root.add_command(command)
+for _command in (demo, serve, ping, decode, bench):
+    root.add_command(_command)
 
 
 def run(args: Sequence[str] | None = None) -> int:

@@ -33,8 +33,10 @@ class Screen:
     def __init__(self) -> None:
         terminal = sys.stdout.isatty()
         # Told outright: some environment variables would have Rich colour a pipe.
-        self.console = Console(file=sys.stdout, force_terminal=terminal, markup=False, highlight=False, emoji=False)
-        self.is_terminal = terminal and not self.console.is_dumb_terminal
+        self.console: Console = Console(
+            file=sys.stdout, force_terminal=terminal, markup=False, highlight=False, emoji=False
+        )
+        self.is_terminal: bool = terminal and not self.console.is_dumb_terminal
 
     def line(self, text: str = "", style: str = "") -> None:
         """Write one line; ``style`` is Rich's, and for terminals only."""
