@@ -415,7 +415,7 @@ async def test_a_listener_that_drains_takes_nobody_in(nursery):
         async with trio.open_nursery() as closing:
             closing.start_soon(listener.aclose)
             second = await peers.dial(listener.address)
-            with pytest.raises((EOFError, trio.BrokenResourceError)):
+            with pytest.raises((EOFError, trio.BrokenResourceError)), trio.fail_after(5):
                 await second.authenticate()
             finish.set()
             assert (await first.receive_packet()).request_id == 1

@@ -63,6 +63,14 @@ class LedgerPlugin(Lifecycle):
     def calls_in_flight(self) -> int:
         """Return how many calls wait for the peer."""
 
+    @property
+    def address(self) -> str:
+        """The URL that is dialed or listened at, without credentials; empty for a plugin without a network.
+
+        Of a listener on port 0 it tells the bound port once ``connect()`` has returned.
+        """
+        return ""
+
     # Sending.
 
     async def send_data(self, data: bytes) -> bytes:
