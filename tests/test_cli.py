@@ -240,7 +240,7 @@ async def test_ping_that_is_not_answered_rightly_fails(handler: Any, count: str,
     """A monitor would call a peer healthy that answers nobody."""
     options = BtpOptions(listener=ListenerOptions(port=0, secret=CANARY), close_timeout=0.1)
     async with open_plugin(options, data_handler=handler) as server:
-        url = server.address.replace("://", f"://x:{CANARY}@")  # type: ignore[attr-defined]  # a BtpPlugin
+        url = server.address.replace("://", f"://x:{CANARY}@")
         args = ("ping", url, "--count", "2", "--interval", "0", "--timeout", "0.3")
         code, stdout, stderr = await run(*args)
         assert (code, stderr) == (1, "")
@@ -261,7 +261,7 @@ async def test_interrupted_ping_sums_up_what_it_has() -> None:
         return data
 
     async with open_plugin(options, data_handler=answer) as server, trio.open_nursery() as nursery:
-        url = server.address.replace("://", f"://x:{CANARY}@")  # type: ignore[attr-defined]  # a BtpPlugin
+        url = server.address.replace("://", f"://x:{CANARY}@")
         start = partial(
             trio.run_process, [*PROGRAM, "ping", url, "--interval", "60"], stdout=-1, stderr=-1, check=False
         )

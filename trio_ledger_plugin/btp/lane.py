@@ -28,7 +28,7 @@ __all__ = ["LaneStream", "Receiver"]
 READ_BYTES = 65536
 FRAMES_A_PASS = 16
 # Turns of the loop that a peer waits after each pass while more than one read of its bytes has piled up.
-TURNS_BEHIND = 4
+TURNS_BEHIND = 8
 # How long reading pauses at a time while replies wait for room in the out-queue.
 PAUSE_SECONDS = 0.05
 CLOSE_SECONDS = 1.0
