@@ -58,7 +58,12 @@ def bench(session: nox.Session) -> None:
     session.install("-e", ".[cli]")
     with session.chdir("tests/interop"):
         session.run("npm", "ci", "--silent", external=True)
-    session.run("trio-ledger-plugin", "bench", "--rounds", "5", "--node", "tests/bench/btp_bench.js", *session.posargs)
+    where = Path(session.create_tmp())
+    files = ["--plot", str(where / "rates.svg"), "--save", str(where / "rates.json")]
+    node = ["--node", "tests/bench/btp_bench.js"]
+    session.run("trio-ledger-plugin", "bench", "--rounds", "5", *node, *files, *session.posargs)
+    session.log(f"the plot and the JSON are in {where}")
+    session.run("python", "tests/bench/imports.py")
     session.run("python", "tests/bench/idle.py")
     session.run("python", "tests/bench/flood.py")
 

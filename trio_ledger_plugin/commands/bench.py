@@ -35,7 +35,7 @@ FULL = {
 
 EXAMPLES = """
   trio-ledger-plugin bench
-  trio-ledger-plugin bench --rounds 5 --node tests/bench/btp_bench.js --plot bench.svg --json > bench.json
+  trio-ledger-plugin bench --rounds 5 --node tests/bench/btp_bench.js --plot bench.svg --save bench.json
 """
 
 
@@ -48,8 +48,9 @@ EXAMPLES = """
     help="A Node program that runs ilp-plugin-btp, to compare with: tests/bench/btp_bench.js of a checkout.",
 )
 @click.option("--plot", type=click.Path(dir_okay=False, writable=True, path_type=Path), help="Where to draw an SVG.")
+@click.option("--save", type=click.Path(dir_okay=False, writable=True, path_type=Path), help="Where to write the JSON.")
 @json_option
-def bench(rounds: int, scale: float, node: Path | None, plot: Path | None, as_json: bool) -> int:
+def bench(rounds: int, scale: float, node: Path | None, plot: Path | None, save: Path | None, as_json: bool) -> int:
     """Measure calls a second between two processes on this machine, in alternating rounds.
 
     Payloads of 300 bytes and 32 KiB, with 1, 100 and 1,000 calls in flight. Compared are bare Trio streams with one
@@ -82,8 +83,11 @@ def bench(rounds: int, scale: float, node: Path | None, plot: Path | None, as_js
     summary = [_summary(results, case, pairings) for case in cases]
     if plot is not None:
         plot.write_text(draw("Calls a second, 300-byte payload", _curves(summary)))
+    told = json.dumps({"summary": summary, "results": [result.as_json() for result in results]})
+    if save is not None:
+        save.write_text(told + "\n")
     if as_json:
-        click.echo(json.dumps({"summary": summary, "results": [result.as_json() for result in results]}))
+        click.echo(told)
     else:
         _show(screen, summary)
     return Exit.OK
