@@ -9,7 +9,7 @@ the link in the order of the wire whichever way they took. Nothing is lifted aft
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import trio
 
@@ -27,8 +27,9 @@ __all__ = ["LaneStream", "Receiver"]
 
 READ_BYTES = 65536
 FRAMES_A_PASS = 16
-# Turns of the loop that a peer waits after each pass while more than one read of its bytes has piled up.
-TURNS_BEHIND = 8
+# While more than one read of a peer's bytes has piled up and other peers are read too, it gets less and waits longer.
+FRAMES_A_PASS_CROWDED = 2
+TURNS_CROWDED = 8
 # How long reading pauses at a time while replies wait for room in the out-queue.
 PAUSE_SECONDS = 0.05
 CLOSE_SECONDS = 1.0
@@ -67,6 +68,9 @@ class LaneStream(trio.abc.Stream):
         options: The limits.
         server: Whether this end is the WebSocket server.
     """
+
+    # Passes over all lanes of the process: whether others read is seen by its growth.
+    passes: ClassVar[int] = 0
 
     __slots__ = (
         "_closed",
@@ -213,14 +217,17 @@ class LaneStream(trio.abc.Stream):
         assert receiver is not None
         assert writer is not None
         backlog = False
+        last_pass = LaneStream.passes
         while True:
-            messages = frames.lift(FRAMES_A_PASS)
+            # One peer that floods must not keep the others waiting: with a full read behind it, it gives way to them.
+            crowded = backlog and LaneStream.passes != last_pass
+            most = FRAMES_A_PASS_CROWDED if crowded else FRAMES_A_PASS
+            messages = frames.lift(most)
             for message in messages:
                 receiver.receive(message)
-            if len(messages) == FRAMES_A_PASS:
-                # One peer that floods must not keep the others waiting; with a full read behind it, it waits longer.
-                for _ in range(TURNS_BEHIND if backlog else 1):
-                    await trio.lowlevel.checkpoint()
+            LaneStream.passes = last_pass = LaneStream.passes + 1
+            if len(messages) == most:
+                await self._let_others_read(TURNS_CROWDED if crowded else 1)
                 continue
             other = frames.take_other()
             if other is not None:
@@ -242,6 +249,14 @@ class LaneStream(trio.abc.Stream):
             backlog = len(data) == READ_BYTES
             self.bytes_received += len(data)
             frames.feed(data)
+
+    async def _let_others_read(self, turns: int) -> None:
+        """Wait for so many turns of the loop, or until none of the other lanes has had anything to read."""
+        for _ in range(turns):
+            seen = LaneStream.passes
+            await trio.lowlevel.checkpoint()
+            if LaneStream.passes == seen:
+                return
 
     async def _pass_up(self, receiver: Receiver, kind: FrameKind, raw: bytes) -> bytes:
         if kind is FrameKind.MESSAGE_END:
