@@ -49,8 +49,7 @@ def types(session: nox.Session) -> None:
     """Check the types, and that every public name has complete ones."""
     session.install("-e", ".[test]", "mypy>=2.4", "pyright==1.1.414", "nox")
     session.run("mypy")
-    python = str(Path(session.bin) / "python")
-    session.run("pyright", "--pythonpath", python, "--verifytypes", "trio_ledger_plugin", "--ignoreexternal")
+    session.run("pyright", "--verifytypes", "trio_ledger_plugin", "--ignoreexternal")
 
 
 @nox.session
