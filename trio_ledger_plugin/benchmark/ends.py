@@ -69,11 +69,12 @@ async def _load(url: str, calls: int, in_flight: int, size: int, warmup: int) ->
 
         await run(warmup)
         latencies.clear()
+        sent_before = plugin.statistics().bytes_sent
         began, cpu = time.perf_counter(), time.process_time()
         await run(calls)
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-        counts = plugin.statistics()
-    _report(calls, seconds, cpu, latencies, bytes_sent=counts.bytes_sent, all_calls=counts.requests_sent)
+        bytes_sent = plugin.statistics().bytes_sent - sent_before
+    _report(calls, seconds, cpu, latencies, bytes_sent=bytes_sent)
 
 
 def _report(calls: int, seconds: float, cpu: float, latencies: list[float], **more: object) -> None:

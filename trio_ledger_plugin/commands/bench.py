@@ -106,7 +106,7 @@ def _summary(results: Sequence[Result], case: Case, pairings: Mapping[str, objec
         "rates": rates,
         "ratios": {name: ratio(results, case, OURS, name) for name in rates if name != OURS},
         "client_cpu_us": median(result.client["cpu_seconds"] / case.calls for result in ours) * 1e6,
-        "bytes_sent_a_call": median(result.client["bytes_sent"] / result.client["all_calls"] for result in ours),
+        "bytes_sent_a_call": median(result.client["bytes_sent"] / case.calls for result in ours),
         "p99_ms": median(result.client["latency_ms"]["p99"] for result in ours),
     }
 
