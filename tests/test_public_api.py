@@ -40,6 +40,7 @@ OTHERS = (
     "Store",
     "create_plugin",
     "current_transfer",
+    "fetch_ildcp",
     "loopback_pair",
     "open_plugin",
     "options_from_environment",

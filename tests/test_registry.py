@@ -40,7 +40,7 @@ def test_an_options_object_means_its_plugin():
 
 
 def test_an_unknown_name_lists_what_is_installed_and_what_is_near():
-    with pytest.raises(InvalidFieldsError, match=r"'loopbak'.*btp, loopback.*did you mean 'loopback'"):
+    with pytest.raises(InvalidFieldsError, match=r"'loopbak'.*btp, btp-accounts, loopback.*did you mean 'loopback'"):
         resolve_plugin({"plugin": "loopbak"})
 
 

@@ -33,6 +33,7 @@ from .events import (
     Failed,
 )
 from .handlers import current_transfer
+from .ildcp import fetch_ildcp
 from .loading import options_from_environment
 from .loopback import loopback_pair
 from .opening import create_plugin, open_plugin
@@ -76,6 +77,7 @@ __all__ = [
     "UnreachableError",
     "create_plugin",
     "current_transfer",
+    "fetch_ildcp",
     "loopback_pair",
     "open_plugin",
     "options_from_environment",

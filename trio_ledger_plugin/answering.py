@@ -69,6 +69,16 @@ class Handlers:
             )
         self._money = handler
 
+    @property
+    def serves_data(self) -> bool:
+        """Whether a data handler is set."""
+        return self._data is not None
+
+    @property
+    def serves_money(self) -> bool:
+        """Whether a money handler is set."""
+        return self._money is not None
+
     def deregister_data(self) -> None:
         """Remove the data handler, if one is set."""
         self._data = None

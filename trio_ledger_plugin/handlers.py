@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .services import Log
     from .tasks import PluginTasks
 
-__all__ = ["HandlerPool", "HandlerQueue", "Transfer", "current_transfer", "enter_transfer"]
+__all__ = ["Answer", "HandlerPool", "HandlerQueue", "Transfer", "current_transfer", "enter_transfer"]
 
 # What a waiting request takes beside its payload: many empty ones must not grow without bound either.
 REQUEST_BYTES = 200

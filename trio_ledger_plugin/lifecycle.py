@@ -115,6 +115,9 @@ class Lifecycle(ABC):
         """Wait for the answers to calls in flight, send what is queued, part from the peer; bounded by the caller."""
         await trio.lowlevel.checkpoint()
 
+    def ended(self, failure: PluginFailedError | None) -> None:  # noqa: B027 (most plugins have nothing to do)
+        """Take note that the plugin is closed, or has failed; called once, when it is in its final state."""
+
     def secrets(self) -> tuple[Secret, ...]:
         """Return what must never appear in a log."""
         return ()
@@ -340,6 +343,7 @@ class Lifecycle(ABC):
         self.link_down("failed" if self._failure is not None else "closed")
         self._tell()
         self._stream.close(last)
+        self.ended(self._failure)
         if self._connection is not None:
             self._connection.settle(self._failure or PluginClosedError("the plugin was closed while it connected"))
 

@@ -1,8 +1,8 @@
-"""How much resident memory an idle authenticated connection takes at a listener: one process listens, another dials.
+"""How much resident memory an idle authenticated connection takes at a server: one process listens, another dials.
 
     python tests/bench/idle.py [--connections 5000]
 
-The listener is the plugin's own but that it keeps every connection instead of the newest alone.
+The server is ``btp-accounts``, each connection an account of its own.
 """
 
 from __future__ import annotations
@@ -14,33 +14,20 @@ import resource
 import subprocess
 import sys
 from functools import partial
-from typing import TYPE_CHECKING
+from secrets import token_hex
 
 import trio
 
-from trio_ledger_plugin.btp.plugin import BtpPlugin
+from trio_ledger_plugin.btp.accounts import AccountsPlugin
+from trio_ledger_plugin.btp.accounts_options import AccountsOptions, HostInfo
 from trio_ledger_plugin.btp.session import auth_message
-from trio_ledger_plugin.options import BtpOptions, ListenerOptions
+from trio_ledger_plugin.events import AccountConnected
 from trio_ledger_plugin.services import PluginServices
-
-if TYPE_CHECKING:
-    from trio_ledger_plugin.btp.link import Link
 
 HANDSHAKE = (
     b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nSec-WebSocket-Version: 13\r\n\r\n"
 )
-
-
-class CrowdPlugin(BtpPlugin):
-    """A listener for any number of peers."""
-
-    links: set[Link]
-
-    def adopt(self, link: Link) -> None:
-        """Keep the link beside the others."""
-        self.links.add(link)
-        link.authenticated()
 
 
 def resident() -> int:
@@ -50,16 +37,20 @@ def resident() -> int:
 
 
 async def serve(connections: int) -> None:
-    options = BtpOptions(listener=ListenerOptions(0, "bench"), max_unauthenticated=connections + 1, ping_interval=3600)
+    info = HostInfo(client_address="example.bench", asset_scale=9, asset_code="XRP")
+    options = AccountsOptions(
+        port=0, debug_host_ildcp_info=info, max_unauthenticated=connections + 1, ping_interval=3600
+    )
     async with trio.open_nursery() as nursery:
-        plugin = CrowdPlugin(options, PluginServices(), nursery)
-        plugin.links = set()
+        plugin = AccountsPlugin(options, PluginServices(), nursery)
         await plugin.connect()
+        accounts = 0
 
         async def admit(count: int) -> None:
             print(json.dumps({"port": int(plugin.address.rpartition(":")[2]), "connect": count}), flush=True)
-            while len(plugin.links) < count:
-                await trio.sleep(0.05)
+            nonlocal accounts
+            while accounts < count:
+                accounts += isinstance(await plugin.events.receive(), AccountConnected)
             # Workers and writers go when the sweeper has been round.
             await trio.sleep(1)
             gc.collect()
@@ -77,13 +68,13 @@ async def serve(connections: int) -> None:
 
 
 async def dial(port: int, connections: int) -> None:
-    frame = auth_message(1, "crowd", "bench", {})
-    payload = b"\x82" + bytes([0x80 | len(frame)]) + bytes(4) + frame
     limit = trio.CapacityLimiter(16)
     done = 0
 
     async def one() -> None:
         nonlocal done
+        frame = auth_message(1, "", token_hex(16), {})
+        payload = b"\x82" + bytes([0x80 | len(frame)]) + bytes(4) + frame
         async with limit:
             stream = await trio.open_tcp_stream("127.0.0.1", port)
             await stream.send_all(HANDSHAKE)

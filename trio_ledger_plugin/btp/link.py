@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ..answering import Handlers, Reply
-    from ..handlers import HandlerPool
+    from ..handlers import Answer, HandlerPool
     from ..options import LinkOptions
     from ..services import Log
     from ..statistics import Counters
@@ -158,6 +158,10 @@ class Link:
             self.too_big()
         else:
             self._held.append(message)
+
+    def answer_with(self, answer: Answer) -> None:
+        """Have the peer's requests answered by this instead of the plugin's handlers; before ``authenticated``."""
+        self._queue.answer = answer
 
     def send_unauthenticated(self, packet: bytes) -> None:
         """Send a packet of the authentication itself."""

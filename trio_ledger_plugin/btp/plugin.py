@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ..services import PluginServices
     from ..statistics import Statistics
 
-__all__ = ["BtpPlugin"]
+__all__ = ["BtpPlugin", "carry_transfer"]
 
 # What can befall a transfer once it was handed to the link: the peer may have applied it.
 IN_DOUBT = (ConnectionLostError, ResponseTimeoutError, DecodeError, PluginClosedError, PluginFailedError)
@@ -87,15 +87,9 @@ class BtpPlugin(LedgerPlugin):
 
     async def carry_money(self, transfer: Transfer) -> None:
         """Send a transfer over the link, at most once."""
-        assert transfer.key is not None
         if self._link is None:
             raise NotConnectedError("not connected; nothing was sent")
-        link = self._link
-        await link.wait_for_turn()
-        try:
-            await link.transfer(int(transfer.amount))
-        except IN_DOUBT as error:
-            raise TransferInDoubtError(transfer.key, transfer.amount, str(error)) from error
+        await carry_transfer(self._link, transfer)
 
     def fail_calls(self, make_error: Callable[[], LedgerPluginError]) -> None:
         """Fail every call on the link."""
@@ -140,3 +134,19 @@ class BtpPlugin(LedgerPlugin):
         if link is self._link:
             self._link = None
             self.link_down(reason)
+
+
+async def carry_transfer(link: Link, transfer: Transfer) -> None:
+    """Send a transfer over a link, at most once, and return when it is acknowledged.
+
+    Raises:
+        LedgerPluginError: As ``LedgerPlugin.send_money`` tells.
+
+    Cancellation: The transfer may have left and may be applied.
+    """
+    assert transfer.key is not None
+    await link.wait_for_turn()
+    try:
+        await link.transfer(int(transfer.amount))
+    except IN_DOUBT as error:
+        raise TransferInDoubtError(transfer.key, transfer.amount, str(error)) from error

@@ -1,0 +1,952 @@
+"""A server of many accounts: who opens which, what reaches whom, and what strangers get (nothing)."""
+
+from __future__ import annotations
+
+import gc
+from base64 import urlsafe_b64encode
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+from peers import TOKEN, Peer, Recorder, dial, dial_stream, next_event, read_head, shake_hands, upgrade_request
+from scripted import all_tasks, names, read_events
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from trio_ledger_plugin import (
+    AccountConnected,
+    AccountDisconnected,
+    Connected,
+    ConnectionLostError,
+    ConnectOptions,
+    DecodeError,
+    Disconnected,
+    Failed,
+    InvalidFieldsError,
+    InvalidServicesError,
+    NotAcceptedError,
+    NotConnectedError,
+    PluginClosedError,
+    PluginFailedError,
+    PluginServices,
+    RemoteError,
+    ResponseTimeoutError,
+    TransferInDoubtError,
+    create_plugin,
+    current_transfer,
+    open_plugin,
+)
+from trio_ledger_plugin.btp.accounts import AccountsPlugin
+from trio_ledger_plugin.btp.accounts_options import AccountsOptions, HostInfo
+from trio_ledger_plugin.btp.session import auth_message
+from trio_ledger_plugin.codec import btp, ildcp, ilp
+from trio_ledger_plugin.registry import resolve_plugin
+from trio_ledger_plugin.stores import MemoryStore
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+HOST = "example.host"
+INFO = {"clientAddress": HOST, "assetScale": 9, "assetCode": "XRP"}
+HOST_INFO = HostInfo(client_address=HOST, asset_scale=9, asset_code="XRP")
+SERVICES = PluginServices()
+PREIMAGE = bytes(range(32))
+CONDITION = sha256(PREIMAGE).digest()
+
+
+@pytest.fixture
+def clock() -> MockClock:
+    """A clock that jumps when nothing has happened for a while; sockets on this machine are faster."""
+    return MockClock(autojump_threshold=0.03)
+
+
+def hashed(token: str) -> str:
+    return urlsafe_b64encode(sha256(token.encode()).digest()).decode().rstrip("=")
+
+
+def options(**more: Any) -> dict[str, Any]:
+    return {"plugin": "btp-accounts", "port": 0, "debugHostIldcpInfo": INFO, **more}
+
+
+@asynccontextmanager
+async def open_accounts(
+    opts: Any = None, *, store: Any = None, log: Any = None, **how: Any
+) -> AsyncIterator[AccountsPlugin]:
+    async with open_plugin(opts or options(), PluginServices(store=store, log=log), **how) as plugin:
+        assert isinstance(plugin, AccountsPlugin)
+        yield plugin
+
+
+async def enter(plugin: AccountsPlugin, account: str = "", token: str = TOKEN) -> Peer:
+    """Connect as an account's client."""
+    peer = await dial(plugin.address)
+    answer = await peer.authenticate(token, account=account)
+    assert answer == btp.Response(1), answer
+    return peer
+
+
+def prepare(destination: str, lifetime: float = 30, data: bytes = b"") -> bytes:
+    expires_at = datetime.now(UTC) + timedelta(seconds=lifetime)
+    return ilp.encode(ilp.Prepare(10, expires_at, CONDITION, destination, data))
+
+
+async def answer(peer: Peer, response: bytes) -> bytes:
+    """Take the next request, answer it, and return it."""
+    request = await peer.receive_packet()
+    await peer.respond(request.request_id, response)
+    data: bytes = request.protocol_data[0].data
+    return data
+
+
+async def leave(peer: Peer) -> None:
+    """Be sent away, and go."""
+    assert await peer.receive_close() == 1000
+    await peer.aclose()
+
+
+async def ask(peer: Peer, data: bytes, request_id: int = 7) -> Any:
+    await peer.send_request(request_id, data)
+    packet = await peer.receive_packet()
+    assert packet.request_id == request_id
+    return packet
+
+
+async def echo(data: bytes) -> bytes:
+    return data
+
+
+FULFILL = ilp.encode(ilp.Fulfill(PREIMAGE, b"done"))
+
+
+def code_of(response: bytes) -> str:
+    packet = ilp.decode(response)
+    assert isinstance(packet, ilp.Reject)
+    assert packet.triggered_by == HOST
+    return packet.code
+
+
+# Options and opening.
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("port", 70000),
+        ("allowedOrigins", "https://wallet.example"),
+        ("allowedOrigins", ["("]),
+        ("generateAccount", "yes"),
+        ("debugHostIldcpInfo", {"clientAddress": "no address", "assetScale": 9, "assetCode": "XRP"}),
+        ("debugHostIldcpInfo", {"clientAddress": HOST, "assetScale": 256, "assetCode": "XRP"}),
+        ("debugHostIldcpInfo", {"clientAddress": HOST}),
+    ],
+)
+async def test_a_wrong_option_is_named(field: Any, value: Any) -> None:
+    with pytest.raises(InvalidFieldsError, match=field):
+        async with open_accounts(options(**{field: value})):
+            raise AssertionError("opened")
+
+
+async def test_options_of_mini_accounts_work_unchanged() -> None:
+    opts = {**options(currencyScale=6), "plugin": "ilp-plugin-mini-accounts"}
+    with pytest.warns(UserWarning, match="currencyScale"):
+        plugin_class, found = resolve_plugin(opts)
+    assert plugin_class is AccountsPlugin
+    assert found == AccountsOptions(port=0, debug_host_ildcp_info=HOST_INFO)
+    assert AccountsOptions().port == 3000
+
+
+async def test_usernames_need_a_store() -> None:
+    """Nothing would remember whose name it is, and anybody could take it after a restart."""
+    with pytest.raises(InvalidServicesError, match="store"):
+        async with open_accounts(options(generateAccount=False)):
+            raise AssertionError("opened")
+
+
+async def test_it_is_connected_while_it_listens() -> None:
+    async with open_accounts() as plugin:
+        assert plugin.is_connected()
+        await next_event(plugin.events, Connected)
+        assert not plugin.address.endswith(":0")
+    assert names(read_events(plugin)) == ["Disconnected"]
+
+
+# The server's own address.
+
+
+async def test_the_servers_address_is_asked_of_the_data_handler() -> None:
+    """A connector behind the server is its parent; mini-accounts asks it the same."""
+    asked = []
+
+    async def host(data: bytes) -> bytes:
+        asked.append(ildcp.decode(data))
+        return ildcp.encode(ildcp.IldcpResponse("example.asked", 2, "EUR"))
+
+    async with open_accounts({"plugin": "btp-accounts", "port": 0}, data_handler=host) as plugin:
+        peer = await enter(plugin)
+        packet = await ask(peer, ildcp.encode(ildcp.IldcpRequest()))
+        told = ildcp.decode(packet.protocol_data[0].data)
+        assert told == ildcp.IldcpResponse(f"example.asked.{hashed(TOKEN)}", 2, "EUR")
+        await peer.aclose()
+    assert len(asked) == 1
+
+
+async def break_down(data: bytes) -> bytes:
+    raise OSError("the parent is gone")
+
+
+async def refuse_ildcp(data: bytes) -> bytes:
+    return ilp.encode(ilp.Reject("T01", HOST, "no parent"))
+
+
+@pytest.mark.parametrize(
+    ("handler", "error"),
+    [
+        (None, InvalidFieldsError),
+        (refuse_ildcp, RemoteError),
+        (echo, DecodeError),
+        (break_down, NotAcceptedError),
+    ],
+)
+async def test_without_an_address_it_does_not_open(handler: Any, error: Any) -> None:
+    with pytest.raises(error):
+        async with open_accounts({"plugin": "btp-accounts", "port": 0}, data_handler=handler):
+            raise AssertionError("opened")
+
+
+# Letting in.
+
+
+async def test_without_a_store_the_token_names_the_account() -> None:
+    async with open_accounts() as plugin:
+        for account in ("", hashed(TOKEN)):
+            peer = await enter(plugin, account)
+            assert plugin.account(hashed(TOKEN)).is_connected()
+            await peer.aclose()
+        peer = await dial(plugin.address)
+        refusal = await peer.authenticate(account="alice")
+        assert (refusal.code, refusal.name) == ("F00", "NotAcceptedError")
+        await leave(peer)
+
+
+async def test_a_token_is_kept_as_mini_accounts_keeps_it() -> None:
+    store = MemoryStore()
+    async with open_accounts(store=store) as plugin:
+        peers = [await enter(plugin, "alice"), await enter(plugin, "", "other")]
+        assert await store.get("alice:hashed-token") == hashed(TOKEN)
+        assert await store.get(f"{hashed('other')}:hashed-token") == hashed("other")
+        for peer in peers:
+            await peer.aclose()
+
+
+async def test_a_token_stored_in_the_clear_is_replaced_by_its_hash() -> None:
+    """An early mini-accounts wrote it so; its clients must get in, and the token must go."""
+    store = MemoryStore()
+    await store.put("alice:token", TOKEN)
+    async with open_accounts(store=store) as plugin:
+        stranger = await dial(plugin.address)
+        assert (await stranger.authenticate("wrong", account="alice")).code == "F00"
+        await leave(stranger)
+        peer = await enter(plugin, "alice")
+        assert await store.get("alice:hashed-token") == hashed(TOKEN)
+        assert await store.get("alice:token") is None
+        await peer.aclose()
+
+
+async def test_after_a_restart_the_name_is_still_its_owners() -> None:
+    store = MemoryStore()
+    async with open_accounts(store=store) as plugin:
+        await (await enter(plugin, "alice")).aclose()
+    async with open_accounts(store=store) as plugin:
+        thief = await dial(plugin.address)
+        assert (await thief.authenticate("wrong", account="alice")).data == b"invalid auth_token"
+        await leave(thief)
+        await (await enter(plugin, "alice")).aclose()
+
+
+@pytest.mark.parametrize("account", ["a.b", "böb", "a b", "x" * 256, hashed("somebody else's")])
+async def test_a_name_that_cannot_be_is_refused(account: Any) -> None:
+    """With a dot it would stand below another account, and a hash belongs to the token that it is of."""
+    async with open_accounts(store=MemoryStore()) as plugin:
+        peer = await dial(plugin.address)
+        assert (await peer.authenticate(account=account)).code == "F00"
+        await leave(peer)
+        assert names(read_events(plugin)) == ["Connected"]
+
+
+@pytest.mark.parametrize(("account", "token"), [("", TOKEN), ("alice", "")])
+async def test_username_and_token_are_needed_where_accounts_are_not_generated(account: Any, token: Any) -> None:
+    async with open_accounts(options(generateAccount=False), store=MemoryStore()) as plugin:
+        peer = await dial(plugin.address)
+        assert (await peer.authenticate(token, account=account)).code == "F00"
+        await leave(peer)
+
+
+async def test_generated_accounts_need_no_place_in_the_store() -> None:
+    store = MemoryStore()
+    async with open_accounts(options(generateAccount=True), store=store) as plugin:
+        await (await enter(plugin)).aclose()
+    assert await store.get(f"{hashed(TOKEN)}:hashed-token") is None
+
+
+class SlowStore(MemoryStore):
+    """A store that answers when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = trio.Event()
+        self.asked = trio.Event()
+
+    async def get(self, key: str) -> str | None:
+        self.asked.set()
+        await self.go.wait()
+        return await super().get(key)
+
+
+async def test_what_follows_the_auth_frame_is_served_when_the_store_has_answered() -> None:
+    """interledger-rs never waits for the answer to its credentials."""
+    store = SlowStore()
+    async with open_accounts(store=store, data_handler=echo) as plugin:
+        peer = await dial(plugin.address)
+        await peer.send(
+            peer.frame(auth_message(1, "alice", TOKEN, {})),
+            *(peer.frame(btp.encode_ilp(btp.MESSAGE, i, b"%d" % i)) for i in range(2, 12)),
+        )
+        await store.asked.wait()
+        await wait_all_tasks_blocked()
+        assert names(read_events(plugin)) == ["Connected"]
+        store.go.set()
+        answers = [await peer.receive_packet() for _ in range(11)]
+        assert answers[0] == btp.Response(1)
+        assert {each.request_id for each in answers[1:]} == set(range(2, 12))
+        await peer.aclose()
+
+
+async def test_of_two_first_uses_at_once_one_gets_the_name() -> None:
+    """Both would be let in, and money of the one would go to the other."""
+    store = SlowStore()
+    async with open_accounts(store=store) as plugin:
+        answers: list[Any] = []
+
+        async def try_it(token: str) -> None:
+            peer = await dial(plugin.address)
+            answers.append(type(await peer.authenticate(token, account="alice")))
+            await peer.aclose()
+
+        async with trio.open_nursery() as nursery:
+            for token in ("one", "two", "three"):
+                nursery.start_soon(try_it, token)
+            await store.asked.wait()
+            await wait_all_tasks_blocked()
+            store.go.set()
+        assert sorted(each.__name__ for each in answers) == ["Error", "Error", "Response"]
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+async def test_a_look_up_that_never_ends_costs_the_stranger_only(leaves: Any, clock: MockClock) -> None:
+    store = SlowStore()
+    async with open_accounts(store=store) as plugin:
+        start = trio.current_time()
+        peer = await dial(plugin.address)
+        await peer.send(peer.frame(auth_message(1, "alice", TOKEN, {})))
+        await store.asked.wait()
+        if leaves:
+            await peer.aclose()
+            await wait_all_tasks_blocked()
+            store.go.set()
+            await wait_all_tasks_blocked()
+        else:
+            await peer.wait_eof()
+            assert trio.current_time() == start + 5
+        assert names(read_events(plugin)) == ["Connected"]
+        assert plugin.statistics().bytes_received == 0
+
+
+async def test_a_stranger_can_make_the_server_hold_8_kib_and_no_more() -> None:
+    store = SlowStore()
+    async with open_accounts(store=store, data_handler=echo) as plugin:
+        peer = await dial(plugin.address)
+        request = peer.frame(btp.encode_ilp(btp.MESSAGE, 2, bytes(3000)))
+        await peer.send(peer.frame(auth_message(1, "alice", TOKEN, {})), request, request, request)
+        assert await peer.receive_close() == 1009
+        await peer.aclose()
+        store.go.set()
+        await wait_all_tasks_blocked()
+        assert names(read_events(plugin)) == ["Connected"]
+        assert not plugin.account("alice").is_connected()
+
+
+class BrokenStore(MemoryStore):
+    async def get(self, key: str) -> str | None:
+        raise OSError("the disk is gone")
+
+
+async def test_a_store_that_fails_lets_nobody_in_and_gives_no_verdict() -> None:
+    """An Error would be a refusal, after which clients do not come back."""
+    log = Recorder()
+    async with open_accounts(store=BrokenStore(), log=log) as plugin:
+        peer = await dial(plugin.address)
+        await peer.send(peer.frame(auth_message(1, "alice", TOKEN, {})))
+        await leave(peer)
+        assert plugin.is_connected()
+        assert any("cannot look up" in line for line in log.lines)
+
+
+async def test_a_stranger_with_a_victims_name_receives_nothing() -> None:
+    """mini-accounts adds the connection before it checks the token, and so hands it the victim's packets."""
+    async with open_accounts(store=MemoryStore(), data_handler=echo) as plugin, trio.open_nursery() as nursery:
+        victim = await enter(plugin, "alice")
+        thief = await dial(plugin.address)
+        await thief.send(thief.frame(auth_message(1, "alice", "wrong", {})))
+        for _ in range(5):
+            nursery.start_soon(plugin.send_data, prepare(f"{HOST}.alice"))
+            await answer(victim, FULFILL)
+        refusal = await thief.receive_packet()
+        assert refusal.code == "F00"
+        await leave(thief)
+        assert names(read_events(plugin)) == ["Connected", "AccountConnected"]
+        await victim.aclose()
+
+
+async def test_tokens_are_in_no_log() -> None:
+    log = Recorder()
+    async with open_accounts(store=MemoryStore(), log=log) as plugin:
+        await (await enter(plugin, "alice")).aclose()
+        peer = await dial(plugin.address)
+        await peer.authenticate("wrong-canary", account="alice")
+        await leave(peer)
+    assert TOKEN not in "".join(log.lines)
+    assert "canary" not in "".join(log.lines)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "origin", "status"),
+    [
+        ([], None, b"101"),
+        ([], "https://wallet.example", b"403"),
+        (["https://wallet.example"], "https://wallet.example", b"101"),
+        (["https://wallet.example"], "https://wallet.example.evil", b"403"),
+        (["https://wallet.example"], "https://walletXexample", b"403"),
+        ([r"https://.*\.example", "null"], "https://any.example", b"101"),
+        ([r"https://.*\.example"], "https://any.example.evil", b"403"),
+    ],
+)
+async def test_a_browser_is_let_in_from_listed_origins_alone(allowed: Any, origin: Any, status: Any) -> None:
+    async with open_accounts(options(allowedOrigins=allowed)) as plugin:
+        stream = await dial_stream(plugin.address)
+        await stream.send_all(upgrade_request(origin=origin))
+        assert (await read_head(stream)).startswith(b"HTTP/1.1 " + status)
+        await trio.aclose_forcefully(stream)
+
+
+# What clients ask.
+
+
+async def test_a_client_is_told_its_address() -> None:
+    async with open_accounts(store=MemoryStore(), data_handler=echo) as plugin:
+        peer = await enter(plugin, "alice")
+        packet = await ask(peer, ildcp.encode(ildcp.IldcpRequest()))
+        assert ildcp.decode(packet.protocol_data[0].data) == ildcp.IldcpResponse(f"{HOST}.alice", 9, "XRP")
+        wrong = ilp.encode(ilp.Prepare(0, datetime.now(UTC) + timedelta(seconds=9), CONDITION, "peer.config"))
+        packet = await ask(peer, wrong)
+        assert code_of(packet.protocol_data[0].data) == "F01"
+        mark = b"\x0bpeer.config"
+        others = (
+            prepare(f"{HOST}.peer.config", data=mark),
+            bytes(60) + mark,
+            ilp.encode(ilp.Fulfill(PREIMAGE, bytes(24) + mark)),
+        )
+        for request_id, other in enumerate(others, 20):
+            assert (await ask(peer, other, request_id)).protocol_data[0].data == other
+        await peer.aclose()
+
+
+async def test_a_request_goes_to_the_accounts_own_handler_or_else_to_the_servers() -> None:
+    async def own(data: bytes) -> bytes:
+        return b"own " + data
+
+    async with open_accounts(store=MemoryStore(), data_handler=echo) as plugin:
+        alice, bob = await enter(plugin, "alice"), await enter(plugin, "bob")
+        plugin.account("alice").register_data_handler(own)
+        assert (await ask(alice, b"hi")).protocol_data[0].data == b"own hi"
+        assert (await ask(bob, b"hi")).protocol_data[0].data == b"hi"
+        plugin.account("alice").deregister_data_handler()
+        assert (await ask(alice, b"hi", 8)).protocol_data[0].data == b"hi"
+        statistics = plugin.account("alice").statistics()
+        assert (statistics.requests_received, statistics.responses_sent) == (2, 2)
+        assert plugin.statistics().requests_received == 3
+        assert 0 < statistics.bytes_received < plugin.statistics().bytes_received
+        await alice.aclose()
+        await bob.aclose()
+
+
+async def test_a_transfer_tells_its_account() -> None:
+    """Whoever credits it must know to whom."""
+    credited: list[Any] = []
+
+    async def to_server(amount: str) -> None:
+        credited.append(("server", current_transfer().account, amount))
+
+    async def to_alice(amount: str) -> None:
+        credited.append(("alice", current_transfer().account, amount))
+
+    async with open_accounts(store=MemoryStore(), money_handler=to_server) as plugin:
+        plugin.account("alice").register_money_handler(to_alice)
+        for name in ("alice", "bob"):
+            peer = await enter(plugin, name)
+            await peer.send_packet(btp.Transfer(5, 250))
+            assert await peer.receive_packet() == btp.Response(5)
+            await peer.aclose()
+    assert credited == [("alice", "alice", "250"), ("server", "bob", "250")]
+
+
+async def test_300_clients_at_once_are_each_answered() -> None:
+    async with open_accounts(options(maxUnauthenticated=300), data_handler=echo) as plugin:
+        told: list[str] = []
+
+        async def client(number: int) -> None:
+            peer = await enter(plugin, "", f"token {number}")
+            packet = await ask(peer, ildcp.encode(ildcp.IldcpRequest()))
+            response = ildcp.decode(packet.protocol_data[0].data)
+            assert isinstance(response, ildcp.IldcpResponse)
+            assert (await ask(peer, b"%d" % number)).protocol_data[0].data == b"%d" % number
+            told.append(response.client_address)
+            await peer.aclose()
+
+        async with trio.open_nursery() as nursery:
+            for number in range(300):
+                nursery.start_soon(client, number)
+        assert sorted(told) == sorted(f"{HOST}.{hashed(f'token {number}')}" for number in range(300))
+
+
+# What the server sends.
+
+
+@pytest.mark.parametrize("tail", ["", ".app.~1"])
+async def test_a_prepare_goes_to_the_account_that_its_destination_names(tail: Any) -> None:
+    async with open_accounts(store=MemoryStore()) as plugin, trio.open_nursery() as nursery:
+        alice, bob = await enter(plugin, "alice"), await enter(plugin, "bob")
+        request, answers = prepare(f"{HOST}.alice{tail}"), []
+
+        async def send() -> None:
+            answers.append(await plugin.send_data(request))
+
+        nursery.start_soon(send)
+        assert await answer(alice, FULFILL) == request
+        await wait_all_tasks_blocked()
+        assert answers == [FULFILL]
+        with trio.move_on_after(0.05):
+            await bob.receive()
+            raise AssertionError("the other account got something")
+        await alice.aclose()
+        await bob.aclose()
+
+
+async def test_two_sockets_of_one_account_execute_a_prepare_once() -> None:
+    """mini-accounts sends it over all of them: the client pays twice."""
+    async with open_accounts(store=MemoryStore()) as plugin, trio.open_nursery() as nursery:
+        old, new = await enter(plugin, "alice"), await enter(plugin, "alice")
+        answers: list[bytes] = []
+
+        async def send() -> None:
+            answers.append(await plugin.send_data(prepare(f"{HOST}.alice")))
+
+        nursery.start_soon(send)
+        request = await new.receive_packet()
+        # An answer counts from the connection that was asked only.
+        await old.respond(request.request_id, FULFILL)
+        await wait_all_tasks_blocked()
+        assert (answers, plugin.calls_in_flight()) == ([], 1)
+        with trio.move_on_after(0.05):
+            await old.receive()
+            raise AssertionError("the other connection got something")
+        await new.respond(request.request_id, FULFILL)
+        await wait_all_tasks_blocked()
+        assert answers == [FULFILL]
+        # When the newest is gone, the other serves.
+        await new.aclose()
+        await wait_all_tasks_blocked()
+        nursery.start_soon(send)
+        await answer(old, FULFILL)
+        assert names(read_events(plugin)) == ["Connected", "AccountConnected"]
+        await old.aclose()
+
+
+@pytest.mark.parametrize(
+    ("destination", "code"),
+    [
+        ("example.elsewhere", "F02"),
+        (HOST, "F02"),
+        (f"{HOST}x.alice", "F02"),
+        (f"{HOST}.nobody", "T01"),
+        (f"{HOST}.offline", "T01"),
+    ],
+)
+async def test_what_cannot_be_delivered_is_rejected_at_once(destination: Any, code: Any, clock: MockClock) -> None:
+    async with open_accounts() as plugin:
+        assert not plugin.account("offline").is_connected()
+        start = trio.current_time()
+        assert code_of(await plugin.send_data(prepare(destination))) == code
+        assert trio.current_time() == start
+
+
+async def test_2000_sends_to_an_offline_account_leave_nothing_behind() -> None:
+    async with open_accounts(store=MemoryStore()) as plugin:
+        await (await enter(plugin, "alice")).aclose()
+        await wait_all_tasks_blocked()
+        assert code_of(await plugin.send_data(prepare(f"{HOST}.alice"))) == "T01"
+        tasks = len(all_tasks())
+        gc.collect()
+        before = len(gc.get_objects())
+        for number in range(2000):
+            assert code_of(await plugin.send_data(prepare(f"{HOST}.{'alice' if number % 2 else number}"))) == "T01"
+        gc.collect()
+        assert len(gc.get_objects()) - before < 200
+        assert len(all_tasks()) == tasks
+        assert plugin.calls_in_flight() == 0
+
+
+@pytest.mark.parametrize("lifetime", [-1, 0, -40000])
+async def test_what_has_expired_is_not_sent(lifetime: Any) -> None:
+    async with open_accounts(store=MemoryStore()) as plugin:
+        peer = await enter(plugin, "alice")
+        assert code_of(await plugin.send_data(prepare(f"{HOST}.alice", lifetime))) == "R00"
+        with trio.move_on_after(0.05):
+            await peer.receive()
+            raise AssertionError("it was sent")
+        await peer.aclose()
+
+
+async def test_past_its_expiry_the_sender_gets_r00(clock: MockClock) -> None:
+    """The money's hold ends there, whatever the account still says."""
+    async with open_accounts(store=MemoryStore()) as plugin:
+        peer = await enter(plugin, "alice")
+        start = trio.current_time()
+        assert code_of(await plugin.send_data(prepare(f"{HOST}.alice", 20))) == "R00"
+        assert 19 < trio.current_time() - start <= 20
+        assert plugin.calls_in_flight() == 0
+        await answer(peer, FULFILL)
+        await wait_all_tasks_blocked()
+        assert plugin.statistics().unexpected_responses == 1
+        await peer.aclose()
+
+
+async def test_an_expiry_in_30_days_works_and_the_response_timeout_still_holds(clock: MockClock) -> None:
+    """setTimeout takes 24.8 days at most: mini-accounts rejects such a packet at once."""
+    month = 30 * 86400
+    async with open_accounts(store=MemoryStore()) as plugin, trio.open_nursery() as nursery:
+        peer = await enter(plugin, "alice")
+        nursery.start_soon(answer, peer, FULFILL)
+        assert await plugin.send_data(prepare(f"{HOST}.alice", month)) == FULFILL
+        start = trio.current_time()
+        with pytest.raises(ResponseTimeoutError):
+            await plugin.send_data(prepare(f"{HOST}.alice", month))
+        assert trio.current_time() - start == pytest.approx(35)
+        await peer.aclose()
+
+
+async def test_a_wrong_preimage_is_no_fulfillment() -> None:
+    """The server would pay for what it cannot claim from its own peer."""
+    async with open_accounts(store=MemoryStore()) as plugin, trio.open_nursery() as nursery:
+        peer = await enter(plugin, "alice")
+        nursery.start_soon(answer, peer, ilp.encode(ilp.Fulfill(bytes(32))))
+        assert code_of(await plugin.send_data(prepare(f"{HOST}.alice"))) == "F05"
+        refusal = ilp.encode(ilp.Reject("F99", f"{HOST}.alice", "no"))
+        nursery.start_soon(answer, peer, refusal)
+        assert await plugin.send_data(prepare(f"{HOST}.alice")) == refusal
+        for rubbish in (b"", b"rubbish", prepare(HOST)):
+            nursery.start_soon(answer, peer, rubbish)
+            with pytest.raises(DecodeError):
+                await plugin.send_data(prepare(f"{HOST}.alice"))
+        await peer.aclose()
+
+
+@pytest.mark.parametrize("data", [b"", b"rubbish", FULFILL])
+async def test_what_is_no_prepare_cannot_be_routed(data: Any) -> None:
+    async with open_accounts() as plugin:
+        with pytest.raises(InvalidFieldsError, match="Prepare"):
+            await plugin.send_data(data)
+
+
+async def test_the_server_answers_an_ildcp_request_of_its_own_host() -> None:
+    async with open_accounts() as plugin:
+        told = ildcp.decode(await plugin.send_data(ildcp.encode(ildcp.IldcpRequest())))
+        assert told == ildcp.IldcpResponse(HOST, 9, "XRP")
+
+
+async def test_a_link_lost_under_a_request_is_told_and_not_tried_again() -> None:
+    async with open_accounts(store=MemoryStore()) as plugin, trio.open_nursery() as nursery:
+        old, new = await enter(plugin, "alice"), await enter(plugin, "alice")
+
+        async def send() -> None:
+            with pytest.raises(ConnectionLostError):
+                await plugin.send_data(prepare(f"{HOST}.alice"))
+
+        nursery.start_soon(send)
+        await new.receive_packet()
+        await new.aclose()
+        with trio.move_on_after(0.05):
+            await old.receive()
+            raise AssertionError("sent again")
+        await old.aclose()
+
+
+async def test_money_goes_to_one_account() -> None:
+    async with open_accounts() as plugin:
+        with pytest.raises(InvalidFieldsError, match=r"account\(name\)"):
+            await plugin.send_money("5")
+
+
+# One account as a plugin.
+
+
+async def test_an_account_is_a_plugin_of_its_own() -> None:
+    async with open_accounts(store=MemoryStore()) as plugin, trio.open_nursery() as nursery:
+        alice = plugin.account("alice")
+        assert plugin.account("alice") is alice
+        assert not alice.is_connected()
+        await alice.connect(ConnectOptions(timeout=1000))
+        with pytest.raises(NotConnectedError):
+            await alice.send_data(b"raw")
+        peer = await enter(plugin, "alice")
+        await alice.wait_connected()
+        await next_event(alice.events, Connected)
+        nursery.start_soon(answer, peer, b"bytes")
+        assert await alice.send_data(b"raw") == b"bytes"
+
+        async def acknowledge() -> None:
+            packet = await peer.receive_packet()
+            assert packet.amount == 250
+            await peer.send_packet(btp.Response(packet.request_id))
+
+        nursery.start_soon(acknowledge)
+        await alice.send_money("250")
+        assert alice.statistics().responses_received == 2
+        await peer.aclose()
+        event = await next_event(alice.events, Disconnected)
+        assert event.reason
+        assert not alice.is_connected()
+        assert names(read_events(plugin)) == ["Connected", "AccountConnected", "AccountDisconnected"]
+
+
+async def test_an_account_asked_for_while_connected_is_connected() -> None:
+    async with open_accounts(store=MemoryStore()) as plugin:
+        peer = await enter(plugin, "alice")
+        alice = plugin.account("alice")
+        assert alice.is_connected()
+        await next_event(alice.events, Connected)
+        with pytest.raises(TypeError):
+            await alice.connect(1000)  # type: ignore[arg-type]  # what this is about
+        await peer.aclose()
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "a b", "x" * 256])
+async def test_an_account_of_an_impossible_name_cannot_be_had(name: Any) -> None:
+    async with open_accounts() as plugin:
+        with pytest.raises(InvalidFieldsError):
+            plugin.account(name)
+        with pytest.raises(TypeError):
+            plugin.account(7)  # type: ignore[arg-type]  # what this is about
+
+
+async def test_disconnecting_an_account_parts_from_its_client_alone() -> None:
+    async with open_accounts(store=MemoryStore()) as plugin, trio.open_nursery() as nursery:
+        one, two, bob = [await enter(plugin, name) for name in ("alice", "alice", "bob")]
+        alice = plugin.account("alice")
+
+        async def send() -> None:
+            with pytest.raises(PluginClosedError):
+                await alice.send_data(b"lost")
+
+        async def lose_money() -> None:
+            with pytest.raises(TransferInDoubtError):
+                await alice.send_money(1)
+
+        nursery.start_soon(send)
+        nursery.start_soon(lose_money)
+        await two.receive_packet()
+        await two.receive_packet()
+        nursery.start_soon(leave, one)
+        nursery.start_soon(leave, two)
+        await alice.disconnect()
+        assert not alice.is_connected()
+        assert alice.calls_in_flight() == 0
+        assert plugin.account("bob").is_connected()
+        assert read_events(plugin)[1:] == [
+            AccountConnected("alice"),
+            AccountConnected("bob"),
+            AccountDisconnected("alice"),
+        ]
+        again = await enter(plugin, "alice")
+        assert alice.is_connected()
+        assert names(read_events(alice)) == ["Connected", "Disconnected", "Connected"]
+        await again.aclose()
+        await bob.aclose()
+
+
+async def test_a_closed_account_is_made_anew() -> None:
+    async with open_accounts(store=MemoryStore(), data_handler=echo) as plugin:
+        alice = plugin.account("alice")
+        peer = await enter(plugin, "alice")
+        alice.register_data_handler(echo)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(alice.aclose)
+            await leave(peer)
+        assert names(read_events(alice)) == ["Connected", "Disconnected"]
+        with pytest.raises(PluginClosedError):
+            await alice.send_data(b"late")
+        with pytest.raises(PluginClosedError):
+            await alice.connect()
+        fresh = plugin.account("alice")
+        assert fresh is not alice
+        peer = await enter(plugin, "alice")
+        assert fresh.is_connected()
+        assert (await ask(peer, b"hi")).protocol_data[0].data == b"hi"
+        await peer.aclose()
+
+
+async def test_a_closing_server_sends_and_serves_nothing_new() -> None:
+    """What begins while it drains would be cut off in the middle."""
+    held = trio.Event()
+
+    async def hold(data: bytes) -> bytes:
+        await held.wait()
+        return data
+
+    async with open_accounts(store=MemoryStore()) as plugin, trio.open_nursery() as nursery:
+        alice = plugin.account("alice")
+        alice.register_data_handler(hold)
+        peer = await enter(plugin, "alice")
+        await peer.send_request(7, b"held")
+        await wait_all_tasks_blocked()
+        assert alice.statistics().handlers_running == 1
+        nursery.start_soon(plugin.aclose)
+        await wait_all_tasks_blocked()
+        for call in (alice.send_data(b""), alice.send_money(1), plugin.send_data(prepare(f"{HOST}.alice"))):
+            with pytest.raises(PluginClosedError):
+                await call
+        late = await ask(peer, b"late", 8)
+        assert (late.code, b"closing" in late.data) == ("T00", True)
+        held.set()
+        assert (await peer.receive_packet()).protocol_data[0].data == b"held"
+        await leave(peer)
+
+
+async def test_a_handlers_refusal_is_counted_for_its_account() -> None:
+    async def refuse(data: bytes) -> bytes:
+        raise InvalidFieldsError("no")
+
+    async with open_accounts(store=MemoryStore(), data_handler=refuse) as plugin, trio.open_nursery() as nursery:
+        alice = plugin.account("alice")
+        peer = await enter(plugin, "alice")
+        assert (await ask(peer, b"hi")).code == "F01"
+        assert alice.statistics().errors_sent == 1
+
+        async def deny() -> None:
+            request = await peer.receive_packet()
+            await peer.send_packet(btp.Error(request.request_id, "T00", "UnreachableError", datetime.now(UTC)))
+
+        nursery.start_soon(deny)
+        with pytest.raises(RemoteError):
+            await alice.send_data(b"hi")
+        assert alice.statistics().errors_received == 1
+        await peer.aclose()
+
+
+async def test_cancelling_a_request_leaves_nothing_of_it(clock: MockClock) -> None:
+    async with open_accounts(store=MemoryStore()) as plugin:
+        peer = await enter(plugin, "alice")
+        for call in (
+            lambda: plugin.send_data(prepare(f"{HOST}.alice")),
+            lambda: plugin.account("alice").send_data(b""),
+        ):
+            with trio.move_on_after(1):
+                await call()
+            assert plugin.calls_in_flight() == 0
+            await answer(peer, FULFILL)
+        await wait_all_tasks_blocked()
+        assert plugin.statistics().unexpected_responses == 2
+        await peer.aclose()
+
+
+async def test_accounts_end_with_the_server() -> None:
+    async with open_accounts(store=MemoryStore()) as plugin:
+        alice = plugin.account("alice")
+        peer = await enter(plugin, "alice")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(plugin.aclose)
+            await leave(peer)
+        assert names(read_events(alice)) == ["Connected", "Disconnected"]
+        with pytest.raises(trio.EndOfChannel):
+            await alice.events.receive()
+        for call in (alice.send_data(b""), alice.wait_connected(), alice.connect()):
+            with pytest.raises(PluginClosedError):
+                await call
+        with pytest.raises(PluginClosedError):
+            plugin.account("bob")
+
+
+async def test_accounts_fail_with_the_server() -> None:
+    async with trio.open_nursery() as nursery:
+        told: list[PluginFailedError] = []
+        plugin = AccountsPlugin(
+            AccountsOptions(port=0, debug_host_ildcp_info=HOST_INFO), SERVICES, nursery, told.append
+        )
+        alice = plugin.account(hashed(TOKEN))
+        await plugin.connect()
+        peer = await enter(plugin)
+        plugin.fail(OSError("the end"))
+        await peer.wait_eof()
+    assert len(told) == 1
+    assert names(read_events(alice)) == ["Connected", "Disconnected", "Failed"]
+    with pytest.raises(PluginFailedError):
+        await alice.send_data(b"")
+    assert isinstance(read_events(plugin)[-1], Failed)
+
+
+async def test_a_server_can_disconnect_and_listen_again() -> None:
+    async with trio.open_nursery() as nursery:
+        plugin = create_plugin(options(), PluginServices(store=MemoryStore()), nursery=nursery)
+        assert isinstance(plugin, AccountsPlugin)
+        alice = plugin.account("alice")
+        with pytest.raises(NotConnectedError):
+            await alice.connect()
+        with pytest.raises(NotConnectedError):
+            await plugin.send_data(prepare(f"{HOST}.alice"))
+        for _ in range(2):
+            await plugin.connect()
+            peer = await enter(plugin, "alice")
+            assert alice.is_connected()
+            async with trio.open_nursery() as parting:
+                parting.start_soon(plugin.disconnect)
+                await leave(peer)
+            assert not plugin.is_connected()
+            assert not alice.is_connected()
+        await plugin.aclose()
+        await wait_all_tasks_blocked()
+        assert not nursery.child_tasks
+
+
+async def test_nothing_of_an_account_is_left_when_its_client_has_gone(clock: MockClock) -> None:
+    """Tokens cost nothing to make up: a server must not grow with the clients that it has ever seen."""
+    async with open_accounts() as plugin:
+        for number in range(40):
+            await (await enter(plugin, "", f"token {number}")).aclose()
+        await wait_all_tasks_blocked()
+        # Lost links wait for their last visit of the sweeper.
+        await trio.sleep(30)
+        gc.collect()
+        left = [each for each in gc.get_objects() if type(each).__name__ in ("Account", "Link")]
+        # The sweeper still knows the one that it has visited last.
+        assert len(left) <= 2
+
+
+async def test_shaking_hands_alone_opens_nothing() -> None:
+    async with open_accounts() as plugin:
+        stream = await dial_stream(plugin.address)
+        peer = await shake_hands(stream)
+        await peer.send_packet(btp.Transfer(5, 10))
+        assert (await peer.receive_packet()).code == "F00"
+        await leave(peer)
+        assert names(read_events(plugin)) == ["Connected"]
