@@ -213,3 +213,23 @@ def read_events(plugin: LedgerPlugin) -> list[Event]:
             taken.append(plugin.events.receive_nowait())
         except (trio.WouldBlock, trio.EndOfChannel):
             return taken
+
+
+async def outcome_of(function, *args):
+    """Return what a call returns or raises."""
+    try:
+        return await function(*args)
+    except Exception as error:  # noqa: BLE001 (kept for the test)
+        return error
+
+
+async def start(nursery, function, *args):
+    """Run a call in a task; give the list that its outcome comes into."""
+    outcomes = []
+
+    async def run():
+        outcomes.append(await outcome_of(function, *args))
+
+    nursery.start_soon(run)
+    await wait_all_tasks_blocked()
+    return outcomes

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import pytest
 import trio
-from scripted import FORMS, all_tasks, names, nursery_of, read_events, sleep_on, sleeping
+from scripted import FORMS, all_tasks, names, nursery_of, read_events, sleep_on, sleeping, start
 from trio.testing import wait_all_tasks_blocked
 
 from trio_ledger_plugin import (
@@ -44,24 +44,6 @@ def loopback(name="pair", **options):
 
 async def echo(data):
     return data
-
-
-async def outcome_of(function, *args):
-    try:
-        return await function(*args)
-    except Exception as error:  # noqa: BLE001 (kept for the test)
-        return error
-
-
-async def start(nursery, function, *args):
-    outcomes = []
-
-    async def run():
-        outcomes.append(await outcome_of(function, *args))
-
-    nursery.start_soon(run)
-    await wait_all_tasks_blocked()
-    return outcomes
 
 
 async def test_a_pair_asks_and_answers_both_ways(nursery):

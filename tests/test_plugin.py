@@ -6,7 +6,20 @@ from typing import Any
 
 import pytest
 import trio
-from scripted import ScriptedOptions, after, all_tasks, broken_after, hang, names, read_events, refused, scripted, stay
+from scripted import (
+    ScriptedOptions,
+    after,
+    all_tasks,
+    broken_after,
+    hang,
+    names,
+    outcome_of,
+    read_events,
+    refused,
+    scripted,
+    start,
+    stay,
+)
 from trio.testing import wait_all_tasks_blocked
 
 from trio_ledger_plugin import (
@@ -31,25 +44,6 @@ async def nursery():
     async with trio.open_nursery() as opened:
         yield opened
         opened.cancel_scope.cancel()
-
-
-async def outcome_of(function, *args):
-    try:
-        return await function(*args)
-    except Exception as error:  # noqa: BLE001 (kept for the test)
-        return error
-
-
-async def start(nursery, function, *args):
-    """Run a call in a task; give the list that its outcome comes into."""
-    outcomes = []
-
-    async def run():
-        outcomes.append(await outcome_of(function, *args))
-
-    nursery.start_soon(run)
-    await wait_all_tasks_blocked()
-    return outcomes
 
 
 def test_the_version_is_2():

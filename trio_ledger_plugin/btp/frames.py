@@ -17,7 +17,7 @@ from attrs import frozen
 __all__ = ["CLOSE", "PING", "PONG", "FrameKind", "FrameReader", "OtherFrame", "binary_frame", "masked_binary_frame"]
 
 PLAIN_FIRST_BYTE = 0x82
-CONTINUATION, BINARY = 0x0, 0x2
+CONTINUATION = 0x0
 CLOSE, PING, PONG = 0x8, 0x9, 0xA
 
 # Below this many bytes one XOR of two big integers beats four passes of bytes.translate.
