@@ -1,16 +1,10 @@
 'use strict'
-// A real ilp-plugin-btp, driven by JSON lines: commands come on stdin, replies and events leave on stdout.
-//
-//   in   {"id": 1, "do": "listen", "token": "...", "port": 0}
-//   out  {"id": 1, "ok": {"port": 43210}}   or   {"id": 1, "error": {"message": "...", "code": "F00", ...}}
-//   out  {"event": "connect"}
-//
-// The process ends when stdin does, so that it cannot outlive whoever started it.
+// A real ilp-plugin-btp, driven by JSON lines (see json_lines.js).
 
 const crypto = require('crypto')
-const http = require('http')
-const readline = require('readline')
 const BtpPlugin = require('ilp-plugin-btp')
+const { say, serve } = require('./json_lines.js')
+const { onLoopback } = require('./loopback_server.js')
 
 const TYPE_TRANSFER = 7
 
@@ -37,28 +31,18 @@ class SettlingPlugin extends BtpPlugin {
   }
 }
 
-// Resolves when the port is bound; the plugin's own connect() goes on until the first peer has come.
-// The plugin hands `listener.port` to the HTTP server as it is, so an object can name the interface too.
-function listen (Plugin, { port = 0, token, onConnectFailed }) {
-  const server = http.createServer()
-  const plugin = new Plugin({
-    listener: { port: { port, host: '127.0.0.1' }, secret: token, wsOpts: { server } }
-  })
-  return {
-    plugin,
-    bound: new Promise((resolve, reject) => {
-      server.once('error', reject)
-      server.once('listening', () => resolve(server.address().port))
-      plugin.connect().catch(onConnectFailed)
-      plugin._wss.on('error', reject) // ws repeats the server's error; nobody listening would end the process
-    })
-  }
+// `bound` resolves when the port is bound; the plugin's own connect() goes on until the first peer has come.
+function listen (Plugin, { port, token, onConnectFailed }) {
+  const { options, bound } = onLoopback(port)
+  const plugin = new Plugin({ listener: { ...options, secret: token } })
+  plugin.connect().catch(onConnectFailed)
+  plugin._wss.on('error', () => {}) // ws repeats the server's error; nobody listening would end the process
+  return { plugin, bound }
 }
 
 const reversed = (data) => Buffer.from(data).reverse()
 
-function drive (input, output) {
-  const say = (message) => output.write(JSON.stringify(message) + '\n')
+function drive () {
   let plugin
   let handled = 0
 
@@ -87,7 +71,7 @@ function drive (input, output) {
     return handler(data)
   }
 
-  const commands = {
+  serve({
     async listen ({ port, token, settlement }) {
       const made = listen(settlement ? SettlingPlugin : BtpPlugin, {
         port,
@@ -132,30 +116,9 @@ function drive (input, output) {
     async disconnect () {
       await plugin.disconnect()
     }
-  }
-
-  // The plugin wraps a peer's BTP error as the JSON text of an Error's message.
-  function told (error) {
-    try {
-      const { code, name, triggeredAt, data } = JSON.parse(error.message)
-      return { message: 'the peer answered with an error', code, name, triggeredAt, data }
-    } catch (_) {
-      return { message: String(error.message) }
-    }
-  }
-
-  const lines = readline.createInterface({ input })
-  lines.on('line', (line) => {
-    const { id, do: command, ...options } = JSON.parse(line)
-    commands[command](options).then(
-      (ok) => say({ id, ok: ok || {} }),
-      (error) => say({ id, error: told(error) })
-    )
   })
-  lines.on('close', () => process.exit(0))
-  say({ event: 'ready' })
 }
 
 module.exports = { BtpPlugin, listen }
 
-if (require.main === module) drive(process.stdin, process.stdout)
+if (require.main === module) drive()

@@ -1,17 +1,17 @@
-"""A real ilp-plugin-btp as the other end: one Node process a peer, driven by JSON lines (see btp_peer.js).
+"""Real JavaScript packages as the other end: one Node process a peer, driven by JSON lines (see json_lines.js).
 
-Whatever happens in the block of :func:`open_node_peer`, its process is gone when the block is, and no wait in here
-is without a deadline. What Node writes to stderr goes to the tests' own, where pytest shows it with a failure.
+Whatever happens in the block of :func:`open_node`, its process is gone when the block is, and no wait in here is
+without a deadline. What Node writes to stderr goes to the tests' own, where pytest shows it with a failure.
 """
 
 import json
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import trio
 
@@ -67,12 +67,13 @@ def install_packages() -> None:
 
 
 @asynccontextmanager
-async def open_node_peer() -> AsyncIterator["NodePeer"]:
+async def open_node(kind: "type[Peer]") -> "AsyncIterator[Peer]":
     """Start a Node process that waits for commands; end it with the block."""
+    preloads = [option for script in kind.preloads for option in ("-r", str(HERE / script))]
     process = await trio.lowlevel.open_process(
-        ["node", str(HERE / "btp_peer.js")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ["node", *preloads, str(HERE / kind.script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
-    peer = NodePeer(process)
+    peer = kind(process)
     try:
         with trio.fail_after(BLOCK_DEADLINE):
             async with trio.open_nursery() as nursery:
@@ -82,6 +83,11 @@ async def open_node_peer() -> AsyncIterator["NodePeer"]:
                 nursery.cancel_scope.cancel()
     finally:
         await _end(process)
+
+
+def open_node_peer() -> AbstractAsyncContextManager["NodePeer"]:
+    """Start a Node process with an ilp-plugin-btp."""
+    return open_node(NodePeer)
 
 
 async def _end(process: trio.Process) -> None:
@@ -97,8 +103,16 @@ async def _end(process: trio.Process) -> None:
         await process.stdout.aclose()
 
 
-class NodePeer:
-    """One ilp-plugin-btp in a Node process of its own."""
+class NodeProcess:
+    """One of the scripts in this directory in a Node process of its own.
+
+    Attributes:
+        script: The script.
+        preloads: The scripts that run before it.
+    """
+
+    script: ClassVar[str]
+    preloads: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, process: trio.Process) -> None:
         self._process = process
@@ -106,42 +120,6 @@ class NodePeer:
         self._last_id = 0
         self._replies: dict[int, trio.MemorySendChannel[dict[str, Any]]] = {}
         self._events_in, self._events = trio.open_memory_channel[str](float("inf"))
-
-    async def listen(self, token: str, *, port: int = 0, settlement: bool = True) -> int:
-        """Open a server on the loopback interface; returns its port once it is bound."""
-        reply = await self._do("listen", token=token, port=port, settlement=settlement)
-        return int(reply["port"])
-
-    async def connect(self, url: str, *, settlement: bool = True) -> None:
-        """Dial a ``btp+ws://`` URL; returns once authenticated."""
-        await self._do("connect", url=url, settlement=settlement)
-
-    async def disconnect(self) -> None:
-        await self._do("disconnect")
-
-    async def handle_data(self, kind: str, **options: str) -> None:
-        """Set the data handler: none, echo, reverse, callback, silent, or throw (with ``name`` and ``message``)."""
-        await self._do("handleData", kind=kind, **options)
-
-    async def handle_money(self, kind: str, **options: str) -> None:
-        """Set what happens before a transfer is credited: none, silent, or throw."""
-        await self._do("handleMoney", kind=kind, **options)
-
-    async def send_data(self, data: bytes) -> bytes:
-        reply = await self._do("sendData", hex=data.hex())
-        return bytes.fromhex(reply["hex"])
-
-    async def send_many(self, count: int, size: int) -> int:
-        """Send so many different requests at once; returns how many came back reversed, as they must."""
-        reply = await self._do("sendMany", count=count, size=size)
-        return int(reply["matched"])
-
-    async def send_money(self, amount: str) -> None:
-        await self._do("sendMoney", amount=amount)
-
-    async def stats(self) -> dict[str, Any]:
-        """Tell ``handled`` (data requests), ``connected``, ``received`` (decimal text) and ``transfers``."""
-        return await self._do("stats")
 
     async def expect(self, event: str, count: int = 1) -> None:
         """Wait for the next events and demand that each is this one."""
@@ -180,7 +158,8 @@ class NodePeer:
         elif message["id"] in self._replies:  # else: its caller was cancelled
             self._replies[message["id"]].send_nowait(message)
 
-    async def _do(self, command: str, **options: object) -> dict[str, Any]:
+    async def do(self, command: str, **options: object) -> dict[str, Any]:
+        """Have the process run one of its commands; returns what it tells."""
         assert self._process.stdin is not None
         self._last_id += 1
         number = self._last_id
@@ -200,3 +179,48 @@ class NodePeer:
             raise NodeCallError(message["error"])
         ok: dict[str, Any] = message["ok"]
         return ok
+
+
+Peer = TypeVar("Peer", bound=NodeProcess)
+
+
+class NodePeer(NodeProcess):
+    """One ilp-plugin-btp in a Node process of its own."""
+
+    script = "btp_peer.js"
+
+    async def listen(self, token: str, *, port: int = 0, settlement: bool = True) -> int:
+        """Open a server on the loopback interface; returns its port once it is bound."""
+        reply = await self.do("listen", token=token, port=port, settlement=settlement)
+        return int(reply["port"])
+
+    async def connect(self, url: str, *, settlement: bool = True) -> None:
+        """Dial a ``btp+ws://`` URL; returns once authenticated."""
+        await self.do("connect", url=url, settlement=settlement)
+
+    async def disconnect(self) -> None:
+        await self.do("disconnect")
+
+    async def handle_data(self, kind: str, **options: str) -> None:
+        """Set the data handler: none, echo, reverse, callback, silent, or throw (with ``name`` and ``message``)."""
+        await self.do("handleData", kind=kind, **options)
+
+    async def handle_money(self, kind: str, **options: str) -> None:
+        """Set what happens before a transfer is credited: none, silent, or throw."""
+        await self.do("handleMoney", kind=kind, **options)
+
+    async def send_data(self, data: bytes) -> bytes:
+        reply = await self.do("sendData", hex=data.hex())
+        return bytes.fromhex(reply["hex"])
+
+    async def send_many(self, count: int, size: int) -> int:
+        """Send so many different requests at once; returns how many came back reversed, as they must."""
+        reply = await self.do("sendMany", count=count, size=size)
+        return int(reply["matched"])
+
+    async def send_money(self, amount: str) -> None:
+        await self.do("sendMoney", amount=amount)
+
+    async def stats(self) -> dict[str, Any]:
+        """Tell ``handled`` (data requests), ``connected``, ``received`` (decimal text) and ``transfers``."""
+        return await self.do("stats")

@@ -1,0 +1,27 @@
+'use strict'
+// A real ilp-connector, driven by JSON lines (see json_lines.js).
+
+const { createApp } = require('ilp-connector')
+const { setOutputStream } = require('ilp-connector/dist/common/log')
+const { serve } = require('./json_lines.js')
+const { onLoopback } = require('./loopback_server.js')
+
+setOutputStream(process.stderr) // it logs to stdout, where the replies go
+
+serve({
+  // Start a connector with the given settings and, beside the accounts in them, one of ilp-plugin-mini-accounts whose
+  // id is `children`. Resolves when every account is connected.
+  async start ({ settings: { accounts, ...settings } }) {
+    const { options, bound } = onLoopback()
+    const children = { relation: 'child', plugin: 'ilp-plugin-mini-accounts', assetCode: 'XRP', assetScale: 9, options }
+    const connector = createApp({
+      store: 'memory',
+      backend: 'one-to-one',
+      spread: 0,
+      ...settings,
+      accounts: { ...accounts, children }
+    })
+    await connector.listen()
+    return { port: await bound }
+  }
+})
