@@ -17,6 +17,9 @@ The tree::
     ├── ResponseTimeoutError (TimeoutError)   no answer in time: the peer may have acted
     ├── RemoteError                           the peer answered with an error
     ├── TransferInDoubtError                  money was sent and its acknowledgement is lost
+    ├── MoneyLevelError                       the peer's link lacks the money level that is asked for
+    ├── StoreError                            the store failed: what was asked of it has not happened
+    │   └── StoreInDoubtError                 it failed in a commit that may or may not count
     ├── DecodeError (ValueError)              bytes that are no packet
     └── TransferNotFoundError, InvalidFulfillmentError, DuplicateIdError, AlreadyRolledBackError,
         AlreadyFulfilledError, InsufficientBalanceError    raised by handlers, sent to the peer under their codes
@@ -50,12 +53,15 @@ __all__ = [
     "InvalidServicesError",
     "LedgerPluginError",
     "MoneyHandlerAlreadyRegisteredError",
+    "MoneyLevelError",
     "NotAcceptedError",
     "NotConnectedError",
     "PluginClosedError",
     "PluginFailedError",
     "RemoteError",
     "ResponseTimeoutError",
+    "StoreError",
+    "StoreInDoubtError",
     "TransferInDoubtError",
     "TransferNotFoundError",
     "UnreachableError",
@@ -191,6 +197,18 @@ class TransferInDoubtError(LedgerPluginError):
     def __str__(self) -> str:
         """Say which transfer is in doubt and why."""
         return f"transfer {self.key!r} of {self.amount} is in doubt: {self.reason}"
+
+
+class MoneyLevelError(LedgerPluginError):
+    """Money is refused, since the link is PLAIN where KEYED is asked for, or was agreed before. Nothing was sent."""
+
+
+class StoreError(LedgerPluginError):
+    """The store failed, or cannot be opened; what was asked of it has not happened. The text says what to do."""
+
+
+class StoreInDoubtError(StoreError):
+    """The store failed while it made a change last; nobody can say yet whether the change counts."""
 
 
 class DecodeError(LedgerPluginError, ValueError):

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import logging
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from attrs import frozen
 
-__all__ = ["Log", "PluginServices", "Store"]
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable
+
+__all__ = ["Log", "PluginServices", "Store", "TransactionalStore"]
+
+T = TypeVar("T")
 
 
 class Store(Protocol):
@@ -23,6 +29,28 @@ class Store(Protocol):
 
     async def delete(self, key: str) -> None:
         """Remove a key and its value; a key that is not there is no error."""
+        ...
+
+
+class TransactionalStore(Store, Protocol):
+    """A store that can also change several things at once, all or nothing; money that survives crashes needs one.
+
+    ``open_sqlite_store()`` gives one.
+    """
+
+    async def transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run ``work(connection)`` inside a transaction and return its result once that is safely on disk.
+
+        Args:
+            work: Called in the store's own thread, one at a time. It may be run again when a commit fails, so it
+                changes nothing but the database. An exception that it raises undoes what it did, and is raised here.
+
+        Raises:
+            StoreError: The store failed; nothing has changed.
+            StoreInDoubtError: The store failed during the commit, and cannot tell whether it counts.
+
+        Cancellation: ``work`` is not run if it has not begun; once begun it commits all the same.
+        """
         ...
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import trio
 
-__all__ = ["MemoryStore"]
+__all__ = ["MemoryStore", "check_text"]
 
 
 class MemoryStore:
@@ -23,8 +23,8 @@ class MemoryStore:
         Raises:
             TypeError: ``key`` or ``value`` is not a str.
         """
-        _check_text("key", key)
-        _check_text("value", value)
+        check_text("key", key)
+        check_text("value", value)
         await trio.lowlevel.checkpoint()
         self._values[key] = value
 
@@ -34,7 +34,7 @@ class MemoryStore:
         Raises:
             TypeError: ``key`` is not a str.
         """
-        _check_text("key", key)
+        check_text("key", key)
         await trio.lowlevel.checkpoint()
         return self._values.get(key)
 
@@ -44,11 +44,20 @@ class MemoryStore:
         Raises:
             TypeError: ``key`` is not a str.
         """
-        _check_text("key", key)
+        check_text("key", key)
         await trio.lowlevel.checkpoint()
         self._values.pop(key, None)
 
 
-def _check_text(what: str, value: object) -> None:
+def check_text(what: str, value: object) -> None:
+    """Refuse what is not text, for every store alike.
+
+    Args:
+        what: What it is to be: ``"key"`` or ``"value"``.
+        value: What was given.
+
+    Raises:
+        TypeError: It is not a str.
+    """
     if not isinstance(value, str):
         raise TypeError(f"a store's {what} is text (str), not {type(value).__name__}")

@@ -1,0 +1,81 @@
+"""A store's tables are made once, brought up to date by a newer version, and left alone by an older one."""
+
+import sqlite3
+from contextlib import closing
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trio_ledger_plugin.errors import StoreError
+from trio_ledger_plugin.stores import open_sqlite_store
+from trio_ledger_plugin.stores.schema import VALUES, add_functions, migrate
+
+STEPS = (
+    ("CREATE TABLE payments (name TEXT)",),
+    ("ALTER TABLE payments ADD COLUMN amount TEXT NOT NULL DEFAULT '0'", "CREATE INDEX by_amount ON payments (amount)"),
+    ("UPDATE payments SET amount = lpi_add(amount, '1')",),
+)
+
+
+async def brought_to(path, steps):
+    """Bring a file's payments to a version, and return what is in them."""
+
+    def work(connection):
+        migrate(connection, "payments", steps)
+        return connection.execute("SELECT * FROM payments").fetchall()
+
+    async with open_sqlite_store(path) as store:
+        return await store.transaction(work)
+
+
+@pytest.mark.parametrize("known", [1, 2, 3])
+async def test_what_an_older_version_stored_is_there_after_the_upgrade(tmp_path, known):
+    path = tmp_path / "store.db"
+    await brought_to(path, STEPS[:known])
+    async with open_sqlite_store(path) as store:
+        await store.transaction(lambda c: c.execute("INSERT INTO payments (name) VALUES ('old')").rowcount)
+    assert await brought_to(path, STEPS) == [("old", "0" if known == 3 else "1")]
+    # And once only.
+    assert await brought_to(path, STEPS) == [("old", "0" if known == 3 else "1")]
+
+
+async def test_an_older_version_refuses_what_it_does_not_know(tmp_path):
+    path = tmp_path / "store.db"
+    await brought_to(path, STEPS)
+    with pytest.raises(StoreError, match=r"'payments' have version 3, and this program knows 2: .* upgrade"):
+        await brought_to(path, STEPS[:2])
+    assert await brought_to(path, STEPS) == []
+
+
+async def test_an_upgrade_that_fails_leaves_the_older_version(tmp_path):
+    path = tmp_path / "store.db"
+    await brought_to(path, STEPS[:1])
+    with pytest.raises(sqlite3.OperationalError, match="syntax"):
+        await brought_to(path, (*STEPS, ("NONSENSE",)))
+    assert await brought_to(path, STEPS[:1]) == []
+
+
+async def test_components_have_versions_of_their_own(tmp_path):
+    path = tmp_path / "store.db"
+    await brought_to(path, STEPS)
+    async with open_sqlite_store(path) as store:
+        versions = await store.transaction(lambda c: dict(c.execute("SELECT component, version FROM lpi_schema")))
+    assert versions == {"payments": 3, "values": len(VALUES)}
+
+
+def test_there_are_always_steps_to_come_and_none_is_no_table():
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        migrate(connection, "nothing", ())
+        assert connection.execute("SELECT count(*) FROM lpi_schema").fetchone() == (0,)
+
+
+@given(left=st.integers(-(10**40), 10**40), right=st.integers(-(10**40), 10**40))
+def test_sums_are_exact_beyond_what_sqlite_can_count(left, right):
+    with closing(sqlite3.connect(":memory:")) as connection:
+        add_functions(connection)
+        assert connection.execute("SELECT lpi_add(?, ?)", (str(left), str(right))).fetchone() == (str(left + right),)
+        assert connection.execute("SELECT lpi_add(?, NULL), lpi_add(NULL, ?)", (str(left), str(right))).fetchone() == (
+            None,
+            None,
+        )

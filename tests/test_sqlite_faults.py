@@ -1,0 +1,130 @@
+"""Whatever a disk does: what a caller was told to be stored is there, what failed is not, and nothing is half done."""
+
+from collections import Counter
+from contextlib import suppress
+from random import Random
+
+import pytest
+import trio
+from faulty_vfs import faulty_vfs
+
+from trio_ledger_plugin.errors import StoreError, StoreInDoubtError
+from trio_ledger_plugin.stores import open_sqlite_store
+
+TASKS = 5
+EACH = 4
+ROUNDS = 2
+REFUSED = min(TASKS, EACH) * ROUNDS
+
+
+@pytest.fixture
+def faults():
+    with faulty_vfs() as faults:
+        yield faults
+
+
+def make_tables(connection):
+    connection.execute("CREATE TABLE IF NOT EXISTS debits (name TEXT, filling BLOB)")
+    connection.execute("CREATE TABLE IF NOT EXISTS credits (name TEXT)")
+
+
+async def transfer(store, name, filling, told):
+    """Change two tables, in a way that shows when it is done twice or by half; keep what the caller is told."""
+
+    def work(connection):
+        connection.execute("INSERT INTO debits VALUES (?, zeroblob(?))", (name, filling))
+        if name.endswith("refused"):
+            raise ValueError(name)
+        connection.execute("INSERT INTO credits VALUES (?)", (name,))
+
+    try:
+        await store.transaction(work)
+        told[name] = "done"
+    except StoreInDoubtError:
+        told[name] = "in doubt"
+    except (StoreError, ValueError):
+        told[name] = "failed"
+
+
+async def busy_day(path, filling, told):
+    """Open the store, let several tasks use it at once, close it; and so once more."""
+    for round_ in range(ROUNDS):
+        async with open_sqlite_store(path) as store:
+            await store.transaction(make_tables)
+
+            async def customer(number, round_=round_, store=store):
+                for i in range(EACH):
+                    name = f"{round_}.{number}.{i}{'refused' if number == i else ''}"
+                    await transfer(store, name, filling, told)
+
+            async with trio.open_nursery() as nursery:
+                for number in range(TASKS):
+                    nursery.start_soon(customer, number)
+
+
+async def read_tables(path):
+    def work(connection):
+        make_tables(connection)
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        tables = ("SELECT name FROM debits", "SELECT name FROM credits")
+        return [Counter(name for (name,) in connection.execute(table)) for table in tables]
+
+    async with open_sqlite_store(path) as store:
+        return await store.transaction(work)
+
+
+async def check(path, told):
+    debited, credited = await read_tables(path)
+    assert debited == credited, "half a transaction is there"
+    assert set(debited.values()) <= {1}, "a transaction was done twice"
+    for name, word in told.items():
+        if word != "in doubt":
+            assert debited[name] == (word == "done"), f"{name} was told to be {word}"
+    assert set(debited) <= set(told)
+
+
+async def count_operations(faults, path, filling):
+    await busy_day(path, filling, {})
+    return faults.operations
+
+
+@pytest.mark.parametrize("forever", [False, True])
+@pytest.mark.parametrize("kind", ["ioerr", "full"])
+@pytest.mark.parametrize(("filling", "points"), [(10, 60), (150_000, 5)])
+async def test_what_a_failing_disk_is_told_to_hold_it_holds(tmp_path, faults, kind, forever, filling, points):
+    """With the large filling the log is brought into the database while the store is in use."""
+    total = await count_operations(faults, tmp_path / "none.db", filling)
+    whole = 0
+    # How many operations there are varies with what happens to wait together; the last point is past them all.
+    for after in (*range(1, total, max(total // points, 1)), 10 * total):
+        path = tmp_path / f"{after}.db"
+        told: dict[str, str] = {}
+        faults.arm(after=after, kind=kind, forever=forever)
+        with suppress(StoreError):  # where it is the opening that fails
+            await busy_day(path, filling, told)
+        faults.disarm()
+        await check(path, told)
+        words = Counter(told.values())
+        whole += words["done"] == TASKS * EACH * ROUNDS - REFUSED
+        if forever:
+            assert words["in doubt"] <= TASKS, "a disk that is known to be dead leaves no more in doubt"
+        else:
+            assert words["in doubt"] == 0, "one failure that is over leaves no doubt"
+            assert words["failed"] <= REFUSED + int(kind == "full")
+    assert whole > 0
+
+
+@pytest.mark.parametrize("random", [None, Random(1), Random(2)], ids=["nothing", "some", "others"])
+@pytest.mark.parametrize(("filling", "points"), [(10, 60), (150_000, 5)])
+async def test_what_was_acknowledged_survives_a_loss_of_power(tmp_path, faults, random, filling, points):
+    """The disk keeps what was synced, and of the rest whatever it likes."""
+    total = await count_operations(faults, tmp_path / "none.db", filling)
+    for after in range(1, total, max(total // points, 1)):
+        path = tmp_path / f"{after}.db"
+        told: dict[str, str] = {}
+        faults.arm(after=after, kind="crash")
+        with suppress(StoreError):
+            await busy_day(path, filling, told)
+        assert faults.crashed
+        faults.recover(random)
+        await check(path, told)
