@@ -1,6 +1,9 @@
 """The benchmark runs and adds up; nothing here says how fast anything is."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -54,3 +57,27 @@ def test_the_plot_names_its_curves_and_escapes_them():
     assert "a < b" in texts
     assert "x & y" in texts
     assert len([element for element in root.iter() if element.tag.endswith("circle")]) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads a process's time and memory from /proc")
+def test_the_load_of_many_clients_is_answered_to_the_last_call(tmp_path):
+    """A server of many accounts would leave some of its clients without an answer, or its rates were of fewer calls."""
+    saved = tmp_path / "accounts.json"
+    program = Path(__file__).parent / "bench" / "accounts.py"
+    subprocess.run(
+        [sys.executable, str(program), "--quick", "--save", str(saved)], check=True, timeout=60, capture_output=True
+    )
+    told = json.loads(saved.read_text())
+    assert [(held["clients"], held["answered"]) for held in told["held"]] == [(50, 50)]
+    assert [(done["clients"], done["answered"]) for done in told["rounds"]] == [(5, 500), (10, 500), (50, 500)]
+
+
+def test_every_transfer_of_the_money_benchmark_is_counted_at_both_ends(tmp_path):
+    """Its rates would be of transfers that were never applied."""
+    saved = tmp_path / "money.json"
+    program = Path(__file__).parent / "bench" / "money.py"
+    command = [sys.executable, str(program), "--quick", "--directory", str(tmp_path), "--save", str(saved)]
+    subprocess.run(command, check=True, timeout=60, capture_output=True)
+    told = json.loads(saved.read_text())
+    assert [result["case"].partition(",")[0] for result in told["results"]] == ["KEYED"] * 3 + ["PLAIN"]
+    assert all(result["rate"] > 0 for result in told["results"])

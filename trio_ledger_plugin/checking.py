@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from attrs import NOTHING, fields, frozen
 
 from .errors import InvalidFieldsError
+from .money.transfer import MIN_RETENTION
 from .secret import Secret
 
 if TYPE_CHECKING:
@@ -26,8 +27,10 @@ __all__ = [
     "COUNT",
     "CREDENTIAL",
     "FLAGS",
+    "MONEY",
     "NAME",
     "PORT",
+    "RETENTION",
     "RULE",
     "SECONDS",
     "SECRET",
@@ -59,6 +62,7 @@ class Rule:
         shown: Whether a wrong value may appear in an error.
         duration: Whether the field is a time in seconds; JavaScript names give it in milliseconds.
         nested: The options class of a field that a mapping gives as a mapping.
+        null: Whether None in a mapping is a value of the field, and not the same as leaving it out.
     """
 
     right: str
@@ -66,6 +70,7 @@ class Rule:
     shown: bool = True
     duration: bool = False
     nested: type[CheckedOptions] | None = None
+    null: bool = False
 
 
 def _is_duration(value: object) -> bool:
@@ -79,7 +84,11 @@ def _is_count(value: object) -> bool:
 
 
 def _is_port(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 65535
+    return value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 65535)
+
+
+def _is_retention(value: object) -> bool:
+    return _is_duration(value) and MIN_RETENTION <= value < 1e9  # type: ignore[operator]  # a duration is a number
 
 
 def is_text(value: object) -> bool:
@@ -117,8 +126,10 @@ def _are_flags(value: object) -> bool:
 
 
 SECONDS: Final = {RULE: Rule("a number of seconds above 0, or infinity for no limit", _is_duration, duration=True)}
+RETENTION: Final = {RULE: Rule("a number of seconds from 86,400 (24 hours) to 1e9", _is_retention, duration=True)}
+MONEY: Final = {RULE: Rule("'auto', 'keyed' or 'plain'", lambda value: value in ("auto", "keyed", "plain"))}
 COUNT: Final = {RULE: Rule("a whole number above 0", _is_count)}
-PORT: Final = {RULE: Rule("a port number from 0 to 65535", _is_port)}
+PORT: Final = {RULE: Rule("a port number from 0 to 65535, or None to open none", _is_port, null=True)}
 TEXT: Final = {RULE: Rule("text (str) that UTF-8 can hold", is_text)}
 NAME: Final = {RULE: Rule("text (str), not empty", lambda value: bool(value) and is_text(value))}
 WORD: Final = {RULE: Rule("text (str), not empty, without spaces or control characters", _is_word)}

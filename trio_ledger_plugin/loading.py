@@ -60,8 +60,9 @@ def options_from_mapping(cls: type[OptionsT], mapping: Mapping[str, object]) -> 
     """Make an options object from a mapping, such as one parsed from JSON.
 
     A name may be ours (``response_timeout``, seconds) or in JavaScript's spelling (``responseTimeout``). Times
-    under a JavaScript name are milliseconds and 0 means the default, as there. A value of None counts as not given.
-    A mapping within, such as ``listener``, is taken the same way.
+    under a JavaScript name are milliseconds and 0 means the default, as there. A value of None counts as not given,
+    except where it is one of the field's values, as of ``port``. A mapping within, such as ``listener``, is taken the
+    same way.
 
     Args:
         cls: The options class.
@@ -156,7 +157,7 @@ class _Reading:
                     ignored.append(name)
                 else:
                     problems.append(_unknown(name, [each.name for each in fields(options)]))
-            elif value is None or (_is_milliseconds(each, name) and value == 0):
+            elif (value is None and not _takes_null(each)) or (_is_milliseconds(each, name) and value == 0):
                 continue
             elif each.name in spelled:
                 problems.append(f"{name}: given as {spelled[each.name]} too, must be given once")
@@ -188,6 +189,11 @@ def _camel_case(name: str) -> str:
 def _is_milliseconds(each: Attribute[Any], name: str) -> bool:
     rule = each.metadata.get(RULE)
     return rule is not None and rule.duration and name != each.name
+
+
+def _takes_null(each: Attribute[Any]) -> bool:
+    rule = each.metadata.get(RULE)
+    return rule is not None and rule.null
 
 
 def _unknown(name: object, known: list[str]) -> str:

@@ -139,6 +139,11 @@ class FrameReader:
         self._buffer = rest + data if rest else data
         self._position = 0
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no byte is left."""
+        return not self._buffer
+
     def take_rest(self) -> bytes:
         """Return and forget all bytes that no frame was made of."""
         rest = self._buffer[self._position :]

@@ -15,6 +15,7 @@ import trio
 
 from .frames import FrameKind, FrameReader
 from .rawsocket import plain_socket, read_socket
+from .readers import READ_BYTES
 from .writer import FrameWriter
 
 if TYPE_CHECKING:
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
 
     from ..options import LinkOptions
     from ..tasks import PluginTasks
+    from .readers import SocketReaders
 
 __all__ = ["LaneStream", "Receiver"]
 
-READ_BYTES = 65536
 FRAMES_A_PASS = 16
 # While more than one read of a peer's bytes has piled up and other peers are read too, it gets less and waits longer.
 FRAMES_A_PASS_CROWDED = 2
@@ -67,6 +68,7 @@ class LaneStream(trio.abc.Stream):
         tasks: Owns the task that writes.
         options: The limits.
         server: Whether this end is the WebSocket server.
+        readers: May read the socket for this lane's task while frames are plain; None where others may close it.
     """
 
     # Passes over all lanes of the process: whether others read is seen by its growth.
@@ -81,6 +83,7 @@ class LaneStream(trio.abc.Stream):
         "_opened",
         "_options",
         "_phase",
+        "_readers",
         "_receiver",
         "_server",
         "_socket",
@@ -90,10 +93,19 @@ class LaneStream(trio.abc.Stream):
         "writer",
     )
 
-    def __init__(self, stream: trio.abc.Stream, tasks: PluginTasks, options: LinkOptions, *, server: bool) -> None:
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        tasks: PluginTasks,
+        options: LinkOptions,
+        *,
+        server: bool,
+        readers: SocketReaders | None = None,
+    ) -> None:
         self._stream = stream
         self._socket = plain_socket(stream)
         self._tasks = tasks
+        self._readers = readers if self._socket is not None else None
         self._options = options
         self._server = server
         self._phase: Callable[[], Awaitable[bytes]] = self._receive_head
@@ -125,6 +137,8 @@ class LaneStream(trio.abc.Stream):
         assert self._opened is not None
         self._opened.set()
         self._opened = None
+        if self._readers is not None and not self._closed:
+            self._readers.lanes += 1
         return self.writer
 
     def authenticated(self) -> None:
@@ -170,6 +184,9 @@ class LaneStream(trio.abc.Stream):
             self._left("the connection was closed")
             if self.writer is not None:
                 self.writer.stop()
+            if self._readers is not None and self._socket is not None and self.writer is not None:
+                self._readers.lanes -= 1
+                self._readers.closing(self._socket)
             await trio.aclose_forcefully(self._stream)
 
     def _left(self, reason: str) -> None:
@@ -240,15 +257,33 @@ class LaneStream(trio.abc.Stream):
                 with trio.move_on_after(PAUSE_SECONDS):
                     await writer.wait_for_room(self._options.max_queue_bytes // 2)
             socket = self._socket
-            if socket is None:
-                data = bytes(await self._stream.receive_some(READ_BYTES))
-            else:
+            if socket is not None and self._readers is not None and self._readers.crowded:
+                data = await self._readers.read(socket, self._take)
+            elif socket is not None:
                 data = await read_socket(socket, READ_BYTES)
+                self._feed(data)
+            else:
+                data = bytes(await self._stream.receive_some(READ_BYTES))
+                self._feed(data)
             if not data:
                 return b""
             backlog = len(data) == READ_BYTES
-            self.bytes_received += len(data)
-            frames.feed(data)
+
+    def _feed(self, data: bytes) -> None:
+        self.bytes_received += len(data)
+        self._frames.feed(data)
+
+    def _take(self, data: bytes) -> bool:
+        """Serve bytes without waking the lane's task; false when there is more to them than a few plain frames."""
+        self._feed(data)
+        if len(data) == READ_BYTES:
+            return False
+        receiver = self._receiver
+        assert receiver is not None
+        for message in self._frames.lift(FRAMES_A_PASS):
+            receiver.receive(message)
+        LaneStream.passes += 1
+        return self._frames.is_empty and not receiver.replies_blocked
 
     async def _let_others_read(self, turns: int) -> None:
         """Wait for so many turns of the loop, or until none of the other lanes has had anything to read."""

@@ -34,12 +34,12 @@ class Listener:
 
     def __init__(self, host: ListenerHost, options: ListenerOptions) -> None:
         self._digest = sha256(options.secret.reveal().encode()).digest()
-        self._door = Door(host, options, self._identify, None, _refuse_browsers)
+        self.door: Door = Door(host, options, self._identify, None, _refuse_browsers)
 
     @property
     def address(self) -> str:
         """The URL to dial, without credentials; its port is the bound one while the plugin listens."""
-        return self._door.address
+        return self.door.address
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Listen, report it, and serve.
@@ -49,7 +49,7 @@ class Listener:
 
         Cancellation: Stops listening and drops those who are not authenticated yet.
         """
-        await self._door.run(task_status.started)
+        await self.door.run(task_status.started)
 
     def _identify(self, request: AuthRequest) -> str:
         """Judge the token; a one-peer plugin's account has no name."""

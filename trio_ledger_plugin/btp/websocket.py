@@ -2,7 +2,8 @@
 
 trio-websocket does the opening handshake, pings and pongs, the closing handshake, and judges every frame that is
 not plain; see ``lane.py``. Here its waits get their ways out: its reader runs in a task whose end is seen, and
-nothing waits for it without a deadline.
+nothing waits for it without a deadline. Of a connection that the application accepted, the reader is the application's
+and only whole messages are to be had; ``slowlane.py`` makes of it what a link needs.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 import trio
 import trio_websocket
 from attrs import frozen
+from trio_websocket import WebSocketConnection
 
 from ..errors import NotAcceptedError, UnreachableError
 from .frames import binary_frame, masked_binary_frame
@@ -22,9 +24,22 @@ if TYPE_CHECKING:
 
     from ..options import LinkOptions
     from ..tasks import PluginTasks
+    from .readers import SocketReaders
     from .writer import FrameWriter
 
-__all__ = ["BadHandshakeError", "PermanentlyUnreachableError", "WebSocket", "accept_websocket", "open_websocket"]
+__all__ = [
+    "Accepted",
+    "BadHandshakeError",
+    "PermanentlyUnreachableError",
+    "ReaderTask",
+    "WebSocket",
+    "WebSocketConnection",
+    "accept_websocket",
+    "open_websocket",
+]
+
+# How long a reader of the application's may take to see that its stream was closed.
+NOTICE_SECONDS = 0.5
 
 
 class PermanentlyUnreachableError(UnreachableError):
@@ -37,21 +52,21 @@ class BadHandshakeError(Exception):
     """A client's opening handshake failed or was refused."""
 
 
-class _Reader:
-    """Runs trio-websocket's reader; stands in for the nursery that trio-websocket starts it in.
+class ReaderTask:
+    """Runs a connection's reader; stands in for the nursery that trio-websocket starts its own in.
 
     trio-websocket lets errors of the handshake leave through its reader's nursery. Here they are kept, and the end
     of the reader is seen by those who would otherwise wait for ever.
 
     Args:
         tasks: Owns the task.
-        stream: What the reader reads from; closed in the end.
+        stream: What the reader reads from; closed in the end, without a word.
         on_end: Told of the reader's end; true when the plugin's tasks were cancelled under it.
     """
 
     __slots__ = ("_on_end", "_stream", "_tasks", "ended", "error", "scope")
 
-    def __init__(self, tasks: PluginTasks, stream: LaneStream, on_end: Callable[[bool], None]) -> None:
+    def __init__(self, tasks: PluginTasks, stream: trio.abc.AsyncResource, on_end: Callable[[bool], None]) -> None:
         self._tasks = tasks
         self._stream = stream
         self._on_end = on_end
@@ -93,9 +108,9 @@ class WebSocket:
 
     def __init__(
         self,
-        connection: trio_websocket.WebSocketConnection,
+        connection: WebSocketConnection,
         lane: LaneStream,
-        reader: _Reader,
+        reader: ReaderTask,
         peer: str,
     ) -> None:
         self._connection = connection
@@ -153,11 +168,18 @@ class WebSocket:
                 await self._connection.aclose(code, reason)
         finally:
             self.abort()
-        await self._reader.ended.wait()
+        await self.wait_closed()
 
     def abort(self) -> None:
         """Close the stream without a word; the reader's end is told as ever."""
         self._reader.scope.cancel()
+
+    async def wait_closed(self) -> None:
+        """Wait until the stream is closed and nothing more will come.
+
+        Cancellation: Safe at any time.
+        """
+        await self._reader.ended.wait()
 
     async def _fetch(self) -> bytes | str | None:
         try:
@@ -187,7 +209,7 @@ async def open_websocket(
     """
     lane = LaneStream(stream, tasks, options, server=False)
     waiting = trio.CancelScope()
-    reader = _Reader(tasks, lane, lambda _: waiting.cancel())
+    reader = ReaderTask(tasks, lane, lambda _: waiting.cancel())
     opened = None
     try:
         with waiting:
@@ -239,6 +261,7 @@ async def accept_websocket(
     *,
     peer: str,
     refuse: Callable[[Handshake], int | None],
+    readers: SocketReaders | None = None,
 ) -> WebSocket:
     """Do a server's opening handshake; the caller sets the deadline.
 
@@ -248,15 +271,16 @@ async def accept_websocket(
         options: The limits.
         peer: The peer's address, for logs.
         refuse: Gives the HTTP status that a handshake is refused with, or None.
+        readers: Read the stream's socket; None where others may close it.
 
     Raises:
         BadHandshakeError: The client's handshake failed or was refused.
 
     Cancellation: Closes the stream.
     """
-    lane = LaneStream(stream, tasks, options, server=True)
+    lane = LaneStream(stream, tasks, options, server=True, readers=readers)
     waiting = trio.CancelScope()
-    reader = _Reader(tasks, lane, lambda _: waiting.cancel())
+    reader = ReaderTask(tasks, lane, lambda _: waiting.cancel())
     status = None
     accepted = None
     try:
@@ -284,3 +308,97 @@ async def accept_websocket(
     if accepted is None:
         raise BadHandshakeError("the handshake failed" if status is None else f"refused with HTTP {status}")
     return WebSocket(accepted, lane, reader, peer)
+
+
+class Accepted(trio.abc.SendStream):
+    """A connection that the application accepted with trio-websocket; what is sent are whole messages.
+
+    Args:
+        connection: The connection, its opening handshake done.
+
+    Raises:
+        TypeError: It is no such connection, or a client's.
+    """
+
+    def __init__(self, connection: WebSocketConnection) -> None:
+        if not isinstance(connection, WebSocketConnection):
+            raise TypeError(f"connection is a WebSocketConnection, not {type(connection).__name__}")
+        if connection.is_client:
+            raise TypeError("connection is one that this side dialed, not one that it accepted")
+        self._connection = connection
+
+    @property
+    def address(self) -> str:
+        """The IP address at the other end; empty where there is none to be had."""
+        try:
+            remote = self._connection.remote
+        except (OSError, ValueError, AttributeError):
+            # The peer is gone, or the stream is of a kind that trio-websocket does not know.
+            return ""
+        return str(remote.address) if isinstance(remote, trio_websocket.Endpoint) else ""
+
+    async def receive(self) -> bytes | str | None:
+        """Return the next message, or None when there will be none.
+
+        Cancellation: Nothing is taken.
+        """
+        try:
+            return await self._connection.get_message()
+        except trio_websocket.ConnectionClosed:
+            return None
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send one binary message.
+
+        Raises:
+            trio.BrokenResourceError: The connection was closed.
+
+        Cancellation: The message may be torn; the connection must be closed then.
+        """
+        try:
+            await self._connection.send_message(bytes(data))
+        except Exception as error:
+            # Beside its own ConnectionClosed it lets out wsproto's, when the peer has just broken the protocol.
+            raise trio.BrokenResourceError("the connection was closed") from error
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Return at once: trio-websocket cannot tell."""
+        await trio.lowlevel.checkpoint()
+
+    async def ping(self) -> bool:
+        """Send a ping, wait for its pong, and return whether it could be sent at all.
+
+        Cancellation: As with ``send_all``.
+        """
+        try:
+            await self._connection.ping()
+        except Exception:  # noqa: BLE001 (as in send_all; whoever reads sees the end)
+            return False
+        return True
+
+    async def close(self, code: int, reason: str) -> None:
+        """Do the closing handshake, however long that takes, and close the stream.
+
+        Cancellation: The stream is closed, unless a Close had gone either way before.
+        """
+        await self._connection.aclose(code, reason)
+
+    async def aclose(self) -> None:
+        """Close the stream without a word."""
+        # trio-websocket's own aclose() does nothing once a Close has gone either way, and its reader then waits for
+        # as long as the peer likes, or its send for a peer that does not read. No public name leads to the stream.
+        stream: trio.abc.AsyncResource = getattr(self._connection, "_stream", self._connection)
+        await trio.aclose_forcefully(stream)
+
+    async def finish(self) -> None:
+        """Close the stream and wait, for half a second at most, until trio-websocket's reader has seen it.
+
+        It runs in the application's nursery, and would wait there for ever for somebody to take the messages that it
+        has read already.
+
+        Cancellation: Does not end it.
+        """
+        with trio.move_on_after(NOTICE_SECONDS, shield=True):
+            await self.aclose()
+            while await self.receive() is not None:
+                pass

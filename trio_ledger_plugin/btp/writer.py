@@ -33,6 +33,7 @@ class FrameWriter:
         stream: The stream to write to; nobody else may write to it.
         tasks: Owns the writing task.
         send_timeout: Seconds that one piece may take, kept by whoever watches ``deadline``.
+        piece_bytes: Frames leave together up to this size; with 1 each leaves by itself.
     """
 
     __slots__ = (
@@ -40,6 +41,7 @@ class FrameWriter:
         "_frames",
         "_limit",
         "_parked",
+        "_piece_bytes",
         "_pong",
         "_rest",
         "_retire",
@@ -57,8 +59,11 @@ class FrameWriter:
         "queued",
     )
 
-    def __init__(self, stream: trio.abc.SendStream, tasks: PluginTasks, send_timeout: float) -> None:
+    def __init__(
+        self, stream: trio.abc.SendStream, tasks: PluginTasks, send_timeout: float, *, piece_bytes: int = SEND_BYTES
+    ) -> None:
         self._stream = stream
+        self._piece_bytes = piece_bytes
         self._tasks = tasks
         self._send_timeout = send_timeout
         self._socket = plain_socket(stream)
@@ -192,6 +197,9 @@ class FrameWriter:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             # The reading side meets the same break and reports it; what is queued can never be sent.
             self.stop()
+        except Exception:  # noqa: BLE001 (a stream of the application's may raise anything, and the plugin outlives it)
+            self.stop()
+            await trio.aclose_forcefully(self._stream)
         except trio.Cancelled:
             # A frame may be torn: nothing may follow it.
             self.stop()
@@ -210,6 +218,14 @@ class FrameWriter:
             self._room.unpark_all()
 
     async def _drain(self) -> None:
+        if self._socket is not None and (piece := self._next_piece()):
+            # Mostly the socket takes all of it; Trio's own sending costs a turn of the loop more.
+            sent = write_socket(self._socket, piece)
+            self.bytes_sent += sent
+            self._rest = piece[sent:]
+            self.queued += len(self._rest)
+            if self._room:
+                self._let_in()
         while piece := self._next_piece():
             self.deadline = trio.current_time() + self._send_timeout
             await self._stream.send_all(piece)
@@ -229,13 +245,13 @@ class FrameWriter:
             self._pong = b""
             return piece
         if self._frames:
-            if self.queued <= SEND_BYTES:
+            if self.queued <= self._piece_bytes:
                 piece = b"".join(self._frames)
                 self._frames.clear()
             else:
                 size = count = 0
                 for frame in self._frames:
-                    if count and size + len(frame) > SEND_BYTES:
+                    if count and size + len(frame) > self._piece_bytes:
                         break
                     size += len(frame)
                     count += 1

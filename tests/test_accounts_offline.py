@@ -1,0 +1,158 @@
+"""Clients that are not there: what is sent to them is rejected at once, at any scale, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from typing import Any
+
+import pytest
+import trio
+from peers import dial, next_event
+from scripted import all_tasks, names, read_events
+from test_accounts import FULFILL, HOST, answer, code_of, enter, leave, open_accounts, prepare
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from trio_ledger_plugin import AccountConnected, AccountDisconnected, Connected, ConnectionLostError
+from trio_ledger_plugin.stores import MemoryStore
+
+SENDS = 100_000
+# Tracing what is allocated makes each send ten times as slow.
+TRACED = 10_000
+MONTH = 30 * 86400
+
+
+@pytest.fixture
+def clock() -> MockClock:
+    """A clock that jumps when everything waits: whatever took time shows on it."""
+    return MockClock(autojump_threshold=0.03)
+
+
+def held_by(plugin: Any) -> tuple[int, ...]:
+    """Count what a send could leave with the plugin, or in the program."""
+    gc.collect()
+    objects = len(gc.get_objects())
+    return len(plugin._accounts), plugin.calls_in_flight(), len(plugin._links()), len(all_tasks()), objects
+
+
+async def come_and_go(plugin: Any, name: str) -> None:
+    await (await enter(plugin, name)).aclose()
+    for kind in (Connected, AccountConnected, AccountDisconnected):
+        await next_event(plugin.events, kind)
+
+
+async def test_100_000_sends_to_clients_that_are_offline_leave_nothing_behind(clock: MockClock) -> None:
+    """mini-accounts keeps each for its whole timeout: a client that went away would cost the server its memory."""
+    async with open_accounts(store=MemoryStore()) as plugin:
+        # One that never came, one that went, and one that the application holds on to.
+        await come_and_go(plugin, "gone")
+        held = plugin.account("held")
+        requests = [
+            prepare(f"{HOST}.{name}", lifetime) for name in ("never", "gone", "held") for lifetime in (30, MONTH)
+        ]
+        start = trio.current_time()
+        first = [await plugin.send_data(request) for request in requests]
+        assert [code_of(response) for response in first] == ["T01"] * 6
+        before = held_by(plugin)
+        for number in range(SENDS - TRACED):
+            assert await plugin.send_data(requests[number % 6]) == first[0]
+        tracemalloc.start()
+        try:
+            for number in range(TRACED):
+                assert await plugin.send_data(requests[number % 6]) == first[0]
+            gc.collect()
+            grown, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        after = held_by(plugin)
+        assert after[:-1] == before[:-1]
+        assert after[-1] - before[-1] < 100
+        # Two bytes for each of them would be more.
+        assert grown < 2 * TRACED
+        assert trio.current_time() == start
+        assert not held.is_connected()
+        assert held.statistics().requests_sent == plugin.statistics().requests_sent == 0
+
+
+async def test_100_000_names_that_nobody_has_cost_nothing(clock: MockClock) -> None:
+    """Names cost a sender nothing to make up: each must not become an account."""
+    async with open_accounts(store=MemoryStore()) as plugin:
+        request = prepare(f"{HOST}.name-000000")
+        before = held_by(plugin)
+        for number in range(SENDS):
+            response = await plugin.send_data(request.replace(b"000000", b"%06d" % number))
+        assert code_of(response) == "T01"
+        after = held_by(plugin)
+        assert after[:-1] == before[:-1]
+        assert after[-1] - before[-1] < 100
+
+
+async def test_sends_at_once_to_a_client_that_is_offline_do_not_wait_for_each_other(clock: MockClock) -> None:
+    async with open_accounts(store=MemoryStore()) as plugin:
+        codes: list[str] = []
+
+        async def send() -> None:
+            codes.append(code_of(await plugin.send_data(prepare(f"{HOST}.alice", MONTH))))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(2000):
+                nursery.start_soon(send)
+        assert codes == ["T01"] * 2000
+        assert plugin.calls_in_flight() == 0
+        assert plugin.accounts() == ()
+
+
+@pytest.mark.parametrize("online", [True, False])
+async def test_what_has_expired_is_rejected_at_once_whoever_it_is_for(online: bool, clock: MockClock) -> None:
+    """Sent on, it could be fulfilled when nobody pays for it any more."""
+    async with open_accounts(store=MemoryStore()) as plugin:
+        alice = await enter(plugin, "alice") if online else None
+        before = held_by(plugin)
+        request = prepare(f"{HOST}.alice", -0.001)
+        for _ in range(1000):
+            assert code_of(await plugin.send_data(request)) == "R00"
+        assert held_by(plugin)[:-1] == before[:-1]
+        assert plugin.statistics().requests_sent == 0
+        if alice is not None:
+            await alice.aclose()
+
+
+async def test_a_month_of_lifetime_ends_with_the_connection_and_the_client_may_come_back(clock: MockClock) -> None:
+    """The sender would wait for the month, and the server keep the call."""
+    async with open_accounts(store=MemoryStore()) as plugin, trio.open_nursery() as nursery:
+        request = prepare(f"{HOST}.alice", MONTH)
+        for _ in range(3):
+            alice = await enter(plugin, "alice")
+            nursery.start_soon(answer, alice, FULFILL)
+            assert await plugin.send_data(request) == FULFILL
+            async with trio.open_nursery() as calls:
+                for _ in range(10):
+                    calls.start_soon(lose, plugin, request)
+                for _ in range(10):
+                    await alice.receive_packet()
+                assert plugin.calls_in_flight() == 10
+                await alice.aclose()
+            assert code_of(await plugin.send_data(request)) == "T01"
+            assert held_by(plugin)[:3] == (0, 0, 0)
+
+
+async def lose(plugin: Any, request: bytes) -> None:
+    with pytest.raises(ConnectionLostError):
+        await plugin.send_data(request)
+
+
+async def test_a_stranger_does_not_bring_an_offline_victim_online(clock: MockClock) -> None:
+    """The packets that are rejected while the victim is away would go to whoever knows its name."""
+    async with open_accounts(store=MemoryStore()) as plugin:
+        await come_and_go(plugin, "alice")
+        for _ in range(3):
+            thief = await dial(plugin.address)
+            refusal = await thief.authenticate("wrong", account="alice")
+            assert refusal.code == "F00"
+            # The thief is still there: it is being sent away.
+            assert code_of(await plugin.send_data(prepare(f"{HOST}.alice"))) == "T01"
+            await leave(thief)
+        await wait_all_tasks_blocked()
+        assert plugin.accounts() == ()
+        assert names(read_events(plugin)) == []
+        assert plugin.statistics().requests_sent == 0

@@ -1,0 +1,67 @@
+"""What a link needs of the connection below it, whoever reads and writes its bytes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .lane import Receiver
+    from .writer import FrameWriter
+
+__all__ = ["Carrier"]
+
+
+class Carrier(Protocol):
+    """An open WebSocket connection."""
+
+    @property
+    def peer(self) -> str:
+        """The address at the other end, for logs."""
+
+    @property
+    def writer(self) -> FrameWriter:
+        """The queue of what is to be sent."""
+
+    @property
+    def bytes_received(self) -> int:
+        """Bytes that have come so far; while they grow, the other end is alive."""
+
+    def open(self, receiver: Receiver, on_end: Callable[[bool], None]) -> None:
+        """Let messages come.
+
+        Args:
+            receiver: Where they go, in the order of the wire.
+            on_end: Called once, when nothing more will come; true when the plugin's tasks were cancelled.
+        """
+
+    def authenticated(self) -> None:
+        """Allow messages of full size."""
+
+    def write(self, message: bytes) -> None:
+        """Queue one binary message."""
+
+    def write_alone(self, message: bytes) -> None:
+        """Queue one binary message, or send it at once where that cannot wait."""
+
+    async def ping(self) -> None:
+        """Send a ping and wait for its pong, for ever if the connection ends first.
+
+        Cancellation: Safe at any time.
+        """
+
+    async def close(self, code: int, reason: str) -> None:
+        """Close with a closing handshake, for at most a second, then close the stream.
+
+        Cancellation: The stream is closed at once.
+        """
+
+    def abort(self) -> None:
+        """Close the stream without a word."""
+
+    async def wait_closed(self) -> None:
+        """Wait until the stream is closed and nothing more will come.
+
+        Cancellation: Safe at any time.
+        """
