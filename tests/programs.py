@@ -1,13 +1,21 @@
 """The program run as a process of its own, as its users run it."""
 
 import os
+import re
+import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
 
+import pytest
 import trio
 
 CANARY = "canary7f3a"
 PROGRAM = [sys.executable, "-m", "trio_ledger_plugin"]
 PATIENCE = 25.0
+
+posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and terminals")
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -31,3 +39,66 @@ def assert_one_error(stderr: str) -> None:
     assert stderr.startswith("error: ")
     assert stderr.count("\n") == 1
     assert CANARY not in stderr
+
+
+class Serving:
+    """A ``serve`` process, whose lines are read as they come."""
+
+    def __init__(self, process: trio.Process) -> None:
+        self.process = process
+        self.output = ""
+
+    async def wait_for(self, pattern: str) -> str:
+        assert self.process.stdout is not None
+        while not (found := re.search(pattern, self.output)):
+            chunk = await self.process.stdout.receive_some()
+            assert chunk, f"no {pattern!r} in {self.output!r}"
+            self.output += chunk.decode()
+        return found[1]
+
+    async def end(self, number: int) -> tuple[int, float]:
+        """Send a signal; return the exit code and the seconds that it took."""
+        assert self.process.stdout is not None
+        began = trio.current_time()
+        self.process.send_signal(number)
+        async for chunk in self.process.stdout:
+            self.output += chunk.decode()
+        return await self.process.wait(), trio.current_time() - began
+
+
+@asynccontextmanager
+async def serving(*args: str, **env: str) -> AsyncIterator[Serving]:
+    command = [*PROGRAM, "serve", "--port", "0", *args]
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            start = partial(
+                trio.run_process,
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                check=False,
+                env=environment(**env),
+            )
+            yield Serving(await nursery.start(start))
+            nursery.cancel_scope.cancel()
+
+
+async def on_a_terminal(*args: str, until: str | None = None, **env: str) -> str:
+    """Run the program on a pseudo-terminal, until it ends or has shown a text; return what it wrote."""
+    ours, theirs = os.openpty()
+    process = await trio.lowlevel.open_process(
+        [*PROGRAM, *args], stdin=theirs, stdout=theirs, stderr=theirs, env=environment(**{"TERM": "xterm", **env})
+    )
+    os.close(theirs)
+    shown = b""
+    async with trio.lowlevel.FdStream(ours) as terminal:
+        with trio.fail_after(PATIENCE):
+            try:
+                while until is None or until.encode() not in shown:
+                    shown += await terminal.receive_some()
+            except trio.BrokenResourceError:
+                pass  # how Linux says that the other end of a terminal is closed
+            if until is not None:
+                process.terminate()
+            assert await process.wait() == 0
+    return shown.decode()

@@ -13,7 +13,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from trio_ledger_plugin import LedgerPlugin, LedgerPluginError, PluginServices, open_plugin
 from trio_ledger_plugin.calls import CallTable
-from trio_ledger_plugin.handlers import HandlerQueue, Transfer
+from trio_ledger_plugin.handlers import HandlerQueue
+from trio_ledger_plugin.money.transfer import Transfer
 from trio_ledger_plugin.options import LinkOptions
 
 if TYPE_CHECKING:

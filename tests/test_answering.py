@@ -17,8 +17,8 @@ from trio_ledger_plugin import (
 )
 from trio_ledger_plugin.answering import Handlers, as_bytes
 from trio_ledger_plugin.errors import told_to_peer
-from trio_ledger_plugin.handlers import Transfer
 from trio_ledger_plugin.log import format_message
+from trio_ledger_plugin.money.transfer import Transfer
 
 CANARY = "canary-5d1f"
 

@@ -1,14 +1,10 @@
 """The program as its users meet it: real processes, real sockets, real signals, and every kind of mistake."""
 
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -17,7 +13,7 @@ from typing import Any, NoReturn
 import pytest
 import trio
 import trustme
-from programs import CANARY, PATIENCE, PROGRAM, assert_one_error, environment, run
+from programs import CANARY, PATIENCE, PROGRAM, assert_one_error, on_a_terminal, posix, run, serving
 
 from trio_ledger_plugin import open_plugin
 from trio_ledger_plugin.cli import main
@@ -26,51 +22,6 @@ from trio_ledger_plugin.commands.exits import bare_error, exit_code_of, one_line
 from trio_ledger_plugin.commands.replies import fulfill, make_question
 from trio_ledger_plugin.errors import NotAcceptedError, PluginFailedError
 from trio_ledger_plugin.options import BtpOptions, ListenerOptions
-
-posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and terminals")
-
-
-class Serving:
-    """A ``serve`` process, whose lines are read as they come."""
-
-    def __init__(self, process: trio.Process) -> None:
-        self.process = process
-        self.output = ""
-
-    async def wait_for(self, pattern: str) -> str:
-        assert self.process.stdout is not None
-        while not (found := re.search(pattern, self.output)):
-            chunk = await self.process.stdout.receive_some()
-            assert chunk, f"no {pattern!r} in {self.output!r}"
-            self.output += chunk.decode()
-        return found[1]
-
-    async def end(self, number: int) -> tuple[int, float]:
-        """Send a signal; return the exit code and the seconds that it took."""
-        assert self.process.stdout is not None
-        began = trio.current_time()
-        self.process.send_signal(number)
-        async for chunk in self.process.stdout:
-            self.output += chunk.decode()
-        return await self.process.wait(), trio.current_time() - began
-
-
-@asynccontextmanager
-async def serving(*args: str, **env: str) -> AsyncIterator[Serving]:
-    command = [*PROGRAM, "serve", "--port", "0", *args]
-    with trio.fail_after(PATIENCE):
-        async with trio.open_nursery() as nursery:
-            start = partial(
-                trio.run_process,
-                command,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                check=False,
-                env=environment(**env),
-            )
-            yield Serving(await nursery.start(start))
-            nursery.cancel_scope.cancel()
-
 
 # demo
 
@@ -293,27 +244,6 @@ async def test_only_a_terminal_sees_lines_that_change() -> None:
     assert "\x1b" in shown
 
 
-async def on_a_terminal(*args: str, until: str | None = None, **env: str) -> str:
-    """Run the program on a pseudo-terminal, until it ends or has shown a text; return what it wrote."""
-    ours, theirs = os.openpty()
-    process = await trio.lowlevel.open_process(
-        [*PROGRAM, *args], stdin=theirs, stdout=theirs, stderr=theirs, env=environment(**{"TERM": "xterm", **env})
-    )
-    os.close(theirs)
-    shown = b""
-    async with trio.lowlevel.FdStream(ours) as terminal:
-        with trio.fail_after(PATIENCE):
-            try:
-                while until is None or until.encode() not in shown:
-                    shown += await terminal.receive_some()
-            except trio.BrokenResourceError:
-                pass  # how Linux says that the other end of a terminal is closed
-            if until is not None:
-                process.terminate()
-            assert await process.wait() == 0
-    return shown.decode()
-
-
 # Mistakes, and the program as a whole
 
 
@@ -332,6 +262,10 @@ async def on_a_terminal(*args: str, until: str | None = None, **env: str) -> str
         (["ping", "--count", f"btp+ws://a:{CANARY}@h"], "--count"),
         (["ping", "--interval", "nan", "btp+ws://:x@localhost"], "NaN"),
         (["ping", "--timeout", "inf", "btp+ws://:x@localhost"], "--timeout"),
+        (["ildcp"], "URL"),
+        (["ildcp", f"btp+ws://a:{CANARY}@connector.example"], "--allow-insecure"),
+        (["ildcp", "btp+ws://localhost"], "TRIO_LEDGER_PLUGIN_SECRET"),
+        (["ildcp", "--timeout", "0", "btp+ws://:x@localhost"], "--timeout"),
         (["serve", "--port", "65536"], "--port"),
         (["serve", "--secret", ""], "leave it out"),
         (["serve", "--reply", "shout"], "--reply"),
@@ -361,7 +295,7 @@ async def test_without_the_extra_the_program_says_what_to_install(missing: str) 
     assert done.stderr.decode() == "error: the command line is an extra: pip install 'trio-ledger-plugin[cli]'\n"
 
 
-@pytest.mark.parametrize("args", [[], ["--help"], ["demo", "-h"], ["serve", "-h"], ["ping", "-h"], ["decode", "-h"]])
+@pytest.mark.parametrize("args", [[], *([command, "-h"] for command in ("demo", "serve", "ping", "ildcp", "decode"))])
 def test_help_teaches(args: list[str], capsys: Any) -> None:
     assert main(args) == 0
     out = capsys.readouterr().out

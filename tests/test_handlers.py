@@ -10,7 +10,8 @@ from scripted import after, all_tasks, scripted, sleep_on, sleeping
 from trio.testing import wait_all_tasks_blocked
 
 from trio_ledger_plugin import LedgerPluginError, NotAcceptedError, UnreachableError, current_transfer
-from trio_ledger_plugin.handlers import REQUEST_BYTES, Transfer
+from trio_ledger_plugin.handlers import REQUEST_BYTES
+from trio_ledger_plugin.money.transfer import Transfer
 
 seen: ContextVar[str] = ContextVar("seen", default="nothing")
 

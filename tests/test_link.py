@@ -5,17 +5,20 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 import trio
 import trio.testing
+import trio_websocket
 from peers import BINARY, PING, PONG, TEXT, Peer, Recorder, next_event, shake_hands
 from trio.testing import MockClock
 
+from trio_ledger_plugin.btp.carrier import Carrier
 from trio_ledger_plugin.btp.link import Link
 from trio_ledger_plugin.btp.plugin import BtpPlugin
-from trio_ledger_plugin.btp.websocket import WebSocket, accept_websocket
+from trio_ledger_plugin.btp.slowlane import SlowLane
+from trio_ledger_plugin.btp.websocket import Accepted, accept_websocket
 from trio_ledger_plugin.codec import btp
 from trio_ledger_plugin.errors import (
     ConnectionLostError,
@@ -27,7 +30,7 @@ from trio_ledger_plugin.errors import (
     TransferInDoubtError,
 )
 from trio_ledger_plugin.events import Connected, Disconnected
-from trio_ledger_plugin.handlers import current_transfer
+from trio_ledger_plugin.money.transfer import current_transfer
 from trio_ledger_plugin.options import BtpOptions, ListenerOptions
 from trio_ledger_plugin.secret import Secret
 from trio_ledger_plugin.services import PluginServices
@@ -39,16 +42,36 @@ KIB = 1024
 NOON = datetime(2018, 8, 31, 12, 0, 0, 899_000, tzinfo=UTC)
 
 
+@pytest.fixture(autouse=True, params=["fast lane", "slow lane"])
+def _lane(request: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run every test on both lanes: a peer must not be able to tell which one it is on."""
+    monkeypatch.setattr(LinkedPlugin, "fast", request.param == "fast lane")
+
+
 class LinkedPlugin(BtpPlugin):
     """A BTP plugin whose one connection is a stream in memory, its peer authenticated already."""
 
+    fast: ClassVar[bool] = True
     near: Any
-    websocket: WebSocket
+    websocket: Carrier
 
     async def run_connection(self, *, task_status: trio.TaskStatus[None]) -> None:
-        self.websocket = await accept_websocket(
-            self.near, self.tasks, self.options, peer="peer", refuse=lambda handshake: None
-        )
+        if self.fast:
+            self.websocket = await accept_websocket(
+                self.near, self.tasks, self.options, peer="peer", refuse=lambda handshake: None
+            )
+            await self._run_link(task_status)
+        else:
+            async with trio.open_nursery() as nursery:
+                request = await trio_websocket.wrap_server_stream(nursery, self.near)
+                accepted = Accepted(await request.accept())
+                self.websocket = SlowLane(accepted, self.tasks, self.options, "peer")
+                try:
+                    await self._run_link(task_status)
+                finally:
+                    nursery.cancel_scope.cancel()
+
+    async def _run_link(self, task_status: trio.TaskStatus[None]) -> None:
         host: ListenerHost = self
         link = Link(host, self.websocket, self.link_lost)
         link.begin(lambda message: None)

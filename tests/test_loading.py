@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 import pytest
 
+from trio_ledger_plugin.btp.accounts_options import AccountsOptions
 from trio_ledger_plugin.errors import InvalidFieldsError
 from trio_ledger_plugin.loading import (
     PLUGIN_ALIASES,
@@ -68,9 +69,11 @@ def test_javascript_names_and_ours_give_the_same_options() -> None:
 def test_times_are_milliseconds_under_javascript_names_and_seconds_under_ours(name: Any) -> None:
     first, *others = name.split("_")
     camel = first + "".join(map(str.title, others))
-    assert getattr(options_from_mapping(LinkOptions, {name: 1500}), name) == 1500
-    assert getattr(options_from_mapping(LinkOptions, {camel: 1500}), name) == 1.5
-    assert getattr(options_from_mapping(LinkOptions, {camel: math.inf}), name) == math.inf
+    seconds = 100_000 if name == "key_retention" else 1.5
+    assert getattr(options_from_mapping(LinkOptions, {name: seconds}), name) == seconds
+    assert getattr(options_from_mapping(LinkOptions, {camel: 1000 * seconds}), name) == seconds
+    if name != "key_retention":
+        assert getattr(options_from_mapping(LinkOptions, {camel: math.inf}), name) == math.inf
 
 
 def test_a_time_of_zero_is_the_default_in_javascript_and_a_slip_here() -> None:
@@ -94,6 +97,12 @@ def test_null_is_the_same_as_not_given() -> None:
     assert options == BtpOptions(listener=ListenerOptions(0, "s"))
 
 
+@pytest.mark.parametrize("cls", [ListenerOptions, AccountsOptions])
+def test_the_null_of_a_port_means_none(cls: Any) -> None:
+    """A server that is to be reached through the application's own must not open another port after all."""
+    assert options_from_mapping(cls, {"port": None, **({"secret": "s"} if cls is ListenerOptions else {})}).port is None
+
+
 def test_a_listener_is_a_mapping_within() -> None:
     options = options_from_mapping(BtpOptions, {"listener": {"port": 7768, "secret": "s", "host": "192.0.2.1"}})
     assert options.listener == ListenerOptions(7768, Secret("s"), "192.0.2.1")
@@ -115,7 +124,7 @@ def test_every_problem_is_told_at_once_the_listeners_too() -> None:
         },
     ) == [
         "- listener.'prot': unknown, did you mean 'port'?",
-        "- listener.port: got -1, must be a port number from 0 to 65535",
+        "- listener.port: got -1, must be a port number from 0 to 65535, or None to open none",
         "- listener.secret: got a value of type list, must be text (str) or a Secret, not empty",
         "- maxHandlers: given as max_handlers too, must be given once",
         "- 'sever': unknown, did you mean 'server'?",

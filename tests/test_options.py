@@ -112,6 +112,10 @@ def test_the_defaults_are_those_of_the_documentation() -> None:
         "max_unauthenticated_per_address": 16,
         "max_failures_per_minute": 5,
         "trusted_proxies": (),
+        "money": "auto",
+        "ledger_id": "main",
+        "key_retention": 604800.0,
+        "max_transfer_keys": 1000000,
     }
 
 
@@ -200,10 +204,10 @@ def test_a_listener_stays_on_this_machine_unless_told_otherwise() -> None:
     assert listener.secret == Secret("token") == ListenerOptions(port=1, secret=Secret("token")).secret
 
 
-@pytest.mark.parametrize("port", [-1, 65536, "7768", True, 80.0, None])
+@pytest.mark.parametrize("port", [-1, 65536, "7768", True, 80.0])
 def test_a_listener_refuses_a_wrong_port(port: Any) -> None:
     assert problems_of(ListenerOptions, port, "token") == [
-        f"- port: got {port!r}, must be a port number from 0 to 65535"
+        f"- port: got {port!r}, must be a port number from 0 to 65535, or None to open none"
     ]
 
 
@@ -446,3 +450,20 @@ def test_no_credential_leaves_an_options_object(options: Any) -> None:
 )
 def test_no_credential_is_in_the_error_of_a_failed_construction(fields: Any) -> None:
     assert problems_of(BtpOptions, **fields)
+
+
+def test_keys_are_kept_for_a_day_at_least() -> None:
+    assert LinkOptions(key_retention=86400).key_retention == 86400
+    for wrong in (86399, 0, math.inf, math.nan, True, "86400"):
+        make: Any = LinkOptions
+        (problem,) = problems_of(make, key_retention=wrong)
+        assert "must be a number of seconds from 86,400 (24 hours)" in problem
+
+
+def test_money_has_three_settings() -> None:
+    for right in ("auto", "keyed", "plain"):
+        assert LinkOptions(money=right).money == right
+    make: Any = LinkOptions
+    for wrong in ("KEYED", "", None, True):
+        (problem,) = problems_of(make, money=wrong)
+        assert "must be 'auto', 'keyed' or 'plain'" in problem

@@ -29,9 +29,9 @@ from trio_ledger_plugin import (
     options_from_environment,
 )
 from trio_ledger_plugin.events import Event
-from trio_ledger_plugin.handlers import Transfer
 from trio_ledger_plugin.log import StdlibLog
 from trio_ledger_plugin.loopback import LoopbackPlugin
+from trio_ledger_plugin.money.transfer import Transfer
 from trio_ledger_plugin.options import BtpOptions, ListenerOptions, LoopbackOptions
 from trio_ledger_plugin.secret import Secret
 from trio_ledger_plugin.statistics import Statistics

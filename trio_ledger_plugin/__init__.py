@@ -14,12 +14,15 @@ from .errors import (
     InvalidServicesError,
     LedgerPluginError,
     MoneyHandlerAlreadyRegisteredError,
+    MoneyLevelError,
     NotAcceptedError,
     NotConnectedError,
     PluginClosedError,
     PluginFailedError,
     RemoteError,
     ResponseTimeoutError,
+    StoreError,
+    StoreInDoubtError,
     TransferInDoubtError,
     TransferNotFoundError,
     UnreachableError,
@@ -32,14 +35,16 @@ from .events import (
     EventsDropped,
     Failed,
 )
-from .handlers import current_transfer
 from .ildcp import fetch_ildcp
 from .loading import options_from_environment
 from .loopback import loopback_pair
+from .money.entries import JournalEntry, Totals, TransferDirection, TransferState
+from .money.transfer import MoneyLevel, Transfer, current_transfer
+from .money.transfers import Transfers
 from .opening import create_plugin, open_plugin
 from .options import ConnectOptions
 from .plugin import LedgerPlugin
-from .services import Log, PluginServices, Store
+from .services import Log, PluginServices, Store, TransactionalStore
 
 __all__ = [
     "AccountConnected",
@@ -60,10 +65,13 @@ __all__ = [
     "InvalidFieldsError",
     "InvalidFulfillmentError",
     "InvalidServicesError",
+    "JournalEntry",
     "LedgerPlugin",
     "LedgerPluginError",
     "Log",
     "MoneyHandlerAlreadyRegisteredError",
+    "MoneyLevel",
+    "MoneyLevelError",
     "NotAcceptedError",
     "NotConnectedError",
     "PluginClosedError",
@@ -72,8 +80,16 @@ __all__ = [
     "RemoteError",
     "ResponseTimeoutError",
     "Store",
+    "StoreError",
+    "StoreInDoubtError",
+    "Totals",
+    "TransactionalStore",
+    "Transfer",
+    "TransferDirection",
     "TransferInDoubtError",
     "TransferNotFoundError",
+    "TransferState",
+    "Transfers",
     "UnreachableError",
     "create_plugin",
     "current_transfer",

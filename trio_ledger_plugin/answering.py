@@ -3,42 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from inspect import iscoroutine, iscoroutinefunction
 from typing import TYPE_CHECKING, TypeAlias
 from uuid import uuid4
 
 from .errors import (
     DataHandlerAlreadyRegisteredError,
+    InvalidServicesError,
     LedgerPluginError,
     MoneyHandlerAlreadyRegisteredError,
     NotAcceptedError,
     RemoteError,
     UnreachableError,
 )
-from .handlers import Transfer, enter_transfer
+from .money.transfer import Transfer, enter_transfer
+from .stores.trouble import is_storage_trouble
 
 if TYPE_CHECKING:
+    import sqlite3
+
+    from .money.ledger import Ledger
     from .services import Log
 
-__all__ = ["DataHandler", "Handlers", "MoneyHandler", "Reply", "as_bytes"]
+__all__ = ["DataHandler", "Handlers", "MoneyHandler", "Reply", "TransactionalMoneyHandler", "as_bytes"]
 
 DataHandler: TypeAlias = Callable[[bytes], Awaitable[bytes]]
 MoneyHandler: TypeAlias = Callable[[str], Awaitable[None]]
+TransactionalMoneyHandler: TypeAlias = "Callable[[sqlite3.Connection, Transfer], None]"
 
 # What a request is answered with: a response, the acknowledgement of a transfer, or an error.
 Reply: TypeAlias = bytes | LedgerPluginError | None
 
 
 class Handlers:
-    """The two handlers of one plugin.
+    """The handlers of one plugin: one of data, and one of money.
 
     Args:
         log: Told of errors that the peer must not read.
+        ledger: The plugin's journal of transfers; None where there is no store for one.
     """
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, ledger: Ledger | None = None) -> None:
         self._log = log
+        self._ledger = ledger
         self._data: DataHandler | None = None
         self._money: MoneyHandler | None = None
+        self._transactional: TransactionalMoneyHandler | None = None
         self.closing = False
 
     def register_data(self, handler: DataHandler) -> None:
@@ -60,14 +70,34 @@ class Handlers:
 
         Raises:
             TypeError: It cannot be called.
-            MoneyHandlerAlreadyRegisteredError: One is set already.
+            MoneyHandlerAlreadyRegisteredError: One is set already, of either kind.
         """
         _check_callable("money", handler)
-        if self._money is not None:
+        self._check_no_money_handler()
+        self._money = handler
+        if self._ledger is not None:
+            self._ledger.outbox.look_again()
+
+    def register_transactional_money(self, handler: TransactionalMoneyHandler) -> None:
+        """Set the money handler that runs inside the transaction of the transfer.
+
+        Raises:
+            TypeError: It cannot be called, or is an async function.
+            InvalidServicesError: There is no transactional store.
+            MoneyHandlerAlreadyRegisteredError: One is set already, of either kind.
+        """
+        if not callable(handler) or iscoroutinefunction(handler):
+            raise TypeError("a transactional money handler is a plain function: it runs on the store's thread")
+        if self._ledger is None:
+            raise InvalidServicesError("store: a transactional money handler needs one that has transaction()")
+        self._check_no_money_handler()
+        self._transactional = handler
+
+    def _check_no_money_handler(self) -> None:
+        if self.serves_money:
             raise MoneyHandlerAlreadyRegisteredError(
                 "a money handler is registered already; call deregister_money_handler() first"
             )
-        self._money = handler
 
     @property
     def serves_data(self) -> bool:
@@ -76,16 +106,21 @@ class Handlers:
 
     @property
     def serves_money(self) -> bool:
-        """Whether a money handler is set."""
-        return self._money is not None
+        """Whether a money handler is set, of either kind."""
+        return self._money is not None or self._transactional is not None
+
+    @property
+    def money(self) -> MoneyHandler | None:
+        """The money handler that is called once a transfer is credited, if one is set."""
+        return self._money
 
     def deregister_data(self) -> None:
         """Remove the data handler, if one is set."""
         self._data = None
 
     def deregister_money(self) -> None:
-        """Remove the money handler, if one is set."""
-        self._money = None
+        """Remove the money handler, of either kind, if one is set."""
+        self._money = self._transactional = None
 
     async def answer(self, payload: bytes | Transfer) -> Reply:
         """Have a handler serve a request or a transfer, and return the reply; no exception of a handler's leaves."""
@@ -101,20 +136,66 @@ class Handlers:
         except Exception as error:  # noqa: BLE001 (whatever a handler raises, the peer gets one reply)
             return self._refusal("money" if isinstance(payload, Transfer) else "data", error)
 
-    async def _apply(self, transfer: Transfer) -> NotAcceptedError | None:
+    async def _apply(self, transfer: Transfer) -> LedgerPluginError | None:
+        if self._ledger is not None:
+            if self._transactional is None:
+                return await self._ledger.receive(transfer, None)
+            return await self._apply_within(self._ledger, transfer, self._transactional)
         if self._money is None:
             return NotAcceptedError("no money handler is registered")
         enter_transfer(transfer)
         await self._money(transfer.amount)
         return None
 
+    async def _apply_within(
+        self, ledger: Ledger, transfer: Transfer, handler: TransactionalMoneyHandler
+    ) -> LedgerPluginError | None:
+        failures: list[tuple[str, Exception]] = []
+
+        def apply(connection: sqlite3.Connection, received: Transfer) -> LedgerPluginError | None:
+            # On the store's thread, and perhaps twice: the log is told afterwards.
+            failures.clear()
+            try:
+                _check_plain(handler(connection, received))  # type: ignore[func-returns-value]  # that is checked
+            except Exception as error:
+                if is_storage_trouble(error):
+                    raise
+                refusal, reference = _judge("money", error)
+                failures.append((reference, error))
+                return refusal
+            return None
+
+        refusal = await ledger.receive(transfer, apply)
+        for reference, error in failures:
+            self._tell("money", reference, error)
+        return refusal
+
     def _refusal(self, kind: str, error: Exception) -> LedgerPluginError:
-        """Return what the peer is told: the error's own words only where its class is one that peers know."""
-        if isinstance(error, LedgerPluginError) and type(error).code and not isinstance(error, RemoteError):
-            return error
-        reference = uuid4().hex[:12]
-        self._log.error("the %s handler failed, reference %s: %o", kind, reference, error)
-        return NotAcceptedError(f"the {kind} handler failed, reference {reference}")
+        refusal, reference = _judge(kind, error)
+        self._tell(kind, reference, error)
+        return refusal
+
+    def _tell(self, kind: str, reference: str, error: Exception) -> None:
+        if reference:
+            self._log.error("the %s handler failed, reference %s: %o", kind, reference, error)
+
+
+def _judge(kind: str, error: Exception) -> tuple[LedgerPluginError, str]:
+    """Return what the peer is told, and a reference for the log, empty where the peer is told the error itself.
+
+    The error's own words are told only where its class is one that peers know.
+    """
+    if isinstance(error, LedgerPluginError) and type(error).code and not isinstance(error, RemoteError):
+        return error, ""
+    reference = uuid4().hex[:12]
+    return NotAcceptedError(f"the {kind} handler failed, reference {reference}"), reference
+
+
+def _check_plain(result: object) -> None:
+    """Refuse what an async function in disguise returns: it has done nothing."""
+    if iscoroutine(result):
+        result.close()
+        raise TypeError("a transactional money handler is a plain function; this one returned a coroutine")
 
 
 def as_bytes(data: object) -> bytes:

@@ -8,11 +8,11 @@ and cancelled; a money handler is left to finish, since nobody can say whether i
 from __future__ import annotations
 
 from collections import deque
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import trio
-from attrs import field, frozen
+
+from .money.transfer import Transfer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -21,45 +21,10 @@ if TYPE_CHECKING:
     from .services import Log
     from .tasks import PluginTasks
 
-__all__ = ["Answer", "HandlerPool", "HandlerQueue", "Transfer", "current_transfer", "enter_transfer"]
+__all__ = ["Answer", "HandlerPool", "HandlerQueue"]
 
 # What a waiting request takes beside its payload: many empty ones must not grow without bound either.
 REQUEST_BYTES = 200
-
-
-@frozen
-class Transfer:
-    """One incoming transfer, as ``current_transfer()`` gives it inside a money handler.
-
-    Attributes:
-        amount: Units of the ledger's smallest denomination, as decimal text.
-        account: The account that it came from; empty for a plugin with one peer.
-        key: The sender's idempotency key, or None where the transfer carries none.
-    """
-
-    amount: str
-    account: str = ""
-    key: str | None = field(default=None, kw_only=True)
-
-
-_transfer: ContextVar[Transfer] = ContextVar("transfer")
-
-
-def current_transfer() -> Transfer:
-    """Return the transfer that the running money handler was called for.
-
-    Raises:
-        RuntimeError: No money handler runs here.
-    """
-    try:
-        return _transfer.get()
-    except LookupError:
-        raise RuntimeError("current_transfer() works inside a money handler only") from None
-
-
-def enter_transfer(transfer: Transfer) -> None:
-    """Make a transfer the current one; each handler's context is its own, so nothing takes it back."""
-    _transfer.set(transfer)
 
 
 Answer: TypeAlias = "Callable[[bytes | Transfer], Awaitable[Reply]]"

@@ -37,6 +37,7 @@ from .tasks import PluginTasks, bare
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .money.desk import MoneyDesk
     from .secret import Secret
     from .services import PluginServices
 
@@ -71,9 +72,10 @@ class Lifecycle(ABC):
         self.services: PluginServices = services
         self.log: SafeLog = SafeLog(services.log or StdlibLog(), self.secrets())
         self.counters: Counters = Counters()
-        self.handlers: Handlers = Handlers(self.log)
         self.tasks: PluginTasks = PluginTasks(nursery, self._tasks_ended)
         self.tasks.busy = self._is_busy
+        self.desk: MoneyDesk = self.make_desk()
+        self.handlers: Handlers = Handlers(self.log, self.desk.ledger)
         self.pool: HandlerPool = HandlerPool(
             self.tasks,
             self.log,
@@ -106,6 +108,10 @@ class Lifecycle(ABC):
 
         Cancellation: Drop the link at once. What is to be finished first belongs into ``finish_calls``.
         """
+
+    @abstractmethod
+    def make_desk(self) -> MoneyDesk:
+        """Return what looks after the plugin's money."""
 
     @abstractmethod
     def fail_calls(self, make_error: Callable[[], LedgerPluginError]) -> None:
@@ -172,9 +178,12 @@ class Lifecycle(ABC):
 
     async def _begin(self) -> None:
         """Open the tasks' home and begin an attempt, unless another task does it meanwhile."""
+        self.desk.claim()
         self.tasks.leaving = False
         try:
             await self.tasks.start()
+            # The home before this one has given the ledger up when it ended.
+            self.desk.claim()
             if self._connection is None and self._state is _State.IDLE and self.tasks.running:
                 self._state = _State.CONNECTING
                 self.connect_error = None
@@ -192,7 +201,7 @@ class Lifecycle(ABC):
         """Own one run of ``run_connection`` from the attempt to its end."""
         error: Exception | None = None
         try:
-            await connection.run(partial(self.run_connection, task_status=connection))
+            await connection.run(partial(self._connect_and_stay, connection))
         except Exception as raised:  # noqa: BLE001 (whatever it is, connect() or the failure tells it)
             error = bare(raised)
         fatal = connection.is_settled
@@ -205,6 +214,10 @@ class Lifecycle(ABC):
         self.tasks.leave()
         if error is not None and fatal:
             self.fail(error)
+
+    async def _connect_and_stay(self, connection: Connection) -> None:
+        await self.desk.open()
+        await self.run_connection(task_status=connection)
 
     async def disconnect(self) -> None:
         """Part from the peer (RFC-0024, disconnect). Does nothing when not connected; ``connect()`` may follow.
@@ -220,12 +233,17 @@ class Lifecycle(ABC):
         self._state = _State.DISCONNECTING
         self.link_down("disconnected")
         self.fail_calls(lambda: PluginClosedError("the plugin was disconnected"))
+        self.desk.abandon("the plugin was disconnected")
         try:
             with trio.move_on_after(PARTING_SECONDS):
                 await self.finish_calls()
         finally:
             connection.cancel()
         await connection.ended.wait()
+        if self.desk.ledger is not None and not self._is_busy():
+            # The ledger is given up when the tasks have ended, and another plugin may be waiting to have it.
+            with trio.move_on_after(END_SECONDS):
+                await self.tasks.wait_ended()
 
     async def aclose(self) -> None:
         """Close the plugin for good: drain, part from the peer, end the events. Safe to call twice.
@@ -240,7 +258,9 @@ class Lifecycle(ABC):
                 self._draining = self.handlers.closing = True
                 with trio.move_on_after(self.options.close_timeout):
                     await self.pool.wait_quiet()
+                    await self.desk.finish_handlers()
                     await self.finish_calls()
+                    await self.desk.finish_records()
         finally:
             self._end()
             self.tasks.cancel()
@@ -272,6 +292,7 @@ class Lifecycle(ABC):
         self._connected = True
         self._tell()
         self._stream.publish(Connected())
+        self.desk.link_up()
 
     def link_down(self, reason: str) -> None:
         """Tell that the peer is gone; does nothing when none was there."""
@@ -340,6 +361,7 @@ class Lifecycle(ABC):
             self.fail_calls(self._failed_again)
         else:
             self.fail_calls(lambda: PluginClosedError("the plugin was closed"))
+        self.desk.close("the plugin was closed")
         self.link_down("failed" if self._failure is not None else "closed")
         self._tell()
         self._stream.close(last)
@@ -348,10 +370,11 @@ class Lifecycle(ABC):
             self._connection.settle(self._failure or PluginClosedError("the plugin was closed while it connected"))
 
     def _is_busy(self) -> bool:
-        return self._connection is not None or self.pool.running > 0
+        return self._connection is not None or self.pool.running > 0 or self.desk.is_busy
 
     def _tasks_ended(self, crash: Exception | None, *, cancelled: bool) -> Exception | None:
         """Settle the state when the tasks have ended; return what is to leave through the nursery."""
+        self.desk.release()
         if crash is not None:
             self.fail(bare(crash))
         elif cancelled and self._state is not _State.FAILED:

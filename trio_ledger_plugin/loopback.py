@@ -19,6 +19,7 @@ from .errors import (
     ConnectionLostError,
     InvalidFieldsError,
     LedgerPluginError,
+    NotConnectedError,
     PluginClosedError,
     PluginFailedError,
     RemoteError,
@@ -27,7 +28,8 @@ from .errors import (
     UnreachableError,
     told_to_peer,
 )
-from .handlers import HandlerQueue, Transfer
+from .handlers import HandlerQueue
+from .money.transfer import MoneyLevel, Transfer
 from .opening import open_plugin
 from .options import LoopbackOptions
 from .plugin import LedgerPlugin
@@ -107,13 +109,21 @@ class LoopbackPlugin(LedgerPlugin):
         return await self._ask(data, len(data))
 
     async def carry_money(self, transfer: Transfer) -> None:
-        """Hand a transfer to the peer, at most once."""
+        """Hand a transfer to the peer, once."""
         assert transfer.key is not None
         await self._wait_for_turn()
+        if transfer.level is MoneyLevel.KEYED and self.peer_retention() is None:
+            raise NotConnectedError("the peer does not keep transfer keys; nothing was sent")
         try:
-            await self._ask(Transfer(transfer.amount), 0)
+            await self._ask(transfer, 0)
         except (ConnectionLostError, ResponseTimeoutError, PluginClosedError, PluginFailedError) as error:
             raise TransferInDoubtError(transfer.key, transfer.amount, str(error)) from error
+
+    def peer_retention(self) -> int | None:
+        """Return for how many seconds the peer keeps transfer keys, where both ends do."""
+        if self._peer is None or self.desk.offered_retention is None:
+            return None
+        return self._peer.desk.offered_retention
 
     async def _ask(self, payload: bytes | Transfer, size: int) -> bytes:
         calls, peer = self._calls, self._peer
@@ -134,6 +144,10 @@ class LoopbackPlugin(LedgerPlugin):
     def receive(self, request_id: int, payload: bytes | Transfer, size: int) -> None:
         """Take a request or transfer of the peer's."""
         self.counters.requests_received += 1
+        if isinstance(payload, Transfer):
+            keyed = payload.level is MoneyLevel.KEYED
+            key, digest = (payload.key, payload.amount.encode()) if keyed else (None, b"")
+            payload = Transfer(payload.amount, key=key, level=payload.level, digest=digest)
         if not self._requests.submit(request_id, payload, size):
             # In a task: the caller has to wait before it can be woken.
             self.tasks.spawn(self.reply, request_id, UnreachableError("too many requests wait already"))
@@ -203,7 +217,8 @@ async def loopback_pair(
     """Open two loopback plugins that are peers.
 
     Args:
-        services: What both are given.
+        services: What both are given. In a transactional store the first keeps its transfers as ledger ``main``, the
+            second as ``peer``.
         nursery: Where their tasks run; when None, around the block.
 
     Yields:
@@ -214,9 +229,10 @@ async def loopback_pair(
 
     Cancellation: Closes both at once.
     """
-    options = LoopbackOptions(name=f"pair-{uuid4()}")
+    name = f"pair-{uuid4()}"
     async with AsyncExitStack() as stack:
-        first = await stack.enter_async_context(open_plugin(options, services, nursery=nursery))
+        first = await stack.enter_async_context(open_plugin(LoopbackOptions(name=name), services, nursery=nursery))
+        options = LoopbackOptions(name=name, ledger_id="peer")
         second = await stack.enter_async_context(open_plugin(options, services, nursery=nursery))
         assert isinstance(first, LoopbackPlugin)
         assert isinstance(second, LoopbackPlugin)

@@ -15,7 +15,7 @@ from .tasks import bare
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-    from .answering import DataHandler, MoneyHandler
+    from .answering import DataHandler, MoneyHandler, TransactionalMoneyHandler
     from .checking import CheckedOptions
     from .options import ConnectOptions
     from .plugin import LedgerPlugin
@@ -61,6 +61,7 @@ async def open_plugin(
     connect: ConnectOptions | None = None,
     data_handler: DataHandler | None = None,
     money_handler: MoneyHandler | None = None,
+    transactional_money_handler: TransactionalMoneyHandler | None = None,
     nursery: trio.Nursery | None = None,
 ) -> AsyncIterator[LedgerPlugin]:
     """Make a plugin, connect it, and close it at the end of the block.
@@ -75,6 +76,7 @@ async def open_plugin(
         connect: The timeout of the connection, in milliseconds.
         data_handler: ``async (data: bytes) -> bytes``, registered before the connection opens.
         money_handler: ``async (amount: str) -> None``, likewise.
+        transactional_money_handler: ``(connection, transfer) -> None``, likewise, instead of ``money_handler``.
         nursery: Where the plugin's tasks run; when None, a nursery of the block's own. Either way they end with
             the block, and a failure cancels the block alone.
 
@@ -109,6 +111,8 @@ async def open_plugin(
             plugin.register_data_handler(data_handler)
         if money_handler is not None:
             plugin.register_money_handler(money_handler)
+        if transactional_money_handler is not None:
+            plugin.register_transactional_money_handler(transactional_money_handler)
         try:
             with block:
                 async with _closing(plugin):

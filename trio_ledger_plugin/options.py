@@ -14,8 +14,10 @@ from .checking import (
     COUNT,
     CREDENTIAL,
     FLAGS,
+    MONEY,
     NAME,
     PORT,
+    RETENTION,
     RULE,
     SECONDS,
     SECRET,
@@ -128,6 +130,11 @@ class LinkOptions(CheckedOptions):
         max_unauthenticated_per_address: The same from one address.
         max_failures_per_minute: Failed authentications from one address before answers slow down.
         trusted_proxies: IP addresses that many peers share, so that limits by address do not apply to them.
+        money: ``"auto"``: at KEYED where both ends can, else at PLAIN; ``"keyed"``: at KEYED or not at all;
+            ``"plain"``: at PLAIN. KEYED needs a transactional store at both ends.
+        ledger_id: Tells the transfers of this plugin from those of others in the same store.
+        key_retention: How long the keys of transfers are remembered; 24 hours at least.
+        max_transfer_keys: Incoming transfers that are remembered for an account; more are refused for the time.
 
     Raises:
         InvalidFieldsError: Any field is wrong; every bad one is named.
@@ -157,6 +164,10 @@ class LinkOptions(CheckedOptions):
     max_unauthenticated_per_address: int = field(default=16, metadata=COUNT)
     max_failures_per_minute: int = field(default=5, metadata=COUNT)
     trusted_proxies: tuple[str, ...] = field(default=(), converter=_as_tuple, metadata=ADDRESSES)
+    money: str = field(default="auto", metadata=MONEY)
+    ledger_id: str = field(default="main", metadata=NAME)
+    key_retention: float = field(default=7 * 24 * 60 * 60.0, metadata=RETENTION)
+    max_transfer_keys: int = field(default=1_000_000, metadata=COUNT)
 
     @property
     def max_data_bytes(self) -> int:
@@ -169,7 +180,8 @@ class ListenerOptions(CheckedOptions):
     """Where a plugin listens for its one peer, and the token that the peer must show.
 
     Attributes:
-        port: The TCP port; 0 takes a free one, which ``plugin.address`` tells.
+        port: The TCP port; 0 takes a free one, which ``plugin.address`` tells. None opens none: connections are
+            handed over with ``serve_stream()`` and ``serve_websocket()`` only.
         secret: The token that the peer authenticates with; text is taken too.
         host: The address to listen on.
         ssl_context: A server's TLS context; None listens without TLS.
@@ -178,7 +190,7 @@ class ListenerOptions(CheckedOptions):
         InvalidFieldsError: Any field is wrong; every bad one is named.
     """
 
-    port: int = field(metadata=PORT)
+    port: int | None = field(metadata=PORT)
     secret: Secret = field(converter=as_secret, metadata=CREDENTIAL)
     host: str = field(default="127.0.0.1", metadata=WORD)
     ssl_context: ssl.SSLContext | None = field(default=None, metadata=SSL_CONTEXT)

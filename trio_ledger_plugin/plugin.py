@@ -14,15 +14,18 @@ from uuid import uuid4
 import trio
 from attrs import asdict
 
-from .answering import DataHandler, MoneyHandler, as_bytes
-from .errors import InvalidFieldsError, LedgerPluginError, NotAcceptedError
-from .handlers import Transfer
+from .answering import DataHandler, MoneyHandler, TransactionalMoneyHandler, as_bytes
+from .errors import InvalidFieldsError, LedgerPluginError, NotAcceptedError, NotConnectedError
 from .lifecycle import Lifecycle
+from .money.desk import MoneyDesk, make_ledger
+from .money.transfer import Transfer, is_key
 from .options import LinkOptions
 from .statistics import Statistics
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
+
+    from .money.transfers import Transfers
 
 __all__ = ["LedgerPlugin"]
 
@@ -57,11 +60,19 @@ class LedgerPlugin(Lifecycle):
 
     @abstractmethod
     async def carry_money(self, transfer: Transfer) -> None:
-        """Carry one transfer to the peer and return when it is acknowledged; ``transfer.key`` is set."""
+        """Carry one transfer to the peer, once, and return when it is acknowledged.
+
+        At ``MoneyLevel.KEYED`` the peer must get ``transfer.key`` with it. ``TransferInDoubtError`` tells that the
+        peer may have applied it, ``RemoteError`` that it refuses it; any other error, that nothing was sent.
+        """
 
     @abstractmethod
     def calls_in_flight(self) -> int:
         """Return how many calls wait for the peer."""
+
+    def peer_retention(self) -> int | None:
+        """Return for how many seconds the peer keeps transfer keys, agreed on the present link; None at PLAIN."""
+        return None
 
     @property
     def address(self) -> str:
@@ -106,28 +117,41 @@ class LedgerPlugin(Lifecycle):
     async def send_money(self, amount: str | int, *, idempotency_key: str | None = None) -> None:
         """Transfer money to the peer (RFC-0024, sendMoney); returns once the peer acknowledged it.
 
-        The level is PLAIN: at most once, never sent again by itself.
+        With a transactional store at both ends the transfer is KEYED: it has its effect exactly once. It outlives
+        links and this process: from the journal it is sent again until the peer answers. Otherwise it is PLAIN: at
+        most once, never sent again by itself. With a transactional store here, each is in ``transfers``.
 
         Args:
             amount: Units of the ledger's smallest denomination, 1 to 2**64-1: decimal text, or an int.
-            idempotency_key: 1 to 64 printable ASCII characters that name this transfer; a UUID4 when None.
+            idempotency_key: 1 to 64 printable ASCII characters that name this transfer; a UUID4 when None. With a
+                journal, a key that is known there has the outcome that it had, and nothing is sent.
 
         Raises:
             TypeError: ``amount`` or the key has another type.
             InvalidFieldsError: ``amount`` or the key is out of its range. Nothing was sent.
             NotConnectedError: No link is up. Nothing was sent.
             RemoteError: The peer refused the transfer; it was not applied.
-            TransferInDoubtError: It was sent and no acknowledgement came; the peer may have applied it.
+            TransferInDoubtError: It was sent, and no acknowledgement came within ``response_timeout`` seconds or
+                before the plugin was closed: the peer may have applied it. At KEYED the journal goes on with it.
+            DuplicateIdError: The key belongs to a transfer of another amount. Nothing was sent.
+            MoneyLevelError: The link is PLAIN, and the account or the option ``money`` is KEYED. Nothing was sent.
+            StoreError: The journal cannot be written. Nothing was sent.
             PluginClosedError: The plugin was closed before it was sent.
             PluginFailedError: The plugin had failed before it was sent.
 
-        Cancellation: Nothing is sent when the caller was cancelled before; later, the transfer may have been applied.
+        Cancellation: Nothing is sent when the caller was cancelled before it was in the journal. Later it goes on;
+            a caller that may be cancelled passes a key of its own, to ask again under it.
         """
         transfer = Transfer(_checked_amount(amount), key=_checked_key(idempotency_key))
         await trio.lowlevel.checkpoint_if_cancelled()
         if not self._connected or self._draining:
-            raise self._not_connected()
-        await self.carry_money(transfer)
+            error = self._not_connected()
+            # What is known under a key may be under way, or done: "nothing was sent" would be read as "not paid".
+            known = idempotency_key is not None and isinstance(error, NotConnectedError)
+            if known and await self.desk.recall(transfer):
+                return
+            raise error
+        await self.desk.send(transfer)
 
     # Receiving.
 
@@ -151,18 +175,45 @@ class LedgerPlugin(Lifecycle):
         """Set the handler of the peer's transfers (RFC-0024, registerMoneyHandler).
 
         Args:
-            handler: ``async (amount: str) -> None``, called before the transfer is acknowledged; an error that
-                it raises refuses the transfer. ``current_transfer()`` tells more inside it.
+            handler: ``async (amount: str) -> None``; ``current_transfer()`` tells more inside it. Without a
+                transactional store it is called before the transfer is acknowledged, and an error that it raises
+                refuses the transfer. With one it is called once the transfer is credited, at least once, and again
+                after an error until it succeeds: it tells by the key what it has seen before.
 
         Raises:
             TypeError: ``handler`` cannot be called.
-            MoneyHandlerAlreadyRegisteredError: One is set already.
+            MoneyHandlerAlreadyRegisteredError: One is set already, of either kind.
         """
         self.handlers.register_money(handler)
 
+    def register_transactional_money_handler(self, handler: TransactionalMoneyHandler) -> None:
+        """Set a handler of the peer's transfers that has its effect exactly once, in the store's own database.
+
+        Args:
+            handler: ``(connection: sqlite3.Connection, transfer: Transfer) -> None``, a plain function. It runs on
+                the store's thread, inside the transaction that credits the transfer: what it writes counts exactly
+                when the transfer does. An error that it raises undoes what it did and refuses the transfer. It
+                can be run again after a commit that failed, so it changes nothing but the database.
+
+        Raises:
+            TypeError: ``handler`` cannot be called, or is an async function.
+            InvalidServicesError: There is no transactional store.
+            MoneyHandlerAlreadyRegisteredError: One is set already, of either kind.
+        """
+        self.handlers.register_transactional_money(handler)
+
     def deregister_money_handler(self) -> None:
-        """Remove the money handler, if one is set; those that run finish (RFC-0024, deregisterMoneyHandler)."""
+        """Remove the money handler of either kind; those that run finish (RFC-0024, deregisterMoneyHandler)."""
         self.handlers.deregister_money()
+
+    @property
+    def transfers(self) -> Transfers:
+        """The journal of this plugin's transfers: totals, walking it, settling transfers in doubt.
+
+        Raises:
+            InvalidServicesError: The plugin has no transactional store.
+        """
+        return self.desk.transfers
 
     def statistics(self) -> Statistics:
         """Return a snapshot of what the plugin has done so far."""
@@ -174,6 +225,15 @@ class LedgerPlugin(Lifecycle):
         )
 
     # What an author of a plugin calls.
+
+    def make_desk(self) -> MoneyDesk:
+        """Return what looks after the plugin's money: its own ledger, for its one account."""
+        ledger = make_ledger(self.services.store, self.options, self.log, self.tasks, self.find_money_handler)
+        return MoneyDesk(self, ledger, self.tasks, account="", shows="", keeps_ledger=True)
+
+    def find_money_handler(self, account: str) -> MoneyHandler | None:  # noqa: ARG002 (there is one account)
+        """Return the money handler that credited transfers of an account go to, or None while they wait."""
+        return self.handlers.money
 
     def response_too_long(self, response: bytes) -> LedgerPluginError:
         """Return what the peer is told in place of a response that does not fit a message, and log it."""
@@ -200,6 +260,6 @@ def _checked_key(key: object) -> str:
         return str(uuid4())
     if not isinstance(key, str):
         raise TypeError(f"idempotency_key is text, not {type(key).__name__}")
-    if not 1 <= len(key) <= 64 or not (key.isascii() and key.isprintable()):
+    if not is_key(key):
         raise InvalidFieldsError("idempotency_key must be 1 to 64 printable ASCII characters")
     return key

@@ -1,13 +1,15 @@
 """The home of a plugin's tasks, and the one task that keeps its deadlines.
 
 The law of this module: every task of a plugin is a child of one task in the caller's nursery, so that it ends with
-it. Nothing but the plugin's own fatal error ever leaves that task.
+it. Nothing but the plugin's own fatal error ever leaves that task. What is being committed when the end comes is given
+a moment to be committed and told to the peer; everything else ends at once.
 """
 
 from __future__ import annotations
 
 import contextvars
 import heapq
+from contextlib import contextmanager
 from itertools import count
 from math import inf
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
@@ -17,9 +19,13 @@ import trio
 from .errors import PluginClosedError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
 __all__ = ["PluginTasks", "Swept", "bare"]
+
+# How long a commit under way holds up the end of the tasks, and how long what it has to say may take to leave.
+COMMIT_SECONDS = 0.4
+TELL_SECONDS = 0.05
 
 
 ErrorT = TypeVar("ErrorT", bound=BaseException)
@@ -31,6 +37,14 @@ def bare(error: ErrorT) -> ErrorT:
     while isinstance(inner, BaseExceptionGroup) and len(inner.exceptions) == 1:
         inner = inner.exceptions[0]
     return cast("ErrorT", inner)
+
+
+def _home_scope() -> trio.CancelScope:
+    """Return the scope of a home: shielded for the commits' sake.
+
+    Its deadline comes with the cancellation outside, which ``_pass_on_cancellation`` watches for.
+    """
+    return trio.CancelScope(shield=True, deadline=inf)
 
 
 class Swept(Protocol):
@@ -65,7 +79,10 @@ class PluginTasks:
         self.context: contextvars.Context = contextvars.copy_context()
         self._nursery: trio.Nursery | None = None
         # Of the home itself: it can be cancelled before its first step.
-        self._scope = trio.CancelScope()
+        self._scope = _home_scope()
+        self._commits = 0
+        self._ending = False
+        self._committed = trio.Event()
         self._opened = trio.Event()
         self._opened.set()
         self._alarm = trio.CancelScope()
@@ -105,7 +122,8 @@ class PluginTasks:
             self.context.run(self._caller.start_soon, self._root)
         except RuntimeError as error:
             raise PluginClosedError("the nursery that the plugin was made in has ended") from error
-        self._scope = trio.CancelScope()
+        self._scope = _home_scope()
+        self._ending = False
         self._opened, self._ended = trio.Event(), trio.Event()
 
     def spawn(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
@@ -119,8 +137,37 @@ class PluginTasks:
         self.context.run(self._nursery.start_soon, function, *args)
 
     def cancel(self) -> None:
-        """Cancel every task; ``wait_ended()`` waits for them."""
-        self._scope.cancel()
+        """Cancel every task, after the commits under way if there are any; ``wait_ended()`` waits for them."""
+        self._ending = True
+        if self._commits:
+            self._end_within(COMMIT_SECONDS)
+        else:
+            self._scope.cancel()
+
+    def _end_within(self, seconds: float) -> None:
+        self._scope.deadline = min(self._scope.deadline, trio.current_time() + seconds)
+
+    @contextmanager
+    def committing(self) -> Iterator[None]:
+        """Hold up the end of the tasks around a commit and what the peer is told of it."""
+        self._commits += 1
+        try:
+            yield
+        finally:
+            self._commits -= 1
+            if not self._commits:
+                self._committed.set()
+                if self._ending:
+                    self._end_within(TELL_SECONDS)
+
+    async def wait_committed(self) -> None:
+        """Wait until nothing is being committed.
+
+        Cancellation: Safe at any time.
+        """
+        while self._commits:
+            self._committed = trio.Event()
+            await self._committed.wait()
 
     async def wait_ended(self) -> None:
         """Wait until no task of the plugin is left.
@@ -146,13 +193,17 @@ class PluginTasks:
     async def _root(self) -> None:
         crash: Exception | None = None
         try:
-            with self._scope:
-                async with trio.open_nursery() as nursery:
-                    self._nursery = nursery
-                    nursery.start_soon(self._sweep)
-                    self._opened.set()
-        except* Exception as group:  # noqa: BLE001 (whatever left a task, the plugin tells of it)
-            crash = group
+            async with trio.open_nursery() as outside:
+                outside.start_soon(self._pass_on_cancellation)
+                try:
+                    with self._scope:
+                        async with trio.open_nursery() as nursery:
+                            self._nursery = nursery
+                            nursery.start_soon(self._sweep)
+                            self._opened.set()
+                except* Exception as group:  # noqa: BLE001 (whatever left a task, the plugin tells of it)
+                    crash = group
+                outside.cancel_scope.cancel()
         finally:
             # The sweeper closes the home when the tasks end by themselves.
             cancelled, self._nursery = self._nursery is not None, None
@@ -161,6 +212,12 @@ class PluginTasks:
             fatal = self._on_end(crash, cancelled=cancelled)
         if fatal is not None:
             raise fatal
+
+    async def _pass_on_cancellation(self) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            self.cancel()
 
     async def _sweep(self) -> None:
         for swept in self.residents:
@@ -176,4 +233,4 @@ class PluginTasks:
                 await trio.sleep_forever()
         # What is left are workers without work and connections that are lost already.
         self._nursery = None
-        self._scope.cancel()
+        self.cancel()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 import trio
-from attrs import evolve
+from attrs import evolve, frozen
 
 from ..codec import ildcp, ilp
 from ..errors import (
@@ -16,11 +16,13 @@ from ..errors import (
     PluginClosedError,
     RemoteError,
 )
-from ..handlers import Transfer
 from ..lifecycle import PARTING_SECONDS
+from ..money.desk import MoneyDesk
+from ..money.transfer import Transfer
 from ..options import ConnectOptions
 from ..plugin import LedgerPlugin
-from .plugin import carry_transfer
+from ..statistics import Counters
+from .transfers import carry_transfer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -30,10 +32,11 @@ if TYPE_CHECKING:
     from ..options import LinkOptions
     from ..services import PluginServices
     from ..statistics import Statistics
+    from ..tasks import PluginTasks
     from .accounts_options import HostInfo
     from .link import Link
 
-__all__ = ["Account", "AccountPlugin", "part_all"]
+__all__ = ["Account", "AccountPlugin", "AccountSnapshot", "part_all"]
 
 # How the destination of an ILDCP request stands in its packet, and where: behind type, length, amount, expiry and
 # condition.
@@ -45,6 +48,8 @@ class AccountHost(Protocol):
     """The server's side of an account."""
 
     services: PluginServices
+    tasks: PluginTasks
+    desk: MoneyDesk
     handlers: Handlers
     info: HostInfo | None
     nursery: trio.Nursery
@@ -63,6 +68,29 @@ class AccountHost(Protocol):
         """Forget an account that nothing is left of."""
 
 
+@frozen(kw_only=True)
+class AccountSnapshot:
+    """A connected account as it is now; ``AccountsPlugin.accounts()`` gives it.
+
+    Attributes:
+        name: The account's name.
+        connections: How many connections it has.
+        connected_at: When it got the first of them, in seconds of Trio's clock.
+        requests_received: Requests of its client's since then, transfers included.
+        requests_sent: Requests to its client since then, transfers included.
+        bytes_received: Bytes read from its connections since then, those that are gone included.
+        bytes_sent: Bytes written to them, likewise.
+    """
+
+    name: str
+    connections: int
+    connected_at: float
+    requests_received: int
+    requests_sent: int
+    bytes_received: int
+    bytes_sent: int
+
+
 class Account:
     """One account of a server; an idle one costs no more than this.
 
@@ -71,7 +99,7 @@ class Account:
         name: The account's name.
     """
 
-    __slots__ = ("_host", "links", "name", "plugin")
+    __slots__ = ("_connected_at", "_counters", "_host", "links", "name", "plugin")
 
     def __init__(self, host: AccountHost, name: str) -> None:
         self._host = host
@@ -79,20 +107,53 @@ class Account:
         # The live ones, the newest last; any number, and each can go at any time.
         self.links: dict[Link, None] = {}
         self.plugin: AccountPlugin | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        """Count from now on."""
+        self._connected_at = trio.current_time()
+        self._counters = Counters()
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing is left of it."""
         return not self.links and self.plugin is None
 
-    def newest_link(self) -> Link:
-        """Return the link that requests go to: exactly one, or a request would be executed twice.
+    def add(self, link: Link) -> None:
+        """Take an authenticated link, beside those that are there."""
+        if not self.links:
+            self._begin()
+        self.links[link] = None
+
+    def remove(self, link: Link) -> None:
+        """Let a lost link go, and keep count of its bytes."""
+        del self.links[link]
+        for counters in (self._counters, *([self.plugin.counters] if self.plugin is not None else ())):
+            counters.bytes_sent += link.bytes_sent
+            counters.bytes_received += link.bytes_received
+
+    def snapshot(self) -> AccountSnapshot:
+        """Return what there is to know of it now."""
+        counted = self._counters
+        return AccountSnapshot(
+            name=self.name,
+            connections=len(self.links),
+            connected_at=self._connected_at,
+            requests_received=counted.requests_received,
+            requests_sent=counted.requests_sent,
+            bytes_received=counted.bytes_received + sum(link.bytes_received for link in self.links),
+            bytes_sent=counted.bytes_sent + sum(link.bytes_sent for link in self.links),
+        )
+
+    def link_for_request(self) -> Link:
+        """Return the link that a request goes to: exactly one, or the request would be executed twice.
 
         Raises:
             NotConnectedError: There is none.
         """
         if not self.links:
             raise NotConnectedError(f"account {self.name} is not connected; nothing was sent")
+        self._counters.requests_sent += 1
         return next(reversed(self.links))
 
     def give_plugin(self) -> AccountPlugin:
@@ -111,6 +172,7 @@ class Account:
 
     async def answer(self, payload: bytes | Transfer) -> Reply:
         """Have a request or transfer of the account's served; no exception of a handler's leaves."""
+        self._counters.requests_received += 1
         plugin = self.plugin
         if plugin is None:
             return await self._serve(payload, None)
@@ -169,9 +231,10 @@ class AccountPlugin(LedgerPlugin):
     """
 
     def __init__(self, host: AccountHost, account: Account) -> None:
-        super().__init__(host.options, host.services, host.nursery, lambda _: None)
         self._host = host
         self._account = account
+        super().__init__(host.options, host.services, host.nursery, lambda _: None)
+        self.desk.take_unfinished(account.name)
         self.handlers_running: int = 0
 
     async def run_connection(self, *, task_status: trio.TaskStatus[None]) -> None:
@@ -207,6 +270,7 @@ class AccountPlugin(LedgerPlugin):
         links = tuple(self._account.links)
         self.link_down("disconnected")
         self._fail(links, lambda: PluginClosedError("the account was disconnected"))
+        self.desk.abandon("the account was disconnected")
         try:
             with trio.move_on_after(PARTING_SECONDS):
                 await part_all(links)
@@ -217,7 +281,7 @@ class AccountPlugin(LedgerPlugin):
     async def carry_data(self, data: bytes) -> bytes:
         """Send a request over the newest connection."""
         self._host.check_usable()
-        link = self._account.newest_link()
+        link = self._account.link_for_request()
         self.counters.requests_sent += 1
         try:
             response = await link.request(data)
@@ -227,10 +291,19 @@ class AccountPlugin(LedgerPlugin):
         self.counters.responses_received += 1
         return response
 
+    def peer_retention(self) -> int | None:
+        """Return for how many seconds the client keeps transfer keys, agreed on its newest link; None at PLAIN."""
+        return next((link.peer_retention for link in reversed(self._account.links)), None)
+
+    def make_desk(self) -> MoneyDesk:
+        """Return what looks after the account's money, in the server's ledger."""
+        name = self._account.name
+        return MoneyDesk(self, self._host.desk.ledger, self._host.tasks, account=name, shows=name, keeps_ledger=False)
+
     async def carry_money(self, transfer: Transfer) -> None:
-        """Send a transfer over the newest connection, at most once."""
+        """Send a transfer over the newest connection, once."""
         self._host.check_usable()
-        link = self._account.newest_link()
+        link = self._account.link_for_request()
         self.counters.requests_sent += 1
         await carry_transfer(link, transfer)
         self.counters.responses_received += 1

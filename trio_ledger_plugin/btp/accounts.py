@@ -16,21 +16,23 @@ from ..codec import ildcp, ilp
 from ..errors import DecodeError, InvalidFieldsError, LedgerPluginError, NotConnectedError, UnreachableError
 from ..events import AccountConnected, AccountDisconnected
 from ..ildcp import read_ildcp_answer
-from ..plugin import LedgerPlugin
+from ..money.desk import MoneyDesk, make_ledger
 from .account import Account, part_all
 from .accounts_options import AccountsOptions, HostInfo
 from .door import Door, DoorHost
+from .server import BtpServer
 from .session import request_ids
 from .tokens import AccountTokens, is_segment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from ..answering import MoneyHandler
     from ..errors import PluginFailedError
-    from ..handlers import Transfer
+    from ..money.transfer import Transfer
     from ..services import PluginServices
     from ..statistics import Statistics
-    from .account import AccountPlugin
+    from .account import AccountPlugin, AccountSnapshot
     from .link import Link
     from .websocket import Handshake
 
@@ -46,7 +48,7 @@ class _Host(DoorHost, Protocol):
     options: AccountsOptions
 
 
-class AccountsPlugin(LedgerPlugin):
+class AccountsPlugin(BtpServer):
     """A server whose clients each have an account, below the server's own ILP address.
 
     ``is_connected()`` is true while it listens. ``account(name)`` is a plugin of its own for one account; a request
@@ -79,6 +81,10 @@ class AccountsPlugin(LedgerPlugin):
         """The URL that clients dial, without credentials; its port is the bound one while the plugin listens."""
         return self._door.address
 
+    def open_door(self) -> Door:
+        """Return the door that every client comes through."""
+        return self._door
+
     def account(self, name: str) -> AccountPlugin:
         """Return the plugin of one account, whether its client has ever connected or not.
 
@@ -99,6 +105,10 @@ class AccountsPlugin(LedgerPlugin):
             raise InvalidFieldsError("an account's name is 1 to 255 letters, digits, _, ~ or -")
         self.check_usable()
         return self._open_account(name).give_plugin()
+
+    def accounts(self) -> tuple[AccountSnapshot, ...]:
+        """Return the accounts that are connected now, in no particular order; looking at them changes nothing."""
+        return tuple(account.snapshot() for account in self._accounts.values() if account.links)
 
     async def run_connection(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Find out the server's own address, listen, and serve."""
@@ -167,7 +177,7 @@ class AccountsPlugin(LedgerPlugin):
             rejection = ilp.ErrorCode.UNREACHABLE, "the destination is not below this server's address"
         elif deadline <= trio.current_time():
             rejection = EXPIRED
-        elif account is not None:
+        elif account is not None and account.links:
             rejection = EXPIRED
             with trio.move_on_at(deadline):
                 answer = await self._ask(account, prepare, data)
@@ -181,7 +191,7 @@ class AccountsPlugin(LedgerPlugin):
 
     async def _ask(self, account: Account, prepare: ilp.Prepare, data: bytes) -> bytes | _Rejection:
         try:
-            answer = await account.newest_link().request(data)
+            answer = await account.link_for_request().request(data)
         except NotConnectedError:
             # There is none, or it was lost while the request waited for its turn.
             self.check_usable()
@@ -201,6 +211,17 @@ class AccountsPlugin(LedgerPlugin):
         """
         await trio.lowlevel.checkpoint()
         raise InvalidFieldsError("a server of many accounts sends money with account(name).send_money(amount)")
+
+    def make_desk(self) -> MoneyDesk:
+        """Return what looks after the money of all accounts; each is sent to by its own plugin."""
+        ledger = make_ledger(self.services.store, self.options, self.log, self.tasks, self.find_money_handler)
+        return MoneyDesk(self, ledger, self.tasks, account=None, shows=None, keeps_ledger=True)
+
+    def find_money_handler(self, account: str) -> MoneyHandler | None:
+        """Return the account's own money handler, or else the server's."""
+        known = self._accounts.get(account)
+        own = None if known is None or known.plugin is None else known.plugin.handlers.money
+        return own or self.handlers.money
 
     # All links.
 
@@ -240,12 +261,16 @@ class AccountsPlugin(LedgerPlugin):
     def adopt(self, link: Link) -> None:
         """Take an authenticated link into use, beside those that its account has."""
         account = self._open_account(link.account)
-        account.links[link] = None
+        account.add(link)
         link.answer_with(account.answer)
         if len(account.links) == 1:
             if account.plugin is not None:
                 account.plugin.link_up()
+            elif self.desk.is_unfinished(account.name):
+                account.give_plugin()
             self.publish(AccountConnected(account.name))
+        elif account.plugin is not None:
+            account.plugin.desk.link_up()
         # Last: what came before the verdict is served at once, and may be the end of the link.
         link.authenticated()
 
@@ -254,10 +279,7 @@ class AccountsPlugin(LedgerPlugin):
         account = self._accounts.get(link.account)
         if account is None or link not in account.links:
             return
-        del account.links[link]
-        if account.plugin is not None:
-            account.plugin.counters.bytes_sent += link.bytes_sent
-            account.plugin.counters.bytes_received += link.bytes_received
+        account.remove(link)
         if not account.links:
             self.release(account)
             if account.plugin is not None:

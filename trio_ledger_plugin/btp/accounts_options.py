@@ -66,7 +66,8 @@ class AccountsOptions(LinkOptions):
     """Options of the ``btp-accounts`` plugin, a server for many accounts; the fields of ilp-plugin-mini-accounts.
 
     Attributes:
-        port: The TCP port; 0 takes a free one, which ``plugin.address`` tells.
+        port: The TCP port; 0 takes a free one, which ``plugin.address`` tells. None opens none: connections are
+            handed over with ``serve_stream()`` and ``serve_websocket()`` only.
         host: The address to listen on.
         allowed_origins: The web pages whose scripts may connect, by the ``Origin`` header that browsers send:
             an origin such as ``https://wallet.example``, or a regular expression that the whole of it must match.
@@ -81,7 +82,7 @@ class AccountsOptions(LinkOptions):
         InvalidFieldsError: Any field is wrong; every bad one is named.
     """
 
-    port: int = field(default=3000, metadata=PORT)
+    port: int | None = field(default=3000, metadata=PORT)
     host: str = field(default="127.0.0.1", metadata=WORD)
     allowed_origins: tuple[str, ...] = field(
         default=(),

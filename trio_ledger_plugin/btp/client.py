@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from ..errors import InvalidFieldsError, LedgerPluginError, NotAcceptedError, UnreachableError
-from .link import Link, LinkHost
-from .session import auth_message, read_auth_answer
+from .host import LinkHost
+from .link import Link
+from .session import auth_message, read_auth_answer, transfer_keys
 from .websocket import PermanentlyUnreachableError, WebSocket, open_websocket
 
 if TYPE_CHECKING:
@@ -175,15 +176,18 @@ class Client:
         gone, decided = trio.Event(), trio.Event()
         verdict: list[LedgerPluginError | None] = []
         request_id = next(self._host.ids)
+        offered = transfer_keys(self._host.desk.offered_retention)
+        flags = {**options.btp_auth_flags, **offered}
 
         def on_message(message: bytes) -> None:
             if decided.is_set():
                 # What a refusal is followed by must not open the link after all.
                 return
             try:
-                if not read_auth_answer(
+                answer = read_auth_answer(
                     message, request_id, max_entries=options.max_entries, token=options.btp_token.reveal()
-                ):
+                )
+                if answer is None:
                     link.hold(message)
                     return
             except LedgerPluginError as error:
@@ -191,6 +195,8 @@ class Client:
             else:
                 verdict.append(None)
                 self._host.counters.redials += redials
+                # What was not offered cannot be agreed to.
+                link.peer_retention = answer.peer_retention if offered else None
                 self._host.adopt(link)
             decided.set()
 
@@ -203,9 +209,7 @@ class Client:
         done = False
         try:
             link.begin(on_message)
-            link.send_unauthenticated(
-                auth_message(request_id, options.btp_account, options.btp_token.reveal(), options.btp_auth_flags)
-            )
+            link.send_unauthenticated(auth_message(request_id, options.btp_account, options.btp_token.reveal(), flags))
             await decided.wait()
             done = True
         finally:

@@ -1,25 +1,33 @@
 """The door of a server: who knocks, who is let in, and what the others get.
 
 The law of this module: nothing of a connection is visible before its token is right. Whatever a stranger does costs
-the stranger only.
+the stranger only. It is the same for a connection of the door's own port and for a guest, one that the application
+handed over; only that a guest's end is awaited by whoever brought it, and comes with their cancellation.
 """
 
 from __future__ import annotations
 
 import errno
 import ssl
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import trio
 
+from ..errors import NotConnectedError
 from .gate import Gate
-from .link import Link, LinkHost
+from .host import LinkHost
+from .link import Link
+from .readers import SocketReaders, can_share
 from .session import AuthRequest, BadAuthError, auth_accepted, auth_refused, read_auth
-from .websocket import BadHandshakeError, Handshake, WebSocket, accept_websocket
+from .slowlane import SlowLane
+from .websocket import Accepted, BadHandshakeError, Handshake, WebSocket, accept_websocket
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from .carrier import Carrier
 
     Identify: TypeAlias = Callable[[AuthRequest], str]
     Verify: TypeAlias = Callable[[AuthRequest, str], Awaitable[None]]
@@ -29,14 +37,16 @@ __all__ = ["Door", "DoorHost", "Place"]
 # What accept() says when there is no room for one more socket; it passes.
 OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 ACCEPT_PAUSE = 0.1
+# What logs call a peer that has no address.
+NAMELESS = "a peer without an address"
 
 
 class Place(Protocol):
     """Where to listen: the part of a plugin's options that says so."""
 
     @property
-    def port(self) -> int:
-        """The TCP port; 0 takes a free one."""
+    def port(self) -> int | None:
+        """The TCP port; 0 takes a free one, None opens none."""
 
     @property
     def host(self) -> str:
@@ -53,6 +63,9 @@ class DoorHost(LinkHost, Protocol):
     @property
     def is_parting(self) -> bool:
         """Whether no link is wanted any more."""
+
+    def check_usable(self) -> None:
+        """Raise what a call on a closed or failed plugin raises."""
 
     def adopt(self, link: Link) -> None:
         """Take a link into use whose peer's token is right; ``link.account`` is set."""
@@ -88,14 +101,23 @@ class Door:
         self._verify = verify
         self._refuse_handshake = refuse
         self._gate = Gate(host.options)
-        self._bound: tuple[str, int] = (place.host, place.port)
+        # For connections that nobody else can close.
+        self._readers = SocketReaders(host.tasks) if can_share() else None
+        self._bound_port: int | None = place.port
+        # Of those who wait for the end of a guest; None while the door is shut.
+        self._guests: set[trio.CancelScope] | None = None
 
     @property
     def address(self) -> str:
-        """The URL to dial, without credentials; its port is the bound one while the plugin listens."""
-        host, port = self._bound
+        """The URL to dial, without credentials; its port is the bound one while the plugin listens.
+
+        Empty where there is no port.
+        """
+        if self._bound_port is None:
+            return ""
+        host = self._place.host
         shown = f"[{host}]" if ":" in host else host
-        return f"btp+ws{'s' if self._place.ssl_context else ''}://{shown}:{port}"
+        return f"btp+ws{'s' if self._place.ssl_context else ''}://{shown}:{self._bound_port}"
 
     async def run(self, listening: Callable[[], None]) -> None:
         """Listen, report it, and serve.
@@ -103,22 +125,34 @@ class Door:
         Raises:
             OSError: The address cannot be listened on.
 
-        Cancellation: Stops listening and drops those who are not authenticated yet.
+        Cancellation: Stops listening, drops those who are not authenticated yet, and parts from every guest.
         """
+        listeners = await self._open_port()
+        guests: set[trio.CancelScope] = set()
+        self._guests = guests
+        try:
+            async with AsyncExitStack() as stack:
+                strangers = await stack.enter_async_context(trio.open_nursery())
+                for listener in listeners:
+                    await stack.enter_async_context(listener)
+                    strangers.start_soon(self._accept, listener, strangers)
+                listening()
+                await trio.sleep_forever()
+        finally:
+            self._guests = None
+            for scope in guests:
+                scope.cancel()
+
+    async def _open_port(self) -> list[trio.SocketListener]:
         host, port = self._place.host, self._place.port
+        if port is None:
+            return []
         try:
             listeners = await trio.open_tcp_listeners(port, host=host)
         except OSError as error:
             raise OSError(error.errno, f"cannot listen on {host} port {port}: {error.strerror or error}") from error
-        bound = listeners[0].socket.getsockname()
-        self._bound = (host, bound[1])
-        async with AsyncExitStack() as stack:
-            strangers = await stack.enter_async_context(trio.open_nursery())
-            for listener in listeners:
-                await stack.enter_async_context(listener)
-                strangers.start_soon(self._accept, listener, strangers)
-            listening()
-            await trio.sleep_forever()
+        self._bound_port = listeners[0].socket.getsockname()[1]
+        return listeners
 
     async def _accept(self, listener: trio.SocketListener, strangers: trio.Nursery) -> None:
         """Accept for ever; unlike Trio's own loop this one leaves a stream open when its task ends."""
@@ -131,35 +165,92 @@ class Door:
                 self._host.log.error("cannot accept connections for now: %s", error)
                 await trio.sleep(ACCEPT_PAUSE)
             else:
-                strangers.start_soon(self._admit, stream)
+                strangers.start_soon(self._receive, stream)
 
-    async def _admit(self, stream: trio.SocketStream) -> None:
-        """Bring one connection through the handshake and the authentication, or drop it."""
+    async def _receive(self, stream: trio.SocketStream) -> None:
+        """Let one connection of the door's own port in, or drop it."""
+        visitor = None
         try:
-            peer = str(stream.socket.getpeername()[0])
+            peer = _address_of(stream)
         except OSError:
             # It came and went.
+            pass
+        else:
+            visitor = await self._admit(
+                peer, partial(self._shake_hands, stream, peer, self._place.ssl_context, self._readers)
+            )
+        if visitor is None:
             await trio.aclose_forcefully(stream)
-            return
-        with self._gate.visit(peer) as welcome:
-            if not welcome:
-                await trio.aclose_forcefully(stream)
-                return
-            websocket = await self._shake_hands(stream, peer)
-            if websocket is not None:
-                await self._authenticate(websocket)
 
-    async def _shake_hands(self, stream: trio.SocketStream, peer: str) -> WebSocket | None:
+    # Guests.
+
+    async def serve_stream(self, stream: trio.abc.Stream, peer: str) -> None:
+        """Serve a stream from its opening handshake to its end; see ``BtpServer.serve_stream``."""
+        if not isinstance(stream, trio.abc.Stream):
+            raise TypeError(f"stream is a trio.abc.Stream, not {type(stream).__name__}")
+        # An error: it came and went. The handshake finds out.
+        with suppress(OSError):
+            peer = peer or _address_of(stream)
+        peer = peer or NAMELESS
+        await self._serve(
+            peer, partial(self._shake_hands, stream, peer, None, None), partial(trio.aclose_forcefully, stream)
+        )
+
+    async def serve_websocket(self, accepted: Accepted, peer: str) -> None:
+        """Serve an accepted connection to its end; see ``BtpServer.serve_websocket``."""
+        peer = peer or accepted.address or NAMELESS
+
+        async def open_lane() -> SlowLane:
+            await trio.lowlevel.checkpoint()
+            return SlowLane(accepted, self._host.tasks, self._host.options, peer)
+
+        await self._serve(peer, open_lane, accepted.finish)
+
+    async def _serve(
+        self, peer: str, shake_hands: Callable[[], Awaitable[Carrier | None]], close: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._host.check_usable()
+        guests = self._guests
+        if guests is None or self._host.is_parting:
+            raise NotConnectedError("connect() the plugin first; the connection was not touched")
+        with trio.CancelScope() as scope:
+            guests.add(scope)
+            async with AsyncExitStack() as stack:
+                stack.push_async_callback(close)
+                stack.callback(guests.discard, scope)
+                visitor = await self._admit(peer, shake_hands)
+                if visitor is not None:
+                    stack.callback(visitor.link.abort, "the task that served the connection was cancelled")
+                    await visitor.carrier.wait_closed()
+
+    # Strangers.
+
+    async def _admit(self, peer: str, shake_hands: Callable[[], Awaitable[Carrier | None]]) -> _Visitor | None:
+        """Bring one connection through handshake and authentication; None when it did not come to the latter."""
+        with self._gate.visit(peer) as welcome:
+            if welcome:
+                carrier = await shake_hands()
+                if carrier is not None:
+                    return await self._authenticate(carrier)
+        return None
+
+    async def _shake_hands(
+        self,
+        stream: trio.abc.Stream,
+        peer: str,
+        ssl_context: ssl.SSLContext | None,
+        readers: SocketReaders | None,
+    ) -> WebSocket | None:
         options = self._host.options
-        secured: trio.abc.Stream = stream
+        secured = stream
         websocket = None
         try:
             with trio.move_on_after(options.handshake_timeout):
-                if self._place.ssl_context is not None:
-                    secured = trio.SSLStream(stream, self._place.ssl_context, server_side=True, https_compatible=True)
-                    await secured.do_handshake()
+                if ssl_context is not None:
+                    secured = tls = trio.SSLStream(stream, ssl_context, server_side=True, https_compatible=True)
+                    await tls.do_handshake()
                 websocket = await accept_websocket(
-                    secured, self._host.tasks, options, peer=peer, refuse=self._refuse_handshake
+                    secured, self._host.tasks, options, peer=peer, refuse=self._refuse_handshake, readers=readers
                 )
         except (BadHandshakeError, trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError, OSError) as error:
             self._host.log.debug("handshake with %s failed: %s", peer, error)
@@ -168,8 +259,8 @@ class Door:
                 await trio.aclose_forcefully(stream)
         return websocket
 
-    async def _authenticate(self, websocket: WebSocket) -> None:
-        visitor = _Visitor(self._host, self._identify, self._verify, websocket)
+    async def _authenticate(self, carrier: Carrier) -> _Visitor:
+        visitor = _Visitor(self._host, self._identify, self._verify, carrier)
         link = visitor.link
         try:
             with trio.move_on_after(self._host.options.auth_timeout):
@@ -180,6 +271,7 @@ class Door:
         finally:
             if not link.is_open:
                 link.abort("not authenticated")
+        return visitor
 
     async def _refuse(self, link: Link, error: BadAuthError) -> None:
         self._host.log.info("refused a connection from %s: %s", link.peer, error)
@@ -194,9 +286,9 @@ class Door:
 class _Visitor:
     """One connection until it is let in or turned away."""
 
-    __slots__ = ("_claim", "_gone", "_heard", "_host", "_identify", "_verify", "link", "refusal")
+    __slots__ = ("_claim", "_gone", "_heard", "_host", "_identify", "_verify", "carrier", "link", "refusal")
 
-    def __init__(self, host: DoorHost, identify: Identify, verify: Verify | None, websocket: WebSocket) -> None:
+    def __init__(self, host: DoorHost, identify: Identify, verify: Verify | None, carrier: Carrier) -> None:
         self._host = host
         self._identify = identify
         self._verify = verify
@@ -205,7 +297,8 @@ class _Visitor:
         self._gone = False
         self._claim: tuple[AuthRequest, str] | None = None
         self.refusal: BadAuthError | None = None
-        self.link: Link = Link(host, websocket, self._lost)
+        self.carrier: Carrier = carrier
+        self.link: Link = Link(host, carrier, self._lost)
 
     def receive(self, message: bytes) -> None:
         """Take the first packet, and hold what comes behind it while its claim is looked up."""
@@ -248,10 +341,26 @@ class _Visitor:
     def _let_in(self, request: AuthRequest, account: str) -> None:
         if not self._gone and not self._host.is_parting:
             self.link.account = account
-            self.link.send_unauthenticated(auth_accepted(request.request_id))
+            # Both have to offer it.
+            offered = self._host.desk.offered_retention if request.peer_retention is not None else None
+            self.link.peer_retention = request.peer_retention if offered is not None else None
+            self.link.send_unauthenticated(auth_accepted(request.request_id, offered))
             self._host.adopt(self.link)
 
     def _lost(self, link: Link, reason: str) -> None:
         self._gone = True
         self._heard.set()
         self._host.link_lost(link, reason)
+
+
+def _address_of(stream: trio.abc.Stream) -> str:
+    """Return the IP address at the other end of a stream; empty where there is none.
+
+    Raises:
+        OSError: The peer is gone.
+    """
+    inner: object = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
+    if not isinstance(inner, trio.SocketStream):
+        return ""
+    name = inner.socket.getpeername()
+    return str(name[0]) if isinstance(name, tuple) else ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from enum import Enum
 from math import inf
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -22,47 +22,27 @@ from ..errors import (
     PluginClosedError,
     UnreachableError,
 )
-from ..handlers import HandlerQueue, Transfer
+from ..handlers import HandlerQueue
 from .lane import CLOSE_SECONDS
 from .session import Session, Verdict, error_reply
+from .transfers import read_transfer, transfer_packet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-    from ..answering import Handlers, Reply
-    from ..handlers import Answer, HandlerPool
-    from ..options import LinkOptions
-    from ..services import Log
-    from ..statistics import Counters
-    from ..tasks import PluginTasks
-    from .websocket import WebSocket
+    from ..answering import Reply
+    from ..handlers import Answer
+    from ..money.transfer import Transfer
+    from .carrier import Carrier
+    from .host import LinkHost
 
-__all__ = ["Link", "LinkHost"]
+__all__ = ["Link"]
 
 ANSWER, REQUEST = Verdict.ANSWER, Verdict.REQUEST
 # What a transfer counts for while it waits for a handler.
 TRANSFER_BYTES = 64
 CLOSE_POLICY, CLOSE_TOO_BIG, CLOSE_NORMAL = 1008, 1009, 1000
 MINUTE = 60.0
-
-
-class LinkHost(Protocol):
-    """The plugin's side of its links."""
-
-    options: LinkOptions
-    tasks: PluginTasks
-    pool: HandlerPool
-    handlers: Handlers
-    counters: Counters
-
-    @property
-    def log(self) -> Log:
-        """Where to log."""
-
-    ids: Iterator[int]
-
-    def response_too_long(self, response: bytes) -> LedgerPluginError:
-        """Return what the peer is told in place of a response that does not fit a message."""
 
 
 class _State(Enum):
@@ -98,17 +78,20 @@ class Link:
         "_websocket",
         "account",
         "calls",
+        "peer_retention",
         "replies_blocked",
         "session",
     )
 
     def __init__(
-        self, host: LinkHost, websocket: WebSocket, on_lost: Callable[[Link, str], None], *, account: str = ""
+        self, host: LinkHost, websocket: Carrier, on_lost: Callable[[Link, str], None], *, account: str = ""
     ) -> None:
         self._host = host
         self._websocket = websocket
         self._on_lost = on_lost
         self.account: str = account
+        # For how many seconds the peer keeps transfer keys; None while the link is at PLAIN.
+        self.peer_retention: int | None = None
         self.calls: CallTable = CallTable(limit=host.options.max_in_flight, timeout=host.options.response_timeout)
         self.session: Session[Call] = Session(host.ids, self.calls.pending, max_entries=host.options.max_entries)
         self._queue = HandlerQueue(host.pool, self, host.handlers.answer)
@@ -209,7 +192,7 @@ class Link:
         finally:
             self.calls.forget(request_id)
 
-    async def transfer(self, amount: int) -> None:
+    async def transfer(self, transfer: Transfer) -> None:
         """Send a transfer at once, in the turn that ``wait_for_turn`` gave; return when the peer acknowledged it.
 
         Raises:
@@ -219,7 +202,7 @@ class Link:
         """
         call = self.calls.new_call()
         request_id = self.session.open(call)
-        self._websocket.write(btp.encode(btp.Transfer(request_id, amount)))
+        self._websocket.write(transfer_packet(request_id, transfer))
         self._host.counters.requests_sent += 1
         await self.calls.outcome(request_id, call)
 
@@ -290,7 +273,7 @@ class Link:
             key.fail(value)
         elif verdict is Verdict.TRANSFER:
             counters.requests_received += 1
-            self._receive_transfer(key, value.amount)
+            self._receive_transfer(key, value)
         elif verdict is Verdict.REPLY:
             counters.requests_received += 1
             self._write_bounded(value)
@@ -300,10 +283,13 @@ class Link:
             counters.malformed_packets += 1
             self._count_malformed(value)
 
-    def _receive_transfer(self, request_id: int, amount: int) -> None:
-        if amount == 0:
-            self._refuse(request_id, InvalidFieldsError("amount is 0; it must be at least 1"))
-        elif not self._queue.submit(request_id, Transfer(str(amount), self.account), TRANSFER_BYTES):
+    def _receive_transfer(self, request_id: int, packet: btp.Transfer) -> None:
+        try:
+            transfer = read_transfer(packet, self.account, keyed=self.peer_retention is not None)
+        except InvalidFieldsError as error:
+            self._refuse(request_id, error)
+            return
+        if not self._queue.submit(request_id, transfer, TRANSFER_BYTES):
             self._refuse(request_id, UnreachableError("too many requests wait already"))
 
     def _count_malformed(self, error: Exception) -> None:

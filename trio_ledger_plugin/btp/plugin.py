@@ -6,40 +6,30 @@ from typing import TYPE_CHECKING, ClassVar
 
 from attrs import evolve
 
-from ..errors import (
-    ConnectionLostError,
-    DecodeError,
-    LedgerPluginError,
-    NotConnectedError,
-    PluginClosedError,
-    PluginFailedError,
-    ResponseTimeoutError,
-    TransferInDoubtError,
-)
+from ..errors import InvalidFieldsError, LedgerPluginError, NotConnectedError, PluginFailedError
 from ..options import BtpOptions
-from ..plugin import LedgerPlugin
 from .client import Client
 from .link import CLOSE_NORMAL, Link
 from .listener import Listener
+from .server import BtpServer
 from .session import request_ids
+from .transfers import carry_transfer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
     import trio
 
-    from ..handlers import Transfer
+    from ..money.transfer import Transfer
     from ..secret import Secret
     from ..services import PluginServices
     from ..statistics import Statistics
+    from .door import Door
 
-__all__ = ["BtpPlugin", "carry_transfer"]
-
-# What can befall a transfer once it was handed to the link: the peer may have applied it.
-IN_DOUBT = (ConnectionLostError, ResponseTimeoutError, DecodeError, PluginClosedError, PluginFailedError)
+__all__ = ["BtpPlugin"]
 
 
-class BtpPlugin(LedgerPlugin):
+class BtpPlugin(BtpServer):
     """A client of a BTP server, or a listener for one BTP client, as its options say."""
 
     options_class: ClassVar[type[BtpOptions]] = BtpOptions
@@ -67,6 +57,16 @@ class BtpPlugin(LedgerPlugin):
         listener = self.options.listener
         return tuple(secret for secret in (self.options.btp_token, listener and listener.secret) if secret)
 
+    def open_door(self) -> Door:
+        """Return the listener's door.
+
+        Raises:
+            InvalidFieldsError: This plugin dials.
+        """
+        if not isinstance(self._side, Listener):
+            raise InvalidFieldsError("this plugin dials; one that is handed connections has the option listener")
+        return self._side.door
+
     async def run_connection(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Run the client or the listener."""
         broken = False
@@ -85,8 +85,12 @@ class BtpPlugin(LedgerPlugin):
             raise NotConnectedError("not connected; nothing was sent")
         return self._link.request(data)
 
+    def peer_retention(self) -> int | None:
+        """Return for how many seconds the peer keeps transfer keys, agreed on the present link; None at PLAIN."""
+        return None if self._link is None else self._link.peer_retention
+
     async def carry_money(self, transfer: Transfer) -> None:
-        """Send a transfer over the link, at most once."""
+        """Send a transfer over the link, once."""
         if self._link is None:
             raise NotConnectedError("not connected; nothing was sent")
         await carry_transfer(self._link, transfer)
@@ -134,19 +138,3 @@ class BtpPlugin(LedgerPlugin):
         if link is self._link:
             self._link = None
             self.link_down(reason)
-
-
-async def carry_transfer(link: Link, transfer: Transfer) -> None:
-    """Send a transfer over a link, at most once, and return when it is acknowledged.
-
-    Raises:
-        LedgerPluginError: As ``LedgerPlugin.send_money`` tells.
-
-    Cancellation: The transfer may have left and may be applied.
-    """
-    assert transfer.key is not None
-    await link.wait_for_turn()
-    try:
-        await link.transfer(int(transfer.amount))
-    except IN_DOUBT as error:
-        raise TransferInDoubtError(transfer.key, transfer.amount, str(error)) from error

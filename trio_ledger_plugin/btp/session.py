@@ -29,7 +29,7 @@ from itertools import count
 from random import SystemRandom
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from attrs import define, evolve
+from attrs import define, evolve, frozen
 
 from ..codec import btp
 from ..errors import (
@@ -41,11 +41,13 @@ from ..errors import (
     UnreachableError,
     told_to_peer,
 )
+from ..money.transfer import TRANSFER_KEYS, read_retention
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 __all__ = [
+    "AuthAnswer",
     "AuthRequest",
     "BadAuthError",
     "Session",
@@ -57,6 +59,7 @@ __all__ = [
     "read_auth",
     "read_auth_answer",
     "request_ids",
+    "transfer_keys",
 ]
 
 Call = TypeVar("Call")
@@ -201,6 +204,11 @@ class AuthRequest:
     token: bytes
     extra: Mapping[str, bytes]
 
+    @property
+    def peer_retention(self) -> int | None:
+        """For how many seconds the client offers to keep transfer keys; None when it does not."""
+        return read_retention(self.extra.get(TRANSFER_KEYS))
+
     def __repr__(self) -> str:
         """Show no credential."""
         return f"AuthRequest(request_id={self.request_id}, username={self.username!r}, token=***)"
@@ -213,8 +221,19 @@ def auth_message(request_id: int, account: str, token: str, flags: Mapping[str, 
         btp.ProtocolData(AUTH_USERNAME, btp.TEXT, account.encode()),
         btp.ProtocolData(AUTH_TOKEN, btp.TEXT, token.encode()),
     ]
-    entries += [btp.ProtocolData(name, btp.TEXT, text.encode()) for name, text in flags.items()]
+    entries += [_flag(*flag) for flag in flags.items()]
     return btp.encode(btp.Message(request_id, tuple(entries)))
+
+
+@frozen
+class AuthAnswer:
+    """A server's answer to right credentials.
+
+    Attributes:
+        peer_retention: For how many seconds the server keeps transfer keys; None when it does not.
+    """
+
+    peer_retention: int | None
 
 
 class BadAuthError(Exception):
@@ -265,9 +284,18 @@ def _is_text(entry: btp.ProtocolData) -> bool:
     return entry.content_type in (btp.TEXT, btp.OCTET_STREAM)
 
 
-def auth_accepted(request_id: int) -> bytes:
-    """Return the encoded answer to right credentials."""
-    return btp.encode(btp.Response(request_id))
+def auth_accepted(request_id: int, retention: int | None = None) -> bytes:
+    """Return the encoded answer to right credentials; ``retention`` agrees to keep transfer keys so many seconds."""
+    return btp.encode(btp.Response(request_id, tuple(_flag(*flag) for flag in transfer_keys(retention).items())))
+
+
+def transfer_keys(retention: int | None) -> dict[str, str]:
+    """Return the flag of the authentication that offers to keep transfer keys so many seconds; none for None."""
+    return {} if retention is None else {TRANSFER_KEYS: str(retention)}
+
+
+def _flag(name: str, text: str) -> btp.ProtocolData:
+    return btp.ProtocolData(name, btp.TEXT, text.encode())
 
 
 def auth_refused(request_id: int, reason: str) -> bytes:
@@ -276,13 +304,13 @@ def auth_refused(request_id: int, reason: str) -> bytes:
     return btp.encode(btp.Error(request_id, code, name, datetime.now(UTC), reason.encode()))
 
 
-def read_auth_answer(frame: bytes, request_id: int, *, max_entries: int, token: str) -> bool:
+def read_auth_answer(frame: bytes, request_id: int, *, max_entries: int, token: str) -> AuthAnswer | None:
     """Read a server's packet while its answer to the auth packet is awaited.
 
     A refusal that repeats ``token`` is told without it.
 
     Returns:
-        True when it accepts; False when it is no answer to the auth packet and is to be kept for later.
+        What it accepts with; None when it is no answer to the auth packet and is to be kept for later.
 
     Raises:
         NotAcceptedError: The server refuses the credentials.
@@ -293,9 +321,9 @@ def read_auth_answer(frame: bytes, request_id: int, *, max_entries: int, token: 
     except DecodeError as error:
         raise UnreachableError(f"the server's answer to the auth packet is not readable: {error}") from error
     if not isinstance(packet, btp.Response | btp.Error) or packet.request_id != request_id:
-        return False
+        return None
     if isinstance(packet, btp.Response):
-        return True
+        return AuthAnswer(read_retention(_find(packet.protocol_data, TRANSFER_KEYS)))
     refusal = _remote_error(evolve(packet, data=packet.data.replace(token.encode(), b"***"), protocol_data=()))
     if packet.code.startswith("T"):
         raise UnreachableError(f"the server cannot authenticate now: {refusal}") from refusal

@@ -6,25 +6,41 @@ The law here: a mistyped command line is never repeated back, since it may hold 
 from __future__ import annotations
 
 import math
+import os
 from difflib import get_close_matches
 from textwrap import dedent, indent
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from .exits import EXIT_CODES
+from ..errors import InvalidFieldsError
+from ..options import BtpOptions, split_url
+from .exits import EXIT_CODES, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["SECRET_VARIABLE", "Command", "Group", "Seconds", "epilog", "json_option"]
+__all__ = [
+    "SECRET_VARIABLE",
+    "Command",
+    "Group",
+    "Seconds",
+    "client_options",
+    "epilog",
+    "insecure_option",
+    "json_option",
+]
 
+CLOSE_SECONDS = 1.0
 SECRET_VARIABLE = "TRIO_LEDGER_PLUGIN_SECRET"  # noqa: S105 (a variable's name)
 
 _Decorated = TypeVar("_Decorated", bound="Callable[..., object] | click.Command")
 
 json_option: Callable[[_Decorated], _Decorated] = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object and nothing else."
+)
+insecure_option: Callable[[_Decorated], _Decorated] = click.option(
+    "--allow-insecure", is_flag=True, help="Send the token without TLS to a host that is not this machine."
 )
 
 
@@ -51,6 +67,35 @@ class Seconds(click.FloatRange):
         if math.isnan(seconds):
             self.fail("NaN is no number of seconds", param, ctx)
         return seconds
+
+
+def client_options(url: str, timeout: float, *, allow_insecure: bool) -> BtpOptions:
+    """Return the options of a client that dials a URL from the command line.
+
+    Args:
+        url: As BTP has it. Where it has no token, the environment variable's is used.
+        timeout: Seconds to connect in, and for each answer.
+        allow_insecure: Whether the token may go without TLS to another machine.
+
+    Raises:
+        click.UsageError: The URL is none, or there is no token; in the words of the command line.
+    """
+    token = "" if split_url(url)[1] else os.environ.get(SECRET_VARIABLE, "")
+    try:
+        options = BtpOptions(
+            server=url,
+            btp_token=token,
+            allow_insecure=allow_insecure,
+            response_timeout=timeout,
+            connect_timeout=timeout,
+            close_timeout=CLOSE_SECONDS,
+        )
+    except InvalidFieldsError as error:
+        text = one_line(error).removeprefix("server: ").replace("set allow_insecure", "give --allow-insecure")
+        raise click.UsageError(f"the URL {text}") from error
+    if not options.btp_token:
+        raise click.UsageError(f"the URL has no token, as in ACCOUNT:TOKEN@HOST, and {SECRET_VARIABLE} is not set")
+    return options
 
 
 def epilog(examples: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from math import ceil
 from statistics import median
 from typing import TYPE_CHECKING
@@ -17,25 +16,24 @@ from ..codec import ilp
 from ..errors import (
     ConnectionLostError,
     DecodeError,
-    InvalidFieldsError,
     NotConnectedError,
     RemoteError,
     ResponseTimeoutError,
 )
 from ..log import escape
 from ..opening import open_plugin
-from ..options import BtpOptions, ConnectOptions, split_url
-from .arguments import SECRET_VARIABLE, Command, Seconds, epilog, json_option
+from ..options import ConnectOptions
+from .arguments import Command, Seconds, client_options, epilog, insecure_option, json_option
 from .exits import Exit, one_line
 from .replies import make_question
 from .screen import Screen
 
 if TYPE_CHECKING:
+    from ..options import BtpOptions
     from ..plugin import LedgerPlugin
 
 __all__ = ["ping"]
 
-CLOSE_SECONDS = 1.0
 # Behind the answer's own deadline, so that a peer cannot answer a packet that has expired.
 LIFETIME_MARGIN_SECONDS = 1.0
 
@@ -110,7 +108,7 @@ EXAMPLES = """
 @click.option(
     "--timeout", type=Seconds(), default=5.0, show_default=True, help="Seconds to connect in, and for each answer."
 )
-@click.option("--allow-insecure", is_flag=True, help="Send the token without TLS to a host that is not this machine.")
+@insecure_option
 @json_option
 def ping(url: str, count: int, size: int, interval: float, timeout: float, allow_insecure: bool, as_json: bool) -> int:
     """Send requests to a BTP server, one after the other, and tell how long the answers took.
@@ -120,7 +118,7 @@ def ping(url: str, count: int, size: int, interval: float, timeout: float, allow
     an echo of it, its Fulfill and any Reject count as answers, a BTP error does not. Servers are verified by
     the system's certificates; SSL_CERT_FILE names others. Exit code 0 means that all were answered.
     """
-    options = _options(url, timeout, allow_insecure=allow_insecure)
+    options = client_options(url, timeout, allow_insecure=allow_insecure)
     screen = Screen()
     results = Results()
     try:
@@ -132,26 +130,6 @@ def ping(url: str, count: int, size: int, interval: float, timeout: float, allow
         elif results.sent:
             results.show(screen)
     return Exit.OK if results.all_answered else Exit.FAILED
-
-
-def _options(url: str, timeout: float, *, allow_insecure: bool) -> BtpOptions:
-    """Return the client's options, its errors in the words of the command line."""
-    token = "" if split_url(url)[1] else os.environ.get(SECRET_VARIABLE, "")
-    try:
-        options = BtpOptions(
-            server=url,
-            btp_token=token,
-            allow_insecure=allow_insecure,
-            response_timeout=timeout,
-            connect_timeout=timeout,
-            close_timeout=CLOSE_SECONDS,
-        )
-    except InvalidFieldsError as error:
-        text = one_line(error).removeprefix("server: ").replace("set allow_insecure", "give --allow-insecure")
-        raise click.UsageError(f"the URL {text}") from error
-    if not options.btp_token:
-        raise click.UsageError(f"the URL has no token, as in ACCOUNT:TOKEN@HOST, and {SECRET_VARIABLE} is not set")
-    return options
 
 
 async def _ping(

@@ -12,7 +12,7 @@ from hashlib import sha256
 from ..codec import ilp
 from ..errors import DecodeError
 
-__all__ = ["REPLIES", "echo", "fulfill", "make_question", "reject"]
+__all__ = ["ADDRESS", "REPLIES", "echo", "fulfill", "make_question", "reject"]
 
 ADDRESS = "example.trio-ledger-plugin"
 # Addresses of this scheme are between two peers: no connector forwards what is sent to one.
@@ -31,31 +31,31 @@ def make_question(amount: int, lifetime: float, *, size: int = 32) -> ilp.Prepar
     return ilp.make_prepare(amount, DESTINATION, sha256(_preimage(data)).digest(), lifetime, data)
 
 
-async def echo(data: bytes) -> bytes:
+async def echo(data: bytes, address: str = ADDRESS) -> bytes:  # noqa: ARG001 (as the others take it)
     """Answer with what was asked."""
     return data
 
 
-async def fulfill(data: bytes) -> bytes:
-    """Answer a Prepare with its Fulfill, or with a Reject that says why not."""
+async def fulfill(data: bytes, address: str = ADDRESS) -> bytes:
+    """Answer a Prepare with its Fulfill, or with a Reject of this address that says why not."""
     try:
         prepare = ilp.decode(data)
     except DecodeError as error:
-        return ilp.encode(ilp.reject_from(error, ADDRESS))
+        return ilp.encode(ilp.reject_from(error, address))
     if not isinstance(prepare, ilp.Prepare):
-        return ilp.encode(ilp.Reject(ilp.ErrorCode.BAD_REQUEST, ADDRESS, "not a Prepare"))
+        return ilp.encode(ilp.Reject(ilp.ErrorCode.BAD_REQUEST, address, "not a Prepare"))
     if prepare.expires_at <= datetime.now(UTC):
-        return ilp.encode(ilp.Reject(ilp.ErrorCode.TRANSFER_TIMED_OUT, ADDRESS, "expired"))
+        return ilp.encode(ilp.Reject(ilp.ErrorCode.TRANSFER_TIMED_OUT, address, "expired"))
     preimage = _preimage(prepare.data)
     if not ilp.fulfills(preimage, prepare.execution_condition):
         text = "the condition is not the SHA-256 digest of the SHA-256 digest of the data"
-        return ilp.encode(ilp.Reject(ilp.ErrorCode.WRONG_CONDITION, ADDRESS, text))
+        return ilp.encode(ilp.Reject(ilp.ErrorCode.WRONG_CONDITION, address, text))
     return ilp.encode(ilp.Fulfill(preimage))
 
 
-async def reject(data: bytes) -> bytes:  # noqa: ARG001 (a data handler takes it)
-    """Answer everything with a Reject."""
-    return ilp.encode(ilp.Reject(ilp.ErrorCode.UNREACHABLE, ADDRESS, "this server rejects everything"))
+async def reject(data: bytes, address: str = ADDRESS) -> bytes:  # noqa: ARG001 (as the others take it)
+    """Answer everything with a Reject of this address."""
+    return ilp.encode(ilp.Reject(ilp.ErrorCode.UNREACHABLE, address, "this server rejects everything"))
 
 
 REPLIES = {"echo": echo, "fulfill": fulfill, "reject": reject}

@@ -16,8 +16,10 @@ from .bench import bench
 from .decode import decode
 from .demo import demo
 from .exits import Exit, bare_error, exit_code_of, one_line
+from .ildcp import ildcp
 from .ping import ping
 from .serve import serve
+from .transfers import transfers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,8 +31,11 @@ PROGRAM = "trio-ledger-plugin"
 EXAMPLES = """
   trio-ledger-plugin demo                     see all of it work
   trio-ledger-plugin serve                    a server for one client
+  trio-ledger-plugin serve --accounts         a server for many, which forwards between them
   trio-ledger-plugin ping URL                 how fast does a peer answer?
+  trio-ledger-plugin ildcp URL                which ILP address does a peer give me?
   trio-ledger-plugin decode HEX               what is in this packet?
+  trio-ledger-plugin transfers DB             what has moved, and what is in doubt?
   trio-ledger-plugin bench                    how many calls a second on this machine?
   trio-ledger-plugin COMMAND --help           more about one command
 """
@@ -53,7 +58,7 @@ def root(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (demo, serve, ping, decode, bench):
+for _command in (demo, serve, ping, ildcp, decode, transfers, bench):
     root.add_command(_command)
 
 

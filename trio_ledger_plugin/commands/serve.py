@@ -1,16 +1,15 @@
-"""``serve``: a server for one client, which shows what the client does."""
+"""``serve``: a server for one client, which shows what the client does; with ``--accounts``, for many."""
 
 from __future__ import annotations
 
 import secrets
 import signal
-import socket
-import ssl
-from ipaddress import ip_address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import trio
+from attrs import fields
+from click.core import ParameterSource
 from rich.live import Live
 from rich.text import Text
 
@@ -18,10 +17,13 @@ from ..btp.plugin import BtpPlugin
 from ..opening import open_plugin
 from ..options import BtpOptions, ListenerOptions
 from ..services import PluginServices
+from .account_choices import AccountChoices, accounts_choices, make_accounts_options
 from .arguments import SECRET_VARIABLE, Command, epilog
 from .exits import Exit
+from .listening import CLOSE_SECONDS, REFRESH_SECONDS, client_url, closing_words, not_listening, open_store, tls_context
 from .replies import REPLIES
 from .screen import Screen, ScreenLog, said
+from .serve_accounts import serve_accounts
 
 if TYPE_CHECKING:
     from ..plugin import LedgerPlugin
@@ -29,18 +31,18 @@ if TYPE_CHECKING:
 __all__ = ["serve"]
 
 DEFAULT_PORT = 7768
-CLOSE_SECONDS = 0.5
-REFRESH_SECONDS = 0.5
 
 EXAMPLES = """
   trio-ledger-plugin serve
   trio-ledger-plugin serve --port 0 --reply fulfill
   TRIO_LEDGER_PLUGIN_SECRET=... trio-ledger-plugin serve --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem
+  trio-ledger-plugin serve --accounts
+  trio-ledger-plugin serve --accounts --names username --store accounts.db --address test.me --allow-origin https://wallet.example
 """
 
 
 @click.command(
-    cls=Command, epilog=epilog(EXAMPLES), short_help="A server for one client, which shows what the client does."
+    cls=Command, epilog=epilog(EXAMPLES), short_help="A server for one client or for many, which shows what they do."
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option(
@@ -57,58 +59,91 @@ EXAMPLES = """
     help="How requests are answered: with their own bytes; a Prepare with its Fulfill, if its condition is the SHA-256 "
     "digest of the SHA-256 digest of its data; or all with a Reject.",
 )
-def serve(host: str, port: int, secret: str | None, tls_cert: str | None, tls_key: str | None, reply: str) -> int:
+@click.option(
+    "--store",
+    type=click.Path(dir_okay=False),
+    help="A file that remembers transfers, and with --accounts usernames; made when it is missing. Without one, money "
+    "is at PLAIN and nothing outlives the server.",
+)
+@accounts_choices
+@click.pass_context
+def serve(
+    context: click.Context,
+    /,
+    host: str,
+    port: int,
+    secret: str | None,
+    tls_cert: str | None,
+    tls_key: str | None,
+    reply: str,
+    store: str | None,
+    accounts: bool,
+    **choices: Any,  # noqa: ANN401 (click gives what AccountChoices takes)
+) -> int:
     """Listen for one BTP client, answer its requests, take its money, and show what it does.
 
     A new client with the right token takes the place of the one before. Without --secret a random token is made, and
     shown once, in the URL for the client. On a terminal the last line shows the rates. Ctrl-C or SIGTERM ends the
     server within a second; the exit code is 0 then.
+
+    With --accounts every client has an account of its own, below the server's ILP address, and needs no more than a
+    token that it makes up. A Prepare to another account is forwarded there as it is, and no balances are kept. What
+    is for the server itself, and a Prepare to peer.ping, is answered as --reply says. On a terminal a table shows
+    the accounts; its last line counts those that are gone as well. The options from --accounts on are for this alone.
     """
-    context = _tls_context(tls_cert, tls_key)
+    _check_choices(context, accounts=accounts)
+    ssl_context = tls_context(tls_cert, tls_key)
+    if accounts:
+        chosen = AccountChoices(**choices)
+        trio.run(serve_accounts, make_accounts_options(chosen, host, port, ssl_context), chosen, reply, store)
+        return Exit.OK
     shown = "***"
     if secret == "":
         raise click.UsageError("--secret is empty; leave it out to have a random one")
     if secret is None:
         secret = shown = secrets.token_hex(16)
-    listener = ListenerOptions(port=port, secret=secret, host=host, ssl_context=context)
+    listener = ListenerOptions(port=port, secret=secret, host=host, ssl_context=ssl_context)
     options = BtpOptions(listener=listener, close_timeout=CLOSE_SECONDS)
     try:
-        trio.run(_serve, options, reply, shown)
+        trio.run(_serve, options, reply, shown, store)
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise click.ClickException(f"{error.strerror or error}; choose another with --host or --port") from error
+        raise not_listening(error) from error
     return Exit.OK
 
 
-def _tls_context(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
-    if certificate is None:
-        if key is not None:
-            raise click.UsageError("--tls-key needs --tls-cert")
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        # Without a password function OpenSSL would ask on the terminal, and a service would hang.
-        context.load_cert_chain(certificate, key, password=_no_password)
-    except (OSError, ValueError) as error:
-        raise click.UsageError(f"--tls-cert and --tls-key are no certificate with its key: {error}") from error
-    return context
+def _check_choices(context: click.Context, *, accounts: bool) -> None:
+    """Refuse options of the other kind of server; an environment variable is no choice.
+
+    Raises:
+        click.UsageError: One was given.
+    """
+    needless = {"secret"} if accounts else {field.name for field in fields(AccountChoices)}
+    for param in context.command.params:
+        if param.name in needless and context.get_parameter_source(param.name) is ParameterSource.COMMANDLINE:
+            why = (
+                "is for one client; with --accounts each brings a token of its own" if accounts else "needs --accounts"
+            )
+            raise click.UsageError(f"{param.opts[0]} {why}")
 
 
-def _no_password() -> str:
-    raise ValueError("the key is encrypted; give one that is not")
-
-
-async def _serve(options: BtpOptions, reply: str, token: str) -> None:
+async def _serve(options: BtpOptions, reply: str, token: str, path: str | None) -> None:
     screen = Screen()
 
     async def take_money(amount: str) -> None:
         screen.timed_line(f"received money: {amount}", "green")
 
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with open_plugin(
-            options, PluginServices(log=ScreenLog(screen)), data_handler=REPLIES[reply], money_handler=take_money
-        ) as plugin:
+        async with (
+            open_store(path) as store,
+            open_plugin(
+                options,
+                PluginServices(store=store, log=ScreenLog(screen)),
+                data_handler=REPLIES[reply],
+                money_handler=take_money,
+            ) as plugin,
+        ):
             assert isinstance(plugin, BtpPlugin)
             _introduce(screen, plugin.address, reply, token)
             async with trio.open_nursery() as nursery:
@@ -118,21 +153,12 @@ async def _serve(options: BtpOptions, reply: str, token: str) -> None:
                 await anext(signals)
                 nursery.cancel_scope.cancel()
         counts = plugin.statistics()
-    screen.timed_line(
-        f"closed; {counts.requests_received} requests, {counts.responses_sent} answered, {counts.errors_sent} refused"
-    )
+    screen.timed_line(closing_words(counts))
 
 
 def _introduce(screen: Screen, address: str, reply: str, token: str) -> None:
-    scheme, _, location = address.partition("://")
-    host, _, port = location.rpartition(":")
-    try:
-        anywhere = ip_address(host.strip("[]")).is_unspecified
-    except ValueError:
-        anywhere = False
-    url = f"{scheme}://:{token}@{socket.gethostname() if anywhere else host}:{port}"
     screen.line(f"listening on {address}, answering with: {reply}")
-    screen.line(f"the client's URL: {url}")
+    screen.line(f"the client's URL: {client_url(address, f':{token}')}")
     screen.line("try it: trio-ledger-plugin ping URL (Ctrl-C ends the server)")
 
 

@@ -1,0 +1,481 @@
+"""The program's server for many accounts and its ``ildcp``, as their users meet them."""
+
+from __future__ import annotations
+
+import gc
+import io
+import json
+import re
+import signal
+import socket
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+from programs import CANARY, assert_one_error, on_a_terminal, posix, run, serving
+from rich.console import Console
+from test_accounts import FULFILL, HOST, answer, ask, enter, hashed, leave, open_accounts, prepare
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from trio_ledger_plugin import ConnectOptions, fetch_ildcp, open_plugin
+from trio_ledger_plugin.cli import main
+from trio_ledger_plugin.codec import btp, ildcp, ilp
+from trio_ledger_plugin.commands.accounts_table import Meter, accounts_table
+from trio_ledger_plugin.commands.replies import fulfill, make_question
+from trio_ledger_plugin.commands.serve_accounts import route
+from trio_ledger_plugin.options import BtpOptions, ListenerOptions
+from trio_ledger_plugin.stores import MemoryStore
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from trio_ledger_plugin import LedgerPlugin
+
+ADDRESS = "test.server"
+NAMED = ("--accounts", "--names", "username", "--address", ADDRESS)
+
+
+@asynccontextmanager
+async def client(address: str, name: str, handler: Any = None) -> AsyncIterator[LedgerPlugin]:
+    url = address.replace("://", f"://{name}:{CANARY}{name}@")
+    options = BtpOptions(server=url, response_timeout=5)
+    async with open_plugin(options, connect=ConnectOptions(timeout=5000), data_handler=handler) as plugin:
+        yield plugin
+
+
+async def code_of_reject(plugin: LedgerPlugin, destination: str, lifetime: float = 30) -> str:
+    packet = ilp.decode(await plugin.send_data(prepare(destination, lifetime)))
+    assert isinstance(packet, ilp.Reject)
+    assert packet.triggered_by == ADDRESS
+    return packet.code
+
+
+# ildcp
+
+
+@posix
+async def test_ildcp_tells_address_and_asset() -> None:
+    """Amounts read by another scale are wrong by powers of ten."""
+    async with serving("--accounts") as server:
+        address = await server.wait_for(r"listening on (\S+),")
+        url = address.replace("://", f"://:{CANARY}@")
+        own = f"example.trio-ledger-plugin.{hashed(CANARY)}"
+        assert await run("ildcp", url) == (0, f"client address: {own}\nasset scale: 9\nasset code: XRP\n", "")
+        code, stdout, stderr = await run("ildcp", address, "--json", TRIO_LEDGER_PLUGIN_SECRET=CANARY)
+        assert (code, stderr) == (0, "")
+        assert json.loads(stdout) == {
+            "address": address,
+            "client_address": own,
+            "asset_scale": 9,
+            "asset_code": "XRP",
+        }
+
+
+@posix
+async def test_ildcp_tells_what_the_server_was_told() -> None:
+    async with serving(*NAMED, "--asset-scale", "2", "--asset-code", "EUR\x1b") as server:
+        address = await server.wait_for(r"listening on (\S+),")
+        url = address.replace("://", f"://alice:{CANARY}@")
+        text = f"client address: {ADDRESS}.alice\nasset scale: 2\nasset code: EUR\\x1b\n"
+        assert await run("ildcp", url) == (0, text, "")
+        code, stdout, stderr = await run("ildcp", url.replace(CANARY, f"not-{CANARY}"))
+        assert (code, stdout) == (4, "")
+        assert_one_error(stderr)
+        assert "refuses the credentials" in stderr
+
+
+async def refuse(data: bytes) -> bytes:
+    return ilp.encode(ilp.Reject("F02", "example.other", "no route\x1b"))
+
+
+async def echo(data: bytes) -> bytes:
+    return data
+
+
+async def junk(data: bytes) -> bytes:
+    return b"junk"
+
+
+async def silence(data: bytes) -> bytes:
+    await trio.sleep_forever()
+    raise AssertionError("unreachable")
+
+
+@pytest.mark.parametrize(
+    ("handler", "text"),
+    [
+        (None, "does not answer ILDCP requests: .*no data handler"),
+        (refuse, r"does not answer ILDCP requests: .*F02 Reject: no route\\x1b"),
+        (echo, "no ILDCP response: .*request"),
+        (junk, "no ILDCP response: .*ILPv4"),
+        (fulfill, "does not answer ILDCP requests: .*F05"),
+        (silence, "no answer within 0.3 s"),
+    ],
+    ids=["no handler", "reject", "echo", "junk", "wrong condition", "silence"],
+)
+async def test_ildcp_of_a_peer_without_it_says_so(handler: Any, text: str) -> None:
+    """A script would go on with no address, or a person look for the mistake in a traceback."""
+    options = BtpOptions(listener=ListenerOptions(port=0, secret=CANARY), close_timeout=0.1)
+    async with open_plugin(options, data_handler=handler) as server:
+        url = server.address.replace("://", f"://:{CANARY}@")
+        code, stdout, stderr = await run("ildcp", url, "--timeout", "0.3", "--json")
+    assert (code, stdout) == (1, "")
+    assert_one_error(stderr)
+    assert re.search(text, stderr)
+
+
+async def test_ildcp_of_nobody_ends_in_time() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    code, stdout, stderr = await run("ildcp", f"btp+ws://:{CANARY}@127.0.0.1:{port}", "--timeout", "0.3")
+    assert (code, stdout) == (3, "")
+    assert_one_error(stderr)
+
+
+# serve --accounts
+
+
+@posix
+async def test_a_packet_goes_from_account_to_account_and_its_answer_back() -> None:
+    """What the server is there for."""
+    async with serving(*NAMED, "--reply", "fulfill") as server:
+        address = await server.wait_for(r"listening on (\S+),")
+        async with client(address, "alice") as alice, client(address, "bob", fulfill) as bob:
+            assert (await fetch_ildcp(bob)).client_address == f"{ADDRESS}.bob"
+            for destination in (f"{ADDRESS}.bob", f"{ADDRESS}.bob.app.1", ADDRESS, "peer.ping"):
+                question = make_question(250, 30)
+                prepare = ilp.make_prepare(250, destination, question.execution_condition, 30, question.data)
+                packet = ilp.decode(await alice.send_data(ilp.encode(prepare)))
+                assert isinstance(packet, ilp.Fulfill), (destination, packet)
+                assert ilp.fulfills(packet.fulfillment, question.execution_condition)
+            assert bob.statistics().requests_received == 2
+            assert await code_of_reject(alice, f"{ADDRESS}.nobody") == "T01"
+            assert await code_of_reject(alice, "example.elsewhere") == "F02"
+            assert await code_of_reject(alice, f"{ADDRESS}.bob", -1) == "R00"
+            # The server's own answers bear its own address.
+            assert await code_of_reject(alice, ADDRESS) == "F05"
+            await alice.send_money("250")
+            await server.wait_for("(received money from alice: 250)")
+            code, took = await server.end(signal.SIGINT)
+            assert code == 0
+            assert took < 1
+    for line in (
+        "alice connected",
+        "bob connected",
+        "alice disconnected",
+        "closed; 10 requests, 10 answered, 0 refused",
+    ):
+        assert line in server.output
+    assert CANARY not in server.output
+    assert "\x1b" not in server.output
+
+
+@posix
+async def test_a_name_is_its_first_tokens() -> None:
+    """Anybody could take another's packets."""
+    async with serving(*NAMED, TRIO_LEDGER_PLUGIN_SECRET=f"unused-{CANARY}") as server:
+        address = await server.wait_for(r"listening on (\S+),")
+        async with client(address, "alice", fulfill):
+            code, stdout, _ = await run("ping", address.replace("://", f"://alice:other-{CANARY}@"))
+            assert (code, stdout) == (4, "")
+            await server.wait_for("(refused a connection from 127.0.0.1: invalid auth_token)")
+        await server.end(signal.SIGTERM)
+    assert CANARY not in server.output
+
+
+@posix
+async def test_ping_of_the_server_itself_is_answered() -> None:
+    async with serving("--accounts", "--address", ADDRESS) as server:
+        address = await server.wait_for(r"listening on (\S+),")
+        assert f"a client's URL: {address.replace('://', '://:TOKEN@')}, " in await all_of_it(server)
+        code, stdout, stderr = await run(
+            "ping", address.replace("://", f"://:{CANARY}@"), "--count", "2", "--interval", "0"
+        )
+        assert (code, stderr) == (0, "")
+        assert "2 sent, 2 answered (2 echo)" in stdout
+    assert CANARY not in server.output
+
+
+async def all_of_it(server: Any) -> str:
+    await server.wait_for("(Ctrl-C ends the server)")
+    output: str = server.output
+    return output
+
+
+@posix
+async def test_machines_are_told_in_json_lines() -> None:
+    """A program that watches the server would have to guess at sentences."""
+    async with serving(*NAMED, "--json", "--totals", "0.05") as server:
+        address = await server.wait_for(r'"address": "(\S+)",')
+        async with client(address, "alice") as alice:
+            await alice.send_money("250")
+            await server.wait_for(r'("event": "totals", "accounts": 1, "connections": 1, "requests_received": 1,)')
+        await run("ping", address.replace("://", f"://alice:other-{CANARY}@"), "--count", "1")
+        await server.wait_for("(invalid auth_token)")
+        await server.wait_for(r'("event": "totals", "accounts": 0)')
+        assert (await server.end(signal.SIGINT))[0] == 0
+    lines = [json.loads(line) for line in server.output.splitlines()]
+    assert lines[0] == {
+        "event": "listening",
+        "address": address,
+        "ilp_address": ADDRESS,
+        "asset_scale": 9,
+        "asset_code": "XRP",
+    }
+    told = [line for line in lines[1:-1] if line["event"] != "totals"]
+    refused = "refused a connection from 127.0.0.1: invalid auth_token"
+    assert told == [
+        {"event": "account_connected", "account": "alice"},
+        {"event": "money", "account": "alice", "amount": "250"},
+        {"event": "account_disconnected", "account": "alice"},
+        {"event": "log", "level": "info", "text": refused},
+    ]
+    assert lines[-1] == {"event": "closed", "requests_received": 1, "responses_sent": 1, "errors_sent": 0}
+    totals = [line for line in lines if line["event"] == "totals"]
+    assert all(line["bytes_received"] > 0 for line in totals)
+    # Nothing is repeated while nothing happens.
+    assert len(totals) <= 4
+    assert CANARY not in server.output
+
+
+@posix
+async def test_totals_are_told_now_and_then() -> None:
+    async with serving("--accounts", "--totals", "0.05") as server:
+        address = await server.wait_for(r"listening on (\S+),")
+        await run("ping", address.replace("://", f"://:{CANARY}@"), "--count", "3", "--interval", "0")
+        await server.wait_for(r"(accounts: 0, connections: 0, [\d,]+ requests/s; in all 3 in, 0 out, 0 refused)")
+
+
+@posix
+async def test_a_terminal_shows_a_table_that_changes() -> None:
+    shown = await on_a_terminal("serve", "--accounts", "--port", "0", until="0 connected")
+    assert "\x1b" in shown
+    assert "requests in" in shown
+    shown = await on_a_terminal("serve", "--accounts", "--json", "--port", "0", until='"listening"')
+    assert "\x1b" not in shown
+
+
+async def test_serve_accounts_at_an_address_in_use_says_which() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        code, stdout, stderr = await run("serve", "--accounts", "--port", port)
+    assert (code, stdout) == (1, "")
+    assert_one_error(stderr)
+    assert port in stderr
+    assert "--port" in stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (["--address", ADDRESS], "--address needs --accounts"),
+        (["--asset-scale", "9"], "--asset-scale needs --accounts"),
+        (["--asset-code", "XRP"], "--asset-code needs --accounts"),
+        (["--names", "token"], "--names needs --accounts"),
+        (["--allow-origin", "null"], "--allow-origin needs --accounts"),
+        (["--totals", "1"], "--totals needs --accounts"),
+        (["--json"], "--json needs --accounts"),
+        (["--accounts", "--secret", CANARY], "each brings a token of its own"),
+        (["--accounts", "--address", "no address"], "--address: "),
+        (["--accounts", "--asset-code", ""], "--asset-code: "),
+        (["--accounts", "--asset-scale", "256"], "--asset-scale"),
+        (["--accounts", "--allow-origin", "("], "an origin such as"),
+        (["--accounts", "--names", "email"], "--names"),
+        (["--accounts", "--totals", "0"], "--totals"),
+        (["--accounts", "--tls-key", __file__], "--tls-cert"),
+        (["--accounts", "--host", "a b"], "--host: "),
+    ],
+)
+def test_options_that_do_not_go_together_are_told(args: list[str], text: str, capsys: Any) -> None:
+    """A server would run otherwise than its user believes."""
+    assert main(["serve", *args]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert_one_error(err)
+    assert text in err
+
+
+# Forwarding
+
+
+async def test_what_befalls_a_forwarded_packet_is_an_ilp_reject() -> None:
+    """A BTP error says nothing to the ILP sender, who would have to wait for the expiry."""
+    async with open_accounts({**OPTIONS, "responseTimeout": 200}, store=MemoryStore()) as plugin:
+        plugin.register_data_handler(partial(route, plugin, HOST, echo))
+        alice = await enter(plugin, "alice")
+
+        async def reject_for(request_id: int) -> ilp.Reject:
+            packet = await ask(alice, prepare(f"{HOST}.bob"), request_id)
+            reject = ilp.decode(packet.protocol_data[0].data)
+            assert isinstance(reject, ilp.Reject)
+            assert reject.triggered_by == HOST
+            return reject
+
+        async with trio.open_nursery() as nursery:
+            bob = await enter(plugin, "bob")
+            nursery.start_soon(take, bob, None)
+            assert (await reject_for(1)).code == "T01"
+        bob = await enter(plugin, "bob")
+        for number, (reply, code) in enumerate(((b"rubbish", "F01"), (ilp.encode(ilp.Fulfill(bytes(32))), "F05")), 2):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(answer, bob, reply)
+                assert (await reject_for(number)).code == code
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(refuse_btp, bob)
+            assert (await reject_for(4)).code == "T01"
+        # Nobody answers.
+        assert (await reject_for(5)).code == "R00"
+        await alice.aclose()
+        await bob.aclose()
+
+
+OPTIONS: dict[str, Any] = {
+    "plugin": "btp-accounts",
+    "port": 0,
+    "debugHostIldcpInfo": {"clientAddress": HOST, "assetScale": 9, "assetCode": "XRP"},
+}
+
+
+async def take(peer: Any, reply: None) -> None:
+    """Take a request and leave without an answer."""
+    await peer.receive_packet()
+    await peer.aclose()
+
+
+async def refuse_btp(peer: Any) -> None:
+    request = await peer.receive_packet()
+    await peer.send_packet(btp.Error(request.request_id, "F00", "NotAcceptedError", datetime.now(UTC), b"", ()))
+
+
+async def test_what_is_no_prepare_is_for_the_server_itself() -> None:
+    async with open_accounts(store=MemoryStore()) as plugin:
+        for data in (b"", b"raw", FULFILL, prepare(HOST), prepare("peer.ping")):
+            assert await route(plugin, HOST, echo, data) == data
+        told = ildcp.decode(await plugin.send_data(ildcp.encode(ildcp.IldcpRequest())))
+        assert isinstance(told, ildcp.IldcpResponse)
+
+
+# The table, and what it is made of
+
+
+def rendered(table: Any, width: int) -> list[str]:
+    file = io.StringIO()
+    Console(file=file, width=width, color_system=None).print(table)
+    return [line.rstrip() for line in file.getvalue().splitlines()]
+
+
+@pytest.fixture
+def clock() -> MockClock:
+    """A clock that stands still unless a test moves it, or has failed and waits for the server to close."""
+    return MockClock(autojump_threshold=1)
+
+
+async def test_the_table_shows_each_account_and_the_server(clock: MockClock) -> None:
+    """The operator would look at wrong numbers."""
+    async with open_accounts(store=MemoryStore(), data_handler=echo) as plugin, trio.open_nursery() as nursery:
+        meter = Meter(plugin)
+        alice, again = await enter(plugin, "alice"), await enter(plugin, "alice")
+        clock.jump(3600)
+        bob = await enter(plugin, "bob")
+        for number in range(1, 5):
+            await ask(alice, b"hi", number)
+        nursery.start_soon(answer, bob, FULFILL)
+        await plugin.send_data(prepare(f"{HOST}.bob"))
+        clock.jump(2)
+        view = meter.look()
+        heading, first, second, total = rendered(accounts_table(view, 10), 100)
+        assert heading.split() == [
+            "account",
+            "conns",
+            "requests",
+            "in",
+            "out",
+            "per",
+            "s",
+            "received",
+            "sent",
+            "connected",
+        ]
+        assert re.fullmatch(r"alice +2 +4 +0 +0 +\d+ bytes +\d+ bytes +1:00:02", first)
+        assert re.fullmatch(r"bob +1 +0 +1 +0 +\d+ bytes +\d+ bytes +0:00:02", second)
+        assert re.fullmatch(r"2 connected +3 +4 +1 +0 +\S+ \S+ +\S+ \S+", total)
+        # Over the 3602 seconds since the meter was made, and over the next two.
+        assert view.rates == {"alice": 4 / 3602, "bob": 1 / 3602}
+        for number in range(5, 11):
+            await ask(alice, b"hi", number)
+        clock.jump(2)
+        view = meter.look()
+        assert (view.rates, view.rate) == ({"alice": 3, "bob": 0}, 3)
+        lines = rendered(accounts_table(view, 1), 100)
+        assert [line.split()[0] for line in lines[1:-1]] == ["alice"]
+        assert lines[-1].startswith("1 of 2 shown")
+        # Back again, it counts from zero.
+        await bob.aclose()
+        await wait_all_tasks_blocked()
+        clock.jump(1)
+        bob = await enter(plugin, "bob")
+        await ask(bob, b"hi", 1)
+        clock.jump(1)
+        assert meter.look().rates == {"alice": 0, "bob": 0.5}
+        for peer in (alice, again, bob):
+            await peer.aclose()
+
+
+async def test_a_narrow_table_cuts_names_and_no_numbers(clock: MockClock) -> None:
+    async with open_accounts() as plugin:
+        meter = Meter(plugin)
+        peers = [await enter(plugin, "", f"token {number}") for number in range(3)]
+        clock.jump(1)
+        lines = rendered(accounts_table(meter.look(), 10), 80)
+        assert len(lines) == 5
+        assert all(len(line) <= 80 for line in lines)
+        assert sum("…" in line for line in lines) == 3
+        assert all(line.endswith("0:00:01") for line in lines[1:-1])
+        lines = rendered(accounts_table(meter.look(), 2), 80)
+        assert lines[-1].startswith("2 of 3 shown")
+        # A terminal has room for so many lines: none may become two.
+        assert len(rendered(accounts_table(meter.look(), 2), 68)) == 4
+        for peer in peers:
+            await peer.aclose()
+
+
+async def test_looking_at_accounts_makes_none_and_keeps_none(clock: MockClock) -> None:
+    """A server that is watched would grow with every client that it has ever seen."""
+    async with open_accounts(store=MemoryStore(), data_handler=echo) as plugin:
+        assert plugin.accounts() == ()
+        one, two = await enter(plugin, "alice"), await enter(plugin, "alice")
+        clock.jump(5)
+        await ask(one, b"hi")
+        (before,) = plugin.accounts()
+        assert (before.name, before.connections) == ("alice", 2)
+        assert (before.requests_received, before.requests_sent) == (1, 0)
+        assert before.connected_at == trio.current_time() - 5
+        # What a connection did is not forgotten while the account has another.
+        await one.aclose()
+        await wait_all_tasks_blocked()
+        (after,) = plugin.accounts()
+        assert after.connections == 1
+        assert after.bytes_received >= before.bytes_received > 0
+        assert after.bytes_sent >= before.bytes_sent > 0
+        plugin.account("bob")
+        assert [account.name for account in plugin.accounts()] == ["alice"]
+        await two.aclose()
+        await wait_all_tasks_blocked()
+        assert plugin.accounts() == ()
+        gc.collect()
+        made = [each for each in gc.get_objects() if type(each).__name__ == "AccountPlugin" and each._host is plugin]
+        assert len(made) == 1
+
+
+async def test_what_an_accounts_own_plugin_sends_is_counted_too() -> None:
+    async with open_accounts(store=MemoryStore()) as plugin, trio.open_nursery() as nursery:
+        peer = await enter(plugin, "alice")
+        nursery.start_soon(answer, peer, b"bytes")
+        await plugin.account("alice").send_data(b"raw")
+        (snapshot,) = plugin.accounts()
+        assert snapshot.requests_sent == 1
+        nursery.start_soon(plugin.account("alice").disconnect)
+        await leave(peer)

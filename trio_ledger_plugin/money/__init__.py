@@ -1,0 +1,1 @@
+"""Money that survives crashes: levels, the journal of transfers, sending and receiving them."""

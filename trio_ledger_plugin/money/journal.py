@@ -1,0 +1,430 @@
+"""The journal of transfers: what is remembered of each, in SQL, without Trio.
+
+The law of this module: a transfer stands under its key from before its first byte leaves, or from the moment that it
+is applied, until nobody can send it again; and an account's totals change in the same transaction as the state of the
+transfer that changes them. Amounts are whole numbers of any size, kept as text and summed exactly.
+
+Every method runs inside a transaction of the caller's, on the store's thread. Each looks first at what is there, so
+that one that is run again after a commit that failed does no harm.
+
+The states of a transfer of ours, and of the peer's::
+
+    SENT ── answered ──> ACKED or REJECTED        APPLIED ── the money handler is done ──> DELIVERED
+      └── nobody can tell ──> IN_DOUBT            REFUSED, by a handler within the transaction
+            └── confirm, reject ──> ACKED or REJECTED
+"""
+
+from __future__ import annotations
+
+from json import loads
+from time import monotonic, time
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from ..errors import (
+    DuplicateIdError,
+    InvalidFieldsError,
+    LedgerPluginError,
+    MoneyLevelError,
+    NotAcceptedError,
+    RemoteError,
+    TransferNotFoundError,
+    UnreachableError,
+    told_to_peer,
+)
+from ..stores.schema import migrate
+from .balances import TABLE, Balances
+from .entries import JournalEntry, Totals, TransferDirection, TransferState, Window
+from .transfer import MoneyLevel, Transfer
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable
+
+    Apply: TypeAlias = Callable[[sqlite3.Connection, Transfer], LedgerPluginError | None]
+
+__all__ = ["Journal"]
+
+LOST_KEYS: Final = (
+    "this account is at KEYED, and the link is PLAIN: the other end has lost its journal or is another program;"
+    " reset the account's level to let PLAIN in"
+)
+NO_KEYS: Final = "money is taken at KEYED only"
+BY_HAND: Final = RemoteError("F00", "NotAcceptedError", data=b'{"message": "rejected by hand"}')
+
+
+STEPS: Final = (
+    (
+        TABLE,
+        """CREATE TABLE lpi_ledgers (
+            ledger TEXT PRIMARY KEY,
+            age REAL NOT NULL
+        ) WITHOUT ROWID""",
+        """CREATE TABLE lpi_transfers (
+            id INTEGER PRIMARY KEY,
+            ledger TEXT NOT NULL,
+            account TEXT NOT NULL,
+            direction TEXT NOT NULL,
+            key TEXT NOT NULL,
+            amount TEXT NOT NULL,
+            level TEXT NOT NULL,
+            state TEXT NOT NULL,
+            digest BLOB NOT NULL DEFAULT x'',
+            error_code TEXT,
+            error_name TEXT,
+            error_data BLOB,
+            created REAL NOT NULL,
+            changed REAL NOT NULL,
+            remembered_from REAL NOT NULL,
+            resend_until REAL,
+            UNIQUE (ledger, account, direction, key)
+        )""",
+        # Of those alone that something is still to be done for.
+        """CREATE INDEX lpi_unfinished ON lpi_transfers (ledger, state, account)
+            WHERE state IN ('sent', 'in_doubt', 'applied')""",
+    ),
+)
+
+# How many rows are looked at or forgotten in one transaction: others wait meanwhile.
+PAGE: Final = 1000
+
+COLUMNS: Final = (
+    "id, account, direction, key, amount, level, state, error_code, error_name, error_data, created, changed,"
+    " resend_until"
+)
+
+
+class _StoredRefusalError(LedgerPluginError):
+    """The refusal that a transfer was answered with before."""
+
+    code: str  # type: ignore[misc]  # one class for all codes
+
+    def __init__(self, code: str, name: str, message: str) -> None:
+        super().__init__(message)
+        self.code, self.name = code, name
+
+
+class Journal:
+    """The transfers of one ledger.
+
+    Args:
+        ledger: Tells this ledger's rows from those of others in the same database.
+        max_keys: How many incoming transfers are remembered for an account; past it money is refused.
+    """
+
+    def __init__(self, ledger: str, *, max_keys: int) -> None:
+        self.ledger: str = ledger
+        self._balances = Balances(ledger, max_keys=max_keys)
+        self._opened_at = monotonic()
+        self._age_before = 0.0
+
+    def open(self, connection: sqlite3.Connection, *, settle: bool) -> set[str]:
+        """Make the tables, and return the accounts with transfers to send again.
+
+        Args:
+            connection: Where.
+            settle: Whether to settle what a stop left behind: what was SENT at PLAIN is in doubt.
+        """
+        migrate(connection, "transfers", STEPS)
+        row = connection.execute("SELECT age FROM lpi_ledgers WHERE ledger = ?", (self.ledger,)).fetchone()
+        self._opened_at, self._age_before = monotonic(), 0.0 if row is None else row[0]
+        if settle:
+            connection.execute(
+                "UPDATE lpi_transfers SET state = 'in_doubt', changed = ?"
+                " WHERE ledger = ? AND state = 'sent' AND level = 'plain'",
+                (time(), self.ledger),
+            )
+        rows = connection.execute(
+            "SELECT DISTINCT account FROM lpi_transfers WHERE ledger = ? AND state = 'sent'", (self.ledger,)
+        )
+        return {account for (account,) in rows}
+
+    def _age(self) -> float:
+        """Return for how many seconds this ledger has been open in all: a clock that nobody can set."""
+        return self._age_before + monotonic() - self._opened_at
+
+    # Transfers of ours.
+
+    def begin(
+        self, connection: sqlite3.Connection, transfer: Transfer, window: Window | None, *, plain_allowed: bool
+    ) -> JournalEntry | None:
+        """Enter a transfer as SENT, and return None; or return what is known under its key already.
+
+        Raises:
+            MoneyLevelError: It is new and PLAIN, and PLAIN is not allowed, or its account is KEYED.
+        """
+        account, plain = transfer.account, transfer.level is MoneyLevel.PLAIN
+        # First: whoever is refused under a key that is known would believe that nothing was sent, and pay again.
+        known = self.find(connection, account, TransferDirection.OUT, transfer.key)
+        if known is not None:
+            return known
+        if plain and not plain_allowed:
+            raise MoneyLevelError("the peer does not keep transfer keys, and money is set to KEYED; nothing was sent")
+        created, until = window or (time(), None)
+        if plain and self._balances.level(connection, account) is MoneyLevel.KEYED:
+            raise MoneyLevelError(LOST_KEYS)
+        connection.execute(
+            "INSERT INTO lpi_transfers"
+            " (ledger, account, direction, key, amount, level, state, created, changed, remembered_from, resend_until)"
+            " VALUES (?, ?, 'out', ?, ?, ?, 'sent', ?, ?, ?, ?)",
+            (
+                *(self.ledger, account, transfer.key, transfer.amount, transfer.level.value),
+                *(created, created, self._age(), until),
+            ),
+        )
+        if not plain and self._balances.level(connection, account) is MoneyLevel.PLAIN:
+            self._balances.set_level(connection, account, MoneyLevel.KEYED)
+        return None
+
+    def answered(self, connection: sqlite3.Connection, transfer: Transfer, error: RemoteError | None) -> None:
+        """Record the peer's answer: an acknowledgement, or the error that refuses the transfer."""
+        state = TransferState.ACKED if error is None else TransferState.REJECTED
+        for before in (TransferState.SENT, TransferState.IN_DOUBT):
+            self._move(connection, transfer, before, state, error)
+
+    def doubt(self, connection: sqlite3.Connection, transfer: Transfer) -> None:
+        """Record that nobody can tell whether the peer has applied a transfer."""
+        self._move(connection, transfer, TransferState.SENT, TransferState.IN_DOUBT, None)
+
+    def _move(
+        self,
+        connection: sqlite3.Connection,
+        transfer: Transfer,
+        before: TransferState,
+        after: TransferState,
+        error: RemoteError | None,
+    ) -> None:
+        """Change the state of a transfer of ours, if it is in the one before."""
+        told = (None, None, None) if error is None else (error.code, error.name, error.data)
+        moved = connection.execute(
+            "UPDATE lpi_transfers SET state = ?, error_code = ?, error_name = ?, error_data = ?, changed = ?,"
+            " remembered_from = ? WHERE ledger = ? AND account = ? AND direction = 'out' AND key = ? AND state = ?",
+            (after.value, *told, time(), self._age(), self.ledger, transfer.account, transfer.key, before.value),
+        )
+        if moved.rowcount and after is TransferState.ACKED:
+            self._balances.count_sent(connection, transfer.account, transfer.amount)
+
+    def withdraw(self, connection: sqlite3.Connection, transfer: Transfer) -> None:
+        """Forget a transfer that is known not to be applied, so that its key may be used again."""
+        connection.execute(
+            "DELETE FROM lpi_transfers"
+            " WHERE ledger = ? AND account = ? AND direction = 'out' AND key = ? AND state IN ('sent', 'in_doubt')",
+            (self.ledger, transfer.account, transfer.key),
+        )
+
+    def unanswered(
+        self, connection: sqlite3.Connection, account: str, after: int
+    ) -> list[tuple[int, Transfer, Window]]:
+        """Return a page of transfers at KEYED that are to be sent again, with their numbers and windows."""
+        rows = connection.execute(
+            "SELECT id, amount, key, created, resend_until FROM lpi_transfers"
+            " WHERE ledger = ? AND state = 'sent' AND account = ? AND level = 'keyed' AND id > ?"
+            " ORDER BY id LIMIT ?",
+            (self.ledger, account, after, PAGE),
+        )
+        return [
+            (number, Transfer(amount, account, key=key, level=MoneyLevel.KEYED), (created, until))
+            for number, amount, key, created, until in rows
+        ]
+
+    # Transfers of the peer's.
+
+    def receive(
+        self, connection: sqlite3.Connection, transfer: Transfer, apply: Apply | None, *, plain_allowed: bool
+    ) -> LedgerPluginError | None:
+        """Credit a transfer once and return None, or return what it is refused with.
+
+        A transfer that was received before gets the answer of that time. One that is refused for now only (the
+        codes that begin with T) leaves nothing behind.
+
+        Args:
+            connection: Where.
+            transfer: What the peer sent; its key is set.
+            apply: The transactional money handler, told to return its refusal. None: the transfer waits in the
+                outbox for the other kind.
+            plain_allowed: Whether an account that never had KEYED may receive at PLAIN.
+        """
+        account, now = transfer.account, time()
+        if transfer.level is MoneyLevel.PLAIN:
+            level = self._balances.level(connection, account)
+            if level is MoneyLevel.KEYED or not plain_allowed:
+                return NotAcceptedError(LOST_KEYS if level is MoneyLevel.KEYED else NO_KEYS)
+        state = TransferState.APPLIED if apply is None else TransferState.DELIVERED
+        entered = connection.execute(
+            "INSERT INTO lpi_transfers"
+            " (ledger, account, direction, key, amount, level, state, digest, created, changed, remembered_from)"
+            " VALUES (?, ?, 'in', ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            (
+                *(self.ledger, account, transfer.key, transfer.amount, transfer.level.value, state.value),
+                *(transfer.digest, now, now, self._age()),
+            ),
+        )
+        if not entered.rowcount:
+            return self._answer_again(connection, transfer)
+        number = entered.lastrowid
+        if not self._balances.credit(connection, account, transfer.amount, transfer.level):
+            connection.execute("DELETE FROM lpi_transfers WHERE id = ?", (number,))
+            return UnreachableError("too many transfers are remembered already")
+        refusal = None if apply is None else _run(connection, transfer, apply)
+        if refusal is not None:
+            self._balances.take_back(connection, account, transfer.amount)
+            self._refuse(connection, account, number, refusal)
+        return refusal
+
+    def _answer_again(self, connection: sqlite3.Connection, transfer: Transfer) -> LedgerPluginError | None:
+        digest, code, name, data = connection.execute(
+            "SELECT digest, error_code, error_name, error_data FROM lpi_transfers"
+            " WHERE ledger = ? AND account = ? AND direction = 'in' AND key = ?",
+            (self.ledger, transfer.account, transfer.key),
+        ).fetchone()
+        if digest != transfer.digest:
+            return DuplicateIdError("this key belongs to another transfer")
+        return None if code is None else _StoredRefusalError(code, name, loads(data)["message"])
+
+    def _refuse(
+        self, connection: sqlite3.Connection, account: str, number: int | None, refusal: LedgerPluginError
+    ) -> None:
+        code, name, data = told_to_peer(refusal)
+        if code.startswith("T"):
+            self._forget(connection, account, [number])
+        else:
+            connection.execute(
+                "UPDATE lpi_transfers SET state = 'refused', error_code = ?, error_name = ?, error_data = ?"
+                " WHERE id = ?",
+                (code, name, data, number),
+            )
+
+    def _forget(self, connection: sqlite3.Connection, account: str, numbers: list[int | None]) -> None:
+        connection.executemany("DELETE FROM lpi_transfers WHERE id = ?", [(number,) for number in numbers])
+        self._balances.forget_keys(connection, account, len(numbers))
+
+    def undelivered(self, connection: sqlite3.Connection, after: int, limit: int) -> list[tuple[int, Transfer]]:
+        """Return credited transfers that the money handler has not finished with, in order, with their numbers."""
+        rows = connection.execute(
+            "SELECT id, amount, account, key, level FROM lpi_transfers"
+            " WHERE ledger = ? AND state = 'applied' AND id > ? ORDER BY id LIMIT ?",
+            (self.ledger, after, limit),
+        )
+        return [
+            (number, Transfer(amount, account, key=key, level=MoneyLevel(level)))
+            for number, amount, account, key, level in rows
+        ]
+
+    def delivered(self, connection: sqlite3.Connection, number: int) -> None:
+        """Record that the money handler has finished with a transfer."""
+        connection.execute(
+            "UPDATE lpi_transfers SET state = 'delivered', changed = ? WHERE id = ? AND state = 'applied'",
+            (time(), number),
+        )
+
+    def purge(self, connection: sqlite3.Connection, after: int, retention: float) -> int | None:
+        """Forget, of one page of transfers, those that were finished longer than ``retention`` seconds ago.
+
+        What counts is the time for which the ledger was open since: a clock that is set makes nobody forget a key.
+
+        Returns:
+            The number to go on after, or None at the end.
+        """
+        age = self._age()
+        connection.execute("INSERT OR REPLACE INTO lpi_ledgers (ledger, age) VALUES (?, ?)", (self.ledger, age))
+        rows = connection.execute(
+            "SELECT id, account, direction, state FROM lpi_transfers"
+            " WHERE ledger = ? AND id > ? AND remembered_from < ? ORDER BY id LIMIT ?",
+            (self.ledger, after, age - retention, PAGE),
+        ).fetchall()
+        received: dict[str, list[int | None]] = {}
+        for number, account, direction, state in rows:
+            if direction == "out" and state in ("acked", "rejected"):
+                connection.execute("DELETE FROM lpi_transfers WHERE id = ?", (number,))
+            elif direction == "in" and state != "applied":
+                received.setdefault(account, []).append(number)
+        for account, numbers in received.items():
+            self._forget(connection, account, numbers)
+        return rows[-1][0] if len(rows) == PAGE else None
+
+    # Looking, and reconciling.
+
+    def reset_level(self, connection: sqlite3.Connection, account: str) -> None:
+        """Let an account have PLAIN again; what it has SENT at KEYED is in doubt from here on."""
+        self._balances.set_level(connection, account, MoneyLevel.PLAIN)
+        connection.execute(
+            "UPDATE lpi_transfers SET state = 'in_doubt', changed = ?"
+            " WHERE ledger = ? AND state = 'sent' AND account = ?",
+            (time(), self.ledger, account),
+        )
+
+    def totals(self, connection: sqlite3.Connection, account: str | None) -> Totals:
+        """Return the sums of one account, or of all."""
+        sent, received = self._balances.sums(connection, account)
+        open_ones = connection.execute(
+            "SELECT amount FROM lpi_transfers WHERE ledger = ? AND state IN ('sent', 'in_doubt')"
+            " AND (? IS NULL OR account = ?)",
+            (self.ledger, account, account),
+        )
+        return Totals(sent, received, in_doubt=sum(int(amount) for (amount,) in open_ones))
+
+    def find(
+        self, connection: sqlite3.Connection, account: str, direction: TransferDirection, key: str | None
+    ) -> JournalEntry | None:
+        """Return the transfer under a key, or None."""
+        row = connection.execute(
+            f"SELECT {COLUMNS} FROM lpi_transfers WHERE ledger = ? AND account = ? AND direction = ? AND key = ?",  # noqa: S608 (constants)
+            (self.ledger, account, direction.value, key),
+        ).fetchone()
+        return None if row is None else JournalEntry.read(row)
+
+    def page(
+        self,
+        connection: sqlite3.Connection,
+        account: str | None,
+        direction: TransferDirection | None,
+        state: TransferState | None,
+        after: int,
+    ) -> list[JournalEntry]:
+        """Return a page of transfers in the order in which they were entered."""
+        rows = connection.execute(
+            f"SELECT {COLUMNS} FROM lpi_transfers WHERE ledger = ? AND id > ?"  # noqa: S608 (constants)
+            " AND (?3 IS NULL OR account = ?3) AND (?4 IS NULL OR direction = ?4) AND (?5 IS NULL OR state = ?5)"
+            " ORDER BY id LIMIT ?6",
+            (self.ledger, after, account, direction and direction.value, state and state.value, PAGE),
+        )
+        return [JournalEntry.read(row) for row in rows]
+
+    def confirm(self, connection: sqlite3.Connection, account: str, key: str) -> None:
+        """Settle a transfer in doubt: the peer has applied it.
+
+        Raises:
+            TransferNotFoundError: No transfer of ours has this key.
+            InvalidFieldsError: It is not in doubt.
+        """
+        self._settle(connection, account, key, TransferState.ACKED, None)
+
+    def reject(self, connection: sqlite3.Connection, account: str, key: str) -> None:
+        """Settle a transfer in doubt: the peer has not applied it.
+
+        Raises:
+            TransferNotFoundError: No transfer of ours has this key.
+            InvalidFieldsError: It is not in doubt.
+        """
+        self._settle(connection, account, key, TransferState.REJECTED, BY_HAND)
+
+    def _settle(
+        self, connection: sqlite3.Connection, account: str, key: str, state: TransferState, error: RemoteError | None
+    ) -> None:
+        entry = self.find(connection, account, TransferDirection.OUT, key)
+        if entry is None:
+            raise TransferNotFoundError(f"no transfer was sent under the key {key!r}")
+        if entry.state is TransferState.IN_DOUBT:
+            transfer = Transfer(str(entry.amount), account, key=key)
+            self._move(connection, transfer, TransferState.IN_DOUBT, state, error)
+        elif entry.state is not state:
+            raise InvalidFieldsError(f"transfer {key!r} is {entry.state.value}; only one in doubt can be settled")
+
+
+def _run(connection: sqlite3.Connection, transfer: Transfer, apply: Apply) -> LedgerPluginError | None:
+    """Run a transactional money handler; what it did stays only if it does not refuse."""
+    connection.execute("SAVEPOINT lpi_handler")
+    refusal = apply(connection, transfer)
+    if refusal is not None:
+        connection.execute("ROLLBACK TO lpi_handler")
+    connection.execute("RELEASE lpi_handler")
+    return refusal

@@ -1,0 +1,191 @@
+"""One plugin's money: its journal in its store, and what is to be done about both while the plugin lives.
+
+The law of this module: one open plugin writes a ledger. While the store fails, money is refused, and nothing that may
+have happened is denied.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+from uuid import uuid4
+
+import trio
+from attrs import evolve
+
+from ..errors import InvalidServicesError, LedgerPluginError, StoreError, StoreInDoubtError, UnreachableError
+from .journal import Journal
+from .outbox import Outbox
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..options import LinkOptions
+    from ..services import Log, TransactionalStore
+    from ..tasks import PluginTasks
+    from .journal import Apply
+    from .outbox import FindHandler
+    from .transfer import Transfer
+
+__all__ = ["Ledger"]
+
+T = TypeVar("T")
+
+PURGE_SECONDS: Final = 3600.0
+# Between two tries while the store cannot tell whether a transfer is applied.
+DOUBT_SECONDS: Final = 1.0
+# How long a store that hangs may hold up what does not need it.
+OPEN_SECONDS: Final = 2.0
+
+# The ledgers that open plugins write; a store is told by its identity, for one of a host's may not be hashable.
+_taken: dict[tuple[int, str], TransactionalStore] = {}
+
+
+class Ledger:
+    """The money of one plugin that has a transactional store.
+
+    Args:
+        store: Where the journal is kept.
+        options: The plugin's options.
+        log: Told of the store's failures.
+        tasks: Owns the tasks.
+        find_handler: Gives the money handler of an account.
+    """
+
+    def __init__(
+        self,
+        store: TransactionalStore,
+        options: LinkOptions,
+        log: Log,
+        tasks: PluginTasks,
+        find_handler: FindHandler,
+    ) -> None:
+        self._store = store
+        self._log = log
+        self._tasks = tasks
+        self._retention = options.key_retention
+        self.plain_allowed: bool = options.money != "keyed"
+        self.journal: Journal = Journal(options.ledger_id, max_keys=options.max_transfer_keys)
+        self._place = id(store), options.ledger_id
+        self.outbox: Outbox = Outbox(self, log, tasks, find_handler)
+        self._opening = trio.Lock()
+        self._opened = False
+        self._claimed = False
+        # The accounts that had something to be sent again when the journal was opened.
+        self.unfinished: set[str] = set()
+
+    # Whose it is.
+
+    def claim(self) -> None:
+        """Take the ledger for this plugin; does nothing when it has it.
+
+        Raises:
+            InvalidServicesError: Another open plugin has it.
+        """
+        if self._claimed:
+            return
+        if self._place in _taken:
+            raise InvalidServicesError(
+                f"store: another open plugin keeps ledger {self.journal.ledger!r} in it; give each its own ledger_id"
+            )
+        _taken[self._place] = self._store
+        self._claimed = True
+
+    def release(self) -> None:
+        """Leave the ledger to others."""
+        if self._claimed:
+            self._claimed = False
+            del _taken[self._place]
+
+    # Working with the journal.
+
+    async def run(self, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:  # noqa: ANN401 (the work's own)
+        """Run ``work(connection, ...)`` in a transaction; the journal is opened first, when that has not been done.
+
+        Raises:
+            StoreError: The store failed; nothing has changed.
+            StoreInDoubtError: The store cannot tell whether it has changed.
+
+        Cancellation: The work may be done all the same.
+        """
+        if not self._opened:
+            await self._open()
+        return await self._transaction(partial(_call, work, args, kwargs))
+
+    async def _transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            return await self._store.transaction(work)
+        except sqlite3.Error as error:
+            raise StoreError(f"the journal of transfers cannot be used: {error}") from error
+
+    async def open(self) -> None:
+        """Open the journal, if the store lets it; whatever is done with money later tries again.
+
+        Cancellation: Safe at any time.
+        """
+        self._opened = False
+        try:
+            with trio.move_on_after(OPEN_SECONDS):
+                await self._open()
+                return
+        except StoreError as error:
+            self._log.error("no money can be sent or received: %s", error)
+        else:
+            self._log.error("no money can be sent or received: the store does not answer")
+
+    async def _open(self) -> None:
+        async with self._opening:
+            if not self._opened:
+                # What a stop left behind is settled by the plugin that has the ledger; others may look at it.
+                self.unfinished = await self._transaction(partial(self.journal.open, settle=self._claimed))
+                self._opened = True
+
+    # Receiving.
+
+    async def receive(self, transfer: Transfer, apply: Apply | None) -> LedgerPluginError | None:
+        """Credit a transfer of the peer's once, and return what the peer is told: None, or a refusal.
+
+        Cancellation: The transfer may be credited; the peer sends it again at KEYED, and is in doubt at PLAIN.
+        """
+        if transfer.key is None:
+            # Found again by it, should the commit fail in a way that leaves it open.
+            transfer = evolve(transfer, key=str(uuid4()))
+        with self._tasks.committing():
+            refusal = await self._receive(transfer, apply)
+            if refusal is None and apply is None:
+                self.outbox.look()
+            return refusal
+
+    async def _receive(self, transfer: Transfer, apply: Apply | None) -> LedgerPluginError | None:
+        in_doubt = False
+        while True:
+            try:
+                return await self.run(self.journal.receive, transfer, apply, plain_allowed=self.plain_allowed)
+            except StoreError as error:
+                # Once a try is in doubt, neither answer is true before the store can tell.
+                in_doubt = in_doubt or isinstance(error, StoreInDoubtError)
+                if not in_doubt:
+                    self._log.error("refused a transfer of %s: %s", transfer.amount, error)
+                    return UnreachableError("transfers cannot be applied now")
+                self._log.error("a transfer of %s waits for the store: %s", transfer.amount, error)
+                await trio.sleep(DOUBT_SECONDS)
+
+    # Forgetting.
+
+    def sweep(self, now: float) -> float:
+        """Forget, from time to time, what nobody can send again."""
+        self._tasks.spawn(self._purge)
+        return now + PURGE_SECONDS
+
+    async def _purge(self) -> None:
+        after: int | None = 0
+        try:
+            while after is not None:
+                after = await self.run(self.journal.purge, after, self._retention)
+        except StoreError as error:
+            self._log.warn("cannot forget old transfers: %s", error)
+
+
+def _call(work: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], connection: sqlite3.Connection) -> T:
+    return work(connection, *args, **kwargs)

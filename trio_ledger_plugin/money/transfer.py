@@ -1,0 +1,95 @@
+"""One transfer, and how surely its effect happens once."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from enum import Enum
+from typing import Final
+
+from attrs import field, frozen
+
+__all__ = [
+    "IDEMPOTENCY_KEY",
+    "MIN_RETENTION",
+    "TRANSFER_KEYS",
+    "MoneyLevel",
+    "Transfer",
+    "current_transfer",
+    "enter_transfer",
+    "is_key",
+    "read_retention",
+]
+
+# The entry of the authentication that offers KEYED and agrees to it; its text is the retention in seconds.
+TRANSFER_KEYS: Final = "transfer_keys"
+# The entry of a transfer that holds its key.
+IDEMPOTENCY_KEY: Final = "idempotency_key"
+# An end that forgets keys sooner could be sent a transfer again that it has forgotten.
+MIN_RETENTION: Final = 24 * 60 * 60
+MAX_KEY = 64
+MAX_RETENTION_DIGITS = 10
+
+
+class MoneyLevel(Enum):
+    """How surely a transfer has its effect once.
+
+    Attributes:
+        KEYED: Exactly once: both ends remember the transfer's key, so it is sent again until it is acknowledged.
+        PLAIN: At most once: never sent again by itself; a lost acknowledgement leaves it in doubt.
+    """
+
+    KEYED = "keyed"
+    PLAIN = "plain"
+
+
+@frozen
+class Transfer:
+    """One transfer, as ``current_transfer()`` gives it inside a money handler.
+
+    Attributes:
+        amount: Units of the ledger's smallest denomination, as decimal text.
+        account: The account that it came from; empty for a plugin with one peer.
+        key: The transfer's idempotency key: the sender's at KEYED, one made on arrival where there is a journal,
+            else None. A handler that may be called twice for one transfer tells by it.
+        level: The level at which it travels.
+        digest: What tells a transfer that is sent again from another under the same key; empty where no key counts.
+    """
+
+    amount: str
+    account: str = ""
+    key: str | None = field(default=None, kw_only=True)
+    level: MoneyLevel = field(default=MoneyLevel.PLAIN, kw_only=True)
+    digest: bytes = field(default=b"", kw_only=True, repr=False)
+
+
+_transfer: ContextVar[Transfer] = ContextVar("transfer")
+
+
+def current_transfer() -> Transfer:
+    """Return the transfer that the running money handler was called for.
+
+    Raises:
+        RuntimeError: No money handler runs here.
+    """
+    try:
+        return _transfer.get()
+    except LookupError:
+        raise RuntimeError("current_transfer() works inside a money handler only") from None
+
+
+def enter_transfer(transfer: Transfer) -> None:
+    """Make a transfer the current one; each handler's context is its own, so nothing takes it back."""
+    _transfer.set(transfer)
+
+
+def is_key(text: str) -> bool:
+    """Whether text can be a transfer's key: 1 to 64 printable ASCII characters."""
+    return 1 <= len(text) <= MAX_KEY and text.isascii() and text.isprintable()
+
+
+def read_retention(text: bytes | None) -> int | None:
+    """Read for how many seconds a peer keeps keys; None when it does not say so, or keeps them too briefly."""
+    if text is None or not text.isdigit() or len(text) > MAX_RETENTION_DIGITS:
+        return None
+    seconds = int(text)
+    return seconds if seconds >= MIN_RETENTION else None
