@@ -12,7 +12,13 @@ myst_heading_anchors = 3
 html_theme = "furo"
 exclude_patterns = ["_build"]
 nitpicky = True
-# No inventory of the standard library is at hand offline.
-nitpick_ignore = [("py:class", "ssl.SSLContext")]
+# No inventories of the standard library and of Trio are at hand offline.
+nitpick_ignore = [
+    ("py:class", "ssl.SSLContext"),
+    ("py:class", "datetime.datetime"),
+    ("py:class", "collections.abc.Callable"),
+    ("py:class", "collections.abc.Mapping"),
+    ("py:class", "trio.Nursery"),
+]
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"

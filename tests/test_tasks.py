@@ -197,3 +197,89 @@ async def test_visits_end_with_the_home(autojump_clock):
         await trio.sleep(5)
         home.tasks.cancel()
     assert swept.times == []
+
+
+async def commit(home, seconds, done):
+    """Commit something, and then tell the peer."""
+    with home.tasks.committing():
+        await trio.sleep(seconds)
+    await trio.sleep(0.01)
+    done.append(trio.current_time())
+
+
+@pytest.mark.parametrize("how", ["its own end", "the nursery's"])
+async def test_the_end_waits_for_a_commit_and_for_what_the_peer_is_told(how, autojump_clock):
+    """Cut off in between, the peer would be in doubt about money that counts."""
+    done: list[float] = []
+    async with trio.open_nursery() as nursery:
+        home = Home(nursery)
+        await home.tasks.start()
+        home.tasks.spawn(commit, home, 0.2, done)
+        await wait_all_tasks_blocked()
+        start = trio.current_time()
+        if how == "its own end":
+            home.tasks.cancel()
+        else:
+            nursery.cancel_scope.cancel()
+    assert done == [pytest.approx(start + 0.21)]
+    assert trio.current_time() - start <= 0.26
+
+
+async def test_a_commit_that_hangs_holds_the_end_up_for_less_than_half_a_second(autojump_clock):
+    done: list[float] = []
+    async with trio.open_nursery() as nursery:
+        home = Home(nursery)
+        await home.tasks.start()
+        home.tasks.spawn(commit, home, 60, done)
+        await wait_all_tasks_blocked()
+        start = trio.current_time()
+        nursery.cancel_scope.cancel()
+    assert done == []
+    assert trio.current_time() - start < 0.5
+
+
+async def test_commits_one_after_the_other_do_not_put_off_the_end(autojump_clock):
+    """A peer that sends transfers without a pause could otherwise keep a program from ending."""
+    done: list[float] = []
+
+    async def flood():
+        while True:
+            await commit(home, 0.1, done)
+
+    async with trio.open_nursery() as nursery:
+        home = Home(nursery)
+        await home.tasks.start()
+        for _ in range(3):
+            home.tasks.spawn(flood)
+            await trio.sleep(0.03)
+        start = trio.current_time()
+        nursery.cancel_scope.cancel()
+    assert trio.current_time() - start < 0.5
+
+
+async def test_without_a_commit_the_end_comes_at_once(autojump_clock):
+    async with trio.open_nursery() as nursery:
+        home = Home(nursery)
+        await home.tasks.start()
+        home.tasks.spawn(trio.sleep, 60)
+        with home.tasks.committing():
+            pass
+        start = trio.current_time()
+        nursery.cancel_scope.cancel()
+    assert trio.current_time() == start
+    assert home.ends == [(None, True)]
+
+
+async def test_waiting_for_commits_ends_with_the_last(autojump_clock):
+    done: list[float] = []
+    async with trio.open_nursery() as nursery:
+        home = Home(nursery)
+        await home.tasks.start()
+        await home.tasks.wait_committed()
+        for seconds in (1, 3, 2):
+            home.tasks.spawn(commit, home, seconds, done)
+        await wait_all_tasks_blocked()
+        start = trio.current_time()
+        await home.tasks.wait_committed()
+        assert trio.current_time() - start == 3
+        home.tasks.cancel()

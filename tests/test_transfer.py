@@ -36,7 +36,9 @@ def test_whatever_a_peer_says_a_retention_is_a_day_at_least_or_none(text):
     assert seconds is None or seconds >= MIN_RETENTION
 
 
-@pytest.mark.parametrize("text", [None, b"", b"86399", b"-86400", b"+86400", b"86400.0", b" 86400", b"8_6400", b"9" * 11])
+@pytest.mark.parametrize(
+    "text", [None, b"", b"86399", b"-86400", b"+86400", b"86400.0", b" 86400", b"8_6400", b"9" * 11]
+)
 def test_what_is_no_retention_is_none(text):
     assert read_retention(text) is None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from inspect import iscoroutine, iscoroutinefunction
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import uuid4
 
 from .errors import (
@@ -50,6 +50,7 @@ class Handlers:
         self._money: MoneyHandler | None = None
         self._transactional: TransactionalMoneyHandler | None = None
         self.closing = False
+        self._wrap: Callable[[str, Any], Any] = _as_it_is
 
     def register_data(self, handler: DataHandler) -> None:
         """Set the data handler.
@@ -63,7 +64,7 @@ class Handlers:
             raise DataHandlerAlreadyRegisteredError(
                 "a data handler is registered already; call deregister_data_handler() first"
             )
-        self._data = handler
+        self._data = self._wrap("data", handler)
 
     def register_money(self, handler: MoneyHandler) -> None:
         """Set the money handler.
@@ -74,7 +75,7 @@ class Handlers:
         """
         _check_callable("money", handler)
         self._check_no_money_handler()
-        self._money = handler
+        self._money = self._wrap("money", handler)
         if self._ledger is not None:
             self._ledger.outbox.look_again()
 
@@ -91,13 +92,25 @@ class Handlers:
         if self._ledger is None:
             raise InvalidServicesError("store: a transactional money handler needs one that has transaction()")
         self._check_no_money_handler()
-        self._transactional = handler
+        self._transactional = self._wrap("transactional_money", handler)
 
     def _check_no_money_handler(self) -> None:
         if self.serves_money:
             raise MoneyHandlerAlreadyRegisteredError(
                 "a money handler is registered already; call deregister_money_handler() first"
             )
+
+    def wrap(self, wrap: Callable[[str, Any], Any]) -> None:
+        """Have something else called in the place of each handler, of those as well that are set already.
+
+        Args:
+            wrap: Given the kind, ``"data"``, ``"money"`` or ``"transactional_money"``, and a handler; returns what is
+                called with the same arguments.
+        """
+        self._wrap = wrap
+        self._data = self._data and wrap("data", self._data)
+        self._money = self._money and wrap("money", self._money)
+        self._transactional = self._transactional and wrap("transactional_money", self._transactional)
 
     @property
     def serves_data(self) -> bool:
@@ -132,7 +145,7 @@ class Handlers:
             if self._data is None:
                 return UnreachableError("no data handler is registered")
             response = await self._data(payload)
-            return response if response.__class__ is bytes else as_bytes(response)
+            return response if response.__class__ is bytes else as_bytes(response, "what a data handler returns")
         except Exception as error:  # noqa: BLE001 (whatever a handler raises, the peer gets one reply)
             return self._refusal("money" if isinstance(payload, Transfer) else "data", error)
 
@@ -177,7 +190,9 @@ class Handlers:
 
     def _tell(self, kind: str, reference: str, error: Exception) -> None:
         if reference:
-            self._log.error("the %s handler failed, reference %s: %o", kind, reference, error)
+            plain = isinstance(error, TypeError) and "await" in str(error)
+            hint = "; is it an async function?" if plain else ""
+            self._log.error("the %s handler failed, reference %s: %o%s", kind, reference, error, hint)
 
 
 def _judge(kind: str, error: Exception) -> tuple[LedgerPluginError, str]:
@@ -198,15 +213,20 @@ def _check_plain(result: object) -> None:
         raise TypeError("a transactional money handler is a plain function; this one returned a coroutine")
 
 
-def as_bytes(data: object) -> bytes:
+def as_bytes(data: object, what: str = "data") -> bytes:
     """Return bytes-like data as bytes.
 
     Raises:
-        TypeError: It is not bytes-like.
+        TypeError: It is not bytes-like; ``what`` says in the error what it is.
     """
     if isinstance(data, bytes | bytearray | memoryview):
         return bytes(data)
-    raise TypeError(f"data is bytes-like, not {type(data).__name__}")
+    hint = "; text becomes bytes with .encode()" if isinstance(data, str) else ""
+    raise TypeError(f"{what} is bytes-like, not {type(data).__name__}{hint}")
+
+
+def _as_it_is(_: str, handler: Any) -> Any:  # noqa: ANN401 (any kind of handler)
+    return handler
 
 
 def _check_callable(kind: str, handler: object) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from enum import Enum
 from functools import partial
+from threading import get_ident
 from typing import TYPE_CHECKING
 
 import trio
@@ -94,6 +95,7 @@ class Lifecycle(ABC):
         self._max_data = options.max_data_bytes
         self._news = trio.Event()
         self._failure: PluginFailedError | None = None
+        self._thread = get_ident()
         self.connect_error: Exception | None = None
 
     # What an author of a plugin writes.
@@ -152,7 +154,10 @@ class Lifecycle(ABC):
         Cancellation: Gives up; the last caller to leave cancels the attempt.
         """
         if options is not None and not isinstance(options, ConnectOptions):
-            raise TypeError(f"options is a ConnectOptions, not {type(options).__name__}")
+            raise TypeError(
+                f"options is a ConnectOptions, such as ConnectOptions(timeout=5000), not {type(options).__name__}"
+            )
+        self.check_thread()
         seconds = (options or ConnectOptions()).seconds(self.options.connect_timeout)
         with trio.move_on_after(seconds):
             await self._connect()
@@ -226,6 +231,7 @@ class Lifecycle(ABC):
 
         Cancellation: The link is dropped all the same, without a parting word.
         """
+        self.check_thread()
         connection = self._connection
         if connection is None or self._state in (_State.CLOSED, _State.FAILED):
             await trio.lowlevel.checkpoint()
@@ -253,6 +259,7 @@ class Lifecycle(ABC):
 
         Cancellation: Nothing drains; the plugin is closed all the same.
         """
+        self.check_thread()
         try:
             if self._state not in (_State.CLOSED, _State.FAILED):
                 self._draining = self.handlers.closing = True
@@ -280,6 +287,7 @@ class Lifecycle(ABC):
 
         Cancellation: Safe at any time.
         """
+        self.check_thread()
         while not self._connected:
             self.check_usable()
             await self._news.wait()
@@ -332,7 +340,18 @@ class Lifecycle(ABC):
         if self._failure is not None:
             raise self._failed_again()
         if self._draining or self._state is _State.CLOSED:
-            raise PluginClosedError("the plugin is closed")
+            raise PluginClosedError("the plugin is closed; open a new one")
+
+    def check_thread(self) -> None:
+        """Raise where waiting would never end.
+
+        Raises:
+            RuntimeError: This is another thread than that of the plugin's Trio run.
+        """
+        if get_ident() != self._thread:
+            raise RuntimeError(
+                "the plugin belongs to another thread; call it as trio.from_thread.run(plugin.send_data, data)"
+            )
 
     def _failed_again(self) -> PluginFailedError:
         assert self._failure is not None
@@ -345,7 +364,9 @@ class Lifecycle(ABC):
             self.check_usable()
         except LedgerPluginError as error:
             return error
-        return NotConnectedError("not connected; nothing was sent")
+        return NotConnectedError(
+            "not connected; nothing was sent: connect() connects, and wait_connected() waits for a peer"
+        )
 
     def _tell(self) -> None:
         self._news.set()

@@ -8,6 +8,7 @@ where there is something to finish, ``finish_calls``. Handler rules, events, sta
 from __future__ import annotations
 
 from abc import abstractmethod
+from threading import get_ident
 from typing import TYPE_CHECKING, ClassVar
 from uuid import uuid4
 
@@ -112,6 +113,8 @@ class LedgerPlugin(Lifecycle):
             raise InvalidFieldsError(f"data has {len(data)} bytes; one message holds at most {self._max_data}")
         if not self._connected or self._draining:
             raise self._not_connected()
+        if get_ident() != self._thread:
+            self.check_thread()
         return await self.carry_data(data)
 
     async def send_money(self, amount: str | int, *, idempotency_key: str | None = None) -> None:
@@ -143,6 +146,7 @@ class LedgerPlugin(Lifecycle):
             a caller that may be cancelled passes a key of its own, to ask again under it.
         """
         transfer = Transfer(_checked_amount(amount), key=_checked_key(idempotency_key))
+        self.check_thread()
         await trio.lowlevel.checkpoint_if_cancelled()
         if not self._connected or self._draining:
             error = self._not_connected()
@@ -208,7 +212,7 @@ class LedgerPlugin(Lifecycle):
 
     @property
     def transfers(self) -> Transfers:
-        """The journal of this plugin's transfers: totals, walking it, settling transfers in doubt.
+        """What has moved, from the journal of this plugin's transfers, and what is in doubt.
 
         Raises:
             InvalidServicesError: The plugin has no transactional store.
@@ -216,7 +220,7 @@ class LedgerPlugin(Lifecycle):
         return self.desk.transfers
 
     def statistics(self) -> Statistics:
-        """Return a snapshot of what the plugin has done so far."""
+        """Return a snapshot of what the plugin has done so far; may be called from any thread."""
         return Statistics(
             **asdict(self.counters),
             calls_in_flight=self.calls_in_flight(),

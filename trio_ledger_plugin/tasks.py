@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["PluginTasks", "Swept", "bare"]
 
 # How long a commit under way holds up the end of the tasks, and how long what it has to say may take to leave.
-COMMIT_SECONDS = 0.4
+COMMIT_SECONDS = 0.25
 TELL_SECONDS = 0.05
 
 

@@ -254,7 +254,9 @@ class AccountPlugin(LedgerPlugin):
         Cancellation: Safe at any time.
         """
         if options is not None and not isinstance(options, ConnectOptions):
-            raise TypeError(f"options is a ConnectOptions, not {type(options).__name__}")
+            raise TypeError(
+                f"options is a ConnectOptions, such as ConnectOptions(timeout=5000), not {type(options).__name__}"
+            )
         await trio.lowlevel.checkpoint()
         self.check_usable()
         if not self._host.is_connected():
@@ -322,11 +324,12 @@ class AccountPlugin(LedgerPlugin):
 
     def calls_in_flight(self) -> int:
         """Return how many calls wait for the account's client."""
-        return sum(len(link.calls.pending) for link in self._account.links)
+        return sum(len(link.calls.pending) for link in tuple(self._account.links))
 
     def statistics(self) -> Statistics:
         """Return a snapshot of what was done for the account since this plugin was made."""
-        links = self._account.links
+        # A copy: another thread may ask.
+        links = tuple(self._account.links)
         counted = super().statistics()
         return evolve(
             counted,

@@ -226,7 +226,8 @@ class AccountsPlugin(BtpServer):
     # All links.
 
     def _links(self) -> list[Link]:
-        return [link for account in self._accounts.values() for link in account.links]
+        # Copies: the statistics may be asked for by another thread.
+        return [link for account in tuple(self._accounts.values()) for link in tuple(account.links)]
 
     def fail_calls(self, make_error: Callable[[], LedgerPluginError]) -> None:
         """Fail every call on every link."""

@@ -60,14 +60,17 @@ class Balances:
 
     def count_sent(self, connection: sqlite3.Connection, account: str, amount: str) -> None:
         """Count a transfer that the peer has acknowledged."""
-        self._enter(connection, account)
-        self._add(connection, account, "sent", amount)
+        if not self._add(connection, account, "sent", amount):
+            self._enter(connection, account)
+            self._add(connection, account, "sent", amount)
 
-    def _add(self, connection: sqlite3.Connection, account: str, column: str, amount: str) -> None:
-        connection.execute(
+    def _add(self, connection: sqlite3.Connection, account: str, column: str, amount: str) -> bool:
+        """Add to a sum; false when there is no such account yet."""
+        added = connection.execute(
             f"UPDATE lpi_accounts SET {column} = lpi_add({column}, ?) WHERE ledger = ? AND account = ?",  # noqa: S608 (constants)
             (amount, self._ledger, account),
         )
+        return added.rowcount > 0
 
     def forget_keys(self, connection: sqlite3.Connection, account: str, number: int) -> None:
         """Count transfers that are remembered no longer."""

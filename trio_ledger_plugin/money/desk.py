@@ -166,8 +166,10 @@ class MoneyDesk:
             await self._own.outbox.wait_quiet()
 
     async def finish_records(self) -> None:
-        """Wait until what the peer has answered is recorded.
+        """Wait until what the peer has answered is recorded, and the ledger's age with it.
 
         Cancellation: Safe at any time.
         """
         await self._tasks.wait_committed()
+        if self._own is not None:
+            await self._own.save_age()

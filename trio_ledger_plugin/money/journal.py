@@ -125,8 +125,7 @@ class Journal:
             settle: Whether to settle what a stop left behind: what was SENT at PLAIN is in doubt.
         """
         migrate(connection, "transfers", STEPS)
-        row = connection.execute("SELECT age FROM lpi_ledgers WHERE ledger = ?", (self.ledger,)).fetchone()
-        self._opened_at, self._age_before = monotonic(), 0.0 if row is None else row[0]
+        self._opened_at, self._age_before = monotonic(), self._age_known(connection)
         if settle:
             connection.execute(
                 "UPDATE lpi_transfers SET state = 'in_doubt', changed = ?"
@@ -137,6 +136,18 @@ class Journal:
             "SELECT DISTINCT account FROM lpi_transfers WHERE ledger = ? AND state = 'sent'", (self.ledger,)
         )
         return {account for (account,) in rows}
+
+    def _age_known(self, connection: sqlite3.Connection) -> float:
+        """Return the age that was saved last, or that the last transfer was entered at."""
+        saved = connection.execute("SELECT age FROM lpi_ledgers WHERE ledger = ?", (self.ledger,)).fetchone()
+        last = connection.execute(
+            "SELECT remembered_from FROM lpi_transfers WHERE ledger = ? ORDER BY id DESC LIMIT 1", (self.ledger,)
+        ).fetchone()
+        return max(*(saved or (0.0,)), *(last or (0.0,)))
+
+    def save_age(self, connection: sqlite3.Connection) -> None:
+        """Keep the ledger's age for the next time it is opened."""
+        connection.execute("INSERT OR REPLACE INTO lpi_ledgers (ledger, age) VALUES (?, ?)", (self.ledger, self._age()))
 
     def _age(self) -> float:
         """Return for how many seconds this ledger has been open in all: a clock that nobody can set."""
@@ -324,12 +335,11 @@ class Journal:
         Returns:
             The number to go on after, or None at the end.
         """
-        age = self._age()
-        connection.execute("INSERT OR REPLACE INTO lpi_ledgers (ledger, age) VALUES (?, ?)", (self.ledger, age))
+        self.save_age(connection)
         rows = connection.execute(
             "SELECT id, account, direction, state FROM lpi_transfers"
             " WHERE ledger = ? AND id > ? AND remembered_from < ? ORDER BY id LIMIT ?",
-            (self.ledger, after, age - retention, PAGE),
+            (self.ledger, after, self._age() - retention, PAGE),
         ).fetchall()
         received: dict[str, list[int | None]] = {}
         for number, account, direction, state in rows:

@@ -178,6 +178,17 @@ class Ledger:
         self._tasks.spawn(self._purge)
         return now + PURGE_SECONDS
 
+    async def save_age(self) -> None:
+        """Keep the ledger's age: a program that often starts anew would otherwise remember all keys for ever.
+
+        Cancellation: The age may be saved.
+        """
+        if self._opened:
+            try:
+                await self.run(self.journal.save_age)
+            except StoreError as error:
+                self._log.warn("cannot keep the age of the ledger: %s", error)
+
     async def _purge(self) -> None:
         after: int | None = 0
         try:

@@ -319,10 +319,11 @@ class Sender:
         fresh = not sent_before
         pause = FIRST_PAUSE
         while True:
-            with trio.move_on_after(_time_left(outgoing.window, None)):
-                while self._host.peer_retention() is None and not self._closed:
-                    fresh = False
-                    await self._link_came.wait()
+            if self._host.peer_retention() is None and not self._closed:
+                fresh = False
+                with trio.move_on_after(_time_left(outgoing.window, None)):
+                    while self._host.peer_retention() is None and not self._closed:
+                        await self._link_came.wait()
             if self._closed:
                 return
             # Asked of the clock: one that Trio measures time by may stand still while the machine sleeps.

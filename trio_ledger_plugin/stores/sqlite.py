@@ -31,7 +31,7 @@ T = TypeVar("T")
 # Seconds that a block which did not end as planned waits for the thread.
 CLOSING = 5.0
 # How long a call that is cancelled in the middle waits for the disk.
-GRACE_SECONDS = 0.3
+GRACE_SECONDS = 0.2
 # Works that share a commit; it bounds what is run again when one of them has to be undone.
 MOST_AT_ONCE = 256
 
@@ -83,7 +83,7 @@ class SqliteStore:
     """Text under keys, and transactions, in an SQLite file; made by ``open_sqlite_store()`` (a ``TransactionalStore``).
 
     Cancellation: A cancelled call that has not begun changes nothing; one that has begun is finished first, and
-    returns, unless the disk takes longer than 0.3 s.
+    returns, unless the disk takes longer than 0.2 s.
     Concurrency: Any number of tasks may use it at once, of the Trio run that opened it. What waits at the same time
     shares one commit, so that many tasks together are much faster than one.
 
@@ -156,7 +156,7 @@ class SqliteStore:
             TypeError: ``work`` is an async function.
 
         Cancellation: ``work`` is not run if it has not begun. Once begun it commits all the same, and the call returns
-            its result; only when the disk takes longer than 0.3 s for it, the caller is let go without one.
+            its result; only when the disk takes longer than 0.2 s for it, the caller is let go without one.
         Concurrency: Any number of tasks may call this at once; works run in the order of the calls, and those that
             wait together are committed together. A long one keeps all others waiting.
         """

@@ -1,0 +1,525 @@
+"""One open plugin writes a ledger; while its store fails money is refused, and nothing that may have been is denied."""
+
+import sqlite3
+import threading
+import time
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+from attrs import define
+from ledgers import DAY, WEEK, HeldStore, open_payer, settle, states, sums, until
+from peers import Recorder
+from scripted import start
+from test_outbox import Handler, receive
+from trio.testing import wait_all_tasks_blocked
+
+from trio_ledger_plugin import (
+    DuplicateIdError,
+    InsufficientBalanceError,
+    InvalidServicesError,
+    MoneyLevel,
+    NotAcceptedError,
+    PluginServices,
+    RemoteError,
+    StoreError,
+    Transfer,
+    TransferInDoubtError,
+    UnreachableError,
+    create_plugin,
+    loopback_pair,
+    open_plugin,
+)
+from trio_ledger_plugin.money import journal, ledger
+from trio_ledger_plugin.options import LoopbackOptions
+from trio_ledger_plugin.stores import MemoryStore, open_sqlite_store
+
+
+@pytest.fixture
+async def store(tmp_path):
+    async with open_sqlite_store(tmp_path / "money.db") as inner:
+        yield HeldStore(inner)
+
+
+# Whose a ledger is.
+
+
+async def test_two_open_plugins_do_not_write_one_ledger(store):
+    """Each would send the other's transfers again."""
+    async with open_payer(store):
+        with pytest.raises(ExceptionGroup) as caught:
+            async with open_payer(store):
+                pass
+        assert caught.group_contains(InvalidServicesError, match="ledger 'main' in it; give each its own ledger_id")
+        async with open_payer(store, ledger_id="other"):
+            pass
+    async with open_payer(store):
+        pass
+
+
+@pytest.mark.parametrize("ending", ["aclose", "disconnect", "cancel"])
+async def test_a_ledger_is_free_when_its_plugin_has_ended(store, ending):
+    """A host that knows connect() and disconnect() only makes another plugin of the same store."""
+    options = LoopbackOptions(name="a")
+    async with trio.open_nursery() as nursery:
+        plugin = create_plugin(options, PluginServices(store=store), nursery=nursery)
+        await plugin.connect()
+        if ending == "cancel":
+            nursery.cancel_scope.cancel()
+        else:
+            await getattr(plugin, ending)()
+    async with open_plugin(options, PluginServices(store=store)):
+        pass
+
+
+async def test_a_plugin_has_its_ledger_again_when_it_connects_again(store):
+    async with trio.open_nursery() as nursery:
+        first = create_plugin(LoopbackOptions(name="a"), PluginServices(store=store), nursery=nursery)
+        second = create_plugin(LoopbackOptions(name="b"), PluginServices(store=store), nursery=nursery)
+        await first.connect()
+        await first.disconnect()
+        await second.connect()
+        with pytest.raises(InvalidServicesError):
+            await first.connect()
+        await second.disconnect()
+        await first.connect()
+        with pytest.raises(InvalidServicesError):
+            await second.connect()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_store_is_told_by_what_it_is_not_by_what_it_equals(store):
+    """A host's store may be a class that cannot be hashed."""
+
+    @define
+    class Wrapper:
+        inner: HeldStore
+
+        async def transaction(self, work):
+            return await self.inner.transaction(work)
+
+        async def put(self, key, value):
+            await self.inner.put(key, value)
+
+        async def get(self, key):
+            return await self.inner.get(key)
+
+        async def delete(self, key):
+            await self.inner.delete(key)
+
+    async with open_payer(Wrapper(store)) as plugin:
+        assert await sums(plugin) == (0, 0, 0)
+
+
+async def test_looking_at_a_journal_changes_nothing_in_it(store):
+    """A plugin that is not connected may belong to a program that only looks; the transfer is another's, and alive."""
+    async with open_payer(store, retention=None) as payer, trio.open_nursery() as nursery:
+        outcome = await start(nursery, lambda: payer.send_money(7, idempotency_key="k"))
+        await settle(store)
+        onlooker = create_plugin(LoopbackOptions(name="a"), PluginServices(store=store), nursery=nursery)
+        assert await states(onlooker) == {"k": "sent"}
+        payer.answer()
+        await settle(store)
+        assert outcome == [None]
+        assert await sums(onlooker) == (7, 0, 0)
+
+
+async def test_ledgers_in_one_store_know_nothing_of_each_other(store):
+    async with open_payer(store) as first, open_payer(store, ledger_id="other") as second:
+        receive(first, 1, "k", 5)
+        receive(second, 1, "k", 6)
+        await settle(store)
+        assert first.replies == second.replies == {1: None}
+        assert (await sums(first), await sums(second)) == ((0, 5, 0), (0, 6, 0))
+
+
+async def test_keyed_asked_of_a_store_that_cannot_is_refused():
+    async with trio.open_nursery() as nursery:
+        for store in (None, MemoryStore()):
+            with pytest.raises(InvalidServicesError, match=r"transaction\(\)"):
+                create_plugin(LoopbackOptions(name="a", money="keyed"), PluginServices(store=store), nursery=nursery)
+
+
+async def test_a_plugin_without_a_journal_says_so(store):
+    async with open_payer(MemoryStore()) as plugin:
+        with pytest.raises(InvalidServicesError):
+            _ = plugin.transfers
+        with pytest.raises(InvalidServicesError):
+            plugin.register_transactional_money_handler(lambda connection, transfer: None)
+
+
+# A store that fails.
+
+
+async def test_while_the_store_fails_money_is_refused_for_now_and_data_goes_on(store):
+    log = Recorder()
+
+    async def echo(data):
+        return data
+
+    async with open_payer(store, log=log) as plugin:
+        plugin.register_data_handler(echo)
+        await settle(store)
+        store.refuses = True
+        receive(plugin, 1, "k")
+        plugin.ask(2, b"data")
+        await settle(store)
+        assert isinstance(plugin.replies[1], UnreachableError)
+        assert plugin.replies[2] == b"data"
+        assert any("refused a transfer" in line for line in log.lines)
+        store.refuses = False
+        receive(plugin, 3, "k")
+        await settle(store)
+        assert plugin.replies[3] is None
+        assert await sums(plugin) == (0, 5, 0)
+
+
+async def test_a_store_that_fails_at_the_start_is_opened_when_it_works(store):
+    log = Recorder()
+    store.refuses = True
+    async with open_payer(store, log=log) as plugin:
+        assert plugin.is_connected()
+        assert any("no money" in line for line in log.lines)
+        with pytest.raises(StoreError):
+            await plugin.transfers.totals()
+        store.refuses = False
+        receive(plugin, 1, "k")
+        await settle(store)
+        assert await sums(plugin) == (0, 5, 0)
+
+
+@pytest.mark.parametrize("money_handler", [None, lambda connection, transfer: None])
+@pytest.mark.parametrize("trouble", ["lost", "committed"])
+async def test_the_peer_hears_nothing_before_the_store_can_tell(store, mock_clock, trouble, money_handler):
+    """ "Not applied" would have it pay again, "applied" would have it lose the money."""
+    async with open_payer(store) as plugin:
+        if money_handler is not None:
+            plugin.register_transactional_money_handler(money_handler)
+        await settle(store)
+        store.troubles.append(trouble)
+        receive(plugin, 1, "k")
+        await settle(store)
+        assert plugin.replies == {}
+        mock_clock.jump(ledger.DOUBT_SECONDS + 0.01)
+        await settle(store)
+        assert plugin.replies == {1: None}
+        assert await sums(plugin) == (0, 5, 0)
+
+
+@pytest.mark.parametrize("trouble", ["lost", "committed"])
+async def test_a_store_that_refuses_after_a_doubt_does_not_settle_it(store, mock_clock, trouble):
+    """The commit may count; were the peer told that nothing was applied, it would pay a second time."""
+    async with open_payer(store) as plugin:
+        await settle(store)
+        store.troubles += [trouble]
+        receive(plugin, 1, "k")
+        await settle(store)
+        store.refuses = True
+        for _ in range(3):
+            mock_clock.jump(ledger.DOUBT_SECONDS + 0.01)
+            await settle(store)
+            assert plugin.replies == {}
+        store.refuses = False
+        mock_clock.jump(ledger.DOUBT_SECONDS + 0.01)
+        await settle(store)
+        assert plugin.replies == {1: None}
+        assert await sums(plugin) == (0, 5, 0)
+
+
+async def test_a_plain_transfer_in_doubt_is_credited_once(store, mock_clock):
+    async with open_payer(store) as plugin:
+        await settle(store)
+        store.troubles += ["committed", "lost", "committed"]
+        plugin.ask(1, Transfer("5"))
+        for _ in range(4):
+            await settle(store)
+            mock_clock.jump(ledger.DOUBT_SECONDS + 0.01)
+        await settle(store)
+        assert plugin.replies == {1: None}
+        assert await sums(plugin) == (0, 5, 0)
+        assert len(await states(plugin)) == 1
+
+
+# Keys.
+
+
+async def test_a_duplicate_has_the_answer_of_the_first_and_no_effect(store):
+    handler = Handler()
+    async with open_payer(store) as plugin:
+        plugin.register_money_handler(handler)
+        for request_id in (1, 2, 3):
+            receive(plugin, request_id, "k")
+        await settle(store)
+        receive(plugin, 4, "k")
+        await settle(store)
+        assert plugin.replies == {1: None, 2: None, 3: None, 4: None}
+        assert handler.keys == ["k"]
+        assert await sums(plugin) == (0, 5, 0)
+        plugin.ask(5, Transfer("6", key="k", level=MoneyLevel.KEYED, digest=b"other"))
+        await settle(store)
+        assert isinstance(plugin.replies[5], DuplicateIdError)
+        assert await sums(plugin) == (0, 5, 0)
+
+
+async def test_when_no_more_keys_can_be_kept_money_is_refused_and_keys_are_not_forgotten(store):
+    async with open_payer(store, max_transfer_keys=2) as plugin:
+        for number, key in enumerate("abc"):
+            receive(plugin, number, key)
+            await settle(store)
+        assert isinstance(plugin.replies[2], UnreachableError)
+        receive(plugin, 3, "a")
+        await settle(store)
+        assert plugin.replies[3] is None
+        assert await sums(plugin) == (0, 10, 0)
+
+
+async def test_keys_are_forgotten_once_nobody_can_send_them_again(store, mock_clock, monkeypatch):
+    shift = 0.0
+    monkeypatch.setattr(journal, "monotonic", lambda: time.monotonic() + shift)
+    handler = Handler()
+    async with open_payer(store, max_transfer_keys=1, key_retention=DAY) as plugin, trio.open_nursery() as nursery:
+        plugin.register_money_handler(handler)
+        receive(plugin, 1, "a")
+        outcome = await start(nursery, partial(plugin.send_money, 7, idempotency_key="acked"))
+        await settle(store)
+        plugin.answer()
+        await settle(store)
+        assert outcome == [None]
+        shift = DAY - 60
+        mock_clock.jump(ledger.PURGE_SECONDS + 0.01)
+        await settle(store)
+        assert await states(plugin) == {"a": "delivered", "acked": "acked"}
+        shift = DAY + 60
+        mock_clock.jump(ledger.PURGE_SECONDS + 0.01)
+        await settle(store)
+        assert await states(plugin) == {}
+        assert await sums(plugin) == (7, 5, 0)
+        receive(plugin, 2, "b")
+        await settle(store)
+        assert plugin.replies[2] is None
+        nursery.cancel_scope.cancel()
+
+
+# Transactional money handlers.
+
+
+async def make_table(store):
+    await store.transaction(lambda connection: connection.execute("CREATE TABLE mine (amount TEXT)") and None)
+
+
+async def rows(store):
+    return await store.transaction(lambda connection: connection.execute("SELECT amount FROM mine").fetchall())
+
+
+def note(connection, transfer):
+    connection.execute("INSERT INTO mine VALUES (?)", (transfer.amount,))
+
+
+async def test_what_a_transactional_handler_writes_counts_exactly_when_the_transfer_does(store, mock_clock):
+    await make_table(store)
+    async with open_payer(store) as plugin:
+        plugin.register_transactional_money_handler(note)
+        await settle(store)
+        store.troubles += ["refuse"]
+        receive(plugin, 1, "refused")
+        await settle(store)
+        assert isinstance(plugin.replies[1], UnreachableError)
+        assert (await rows(store), await sums(plugin)) == ([], (0, 0, 0))
+        store.troubles += ["lost", "committed"]
+        receive(plugin, 2, "k")
+        for _ in range(3):
+            await settle(store)
+            mock_clock.jump(ledger.DOUBT_SECONDS + 0.01)
+        await settle(store)
+        assert plugin.replies[2] is None
+        receive(plugin, 3, "k")
+        await settle(store)
+        assert (await rows(store), await sums(plugin)) == ([("5",)], (0, 5, 0))
+        assert await states(plugin) == {"k": "delivered"}
+
+
+@pytest.mark.parametrize(
+    ("error", "reply"), [(InsufficientBalanceError("too much"), "F08"), (RuntimeError("my own text"), "F00")]
+)
+async def test_an_error_of_a_transactional_handler_undoes_and_refuses(store, error, reply):
+    await make_table(store)
+    log = Recorder()
+
+    def handle(connection, transfer):
+        note(connection, transfer)
+        raise error
+
+    async with open_payer(store, log=log) as plugin:
+        plugin.register_transactional_money_handler(handle)
+        receive(plugin, 1, "k")
+        await settle(store)
+        assert plugin.replies[1].code == reply
+        assert "my own text" not in str(plugin.replies[1])
+        assert (await rows(store), await sums(plugin)) == ([], (0, 0, 0))
+        assert await states(plugin) == {"k": "refused"}
+        told = str(plugin.replies[1])
+        plugin.deregister_money_handler()
+        plugin.register_transactional_money_handler(note)
+        receive(plugin, 2, "k")
+        await settle(store)
+        assert (plugin.replies[2].code, plugin.replies[2].name) == (reply, plugin.replies[1].name)
+        assert str(plugin.replies[2]) == told
+        assert (await rows(store), await sums(plugin)) == ([], (0, 0, 0))
+        assert any("reference" in line for line in log.lines) is (reply == "F00")
+
+
+async def test_a_refusal_for_now_leaves_nothing_under_the_key(store):
+    await make_table(store)
+    full = True
+
+    def handle(connection, transfer):
+        note(connection, transfer)
+        if full:
+            raise UnreachableError("later")
+
+    async with open_payer(store, max_transfer_keys=1) as plugin:
+        plugin.register_transactional_money_handler(handle)
+        for request_id in (1, 2):
+            receive(plugin, request_id, f"k{request_id}")
+            await settle(store)
+            assert plugin.replies[request_id].code == "T00"
+        assert (await rows(store), await states(plugin)) == ([], {})
+        full = False
+        receive(plugin, 3, "k1")
+        await settle(store)
+        assert plugin.replies[3] is None
+        assert (await rows(store), await sums(plugin)) == ([("5",)], (0, 5, 0))
+
+
+@pytest.mark.parametrize("misuse", ["commit", "rollback", "execute"])
+async def test_a_transactional_handler_cannot_commit_by_itself(store, misuse):
+    """What it wrote would stay although the transfer is refused afterwards."""
+    await make_table(store)
+
+    def handle(connection, transfer):
+        note(connection, transfer)
+        if misuse == "execute":
+            connection.execute("COMMIT")
+        else:
+            getattr(connection, misuse)()
+
+    async with open_payer(store) as plugin:
+        plugin.register_transactional_money_handler(handle)
+        receive(plugin, 1, "k")
+        await settle(store)
+        assert isinstance(plugin.replies[1], NotAcceptedError | UnreachableError)
+        assert (await rows(store), await sums(plugin)) == ([], (0, 0, 0))
+
+
+async def test_an_async_function_cannot_be_transactional(store):
+    """It would never run, and the money would count all the same."""
+
+    async def handle(connection, transfer):
+        raise AssertionError
+
+    class Disguised:
+        async def __call__(self, connection, transfer):
+            raise AssertionError
+
+    async with open_payer(store) as plugin:
+        wrong: Any
+        for wrong in (handle, partial(handle), None):
+            with pytest.raises(TypeError, match="plain function"):
+                plugin.register_transactional_money_handler(wrong)
+        wrong = Disguised()
+        plugin.register_transactional_money_handler(wrong)
+        receive(plugin, 1, "k")
+        await settle(store)
+        assert isinstance(plugin.replies[1], NotAcceptedError)
+        assert await sums(plugin) == (0, 0, 0)
+
+
+async def test_storage_trouble_inside_a_handler_is_the_stores_not_the_handlers(store):
+    """A lasting refusal would have the peer believe that the transfer can never be applied."""
+
+    def handle(connection, transfer):
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise error
+
+    async with open_payer(store) as plugin:
+        plugin.register_transactional_money_handler(handle)
+        receive(plugin, 1, "k")
+        await settle(store)
+        assert plugin.replies[1].code == "T00"
+        assert await states(plugin) == {}
+
+
+# Commit to reply.
+
+
+async def held_up(nursery, store, plugin):
+    """Have a transfer under way whose commit is held up, in a plugin whose nursery is cancelled."""
+    await settle(store)
+    store.may_return = trio.Event()
+    receive(plugin, 1, "k")
+    await wait_all_tasks_blocked(0.05)
+    assert plugin.replies == {}
+    nursery.cancel_scope.cancel()
+    with trio.CancelScope(shield=True):
+        await wait_all_tasks_blocked(0.01)
+
+
+async def test_a_commit_under_way_is_still_told_when_the_nursery_is_cancelled(store):
+    async with trio.open_nursery() as outer, open_payer(store) as plugin:
+        await held_up(outer, store, plugin)
+        assert plugin.replies == {}
+        store.may_return.set()
+    assert plugin.replies == {1: None}
+
+
+async def test_a_store_that_hangs_for_good_does_not_hold_up_the_end(store):
+    async with trio.open_nursery() as outer, open_payer(store) as plugin:
+        await held_up(outer, store, plugin)
+        began = trio.current_time()
+    assert trio.current_time() - began < 0.6
+    assert plugin.replies == {}
+
+
+async def test_an_sqlite_file_that_hangs_for_good_does_not_hold_up_the_end(tmp_path):
+    """The store's thread cannot be interrupted; the program must end all the same."""
+    stuck, let_go = threading.Event(), threading.Event()
+
+    def handle(connection, transfer):
+        stuck.set()
+        let_go.wait(20)
+
+    async with open_sqlite_store(tmp_path / "money.db") as inner:
+        began = 0.0
+        try:
+            async with trio.open_nursery() as nursery, open_payer(inner) as plugin:
+                plugin.register_transactional_money_handler(handle)
+                receive(plugin, 1, "k")
+                await until(stuck.is_set)
+                began = trio.current_time()
+                nursery.cancel_scope.cancel()
+        finally:
+            took = trio.current_time() - began
+            let_go.set()
+    # The store gives what has begun a moment of its own.
+    assert took < 0.9
+    assert plugin.replies == {}
+
+
+async def test_loopback_is_keyed_and_survives_its_end_as_links_do(store):
+    async with trio.open_nursery() as nursery, loopback_pair(PluginServices(store=store)) as (payer, payee):
+        await settle(store)
+        assert payer.peer_retention() == payee.peer_retention() == WEEK
+        await payer.send_money(7, idempotency_key="k")
+        await payer.send_money(7, idempotency_key="k")
+        assert await sums(payer) == (7, 0, 0)
+        assert await sums(payee) == (0, 7, 0)
+        waiting = await start(nursery, partial(payer.send_money, 8, idempotency_key="held"))
+        nursery.start_soon(payee.aclose)
+        await settle(store)
+        assert waiting == [None] or isinstance(waiting[0], TransferInDoubtError | RemoteError)
+        nursery.cancel_scope.cancel()
+    async with loopback_pair(PluginServices(store=store)) as (payer, payee):
+        await payer.send_money(8, idempotency_key="held")
+        assert (await sums(payer), await sums(payee)) == ((15, 0, 0), (0, 15, 0))

@@ -1,0 +1,541 @@
+"""Money over BTP links: what is negotiated, what a hostile or broken peer can do, and what survives lost links."""
+
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+from attrs import evolve
+from ledgers import DAY, WEEK, HeldStore, dial_keyed, keyed, settle, states, sums, until
+from peers import BINARY, TOKEN, Peer, dial_in, listening, open_btp, serving, welcome
+from scripted import start
+from test_accounts import enter, open_accounts, options
+from test_outbox import Handler
+
+from trio_ledger_plugin import (
+    MoneyLevel,
+    MoneyLevelError,
+    NotAcceptedError,
+    PluginServices,
+    RemoteError,
+    TransferInDoubtError,
+    UnreachableError,
+    current_transfer,
+)
+from trio_ledger_plugin.btp.transfers import read_transfer, transfer_packet
+from trio_ledger_plugin.codec import btp
+from trio_ledger_plugin.errors import InvalidFieldsError
+from trio_ledger_plugin.money.entries import TransferState
+from trio_ledger_plugin.money.transfer import IDEMPOTENCY_KEY, TRANSFER_KEYS, Transfer
+from trio_ledger_plugin.stores import open_sqlite_store
+
+
+@pytest.fixture
+async def store(tmp_path):
+    async with open_sqlite_store(tmp_path / "money.db") as inner:
+        yield HeldStore(inner)
+
+
+@pytest.fixture
+async def other(tmp_path):
+    async with open_sqlite_store(tmp_path / "other.db") as inner:
+        yield HeldStore(inner)
+
+
+@asynccontextmanager
+async def listener(store, *, money_handler=None, transactional=None, **more):
+    services = PluginServices(store=store)
+    async with open_btp(
+        listening(**more), services, money_handler=money_handler, transactional_money_handler=transactional
+    ) as plugin:
+        yield plugin
+
+
+async def give(peer, packet):
+    """Send a transfer and return its answer."""
+    await peer.send_packet(packet)
+    return await peer.receive_packet()
+
+
+def entry_of(packet, name):
+    return next((entry.data for entry in packet.protocol_data if entry.protocol_name == name), None)
+
+
+# Negotiation.
+
+
+@pytest.mark.parametrize("offer", [str(WEEK), str(DAY)])
+async def test_a_listener_agrees_to_keys_with_a_peer_that_offers_them(store, offer):
+    async with listener(store) as plugin:
+        peer, answer = await dial_keyed(plugin.address, offer=offer)
+        assert entry_of(answer, TRANSFER_KEYS) == str(WEEK).encode()
+        assert plugin.peer_retention() == int(offer)
+        await peer.aclose()
+
+
+@pytest.mark.parametrize("offer", [None, "", str(DAY - 1), "0", "-604800", "6e5", " 604800", "٦٠٤٨٠٠", "9" * 11])
+async def test_a_listener_is_at_plain_with_all_others(store, offer):
+    """A peer that forgets keys within hours would credit a transfer again that is sent again later."""
+    async with listener(store) as plugin:
+        peer, answer = await dial_keyed(plugin.address, offer=offer)
+        assert answer.protocol_data == ()
+        assert plugin.peer_retention() is None
+        await peer.aclose()
+
+
+@pytest.mark.parametrize("more", [{"money": "plain"}, None])
+async def test_a_listener_that_keeps_no_keys_agrees_to_nothing(store, more):
+    async with listener(None if more is None else store, **(more or {})) as plugin:
+        peer, answer = await dial_keyed(plugin.address)
+        assert answer.protocol_data == ()
+        assert plugin.peer_retention() is None
+        await peer.aclose()
+
+
+@pytest.mark.parametrize(
+    ("has_store", "answer", "agreed"),
+    [
+        (True, str(WEEK), WEEK),
+        (True, None, None),
+        (True, "3600", None),
+        (True, "soon", None),
+        (False, str(WEEK), None),
+    ],
+)
+async def test_a_client_is_at_keyed_only_when_both_said_so(store, has_store, answer, agreed):
+    """What was not offered cannot be agreed to."""
+    offers = []
+
+    async def serve(stream):
+        peer = await welcome(stream)
+        packet = await peer.receive_packet()
+        offers.append(entry_of(packet, TRANSFER_KEYS))
+        entries = () if answer is None else (btp.ProtocolData(TRANSFER_KEYS, btp.TEXT, answer.encode()),)
+        await peer.send_packet(btp.Response(packet.request_id, entries))
+        await peer.receive_close()
+
+    async with (
+        serving(serve) as url,
+        open_btp({"server": url}, PluginServices(store=store if has_store else None)) as plugin,
+    ):
+        assert plugin.peer_retention() == agreed
+    assert offers == [str(WEEK).encode() if has_store else None]
+
+
+async def test_keyed_or_nothing_pays_nothing_at_plain_and_takes_nothing(store):
+    async with listener(store, money="keyed") as plugin:
+        peer = await dial_in(plugin.address)
+        with pytest.raises(MoneyLevelError):
+            await plugin.send_money(5)
+        refusal = await give(peer, btp.Transfer(9, 5))
+        assert (refusal.code, refusal.name) == ("F00", "NotAcceptedError")
+        assert await states(plugin) == {}
+        await peer.aclose()
+
+
+# Keys on the wire.
+
+
+@pytest.mark.parametrize("key", [b"", b"k" * 65, b"a\nb", b"a\x00", b"\x7f", "ü".encode(), b"\xff"])
+async def test_a_bad_key_is_refused(store, key):
+    async with listener(store) as plugin:
+        peer, _ = await dial_keyed(plugin.address)
+        refusal = await give(peer, keyed(9, 5, key))
+        assert (refusal.code, refusal.name) == ("F01", "InvalidFieldsError")
+        assert await states(plugin) == {}
+        await peer.aclose()
+
+
+@pytest.mark.parametrize("key", [b"k", b"k" * 64, b"a b", b"~"])
+async def test_a_key_is_found_at_any_place_among_the_entries(store, key):
+    async with listener(store) as plugin:
+        peer, _ = await dial_keyed(plugin.address)
+        before = (btp.ProtocolData("first", btp.OCTET_STREAM, b"1"), btp.ProtocolData("second", btp.TEXT, b"2"))
+        assert isinstance(await give(peer, keyed(9, 5, key, *before)), btp.Response)
+        assert list(await states(plugin)) == [key.decode()]
+        await peer.aclose()
+
+
+async def test_an_amount_of_nothing_is_refused(store):
+    async with listener(store) as plugin:
+        peer, _ = await dial_keyed(plugin.address)
+        assert (await give(peer, keyed(9, 0, b"k"))).code == "F01"
+        assert await states(plugin) == {}
+        await peer.aclose()
+
+
+async def test_a_key_is_sent_at_keyed_only(store):
+    for level in MoneyLevel:
+        packet: Any = btp.decode(transfer_packet(7, Transfer("5", key="k", level=level)))
+        assert packet.amount == 5
+        assert entry_of(packet, IDEMPOTENCY_KEY) == (b"k" if level is MoneyLevel.KEYED else None)
+
+
+def test_the_same_transfer_looks_the_same_whenever_it_is_sent():
+    """The digest is what tells it from another under its key."""
+    once: Any = btp.decode(transfer_packet(7, Transfer("5", key="k", level=MoneyLevel.KEYED)))
+    again: Any = btp.decode(transfer_packet(8, Transfer("5", key="k", level=MoneyLevel.KEYED)))
+    read = read_transfer(once, "", keyed=True)
+    assert read == read_transfer(again, "", keyed=True)
+    assert read.digest != read_transfer(evolve(once, amount=6), "", keyed=True).digest
+    assert read_transfer(once, "", keyed=False) == Transfer("5")
+    with pytest.raises(InvalidFieldsError):
+        read_transfer(evolve(once, amount=0), "", keyed=False)
+
+
+# Receiving.
+
+
+async def test_a_transfer_sent_again_has_the_same_answer_and_one_effect(store):
+    handler = Handler()
+    async with listener(store, money_handler=handler) as plugin:
+        peer, _ = await dial_keyed(plugin.address)
+        assert await give(peer, keyed(9, 5, b"k")) == btp.Response(9)
+        assert await give(peer, keyed(10, 5, b"k")) == btp.Response(10)
+        await peer.aclose()
+        peer, _ = await dial_keyed(plugin.address)
+        assert await give(peer, keyed(1, 5, b"k")) == btp.Response(1)
+        other = await give(peer, keyed(11, 6, b"k"))
+        assert (other.code, other.name) == ("F05", "DuplicateIdError")
+        await settle(store)
+        assert handler.keys == ["k"]
+        assert await sums(plugin) == (0, 5, 0)
+        await peer.aclose()
+
+
+async def test_duplicates_at_the_same_moment_have_one_effect(store):
+    handler = Handler()
+    async with listener(store, money_handler=handler) as plugin:
+        peer, _ = await dial_keyed(plugin.address)
+        await peer.send(*[peer.frame(btp.encode(keyed(number, 5, b"k"))) for number in range(1, 21)])
+        answers = [await peer.receive_packet() for _ in range(20)]
+        assert sorted(answer.request_id for answer in answers) == list(range(1, 21))
+        assert all(isinstance(answer, btp.Response) for answer in answers)
+        await settle(store)
+        assert handler.keys == ["k"]
+        assert await sums(plugin) == (0, 5, 0)
+        await peer.aclose()
+
+
+@pytest.mark.parametrize("error", [NotAcceptedError("not today"), RuntimeError("secret")])
+async def test_a_stored_refusal_is_told_again_byte_for_byte(store, error):
+    """A peer that was refused under a reference must not see another one, nor the transfer applied."""
+    calls = []
+
+    def handle(connection, transfer):
+        calls.append(transfer.key)
+        raise error
+
+    async with listener(store, transactional=handle) as plugin:
+        peer, _ = await dial_keyed(plugin.address)
+        first = await give(peer, keyed(9, 5, b"k"))
+        second = await give(peer, keyed(9, 5, b"k"))
+        assert first.code == "F00"
+        assert evolve(first, triggered_at=second.triggered_at) == second
+        assert calls == ["k"]
+        assert b"secret" not in first.data
+        assert await sums(plugin) == (0, 0, 0)
+        await peer.aclose()
+
+
+async def test_once_keyed_an_account_takes_no_transfer_without_a_key(store):
+    """A peer that lost its journal cannot tell what it has sent already."""
+    async with listener(store) as plugin:
+        peer, _ = await dial_keyed(plugin.address)
+        assert await give(peer, keyed(9, 5, b"k")) == btp.Response(9)
+        refusal = await give(peer, btp.Transfer(10, 5))
+        assert (refusal.code, b"reset" in refusal.data) == ("F00", True)
+        await peer.aclose()
+        peer = await dial_in(plugin.address)
+        assert (await give(peer, btp.Transfer(9, 5))).code == "F00"
+        with pytest.raises(MoneyLevelError):
+            await plugin.send_money(5)
+        assert await sums(plugin) == (0, 5, 0)
+        await plugin.transfers.reset_level()
+        assert await give(peer, btp.Transfer(10, 5)) == btp.Response(10)
+        assert await sums(plugin) == (0, 10, 0)
+        await peer.aclose()
+
+
+async def test_a_plain_transfer_is_in_the_journal_under_a_key_of_ours(store):
+    seen: list[Any] = []
+
+    async def handle(amount):
+        seen.append(current_transfer())
+
+    async with listener(store, money_handler=handle) as plugin:
+        peer = await dial_in(plugin.address)
+        assert await give(peer, keyed(9, 5, b"theirs")) == btp.Response(9)
+        assert await give(peer, keyed(10, 5, b"theirs")) == btp.Response(10)
+        await settle(store)
+        assert await sums(plugin) == (0, 10, 0)
+        assert sorted(await states(plugin)) == sorted(transfer.key for transfer in seen)
+        assert "theirs" not in await states(plugin)
+        assert {transfer.level for transfer in seen} == {MoneyLevel.PLAIN}
+        await peer.aclose()
+
+
+async def test_a_handlers_deadline_does_not_answer_a_transfer(store):
+    async with listener(store, handler_timeout=0.05, ping_interval=0.05) as plugin:
+        peer, _ = await dial_keyed(plugin.address)
+        await settle(store)
+        store.may_return = trio.Event()
+        await peer.send_packet(keyed(9, 5, b"k"))
+        with trio.move_on_after(0.3) as waiting:
+            await peer.receive_packet()
+        assert waiting.cancelled_caught
+        store.may_return.set()
+        assert await peer.receive_packet() == btp.Response(9)
+        await peer.aclose()
+
+
+async def test_a_link_lost_under_a_commit_leaves_one_effect(store):
+    async with listener(store) as plugin:
+        peer, _ = await dial_keyed(plugin.address)
+        await settle(store)
+        store.may_return = trio.Event()
+        await peer.send_packet(keyed(9, 5, b"k"))
+        await until(lambda: store.running)
+        await peer.aclose()
+        store.may_return.set()
+        peer, _ = await dial_keyed(plugin.address)
+        assert await give(peer, keyed(9, 5, b"k")) == btp.Response(9)
+        assert await sums(plugin) == (0, 5, 0)
+        await peer.aclose()
+
+
+async def test_a_commit_under_way_is_told_over_the_wire_when_the_nursery_is_cancelled(store):
+    async with trio.open_nursery() as outer, listener(store) as plugin:
+        peer, _ = await dial_keyed(plugin.address)
+        await settle(store)
+        store.may_return = trio.Event()
+        await peer.send_packet(keyed(9, 5, b"k"))
+        await until(lambda: store.running)
+        began = trio.current_time()
+        outer.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            await trio.sleep(0.05)
+            store.may_return.set()
+            assert await peer.receive_packet() == btp.Response(9)
+            await peer.aclose()
+    assert trio.current_time() - began < 0.6
+
+
+# Both ends.
+
+
+@asynccontextmanager
+async def both(store, other, *, handler=None, **more):
+    """A client that pays and a listener that is paid, each with its store."""
+    async with listener(other, money_handler=handler) as payee:
+        url = payee.address.replace("btp+ws://", f"btp+ws://:{TOKEN}@")
+        async with open_btp({"server": url, **more}, PluginServices(store=store)) as payer:
+            yield payer, payee
+
+
+async def test_money_goes_both_ways_at_keyed(store, other):
+    handler = Handler()
+    async with both(store, other, handler=handler) as (payer, payee):
+        await payer.send_money("250", idempotency_key="k")
+        await payer.send_money("250", idempotency_key="k")
+        await payee.send_money(2**64 - 1)
+        await settle(store, other)
+        assert (await sums(payer), await sums(payee)) == ((250, 2**64 - 1, 0), (2**64 - 1, 250, 0))
+        assert handler.keys == ["k"]
+        entries = [entry async for entry in payer.transfers.walk(state=TransferState.ACKED)]
+        assert [(entry.key, entry.level) for entry in entries] == [("k", MoneyLevel.KEYED)]
+
+
+async def test_a_link_cut_again_and_again_neither_loses_nor_doubles(store, other):
+    handler = Handler()
+    async with both(store, other, handler=handler) as (payer, payee), trio.open_nursery() as nursery:
+        for number in range(60):
+            nursery.start_soon(lambda number: payer.send_money(10 + number, idempotency_key=f"k{number}"), number)
+        for _ in range(6):
+            await trio.sleep(0.005)
+            link = payee._link
+            if link is not None:
+                link.abort("cut")
+            await payer.wait_connected()
+    await settle(store, other)
+    total = sum(10 + number for number in range(60))
+    assert sorted(handler.keys) == sorted(f"k{number}" for number in range(60))
+    await_sums = []
+    async with both(store, other) as (payer, payee):
+        await_sums += [await sums(payer), await sums(payee)]
+    assert await_sums == [(total, 0, 0), (0, total, 0)]
+
+
+async def test_the_payee_refuses_while_its_store_fails_and_nothing_is_lost(store, other):
+    async with both(store, other) as (payer, payee):
+        await settle(store, other)
+        other.refuses = True
+        with pytest.raises(RemoteError) as caught:
+            await payer.send_money(7, idempotency_key="k")
+        assert caught.value.code == "T00"
+        other.refuses = False
+        await payer.send_money(7, idempotency_key="k")
+        assert (await sums(payer), await sums(payee)) == ((7, 0, 0), (0, 7, 0))
+
+
+async def test_a_plain_peer_that_takes_the_money_and_leaves_costs_it_once(store):
+    taken = []
+
+    async def serve(stream):
+        peer = await welcome(stream)
+        await peer.let_in()
+        received = await peer.receive()
+        if received.opcode == BINARY:
+            taken.append(btp.decode(received.payload))
+        await peer.aclose()
+
+    async with serving(serve) as url, open_btp({"server": url}, PluginServices(store=store)) as plugin:
+        with pytest.raises(TransferInDoubtError) as caught:
+            await plugin.send_money(7)
+        key = caught.value.key
+        await plugin.wait_connected()
+        with pytest.raises(TransferInDoubtError):
+            await plugin.send_money(7, idempotency_key=key)
+        await settle(store)
+        assert len(taken) == 1
+        assert await states(plugin) == {key: "in_doubt"}
+
+
+# Accounts.
+
+
+async def enter_keyed(plugin, account) -> Peer:
+    peer, answer = await dial_keyed(plugin.address, account=account)
+    assert entry_of(answer, TRANSFER_KEYS) is not None
+    return peer
+
+
+async def test_keys_belong_to_accounts(store):
+    """One client could otherwise have another's transfers taken for duplicates of its own."""
+    async with open_accounts(options(generateAccount=False), store=store) as plugin:
+        alice, bob = await enter_keyed(plugin, "alice"), await enter_keyed(plugin, "bob")
+        assert await give(alice, keyed(9, 5, b"k")) == btp.Response(9)
+        assert await give(bob, keyed(9, 6, b"k")) == btp.Response(9)
+        assert await sums(plugin) == (0, 11, 0)
+        assert await sums(plugin.account("alice")) == (0, 5, 0)
+        assert await sums(plugin.account("bob")) == (0, 6, 0)
+        entries = [(entry.account, entry.amount) async for entry in plugin.transfers.walk()]
+        assert entries == [("alice", 5), ("bob", 6)]
+        assert [entry.amount async for entry in plugin.account("bob").transfers.walk()] == [6]
+        await alice.aclose()
+        await bob.aclose()
+
+
+async def test_an_accounts_own_money_handler_comes_before_the_servers(store):
+    common, own = Handler(), Handler()
+    async with open_accounts(options(generateAccount=False), store=store) as plugin:
+        plugin.register_money_handler(common)
+        plugin.account("alice").register_money_handler(own)
+        for name in ("alice", "bob"):
+            peer = await enter_keyed(plugin, name)
+            assert await give(peer, keyed(9, 5, name.encode())) == btp.Response(9)
+            await peer.aclose()
+        await settle(store)
+        assert (own.keys, common.keys) == (["alice"], ["bob"])
+
+
+async def test_a_transactional_handler_of_an_account_is_its_own(store):
+    def refuse(connection, transfer):
+        raise NotAcceptedError(f"nothing from {transfer.account}")
+
+    async with open_accounts(options(generateAccount=False), store=store) as plugin:
+        plugin.account("alice").register_transactional_money_handler(refuse)
+        alice, bob = await enter_keyed(plugin, "alice"), await enter_keyed(plugin, "bob")
+        assert b"nothing from alice" in (await give(alice, keyed(9, 5, b"k"))).data
+        assert await give(bob, keyed(9, 5, b"k")) == btp.Response(9)
+        assert await sums(plugin) == (0, 5, 0)
+        await alice.aclose()
+        await bob.aclose()
+
+
+async def test_after_a_restart_an_account_is_sent_what_is_open_although_nobody_asks_for_it(store):
+    async with open_accounts(options(generateAccount=False), store=store) as plugin, trio.open_nursery() as nursery:
+        peer = await enter_keyed(plugin, "alice")
+        outcome = await start(nursery, lambda: plugin.account("alice").send_money(7, idempotency_key="k"))
+        assert entry_of(await peer.receive_packet(), IDEMPOTENCY_KEY) == b"k"
+        await peer.aclose()
+        nursery.cancel_scope.cancel()
+    assert outcome == []
+    async with open_accounts(options(generateAccount=False), store=store) as plugin:
+        peer = await enter_keyed(plugin, "alice")
+        packet = await peer.receive_packet()
+        assert (packet.amount, entry_of(packet, IDEMPOTENCY_KEY)) == (7, b"k")
+        await peer.send_packet(btp.Response(packet.request_id))
+        await until(lambda: plugin.calls_in_flight() == 0)
+        await settle(store)
+        assert await sums(plugin) == (7, 0, 0)
+        await peer.aclose()
+
+
+@pytest.mark.parametrize("asked", ["never", "before the client came", "while a transfer was open"])
+async def test_an_account_that_is_closed_leaves_its_transfers_to_the_next(store, asked):
+    hasty = options(generateAccount=False, close_timeout=0.05)
+    async with open_accounts(hasty, store=store) as plugin, trio.open_nursery() as nursery:
+        peer = await enter_keyed(plugin, "alice")
+        outcome = await start(nursery, lambda: plugin.account("alice").send_money(7, idempotency_key="k"))
+        await peer.receive_packet()
+        if asked == "while a transfer was open":
+            await plugin.account("alice").aclose()
+            await settle(store)
+            assert isinstance(outcome[0], TransferInDoubtError)
+            await peer.aclose()
+            peer = await enter_keyed(plugin, "alice")
+            assert entry_of(await peer.receive_packet(), IDEMPOTENCY_KEY) == b"k"
+        await peer.aclose()
+        nursery.cancel_scope.cancel()
+    async with open_accounts(options(generateAccount=False), store=store) as plugin:
+        if asked == "before the client came":
+            await plugin.account("alice").aclose()
+        peer = await enter_keyed(plugin, "alice")
+        with trio.fail_after(5):
+            packet = await peer.receive_packet()
+        assert entry_of(packet, IDEMPOTENCY_KEY) == b"k"
+        await peer.send_packet(btp.Response(packet.request_id))
+        await until(lambda: plugin.calls_in_flight() == 0)
+        await settle(store)
+        assert await states(plugin) == {"k": "acked"}
+        await peer.aclose()
+
+
+async def test_a_servers_operator_names_the_account(store):
+    async with open_accounts(options(generateAccount=False), store=store) as plugin, trio.open_nursery() as nursery:
+        for name in ("alice", "bob"):
+            peer = await enter(plugin, name)
+            send = partial(plugin.account(name).send_money, 7, idempotency_key="k")
+            outcome = await start(nursery, send)
+            await peer.receive_packet()
+            await peer.aclose()
+            await until(partial(len, outcome))
+            assert isinstance(outcome[0], TransferInDoubtError)
+        await settle(store)
+        with pytest.raises(InvalidFieldsError, match="account is missing"):
+            await plugin.transfers.confirm("k")
+        await plugin.transfers.confirm("k", account="alice")
+        with pytest.raises(InvalidFieldsError, match="shows 'bob'"):
+            await plugin.account("bob").transfers.reject("k", account="alice")
+        await plugin.account("bob").transfers.reject("k")
+        assert await sums(plugin) == (7, 0, 0)
+        assert [entry.state.value async for entry in plugin.transfers.walk()] == ["acked", "rejected"]
+
+
+async def test_a_server_itself_sends_no_money(store):
+    async with open_accounts(options(generateAccount=False), store=store) as plugin:
+        with pytest.raises(InvalidFieldsError, match=r"account\(name\)"):
+            await plugin.send_money(5)
+        assert await states(plugin) == {}
+
+
+async def test_while_the_servers_store_fails_an_account_is_refused_for_now(store):
+    async with open_accounts(options(generateAccount=False), store=store) as plugin:
+        peer = await enter_keyed(plugin, "alice")
+        await settle(store)
+        store.refuses = True
+        refusal = await give(peer, keyed(9, 5, b"k"))
+        assert refusal.code == UnreachableError.code
+        await peer.aclose()

@@ -1,0 +1,150 @@
+"""Whatever the disks do under money: nothing is lost, nothing is doubled, and data goes on."""
+
+from contextlib import AsyncExitStack, suppress
+from random import Random
+
+import pytest
+import trio
+from faulty_vfs import faulty_vfs
+
+from trio_ledger_plugin import (
+    PluginServices,
+    RemoteError,
+    StoreError,
+    TransferInDoubtError,
+    open_plugin,
+)
+from trio_ledger_plugin.options import LoopbackOptions
+from trio_ledger_plugin.stores import open_sqlite_store
+
+AMOUNTS = {f"key-{i}": 10**i for i in range(6)}
+TOTAL = sum(AMOUNTS.values())
+KNOWN = {"acknowledged", "refused here", "refused there: T00"}
+# Each of them with a fault of every kind: 208 points in all.
+POINTS = 26
+# Transactions and their retries of a transfer in doubt take a fraction of it.
+TIMEOUT = 0.25
+
+
+@pytest.fixture
+def faults():
+    with faulty_vfs() as faults:
+        yield faults
+
+
+async def echo(data):
+    return data
+
+
+def book(connection, transfer):
+    """Keep a book of one's own, as a transactional money handler would."""
+    connection.execute("CREATE TABLE IF NOT EXISTS book (key TEXT, amount TEXT)")
+    connection.execute("INSERT INTO book VALUES (?, ?)", (transfer.key, transfer.amount))
+
+
+async def pay(plugin, key, told):
+    """Send one transfer and keep what its sender is told."""
+    try:
+        await plugin.send_money(AMOUNTS[key], idempotency_key=key)
+    except TransferInDoubtError as error:
+        told[key] = f"in doubt: {error.key} of {error.amount}"
+    except StoreError:
+        told[key] = "refused here"
+    except RemoteError as error:
+        told[key] = f"refused there: {error.code}"
+    else:
+        told[key] = "acknowledged"
+
+
+async def day(directory, name, faulty, told):
+    """Open both ends, each with a store of its own, and send all transfers at once, with data beside them."""
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(open_sqlite_store(directory / "payer.db"))
+        second = await stack.enter_async_context(open_sqlite_store(directory / "payee.db"))
+        options = LoopbackOptions(name=name, response_timeout=TIMEOUT, close_timeout=0.5)
+        payee = await stack.enter_async_context(
+            open_plugin(options, PluginServices(store=second), data_handler=echo, transactional_money_handler=book)
+        )
+        payer = await stack.enter_async_context(open_plugin(options, PluginServices(store=first)))
+        faulty()
+        async with trio.open_nursery() as nursery:
+            for key in AMOUNTS:
+                nursery.start_soon(pay, payer, key, told)
+        assert await payer.send_data(b"data goes on") == b"data goes on"
+        with suppress(StoreError):
+            return (
+                await payer.transfers.totals(),
+                await payee.transfers.totals(),
+                await second.transaction(read_book),
+            )
+    return None
+
+
+def read_book(connection):
+    with suppress(Exception):
+        return sorted(connection.execute("SELECT key, amount FROM book").fetchall())
+    return []
+
+
+async def count_operations(faults, directory):
+    directory.mkdir()
+    before = 0
+
+    def begin():
+        nonlocal before
+        before = faults.operations
+
+    await day(directory, "counted", begin, {})
+    return faults.operations - before
+
+
+async def check_the_next_day(directory, name, told):
+    """Ask for every key again: the answer is the one of before where there was one, and the sums agree to the unit."""
+    again = {}
+    for attempt in range(5):
+        payer, payee, entries = await day(directory, f"{name}, again {attempt}", lambda: None, again)
+        if set(again.values()) == {"acknowledged"}:
+            break
+    assert set(again.values()) == {"acknowledged"}, (told, again)
+    assert (payer.sent, payer.in_doubt) == (TOTAL, 0)
+    assert payee.received == TOTAL
+    assert entries == sorted((key, str(amount)) for key, amount in AMOUNTS.items())
+
+
+@pytest.mark.parametrize("forever", [False, True], ids=["once", "for good"])
+@pytest.mark.parametrize("kind", ["ioerr", "full"])
+async def test_a_disk_that_fails_loses_and_doubles_no_money(tmp_path, faults, kind, forever):
+    total = await count_operations(faults, tmp_path / "counted")
+    words = set()
+    for point in range(POINTS):
+        after = 1 + point * total // POINTS
+        directory = tmp_path / str(point)
+        directory.mkdir()
+        told = {}
+        await day(directory, str(point), lambda after=after: faults.arm(after=after, kind=kind, forever=forever), told)
+        faults.disarm()
+        words.update(told.values())
+        assert set(told.values()) <= {*KNOWN, *(f"in doubt: {key} of {amount}" for key, amount in AMOUNTS.items())}
+        await check_the_next_day(directory, str(point), told)
+    assert "acknowledged" in words
+    if forever:
+        assert len(words) > 1, "a disk that is dead has money refused"
+    elif kind == "ioerr":
+        assert words == {"acknowledged"}, "an error that is over costs no transfer"
+
+
+@pytest.mark.parametrize("random", [None, Random(1), Random(2), Random(3)], ids=["nothing", "some", "others", "more"])
+async def test_a_loss_of_power_loses_and_doubles_no_money(tmp_path, faults, random):
+    """What was not synced is gone, or is there in part."""
+    total = await count_operations(faults, tmp_path / "counted")
+    acknowledged = 0
+    for point in range(POINTS):
+        after = 1 + point * total // POINTS
+        directory = tmp_path / str(point)
+        directory.mkdir()
+        told = {}
+        await day(directory, str(point), lambda after=after: faults.arm(after=after, kind="crash"), told)
+        faults.recover(random)
+        acknowledged += list(told.values()).count("acknowledged")
+        await check_the_next_day(directory, str(point), told)
+    assert acknowledged > 0

@@ -1,0 +1,345 @@
+"""The money handler is called for every transfer that is credited: at least once, until it succeeds, whatever fails."""
+
+from typing import Any
+
+import pytest
+import trio
+import trio.lowlevel
+from ledgers import HeldStore, open_payer, settle, states, sums
+from trio.testing import wait_all_tasks_blocked
+
+from trio_ledger_plugin import MoneyHandlerAlreadyRegisteredError, current_transfer
+from trio_ledger_plugin.money import outbox
+from trio_ledger_plugin.money.transfer import MoneyLevel, Transfer
+from trio_ledger_plugin.stores import open_sqlite_store
+
+
+@pytest.fixture
+async def store(tmp_path):
+    async with open_sqlite_store(tmp_path / "money.db") as inner:
+        yield HeldStore(inner)
+
+
+class Handler:
+    """A money handler that keeps what it was called for, and fails as told."""
+
+    def __init__(self, *, failures=0):
+        self.keys: list[Any] = []
+        self.failures = failures
+        self.may_end = trio.Event()
+        self.may_end.set()
+        self.running = self.most = 0
+
+    async def __call__(self, amount):
+        transfer = current_transfer()
+        assert transfer.amount == amount
+        self.keys.append(transfer.key)
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            await self.may_end.wait()
+        finally:
+            self.running -= 1
+        if self.failures:
+            self.failures -= 1
+            raise RuntimeError("out of order")
+
+
+def receive(plugin, request_id, key, amount=5):
+    """Have the peer send a transfer."""
+    assert plugin.ask(request_id, Transfer(str(amount), key=key, level=MoneyLevel.KEYED, digest=b"d"))
+
+
+async def pass_time(clock, store, seconds):
+    await settle(store)
+    clock.jump(seconds)
+    await settle(store)
+
+
+async def test_a_credited_transfer_reaches_the_handler_and_then_counts_as_delivered(store):
+    handler = Handler()
+    async with open_payer(store) as plugin:
+        plugin.register_money_handler(handler)
+        receive(plugin, 1, "k")
+        await settle(store)
+        assert plugin.replies == {1: None}
+        assert handler.keys == ["k"]
+        assert await states(plugin) == {"k": "delivered"}
+        assert await sums(plugin) == (0, 5, 0)
+
+
+async def test_it_is_credited_and_answered_before_the_handler_runs(store):
+    handler = Handler()
+    handler.may_end = trio.Event()
+    async with open_payer(store) as plugin:
+        plugin.register_money_handler(handler)
+        receive(plugin, 1, "k")
+        await settle(store)
+        assert plugin.replies == {1: None}
+        assert await states(plugin) == {"k": "applied"}
+        assert await sums(plugin) == (0, 5, 0)
+
+
+async def test_a_handler_that_fails_is_called_again_less_and_less_often(store, mock_clock):
+    handler = Handler(failures=3)
+    async with open_payer(store) as plugin:
+        plugin.register_money_handler(handler)
+        receive(plugin, 1, "k")
+        calls = []
+        for pause in (1, 2, 4):
+            await pass_time(mock_clock, store, pause - 0.01)
+            calls.append(len(handler.keys))
+            await pass_time(mock_clock, store, 0.02)
+        assert calls == [1, 2, 3]
+        assert handler.keys == ["k"] * 4
+        assert await states(plugin) == {"k": "delivered"}
+        assert await sums(plugin) == (0, 5, 0)
+
+
+async def test_the_pause_has_an_end(store, mock_clock):
+    handler = Handler(failures=100)
+    async with open_payer(store) as plugin:
+        plugin.register_money_handler(handler)
+        receive(plugin, 1, "k")
+        await settle(store)
+        for _ in range(12):
+            await pass_time(mock_clock, store, outbox.LONGEST_PAUSE + 0.01)
+        assert len(handler.keys) == 13
+
+
+async def test_a_transfer_that_fails_does_not_hold_up_the_others(store, mock_clock):
+    keys: list[Any] = []
+
+    async def handle(amount):
+        key = current_transfer().key
+        keys.append(key)
+        if key == "bad":
+            raise RuntimeError
+
+    async with open_payer(store) as plugin:
+        plugin.register_money_handler(handle)
+        for number, key in enumerate(("bad", "good", "better")):
+            receive(plugin, number, key)
+        await settle(store)
+        assert sorted(keys) == ["bad", "better", "good"]
+        assert await states(plugin) == {"bad": "applied", "good": "delivered", "better": "delivered"}
+
+
+async def test_transfers_come_in_order_and_64_at_once(store):
+    handler = Handler()
+    handler.may_end = trio.Event()
+    async with open_payer(store) as plugin:
+        for number in range(150):
+            receive(plugin, number, f"k{number}")
+            await wait_all_tasks_blocked()
+        await settle(store)
+        credited = [entry.key async for entry in plugin.transfers.walk()]
+        plugin.register_money_handler(handler)
+        await settle(store)
+        assert handler.running == outbox.AT_ONCE == 64
+        assert sorted(handler.keys) == sorted(credited[:64])
+        handler.may_end.set()
+        await settle(store)
+        assert sorted(handler.keys) == sorted(credited)
+        assert handler.most == 64
+        assert set((await states(plugin)).values()) == {"delivered"}
+
+
+async def test_what_came_before_the_handler_waits_for_it(store):
+    handler = Handler()
+    async with open_payer(store) as plugin:
+        receive(plugin, 1, "k")
+        await settle(store)
+        assert plugin.replies == {1: None}
+        plugin.register_money_handler(handler)
+        await settle(store)
+        assert handler.keys == ["k"]
+
+
+async def test_what_came_before_the_handler_is_found_even_while_a_page_is_read(store):
+    """Else it would rest, credited and never handed over, until the next start."""
+    handler = Handler()
+    async with open_payer(store) as plugin:
+        receive(plugin, 1, "first")
+        await settle(store)
+        store.may_return = trio.Event()
+        receive(plugin, 2, "second")
+        await wait_all_tasks_blocked(0.05)
+        # It is committed; now the outbox reads the page that it stands on.
+        store.may_return.set()
+        store.may_return = trio.Event()
+        await wait_all_tasks_blocked(0.05)
+        plugin.register_money_handler(handler)
+        store.may_return.set()
+        await settle(store)
+        assert sorted(handler.keys) == ["first", "second"]
+
+
+async def test_without_its_handler_transfers_wait_for_the_next_one(store):
+    first, second = Handler(), Handler()
+    async with open_payer(store) as plugin:
+        plugin.register_money_handler(first)
+        receive(plugin, 1, "a")
+        await settle(store)
+        plugin.deregister_money_handler()
+        receive(plugin, 2, "b")
+        await settle(store)
+        plugin.register_money_handler(second)
+        with pytest.raises(MoneyHandlerAlreadyRegisteredError):
+            plugin.register_money_handler(first)
+        await settle(store)
+        assert (first.keys, second.keys) == (["a"], ["b"])
+
+
+async def test_a_failed_transfer_waits_for_the_next_handler_too(store, mock_clock):
+    first, second = Handler(failures=1), Handler()
+    async with open_payer(store) as plugin:
+        plugin.register_money_handler(first)
+        receive(plugin, 1, "k")
+        await settle(store)
+        plugin.deregister_money_handler()
+        await pass_time(mock_clock, store, 1.01)
+        plugin.register_money_handler(second)
+        await settle(store)
+        assert (first.keys, second.keys) == (["k"], ["k"])
+        assert await states(plugin) == {"k": "delivered"}
+
+
+async def test_a_plugin_that_was_killed_in_a_handler_calls_the_next_ones(store):
+    handler = Handler()
+    handler.may_end = trio.Event()
+    async with open_payer(store) as plugin:
+        plugin.register_money_handler(handler)
+        receive(plugin, 1, "k")
+        await settle(store)
+        assert handler.keys == ["k"]
+    assert handler.running == 0
+    again = Handler()
+    async with open_payer(store) as plugin:
+        plugin.register_money_handler(again)
+        await settle(store)
+        assert again.keys == ["k"]
+        assert await states(plugin) == {"k": "delivered"}
+    third = Handler()
+    async with open_payer(store) as plugin:
+        plugin.register_money_handler(third)
+        await settle(store)
+        assert third.keys == []
+
+
+async def test_closing_waits_for_handlers_that_run(store):
+    handler = Handler()
+    handler.may_end = trio.Event()
+    async with open_payer(store) as plugin, trio.open_nursery() as nursery:
+        plugin.register_money_handler(handler)
+        receive(plugin, 1, "k")
+        await settle(store)
+        nursery.start_soon(plugin.aclose)
+        await wait_all_tasks_blocked()
+        assert handler.running == 1
+        handler.may_end.set()
+    async with open_payer(store) as plugin:
+        assert await states(plugin) == {"k": "delivered"}
+
+
+async def test_closing_twice_at_once_is_as_quick(store, mock_clock):
+    handler = Handler()
+    handler.may_end = trio.Event()
+    async with open_payer(store) as plugin, trio.open_nursery() as nursery:
+        plugin.register_money_handler(handler)
+        receive(plugin, 1, "k")
+        await settle(store)
+        nursery.start_soon(plugin.aclose)
+        nursery.start_soon(plugin.aclose)
+        await wait_all_tasks_blocked()
+        handler.may_end.set()
+    assert trio.current_time() == 0
+
+
+async def test_disconnecting_leaves_handlers_to_finish_and_begins_no_more(store, mock_clock):
+    handler = Handler(failures=1)
+    async with open_payer(store) as plugin:
+        plugin.register_money_handler(handler)
+        receive(plugin, 1, "fails")
+        await settle(store)
+        handler.may_end = trio.Event()
+        receive(plugin, 2, "runs")
+        await settle(store)
+        await plugin.disconnect()
+        await pass_time(mock_clock, store, 2)
+        assert handler.keys == ["fails", "runs"]
+        assert handler.running == 1
+        handler.may_end.set()
+        await settle(store)
+        assert await states(plugin) == {"fails": "applied", "runs": "delivered"}
+        await plugin.connect()
+        await settle(store)
+        assert handler.keys == ["fails", "runs", "fails"]
+
+
+@pytest.mark.parametrize("trouble", ["refuse", "lost", "committed"])
+async def test_a_store_that_fails_after_the_handler_does_not_call_it_again(store, mock_clock, trouble):
+    handler = Handler()
+    handler.may_end = trio.Event()
+    async with open_payer(store) as plugin:
+        plugin.register_money_handler(handler)
+        receive(plugin, 1, "k")
+        await settle(store)
+        store.troubles.append(trouble)
+        handler.may_end.set()
+        await pass_time(mock_clock, store, 1.01)
+        assert handler.keys == ["k"]
+        assert await states(plugin) == {"k": "delivered"}
+
+
+async def test_the_outbox_goes_on_when_the_store_works_again(store, mock_clock):
+    handler = Handler()
+    async with open_payer(store) as plugin:
+        receive(plugin, 1, "k")
+        await settle(store)
+        store.refuses = True
+        plugin.register_money_handler(handler)
+        await settle(store)
+        assert handler.keys == []
+        store.refuses = False
+        await pass_time(mock_clock, store, 1.01)
+        assert handler.keys == ["k"]
+
+
+async def test_each_handler_has_a_context_of_its_own(store):
+    seen = []
+
+    async def handle(amount):
+        await trio.lowlevel.checkpoint()
+        seen.append((amount, current_transfer().amount, current_transfer().level, current_transfer().account))
+
+    async with open_payer(store) as plugin:
+        plugin.register_money_handler(handle)
+        for number in range(3):
+            receive(plugin, number, f"k{number}", 10 + number)
+        await settle(store)
+    assert sorted(seen) == [(str(a), str(a), MoneyLevel.KEYED, "") for a in (10, 11, 12)]
+    with pytest.raises(RuntimeError, match="inside a money handler"):
+        current_transfer()
+
+
+async def test_more_failures_than_are_kept_are_called_again_as_well(store, mock_clock, monkeypatch):
+    """A handler whose database is down fails for all of them; none may be forgotten."""
+    monkeypatch.setattr(outbox, "MAX_FAILED", 3)
+    down = True
+    done: list[Any] = []
+
+    async def handle(amount):
+        if down:
+            raise RuntimeError("the database is down")
+        done.append(current_transfer().key)
+
+    async with open_payer(store) as plugin:
+        plugin.register_money_handler(handle)
+        for number in range(10):
+            receive(plugin, number, f"k{number}")
+        await settle(store)
+        down = False
+        for _ in range(4):
+            await pass_time(mock_clock, store, 61)
+        assert sorted(done) == sorted(f"k{number}" for number in range(10))

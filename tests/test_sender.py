@@ -1,0 +1,755 @@
+"""Money that is sent: once at most at PLAIN, exactly once at KEYED, whatever befalls caller, link or store."""
+
+import time
+
+import pytest
+import trio
+import trio.lowlevel
+from ledgers import DAY, WEEK, HeldStore, open_payer, settle, states, sums, until
+from scripted import start
+from trio.testing import wait_all_tasks_blocked
+
+from trio_ledger_plugin import (
+    ConnectionLostError,
+    DecodeError,
+    DuplicateIdError,
+    MoneyLevel,
+    MoneyLevelError,
+    NotConnectedError,
+    PluginClosedError,
+    RemoteError,
+    StoreError,
+    TransferInDoubtError,
+)
+from trio_ledger_plugin.money import sender
+from trio_ledger_plugin.money.entries import TransferDirection
+from trio_ledger_plugin.stores import open_sqlite_store
+
+BUSY = RemoteError("T00", "UnreachableError", data=b'{"message": "later"}')
+NO = RemoteError("F00", "NotAcceptedError", data=b'{"message": "no"}')
+
+
+@pytest.fixture
+async def store(tmp_path):
+    async with open_sqlite_store(tmp_path / "money.db") as inner:
+        yield HeldStore(inner)
+
+
+@pytest.fixture
+def wall(monkeypatch):
+    """A wall clock that a test can set; Trio's own goes on."""
+
+    class Wall:
+        shift = 0.0
+
+    wall = Wall()
+    monkeypatch.setattr(sender, "time", lambda: time.time() + wall.shift)
+    return wall
+
+
+async def pay(payer, nursery, key, amount=7):
+    """Begin a transfer; give the list that its outcome comes into."""
+
+    async def call():
+        await payer.send_money(amount, idempotency_key=key)
+
+    outcomes = await start(nursery, call)
+    await settle(payer.services.store)
+    return outcomes
+
+
+async def forget_caller(payer, key, amount=7):
+    """Begin a transfer whose caller leaves once it is on its way."""
+    async with trio.open_nursery() as nursery:
+        await pay(payer, nursery, key, amount)
+        nursery.cancel_scope.cancel()
+
+
+# Acknowledged, refused.
+
+
+@pytest.mark.parametrize("retention", [WEEK, None])
+async def test_an_acknowledged_transfer_is_counted_once_as_sent(store, retention):
+    async with open_payer(store, retention=retention) as payer, trio.open_nursery() as nursery:
+        outcome = await pay(payer, nursery, "k")
+        assert outcome == []
+        assert await sums(payer) == (0, 0, 7)
+        assert await states(payer) == {"k": "sent"}
+        payer.answer()
+        await settle(store)
+        assert outcome == [None]
+        assert await states(payer) == {"k": "acked"}
+        assert await sums(payer) == (7, 0, 0)
+    assert payer.sent[0].level is (MoneyLevel.PLAIN if retention is None else MoneyLevel.KEYED)
+
+
+@pytest.mark.parametrize("retention", [WEEK, None])
+async def test_nothing_leaves_before_it_is_in_the_journal(store, retention):
+    """Were the process killed after the first byte, nobody would know of the transfer."""
+    async with open_payer(store, retention=retention) as payer, trio.open_nursery() as nursery:
+        await settle(store)
+        store.may_return = trio.Event()
+        outcome = await start(nursery, lambda: payer.send_money(7, idempotency_key="k"))
+        await wait_all_tasks_blocked(0.05)
+        assert payer.sent == []
+        store.may_return.set()
+        await settle(store)
+        assert payer.sent_keys == ["k"]
+        payer.answer()
+        await settle(store)
+        assert outcome == [None]
+
+
+@pytest.mark.parametrize("retention", [WEEK, None])
+async def test_a_refused_transfer_is_remembered_as_refused(store, retention):
+    async with open_payer(store, retention=retention) as payer, trio.open_nursery() as nursery:
+        outcome = await pay(payer, nursery, "k")
+        payer.answer(NO)
+        await settle(store)
+        assert (outcome[0].code, outcome[0].data) == ("F00", NO.data)
+        assert await states(payer) == {"k": "rejected"}
+        again = await pay(payer, nursery, "k")
+        assert (again[0].code, again[0].name, again[0].data) == ("F00", "NotAcceptedError", NO.data)
+        assert len(payer.sent) == 1
+        assert await sums(payer) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("retention", [WEEK, None])
+async def test_a_temporary_refusal_leaves_the_key_free(store, retention):
+    async with open_payer(store, retention=retention) as payer, trio.open_nursery() as nursery:
+        outcome = await pay(payer, nursery, "k")
+        payer.answer(BUSY)
+        await settle(store)
+        assert outcome[0].code == "T00"
+        assert await states(payer) == {}
+        again = await pay(payer, nursery, "k")
+        payer.answer()
+        await settle(store)
+        assert again == [None]
+        assert await sums(payer) == (7, 0, 0)
+
+
+# Keys that are known.
+
+
+@pytest.mark.parametrize("retention", [WEEK, None])
+async def test_an_acknowledged_key_is_not_sent_again(store, retention):
+    async with open_payer(store, retention=retention) as payer, trio.open_nursery() as nursery:
+        await pay(payer, nursery, "k")
+        payer.answer()
+        await settle(store)
+        assert await pay(payer, nursery, "k") == [None]
+        other = await pay(payer, nursery, "k", 8)
+        assert isinstance(other[0], DuplicateIdError)
+        assert len(payer.sent) == 1
+        assert await sums(payer) == (7, 0, 0)
+
+
+async def test_two_callers_of_one_key_share_one_transfer(store):
+    async with open_payer(store) as payer, trio.open_nursery() as nursery:
+        first = await start(nursery, lambda: payer.send_money(7, idempotency_key="k"))
+        second = await start(nursery, lambda: payer.send_money(7, idempotency_key="k"))
+        other = await start(nursery, lambda: payer.send_money(8, idempotency_key="k"))
+        await settle(store)
+        assert payer.sent_keys == ["k"]
+        assert isinstance(other[0], DuplicateIdError)
+        payer.answer(NO)
+        await settle(store)
+        assert first[0].code == second[0].code == "F00"
+        assert first[0] is not second[0]
+
+
+@pytest.mark.parametrize("retention", [WEEK, None])
+async def test_a_known_key_has_its_outcome_on_a_link_without_keys_too(store, retention):
+    """Told "nothing was sent" of a transfer that is acknowledged, a program would pay again."""
+    async with open_payer(store) as payer, trio.open_nursery() as nursery:
+        await pay(payer, nursery, "acked")
+        payer.answer()
+        await pay(payer, nursery, "refused")
+        payer.answer(NO)
+        await settle(store)
+        payer.retention = retention
+        assert await pay(payer, nursery, "acked") == [None]
+        assert (await pay(payer, nursery, "refused"))[0].code == "F00"
+        assert len(payer.sent) == 2
+
+
+async def test_a_known_key_has_its_outcome_where_keyed_is_asked_for(store):
+    async with open_payer(store, money="keyed") as payer, trio.open_nursery() as nursery:
+        await pay(payer, nursery, "acked")
+        payer.answer()
+        await settle(store)
+        payer.retention = None
+        assert await pay(payer, nursery, "acked") == [None]
+        refused = await pay(payer, nursery, "new")
+        assert isinstance(refused[0], MoneyLevelError)
+        assert await states(payer) == {"acked": "acked"}
+
+
+async def test_a_transfer_in_doubt_is_not_sent_under_its_key(store):
+    async with open_payer(store, retention=None) as payer, trio.open_nursery() as nursery:
+        first = await pay(payer, nursery, "k")
+        payer.lose_link()
+        await settle(store)
+        assert (first[0].key, first[0].amount) == ("k", "7")
+        payer.regain_link()
+        again = await pay(payer, nursery, "k")
+        assert isinstance(again[0], TransferInDoubtError)
+        assert len(payer.sent) == 1
+        assert await sums(payer) == (0, 0, 7)
+        await payer.transfers.confirm("k")
+        assert await pay(payer, nursery, "k") == [None]
+        assert await sums(payer) == (7, 0, 0)
+
+
+async def test_a_key_of_a_run_before_is_known(store):
+    async with open_payer(store) as payer, trio.open_nursery() as nursery:
+        await pay(payer, nursery, "k")
+        payer.answer()
+        await settle(store)
+    async with open_payer(store) as payer, trio.open_nursery() as nursery:
+        assert await pay(payer, nursery, "k") == [None]
+        assert payer.sent == []
+
+
+# Callers that leave.
+
+
+async def test_a_caller_that_leaves_before_the_journal_withdraws(store):
+    async with open_payer(store) as payer:
+        await settle(store)
+        store.may_begin = trio.Event()
+        with trio.move_on_after(0.02):
+            await payer.send_money(7, idempotency_key="k")
+        store.may_begin.set()
+        await settle(store)
+        assert payer.sent == []
+        assert await states(payer) == {}
+
+
+async def test_a_caller_that_comes_again_at_once_is_not_told_of_the_withdrawal(store):
+    """It would wait for a transfer that nobody sends, and hear that it is in doubt."""
+    async with open_payer(store) as payer, trio.open_nursery() as nursery:
+        await settle(store)
+        store.may_begin = trio.Event()
+        with trio.move_on_after(0.02):
+            await payer.send_money(7, idempotency_key="k")
+        again = await start(nursery, lambda: payer.send_money(7, idempotency_key="k"))
+        store.may_begin.set()
+        await settle(store)
+        assert payer.sent_keys == ["k"]
+        payer.answer()
+        await settle(store)
+        assert again == [None]
+
+
+async def test_one_of_two_callers_can_leave(store):
+    async with open_payer(store) as payer, trio.open_nursery() as nursery:
+        await settle(store)
+        store.may_begin = trio.Event()
+        stays = await start(nursery, lambda: payer.send_money(7, idempotency_key="k"))
+        with trio.move_on_after(0.02):
+            await payer.send_money(7, idempotency_key="k")
+        store.may_begin.set()
+        await settle(store)
+        payer.answer()
+        await settle(store)
+        assert stays == [None]
+
+
+@pytest.mark.parametrize("retention", [WEEK, None])
+async def test_a_caller_that_leaves_later_does_not_stop_the_transfer(store, retention):
+    async with open_payer(store, retention=retention) as payer, trio.open_nursery() as nursery:
+        await forget_caller(payer, "k")
+        assert await states(payer) == {"k": "sent"}
+        payer.answer()
+        await settle(store)
+        assert await states(payer) == {"k": "acked"}
+        assert await pay(payer, nursery, "k") == [None]
+        assert len(payer.sent) == 1
+
+
+async def test_a_caller_cancelled_beforehand_sends_nothing(store):
+    async with open_payer(store) as payer:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await payer.send_money(7, idempotency_key="k")
+        assert scope.cancelled_caught
+        await settle(store)
+        assert await states(payer) == {}
+
+
+async def test_a_callers_deadline_is_not_the_transfers(store):
+    clock_seconds = 0.1
+    async with open_payer(store, response_timeout=clock_seconds) as payer:
+        await settle(store)
+        with pytest.raises(TransferInDoubtError, match="no acknowledgement within") as caught:
+            await payer.send_money(7, idempotency_key="k")
+        assert (caught.value.key, caught.value.amount) == ("k", "7")
+        payer.answer()
+        await settle(store)
+        assert await states(payer) == {"k": "acked"}
+
+
+# Lost links at KEYED.
+
+
+async def test_a_keyed_transfer_outlives_its_link(store):
+    async with open_payer(store) as payer, trio.open_nursery() as nursery:
+        outcome = await pay(payer, nursery, "k")
+        for _ in range(3):
+            payer.lose_link()
+            await settle(store)
+            assert outcome == []
+            payer.regain_link()
+            await settle(store)
+        assert payer.sent_keys == ["k"] * 4
+        payer.answer()
+        await settle(store)
+        assert outcome == [None]
+        assert await sums(payer) == (7, 0, 0)
+
+
+async def test_a_keyed_transfer_outlives_its_process(store):
+    async with open_payer(store) as payer:
+        await forget_caller(payer, "k")
+    async with open_payer(store) as payer:
+        await settle(store)
+        assert payer.sent_keys == ["k"]
+        assert payer.sent[0].amount == "7"
+        payer.answer()
+        await settle(store)
+        assert await states(payer) == {"k": "acked"}
+
+
+async def test_it_is_sent_again_once_for_each_link(store):
+    """Whether it is in the journal or lives here: not by two tasks at once."""
+    async with open_payer(store) as payer, trio.open_nursery() as nursery:
+        await pay(payer, nursery, "k")
+        payer.link_up()
+        payer.link_up()
+        await settle(store)
+        assert payer.sent_keys == ["k"]
+        payer.answer()
+        await settle(store)
+
+
+async def test_a_temporary_refusal_of_a_transfer_that_may_be_applied_says_nothing(store):
+    """The first try may have been applied; forgetting the key would have the money paid twice."""
+    async with open_payer(store) as payer, trio.open_nursery() as nursery:
+        outcome = await pay(payer, nursery, "k")
+        payer.lose_link()
+        payer.regain_link()
+        await settle(store)
+        payer.answer(BUSY)
+        await settle(store)
+        assert outcome == []
+        assert await states(payer) == {"k": "sent"}
+        await until(lambda: payer.calls.pending)
+        payer.answer()
+        await settle(store)
+        assert outcome == [None]
+        assert payer.sent_keys == ["k"] * 3
+
+
+async def test_a_temporary_refusal_after_a_restart_says_nothing_either(store):
+    async with open_payer(store) as payer:
+        await forget_caller(payer, "k")
+    async with open_payer(store) as payer:
+        await settle(store)
+        payer.answer(BUSY)
+        await settle(store)
+        assert await states(payer) == {"k": "sent"}
+
+
+async def test_a_lasting_refusal_of_a_transfer_sent_again_is_the_first_ones(store):
+    async with open_payer(store) as payer, trio.open_nursery() as nursery:
+        outcome = await pay(payer, nursery, "k")
+        payer.lose_link()
+        payer.regain_link()
+        await settle(store)
+        payer.answer(NO)
+        await settle(store)
+        assert outcome[0].code == "F00"
+        assert await states(payer) == {"k": "rejected"}
+
+
+async def test_a_peer_that_denies_the_key_of_a_transfer_sent_again_leaves_it_in_doubt(store):
+    """The first try may be applied under the key, and the second looked different to the peer."""
+    async with open_payer(store) as payer, trio.open_nursery() as nursery:
+        outcome = await pay(payer, nursery, "k")
+        payer.lose_link()
+        payer.regain_link()
+        await settle(store)
+        payer.answer(RemoteError("F05", "DuplicateIdError"))
+        await settle(store)
+        assert isinstance(outcome[0], TransferInDoubtError)
+        assert await states(payer) == {"k": "in_doubt"}
+
+
+async def test_an_unreadable_answer_is_not_met_with_a_flood(store):
+    """A peer whose acknowledgements are broken would be sent the same transfer as fast as the network can."""
+    async with open_payer(store) as payer, trio.open_nursery() as nursery:
+        outcome = await pay(payer, nursery, "k")
+        with trio.move_on_after(0.4):
+            while True:
+                if payer.calls.pending:
+                    payer.answer(ConnectionLostError("as if lost"))
+                await trio.lowlevel.checkpoint()
+        assert len(payer.sent) <= 2
+        assert outcome == []
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_unlinked_transfer_waits_for_a_link_with_keys(store):
+    async with open_payer(store) as payer, trio.open_nursery() as nursery:
+        outcome = await pay(payer, nursery, "k")
+        payer.lose_link()
+        payer.retention = None
+        payer.regain_link()
+        await settle(store)
+        assert len(payer.sent) == 1
+        payer.lose_link()
+        payer.retention = WEEK
+        payer.regain_link()
+        await settle(store)
+        assert len(payer.sent) == 2
+        payer.answer()
+        await settle(store)
+        assert outcome == [None]
+
+
+async def test_many_transfers_of_before_are_sent_again_some_at_a_time(store):
+    number = 3 * sender.RESUMED_AT_ONCE // 2
+    async with open_payer(store) as payer, trio.open_nursery() as nursery:
+        for index in range(number):
+            nursery.start_soon(lambda key: payer.send_money(1, idempotency_key=key), f"k{index}")
+        await until(lambda: len(payer.sent) == number)
+        nursery.cancel_scope.cancel()
+    async with open_payer(store) as payer:
+        await settle(store)
+        assert len(payer.calls.pending) == sender.RESUMED_AT_ONCE
+        with trio.fail_after(20):
+            while payer.calls.pending:
+                while payer.calls.pending:
+                    payer.answer()
+                await settle(store)
+        assert sorted(payer.sent_keys) == sorted(f"k{index}" for index in range(number))
+        assert await sums(payer) == (number, 0, 0)
+
+
+async def test_resuming_goes_on_when_the_store_works_again(store):
+    """Else transfers would rest until the next loss of the link."""
+    async with open_payer(store) as payer:
+        await forget_caller(payer, "k")
+    async with open_payer(store) as payer:
+        await settle(store)
+        payer.lose_link()
+        store.refuses = True
+        payer.regain_link()
+        await settle(store)
+        store.refuses = False
+        await until(lambda: payer.calls.pending)
+        payer.answer()
+        await settle(store)
+        assert await states(payer) == {"k": "acked"}
+
+
+# Retention.
+
+
+async def test_after_half_of_the_peers_retention_it_is_in_doubt(store, wall):
+    async with open_payer(store) as payer, trio.open_nursery() as nursery:
+        outcome = await pay(payer, nursery, "k")
+        payer.lose_link()
+        await settle(store)
+        wall.shift = WEEK / 2 + 1
+        payer.regain_link()
+        await settle(store)
+        assert isinstance(outcome[0], TransferInDoubtError)
+        assert len(payer.sent) == 1
+        assert await states(payer) == {"k": "in_doubt"}
+        assert await sums(payer) == (0, 0, 7)
+
+
+async def test_after_half_of_the_retention_a_restart_does_not_send_it_either(store, wall):
+    async with open_payer(store) as payer:
+        await forget_caller(payer, "k")
+    wall.shift = WEEK / 2 + 1
+    async with open_payer(store) as payer:
+        await settle(store)
+        assert payer.sent == []
+        assert await states(payer) == {"k": "in_doubt"}
+
+
+async def test_a_peer_that_keeps_keys_for_less_time_than_before_is_sent_nothing_old(store, wall):
+    """It was restarted with another retention, and may have forgotten the key already."""
+    async with open_payer(store) as payer:
+        await forget_caller(payer, "old")
+    wall.shift = 2 * DAY
+    async with open_payer(store, retention=DAY) as payer:
+        await settle(store)
+        assert payer.sent == []
+        assert await states(payer) == {"old": "in_doubt"}
+
+
+async def test_just_before_half_of_the_retention_it_is_sent(store, wall):
+    async with open_payer(store) as payer:
+        await forget_caller(payer, "k")
+    wall.shift = WEEK / 2 - 60
+    async with open_payer(store) as payer:
+        await settle(store)
+        assert payer.sent_keys == ["k"]
+
+
+# Levels.
+
+
+async def test_an_account_that_was_keyed_pays_nothing_over_a_plain_link(store):
+    """A peer could otherwise have money without remembering that it had it."""
+    async with open_payer(store) as payer, trio.open_nursery() as nursery:
+        await pay(payer, nursery, "k")
+        payer.answer()
+        await settle(store)
+    async with open_payer(store, retention=None) as payer, trio.open_nursery() as nursery:
+        outcome = await pay(payer, nursery, "new")
+        assert isinstance(outcome[0], MoneyLevelError)
+        assert payer.sent == []
+        assert await states(payer) == {"k": "acked"}
+        await payer.transfers.reset_level()
+        outcome = await pay(payer, nursery, "new")
+        payer.answer()
+        await settle(store)
+        assert outcome == [None]
+
+
+async def test_what_was_keyed_is_not_sent_once_its_account_was_reset(store):
+    """The operator reconciles it by hand; sent on top of that, it would be paid twice."""
+    async with open_payer(store) as payer, trio.open_nursery() as nursery:
+        outcome = await pay(payer, nursery, "k")
+        payer.lose_link()
+        await settle(store)
+        await payer.transfers.reset_level()
+        assert await states(payer) == {"k": "in_doubt"}
+        await payer.transfers.reject("k")
+        payer.regain_link()
+        await settle(store)
+        assert len(payer.sent) == 1
+        assert isinstance(outcome[0], RemoteError)
+        assert await states(payer) == {"k": "rejected"}
+
+
+# PLAIN.
+
+
+async def test_a_plain_transfer_is_never_sent_again(store):
+    async with open_payer(store, retention=None) as payer, trio.open_nursery() as nursery:
+        outcome = await pay(payer, nursery, "k")
+        payer.lose_link()
+        await settle(store)
+        assert isinstance(outcome[0], TransferInDoubtError)
+        assert await states(payer) == {"k": "in_doubt"}
+        payer.regain_link()
+        await settle(store)
+        payer.retention = WEEK
+        payer.link_up()
+        await settle(store)
+        assert len(payer.sent) == 1
+
+
+async def test_a_plain_transfer_of_a_process_that_died_is_in_doubt(store):
+    async with open_payer(store, retention=None) as payer:
+        await forget_caller(payer, "k")
+    async with open_payer(store) as payer:
+        await settle(store)
+        assert payer.sent == []
+        assert await states(payer) == {"k": "in_doubt"}
+        assert await sums(payer) == (0, 0, 7)
+
+
+async def test_a_plain_transfer_that_found_no_link_is_forgotten(store):
+    async with open_payer(store, retention=None) as payer, trio.open_nursery() as nursery:
+        await settle(store)
+        store.may_return = trio.Event()
+        outcome = await start(nursery, lambda: payer.send_money(7, idempotency_key="k"))
+        payer.lose_link()
+        store.may_return.set()
+        await settle(store)
+        assert isinstance(outcome[0], NotConnectedError)
+        assert await states(payer) == {}
+        assert payer.sent == []
+
+
+async def test_an_unreadable_answer_leaves_a_plain_transfer_in_doubt(store):
+    async with open_payer(store, retention=None) as payer, trio.open_nursery() as nursery:
+        outcome = await pay(payer, nursery, "k")
+        payer.answer(TransferInDoubtError("k", "7", str(DecodeError("rubbish"))))
+        await settle(store)
+        assert isinstance(outcome[0], TransferInDoubtError)
+        assert await states(payer) == {"k": "in_doubt"}
+
+
+# Not connected, closing.
+
+
+async def test_without_a_link_a_new_transfer_is_refused(store):
+    async with open_payer(store) as payer:
+        payer.lose_link()
+        with pytest.raises(NotConnectedError):
+            await payer.send_money(7, idempotency_key="k")
+        assert await states(payer) == {}
+
+
+async def test_without_a_link_a_known_key_has_its_outcome(store):
+    """Told "nothing was sent" of a transfer that is under way, a program would pay again."""
+    async with open_payer(store) as payer, trio.open_nursery() as nursery:
+        for key, answer in (("acked", None), ("refused", NO)):
+            await pay(payer, nursery, key)
+            payer.answer(answer)
+        live = await pay(payer, nursery, "live")
+        await settle(store)
+        payer.lose_link()
+        assert await pay(payer, nursery, "acked") == [None]
+        assert (await pay(payer, nursery, "refused"))[0].code == "F00"
+        again = await pay(payer, nursery, "live")
+        assert isinstance((await pay(payer, nursery, "live", 8))[0], DuplicateIdError)
+        payer.regain_link()
+        await settle(store)
+        payer.answer()
+        await settle(store)
+        assert live == [None]
+        assert again == [None] or isinstance(again[0], TransferInDoubtError)
+        assert payer.sent_keys.count("live") == 2
+
+
+@pytest.mark.parametrize("ending", ["disconnect", "aclose", "cancelled"])
+@pytest.mark.parametrize("retention", [WEEK, None])
+async def test_whoever_waits_when_the_plugin_ends_is_told_that_it_is_in_doubt(store, retention, ending):
+    async with trio.open_nursery() as nursery:
+        async with open_payer(store, retention=retention, close_timeout=0.01) as payer:
+            outcome = await pay(payer, nursery, "k")
+            if ending != "cancelled":
+                await getattr(payer, ending)()
+        await settle(store)
+        assert isinstance(outcome[0], TransferInDoubtError)
+    async with open_payer(store, retention=retention) as payer:
+        await settle(store)
+        expected = ("sent", ["k"]) if retention else ("in_doubt", [])
+        assert ((await states(payer))["k"], payer.sent_keys) == expected
+
+
+@pytest.mark.parametrize("ending", ["disconnect", "aclose"])
+@pytest.mark.parametrize("retention", [WEEK, None])
+async def test_ending_while_the_journal_is_written_loses_nothing(store, retention, ending):
+    """It is entered or not; either way the caller's error and the journal agree."""
+    async with trio.open_nursery() as nursery:
+        async with open_payer(store, retention=retention, close_timeout=0.01) as payer:
+            await settle(store)
+            store.may_return = trio.Event()
+            outcome = await start(nursery, lambda: payer.send_money(7, idempotency_key="k"))
+            nursery.start_soon(getattr(payer, ending))
+            await wait_all_tasks_blocked(0.05)
+            store.may_return.set()
+            await settle(store)
+        await settle(store)
+    assert payer.sent == []
+    async with open_payer(store, retention=retention) as payer:
+        left = await states(payer)
+        if left:
+            assert isinstance(outcome[0], TransferInDoubtError)
+        else:
+            assert isinstance(outcome[0], PluginClosedError | NotConnectedError | TransferInDoubtError)
+
+
+async def test_disconnecting_and_connecting_goes_on_with_the_transfer(store):
+    async with open_payer(store) as payer, trio.open_nursery() as nursery:
+        outcome = await pay(payer, nursery, "k")
+        await payer.disconnect()
+        await settle(store)
+        assert isinstance(outcome[0], TransferInDoubtError)
+        await payer.connect()
+        await settle(store)
+        assert payer.sent_keys == ["k", "k"]
+        payer.answer()
+        await settle(store)
+        assert await states(payer) == {"k": "acked"}
+
+
+# The store.
+
+
+async def test_while_the_store_fails_nothing_is_sent(store):
+    async with open_payer(store) as payer, trio.open_nursery() as nursery:
+        await settle(store)
+        store.refuses = True
+        outcome = await pay(payer, nursery, "k")
+        assert isinstance(outcome[0], StoreError)
+        assert payer.sent == []
+        store.refuses = False
+        assert await states(payer) == {}
+
+
+@pytest.mark.parametrize("trouble", ["lost", "committed"])
+@pytest.mark.parametrize("retention", [WEEK, None])
+async def test_a_store_in_doubt_sends_nothing_twice(store, retention, trouble):
+    async with open_payer(store, retention=retention) as payer, trio.open_nursery() as nursery:
+        await settle(store)
+        store.troubles.append(trouble)
+        first = await pay(payer, nursery, "k")
+        assert isinstance(first[0], TransferInDoubtError)
+        assert payer.sent == []
+        again = await pay(payer, nursery, "k")
+        if payer.sent:
+            payer.answer()
+            await settle(store)
+            assert again == [None]
+            assert await sums(payer) == (7, 0, 0)
+        else:
+            assert isinstance(again[0], TransferInDoubtError)
+            assert await sums(payer) == (0, 0, 7)
+        assert len(payer.sent) <= 1
+
+
+@pytest.mark.parametrize("trouble", ["refuse", "lost", "committed"])
+async def test_an_acknowledgement_is_recorded_however_long_that_takes(store, trouble):
+    async with open_payer(store) as payer, trio.open_nursery() as nursery:
+        outcome = await pay(payer, nursery, "k")
+        store.troubles.append(trouble)
+        payer.answer()
+        await until(lambda: outcome)
+        assert outcome == [None]
+        assert await states(payer) == {"k": "acked"}
+        assert await sums(payer) == (7, 0, 0)
+
+
+async def test_sums_are_exact_past_what_sqlite_can_count(store):
+    most = 2**64 - 1
+    async with open_payer(store) as payer, trio.open_nursery() as nursery:
+        for index in range(3):
+            await pay(payer, nursery, f"k{index}", most)
+            payer.answer()
+            await settle(store)
+        await pay(payer, nursery, "open", most)
+        assert await sums(payer) == (3 * most, 0, most)
+        entries = [entry async for entry in payer.transfers.walk(direction=TransferDirection.OUT)]
+        assert [entry.amount for entry in entries] == [most] * 4
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_peer_that_only_says_later_is_asked_less_and_less_often(store, mock_clock):
+    async with open_payer(store, response_timeout=600) as payer:
+        await forget_caller(payer, "k")
+        payer.lose_link()
+        payer.regain_link()
+        times = []
+        for pause in (0.5, 1.0, 2.0, 4.0):
+            await settle(store)
+            payer.answer(BUSY)
+            await wait_all_tasks_blocked()
+            mock_clock.jump(pause - 0.01)
+            await wait_all_tasks_blocked()
+            assert not payer.calls.pending
+            mock_clock.jump(0.02)
+            await settle(store)
+            times.append(len(payer.sent))
+        assert times == [3, 4, 5, 6]
