@@ -17,7 +17,7 @@ PYTHONS = nox.project.python_versions(PYPROJECT)
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run the tests, those against ilp-plugin-btp included, with coverage."""
+    """Run the tests, those against the JavaScript packages on Node included, with coverage."""
     session.install("-e", ".[test]")
     session.run(
         "pytest",
@@ -30,7 +30,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def interop(session: nox.Session) -> None:
-    """Run only the tests against the real ilp-plugin-btp on Node."""
+    """Run only the tests against the real JavaScript packages on Node; tests/interop/package.json names them."""
     session.install("-e", ".[test]")
     session.run("pytest", "tests/interop", *session.posargs, env={"TRIO_LEDGER_PLUGIN_REQUIRE_NODE": "1"})
 
@@ -54,7 +54,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure against ilp-plugin-btp on Node, at full size; give options of ``bench`` after ``--``."""
+    """Measure against the JavaScript packages on Node, at full size; give options of ``bench`` after ``--``."""
     session.install("-e", ".[cli]")
     with session.chdir("tests/interop"):
         session.run("npm", "ci", "--silent", external=True)
@@ -62,10 +62,19 @@ def bench(session: nox.Session) -> None:
     files = ["--plot", str(where / "rates.svg"), "--save", str(where / "rates.json")]
     node = ["--node", "tests/bench/btp_bench.js"]
     session.run("trio-ledger-plugin", "bench", "--rounds", "5", *node, *files, *session.posargs)
-    session.log(f"the plot and the JSON are in {where}")
     session.run("python", "tests/bench/imports.py")
     session.run("python", "tests/bench/idle.py")
     session.run("python", "tests/bench/flood.py")
+    session.run("python", "tests/bench/accounts.py", "--node", "--save", str(where / "accounts.json"))
+    session.run("python", "tests/bench/money.py", "--save", str(where / "money.json"))
+    session.log(f"the plot and the JSON are in {where}")
+
+
+@nox.session
+def crash(session: nox.Session) -> None:
+    """Kill the ends of accounts a thousand times and compare what they say; give ``--kills`` and more after ``--``."""
+    session.install("-e", ".")
+    session.run("python", "tests/crash/harness.py", "--kills", "1000", *session.posargs)
 
 
 @nox.session

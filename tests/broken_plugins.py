@@ -34,7 +34,7 @@ from trio_ledger_plugin.btp.plugin import BtpPlugin
 from trio_ledger_plugin.events import EventStream
 from trio_ledger_plugin.loopback import LoopbackPlugin
 from trio_ledger_plugin.money.transfer import enter_transfer
-from trio_ledger_plugin.testing.conformance.stage import Recorder
+from trio_ledger_plugin.testing.conformance.looking import Recorder
 from trio_ledger_plugin.testing.conformance.subjects import btp_client, loopback
 
 if TYPE_CHECKING:
@@ -155,7 +155,8 @@ class CountsNothing(LoopbackPlugin):
 @breaks("log_messages_hold_no_credentials")
 class LogsItsToken(BtpPlugin):
     async def run_connection(self, *, task_status):
-        self.services.log.info(f"connecting with {self.options.btp_token.reveal()}")
+        assert self.services.log is not None
+        self.services.log.info("connecting with %s", self.options.btp_token.reveal())
         await super().run_connection(task_status=task_status)
 
 
@@ -240,6 +241,15 @@ class TakesZeroForZero(BtpPlugin):
 class KnowsNoInfinity(BtpPlugin):
     async def connect(self, options=None):
         await super().connect(None if options and options.timeout == inf else options)
+
+
+@breaks("each_caller_of_connect_has_its_own_timeout")
+class OneTimeoutForAll(BtpPlugin):
+    first = None
+
+    async def connect(self, options=None):
+        self.first = self.first or options
+        await super().connect(self.first)
 
 
 @breaks("missing_credentials_are_an_invalid_fields_error", "refused_credentials_are_a_not_accepted_error")
@@ -654,10 +664,17 @@ class MultipliesMoney(LoopbackPlugin):
         super().register_money_handler(wrapping(handler, multiply))
 
 
-@breaks("every_amount_up_to_the_maximum_is_sent", "the_journals_of_both_ends_agree")
+@breaks("the_journals_of_both_ends_agree")
+class PaysTwice(LoopbackPlugin):
+    async def send_money(self, amount, *, idempotency_key=None):
+        await super().send_money(amount)
+        await super().send_money(amount)
+
+
+@breaks("every_amount_up_to_the_maximum_is_sent")
 class CountsInFloats(LoopbackPlugin):
     async def send_money(self, amount, *, idempotency_key=None):
-        await super().send_money(int(float(amount)) - (int(amount) > 1), idempotency_key=idempotency_key)
+        await super().send_money(int(float(amount)), idempotency_key=idempotency_key)
 
 
 @breaks("an_amount_out_of_range_is_an_invalid_fields_error")

@@ -46,7 +46,11 @@ LAYERS = (
     ("opening",),
     ("loopback",),
     (PACKAGE,),
-    ("testing", "cli", "commands", "benchmark", "__main__"),
+    ("testing.faults", "testing.handwritten", "testing.faulty_loopback", "testing.conformance.subject"),
+    ("testing.proxy", "testing.scripted_peer", "testing.conformance.looking"),
+    ("testing.conformance.stage",),
+    ("testing",),
+    ("telemetry", "cli", "commands", "benchmark", "__main__"),
 )
 KNOWN = {name: height for height, names in enumerate(LAYERS) for name in names}
 

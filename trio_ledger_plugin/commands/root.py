@@ -13,6 +13,7 @@ import click
 
 from .arguments import Group, epilog
 from .bench import bench
+from .conformance import conformance
 from .decode import decode
 from .demo import demo
 from .exits import Exit, bare_error, exit_code_of, one_line
@@ -36,15 +37,22 @@ EXAMPLES = """
   trio-ledger-plugin ildcp URL                which ILP address does a peer give me?
   trio-ledger-plugin decode HEX               what is in this packet?
   trio-ledger-plugin transfers DB             what has moved, and what is in doubt?
+  trio-ledger-plugin conformance PLUGIN       does a plugin do what the interface says?
   trio-ledger-plugin bench                    how many calls a second on this machine?
   trio-ledger-plugin COMMAND --help           more about one command
+"""
+
+COMPLETION = """\b
+Completion by the tab key, for ~/.bashrc (with zsh_source for ~/.zshrc):
+  eval "$(_TRIO_LEDGER_PLUGIN_COMPLETE=bash_source trio-ledger-plugin)"
+
 """
 
 
 @click.group(
     cls=Group,
     invoke_without_command=True,
-    epilog=epilog(EXAMPLES),
+    epilog=COMPLETION + epilog(EXAMPLES),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(version(PROGRAM), prog_name=PROGRAM, message="%(prog)s %(version)s")
@@ -58,7 +66,7 @@ def root(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (demo, serve, ping, ildcp, decode, transfers, bench):
+for _command in (demo, serve, ping, ildcp, decode, transfers, conformance, bench):
     root.add_command(_command)
 
 

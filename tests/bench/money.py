@@ -1,0 +1,216 @@
+"""How many transfers a second survive a crash: two processes, each with a store on the disk, 100 transfers at once.
+
+    python tests/bench/money.py [--quick] [--rounds 5] [--transfers 20000] [--directory .] [--save FILE]
+
+Round after round, in turns: KEYED without a money handler, with one that is called from the outbox, and with one inside
+the transaction; PLAIN with a journal at the sender alone. Before each the disk itself is measured: 4 KiB written and
+synced, one after the other. What is told beside the rates is how many transfers shared a commit, at either end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+import trio_ledger_plugin.stores.sqlite
+from trio_ledger_plugin import PluginServices, open_plugin
+from trio_ledger_plugin.stores import open_sqlite_store
+from trio_ledger_plugin.stores.database import Database
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterator, Sequence
+
+    from trio_ledger_plugin import Transfer
+
+IN_FLIGHT = 100
+SYNC_SECONDS = 0.5
+CASES = {
+    "KEYED, no handler": "none",
+    "KEYED, outbox handler": "outbox",
+    "KEYED, transactional handler": "transactional",
+    "PLAIN, journal at the sender": "plain",
+}
+
+
+class Counted(Database):
+    """A database that counts its commits."""
+
+    commits = 0
+
+    def run(self, works: Sequence[Any]) -> list[Any]:
+        type(self).commits += 1
+        return super().run(works)
+
+
+setattr(trio_ledger_plugin.stores.sqlite, "Database", Counted)  # noqa: B010 (it is the module's own import)
+
+
+def say(**told: Any) -> None:
+    print(json.dumps(told), flush=True)
+
+
+# The ends.
+
+
+async def receive(directory: str, case: str) -> None:
+    """Be the receiver until stdin ends; tell the port, and then what was done."""
+    handled = 0
+
+    async def handle(amount: str) -> None:
+        nonlocal handled
+        handled += 1
+
+    def handle_within(connection: sqlite3.Connection, transfer: Transfer) -> None:
+        connection.execute("CREATE TABLE IF NOT EXISTS mine (key TEXT, amount TEXT)")
+        connection.execute("INSERT INTO mine VALUES (?, ?)", (transfer.key, transfer.amount))
+
+    handlers: dict[str, Any] = {}
+    if case in ("outbox", "plain"):
+        handlers["money_handler"] = handle
+    elif case == "transactional":
+        handlers["transactional_money_handler"] = handle_within
+    async with AsyncExitStack() as stack:
+        store = None
+        if case != "plain":
+            store = await stack.enter_async_context(open_sqlite_store(Path(directory) / "receiver.sqlite3"))
+        options = {"plugin": "btp", "listener": {"port": 0, "secret": "bench"}}
+        plugin = await stack.enter_async_context(open_plugin(options, PluginServices(store=store), **handlers))
+        say(port=int(plugin.address.rpartition(":")[2]))
+        await trio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)
+        received = None if store is None else (await plugin.transfers.totals()).received
+    say(received=received, handled=handled, commits=Counted.commits, cpu=time.process_time())
+
+
+async def send(directory: str, port: int, transfers: int) -> None:
+    """Be the sender: so many transfers, and tell how it went."""
+    async with open_sqlite_store(Path(directory) / "sender.sqlite3") as store:
+        options = {"plugin": "btp", "server": f"btp+ws://bench:bench@127.0.0.1:{port}"}
+        async with open_plugin(options, PluginServices(store=store)) as plugin:
+
+            async def lane(number: int) -> None:
+                for _ in range(number):
+                    await plugin.send_money("1")
+
+            async def load(number: int) -> None:
+                async with trio.open_nursery() as nursery:
+                    for _ in range(IN_FLIGHT):
+                        nursery.start_soon(lane, number // IN_FLIGHT)
+
+            await load(max(IN_FLIGHT, transfers // 10))
+            commits, cpu = Counted.commits, time.process_time()
+            began = time.perf_counter()
+            await load(transfers)
+            seconds = time.perf_counter() - began
+            commits, cpu = Counted.commits - commits, time.process_time() - cpu
+            sent = (await plugin.transfers.totals()).sent
+            say(seconds=seconds, sent=sent, commits=commits, cpu=cpu)
+
+
+@contextmanager
+def running(*arguments: object) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, __file__, *map(str, arguments)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def hear(process: subprocess.Popen[str]) -> dict[str, Any]:
+    assert process.stdout is not None
+    told: dict[str, Any] = json.loads(process.stdout.readline())
+    return told
+
+
+# The measurements.
+
+
+def syncs_a_second(directory: str) -> float:
+    """Return how often a second 4 KiB can be written and synced, one after the other."""
+    page = os.urandom(4096)
+    with tempfile.TemporaryFile(dir=directory) as file:
+        began = time.perf_counter()
+        number = 0
+        while (elapsed := time.perf_counter() - began) < SYNC_SECONDS:
+            os.pwrite(file.fileno(), page, number % 256 * 4096)
+            os.fsync(file.fileno())
+            number += 1
+    return number / elapsed
+
+
+def measure(case: str, transfers: int, where: Path) -> dict[str, Any]:
+    """Measure one case once, with new stores."""
+    with tempfile.TemporaryDirectory(dir=where, prefix=".bench-") as directory:
+        syncs = syncs_a_second(directory)
+        with running("--receive", CASES[case], "--directory", directory) as receiver:
+            port = hear(receiver)["port"]
+            with running("--send", transfers, "--port", port, "--directory", directory) as sender:
+                ours = hear(sender)
+                sender.wait()
+            assert receiver.stdin is not None
+            receiver.stdin.close()
+            theirs = hear(receiver)
+    done = ours["sent"]
+    assert theirs["received"] in (None, done)
+    assert theirs["handled"] == done or CASES[case] in ("none", "transactional")
+    return {
+        "case": case,
+        "rate": transfers / ours["seconds"],
+        "syncs_a_second": syncs,
+        # The sender commits each transfer twice: before it leaves, and when it is answered.
+        "sender_transfers_a_commit": transfers / ours["commits"],
+        "receiver_transfers_a_commit": done / theirs["commits"] if theirs["commits"] else None,
+        "sender_us_a_transfer": ours["cpu"] / transfers * 1e6,
+        "receiver_us_a_transfer": theirs["cpu"] / done * 1e6,
+    }
+
+
+def main(rounds: int, transfers: int, where: Path, save: Path | None) -> None:
+    results = []
+    for _ in range(rounds):
+        for case in CASES:
+            results.append(measure(case, transfers, where))
+            say(**results[-1])
+    summary = {
+        case: {
+            name: round(median(result[name] for result in results if result["case"] == case))
+            for name in ("rate", "syncs_a_second")
+        }
+        for case in CASES
+    }
+    print(json.dumps(summary, indent=1))
+    if save is not None:
+        save.write_text(json.dumps({"results": results, "summary": summary}, indent=1))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small, and once: whether every transfer is applied")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--transfers", type=int, default=20000)
+    parser.add_argument("--directory", type=Path, default=Path.cwd(), help="on the disk to measure; by default here")
+    parser.add_argument("--save", type=Path, help="where to write the JSON")
+    parser.add_argument("--receive", choices=CASES.values(), help=argparse.SUPPRESS)
+    parser.add_argument("--send", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.receive is not None:
+        trio.run(receive, arguments.directory, arguments.receive)
+    elif arguments.send is not None:
+        trio.run(send, arguments.directory, arguments.port, arguments.send)
+    elif arguments.quick:
+        main(1, 2 * IN_FLIGHT, arguments.directory, arguments.save)
+    else:
+        main(arguments.rounds, arguments.transfers, arguments.directory, arguments.save)

@@ -1,0 +1,210 @@
+"""The conformance suite finds what is wrong with a plugin, and nothing wrong with those of this package."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+from inspect import iscoroutinefunction
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+from attrs import evolve
+from broken_plugins import BROKEN
+from scripted import all_tasks
+
+from trio_ledger_plugin import InvalidServicesError
+from trio_ledger_plugin.loopback import LoopbackPlugin
+from trio_ledger_plugin.testing.conformance import (
+    CHECKS,
+    Conditions,
+    ConformanceSuite,
+    Level,
+    NonConformanceError,
+    Outcome,
+    Subject,
+    Verdict,
+    run_check,
+    run_conformance,
+)
+from trio_ledger_plugin.testing.conformance.subjects import (
+    btp_account,
+    btp_account_client,
+    btp_client,
+    btp_listener,
+    loopback,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+# What never comes is found by waiting only.
+HANGING = ("a_money_handler_is_tried_again_until_it_succeeds",)
+MONEY_CHECKS = [check for check in CHECKS if check.money or check.store]
+
+
+class TestLoopback(ConformanceSuite):
+    def pair(self, conditions):
+        return loopback(conditions)
+
+
+class TestBtpClient(ConformanceSuite):
+    def pair(self, conditions):
+        return btp_client(conditions)
+
+
+class TestBtpListener(ConformanceSuite):
+    def pair(self, conditions):
+        return btp_listener(conditions)
+
+
+class TestBtpAccount(ConformanceSuite):
+    def pair(self, conditions):
+        return btp_account(conditions)
+
+
+class TestBtpAccountClient(ConformanceSuite):
+    def pair(self, conditions):
+        return btp_account_client(conditions)
+
+
+@pytest.mark.parametrize("factory", [loopback, btp_client, btp_listener, btp_account, btp_account_client])
+async def test_with_transactional_stores_money_conforms_too(factory: Any) -> None:
+    report = await run_conformance(factory, transactional=True, checks=MONEY_CHECKS)
+    report.raise_failures()
+    assert len(report.of(Verdict.PASSED)) > 10
+
+
+def test_every_check_has_a_plugin_that_breaks_it() -> None:
+    assert BROKEN.keys() == {check.name for check in CHECKS}
+    assert len(CHECKS) > 100
+
+
+def test_every_check_says_what_it_checks() -> None:
+    for check in CHECKS:
+        assert check.sentence.endswith("."), check
+        assert check.section, check
+        assert str(check) == check.name
+    assert {check.level for check in CHECKS} == set(Level)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=str)
+async def test_a_check_finds_the_plugin_that_breaks_its_rule(check: Any) -> None:
+    """A plugin's author would be told that all is well when it is not."""
+    hangs = check.name in HANGING
+    outcome = await run_check(
+        check, BROKEN[check.name], transactional=check.store is True, deadline=0.5 if hangs else 5
+    )
+    assert outcome.verdict is Verdict.FAILED
+    assert ("hangs" in outcome.detail) is hangs, outcome.detail
+
+
+async def test_most_broken_rules_are_found_by_their_own_check_and_few_others() -> None:
+    """An author who breaks one rule is told of it, and not of everything."""
+    report = await run_conformance(BROKEN["a_plain_function_is_no_data_handler"])
+    assert [outcome.check.name for outcome in report.of(Verdict.FAILED)] == ["a_plain_function_is_no_data_handler"]
+
+
+async def test_a_check_that_hangs_is_a_failure() -> None:
+    class Hangs(LoopbackPlugin):
+        async def connect(self, options: Any = None) -> None:
+            await trio.sleep_forever()
+
+    outcome = await run_check(named("connect_connects"), lambda conditions: loopback(conditions, Hangs), deadline=0.1)
+    assert outcome.detail == "it hangs: not done after 0.1 s"
+
+
+async def test_an_error_of_the_factory_is_a_failure_with_its_own_text() -> None:
+    def factory(conditions: Conditions) -> Any:
+        raise OSError("no network")
+
+    before = all_tasks()
+    report = await run_conformance(factory, checks=CHECKS[:1])
+    assert [outcome.detail for outcome in report.outcomes] == ["OSError: no network"]
+    assert not report.passed
+    with pytest.raises(ExceptionGroup) as caught:
+        report.raise_failures()
+    assert caught.value.exceptions[0].__notes__ == ["check: version_is_2 (LedgerPlugin.version)"]
+    assert all_tasks() <= before
+
+
+async def test_nothing_looked_at_is_no_success() -> None:
+    """A factory without capabilities would be taken for a plugin that conforms."""
+    told: list[Outcome] = []
+    report = await run_conformance(
+        btp_account_client,
+        checks=[named("options_are_json"), named("a_known_key_has_its_effect_once")],
+        tell=told.append,
+    )
+    assert report.outcomes == tuple(told)
+    assert [outcome.detail for outcome in told] == [
+        "the factory gives no new",
+        "needs a transactional store; run the kit with one",
+    ]
+    assert not report.of(Verdict.FAILED)
+    assert not report.passed
+
+
+def test_the_suite_skips_what_is_not_applicable_and_fails_what_fails() -> None:
+    class Suite(ConformanceSuite):
+        deadline = 5
+
+        def pair(self, conditions):
+            return BROKEN["version_is_2"](conditions)
+
+    suite: Any = Suite()
+    with pytest.raises(NonConformanceError, match="version is 1"):
+        suite.test_version_is_2()
+    with pytest.raises(pytest.skip.Exception, match="the factory gives no cut"):
+        suite.test_a_connection_that_is_cut_is_told_once()
+    suite.test_connect_connects()
+    with pytest.raises(NotImplementedError, match="pair"):
+        ConformanceSuite().pair(None)  # type: ignore[arg-type]  # it is not looked at
+
+
+def named(name: str) -> Any:
+    return next(check for check in CHECKS if check.name == name)
+
+
+def test_the_kit_needs_no_pytest() -> None:
+    """An author who tests with something else could not import it."""
+    program = "import sys; sys.modules['pytest'] = None; import trio_ledger_plugin.testing.conformance"
+    run = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
+    assert run.stderr == ""
+
+
+async def test_a_plugin_that_refuses_plain_functions_conforms() -> None:
+    """The promise is that a plain function's result is no response; refusing it at once is better still."""
+
+    class Strict(LoopbackPlugin):
+        def register_data_handler(self, handler: Any) -> None:
+            if not iscoroutinefunction(handler):
+                raise TypeError("not async")
+            super().register_data_handler(handler)
+
+    check = named("a_plain_function_is_no_data_handler")
+    outcome = await run_check(check, lambda conditions: loopback(conditions, Strict))
+    assert outcome.verdict is Verdict.PASSED
+
+
+async def test_a_plugin_that_needs_a_store_says_so_when_there_is_none() -> None:
+    @asynccontextmanager
+    async def factory(conditions: Conditions) -> AsyncIterator[Subject]:
+        def new(opts: Any, services: Any) -> Any:
+            raise InvalidServicesError("no store")
+
+        async with loopback(conditions) as subject:
+            yield evolve(subject, needs_store=True, new=new)
+
+    report = await run_conformance(
+        factory, checks=[named("a_missing_service_is_an_invalid_services_error"), named("works_without_services")]
+    )
+    assert [outcome.verdict for outcome in report.outcomes] == [Verdict.PASSED, Verdict.NOT_APPLICABLE]
+
+
+async def test_money_is_not_asked_of_a_plugin_without_it() -> None:
+    outcome = await run_check(
+        named("send_money_reaches_the_peers_handler"), BROKEN["a_plugin_without_money_says_so"], deadline=5
+    )
+    assert (outcome.verdict, outcome.detail) == (Verdict.NOT_APPLICABLE, "the plugin has no money")

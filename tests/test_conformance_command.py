@@ -1,0 +1,128 @@
+"""``trio-ledger-plugin conformance`` as authors of plugins meet it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from programs import PATIENCE, PROGRAM, assert_one_error, environment, run
+
+from trio_ledger_plugin.testing.conformance import CHECKS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+KIT = """
+from broken_plugins import BROKEN
+from trio_ledger_plugin.testing.conformance.subjects import loopback
+broken = BROKEN["version_is_2"]
+number = 7
+"""
+
+
+async def run_in(folder: Path, *args: str) -> tuple[int, str, str]:
+    """Run it in a folder of the author's, where the tests' modules can be imported too."""
+    with trio.fail_after(PATIENCE):
+        done = await trio.run_process(
+            [*PROGRAM, "conformance", *args],
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+            cwd=folder,
+            env=environment(PYTHONPATH=os.pathsep.join(path for path in sys.path if path)),
+        )
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "kit.py").write_text(KIT)
+    return tmp_path
+
+
+async def test_a_line_for_each_check_and_their_number(folder: Path) -> None:
+    code, stdout, stderr = await run("conformance", "loopback")
+    assert (code, stderr) == (0, "")
+    first, *lines, last = stdout.splitlines()
+    assert first == "loopback"
+    assert [line[6:].partition(":")[0] for line in lines] == [check.name for check in CHECKS]
+    assert {line[:6] for line in lines} == {"PASS  ", "N/A   "}
+    passed = sum(line.startswith("PASS") for line in lines)
+    assert last == f"PASS: {passed} passed, 0 failed, {len(lines) - passed} not applicable"
+
+
+async def test_both_ends_of_btp_are_checked_with_stores_too() -> None:
+    names = ("a_known_key_has_its_effect_once", "version_is_2")
+    checks = [word for name in names for word in ("--check", name)]
+    code, stdout, stderr = await run("conformance", "btp", "--store", *checks)
+    assert (code, stderr) == (0, "")
+    assert stdout.splitlines() == [
+        "btp client, with transactional stores",
+        *(f"PASS  {name}" for name in names),
+        "btp listener, with transactional stores",
+        *(f"PASS  {name}" for name in names),
+        "PASS: 4 passed, 0 failed, 0 not applicable",
+    ]
+
+
+async def test_a_plugin_that_fails_is_told_by_the_exit_code(folder: Path) -> None:
+    """A build would go on with a plugin that does not conform."""
+    code, stdout, stderr = await run_in(folder, "kit:broken")
+    assert (code, stderr) == (1, "")
+    assert "FAIL  version_is_2: the class's version is 1, not 2\n" in stdout
+    assert stdout.splitlines()[-1].startswith("FAIL: ")
+
+
+async def test_what_could_not_be_looked_at_is_no_success(folder: Path) -> None:
+    code, stdout, _ = await run_in(folder, "kit:loopback", "--check", "a_connection_that_is_cut_is_told_once")
+    assert code == 1
+    assert "N/A   a_connection_that_is_cut_is_told_once: the factory gives no cut\n" in stdout
+    assert stdout.endswith("FAIL: 0 passed, 0 failed, 1 not applicable\n")
+
+
+async def test_machines_read_each_checks_sentence_and_verdict(folder: Path) -> None:
+    code, stdout, stderr = await run_in(folder, "kit:broken", "--json", "--check", "version_is_2")
+    assert (code, stderr) == (1, "")
+    told = json.loads(stdout)
+    check = next(check for check in CHECKS if check.name == "version_is_2")
+    assert told == {
+        "passed": False,
+        "transactional": False,
+        "pairs": [
+            {
+                "pair": "broken",
+                "passed": False,
+                "checks": [
+                    {
+                        "check": "version_is_2",
+                        "section": "LedgerPlugin.version",
+                        "level": "must",
+                        "sentence": check.sentence,
+                        "verdict": "failed",
+                        "detail": "the class's version is 1, not 2",
+                    }
+                ],
+            }
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("no-such-plugin",),
+        ("no_such_module:pair",),
+        ("kit:no_such_factory",),
+        ("kit:number",),
+        ("loopback", "--check", "no_such_check"),
+        (),
+    ],
+)
+async def test_what_does_not_exist_is_one_line(folder: Path, args: tuple[str, ...]) -> None:
+    code, stdout, stderr = await run_in(folder, *args)
+    assert (code, stdout) == (2, "")
+    assert_one_error(stderr)

@@ -1,0 +1,258 @@
+"""Faults between two plugins in one process: an hour of them passes at once, and a seed tells the same story twice."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+from scripted import all_tasks, read_events
+
+from trio_ledger_plugin import (
+    Connected,
+    Disconnected,
+    InvalidFieldsError,
+    PluginFailedError,
+    PluginServices,
+    RemoteError,
+    ResponseTimeoutError,
+    TransferInDoubtError,
+)
+from trio_ledger_plugin.stores import open_sqlite_store
+from trio_ledger_plugin.testing import Parcel, ParcelKind, RandomFates, open_faulty_loopback
+
+if TYPE_CHECKING:
+    from trio.testing import MockClock
+
+REQUEST, TRANSFER, REPLY = ParcelKind.REQUEST, ParcelKind.TRANSFER, ParcelKind.REPLY
+
+
+@pytest.fixture(autouse=True)
+async def _nothing_is_left():
+    before = all_tasks()
+    yield
+    assert all_tasks() <= before
+
+
+def script(fates: dict[tuple[ParcelKind, bytes], Any]) -> Any:
+    return lambda parcel: fates.get((parcel.kind, parcel.content), (0.0,))
+
+
+async def test_without_faults_it_is_a_pair_like_any_other() -> None:
+    async with open_faulty_loopback(lambda parcel: (0.0,)) as pair:
+
+        async def answer(data: bytes) -> bytes:
+            return data[::-1]
+
+        amounts: list[str] = []
+
+        async def take(amount: str) -> None:
+            amounts.append(amount)
+
+        pair.first.register_data_handler(answer)
+        pair.second.register_data_handler(answer)
+        pair.second.register_money_handler(take)
+        assert await pair.first.send_data(b"ab") == b"ba"
+        assert await pair.second.send_data(b"cd") == b"dc"
+        await pair.first.send_money("5")
+        assert amounts == ["5"]
+        assert pair.happened == [
+            (Parcel(kind, sender, content, 0), (0.0,))
+            for kind, sender, content in [
+                (REQUEST, "first", b"ab"),
+                (REPLY, "second", b"ab"),
+                (REQUEST, "second", b"cd"),
+                (REPLY, "first", b"cd"),
+                (TRANSFER, "first", b"5"),
+                (REPLY, "second", b"5"),
+            ]
+        ]
+    assert read_events(pair.first) == [Connected(), Disconnected("the peer disconnected")]
+
+
+async def test_a_lost_request_is_never_served_and_a_lost_reply_is(autojump_clock: MockClock) -> None:
+    served: list[bytes] = []
+
+    async def serve(data: bytes) -> bytes:
+        served.append(data)
+        return data
+
+    fates = script({(REQUEST, b"lost"): (), (REPLY, b"unheard"): ()})
+    async with open_faulty_loopback(fates, response_timeout=10) as pair:
+        pair.second.register_data_handler(serve)
+        for data in (b"lost", b"unheard"):
+            began = trio.current_time()
+            with pytest.raises(ResponseTimeoutError):
+                await pair.first.send_data(data)
+            assert trio.current_time() - began == pytest.approx(10)
+        assert served == [b"unheard"]
+
+
+async def test_a_late_reply_comes_as_late_as_the_script_says(autojump_clock: MockClock) -> None:
+    fates = script({(REQUEST, b"x"): (2.0,), (REPLY, b"x"): (3.0,)})
+    async with open_faulty_loopback(fates) as pair:
+        pair.second.register_data_handler(echo)
+        began = trio.current_time()
+        assert await pair.first.send_data(b"x") == b"x"
+        assert trio.current_time() - began == pytest.approx(5)
+
+
+async def test_late_requests_are_overtaken(autojump_clock: MockClock) -> None:
+    served: list[bytes] = []
+
+    async def serve(data: bytes) -> bytes:
+        served.append(data)
+        return data
+
+    fates = script({(REQUEST, b"1"): (2.0,), (REQUEST, b"2"): (1.0,)})
+    async with open_faulty_loopback(fates) as pair, trio.open_nursery() as nursery:
+        pair.second.register_data_handler(serve)
+        for data in (b"1", b"2", b"3"):
+            nursery.start_soon(pair.first.send_data, data)
+    assert served == [b"3", b"2", b"1"]
+
+
+async def test_what_comes_twice_is_served_twice_and_answered_once(autojump_clock: MockClock) -> None:
+    served: list[bytes] = []
+
+    async def serve(data: bytes) -> bytes:
+        served.append(data)
+        return data
+
+    async with open_faulty_loopback(script({(REQUEST, b"x"): (0.0, 1.0), (REPLY, b"y"): (0.0, 1.0)})) as pair:
+        pair.second.register_data_handler(serve)
+        assert await pair.first.send_data(b"x") == b"x"
+        assert await pair.first.send_data(b"y") == b"y"
+        await trio.sleep(2)
+        assert served == [b"x", b"y", b"x"]
+        assert pair.first.statistics().unexpected_responses == 2
+
+
+async def test_plain_money_is_at_most_once_whatever_befalls_it(autojump_clock: MockClock) -> None:
+    """A test with it would blame an application for a doubled payment that no network can make."""
+    amounts: list[str] = []
+
+    async def take(amount: str) -> None:
+        amounts.append(amount)
+
+    fates = script({(TRANSFER, b"1"): (0.0, 1.0), (TRANSFER, b"2"): (), (REPLY, b"3"): ()})
+    async with open_faulty_loopback(fates) as pair:
+        pair.second.register_money_handler(take)
+        await pair.first.send_money("1")
+        for amount in ("2", "3"):
+            with pytest.raises(TransferInDoubtError):
+                await pair.first.send_money(amount)
+        await trio.sleep(100)
+    assert amounts == ["1", "3"]
+
+
+async def test_keyed_money_that_comes_twice_is_credited_once(tmp_path) -> None:
+    async with (
+        open_sqlite_store(tmp_path / "1") as store,
+        open_sqlite_store(tmp_path / "2") as peer_store,
+        open_faulty_loopback(
+            lambda parcel: (0.0, 0.01),
+            services=PluginServices(store=store),
+            peer_services=PluginServices(store=peer_store),
+        ) as pair,
+    ):
+        for _ in range(5):
+            await pair.first.send_money("7")
+        await trio.sleep(0.05)
+        assert (await pair.second.transfers.totals()).received == 35
+        assert (await pair.first.transfers.totals()).sent == 35
+
+
+async def test_what_is_on_its_way_when_the_connection_ends_is_lost(autojump_clock: MockClock) -> None:
+    served: list[bytes] = []
+
+    async def serve(data: bytes) -> bytes:
+        served.append(data)
+        return data
+
+    async with open_faulty_loopback(script({(REQUEST, b"late"): (10.0,)})) as pair, trio.open_nursery() as nursery:
+        pair.second.register_data_handler(serve)
+        nursery.start_soon(call, pair.first, b"late", {})
+        await trio.sleep(1)
+        await pair.first.disconnect()
+        await pair.first.connect()
+        assert await pair.first.send_data(b"new") == b"new"
+        await trio.sleep(20)
+    assert served == [b"new"]
+
+
+async def echo(data: bytes) -> bytes:
+    return data
+
+
+async def call(plugin: Any, data: bytes, outcomes: dict[bytes, str]) -> None:
+    try:
+        await plugin.send_data(data)
+        outcomes[data] = "answered"
+    except Exception as error:  # noqa: BLE001 (kept for the test)
+        outcomes[data] = type(error).__name__
+
+
+async def weather(seed: int) -> Any:
+    """Let calls be made both ways for an hour, many at once, and return all that can be seen."""
+    outcomes: dict[bytes, str] = {}
+    fates = RandomFates(seed=seed, lose=0.1, double=0.1, delay=0.5, max_delay=60)
+    async with open_faulty_loopback(fates, response_timeout=30) as pair, trio.open_nursery() as nursery:
+        for plugin in (pair.first, pair.second):
+            plugin.register_data_handler(echo)
+        for number in range(120):
+            for plugin, name in ((pair.first, b"first"), (pair.second, b"second")):
+                nursery.start_soon(call, plugin, b"%s %d" % (name, number), outcomes)
+            await trio.sleep(30)
+        await trio.sleep(100)
+    return outcomes, sorted((str(parcel), fate) for parcel, fate in pair.happened)
+
+
+async def test_an_hour_of_faults_is_the_same_hour_under_the_same_seed(autojump_clock: MockClock) -> None:
+    """Whoever has found a fault could not look at it again."""
+    began = trio.current_time()
+    first = await weather(1)
+    assert trio.current_time() - began > 3600
+    assert first == await weather(1)
+    assert first != await weather(2)
+    outcomes = list(first[0].values())
+    assert len(outcomes) == 240
+    assert {"answered", "ResponseTimeoutError"} == set(outcomes)
+    assert {len(fate) for _, fate in first[1]} == {0, 1, 2}
+
+
+async def test_an_error_of_the_block_tells_the_seed() -> None:
+    with pytest.raises(OSError, match="of the block") as caught:
+        async with open_faulty_loopback(RandomFates(seed=77)):
+            raise OSError("of the block")
+    assert caught.value.__notes__ == ["faulty loopback: RandomFates(seed=77)"]
+    with pytest.raises(OSError, match="of the block") as caught:
+        async with open_faulty_loopback(lambda parcel: ()):
+            raise OSError("of the block")
+    assert not hasattr(caught.value, "__notes__")
+
+
+async def test_a_failure_leaves_bare() -> None:
+    with pytest.raises(PluginFailedError):
+        async with open_faulty_loopback() as pair:
+            pair.first.fail(OSError("fatal"))
+
+
+async def test_limits_are_options_of_both_and_are_checked() -> None:
+    with pytest.raises(InvalidFieldsError, match="max_handlers"):
+        async with open_faulty_loopback(max_handlers=0):
+            pytest.fail("the block ran")
+    async with open_faulty_loopback(lambda parcel: (0.0,), max_message_bytes=100) as pair:
+        assert pair.first.options.max_data_bytes == pair.second.options.max_data_bytes == 36
+        with pytest.raises(RemoteError):
+            await pair.second.send_data(b"")
+
+
+@pytest.mark.parametrize("wrong", [{"lose": -0.1}, {"lose": 0.5, "double": 0.6}, {"max_delay": -1.0}])
+async def test_wrong_odds_are_refused(wrong: Any) -> None:
+    with pytest.raises(ValueError, match="parts of one whole"):
+        RandomFates(**wrong)
+
+
+async def test_seeds_nobody_chose_differ() -> None:
+    assert len({RandomFates().seed for _ in range(5)}) > 1

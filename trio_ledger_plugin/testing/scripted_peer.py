@@ -1,0 +1,364 @@
+"""The other end of a BTP connection, each byte of which a test decides.
+
+The law of this module: a scripted peer does nothing by itself, no pong, no answer and no closing handshake; and it
+takes nothing that the specifications forbid its other end to send.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar, cast
+from urllib.parse import urlsplit
+
+import trio
+
+from ..btp.session import ILP, auth_message
+from ..codec import btp
+from ..tasks import bare
+from .handwritten import (
+    BINARY,
+    CLOSE,
+    MASK,
+    PING,
+    PONG,
+    read_head,
+    upgrade_request,
+    upgrade_response,
+    write_frame,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+
+__all__ = ["ReceivedFrame", "ScriptError", "ScriptedPeer", "ilp_data", "open_scripted_server"]
+
+PacketT = TypeVar("PacketT", bound=btp.Packet)
+
+
+class ScriptError(AssertionError):
+    """The other end did not do what the script expects, or what the specifications allow."""
+
+
+class ReceivedFrame(NamedTuple):
+    """A WebSocket frame that the other end sent.
+
+    Attributes:
+        opcode: What it is: ``handwritten.BINARY``, ``CLOSE`` and the like.
+        payload: What is in it, unmasked.
+    """
+
+    opcode: int
+    payload: bytes
+
+    @property
+    def close_code(self) -> int:
+        """Why the other end closes, of a Close."""
+        assert self.opcode == CLOSE
+        return int.from_bytes(self.payload[:2], "big")
+
+
+class ScriptedPeer:
+    """One end of a BTP connection that does what a test says, frame by frame.
+
+    Made by ``connect()``, ``dial()`` or ``accept()``, which do the opening handshake, or directly on a stream that has
+    it behind it. The stream is any of Trio's: of a socket, or of memory, where a ``MockClock`` can drive all.
+
+    Args:
+        stream: The connection.
+        client: Whether this is the end that dialed, which masks its frames.
+
+    Attributes:
+        stream: The connection.
+        mask: What frames are masked with; None for a server.
+    """
+
+    def __init__(self, stream: trio.abc.Stream, *, client: bool) -> None:
+        self.stream: trio.abc.Stream = stream
+        self.mask: bytes | None = MASK if client else None
+        self._client = client
+        self._buffer = b""
+
+    # The opening handshake.
+
+    @classmethod
+    async def connect(cls, stream: trio.abc.Stream) -> Self:
+        """Do a client's opening handshake over a stream to a server.
+
+        Raises:
+            ScriptError: The server refuses.
+            EOFError: The connection ended.
+
+        Cancellation: The stream is no longer usable.
+        """
+        await stream.send_all(upgrade_request())
+        head = await read_head(stream)
+        if not head.startswith(b"HTTP/1.1 101 "):
+            raise ScriptError(f"the server refuses the handshake: {head!r}")
+        return cls(stream, client=True)
+
+    @classmethod
+    async def dial(cls, address: str) -> Self:
+        """Connect to a listener over TCP, and do the opening handshake.
+
+        Args:
+            address: The listener's, as ``plugin.address`` has it.
+
+        Raises:
+            OSError: Nobody listens there.
+            ScriptError: The server refuses.
+
+        Cancellation: The connection is closed.
+        """
+        url = urlsplit(address)
+        stream = await trio.open_tcp_stream(url.hostname or "", url.port or 0)
+        try:
+            return await cls.connect(stream)
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+
+    @classmethod
+    async def accept(cls, stream: trio.abc.Stream) -> Self:
+        """Do a server's opening handshake over a stream from a client.
+
+        Raises:
+            EOFError: The connection ended.
+
+        Cancellation: The stream is no longer usable.
+        """
+        await stream.send_all(upgrade_response(await read_head(stream)))
+        return cls(stream, client=False)
+
+    # Sending.
+
+    def frame(
+        self, payload: bytes = b"", opcode: int = BINARY, *, fin: bool = True, rsv: int = 0, form: int | None = None
+    ) -> bytes:
+        """Return the bytes of a frame of this end's; ``handwritten.write_frame`` tells the arguments."""
+        return write_frame(payload, opcode, mask=self.mask, fin=fin, rsv=rsv, form=form)
+
+    async def send(self, *data: bytes) -> None:
+        """Send bytes as they are: frames, parts of them, or anything else, in one piece.
+
+        Cancellation: Any part of them may have been sent.
+        """
+        await self.stream.send_all(b"".join(data))
+
+    async def send_packet(self, packet: btp.Packet) -> None:
+        """Send a BTP packet.
+
+        Cancellation: Any part of it may have been sent.
+        """
+        await self.send(self.frame(btp.encode(packet)))
+
+    async def send_request(self, request_id: int, data: bytes) -> None:
+        """Send a Message that carries data for the other end's data handler.
+
+        Cancellation: Any part of it may have been sent.
+        """
+        await self.send(self.frame(btp.encode_ilp(btp.MESSAGE, request_id, data)))
+
+    async def respond(self, request_id: int, data: bytes = b"") -> None:
+        """Answer a request with a Response that carries data; to a request that exists or not, once or often.
+
+        Cancellation: Any part of it may have been sent.
+        """
+        await self.send(self.frame(btp.encode_ilp(btp.RESPONSE, request_id, data)))
+
+    async def refuse(
+        self, request_id: int, code: str = "F00", name: str = "NotAcceptedError", data: bytes = b""
+    ) -> None:
+        """Answer a request with an Error.
+
+        Cancellation: Any part of it may have been sent.
+        """
+        await self.send_packet(btp.Error(request_id, code, name, datetime.now(UTC), data))
+
+    # Receiving.
+
+    async def receive(self) -> ReceivedFrame:
+        """Receive one frame.
+
+        Raises:
+            ScriptError: RFC 6455 does not allow the other end to send it.
+            EOFError: The connection ended.
+
+        Cancellation: A frame that has come in part is lost.
+        """
+        first, second = await self._take(2)
+        size = second & 0x7F
+        if size > 125:
+            size = int.from_bytes(await self._take(2 if size == 126 else 8), "big")
+        if bool(second & 0x80) is self._client:
+            raise ScriptError("the other end masks, and is a server" if self._client else "the other end masks nothing")
+        key = await self._take(4) if second & 0x80 else bytes(4)
+        payload = bytes(byte ^ key[i % 4] for i, byte in enumerate(await self._take(size)))
+        if first & 0xF0 != 0x80:
+            raise ScriptError(
+                f"the other end sent a frame that begins with {first:#04x}: fragmented, or with reserved bits"
+            )
+        return ReceivedFrame(first & 0x0F, payload)
+
+    async def receive_packet(self) -> btp.Packet:
+        """Receive the next BTP packet; pings and pongs before it are ignored.
+
+        Raises:
+            ScriptError: Something else came.
+            DecodeError: What came is no packet.
+            EOFError: The connection ended.
+
+        Cancellation: A packet that has come in part is lost.
+        """
+        while True:
+            opcode, payload = await self.receive()
+            if opcode == BINARY:
+                return btp.decode(payload)
+            if opcode not in (PING, PONG):
+                raise ScriptError(f"a packet was expected, and a frame with opcode {opcode} came: {payload!r}")
+
+    async def expect(self, kind: type[PacketT], *, data: bytes | None = None) -> PacketT:
+        """Receive the next BTP packet, which must be of a kind.
+
+        Args:
+            kind: ``btp.Message``, ``Transfer``, ``Response`` or ``Error``.
+            data: What it must carry for, or from, a data handler; None for whatever it carries.
+
+        Raises:
+            ScriptError: It is another one.
+            EOFError: The connection ended.
+
+        Cancellation: A packet that has come in part is lost.
+        """
+        packet = await self.receive_packet()
+        if not isinstance(packet, kind):
+            raise ScriptError(f"a {kind.__name__} was expected, and this came: {packet}")
+        if data is not None and ilp_data(packet) != data:
+            raise ScriptError(f"a {kind.__name__} with {data!r} was expected, and it has {ilp_data(packet)!r}")
+        # Of a union's members, isinstance() does not tell mypy which.
+        return cast("PacketT", packet)
+
+    async def receive_close(self) -> int:
+        """Receive until the Close and return its code; whatever comes before it is ignored.
+
+        Raises:
+            EOFError: The connection ended without a Close.
+
+        Cancellation: What was received is lost.
+        """
+        while True:
+            received = await self.receive()
+            if received.opcode == CLOSE:
+                return received.close_code
+
+    async def wait_eof(self) -> None:
+        """Wait until one of the two ends has closed the connection, and close this one.
+
+        Cancellation: The connection stays open.
+        """
+        try:
+            while await self.stream.receive_some():
+                pass
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        await self.aclose()
+
+    async def _take(self, count: int) -> bytes:
+        while len(self._buffer) < count:
+            data = await self.stream.receive_some()
+            if not data:
+                raise EOFError("the other end has closed the connection")
+            self._buffer += data
+        taken, self._buffer = self._buffer[:count], self._buffer[count:]
+        return taken
+
+    async def aclose(self) -> None:
+        """Close the connection at once, without a closing handshake.
+
+        Cancellation: It is closed all the same.
+        """
+        await trio.aclose_forcefully(self.stream)
+
+    # Authentication (RFC-0023).
+
+    async def authenticate(
+        self, token: str, *, account: str = "", flags: Mapping[str, str] | None = None
+    ) -> btp.Packet:
+        """Send a client's credentials and return the server's answer, a Response or an Error.
+
+        Args:
+            token: The token.
+            account: The account's name.
+            flags: Further entries of the message.
+
+        Raises:
+            EOFError: The connection ended.
+
+        Cancellation: The credentials may have been sent.
+        """
+        await self.send(self.frame(auth_message(1, account, token, flags or {})))
+        return await self.receive_packet()
+
+    async def let_in(self) -> btp.Message:
+        """Accept the credentials of a client, whatever they are, and return the message that they came in.
+
+        Raises:
+            EOFError: The connection ended.
+
+        Cancellation: The client may have been accepted.
+        """
+        message = await self.expect(btp.Message)
+        await self.send_packet(btp.Response(message.request_id))
+        return message
+
+
+def ilp_data(packet: btp.Packet) -> bytes | None:
+    """Return what a packet carries for, or from, a data handler; None where it carries nothing."""
+    return next((entry.data for entry in packet.protocol_data if entry.protocol_name == ILP), None)
+
+
+@asynccontextmanager
+async def open_scripted_server(
+    serve: Callable[[trio.SocketStream], Awaitable[object]],
+    *,
+    credentials: str = "alice:token",
+    host: str = "127.0.0.1",
+) -> AsyncIterator[str]:
+    """Listen for clients, for the length of a block, and have a script serve each connection.
+
+    Args:
+        serve: Called with each connection before the opening handshake, which ``ScriptedPeer.accept`` does. The
+            connection is closed when it returns, and when the client has gone; another error of it leaves the block.
+        credentials: What the URL has before its ``@``; the script decides what it lets in.
+        host: The address to listen on.
+
+    Yields:
+        The URL for a client's options, ``btp+ws://...``.
+
+    Raises:
+        OSError: The address cannot be listened at.
+
+    Cancellation: Closes every connection at once.
+    """
+
+    async def run(stream: trio.SocketStream) -> None:
+        try:
+            await serve(stream)
+        except (EOFError, trio.BrokenResourceError):
+            pass
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    error: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            listener = (await nursery.start(partial(trio.serve_tcp, run, 0, host=host)))[0]
+            try:
+                yield f"btp+ws://{credentials}@{host}:{listener.socket.getsockname()[1]}"
+            finally:
+                nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        error = bare(group)
+    if error is not None:
+        raise error
