@@ -23,7 +23,7 @@ KNOWN = {"acknowledged", "refused here", "refused there: T00"}
 # Each of them with a fault of every kind: 208 points in all.
 POINTS = 26
 # Transactions and their retries of a transfer in doubt take a fraction of it.
-TIMEOUT = 0.25
+TIMEOUT = 0.1
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ async def day(directory, name, faulty, told):
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(open_sqlite_store(directory / "payer.db"))
         second = await stack.enter_async_context(open_sqlite_store(directory / "payee.db"))
-        options = LoopbackOptions(name=name, response_timeout=TIMEOUT, close_timeout=0.5)
+        options = LoopbackOptions(name=name, response_timeout=TIMEOUT, close_timeout=0.1)
         payee = await stack.enter_async_context(
             open_plugin(options, PluginServices(store=second), data_handler=echo, transactional_money_handler=book)
         )

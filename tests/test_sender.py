@@ -17,9 +17,11 @@ from trio_ledger_plugin import (
     MoneyLevelError,
     NotConnectedError,
     PluginClosedError,
+    PluginServices,
     RemoteError,
     StoreError,
     TransferInDoubtError,
+    open_plugin,
 )
 from trio_ledger_plugin.money import sender
 from trio_ledger_plugin.money.entries import TransferDirection
@@ -555,6 +557,24 @@ async def test_a_plain_transfer_is_never_sent_again(store):
         payer.link_up()
         await settle(store)
         assert len(payer.sent) == 1
+
+
+async def test_a_doubt_that_was_told_can_be_settled_at_once(store):
+    """Whoever is told of a doubt and settles it would be told that there is none."""
+    opts = {"plugin": "loopback", "name": "doubt", "response_timeout": 0.02, "close_timeout": 0.02}
+
+    async def never_answer(amount):
+        await trio.sleep_forever()
+
+    async with (
+        open_plugin(opts, money_handler=never_answer),
+        open_plugin(opts, PluginServices(store=store)) as payer,
+    ):
+        for number in range(10):
+            with pytest.raises(TransferInDoubtError) as doubt:
+                await payer.send_money(7, idempotency_key=f"k{number}")
+            await payer.transfers.confirm(doubt.value.key)
+        assert (await payer.transfers.totals()).sent == 70
 
 
 async def test_a_plain_transfer_of_a_process_that_died_is_in_doubt(store):

@@ -47,6 +47,8 @@ FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 30.0
 # How many transfers of before are sent again at once.
 RESUMED_AT_ONCE: Final = 256
+# At PLAIN the link's own deadline decides; how much longer its callers wait, so that its verdict is recorded first.
+RECORDING_SECONDS: Final = 1.0
 # By how much a clock may be set back without leaving it open how old a transfer is.
 CLOCK_SECONDS: Final = 3600.0
 
@@ -109,7 +111,8 @@ class _Outgoing:
         """Wait for the verdict; the last caller to leave withdraws what is not in the journal yet."""
         self._waiting += 1
         try:
-            with trio.move_on_after(seconds):
+            recording = RECORDING_SECONDS if self.transfer.level is MoneyLevel.PLAIN else 0.0
+            with trio.move_on_after(seconds + recording):
                 await self._settled.wait()
         finally:
             self._waiting -= 1

@@ -1,0 +1,32 @@
+"""A peer that answers every request with what it was asked, and shows who comes and goes.
+
+python echo_peer.py [PORT]      waits for a client at PORT, 7768 unless given; Ctrl-C ends it
+"""
+
+import sys
+from contextlib import suppress
+
+import trio
+
+from trio_ledger_plugin import current_transfer, open_plugin
+
+
+async def echo(data: bytes) -> bytes:
+    return data
+
+
+async def take_money(amount: str) -> None:
+    print(f"received {amount} at level {current_transfer().level.value}", flush=True)
+
+
+async def main(port: int) -> None:
+    options = {"plugin": "btp", "listener": {"port": port, "secret": "open sesame"}}
+    async with open_plugin(options, data_handler=echo, money_handler=take_money) as plugin:
+        print("listening on", plugin.address, flush=True)
+        async for event in plugin.events:
+            print(event, flush=True)
+
+
+if __name__ == "__main__":
+    with suppress(KeyboardInterrupt):
+        trio.run(main, int(sys.argv[1]) if len(sys.argv) > 1 else 7768)

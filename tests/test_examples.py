@@ -1,0 +1,242 @@
+"""Every example does what it says, run as its reader runs it."""
+
+import hashlib
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+from functools import partial
+
+import pytest
+import trio
+from pages import ROOT
+from programs import environment, posix, serving
+
+from trio_ledger_plugin import fetch_ildcp, open_plugin
+from trio_ledger_plugin.codec import ilp
+from trio_ledger_plugin.testing.conformance import ConformanceSuite, Subject
+
+EXAMPLES = ROOT / "docs" / "examples"
+sys.path.insert(0, str(EXAMPLES))
+from pair_plugin import PairPlugin  # noqa: E402 (it is no package's)
+
+PATIENCE = 20.0
+# An example that is read in one go. A plugin of one's own is as long as it is.
+LINES = {"pair_plugin.py": 190}
+
+
+def arguments(name: str, *args: object) -> list[str]:
+    return [sys.executable, "-W", "error", str(EXAMPLES / name), *map(str, args)]
+
+
+async def run(name: str, *args: object) -> str:
+    with trio.fail_after(PATIENCE):
+        done = await trio.run_process(arguments(name, *args), capture_stdout=True, capture_stderr=True, check=False)
+    assert (done.returncode, done.stderr.decode()) == (0, "")
+    return done.stdout.decode()
+
+
+class Running:
+    """An example that goes on until it is told to end."""
+
+    def __init__(self, process: trio.Process) -> None:
+        self.process = process
+        self.output = ""
+
+    async def wait_for(self, pattern: str) -> str:
+        assert self.process.stdout is not None
+        while not (found := re.search(pattern, self.output)):
+            chunk = await self.process.stdout.receive_some()
+            assert chunk, f"no {pattern!r} in {self.output!r}"
+            self.output += chunk.decode()
+        return found[1]
+
+    async def end(self, number: int = signal.SIGINT) -> str:
+        """Send a signal, see that it is a good end, and return all that was shown."""
+        assert self.process.stdout is not None
+        self.process.send_signal(number)
+        async for chunk in self.process.stdout:
+            self.output += chunk.decode()
+        assert await self.process.wait() == 0, self.output
+        return self.output
+
+
+@asynccontextmanager
+async def running(name: str, *args: object):
+    start = partial(
+        trio.run_process,
+        arguments(name, *args),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+        env=environment(),
+    )
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            yield Running(await nursery.start(start))
+            nursery.cancel_scope.cancel()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    return port
+
+
+def test_every_example_is_on_its_page_and_short():
+    names = {path.name for path in EXAMPLES.glob("*.py")}
+    page = (EXAMPLES / "index.md").read_text()
+    assert {name for name in names if f"[{name}]({name})" in page} == names
+    for name in names:
+        assert len((EXAMPLES / name).read_text().splitlines()) < LINES.get(name, 80), name
+
+
+@posix
+async def test_echo_answers_and_takes_money():
+    async with running("echo_peer.py", 0) as echo:
+        port = await echo.wait_for(r"listening on btp\+ws://127\.0\.0\.1:(\d+)\n")
+        async with open_plugin({"server": f"btp+ws://me:open sesame@127.0.0.1:{port}"}) as client:
+            assert await client.send_data(b"hello") == b"hello"
+            await client.send_money("250")
+        await echo.wait_for("(Disconnected)")
+        shown = await echo.end()
+    assert "Connected()\n" in shown
+    assert "received 250 at level plain\n" in shown
+
+
+@posix
+async def test_ilp_ping_tells_a_fulfillment_from_everything_else():
+    assert re.fullmatch(r"fulfilled in \d+\.\d ms\n", await run("ilp_ping.py"))
+    for reply, shown in (("fulfill", "fulfilled in "), ("reject", "rejected: F02 ")):
+        async with serving("--reply", reply, TRIO_LEDGER_PLUGIN_SECRET="t0ken") as server:
+            port = await server.wait_for(r"127\.0\.0\.1:(\d+)")
+            assert (await run("ilp_ping.py", f"btp+ws://:t0ken@127.0.0.1:{port}")).startswith(shown)
+
+
+@posix
+async def test_router_forwards_and_says_what_it_cannot():
+    preimage = bytes(range(32))
+
+    async def fulfill(data):
+        return ilp.encode(ilp.Fulfill(preimage, b"for you"))
+
+    async with running("router.py", 0) as router:
+        port = await router.wait_for(r"listening on btp\+ws://127\.0\.0\.1:(\d+)\n")
+        url = f"btp+ws://:{{}}@127.0.0.1:{port}"
+        async with (
+            open_plugin({"server": url.format("alice")}) as alice,
+            open_plugin({"server": url.format("bob")}, data_handler=fulfill) as bob,
+        ):
+            bobs = (await fetch_ildcp(bob)).client_address
+            condition = hashlib.sha256(preimage).digest()
+
+            async def ask(destination):
+                return ilp.decode(await alice.send_data(ilp.encode(ilp.make_prepare(5, destination, condition, 10))))
+
+            assert await ask(bobs) == ilp.Fulfill(preimage, b"for you")
+            away = await ask("example.router.nobody")
+            elsewhere = await ask("example.elsewhere")
+            assert isinstance(away, ilp.Reject)
+            assert isinstance(elsewhere, ilp.Reject)
+            assert (away.code, elsewhere.code) == ("T01", "F02")
+        await router.wait_for(rf"({re.escape(bobs)} has gone)")
+        await router.end()
+
+
+class TestPairPlugin(ConformanceSuite):
+    """The plugin that readers begin their own with keeps the rules."""
+
+    @asynccontextmanager
+    async def pair(self, conditions):
+        ours, theirs = socket.socketpair()
+        yield Subject(
+            plugin=conditions.make(PairPlugin, {"fd": ours.detach()}),
+            peer=conditions.of_peer.make(PairPlugin, {"fd": theirs.detach()}),
+        )
+
+
+# These connect again after they have parted, which a socketpair cannot.
+for _name in (
+    "connect_is_allowed_again_after_disconnect",
+    "unread_events_neither_block_nor_grow",
+    "the_newest_events_are_kept",
+    "dropped_events_are_counted",
+    "failed_is_never_dropped",
+):
+    setattr(TestPairPlugin, f"test_{_name}", None)
+
+
+@posix
+async def test_a_settled_debt_is_paid_once_whoever_is_killed_and_whenever(tmp_path):
+    """A reader who believed the example would pay twice, or not at all."""
+    books = {"receive": tmp_path / "receive.db", "pay": tmp_path / "pay.db"}
+    port, count, draw = free_port(), 1000, random.Random(1)
+    commands = {
+        "receive": arguments("settle.py", "receive", books["receive"], port),
+        "pay": arguments("settle.py", "pay", books["pay"], count, port),
+    }
+    kills = 0
+    with trio.fail_after(60):
+        processes = {
+            who: await trio.lowlevel.open_process(command, stdout=subprocess.DEVNULL)
+            for who, command in commands.items()
+        }
+        try:
+            while kills < 4 and processes["pay"].poll() is None:
+                with trio.move_on_after(draw.uniform(0.5, 1.0)):  # somewhere in the course of it
+                    await processes["pay"].wait()
+                    break
+                who = draw.choice(list(processes))
+                processes[who].kill()
+                await processes[who].wait()
+                kills += 1
+                processes[who] = await trio.lowlevel.open_process(commands[who], stdout=subprocess.DEVNULL)
+            assert await processes["pay"].wait() == 0
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + PATIENCE):
+                for process in processes.values():
+                    process.kill()
+                    await process.wait()
+        shown = {who: await run_command("transfers", path) for who, path in books.items()}
+    assert kills >= 1
+    assert shown["pay"].splitlines()[-1] == f"sent {10 * count}, received 0, in doubt 0"
+    assert shown["receive"].splitlines()[-1] == f"sent 0, received {10 * count}, in doubt 0"
+
+
+async def run_command(*args: object) -> str:
+    command = [sys.executable, "-m", "trio_ledger_plugin", *map(str, args)]
+    done = await trio.run_process(command, capture_stdout=True, env=environment())
+    return done.stdout.decode()
+
+
+async def ask_web(port: int, request: str) -> tuple[int, str]:
+    """Return the status and the body of an HTTP response."""
+    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+        await stream.send_all(f"{request} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        seen = b""
+        while not (found := re.match(rb"HTTP/1.1 (\d+).*content-length: (\d+).*?\r\n\r\n(.*)", seen, re.DOTALL)) or (
+            len(found[3]) < int(found[2])
+        ):
+            seen += await stream.receive_some()
+    return int(found[1]), found[3].decode().strip()
+
+
+@posix
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_web_application_asks_its_accounts(number):
+    async def answer(data):
+        return data.upper()
+
+    async with running("web.py", 0, 0) as web:
+        btp_port = await web.wait_for(r"BTP at btp\+ws://127\.0\.0\.1:(\d+)\n")
+        port = int(await web.wait_for(r"web at http://127\.0\.0\.1:(\d+)\n"))
+        assert await ask_web(port, "GET /accounts") == (200, "{}")
+        async with open_plugin({"server": f"btp+ws://:t0ken@127.0.0.1:{btp_port}"}, data_handler=answer) as client:
+            name = (await fetch_ildcp(client)).client_address.rpartition(".")[2]
+            assert await ask_web(port, "GET /accounts") == (200, f'{{"{name}":1}}')
+            assert await ask_web(port, f"POST /accounts/{name}/ask/hello") == (200, '{"answer":"HELLO"}')
+        assert await ask_web(port, f"POST /accounts/{name}/ask/hello") == (502, '{"error":"NotConnectedError"}')
+        assert (await web.end(number)).endswith("closed\n")
