@@ -174,8 +174,8 @@ class LogsNowhere(LoopbackPlugin):
 
 @breaks("the_log_repeats_the_reference_that_the_peer_gets")
 class TellsNoReference(LoopbackPlugin):
-    async def reply(self, request_id, reply):
-        await super().reply(request_id, NotAcceptedError("no") if isinstance(reply, LedgerPluginError) else reply)
+    def send_reply(self, number, reply):
+        super().send_reply(number, NotAcceptedError("no") if isinstance(reply, LedgerPluginError) else reply)
 
 
 # Connecting.
@@ -437,8 +437,8 @@ class ReturnsNothing(LoopbackPlugin):
 
 @breaks("a_data_handler_answers_the_peers_requests")
 class AnswersNothing(LoopbackPlugin):
-    async def reply(self, request_id, reply):
-        await super().reply(request_id, b"" if isinstance(reply, bytes) else reply)
+    def send_reply(self, number, reply):
+        super().send_reply(number, b"" if isinstance(reply, bytes) else reply)
 
 
 @breaks("data_are_opaque")
@@ -504,8 +504,8 @@ class LosesTheConnectionInstead(LoopbackPlugin):
 
 @breaks("a_data_handler_that_takes_too_long_is_answered_for")
 class AnswersInItsPlace(LoopbackPlugin):
-    def expire(self, request_id):
-        self._send_reply(request_id, b"")
+    def send_reply(self, number, reply):
+        super().send_reply(number, b"" if "too long" in str(reply) else reply)
 
 
 @breaks("handlers_may_call_each_other")
@@ -523,8 +523,8 @@ class OneHandlerAtATime(LoopbackPlugin):
     "a_money_handler_may_refuse",
 )
 class SwallowsErrors(LoopbackPlugin):
-    async def reply(self, request_id, reply):
-        await super().reply(request_id, b"" if isinstance(reply, LedgerPluginError) else reply)
+    def send_reply(self, number, reply):
+        super().send_reply(number, b"" if isinstance(reply, LedgerPluginError) else reply)
 
 
 @breaks("the_peer_never_reads_internal_error_text")

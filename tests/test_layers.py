@@ -38,6 +38,7 @@ LAYERS = (
     ("btp.client", "btp.listener"),
     ("lifecycle",),
     ("plugin",),
+    ("exchange",),
     ("btp.server",),
     ("btp.plugin",),
     ("btp.account",),

@@ -156,15 +156,15 @@ class _FaultyPlugin(LoopbackPlugin):
         self._meetings += 1
         super().meet(peer)
 
-    def receive(self, request_id: int, payload: bytes | Transfer, size: int) -> None:
+    def receive_request(self, number: int, request: bytes | Transfer) -> None:
         """Take a request or transfer of the peer's, as often and as late as it arrives."""
-        deliver = partial(super().receive, request_id, payload, size)
-        self._deliver(deliver, self._carrier.request(self._sender, request_id, payload))
+        deliver = partial(super().receive_request, number, request)
+        self._deliver(deliver, self._carrier.request(self._sender, number, request))
 
-    def receive_reply(self, request_id: int, reply: Reply) -> None:
+    def receive_reply(self, number: int, reply: Reply) -> None:
         """Take the answer to a call of ours, as often and as late as it arrives."""
-        deliver = partial(super().receive_reply, request_id, reply)
-        self._deliver(deliver, self._carrier.reply(self._sender, request_id))
+        deliver = partial(super().receive_reply, number, reply)
+        self._deliver(deliver, self._carrier.reply(self._sender, number))
 
     def _deliver(self, deliver: Callable[[], None], fate: tuple[float, ...]) -> None:
         for seconds in fate:

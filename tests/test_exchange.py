@@ -1,0 +1,97 @@
+"""What every plugin of requests and replies has from its base: a call belongs to the link that it went over."""
+
+import pytest
+import trio
+import trio.testing
+
+from trio_ledger_plugin import ConnectionLostError, PluginServices, UnreachableError
+from trio_ledger_plugin.exchange import ExchangePlugin
+from trio_ledger_plugin.options import LinkOptions
+
+
+class Wire(ExchangePlugin):
+    """Notes what it is to send; a test plays the peer."""
+
+    broken = None
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.requests, self.replies = [], []
+
+    async def run_connection(self, *, task_status):
+        task_status.started()
+        self.link_up()
+        await trio.sleep_forever()
+
+    def send_request(self, number, request):
+        if self.broken is not None:
+            raise self.broken
+        self.requests.append((number, request))
+
+    def send_reply(self, number, reply):
+        self.replies.append((number, reply))
+
+
+@pytest.fixture
+async def wire(nursery):
+    plugin = Wire(LinkOptions(response_timeout=5, max_in_flight=2), PluginServices(), nursery)
+    await plugin.connect()
+    yield plugin
+    await plugin.aclose()
+
+
+async def test_a_request_that_cannot_be_sent_leaves_nothing_behind(wire):
+    wire.broken = UnreachableError("no room")
+    for _ in range(5):
+        with pytest.raises(UnreachableError, match="no room"):
+            await wire.send_data(b"?")
+    assert wire.calls_in_flight() == 0
+    assert wire.statistics().requests_sent == 0
+    wire.broken = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wire.send_data, b"?")
+        await trio.testing.wait_all_tasks_blocked()
+        ((number, request),) = wire.requests
+        assert request == b"?"
+        wire.receive_reply(number, b"!")
+
+
+async def test_a_reply_to_what_came_over_an_earlier_link_goes_nowhere(wire):
+    """Its number may mean another request on the new link."""
+    go_on = trio.Event()
+
+    async def slow(data):
+        await go_on.wait()
+        return data
+
+    wire.register_data_handler(slow)
+    wire.receive_request(1, b"old")
+    await trio.testing.wait_all_tasks_blocked()
+    wire.peer_left("it was cut")
+    wire.link_up()
+    wire.receive_request(1, b"new")
+    go_on.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert wire.replies == [(1, b"new")]
+
+
+async def test_a_link_that_takes_the_place_of_another_fails_its_calls(wire):
+    async def ask():
+        with pytest.raises(ConnectionLostError, match="another link"):
+            await wire.send_data(b"?")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked()
+        wire.link_up()
+    assert wire.is_connected()
+    assert wire.calls_in_flight() == 0
+
+
+async def test_numbers_are_never_the_same_twice(wire):
+    async with trio.open_nursery() as nursery:
+        for _ in range(100):
+            nursery.start_soon(wire.send_data, b"?")
+            await trio.testing.wait_all_tasks_blocked()
+            wire.receive_reply(wire.requests[-1][0], b"!")
+    assert len({number for number, _ in wire.requests}) == 100
