@@ -14,7 +14,6 @@ from trio.testing import wait_all_tasks_blocked
 from trio_ledger_plugin import LedgerPlugin, LedgerPluginError, PluginServices, open_plugin
 from trio_ledger_plugin.calls import CallTable
 from trio_ledger_plugin.handlers import HandlerQueue
-from trio_ledger_plugin.money.transfer import Transfer
 from trio_ledger_plugin.options import LinkOptions
 
 if TYPE_CHECKING:
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 
     from trio_ledger_plugin.answering import Reply
     from trio_ledger_plugin.events import Event
+    from trio_ledger_plugin.money.transfer import Transfer
 
 FORMS = ("own nursery", "given nursery")
 

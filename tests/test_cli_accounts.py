@@ -277,7 +277,6 @@ async def test_serve_accounts_at_an_address_in_use_says_which() -> None:
         (["--names", "token"], "--names needs --accounts"),
         (["--allow-origin", "null"], "--allow-origin needs --accounts"),
         (["--totals", "1"], "--totals needs --accounts"),
-        (["--json"], "--json needs --accounts"),
         (["--accounts", "--secret", CANARY], "each brings a token of its own"),
         (["--accounts", "--address", "no address"], "--address: "),
         (["--accounts", "--asset-code", ""], "--asset-code: "),
@@ -386,7 +385,7 @@ async def test_the_table_shows_each_account_and_the_server(clock: MockClock) -> 
         await plugin.send_data(prepare(f"{HOST}.bob"))
         clock.jump(2)
         view = meter.look()
-        heading, first, second, total = rendered(accounts_table(view, 10), 100)
+        heading, first, second, total = rendered(accounts_table(view, 10, 100), 100)
         assert heading.split() == [
             "account",
             "conns",
@@ -409,7 +408,7 @@ async def test_the_table_shows_each_account_and_the_server(clock: MockClock) -> 
         clock.jump(2)
         view = meter.look()
         assert (view.rates, view.rate) == ({"alice": 3, "bob": 0}, 3)
-        lines = rendered(accounts_table(view, 1), 100)
+        lines = rendered(accounts_table(view, 1, 100), 100)
         assert [line.split()[0] for line in lines[1:-1]] == ["alice"]
         assert lines[-1].startswith("1 of 2 shown")
         # Back again, it counts from zero.
@@ -429,15 +428,15 @@ async def test_a_narrow_table_cuts_names_and_no_numbers(clock: MockClock) -> Non
         meter = Meter(plugin)
         peers = [await enter(plugin, "", f"token {number}") for number in range(3)]
         clock.jump(1)
-        lines = rendered(accounts_table(meter.look(), 10), 80)
+        lines = rendered(accounts_table(meter.look(), 10, 80), 80)
         assert len(lines) == 5
         assert all(len(line) <= 80 for line in lines)
         assert sum("…" in line for line in lines) == 3
         assert all(line.endswith("0:00:01") for line in lines[1:-1])
-        lines = rendered(accounts_table(meter.look(), 2), 80)
+        lines = rendered(accounts_table(meter.look(), 2, 80), 80)
         assert lines[-1].startswith("2 of 3 shown")
         # A terminal has room for so many lines: none may become two.
-        assert len(rendered(accounts_table(meter.look(), 2), 68)) == 4
+        assert len(rendered(accounts_table(meter.look(), 2, 68), 68)) == 4
         for peer in peers:
             await peer.aclose()
 

@@ -100,7 +100,7 @@ async def count_operations(faults, directory):
 
 async def check_the_next_day(directory, name, told):
     """Ask for every key again: the answer is the one of before where there was one, and the sums agree to the unit."""
-    again = {}
+    again: dict[str, str] = {}
     for attempt in range(5):
         payer, payee, entries = await day(directory, f"{name}, again {attempt}", lambda: None, again)
         if set(again.values()) == {"acknowledged"}:
@@ -115,12 +115,12 @@ async def check_the_next_day(directory, name, told):
 @pytest.mark.parametrize("kind", ["ioerr", "full"])
 async def test_a_disk_that_fails_loses_and_doubles_no_money(tmp_path, faults, kind, forever):
     total = await count_operations(faults, tmp_path / "counted")
-    words = set()
+    words: set[str] = set()
     for point in range(POINTS):
         after = 1 + point * total // POINTS
         directory = tmp_path / str(point)
         directory.mkdir()
-        told = {}
+        told: dict[str, str] = {}
         await day(directory, str(point), lambda after=after: faults.arm(after=after, kind=kind, forever=forever), told)
         faults.disarm()
         words.update(told.values())
@@ -142,7 +142,7 @@ async def test_a_loss_of_power_loses_and_doubles_no_money(tmp_path, faults, rand
         after = 1 + point * total // POINTS
         directory = tmp_path / str(point)
         directory.mkdir()
-        told = {}
+        told: dict[str, str] = {}
         await day(directory, str(point), lambda after=after: faults.arm(after=after, kind="crash"), told)
         faults.recover(random)
         acknowledged += list(told.values()).count("acknowledged")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, assert_type
 
 import trio
@@ -15,13 +16,20 @@ from trio_ledger_plugin import (
     EventsDropped,
     Failed,
     InsufficientBalanceError,
+    JournalEntry,
     LedgerPlugin,
     LedgerPluginError,
     Log,
+    MoneyLevel,
     PluginServices,
     RemoteError,
     Store,
+    Totals,
+    TransactionalStore,
+    TransferDirection,
     TransferInDoubtError,
+    Transfers,
+    TransferState,
     create_plugin,
     current_transfer,
     loopback_pair,
@@ -35,10 +43,25 @@ from trio_ledger_plugin.money.transfer import Transfer
 from trio_ledger_plugin.options import BtpOptions, ListenerOptions, LoopbackOptions
 from trio_ledger_plugin.secret import Secret
 from trio_ledger_plugin.statistics import Statistics
-from trio_ledger_plugin.stores import MemoryStore
+from trio_ledger_plugin.stores import MemoryStore, SqliteStore, open_sqlite_store
+from trio_ledger_plugin.telemetry import Telemetry
+from trio_ledger_plugin.testing import (
+    ConformanceSuite,
+    FaultProxy,
+    FaultyLoopback,
+    open_fault_proxy,
+    open_faulty_loopback,
+    open_scripted_server,
+    run_conformance,
+)
+from trio_ledger_plugin.testing.conformance import Report
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    import sqlite3
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+
+    from trio_ledger_plugin.testing import Conditions, Subject
+    from trio_ledger_plugin.testing.conformance import SubjectFactory
 
 
 async def on_data(data: bytes) -> bytes:
@@ -81,6 +104,10 @@ async def opening(nursery: trio.Nursery, opts: Mapping[str, object]) -> None:
     open_plugin(opts, data_handler=lambda data: data)  # type: ignore[arg-type, return-value]  # handlers are async
     open_plugin(opts, connect=5000)  # type: ignore[arg-type]  # a ConnectOptions
     create_plugin(opts)  # type: ignore[call-arg]  # where would its tasks run
+    with open_plugin(opts):  # type: ignore[attr-defined]  # async with
+        pass
+    await open_plugin(opts)  # type: ignore[misc]  # likewise
+    await open_plugin(opts).send_data(b"")  # type: ignore[attr-defined]  # likewise
 
 
 async def using(plugin: LedgerPlugin) -> None:
@@ -101,6 +128,62 @@ async def using(plugin: LedgerPlugin) -> None:
     plugin.register_money_handler(on_data)  # type: ignore[arg-type]  # takes bytes
     await plugin.connect(ConnectOptions(timeout=float("inf")))
     await plugin.connect(ConnectOptions())
+
+
+def on_transfer(connection: sqlite3.Connection, transfer: Transfer) -> None:
+    assert_type(transfer.amount, str)
+
+
+async def on_transfer_in_vain(connection: sqlite3.Connection, transfer: Transfer) -> None:
+    pass
+
+
+async def keeping_books(opts: Mapping[str, object]) -> None:
+    async with open_sqlite_store("wallet.db") as database:
+        assert_type(database, SqliteStore)
+        transactional: TransactionalStore = database
+        services = PluginServices(store=transactional)
+        async with open_plugin(opts, services, transactional_money_handler=on_transfer) as plugin:
+            assert_type(plugin.transfers, Transfers)
+            totals = await plugin.transfers.totals()
+            assert_type(totals, Totals)
+            assert_type(totals.in_doubt, int)
+            async for entry in plugin.transfers.walk(state=TransferState.IN_DOUBT, direction=TransferDirection.OUT):
+                assert_type(entry, JournalEntry)
+                assert_type(entry.key, str)
+                assert_type(entry.level, MoneyLevel)
+                await plugin.transfers.confirm(entry.key)
+            plugin.register_transactional_money_handler(on_transfer)
+            plugin.register_transactional_money_handler(on_transfer_in_vain)  # type: ignore[arg-type]  # a plain function
+            plugin.transfers.walk(state="in_doubt")  # type: ignore[arg-type]  # an enum's member
+
+
+def observing(plugin: LedgerPlugin) -> None:
+    telemetry = Telemetry()
+    telemetry.observe(plugin, account="alice")
+    telemetry.observe("alice")  # type: ignore[arg-type]  # a plugin
+
+
+async def testing(pair: SubjectFactory, serve: Callable[[trio.SocketStream], Awaitable[None]]) -> None:
+    async with open_fault_proxy(("127.0.0.1", 7768)) as proxy:
+        assert_type(proxy, FaultProxy)
+    async with open_faulty_loopback() as faulty:
+        assert_type(faulty, FaultyLoopback)
+    async with open_scripted_server(serve) as url:
+        assert_type(url, str)
+    report = await run_conformance(pair, transactional=True)
+    assert_type(report, Report)
+    assert_type(report.passed, bool)
+
+
+async def make_subject(conditions: Conditions) -> Subject:
+    raise NotImplementedError
+
+
+class TestMyPlugin(ConformanceSuite):
+    @asynccontextmanager
+    async def pair(self, conditions: Conditions) -> AsyncIterator[Subject]:
+        yield await make_subject(conditions)
 
 
 async def reading(plugin: LedgerPlugin) -> str:

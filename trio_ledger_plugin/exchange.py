@@ -157,6 +157,8 @@ class ExchangePlugin(LedgerPlugin):
         calls.check_open()
         return calls
 
+    # Ctrl-C must not leave a call behind whose caller waits for something else by then.
+    @trio.lowlevel.enable_ki_protection
     async def _ask(self, calls: CallTable, request: bytes | Transfer) -> bytes:
         call, number = calls.new_call(), next(_numbers)
         calls.pending[number] = call

@@ -16,9 +16,11 @@ from .errors import InvalidFieldsError
 from .options import split_url
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from attrs import Attribute
 
-__all__ = ["PLUGIN_ALIASES", "canonical_plugin_name", "options_from_environment", "options_from_mapping"]
+__all__ = ["PLUGIN_ALIASES", "canonical_plugin_name", "names_of", "options_from_environment", "options_from_mapping"]
 
 #: npm's module names, and the plugins of this package that do the same.
 PLUGIN_ALIASES: Final[Mapping[str, str]] = {"ilp-plugin-btp": "btp", "ilp-plugin-mini-accounts": "btp-accounts"}
@@ -56,7 +58,9 @@ def canonical_plugin_name(name: object) -> str:
     return PLUGIN_ALIASES.get(name, name)
 
 
-def options_from_mapping(cls: type[OptionsT], mapping: Mapping[str, object]) -> OptionsT:
+def options_from_mapping(
+    cls: type[OptionsT], mapping: Mapping[str, object], find_owners: Callable[[str], list[str]] | None = None
+) -> OptionsT:
     """Make an options object from a mapping, such as one parsed from JSON.
 
     A name may be ours (``response_timeout``, seconds) or in JavaScript's spelling (``responseTimeout``). Times
@@ -67,6 +71,7 @@ def options_from_mapping(cls: type[OptionsT], mapping: Mapping[str, object]) -> 
     Args:
         cls: The options class.
         mapping: Names to values, without ``"plugin"``.
+        find_owners: Tells of an option which plugins have it, for the error about one that this class has not.
 
     Raises:
         TypeError: ``mapping`` is no mapping.
@@ -77,7 +82,7 @@ def options_from_mapping(cls: type[OptionsT], mapping: Mapping[str, object]) -> 
     """
     if not isinstance(mapping, Mapping):
         raise TypeError(f"options are a mapping, not {type(mapping).__name__}")
-    reading = _Reading.of(cls, mapping)
+    reading = _Reading.of(cls, mapping, find_owners)
     raise_problems(cls, reading.problems)
     if reading.ignored:
         names = ", ".join(reading.ignored)
@@ -143,8 +148,13 @@ class _Reading:
     ignored: list[str]
 
     @classmethod
-    def of(cls, options: type[CheckedOptions], mapping: Mapping[str, object]) -> _Reading:
-        known = {name: each for each in fields(options) for name in (each.name, _camel_case(each.name))}
+    def of(
+        cls,
+        options: type[CheckedOptions],
+        mapping: Mapping[str, object],
+        find_owners: Callable[[str], list[str]] | None = None,
+    ) -> _Reading:
+        known = names_of(options)
         values: dict[str, Any] = {}
         problems: list[str] = []
         ignored: list[str] = []
@@ -156,7 +166,7 @@ class _Reading:
                 if name in IGNORED:
                     ignored.append(name)
                 else:
-                    problems.append(_unknown(name, [each.name for each in fields(options)]))
+                    problems.append(f"{shown(name)}: {_unknown(name, options, find_owners)}")
             elif (value is None and not _takes_null(each)) or (_is_milliseconds(each, name) and value == 0):
                 continue
             elif each.name in spelled:
@@ -181,6 +191,11 @@ class _Reading:
         return cls(values, problems, ignored)
 
 
+def names_of(options: type[CheckedOptions]) -> dict[str, Attribute[Any]]:
+    """Return the fields of an options class by both spellings of their names."""
+    return {name: each for each in fields(options) for name in (each.name, _camel_case(each.name))}
+
+
 def _camel_case(name: str) -> str:
     first, *others = name.split("_")
     return first + "".join(word.capitalize() for word in others)
@@ -196,11 +211,17 @@ def _takes_null(each: Attribute[Any]) -> bool:
     return rule is not None and rule.null
 
 
-def _unknown(name: object, known: list[str]) -> str:
+def _unknown(name: object, options: type[CheckedOptions], find_owners: Callable[[str], list[str]] | None) -> str:
     from difflib import get_close_matches  # noqa: PLC0415  # only a mistake needs it, import time is everybody's
 
     if not isinstance(name, str):
-        return f"{shown(name)}: no name, names are text (str)"
-    written_alike = known if name.islower() else map(_camel_case, known)
-    close = get_close_matches(name, list(written_alike), n=1)
-    return f"{shown(name)}: unknown" + (f", did you mean {close[0]!r}?" if close else "")
+        return "no name, names are text (str)"
+    for each in fields(options):
+        rule = each.metadata.get(RULE)
+        if rule and rule.nested and name in names_of(rule.nested):
+            return f"unknown, did you mean {each.name + '.' + name!r}?"
+    if owners := find_owners(name) if find_owners else ():
+        return f"unknown, an option of {' and '.join(map(repr, owners))}"
+    known = [each.name for each in fields(options)]
+    close = get_close_matches(name, known if name.islower() else list(map(_camel_case, known)), n=1)
+    return "unknown" + (f", did you mean {close[0]!r}?" if close else "")

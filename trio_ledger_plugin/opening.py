@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING, NoReturn
 
 import trio
 
@@ -14,6 +14,7 @@ from .tasks import bare
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
+    from types import TracebackType
 
     from .answering import DataHandler, MoneyHandler, TransactionalMoneyHandler
     from .checking import CheckedOptions
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from .plugin import LedgerPlugin
 
 __all__ = ["create_plugin", "open_plugin"]
+
+HOW_TO_OPEN = "a plugin is opened with 'async with open_plugin(...) as plugin:'"
 
 
 def create_plugin(
@@ -53,8 +56,7 @@ def create_plugin(
     return plugin(options, _checked_services(services), nursery)
 
 
-@asynccontextmanager
-async def open_plugin(
+def open_plugin(
     opts: CheckedOptions | Mapping[str, object],
     services: PluginServices | None = None,
     *,
@@ -63,7 +65,7 @@ async def open_plugin(
     money_handler: MoneyHandler | None = None,
     transactional_money_handler: TransactionalMoneyHandler | None = None,
     nursery: trio.Nursery | None = None,
-) -> AsyncIterator[LedgerPlugin]:
+) -> AbstractAsyncContextManager[LedgerPlugin]:
     """Make a plugin, connect it, and close it at the end of the block.
 
     What leaves the block is bare, never an exception group of this library's making: an error of the body as
@@ -91,9 +93,66 @@ async def open_plugin(
         UnreachableError: The peer cannot be reached; ``ConnectTimeoutError`` when the time ran out.
         OSError: A listener cannot listen at its address.
         PluginFailedError: The plugin met a fatal error; its cause is set.
+        RuntimeError: The program does not run in Trio.
 
     Cancellation: Nothing drains; the plugin is closed at once.
     """
+    return _Opening(
+        _open(
+            opts,
+            services,
+            connect=connect,
+            data_handler=data_handler,
+            money_handler=money_handler,
+            transactional_money_handler=transactional_money_handler,
+            nursery=nursery,
+        )
+    )
+
+
+class _Opening(AbstractAsyncContextManager["LedgerPlugin"]):
+    """What ``open_plugin()`` returns: it says what to do to whoever does anything else with it than ``async with``."""
+
+    def __init__(self, block: AbstractAsyncContextManager[LedgerPlugin]) -> None:
+        self._block = block
+
+    async def __aenter__(self) -> LedgerPlugin:
+        if not trio.lowlevel.in_trio_task():
+            raise RuntimeError("open_plugin() needs Trio: run the program with trio.run(main), not with asyncio")
+        return await self._block.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        return await self._block.__aexit__(kind, error, traceback)
+
+    # Type checkers know without these that it cannot be done.
+    if not TYPE_CHECKING:
+
+        def __enter__(self) -> NoReturn:
+            raise TypeError(HOW_TO_OPEN)
+
+        def __exit__(self, *_: object) -> NoReturn:
+            raise TypeError(HOW_TO_OPEN)
+
+        def __await__(self) -> NoReturn:
+            raise TypeError(HOW_TO_OPEN)
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise AttributeError(f"no {name!r} here: {HOW_TO_OPEN}", name=name, obj=self)
+
+
+@asynccontextmanager
+async def _open(
+    opts: CheckedOptions | Mapping[str, object],
+    services: PluginServices | None,
+    *,
+    connect: ConnectOptions | None,
+    data_handler: DataHandler | None,
+    money_handler: MoneyHandler | None,
+    transactional_money_handler: TransactionalMoneyHandler | None,
+    nursery: trio.Nursery | None,
+) -> AsyncIterator[LedgerPlugin]:
     if nursery is not None and not isinstance(nursery, trio.Nursery):
         raise TypeError(f"nursery is a trio.Nursery or None, not {type(nursery).__name__}")
     plugin_class, options = resolve_plugin(opts)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, cast
 
 from .checking import CheckedOptions
 from .errors import InvalidFieldsError
-from .loading import canonical_plugin_name, options_from_mapping
+from .loading import canonical_plugin_name, names_of, options_from_mapping
 
 if TYPE_CHECKING:
     from .options import LinkOptions
@@ -37,7 +38,7 @@ def resolve_plugin(opts: object) -> tuple[type[LedgerPlugin], LinkOptions]:
         raise TypeError(f"opts is an options object or a mapping, not {type(opts).__name__}")
     fields = dict(opts)
     plugin = _load(canonical_plugin_name(fields.pop("plugin", DEFAULT_PLUGIN)))
-    return plugin, options_from_mapping(plugin.options_class, fields)
+    return plugin, options_from_mapping(plugin.options_class, fields, _find_owners)
 
 
 def _load(name: str) -> type[LedgerPlugin]:
@@ -47,6 +48,17 @@ def _load(name: str) -> type[LedgerPlugin]:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise InvalidFieldsError(f"plugin is {name!r}; installed are {', '.join(sorted(found))}{hint}")
     return cast("type[LedgerPlugin]", found[name].load())
+
+
+def _find_owners(option: str) -> list[str]:
+    """Return the names of the installed plugins that have an option."""
+    owners = []
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        # What is wrong with another plugin is not what is wrong with these options.
+        with suppress(Exception):
+            if option in names_of(entry.load().options_class):
+                owners.append(entry.name)
+    return sorted(owners)
 
 
 def _class_of(options: CheckedOptions) -> type[LedgerPlugin]:

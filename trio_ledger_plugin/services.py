@@ -107,4 +107,5 @@ def _check(service: str, value: object, methods: tuple[str, ...]) -> None:
     if isinstance(value, type):
         raise TypeError(f"{service}: {value.__name__} is a class, must be an object of it")
     if missing := [name for name in methods if not callable(getattr(value, name, None))]:
-        raise TypeError(f"{service}: {type(value).__name__} has no method {', '.join(missing)}")
+        hint = "; open it first, with 'async with'" if hasattr(value, "__aenter__") else ""
+        raise TypeError(f"{service}: {type(value).__name__} has no method {', '.join(missing)}{hint}")

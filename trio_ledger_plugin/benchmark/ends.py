@@ -12,6 +12,7 @@ import json
 import math
 import sys
 import time
+from contextlib import suppress
 from functools import partial
 
 import trio
@@ -151,4 +152,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # Ctrl-C reaches all processes in front of a terminal; the one that started this has the word.
+    with suppress(KeyboardInterrupt):
+        main()

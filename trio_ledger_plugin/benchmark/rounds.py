@@ -18,7 +18,7 @@ from attrs import asdict, frozen
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["FLOOR", "PYTHON_END", "Case", "Result", "measure", "ratio", "run_rounds"]
+__all__ = ["FLOOR", "PYTHON_END", "Case", "Result", "is_measured", "measure", "ratio", "run_rounds"]
 
 PYTHON_END: Sequence[str] = (sys.executable, "-m", "trio_ledger_plugin.benchmark.ends")
 FLOOR = "floor"
@@ -129,12 +129,17 @@ def run_rounds(
     for case in cases:
         for number in range(rounds):
             for name, (client, server) in pairings.items():
-                if name == FLOOR and case.in_flight > 1:
+                if not is_measured(case, name):
                     continue
                 told, served = measure(client, server, case, floor=name == FLOOR)
                 results.append(Result(name, number, case, told, served))
                 on_result(results[-1])
     return results
+
+
+def is_measured(case: Case, pairing: str) -> bool:
+    """Whether a pairing is measured in a case."""
+    return pairing != FLOOR or case.in_flight == 1
 
 
 def ratio(results: Sequence[Result], case: Case, ours: str, other: str) -> float:

@@ -181,7 +181,7 @@ class Account:
         try:
             reply = await self._serve(payload, plugin.handlers)
         finally:
-            plugin.handlers_running -= 1
+            plugin.handler_ended()
         if isinstance(reply, LedgerPluginError):
             plugin.counters.errors_sent += 1
         else:
@@ -236,6 +236,7 @@ class AccountPlugin(LedgerPlugin):
         super().__init__(host.options, host.services, host.nursery, lambda _: None)
         self.desk.take_unfinished(account.name)
         self.handlers_running: int = 0
+        self._quiet: trio.Event | None = None
 
     async def run_connection(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Do nothing: the server's connection is this plugin's."""
@@ -319,8 +320,18 @@ class AccountPlugin(LedgerPlugin):
             link.calls.close(make_error)
 
     async def finish_calls(self) -> None:
-        """Let the account's connections drain and part from its client."""
+        """Let the account's handlers finish, and its connections drain and part from its client."""
+        while self.handlers_running:
+            self._quiet = self._quiet or trio.Event()
+            await self._quiet.wait()
         await part_all(self._account.links)
+
+    def handler_ended(self) -> None:
+        """Count a handler of the account's that has ended."""
+        self.handlers_running -= 1
+        if not self.handlers_running and self._quiet is not None:
+            self._quiet.set()
+            self._quiet = None
 
     def calls_in_flight(self) -> int:
         """Return how many calls wait for the account's client."""

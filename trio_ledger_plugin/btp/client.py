@@ -7,9 +7,11 @@ longer than the outage has lasted, nor than ``redial_max_delay``.
 
 from __future__ import annotations
 
+import os
 import ssl
 from math import inf
 from random import uniform
+from socket import gaierror
 from typing import TYPE_CHECKING, Protocol
 
 import trio
@@ -143,7 +145,7 @@ class Client:
         try:
             stream: trio.abc.Stream = await trio.open_tcp_stream(options.host, options.port)
         except OSError as error:
-            raise UnreachableError(f"cannot connect to {self.address}: {error}") from error
+            raise UnreachableError(f"cannot connect to {self.address}: {_reasons_of(error)}") from error
         except UnicodeError as error:
             raise PermanentlyUnreachableError(f"{self.address} names a host that cannot exist: {error}") from error
         if options.tls:
@@ -221,3 +223,17 @@ class Client:
         if verdict[0] is not None:
             raise verdict[0]
         return gone
+
+
+def _reasons_of(error: OSError) -> str:
+    """Return what the system says; a name can have several addresses, and Trio groups what each of them came to."""
+    cause = error.__cause__
+    errors = cause.exceptions if isinstance(cause, ExceptionGroup) else (error,)
+    return ", ".join(dict.fromkeys(map(_reason_of, errors)))
+
+
+def _reason_of(error: Exception) -> str:
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error)
+    # Trio's own text repeats the address. The resolver has numbers of its own.
+    return error.strerror or str(error) if isinstance(error, gaierror) else os.strerror(error.errno)

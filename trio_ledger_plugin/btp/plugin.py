@@ -102,17 +102,18 @@ class BtpPlugin(BtpServer):
 
     def calls_in_flight(self) -> int:
         """Return how many calls wait for the peer."""
-        return 0 if self._link is None else len(self._link.calls.pending)
+        return 0 if (link := self._link) is None else len(link.calls.pending)
 
     def statistics(self) -> Statistics:
         """Return a snapshot; the bytes of the live link are in it."""
-        counted = super().statistics()
-        if self._link is None:
+        # Looked at once: another thread may ask.
+        counted, link = super().statistics(), self._link
+        if link is None:
             return counted
         return evolve(
             counted,
-            bytes_sent=counted.bytes_sent + self._link.bytes_sent,
-            bytes_received=counted.bytes_received + self._link.bytes_received,
+            bytes_sent=counted.bytes_sent + link.bytes_sent,
+            bytes_received=counted.bytes_received + link.bytes_received,
         )
 
     async def finish_calls(self) -> None:

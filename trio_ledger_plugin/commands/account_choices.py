@@ -64,7 +64,6 @@ CHOICES = (
         show_default=True,
         help="Seconds between lines of totals, off a terminal.",
     ),
-    click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line and nothing else."),
 )
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from ..btp.account import AccountSnapshot
     from ..btp.accounts import AccountsPlugin
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 __all__ = ["Meter", "View", "accounts_table"]
 
 HEADINGS = ("account", "conns", "requests in", "out", "per s", "received", "sent", "connected")
+# What a narrow terminal has no room for, the least needed first; half a number would be another number.
+NEEDLESS = ("connected", "conns", "sent", "received", "out", "requests in")
+SHORTEST_NAME = 8
+BETWEEN_COLUMNS = 2
 
 
 @frozen(kw_only=True)
@@ -77,32 +81,49 @@ class Meter:
         return View(at=now, accounts=accounts, totals=totals, rates=rates, rate=rate)
 
 
-def accounts_table(view: View, rows: int) -> Table:
+def accounts_table(view: View, rows: int, width: int) -> Table:
     """Return the table: a line for each account, the longest connected first, and a line for the server.
 
     Args:
         view: What to show.
         rows: How many accounts there is room for; of more, the busiest are shown.
+        width: How many characters there is room for in a line; columns that do not fit are left out.
     """
     shown, totals = view.accounts, view.totals
     if len(shown) > rows:
         shown = tuple(nlargest(rows, shown, key=lambda account: (view.rates[account.name], _requests(account))))
     count = len(view.accounts)
     total = f"{count:,} connected" if len(shown) == count else f"{len(shown):,} of {count:,} shown"
-    footers = (total, f"{view.connections:,}", *_numbers(totals, view.rate), "")
-    table = Table(show_footer=True, box=None, header_style="bold", footer_style="bold", pad_edge=False)
-    # Rich makes those columns narrower that may wrap: names are cut, and no number.
-    for heading, footer in zip(HEADINGS, footers, strict=True):
-        name = heading == HEADINGS[0]
-        table.add_column(heading, _cut(footer), justify="left" if name else "right", no_wrap=not name)
-    for account in sorted(shown, key=lambda account: (account.connected_at, account.name)):
-        table.add_row(
-            _cut(account.name),
+    cells = [
+        (
+            account.name,
             f"{account.connections:,}",
             *_numbers(account, view.rates[account.name]),
             str(timedelta(seconds=int(view.at - account.connected_at))),
         )
+        for account in sorted(shown, key=lambda account: (account.connected_at, account.name))
+    ]
+    footers = (total, f"{view.connections:,}", *_numbers(totals, view.rate), "")
+    fitting = _fitting([HEADINGS, *cells, footers], width)
+    table = Table(show_footer=True, box=None, header_style="bold", footer_style="bold", pad_edge=False)
+    # Rich makes those columns narrower that may wrap: names are cut, and no number.
+    for at in fitting:
+        table.add_column(HEADINGS[at], _cut(footers[at]), justify="right" if at else "left", no_wrap=at > 0)
+    for row in cells:
+        table.add_row(*(_cut(row[at]) for at in fitting))
     return table
+
+
+def _fitting(lines: Sequence[Sequence[str]], width: int) -> list[int]:
+    """Return the numbers of the columns that a width has room for."""
+    # Names can be cut.
+    widths = [SHORTEST_NAME, *(max(map(len, column)) for column in list(zip(*lines, strict=True))[1:])]
+    left = list(range(len(HEADINGS)))
+    for heading in NEEDLESS:
+        if sum(widths[at] + BETWEEN_COLUMNS for at in left) - BETWEEN_COLUMNS <= width:
+            break
+        left.remove(HEADINGS.index(heading))
+    return left
 
 
 def _cut(text: str) -> Text:

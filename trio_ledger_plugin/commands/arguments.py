@@ -111,7 +111,8 @@ class Command(click.Command):
         """Read the arguments."""
         ctx.allow_extra_args = True
         rest = super().parse_args(ctx, args)
-        if rest:
+        # What is completed is not finished yet.
+        if rest and not ctx.resilient_parsing:
             ctx.fail(f"{len(rest)} argument{'s' if len(rest) > 1 else ''} too many")
         return rest
 
@@ -125,7 +126,7 @@ class Group(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command that is asked for."""
-        if args[0] not in self.commands:
+        if args[0] not in self.commands and not ctx.resilient_parsing:
             near = get_close_matches(args[0], self.commands, n=1)
             commands = ", ".join(sorted(self.commands))
             ctx.fail(f"no such command; {f'did you mean {near[0]}?' if near else f'the commands are {commands}'}")

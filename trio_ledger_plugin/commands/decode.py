@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 from attrs import fields
@@ -22,6 +22,7 @@ from .arguments import Command, epilog, json_option
 from .screen import Screen
 
 if TYPE_CHECKING:
+    import io
     from collections.abc import Callable, Iterator
 
     from attrs import AttrsInstance
@@ -57,7 +58,7 @@ def decode(digits: str, protocol: str | None, as_json: bool) -> int:
     within a BTP packet is shown too. Authentication tokens are shown as ***. Long data are cut, except with --json,
     where amounts are text, since 64 bits are more than many readers of JSON keep.
     """
-    packet = _from_hex(sys.stdin.buffer.read().decode("ascii", "replace") if digits == "-" else digits)
+    packet = _from_hex(_read_stdin() if digits == "-" else digits)
     description = describe(packet, protocol)
     if as_json:
         click.echo(json.dumps(description))
@@ -86,6 +87,14 @@ def describe(data: bytes, protocol: str | None = None) -> Description:
     if end < len(data):
         description["ignored_bytes"] = len(data) - end
     return description
+
+
+def _read_stdin() -> str:
+    chunks, stdin = [], cast("io.BufferedReader", sys.stdin.buffer)
+    # By pieces: between them Ctrl-C is heard.
+    while chunk := stdin.read1(65536):
+        chunks.append(chunk)
+    return b"".join(chunks).decode("ascii", "replace")
 
 
 def _from_hex(text: str) -> bytes:

@@ -15,16 +15,17 @@ from ..stores import open_sqlite_store
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from ..statistics import Statistics
+    from ..plugin import LedgerPlugin
     from ..stores import SqliteStore
+    from .report import Report
 
 __all__ = [
     "CLOSE_SECONDS",
     "REFRESH_SECONDS",
     "client_url",
-    "closing_words",
     "not_listening",
     "open_store",
+    "tell_closed",
     "tls_context",
 ]
 
@@ -43,11 +44,12 @@ def client_url(address: str, credentials: str) -> str:
     return f"{scheme}://{credentials}@{socket.gethostname() if anywhere else host}:{port}"
 
 
-def closing_words(counts: Statistics) -> str:
-    """Say what was done in all."""
-    return (
-        f"closed; {counts.requests_received} requests, {counts.responses_sent} answered, {counts.errors_sent} refused"
-    )
+def tell_closed(report: Report, plugin: LedgerPlugin) -> None:
+    """Tell what a server that has closed did in all."""
+    counts = plugin.statistics()
+    values = {name: getattr(counts, name) for name in ("requests_received", "responses_sent", "errors_sent")}
+    text = "closed; {requests_received} requests, {responses_sent} answered, {errors_sent} refused".format(**values)
+    report.tell("closed", text, **values)
 
 
 def not_listening(error: OSError) -> click.ClickException:

@@ -14,15 +14,17 @@ from rich.live import Live
 from rich.text import Text
 
 from ..btp.plugin import BtpPlugin
+from ..events import Connected, Disconnected, EventsDropped, Failed
 from ..opening import open_plugin
 from ..options import BtpOptions, ListenerOptions
 from ..services import PluginServices
 from .account_choices import AccountChoices, accounts_choices, make_accounts_options
 from .arguments import SECRET_VARIABLE, Command, epilog
 from .exits import Exit
-from .listening import CLOSE_SECONDS, REFRESH_SECONDS, client_url, closing_words, not_listening, open_store, tls_context
+from .listening import CLOSE_SECONDS, REFRESH_SECONDS, client_url, not_listening, open_store, tell_closed, tls_context
 from .replies import REPLIES
-from .screen import Screen, ScreenLog, said
+from .report import Report
+from .screen import Screen, said
 from .serve_accounts import serve_accounts
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ DEFAULT_PORT = 7768
 
 EXAMPLES = """
   trio-ledger-plugin serve
-  trio-ledger-plugin serve --port 0 --reply fulfill
+  trio-ledger-plugin serve --port 0 --reply fulfill --json
   TRIO_LEDGER_PLUGIN_SECRET=... trio-ledger-plugin serve --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem
   trio-ledger-plugin serve --accounts
   trio-ledger-plugin serve --accounts --names username --store accounts.db --address test.me --allow-origin https://wallet.example
@@ -65,6 +67,7 @@ EXAMPLES = """
     help="A file that remembers transfers, and with --accounts usernames; made when it is missing. Without one, money "
     "is at PLAIN and nothing outlives the server.",
 )
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line and nothing else.")
 @accounts_choices
 @click.pass_context
 def serve(
@@ -77,6 +80,7 @@ def serve(
     tls_key: str | None,
     reply: str,
     store: str | None,
+    as_json: bool,
     accounts: bool,
     **choices: Any,  # noqa: ANN401 (click gives what AccountChoices takes)
 ) -> int:
@@ -94,7 +98,7 @@ def serve(
     _check_choices(context, accounts=accounts)
     ssl_context = tls_context(tls_cert, tls_key)
     if accounts:
-        chosen = AccountChoices(**choices)
+        chosen = AccountChoices(as_json=as_json, **choices)
         trio.run(serve_accounts, make_accounts_options(chosen, host, port, ssl_context), chosen, reply, store)
         return Exit.OK
     shown = "***"
@@ -105,7 +109,7 @@ def serve(
     listener = ListenerOptions(port=port, secret=secret, host=host, ssl_context=ssl_context)
     options = BtpOptions(listener=listener, close_timeout=CLOSE_SECONDS)
     try:
-        trio.run(_serve, options, reply, shown, store)
+        trio.run(_serve, options, reply, shown, store, as_json)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -119,7 +123,7 @@ def _check_choices(context: click.Context, *, accounts: bool) -> None:
     Raises:
         click.UsageError: One was given.
     """
-    needless = {"secret"} if accounts else {field.name for field in fields(AccountChoices)}
+    needless = {"secret"} if accounts else {field.name for field in fields(AccountChoices)} - {"as_json"}
     for param in context.command.params:
         if param.name in needless and context.get_parameter_source(param.name) is ParameterSource.COMMANDLINE:
             why = (
@@ -128,43 +132,55 @@ def _check_choices(context: click.Context, *, accounts: bool) -> None:
             raise click.UsageError(f"{param.opts[0]} {why}")
 
 
-async def _serve(options: BtpOptions, reply: str, token: str, path: str | None) -> None:
+async def _serve(options: BtpOptions, reply: str, token: str, path: str | None, as_json: bool) -> None:
     screen = Screen()
+    report = Report(screen, as_json=as_json)
 
     async def take_money(amount: str) -> None:
-        screen.timed_line(f"received money: {amount}", "green")
+        report.tell("money", f"received money: {amount}", "green", amount=amount)
 
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with (
             open_store(path) as store,
             open_plugin(
                 options,
-                PluginServices(store=store, log=ScreenLog(screen)),
+                PluginServices(store=store, log=report.log),
                 data_handler=REPLIES[reply],
                 money_handler=take_money,
             ) as plugin,
         ):
             assert isinstance(plugin, BtpPlugin)
-            _introduce(screen, plugin.address, reply, token)
+            url = client_url(plugin.address, f":{token}")
+            if as_json:
+                report.tell("listening", "", address=plugin.address, url=url)
+            else:
+                _introduce(screen, plugin.address, reply, url)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_show_events, screen, plugin)
-                if screen.is_terminal:
+                nursery.start_soon(_tell_events, report, plugin)
+                if screen.is_terminal and not as_json:
                     nursery.start_soon(_show_rates, screen, plugin)
                 await anext(signals)
                 nursery.cancel_scope.cancel()
-        counts = plugin.statistics()
-    screen.timed_line(closing_words(counts))
+    tell_closed(report, plugin)
 
 
-def _introduce(screen: Screen, address: str, reply: str, token: str) -> None:
+def _introduce(screen: Screen, address: str, reply: str, url: str) -> None:
     screen.line(f"listening on {address}, answering with: {reply}")
-    screen.line(f"the client's URL: {client_url(address, f':{token}')}")
+    screen.line(f"the client's URL: {url}")
     screen.line("try it: trio-ledger-plugin ping URL (Ctrl-C ends the server)")
 
 
-async def _show_events(screen: Screen, plugin: LedgerPlugin) -> None:
+async def _tell_events(report: Report, plugin: LedgerPlugin) -> None:
     async for event in plugin.events:
-        screen.timed_line(said(event), "cyan")
+        match event:
+            case Connected():
+                report.tell("connected", said(event), "cyan")
+            case Disconnected(reason):
+                report.tell("disconnected", said(event), "cyan", reason=reason)
+            case Failed(error):
+                report.tell("failed", said(event), "red", error=str(error))
+            case EventsDropped(count):
+                report.tell("events_dropped", said(event), "cyan", count=count)
 
 
 async def _show_rates(screen: Screen, plugin: LedgerPlugin) -> None:
@@ -181,4 +197,4 @@ async def _show_rates(screen: Screen, plugin: LedgerPlugin) -> None:
             text = (
                 f"{state}, {rate:,.0f} requests/s, {counts.requests_received:,} in all, {counts.errors_sent:,} refused"
             )
-            live.update(Text(text, "bold", no_wrap=True), refresh=True)
+            live.update(Text(text, "bold", no_wrap=True, overflow="ellipsis"), refresh=True)

@@ -17,7 +17,7 @@ from ..money.transfer import current_transfer
 from ..opening import create_plugin
 from ..services import PluginServices
 from .accounts_table import Meter, accounts_table
-from .listening import REFRESH_SECONDS, client_url, closing_words, not_listening, open_store
+from .listening import REFRESH_SECONDS, client_url, not_listening, open_store, tell_closed
 from .replies import REPLIES
 from .report import Report
 from .screen import Screen
@@ -89,9 +89,7 @@ async def serve_accounts(options: AccountsOptions, choices: AccountChoices, repl
             await anext(signals)
             await plugin.aclose()
             nursery.cancel_scope.cancel()
-    counts = plugin.statistics()
-    values = {name: getattr(counts, name) for name in ("requests_received", "responses_sent", "errors_sent")}
-    report.tell("closed", closing_words(counts), **values)
+    tell_closed(report, plugin)
 
 
 def _introduce(screen: Screen, report: Report, plugin: AccountsPlugin, choices: AccountChoices, reply: str) -> None:
@@ -152,6 +150,7 @@ async def _show_table(screen: Screen, plugin: AccountsPlugin) -> None:
     # Rich would refresh from a thread of its own.
     with Live(console=screen.console, auto_refresh=False, transient=True) as live:
         while True:
-            table = accounts_table(meter.look(), max(1, screen.console.height - OTHER_LINES))
+            width, height = screen.console.size
+            table = accounts_table(meter.look(), max(1, height - OTHER_LINES), width)
             live.update(table, refresh=True)
             await trio.sleep(REFRESH_SECONDS)

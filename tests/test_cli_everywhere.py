@@ -1,0 +1,346 @@
+"""What holds of every command: Ctrl-C, exit codes, JSON, colours, small terminals, completion, and no token."""
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+from pages import ROOT
+from programs import CANARY, PATIENCE, PROGRAM, assert_one_error, environment, on_a_terminal, posix, run, serving
+
+from trio_ledger_plugin import PluginServices, open_plugin
+from trio_ledger_plugin.commands.exits import EXIT_CODES, Exit
+from trio_ledger_plugin.commands.root import root
+from trio_ledger_plugin.options import BtpOptions
+from trio_ledger_plugin.stores import open_sqlite_store
+from trio_ledger_plugin.testing.conformance import CHECKS
+
+FULFILL = "0d21" + "00" * 33
+PAGE = (ROOT / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
+
+# Ctrl-C. It reaches every process in front of the terminal, so these tests send it to a group.
+
+
+@asynccontextmanager
+async def running(*args: str, **env: str) -> AsyncIterator[trio.Process]:
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            process = await nursery.start(
+                partial(
+                    trio.run_process,
+                    [*PROGRAM, *args],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    check=False,
+                    start_new_session=True,
+                    env=environment(**env),
+                )
+            )
+            yield process
+            nursery.cancel_scope.cancel()
+
+
+async def interrupt(process: trio.Process, then: bytes = b"") -> str:
+    """Press Ctrl-C, and perhaps more keys; return what the program says last, and how it ended."""
+    began = trio.current_time()
+    os.killpg(process.pid, signal.SIGINT)
+    if then:
+        assert process.stdin is not None
+        with suppress(trio.BrokenResourceError):
+            await process.stdin.send_all(then)
+    assert process.stdout is not None
+    said = b"".join([chunk async for chunk in process.stdout]).decode()
+    code = await process.wait()
+    # A second; this machine may be busy with other tests.
+    assert trio.current_time() - began < 2
+    return f"{said.strip().splitlines()[-1]} ({code})"
+
+
+INTERRUPTED = f"error: interrupted ({Exit.INTERRUPTED})"
+
+
+@posix
+@pytest.mark.parametrize("args", [["demo"], ["conformance", "btp"], ["bench"]], ids=str)
+async def test_ctrl_c_ends_what_tells_as_it_goes(args: list[str]) -> None:
+    """A user would close the window, and processes that nobody sees would stay."""
+    async with running(*args) as process:
+        assert process.stdout is not None
+        await process.stdout.receive_some()
+        assert await interrupt(process) == INTERRUPTED
+
+
+@posix
+@pytest.mark.parametrize("command", ["ping", "ildcp"])
+@pytest.mark.parametrize("answers", [False, True], ids=["while it connects", "while it waits for an answer"])
+async def test_ctrl_c_ends_what_waits_for_a_peer(command: str, answers: bool) -> None:
+    reached = trio.Event()
+
+    async def never(data: bytes) -> bytes:
+        reached.set()
+        await trio.sleep_forever()
+        raise AssertionError("unreachable")
+
+    async def accept(stream: trio.SocketStream) -> None:
+        reached.set()
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        if answers:
+            listener = {"listener": {"port": 0, "secret": CANARY}, "close_timeout": 0.01}
+            async with open_plugin(listener, data_handler=never) as server:
+                url = server.address.replace("://", f"://:{CANARY}@")
+                async with running(command, url) as process:
+                    await reached.wait()
+                    assert await interrupt(process) == INTERRUPTED
+        else:
+            listeners = await nursery.start(partial(trio.serve_tcp, accept, 0, host="127.0.0.1"))
+            port = listeners[0].socket.getsockname()[1]
+            async with running(command, f"btp+ws://:{CANARY}@127.0.0.1:{port}") as process:
+                await reached.wait()
+                assert await interrupt(process) == INTERRUPTED
+        nursery.cancel_scope.cancel()
+
+
+@posix
+async def test_ctrl_c_ends_what_reads_stdin() -> None:
+    async with running("decode", "-") as process:
+        assert process.stdin is not None
+        # More than a pipe holds: it has been read from when this returns.
+        await process.stdin.send_all(b"00" * 200_000)
+        # A signal that comes just before a read begins is heard when the read ends.
+        assert await interrupt(process, b"00") == INTERRUPTED
+
+
+@posix
+@pytest.mark.parametrize("mode", [[], ["--accounts"], ["--json"], ["--accounts", "--json"]], ids=str)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_server_ends_with_success(mode: list[str], number: int) -> None:
+    """A service manager would call every restart a failure."""
+    async with serving(*mode) as server:
+        await server.wait_for("(listening)")
+        code, took = await server.end(number)
+        assert (code, took < 2) == (Exit.OK, True)
+        assert "closed" in server.output.splitlines()[-1]
+
+
+# Exit codes
+
+
+def test_the_page_lists_the_exit_codes_that_the_program_has() -> None:
+    """A script would take one failure for another."""
+    listed = dict(re.findall(r"^\| (\d+) \| (.*) \|$", PAGE, re.MULTILINE))
+    assert {int(code) for code in listed} == set(Exit)
+    # Each line of the table is that of --help.
+    said = {code: text.replace("`", "") for code, text in listed.items()}
+    assert said == dict(re.findall(r"^  (\d+) +(.*)$", EXIT_CODES, re.MULTILINE))
+
+
+# JSON
+
+
+def documented(command: str) -> set[str]:
+    """Return what stands in backticks in a command's section, and in those that all commands have."""
+    sections = [section for section in PAGE.split("\n## ") if section.startswith((f"`{command}", "Of all"))]
+    assert len(sections) > 1, f"{command} has no section"
+    return {name for section in sections for quoted in re.findall("`(.*?)`", section) for name in quoted.split()}
+
+
+def names_in(told: object) -> Iterator[str]:
+    if isinstance(told, dict):
+        for name, value in told.items():
+            yield name
+            yield from names_in(value)
+    elif isinstance(told, list):
+        for value in told:
+            yield from names_in(value)
+
+
+def assert_documented(command: str, told: object, *without: str) -> None:
+    """Check that each field stands on the page; what is within the fields of ``without`` is described elsewhere."""
+    assert isinstance(told, dict)
+    missing = set(names_in({key: told[key] for key in told if key not in without})) - documented(command)
+    assert not missing
+    assert set(without) <= set(told)
+    assert set(without) <= documented(command)
+
+
+def test_every_command_that_tells_something_has_json_and_a_section() -> None:
+    for name, command in root.commands.items():
+        assert any("--json" in param.opts for param in command.params), name
+        assert documented(name)
+
+
+@posix
+async def test_what_json_says_is_on_the_page(tmp_path: Any) -> None:
+    """Whoever writes a script would have to guess, and to guess again after each release."""
+    store = tmp_path / "wallet.db"
+    async with open_sqlite_store(store) as services, open_plugin({"plugin": "loopback"}) as bob:
+
+        async def take(amount: str) -> None:
+            pass
+
+        bob.register_money_handler(take)
+        async with open_plugin({"plugin": "loopback"}, PluginServices(store=services)) as alice:
+            await alice.send_money(5)
+
+    async def told(*args: str) -> Any:
+        code, stdout, stderr = await run(*args, "--json")
+        assert (code, stderr) == (0, "")
+        return json.loads(stdout)
+
+    assert_documented("demo", await told("demo"), "statistics")
+    decoded = await told("decode", FULFILL)
+    # The other fields are the packet's, under the specifications' names.
+    assert {"protocol", "packet"} <= set(decoded) & documented("decode")
+    assert_documented("transfers", await told("transfers", str(store)))
+    assert_documented("conformance", await told("conformance", "loopback", "--check", CHECKS[0].name))
+
+
+@posix
+async def test_a_server_for_one_client_tells_machines_what_it_does() -> None:
+    """A supervisor would have to read prose, or find a token in its records."""
+    async with serving("--json", TRIO_LEDGER_PLUGIN_SECRET=CANARY) as server:
+        address = await server.wait_for(r'"address": "(\S+?)"')
+        assert (await run("ping", address, TRIO_LEDGER_PLUGIN_SECRET=f"not-{CANARY}"))[0] == Exit.REFUSED
+        async with open_plugin(BtpOptions(server=address, btp_token=CANARY)) as client:
+            await client.send_money("250")
+            await server.wait_for('(money)", "amount": "250"')
+        await server.wait_for('"event": "(disconnected)"')
+        await server.end(signal.SIGINT)
+    lines = [json.loads(line) for line in server.output.splitlines()]
+    assert [line["event"] for line in lines] == ["listening", "log", "connected", "money", "disconnected", "closed"]
+    assert lines[0] == {"event": "listening", "address": address, "url": address.replace("://", "://:***@")}
+    assert lines[1]["level"] == "info"
+    assert lines[-1] == {"event": "closed", "requests_received": 1, "responses_sent": 1, "errors_sent": 0}
+    assert CANARY not in server.output
+    for line in lines:
+        assert {line["event"], *line} <= documented("serve`")
+
+
+async def test_an_error_leaves_stdout_empty_with_json_too() -> None:
+    code, stdout, stderr = await run("ildcp", f"btp+ws://:{CANARY}@127.0.0.1:1", "--timeout", "0.2", "--json")
+    assert (code, stdout) == (Exit.UNREACHABLE, "")
+    assert_one_error(stderr)
+
+
+# Terminals
+
+
+@posix
+async def test_colours_are_for_terminals_that_want_them() -> None:
+    """Output would be unreadable for who cannot see the colours, or has none."""
+    coloured = re.compile("\x1b\\[[0-9;]*3[0-7]m")
+    args = ["conformance", "loopback", "--check", CHECKS[0].name]
+    assert coloured.search(await on_a_terminal(*args))
+    assert not coloured.search(await on_a_terminal(*args, NO_COLOR="1"))
+    assert "\x1b" not in (await run(*args, FORCE_COLOR="1"))[1]
+
+
+@posix
+async def test_a_benchmark_shows_how_much_is_done_and_saves_what_is_on_the_page(tmp_path: Any) -> None:
+    """A minute without a sign of life looks like a hang."""
+    saved = tmp_path / "rates.json"
+    shown = await on_a_terminal("bench", "--rounds", "1", "--scale", "0.001", "--save", str(saved))
+    assert "measuring" in shown
+    assert "8/8" in shown
+    bench = json.loads(saved.read_text())
+    assert_documented("bench", {"summary": [{**row, "rates": 0, "ratios": 0} for row in bench["summary"]]})
+    assert_documented("bench", {"results": [dict.fromkeys(result) for result in bench["results"]]})
+
+
+@posix
+@pytest.mark.parametrize("mode", [[], ["--accounts"]], ids=["one client", "many"])
+@pytest.mark.parametrize(("columns", "lines"), [(100, 30), (32, 24), (20, 5)])
+async def test_what_changes_stays_in_a_small_terminal(mode: list[str], columns: int, lines: int) -> None:
+    """Lines that wrap are never overwritten: the terminal would fill with them twice a second."""
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+    command = [*PROGRAM, "serve", "--port", "0", *mode]
+    env = {name: value for name, value in environment(TERM="xterm").items() if name not in ("COLUMNS", "LINES")}
+    process = await trio.lowlevel.open_process(command, stdin=theirs, stdout=theirs, stderr=theirs, env=env)
+    os.close(theirs)
+    shown = b""
+    async with trio.lowlevel.FdStream(ours) as terminal:
+        with trio.fail_after(PATIENCE):
+            try:
+                # Twice, so that the first has been overwritten.
+                while shown.count(b"\x1b[2K") < 2:
+                    shown += await terminal.receive_some()
+                process.terminate()
+                while True:
+                    shown += await terminal.receive_some()
+            except trio.BrokenResourceError:
+                pass  # how Linux says that the other end of a terminal is closed
+            assert await process.wait() == 0
+    changing = shown.decode().partition("\x1b[?25l")[2].partition("\x1b[?25h")[0]
+    for line in re.split("\r\n|\r|\n", re.sub("\x1b\\[[0-9;?]*[a-zA-Z]", "", changing)):
+        assert len(line) <= columns
+    frames = re.split("\x1b\\[2K", changing)
+    assert all(frame.count("\n") < lines for frame in frames)
+
+
+# Completion
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+async def test_the_shells_own_completion_knows_commands_and_choices(shell: str) -> None:
+    """The tab key would do nothing, or show a traceback."""
+    assert f"_TRIO_LEDGER_PLUGIN_COMPLETE={shell}_source trio-ledger-plugin" in PAGE
+
+    async def complete(*words: str) -> set[str]:
+        line = " ".join(("trio-ledger-plugin", *words))
+        at = words[-1] if shell == "fish" else str(len(words))
+        asked = {"_TRIO_LEDGER_PLUGIN_COMPLETE": f"{shell}_complete", "COMP_WORDS": line, "COMP_CWORD": at}
+        code, stdout, stderr = await run(stdin=b"", **asked)
+        assert (code, stderr) == (0, "")
+        lines = stdout.splitlines()
+        if shell == "zsh":
+            return set(lines[1::3])
+        return {line.partition(",")[2].partition("\t")[0] for line in lines}
+
+    assert await complete("p") == {"ping"}
+    assert await complete("serve", "--reply", "e") == {"echo"}
+    if shell != "bash":
+        return
+    assert await complete("ping", "--al") == {"--allow-insecure"}
+    # What is wrong already is completed as far as it goes, and never repeated.
+    assert await complete(CANARY, "more", "--ver") == {"--version"}
+    assert await complete("ping", "url", CANARY, "--js") == {"--json"}
+
+
+SCRIPTS = {
+    "bash": 'eval "$(_TRIO_LEDGER_PLUGIN_COMPLETE=bash_source trio-ledger-plugin)"; '
+    "COMP_WORDS=(trio-ledger-plugin p); COMP_CWORD=1; _trio_ledger_plugin_completion trio-ledger-plugin; "
+    'echo "${COMPREPLY[@]}"',
+    # Completion of zsh's own runs in its line editor only: here its functions are watched.
+    "zsh": 'compdef() { echo "$@" > /dev/null }; _describe() { echo ${(P)3} }; compstate=(); compadd() { : }; '
+    'eval "$(_TRIO_LEDGER_PLUGIN_COMPLETE=zsh_source trio-ledger-plugin)"; '
+    "words=(trio-ledger-plugin p); CURRENT=2; _trio_ledger_plugin_completion",
+    "fish": "_TRIO_LEDGER_PLUGIN_COMPLETE=fish_source trio-ledger-plugin | source; complete -C 'trio-ledger-plugin p'",
+}
+
+
+@pytest.mark.parametrize("shell", SCRIPTS)
+async def test_a_shell_that_reads_the_script_completes(shell: str) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+    quiet = {"bash": ["--norc", "--noprofile"], "zsh": ["-f"], "fish": ["--no-config"]}[shell]
+    with trio.fail_after(PATIENCE):
+        done = await trio.run_process(
+            [shell, *quiet, "-c", SCRIPTS[shell]], capture_stdout=True, check=False, env=environment(PATH=path)
+        )
+    assert done.stdout.decode().split()[:1] in (["ping"], ["ping:How"])

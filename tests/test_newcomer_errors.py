@@ -1,0 +1,441 @@
+"""The mistakes that a newcomer makes, each with the text that the newcomer reads, in Python and at the command line.
+
+A text that changes is changed here on purpose: it says what is wrong, and what to do.
+"""
+
+import asyncio
+import gc
+import logging
+import re
+import socket
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+from programs import run
+
+from trio_ledger_plugin import (
+    ConnectOptions,
+    ConnectTimeoutError,
+    DataHandlerAlreadyRegisteredError,
+    InvalidFieldsError,
+    InvalidServicesError,
+    MoneyHandlerAlreadyRegisteredError,
+    NotAcceptedError,
+    NotConnectedError,
+    PluginClosedError,
+    PluginServices,
+    RemoteError,
+    StoreError,
+    create_plugin,
+    loopback_pair,
+    open_plugin,
+)
+from trio_ledger_plugin.stores import open_sqlite_store
+
+TOKEN = "newcomers-token"
+CLIENT = {"server": f"btp+ws://alice:{TOKEN}@localhost:7768"}
+ACCOUNTS = {
+    "plugin": "btp-accounts",
+    "port": 0,
+    "debugHostIldcpInfo": {"clientAddress": "example.host", "assetScale": 9, "assetCode": "XRP"},
+}
+# Type checkers know what is wrong with these uses.
+UNCHECKED_OPEN: Any = open_plugin
+UNCHECKED_CREATE: Any = create_plugin
+HOW_TO_OPEN = "a plugin is opened with 'async with open_plugin(...) as plugin:'"
+
+
+async def echo(data: bytes) -> bytes:
+    return data
+
+
+async def opened(opts: Any, services: Any = None, **more: Any) -> None:
+    async with open_plugin(opts, services, **more):
+        pass
+
+
+async def read_error(kind: type[Exception], mistake: Callable[[], Awaitable[object]]) -> str:
+    """Make a mistake; return what is read, which holds no token."""
+    with pytest.raises(kind) as caught:
+        await mistake()
+    assert TOKEN not in str(caught.value)
+    return str(caught.value)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
+
+
+# The URL
+
+
+@pytest.mark.parametrize(
+    ("server", "problem"),
+    [
+        ("ws://alice:{}@localhost", "begins with 'ws://', must begin with 'btp+ws://'"),
+        ("http://alice:{}@localhost", "begins with 'http://', must begin with 'btp+ws://'"),
+        ("https://alice:{}@localhost", "begins with 'https://', must begin with 'btp+wss://'"),
+        ("alice:{}@localhost:7768", "must begin with 'btp+wss://' (TLS) or 'btp+ws://'"),
+        ("btp+ws://", "names no host, must be like 'btp+wss://connector.example/path'"),
+        (
+            "btp+ws://localhost:alice:{}",
+            "has a bad host, must be a name in ASCII, an IPv4 address, or an IPv6 address in []",
+        ),
+        ("btp+ws://alice:{}@localhost:99999", "has a bad port, must be a number from 1 to 65535"),
+    ],
+)
+async def test_a_url_that_is_none(server, problem):
+    server = server.format(TOKEN)
+    text = await read_error(InvalidFieldsError, partial(opened, {"server": server}))
+    assert text == f"BtpOptions, 1 wrong:\n- server: {problem}"
+    code, _, stderr = await run("ping", server)
+    assert (code, stderr) == (2, f"error: the URL {problem}; see trio-ledger-plugin ping --help\n")
+
+
+async def test_a_token_in_the_clear_to_another_machine():
+    server = f"btp+ws://alice:{TOKEN}@connector.example"
+    problem = "would send the token to 'connector.example' unencrypted, must be btp+wss://"
+    text = await read_error(InvalidFieldsError, partial(opened, {"server": server}))
+    assert text == f"BtpOptions, 1 wrong:\n- server: {problem} (or set allow_insecure)"
+    code, _, stderr = await run("ping", server)
+    assert code == 2
+    assert stderr == f"error: the URL {problem} (or give --allow-insecure); see trio-ledger-plugin ping --help\n"
+
+
+async def test_no_token():
+    text = await read_error(InvalidFieldsError, partial(opened, {"server": "btp+ws://localhost"}))
+    assert text == (
+        "credentials are missing: put account and token into the server URL (btp+wss://account:token@host/path) "
+        "or into btp_account and btp_token"
+    )
+    code, _, stderr = await run("ping", "btp+ws://localhost")
+    problem = "the URL has no token, as in ACCOUNT:TOKEN@HOST, and TRIO_LEDGER_PLUGIN_SECRET is not set"
+    assert (code, stderr) == (2, f"error: {problem}; see trio-ledger-plugin ping --help\n")
+
+
+# The network
+
+
+async def test_nothing_listens_there():
+    port = free_port()
+    server = f"btp+ws://alice:{TOKEN}@127.0.0.1:{port}"
+    problem = f"cannot connect to btp+ws://127.0.0.1:{port}: Connection refused"
+    text = await read_error(ConnectTimeoutError, partial(opened, {"server": server}, connect=ConnectOptions(300)))
+    assert text == f"not connected within 0.3 s: {problem}"
+    code, _, stderr = await run("ping", server, "--timeout", "0.3")
+    assert (code, stderr) == (3, f"error: not connected within 0.3 s: {problem}\n")
+
+
+async def test_a_name_that_does_not_exist():
+    """With a resolver of the test's own: the real one may take longer than anybody waits."""
+
+    class NoNames(trio.abc.HostnameResolver):
+        async def getaddrinfo(self, *_: object) -> list[Any]:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+        async def getnameinfo(self, *_: object) -> tuple[str, str]:
+            raise AssertionError("nobody asks")
+
+    trio.socket.set_custom_hostname_resolver(NoNames())
+    server = f"btp+wss://alice:{TOKEN}@no-such-name.example"
+    text = await read_error(ConnectTimeoutError, partial(opened, {"server": server}, connect=ConnectOptions(100)))
+    assert (
+        text
+        == "not connected within 0.1 s: cannot connect to btp+wss://no-such-name.example: Name or service not known"
+    )
+
+
+async def test_a_wrong_token():
+    async with open_plugin({"listener": {"port": 0, "secret": "the right one"}}) as server:
+        url = server.address.replace("://", f"://alice:{TOKEN}@")
+        problem = "the server refuses the credentials: the peer answered F00 NotAcceptedError: invalid auth_token"
+        assert await read_error(NotAcceptedError, partial(opened, {"server": url})) == problem
+        code, _, stderr = await run("ping", url)
+        assert (code, stderr) == (4, f"error: {problem}\n")
+
+
+async def test_a_port_in_use():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        problem = f"cannot listen on 127.0.0.1 port {port}: Address already in use"
+        text = await read_error(OSError, partial(opened, {"listener": {"port": port, "secret": TOKEN}}))
+        assert text.partition("] ")[2] == problem
+        code, _, stderr = await run("serve", "--port", str(port))
+        assert (code, stderr) == (1, f"error: {problem}; choose another with --host or --port\n")
+
+
+# Options and services
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"respose_timeout": 5}, "'respose_timeout': unknown, did you mean 'response_timeout'?"),
+        ({"responseTimeuot": 5}, "'responseTimeuot': unknown, did you mean 'responseTimeout'?"),
+        ({"generateAccount": False}, "'generateAccount': unknown, an option of 'btp-accounts'"),
+        ({"name": "x"}, "'name': unknown, an option of 'loopback'"),
+        ({"secret": TOKEN}, "'secret': unknown, did you mean 'listener.secret'?"),
+        ({"port": 7768}, "'port': unknown, did you mean 'listener.port'?"),
+        (
+            {"response_timeout": "5"},
+            "response_timeout: got '5', must be a number of seconds above 0, or infinity for no limit",
+        ),
+        (
+            {"responseTimeout": "5"},
+            "responseTimeout: got '5', must be a number of milliseconds above 0, or infinity for no limit",
+        ),
+    ],
+)
+async def test_an_option_that_is_none(options, problem):
+    assert await read_error(InvalidFieldsError, partial(opened, {**CLIENT, **options})) == (
+        f"BtpOptions, 1 wrong:\n- {problem}"
+    )
+
+
+async def test_a_plugin_that_is_none():
+    text = await read_error(InvalidFieldsError, partial(opened, {"plugin": "btp-acounts"}))
+    assert text == "plugin is 'btp-acounts'; installed are btp, btp-accounts, loopback; did you mean 'btp-accounts'?"
+
+
+@pytest.mark.parametrize(
+    ("timeout", "kind", "text"),
+    [
+        ("5000", TypeError, "timeout is a number of milliseconds, not str"),
+        (True, TypeError, "timeout is a number of milliseconds, not bool"),
+        (-1, InvalidFieldsError, "timeout: got -1, must be milliseconds, 0 or more"),
+    ],
+)
+def test_a_timeout_that_is_none(timeout, kind, text):
+    with pytest.raises(kind) as caught:
+        ConnectOptions(timeout)
+    assert str(caught.value) == text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"connect": 5000}, "options is a ConnectOptions, such as ConnectOptions(timeout=5000), not int"),
+        ({"services": {}}, "services is a PluginServices or None, not dict"),
+        ({"data_handler": b"echo"}, "a data handler is an async function, not bytes"),
+        ({"opts": "btp"}, "opts is an options object or a mapping, not str"),
+        ({"nursery": "n"}, "nursery is a trio.Nursery or None, not str"),
+    ],
+)
+async def test_an_argument_of_a_wrong_type(arguments, text):
+    assert await read_error(TypeError, partial(opened, **{"opts": CLIENT, **arguments})) == text
+
+
+@pytest.mark.parametrize(
+    ("services", "text"),
+    [
+        (
+            {"log": logging.getLogger("x")},
+            "log: a logging.Logger formats otherwise; give trio_ledger_plugin.log.StdlibLog(logger)",
+        ),
+        ({"store": "wallet.db"}, "store: str has no method put, get, delete"),
+        (
+            {"store": open_sqlite_store("wallet.db")},
+            "store: _AsyncGeneratorContextManager has no method put, get, delete; open it first, with 'async with'",
+        ),
+    ],
+    ids=["a logger", "a path", "a store that is not open"],
+)
+def test_a_service_that_is_none(services, text):
+    with pytest.raises(TypeError) as caught:
+        PluginServices(**services)
+    assert str(caught.value) == text
+
+
+async def test_usernames_without_a_store():
+    text = await read_error(InvalidServicesError, partial(opened, {**ACCOUNTS, "generateAccount": False}))
+    assert text == "store: missing, generate_account=False needs one to keep the accounts' tokens"
+
+
+async def test_two_plugins_on_one_store(tmp_path):
+    path = tmp_path / "wallet.db"
+    async with open_sqlite_store(path) as store, open_plugin({"plugin": "loopback"}, PluginServices(store=store)):
+        text = await read_error(
+            InvalidServicesError, partial(opened, {"plugin": "loopback"}, PluginServices(store=store))
+        )
+        assert text == "store: another open plugin keeps ledger 'main' in it; give each its own ledger_id"
+
+        async def open_again() -> None:
+            async with open_sqlite_store(path):
+                pass
+
+        text = await read_error(StoreError, open_again)
+        assert re.fullmatch(rf"{re.escape(str(path))} is in use by another program \(pid \d+\)", text)
+
+
+# Opening
+
+
+@pytest.mark.parametrize(
+    ("mistake", "kind", "text"),
+    [
+        (lambda: UNCHECKED_OPEN(CLIENT).send_data(b""), AttributeError, f"no 'send_data' here: {HOW_TO_OPEN}"),
+        (lambda: UNCHECKED_OPEN(CLIENT).__enter__(), TypeError, HOW_TO_OPEN),
+        (lambda: UNCHECKED_OPEN(CLIENT).__await__(), TypeError, HOW_TO_OPEN),
+        (
+            lambda: UNCHECKED_CREATE(CLIENT),
+            TypeError,
+            "create_plugin() missing 1 required keyword-only argument: 'nursery'",
+        ),
+    ],
+    ids=["no async with", "plain with", "await", "create without a nursery"],
+)
+async def test_a_plugin_that_is_not_opened_rightly(mistake, kind, text):
+    with pytest.raises(kind) as caught:
+        mistake()
+    assert str(caught.value) == text
+
+
+async def test_plain_with_and_await_as_a_newcomer_writes_them():
+    with pytest.raises(TypeError, match="async with open_plugin"), UNCHECKED_OPEN(CLIENT):
+        pass
+    with pytest.raises(TypeError, match="async with open_plugin"):
+        await UNCHECKED_OPEN(CLIENT)
+
+
+def test_asyncio_in_place_of_trio():
+    with pytest.raises(RuntimeError) as caught:
+        asyncio.run(opened({"plugin": "loopback"}))
+    assert str(caught.value) == "open_plugin() needs Trio: run the program with trio.run(main), not with asyncio"
+
+
+# Sending
+
+
+@pytest.mark.parametrize(
+    ("send", "kind", "text"),
+    [
+        (lambda p: p.send_data("hi"), TypeError, "data is bytes-like, not str; text becomes bytes with .encode()"),
+        (lambda p: p.send_money(1.5), TypeError, "amount is decimal text or an int, not float"),
+        (
+            lambda p: p.send_money(-1),
+            InvalidFieldsError,
+            "amount is -1; it must be a whole number from 1 to 2**64-1, in digits",
+        ),
+        (
+            lambda p: p.send_money("1.5"),
+            InvalidFieldsError,
+            "amount is '1.5'; it must be a whole number from 1 to 2**64-1, in digits",
+        ),
+    ],
+)
+async def test_what_cannot_be_sent(send, kind, text):
+    async with loopback_pair() as (alice, _):
+        assert await read_error(kind, partial(send, alice)) == text
+
+
+async def test_sending_before_connect_and_after_close(nursery):
+    plugin = create_plugin(CLIENT, nursery=nursery)
+    for send in (partial(plugin.send_data, b""), partial(plugin.send_money, 5)):
+        assert await read_error(NotConnectedError, send) == (
+            "not connected; nothing was sent: connect() connects, and wait_connected() waits for a peer"
+        )
+    await plugin.aclose()
+    for use in (partial(plugin.send_data, b""), partial(plugin.send_money, 5), plugin.connect):
+        assert await read_error(PluginClosedError, use) == "the plugin is closed; open a new one"
+
+
+def test_an_await_that_was_forgotten():
+    """Python tells this itself, and with the method's name."""
+
+    async def forget() -> None:
+        async with loopback_pair() as (alice, _):
+            alice.send_data(b"x")  # type: ignore[unused-coroutine]  # that is the mistake
+            alice.connect()  # type: ignore[unused-coroutine]  # likewise
+            gc.collect()
+
+    with pytest.warns(RuntimeWarning) as warned:
+        trio.run(forget)
+    assert [str(each.message) for each in warned] == [
+        "coroutine 'LedgerPlugin.send_data' was never awaited",
+        "coroutine 'Lifecycle.connect' was never awaited",
+    ]
+
+
+async def test_a_plugin_in_another_thread():
+    """It would wait for ever for a task of a Trio run that is not its own."""
+    async with loopback_pair() as (alice, bob):
+        bob.register_data_handler(echo)
+        uses = (partial(alice.send_data, b""), partial(alice.send_money, 5), alice.connect, alice.aclose)
+
+        def use_elsewhere() -> list[str]:
+            texts = []
+            for use in uses:
+                with pytest.raises(RuntimeError) as caught:
+                    trio.run(use)
+                texts.append(str(caught.value))
+            return texts
+
+        for text in await trio.to_thread.run_sync(use_elsewhere):
+            assert (
+                text == "the plugin belongs to another thread; call it as trio.from_thread.run(plugin.send_data, data)"
+            )
+        # And that is how it is done.
+        advised = partial(trio.from_thread.run, alice.send_data, b"hello")
+        assert await trio.to_thread.run_sync(advised) == b"hello"
+
+
+# Handlers
+
+
+async def test_no_handler_at_the_peer():
+    async with loopback_pair() as (alice, _):
+        assert await read_error(RemoteError, partial(alice.send_data, b"x")) == (
+            'the peer answered T00 UnreachableError: {"message": "no data handler is registered"}'
+        )
+        assert await read_error(RemoteError, partial(alice.send_money, 5)) == (
+            'the peer answered F00 NotAcceptedError: {"message": "no money handler is registered"}'
+        )
+
+
+@pytest.mark.parametrize("method", ["register_data_handler", "register_money_handler"])
+async def test_a_second_handler(method: str):
+    kind = method.split("_")[1]
+    error = DataHandlerAlreadyRegisteredError if kind == "data" else MoneyHandlerAlreadyRegisteredError
+    async with loopback_pair() as (alice, _):
+        getattr(alice, method)(echo)
+        with pytest.raises(error) as caught:
+            getattr(alice, method)(echo)
+    assert str(caught.value) == f"a {kind} handler is registered already; call deregister_{kind}_handler() first"
+
+
+async def text_of(data: bytes) -> str:
+    return "text"
+
+
+async def nothing_of(data: bytes) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("handler", "text"),
+    [
+        (
+            lambda data: data,
+            """TypeError("object bytes can't be used in 'await' expression"); is it an async function?""",
+        ),
+        (text_of, "TypeError('what a data handler returns is bytes-like, not str; text becomes bytes with .encode()')"),
+        (nothing_of, "TypeError('what a data handler returns is bytes-like, not NoneType')"),
+    ],
+    ids=["a plain function", "text", "None"],
+)
+async def test_a_data_handler_that_is_wrong(handler, text, caplog):
+    """The peer learns a reference only; under it the log of the handler's own side says what to do."""
+    async with loopback_pair() as (alice, bob):
+        bob.register_data_handler(handler)
+        told = await read_error(RemoteError, partial(alice.send_data, b"x"))
+    found = re.fullmatch(
+        r'the peer answered F00 NotAcceptedError: {"message": "the data handler failed, reference (\w+)"}', told
+    )
+    assert found
+    # Python's own words for the first of them are others from 3.14 on.
+    said = re.sub(r"'bytes' object can't be awaited", "object bytes can't be used in 'await' expression", caplog.text)
+    assert f"the data handler failed, reference {found[1]}: {text}\n" in said

@@ -1,0 +1,171 @@
+"""OpenTelemetry: spans of requests and transfers, and the counts of ``statistics()``. Needs the extra ``otel``.
+
+The law of this module: what leaves it tells who, when, how long, how big and how it ended. It never tells a payload, an
+amount, a credential, or the words of an error.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from functools import partial
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Final
+from weakref import ref
+
+import trio
+from attrs import fields
+
+from .answering import as_bytes
+from .statistics import Statistics
+
+try:
+    from opentelemetry.metrics import Observation, get_meter
+    from opentelemetry.trace import SpanKind, StatusCode, get_tracer
+except ModuleNotFoundError as error:
+    message = "telemetry is an extra: pip install 'trio-ledger-plugin[otel]'"
+    raise ModuleNotFoundError(message, name=error.name) from error
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from opentelemetry.metrics import CallbackOptions, MeterProvider
+    from opentelemetry.trace import Span, TracerProvider
+
+    from .answering import DataHandler, MoneyHandler, TransactionalMoneyHandler
+    from .money.transfer import Transfer
+    from .plugin import LedgerPlugin
+
+__all__ = ["Telemetry"]
+
+SCOPE: Final = "trio_ledger_plugin"
+# What goes up and down; all else in the statistics only grows.
+GAUGES: Final = frozenset({"calls_in_flight", "handlers_running"})
+
+
+class Telemetry:
+    """Tells OpenTelemetry what plugins do; one for a program.
+
+    Args:
+        tracer_provider: Gets the spans; OpenTelemetry's global one when None.
+        meter_provider: Gets the metrics; likewise.
+    """
+
+    def __init__(
+        self, *, tracer_provider: TracerProvider | None = None, meter_provider: MeterProvider | None = None
+    ) -> None:
+        self._tracer = get_tracer(SCOPE, version("trio-ledger-plugin"), tracer_provider)
+        # Not the plugins themselves: what a program has let go is not kept for its counts.
+        self._observed: list[tuple[ref[LedgerPlugin], dict[str, str]]] = []
+        meter = get_meter(SCOPE, version("trio-ledger-plugin"), meter_provider)
+        for name in (each.name for each in fields(Statistics)):
+            create = meter.create_observable_gauge if name in GAUGES else meter.create_observable_counter
+            unit = "By" if name.startswith("bytes") else "1"
+            create(f"ledger_plugin.{name}", [partial(self._count, name)], unit, name.replace("_", " "))
+        meter.create_observable_gauge("ledger_plugin.connected", [self._connected], "1", "1 while a peer is connected")
+
+    def observe(self, plugin: LedgerPlugin, *, account: str = "") -> None:
+        """Trace and count what a plugin does from now on; a second time changes nothing.
+
+        Spans of the kind ``CLIENT`` are made around ``send_data`` and ``send_money``, within the caller's span; of the
+        kind ``SERVER`` around handlers, those included that are registered already or will be. BTP carries no trace
+        context: the spans of the two ends are in different traces.
+
+        Args:
+            plugin: The plugin.
+            account: The name of the account, as it should stand in spans and metrics; the options' own when empty.
+        """
+        self._observed = [each for each in self._observed if each[0]() is not None]
+        if any(each() is plugin for each, _ in self._observed):
+            return
+        told = {
+            "ledger_plugin.class": type(plugin).__name__,
+            "ledger_plugin.account": account or str(getattr(plugin.options, "btp_account", "")),
+            "ledger_plugin.address": plugin.address,
+        }
+        attributes = {name: value for name, value in told.items() if value}
+        self._observed.append((ref(plugin), attributes))
+        plugin.handlers.wrap(partial(self._wrap_handler, attributes))
+        send_data, send_money = plugin.send_data, plugin.send_money
+
+        async def traced_send_data(data: bytes) -> bytes:
+            with self._span("send_data", SpanKind.CLIENT, attributes) as span:
+                data = as_bytes(data)
+                span.set_attribute("ledger_plugin.request.size", len(data))
+                response = await send_data(data)
+                span.set_attribute("ledger_plugin.response.size", len(response))
+                return response
+
+        async def traced_send_money(amount: str | int, *, idempotency_key: str | None = None) -> None:
+            with self._span("send_money", SpanKind.CLIENT, attributes):
+                await send_money(amount, idempotency_key=idempotency_key)
+
+        # On this one object: a plugin that nobody observes runs no line of this module.
+        plugin.send_data = traced_send_data  # type: ignore[method-assign]  # that is the purpose
+        plugin.send_money = traced_send_money  # type: ignore[method-assign]  # likewise
+
+    @contextmanager
+    def _span(self, method: str, kind: SpanKind, attributes: Mapping[str, str]) -> Iterator[Span]:
+        told = {"rpc.system.name": "ledger_plugin", "rpc.method": method, **attributes}
+        with self._tracer.start_as_current_span(
+            f"ledger_plugin {method}", kind=kind, attributes=told, record_exception=False, set_status_on_exception=False
+        ) as span:
+            try:
+                yield span
+            except trio.Cancelled:
+                span.set_attribute("ledger_plugin.outcome", "cancelled")
+                raise
+            except BaseException as error:
+                span.set_attribute("ledger_plugin.outcome", "error")
+                span.set_attribute("error.type", type(error).__name__)
+                if code := getattr(error, "code", ""):
+                    span.set_attribute("rpc.response.status_code", str(code))
+                span.set_status(StatusCode.ERROR)
+                raise
+            span.set_attribute("ledger_plugin.outcome", "ok")
+
+    def _wrap_handler(self, attributes: Mapping[str, str], kind: str, handler: Any) -> Any:  # noqa: ANN401 (of any kind)
+        wraps: dict[str, Callable[[Mapping[str, str], Any], Any]]
+        wraps = {"data": self._wrap_data, "money": self._wrap_money, "transactional_money": self._wrap_transactional}
+        return wraps[kind](attributes, handler)
+
+    def _wrap_data(self, attributes: Mapping[str, str], handler: DataHandler) -> DataHandler:
+        async def traced(data: bytes) -> bytes:
+            with self._span("handle_data", SpanKind.SERVER, attributes) as span:
+                span.set_attribute("ledger_plugin.request.size", len(data))
+                response = as_bytes(await handler(data), "what a data handler returns")
+                span.set_attribute("ledger_plugin.response.size", len(response))
+                return response
+
+        return traced
+
+    def _wrap_money(self, attributes: Mapping[str, str], handler: MoneyHandler) -> MoneyHandler:
+        async def traced(amount: str) -> None:
+            with self._span("handle_money", SpanKind.SERVER, attributes):
+                await handler(amount)
+
+        return traced
+
+    def _wrap_transactional(
+        self, attributes: Mapping[str, str], handler: TransactionalMoneyHandler
+    ) -> TransactionalMoneyHandler:
+        def traced(connection: sqlite3.Connection, transfer: Transfer) -> None:
+            with self._span("handle_money", SpanKind.SERVER, attributes):
+                # What it returns, which must be nothing, is the plugin's to judge.
+                return handler(connection, transfer)
+
+        return traced
+
+    # The callbacks of the metrics: an exporter calls them, in a thread of its own.
+
+    def _plugins(self) -> Iterator[tuple[LedgerPlugin, dict[str, str]]]:
+        for each, attributes in self._observed:
+            plugin = each()
+            if plugin is not None:
+                yield plugin, attributes
+
+    def _count(self, name: str, _: CallbackOptions) -> Iterable[Observation]:
+        return [Observation(getattr(plugin.statistics(), name), attributes) for plugin, attributes in self._plugins()]
+
+    def _connected(self, _: CallbackOptions) -> Iterable[Observation]:
+        return [Observation(int(plugin.is_connected()), attributes) for plugin, attributes in self._plugins()]
