@@ -13,6 +13,8 @@ from trio_ledger_plugin.benchmark.plot import draw
 from trio_ledger_plugin.benchmark.rounds import FLOOR, PYTHON_END, Case, Result, measure, ratio
 from trio_ledger_plugin.commands.bench import OURS, bench
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_small_run_measures_every_load_and_saves_what_it_found(tmp_path):
     """A user would be given rates of loads that never ran."""

@@ -17,6 +17,8 @@ from trio_ledger_plugin import (
 from trio_ledger_plugin.options import LoopbackOptions
 from trio_ledger_plugin.stores import open_sqlite_store
 
+pytestmark = pytest.mark.slow
+
 AMOUNTS = {f"key-{i}": 10**i for i in range(6)}
 TOTAL = sum(AMOUNTS.values())
 KNOWN = {"acknowledged", "refused here", "refused there: T00"}

@@ -8,7 +8,7 @@ import os
 import pytest
 from harness import VARIANTS, run
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")]
 
 KILLS = {"outbox": 4, "transactional": 4, "both ways": 4, "accounts": 4, "accounts, both ways": 4, "plain, no store": 4}
 

@@ -9,7 +9,7 @@ import pytest
 
 from trio_ledger_plugin.benchmark.rounds import PYTHON_END, Case, run_rounds
 
-pytestmark = pytest.mark.interop
+pytestmark = [pytest.mark.slow, pytest.mark.interop]
 
 BENCH = Path(__file__).parents[1] / "bench"
 NODE_END = ("node", str(BENCH / "btp_bench.js"))
