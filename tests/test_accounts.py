@@ -377,6 +377,17 @@ async def test_a_stranger_can_make_the_server_hold_8_kib_and_no_more() -> None:
         assert not plugin.account("alice").is_connected()
 
 
+async def test_a_stranger_cannot_make_the_server_hold_messages_without_end() -> None:
+    """Empty ones are no bytes, and each would cost more time than the one before."""
+    store = SlowStore()
+    async with open_accounts(store=store, data_handler=echo) as plugin:
+        peer = await dial(plugin.address)
+        await peer.send(peer.frame(auth_message(1, "alice", TOKEN, {})), *[peer.frame(b"")] * 300)
+        with trio.fail_after(5):
+            assert await peer.receive_close() == 1009
+        await peer.aclose()
+
+
 class BrokenStore(MemoryStore):
     async def get(self, key: str) -> str | None:
         raise OSError("the disk is gone")
@@ -804,6 +815,28 @@ async def test_a_closed_account_is_made_anew() -> None:
         assert fresh.is_connected()
         assert (await ask(peer, b"hi")).protocol_data[0].data == b"hi"
         await peer.aclose()
+
+
+async def test_closing_an_account_lets_its_handlers_answer() -> None:
+    """Its client would be in doubt of what was done for it a moment later."""
+    held = trio.Event()
+
+    async def hold(data: bytes) -> bytes:
+        await held.wait()
+        return data
+
+    async with open_accounts(store=MemoryStore()) as plugin, trio.open_nursery() as nursery:
+        alice = plugin.account("alice")
+        alice.register_data_handler(hold)
+        peer = await enter(plugin, "alice")
+        await peer.send_request(7, b"held")
+        await wait_all_tasks_blocked()
+        nursery.start_soon(alice.aclose)
+        late = await ask(peer, b"late", 8)
+        assert (late.code, b"closing" in late.data) == ("T00", True)
+        held.set()
+        assert (await peer.receive_packet()).protocol_data[0].data == b"held"
+        await leave(peer)
 
 
 async def test_a_closing_server_sends_and_serves_nothing_new() -> None:

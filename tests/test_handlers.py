@@ -346,3 +346,75 @@ async def test_a_handler_may_disconnect_and_connect_the_plugin(nursery, autojump
     plugin.ask(1, b"")
     await trio.sleep(1)
     assert done == [True]
+
+
+async def test_running_handlers_hold_so_many_bytes_and_no_more(nursery):
+    """Or 256 handlers would hold 256 of a peer's largest requests."""
+    go_on = trio.Event()
+
+    async def handle(data):
+        await go_on.wait()
+        return b""
+
+    plugin = await connected(nursery, handle, max_running_bytes=10_000, max_waiting_bytes=100_000)
+    for request_id in range(20):
+        assert plugin.ask(request_id, bytes(3000))
+    await wait_all_tasks_blocked()
+    assert plugin.statistics().handlers_running == 3
+    go_on.set()
+    await wait_all_tasks_blocked()
+    assert sorted(plugin.replies) == list(range(20))
+    assert (plugin.queue.running, plugin.queue.running_bytes, plugin.queue.waiting_bytes) == (0, 0, 0)
+
+
+async def test_a_large_request_makes_room_for_many_small_ones_when_it_is_done(nursery):
+    gates = {b"large": trio.Event(), b"small": trio.Event()}
+
+    async def handle(data):
+        await gates[data[:5]].wait()
+        return b""
+
+    plugin = await connected(nursery, handle, max_running_bytes=10_000, max_waiting_bytes=100_000)
+    assert plugin.ask(0, b"large" + bytes(9_995))
+    for request_id in range(1, 50):
+        assert plugin.ask(request_id, b"small")
+    await wait_all_tasks_blocked()
+    assert plugin.statistics().handlers_running == 1
+    gates[b"large"].set()
+    await wait_all_tasks_blocked()
+    assert plugin.statistics().handlers_running == 49
+    gates[b"small"].set()
+    await wait_all_tasks_blocked()
+    assert plugin.queue.running_bytes == 0
+
+
+async def test_a_request_larger_than_all_that_may_be_held_runs_alone(nursery):
+    plugin = await connected(nursery, sleeping(0), max_running_bytes=100)
+    assert plugin.ask(0, bytes(5000))
+    assert plugin.ask(1, bytes(5000))
+    await wait_all_tasks_blocked(0.01)
+    assert sorted(plugin.replies) == [0, 1]
+
+
+async def test_a_reply_counts_while_it_waits_to_be_sent(nursery):
+    """A peer that asks for large answers and reads none of them would have 256 of them kept."""
+
+    async def handle(data):
+        return bytes(6000)
+
+    plugin = await connected(nursery, handle, max_running_bytes=10_000, max_waiting_bytes=100_000)
+    room = trio.Event()
+
+    async def reply(request_id, reply):
+        await room.wait()
+        plugin.replies[request_id] = reply
+
+    plugin.reply = reply
+    for request_id in range(20):
+        assert plugin.ask(request_id, b"?")
+        await wait_all_tasks_blocked()
+    assert plugin.statistics().handlers_running == 2
+    room.set()
+    await wait_all_tasks_blocked()
+    assert len(plugin.replies) == 20
+    assert plugin.queue.running_bytes == 0

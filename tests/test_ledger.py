@@ -21,6 +21,7 @@ from trio_ledger_plugin import (
     InvalidServicesError,
     MoneyLevel,
     NotAcceptedError,
+    PluginClosedError,
     PluginServices,
     RemoteError,
     StoreError,
@@ -87,6 +88,45 @@ async def test_a_plugin_has_its_ledger_again_when_it_connects_again(store):
         with pytest.raises(InvalidServicesError):
             await second.connect()
         nursery.cancel_scope.cancel()
+
+
+async def test_a_plugin_whose_nursery_has_ended_keeps_no_ledger(store):
+    """The plugin that is made in its place could not open before the program ends."""
+    async with trio.open_nursery() as nursery:
+        plugin = create_plugin(LoopbackOptions(name="a"), PluginServices(store=store), nursery=nursery)
+    with pytest.raises(PluginClosedError):
+        await plugin.connect()
+    async with open_plugin(LoopbackOptions(name="b"), PluginServices(store=store)):
+        pass
+
+
+async def test_a_plugin_that_closes_keeps_its_ledger_until_nothing_works_on_it(store, mock_clock):
+    """What is being recorded there would be undone under the hands of the next plugin."""
+    async with open_payer(store) as payer, trio.open_nursery() as nursery:
+        await start(nursery, lambda: payer.send_money(7, idempotency_key="k"))
+        await settle(store)
+        store.may_begin = trio.Event()
+        payer.answer()
+        await wait_all_tasks_blocked()
+        closing = trio.CancelScope()
+
+        async def close():
+            with closing:
+                await payer.aclose()
+
+        await start(nursery, close)
+        closing.cancel()
+        await wait_all_tasks_blocked()
+        following = create_plugin(LoopbackOptions(name="b"), PluginServices(store=store), nursery=nursery)
+        refused = await start(nursery, following.connect)
+        store.may_begin.set()
+        await settle(store)
+        mock_clock.jump(0.3)
+        await settle(store)
+        assert isinstance(refused[0], InvalidServicesError)
+        await following.connect()
+        assert await states(following) == {"k": "acked"}
+        await following.aclose()
 
 
 async def test_a_store_is_told_by_what_it_is_not_by_what_it_equals(store):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from trio_ledger_plugin import PluginServices, RemoteError, loopback_pair
 from trio_ledger_plugin.log import SafeLog, StdlibLog, escape, format_message
 from trio_ledger_plugin.secret import Secret
 
@@ -288,3 +289,26 @@ def test_a_secret_too_short_to_tell_does_not_blacken_the_log(short: Any) -> None
     host = HostLog()
     SafeLog(host, [Secret(short)]).info("abc \\x")
     assert host.lines == [("info", "abc \\x")]
+
+
+class FullDisk:
+    """A host's log that cannot write, when that is what there is to tell."""
+
+    def debug(self, message: str, *params: object) -> None:
+        raise OSError(f"no space left for {message}")
+
+    info = warn = error = debug
+
+
+async def test_a_log_that_fails_ends_nothing_and_is_told_of(caplog: Any) -> None:
+    """One request whose handler fails would end the plugin, and every transfer under way with it."""
+
+    async def fail(data: bytes) -> bytes:
+        raise ValueError(CANARY)
+
+    async with loopback_pair(PluginServices(log=FullDisk())) as (first, second):
+        second.register_data_handler(fail)
+        for _ in range(2):
+            with pytest.raises(RemoteError):
+                await first.send_data(b"")
+    assert [record.getMessage() for record in caplog.records] == ["the host's log failed: OSError"] * 2

@@ -1,6 +1,7 @@
 """Money over BTP links: what is negotiated, what a hostile or broken peer can do, and what survives lost links."""
 
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import trio
 from attrs import evolve
 from ledgers import DAY, WEEK, HeldStore, dial_keyed, keyed, settle, states, sums, until
-from peers import BINARY, TOKEN, Peer, dial_in, listening, open_btp, serving, welcome
+from peers import BINARY, TOKEN, Peer, Recorder, dial_in, listening, open_btp, serving, welcome
 from scripted import start
 from test_accounts import enter, open_accounts, options
 from test_outbox import Handler
@@ -26,9 +27,12 @@ from trio_ledger_plugin import (
 from trio_ledger_plugin.btp.transfers import read_transfer, transfer_packet
 from trio_ledger_plugin.codec import btp
 from trio_ledger_plugin.errors import InvalidFieldsError
+from trio_ledger_plugin.money import sender
 from trio_ledger_plugin.money.entries import TransferState
 from trio_ledger_plugin.money.transfer import IDEMPOTENCY_KEY, TRANSFER_KEYS, Transfer
 from trio_ledger_plugin.stores import open_sqlite_store
+
+NOW = datetime(2024, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -500,6 +504,38 @@ async def test_an_account_that_is_closed_leaves_its_transfers_to_the_next(store,
         await until(lambda: plugin.calls_in_flight() == 0)
         await settle(store)
         assert await states(plugin) == {"k": "acked"}
+        await peer.aclose()
+
+
+async def test_a_closed_account_takes_nothing_back_that_the_next_one_sends(store, monkeypatch):
+    """The peer would have the money, and the journal would know nothing of it."""
+    monkeypatch.setattr(sender, "FIRST_PAUSE", 0.1)
+    log, opts = Recorder(), options(generateAccount=False)
+    async with open_accounts(opts, store=store, log=log) as plugin, trio.open_nursery() as nursery:
+        alice = plugin.account("alice")
+        peer = await enter_keyed(plugin, "alice")
+        outcome = await start(nursery, lambda: alice.send_money(7, idempotency_key="k"))
+        packet = await peer.receive_packet()
+        store.refuses = True
+        later = btp.Error(packet.request_id, "T00", "UnreachableError", NOW, b'{"message": "later"}')
+        await peer.send_packet(later)
+        await until(lambda: any("cannot record" in line for line in log.lines))
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await alice.aclose()
+        await until(lambda: outcome)
+        assert isinstance(outcome[0], TransferInDoubtError)
+        await peer.aclose()
+        store.refuses = False
+        following = plugin.account("alice")
+        peer = await enter_keyed(plugin, "alice")
+        packet = await peer.receive_packet()
+        await plugin.tasks.wait_committed()
+        await peer.send_packet(btp.Response(packet.request_id))
+        await until(lambda: not following.calls_in_flight())
+        await settle(store)
+        assert await states(following) == {"k": "acked"}
+        assert await sums(following) == (7, 0, 0)
         await peer.aclose()
 
 

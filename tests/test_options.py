@@ -103,6 +103,7 @@ def test_the_defaults_are_those_of_the_documentation() -> None:
         "max_fragments": 64,
         "max_entries": 32,
         "max_queue_bytes": 1048576,
+        "max_running_bytes": 4194304,
         "max_waiting_bytes": 2097152,
         "max_refusal_bytes": 65536,
         "max_handlers": 256,

@@ -6,6 +6,7 @@ import pytest
 import trio
 import trio.lowlevel
 from ledgers import HeldStore, open_payer, settle, states, sums
+from scripted import start
 from trio.testing import wait_all_tasks_blocked
 
 from trio_ledger_plugin import MoneyHandlerAlreadyRegisteredError, current_transfer
@@ -275,6 +276,53 @@ async def test_disconnecting_leaves_handlers_to_finish_and_begins_no_more(store,
         await plugin.connect()
         await settle(store)
         assert handler.keys == ["fails", "runs", "fails"]
+
+
+async def disconnect_while_committing(payer, nursery):
+    """Have the plugin disconnected, and its tasks not ended yet: an acknowledgement is being recorded."""
+    store = payer.services.store
+    await start(nursery, lambda: payer.send_money(7, idempotency_key="k"))
+    await settle(store)
+    store.may_begin = trio.Event()
+    payer.answer()
+    await wait_all_tasks_blocked()
+    await start(nursery, payer.disconnect)
+
+
+async def test_connecting_again_while_the_tasks_end_is_not_fatal(store, mock_clock):
+    """The outbox would begin what nobody can run any more, and the plugin would fail for good."""
+    handler = Handler()
+    async with open_payer(store) as plugin, trio.open_nursery() as nursery:
+        receive(plugin, 1, "credited")
+        await settle(store)
+        await disconnect_while_committing(plugin, nursery)
+        again = await start(nursery, plugin.connect)
+        plugin.register_money_handler(handler)
+        await wait_all_tasks_blocked()
+        store.may_begin.set()
+        await pass_time(mock_clock, store, 0.3)
+        assert again == [None]
+        assert handler.keys == ["credited"]
+
+
+@pytest.mark.parametrize("_again", range(8))
+async def test_one_who_gives_up_connecting_does_not_stop_the_outbox_of_another(store, mock_clock, _again):
+    """Money would be credited, and the application never told."""
+    handler = Handler()
+    async with open_payer(store) as plugin, trio.open_nursery() as nursery:
+        plugin.register_money_handler(handler)
+        await settle(store)
+        await disconnect_while_committing(plugin, nursery)
+        async with trio.open_nursery() as impatient:
+            await start(impatient, plugin.connect)
+            patient = await start(nursery, plugin.connect)
+            impatient.cancel_scope.cancel()
+        store.may_begin.set()
+        await pass_time(mock_clock, store, 0.3)
+        assert patient == [None]
+        receive(plugin, 1, "x")
+        await settle(store)
+        assert handler.keys == ["x"]
 
 
 @pytest.mark.parametrize("trouble", ["refuse", "lost", "committed"])

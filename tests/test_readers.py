@@ -89,6 +89,30 @@ async def test_a_broken_connection_is_told_as_such(readers):
                 await readers.read(socket, lambda _: True)
 
 
+async def test_an_error_over_the_bytes_of_one_ends_that_one_alone(readers, nursery):
+    """A host's log that raises for one client's nonsense would end the server."""
+
+    def complain(_):
+        raise ValueError("the log is closed")
+
+    taken = []
+
+    def keep(data):
+        taken.append(data)
+        return True
+
+    with pair() as (socket, peer), pair() as (other, other_peer):
+        nursery.start_soon(readers.read, other, keep)
+        peer.send(b"nonsense")
+        with trio.fail_after(5):
+            with pytest.raises(ValueError, match="the log is closed"):
+                await readers.read(socket, complain)
+            other_peer.send(b"still here")
+            while not taken:
+                await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+
+
 async def test_closing_wakes_the_one_who_waits(readers, nursery):
     """The end of a link from this side would leave its task behind for ever."""
     with pair() as (socket, _):

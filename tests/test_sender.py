@@ -245,6 +245,31 @@ async def test_a_caller_that_comes_again_at_once_is_not_told_of_the_withdrawal(s
         assert again == [None]
 
 
+@pytest.mark.parametrize("ending", ["disconnect", "aclose", "cancel"])
+async def test_a_caller_that_comes_again_while_the_plugin_ends_learns_that_nothing_was_sent(store, ending):
+    """A bare RuntimeError says nothing of the money, and the key would stay taken by a transfer that nobody sends."""
+    async with trio.open_nursery() as nursery:
+        async with open_payer(store, close_timeout=0.01) as payer:
+            await settle(store)
+            store.may_begin = trio.Event()
+            with trio.move_on_after(0.02):
+                await payer.send_money(7, idempotency_key="k")
+            again = await start(nursery, lambda: payer.send_money(7, idempotency_key="k"))
+            if ending != "cancel":
+                await getattr(payer, ending)()
+            if ending == "disconnect":
+                await wait_all_tasks_blocked()
+                store.may_begin.set()
+                await payer.connect()
+                assert await states(payer) == {}
+                third = await pay(payer, nursery, "k")
+                payer.answer()
+                await settle(store)
+                assert third == [None]
+        await wait_all_tasks_blocked()
+        assert isinstance(again[0], PluginClosedError)
+
+
 async def test_one_of_two_callers_can_leave(store):
     async with open_payer(store) as payer, trio.open_nursery() as nursery:
         await settle(store)

@@ -149,7 +149,8 @@ class CallTable:
         Cancellation: Safe at any time.
         """
         while self.pending:
-            self._drained = self._drained or trio.Event()
+            if self._drained is None:
+                self._drained = trio.Event()
             await self._drained.wait()
 
     def close(self, make_error: Callable[[], LedgerPluginError]) -> None:

@@ -144,6 +144,7 @@ class ExchangePlugin(LedgerPlugin):
         assert transfer.key is not None
         calls = await self._turn()
         if transfer.level is MoneyLevel.KEYED and self.peer_retention() is None:
+            calls.wake_next()
             raise NotConnectedError("the peer does not keep transfer keys; nothing was sent")
         try:
             await self._ask(calls, transfer)

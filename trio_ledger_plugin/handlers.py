@@ -49,39 +49,60 @@ class HandlerQueue:
         answer: Runs the application's handler and returns the reply; never raises for it.
     """
 
-    __slots__ = ("answer", "pool", "requester", "running", "waiting", "waiting_bytes")
+    __slots__ = ("answer", "pool", "requester", "running", "running_bytes", "waiting", "waiting_bytes")
 
     def __init__(self, pool: HandlerPool, requester: Requester, answer: Answer) -> None:
         self.pool: HandlerPool = pool
         self.requester: Requester = requester
         self.answer: Answer = answer
         self.running: int = 0
+        # Of the requests and replies that the running handlers hold.
+        self.running_bytes: int = 0
         self.waiting: deque[tuple[int, bytes | Transfer, int]] | None = None
         self.waiting_bytes: int = 0
 
     def submit(self, request_id: int, payload: bytes | Transfer, size: int) -> bool:
         """Have a request served; false when too many wait already and it was not taken."""
-        if self.running < self.pool.limit:
-            self.running += 1
-            self.pool.run(self, request_id, payload)
+        if self._may_run(size):
+            self._run(request_id, payload, size)
             return True
-        size += REQUEST_BYTES
-        if self.waiting_bytes + size > self.pool.waiting_limit:
+        if self.waiting_bytes + size + REQUEST_BYTES > self.pool.waiting_limit:
             return False
         if self.waiting is None:
             self.waiting = deque()
         self.waiting.append((request_id, payload, size))
-        self.waiting_bytes += size
+        self.waiting_bytes += size + REQUEST_BYTES
         return True
 
-    def next_job(self) -> tuple[int, bytes | Transfer] | None:
-        """Take the request whose turn it is now that one has finished, or None."""
-        if not self.waiting:
-            self.running -= 1
+    def _may_run(self, size: int) -> bool:
+        """Whether a request more may run; one alone always may."""
+        if self.running >= self.pool.limit:
+            return False
+        return self.running_bytes + size <= self.pool.running_limit or not self.running
+
+    def _run(self, request_id: int, payload: bytes | Transfer, size: int) -> None:
+        self.running += 1
+        self.running_bytes += size
+        self.pool.run(self, request_id, payload, size)
+
+    def next_job(self, held: int) -> tuple[int, bytes | Transfer, int] | None:
+        """Take the request whose turn it is now that one has finished, which held so many bytes; or None."""
+        self.running -= 1
+        self.running_bytes -= held
+        if not self.waiting or not self._may_run(self.waiting[0][2]):
             return None
-        request_id, payload, size = self.waiting.popleft()
-        self.waiting_bytes -= size
-        return request_id, payload
+        job = self._take(self.waiting)
+        self.running += 1
+        self.running_bytes += job[2]
+        while self.waiting and self._may_run(self.waiting[0][2]):
+            # A large one has made room for many small ones.
+            self._run(*self._take(self.waiting))
+        return job
+
+    def _take(self, waiting: deque[tuple[int, bytes | Transfer, int]]) -> tuple[int, bytes | Transfer, int]:
+        job = waiting.popleft()
+        self.waiting_bytes -= job[2] + REQUEST_BYTES
+        return job
 
     def abandon(self) -> None:
         """Forget the requests that wait: nobody is there to hear the replies."""
@@ -92,7 +113,7 @@ class HandlerQueue:
 class _Worker:
     """One pooled task and the request that it serves."""
 
-    __slots__ = ("answered", "payload", "pool", "queue", "request_id", "scope", "task")
+    __slots__ = ("answered", "held", "payload", "pool", "queue", "request_id", "scope", "task")
 
     def __init__(self, pool: HandlerPool) -> None:
         self.pool: HandlerPool = pool
@@ -102,9 +123,10 @@ class _Worker:
         self.request_id: int = 0
         self.payload: bytes | Transfer = b""
         self.answered: bool = False
+        self.held: int = 0
 
-    def begin(self, queue: HandlerQueue, request_id: int, payload: bytes | Transfer) -> None:
-        self.queue, self.request_id, self.payload, self.answered = queue, request_id, payload, False
+    def begin(self, queue: HandlerQueue, request_id: int, payload: bytes | Transfer, size: int) -> None:
+        self.queue, self.request_id, self.payload, self.held, self.answered = queue, request_id, payload, size, False
 
     def leave_pool(self, _raise_cancel: object) -> trio.lowlevel.Abort:
         self.pool.idle.remove(self)
@@ -118,14 +140,18 @@ class HandlerPool:
         tasks: Owns the tasks.
         log: Told of what a handler raises where no reply can carry it.
         limit: How many handlers may run for one source.
+        running_limit: How many bytes the handlers that run for one source may hold; further requests wait.
         waiting_limit: How many bytes of requests may wait in one source.
         timeout: Seconds that a data handler may take.
     """
 
-    def __init__(self, tasks: PluginTasks, log: Log, *, limit: int, waiting_limit: int, timeout: float) -> None:
+    def __init__(
+        self, tasks: PluginTasks, log: Log, *, limit: int, running_limit: int, waiting_limit: int, timeout: float
+    ) -> None:
         self._tasks = tasks
         self._log = log
         self.limit: int = limit
+        self.running_limit: int = running_limit
         self.waiting_limit: int = waiting_limit
         self._timeout = timeout
         self.idle: list[_Worker] = []
@@ -135,18 +161,18 @@ class HandlerPool:
         self._quiet: trio.Event | None = None
         self.running: int = 0
 
-    def run(self, queue: HandlerQueue, request_id: int, payload: bytes | Transfer) -> None:
+    def run(self, queue: HandlerQueue, request_id: int, payload: bytes | Transfer, size: int) -> None:
         """Serve one request in a task that is free, or in a new one."""
         self.running += 1
         if not self.idle:
             worker = _Worker(self)
-            worker.begin(queue, request_id, payload)
+            worker.begin(queue, request_id, payload, size)
             self._tasks.spawn(self._work, worker)
             return
         worker = self.idle.pop()
         if len(self.idle) < self._least_idle:
             self._least_idle = len(self.idle)
-        worker.begin(queue, request_id, payload)
+        worker.begin(queue, request_id, payload, size)
         task = worker.task
         assert task is not None
         task.context = self._tasks.context.copy()
@@ -158,7 +184,8 @@ class HandlerPool:
         Cancellation: Safe at any time.
         """
         while self.running:
-            self._quiet = self._quiet or trio.Event()
+            if self._quiet is None:
+                self._quiet = trio.Event()
             await self._quiet.wait()
 
     def sweep(self, now: float) -> float:
@@ -194,19 +221,23 @@ class HandlerPool:
             if worker.queue is not None:
                 self._count_end()
         if worker.queue is not None:
-            self._pass_on(worker.queue)
+            self._pass_on(worker.queue, worker.held)
 
     async def _serve(self, worker: _Worker, queue: HandlerQueue) -> None:
         requester = queue.requester
         self._deadlines[worker] = trio.current_time() + self._timeout
         reply = await queue.answer(worker.payload)
         self._deadlines.pop(worker, None)
+        if reply.__class__ is bytes and len(reply) > worker.held:
+            # A peer that does not read has it wait.
+            queue.running_bytes += len(reply) - worker.held
+            worker.held = len(reply)
         if not worker.answered:
             await requester.reply(worker.request_id, reply)
         if worker.scope.cancel_called:
             # This handler went on through its cancellation; the scope is spent.
             await trio.lowlevel.checkpoint()
-        job = queue.next_job()
+        job = queue.next_job(worker.held)
         if job is None:
             self._count_end()
             worker.queue = None
@@ -218,9 +249,9 @@ class HandlerPool:
             worker.task.context = self._tasks.context.copy()
             await trio.lowlevel.cancel_shielded_checkpoint()  # the new context counts from here
 
-    def _pass_on(self, queue: HandlerQueue) -> None:
+    def _pass_on(self, queue: HandlerQueue, held: int) -> None:
         """Give the place of a cancelled worker to another; its own scope is spent, so its task ends."""
-        job = queue.next_job()
+        job = queue.next_job(held)
         if job is not None:
             self.run(queue, *job)
 

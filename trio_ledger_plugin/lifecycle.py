@@ -81,6 +81,7 @@ class Lifecycle(ABC):
             self.tasks,
             self.log,
             limit=options.max_handlers,
+            running_limit=options.max_running_bytes,
             waiting_limit=options.max_waiting_bytes,
             timeout=options.handler_timeout,
         )
@@ -184,19 +185,23 @@ class Lifecycle(ABC):
     async def _begin(self) -> None:
         """Open the tasks' home and begin an attempt, unless another task does it meanwhile."""
         self.desk.claim()
-        self.tasks.leaving = False
         try:
             await self.tasks.start()
             # The home before this one has given the ledger up when it ended.
             self.desk.claim()
             if self._connection is None and self._state is _State.IDLE and self.tasks.running:
                 self._state = _State.CONNECTING
+                # Not before: tasks that end already must begin nothing any more.
+                self.tasks.leaving = False
                 self.connect_error = None
                 self._connection = Connection(self._ready)
                 self.tasks.spawn(self._run, self._connection)
         finally:
             if self._connection is None:
                 self.tasks.leave()
+            if self.tasks.ended:
+                # There is no end of the tasks to come that would give it up.
+                self.desk.release()
 
     def _ready(self) -> None:
         if self._state is _State.CONNECTING:

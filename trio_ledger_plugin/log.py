@@ -224,7 +224,11 @@ class SafeLog:
     def _write(self, level: int, write: Callable[[str], None], message: str, params: tuple[object, ...]) -> None:
         if isinstance(self._log, StdlibLog) and not self._log.is_enabled(level):
             return
-        write(self._secrets.sub("***", format_message(message, *params)).replace("%", "%%"))
+        text = self._secrets.sub("***", format_message(message, *params)).replace("%", "%%")
+        try:
+            write(text)
+        except Exception as error:  # noqa: BLE001 (a full disk, say: it must not end what the message tells of as well)
+            logging.getLogger("trio_ledger_plugin").error("the host's log failed: %s", type(error).__name__)
 
 
 def _forms(secret: str) -> set[str]:

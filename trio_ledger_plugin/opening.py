@@ -124,7 +124,7 @@ class _Opening(AbstractAsyncContextManager["LedgerPlugin"]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
-        return await self._block.__aexit__(kind, error, traceback)
+        return await self._block.__aexit__(kind, error, traceback)  # noqa: ASYNC102 (whose waits have deadlines)
 
     # Type checkers know without these that it cannot be done.
     if not TYPE_CHECKING:

@@ -121,6 +121,7 @@ class LinkOptions(CheckedOptions):
         max_fragments: Of one WebSocket message.
         max_entries: Of one packet's protocol data.
         max_queue_bytes: Waiting to be sent on a link; callers wait when it is full.
+        max_running_bytes: Of requests, and of their responses, that running handlers hold on a link; more wait.
         max_waiting_bytes: Of requests that wait for a handler on a link; more are refused.
         max_refusal_bytes: Of refusals waiting to be sent on a link; the link is aborted past it.
         max_handlers: Running at once on a link.
@@ -155,6 +156,7 @@ class LinkOptions(CheckedOptions):
     max_fragments: int = field(default=64, metadata=COUNT)
     max_entries: int = field(default=32, metadata=COUNT)
     max_queue_bytes: int = field(default=1024 * 1024, metadata=COUNT)
+    max_running_bytes: int = field(default=4 * 1024 * 1024, metadata=COUNT)
     max_waiting_bytes: int = field(default=2 * 1024 * 1024, metadata=COUNT)
     max_refusal_bytes: int = field(default=64 * 1024, metadata=COUNT)
     max_handlers: int = field(default=256, metadata=COUNT)

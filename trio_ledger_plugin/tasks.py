@@ -101,6 +101,11 @@ class PluginTasks:
         """Whether tasks can be started."""
         return self._nursery is not None
 
+    @property
+    def ended(self) -> bool:
+        """Whether no task is left, and none is about to begin."""
+        return self._ended.is_set()
+
     async def start(self) -> None:
         """Open the home; does nothing when it is open. It can end at once, when the caller's nursery is cancelled.
 
@@ -123,7 +128,7 @@ class PluginTasks:
         except RuntimeError as error:
             raise PluginClosedError("the nursery that the plugin was made in has ended") from error
         self._scope = _home_scope()
-        self._ending = False
+        self._ending = self.leaving = False
         self._opened, self._ended = trio.Event(), trio.Event()
 
     def spawn(self, function: Callable[..., Awaitable[object]], *args: object) -> None:

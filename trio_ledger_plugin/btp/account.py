@@ -322,7 +322,8 @@ class AccountPlugin(LedgerPlugin):
     async def finish_calls(self) -> None:
         """Let the account's handlers finish, and its connections drain and part from its client."""
         while self.handlers_running:
-            self._quiet = self._quiet or trio.Event()
+            if self._quiet is None:
+                self._quiet = trio.Event()
             await self._quiet.wait()
         await part_all(self._account.links)
 

@@ -14,7 +14,17 @@ from struct import Struct
 
 from attrs import frozen
 
-__all__ = ["CLOSE", "PING", "PONG", "FrameKind", "FrameReader", "OtherFrame", "binary_frame", "masked_binary_frame"]
+__all__ = [
+    "CLOSE",
+    "PING",
+    "PONG",
+    "FrameKind",
+    "FrameReader",
+    "OtherFrame",
+    "binary_frame",
+    "close_frame",
+    "masked_binary_frame",
+]
 
 PLAIN_FIRST_BYTE = 0x82
 CONTINUATION = 0x0
@@ -79,6 +89,13 @@ def masked_binary_frame(payload: bytes) -> bytes:
     if size < 65536:
         return _MEDIUM(PLAIN_FIRST_BYTE, 0x80 | 126, size) + key + _xor(payload, key)
     return _LONG(PLAIN_FIRST_BYTE, 0x80 | 127, size) + key + _xor(payload, key)
+
+
+def close_frame(code: int, *, masked: bool) -> bytes:
+    """Return a Close with a code and no reason, masked as a client sends it or not."""
+    payload = code.to_bytes(2, "big")
+    frame = masked_binary_frame(payload) if masked else binary_frame(payload)
+    return bytes((0x80 | CLOSE,)) + frame[1:]
 
 
 class FrameKind(Enum):

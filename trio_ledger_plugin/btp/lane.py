@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import trio
 
-from .frames import FrameKind, FrameReader
+from .frames import FrameKind, FrameReader, close_frame
 from .rawsocket import plain_socket, read_socket
 from .readers import READ_BYTES
 from .writer import FrameWriter
@@ -34,6 +34,9 @@ TURNS_CROWDED = 8
 # How long reading pauses at a time while replies wait for room in the out-queue.
 PAUSE_SECONDS = 0.05
 CLOSE_SECONDS = 1.0
+# What the other end is told when trio-websocket has ended a connection over what it was sent: protocol error, text that
+# is none, too big (RFC 6455, section 7.4.1).
+VERDICTS = frozenset({1002, 1007, 1009})
 # Where h11 sees the end of a head.
 _HEAD_END = re.compile(rb"\n\r?\n")
 
@@ -89,6 +92,7 @@ class LaneStream(trio.abc.Stream):
         "_socket",
         "_stream",
         "_tasks",
+        "_verdict",
         "bytes_received",
         "writer",
     )
@@ -116,23 +120,31 @@ class LaneStream(trio.abc.Stream):
         self._opened: trio.Event | None = trio.Event()
         self._receiver: Receiver | None = None
         self._fetch: Callable[[], Awaitable[bytes | str | None]] | None = None
+        self._verdict: Callable[[], int | None] | None = None
         self._fetch_due = False
         self._closed = False
         self.writer: FrameWriter | None = None
         self.bytes_received: int = 0
 
-    def open(self, receiver: Receiver, fetch: Callable[[], Awaitable[bytes | str | None]]) -> FrameWriter:
+    def open(
+        self,
+        receiver: Receiver,
+        fetch: Callable[[], Awaitable[bytes | str | None]],
+        verdict: Callable[[], int | None],
+    ) -> FrameWriter:
         """Switch from the handshake to frames.
 
         Args:
             receiver: Where the messages go.
             fetch: Gets the message that was passed up last, or None when there is none after all.
+            verdict: Gives the code that trio-websocket has ended the connection with, or None while it has not.
 
         Returns:
             The writer of this stream.
         """
         self._receiver = receiver
         self._fetch = fetch
+        self._verdict = verdict
         self.writer = FrameWriter(self._stream, self._tasks, self._options.send_timeout)
         assert self._opened is not None
         self._opened.set()
@@ -149,6 +161,7 @@ class LaneStream(trio.abc.Stream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:  # noqa: ARG002 (Trio's signature)
         """Return the next bytes that are trio-websocket's to read; lift the messages before them."""
+        self._tell_verdict()
         try:
             data = await self._phase()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -177,6 +190,7 @@ class LaneStream(trio.abc.Stream):
             return
         self._closed = True
         try:
+            self._tell_verdict()
             if self.writer is not None:
                 with trio.move_on_after(CLOSE_SECONDS):
                     await self.writer.flush()
@@ -192,6 +206,17 @@ class LaneStream(trio.abc.Stream):
     def _left(self, reason: str) -> None:
         if self._receiver is not None:
             self._receiver.peer_left(reason)
+
+    def _tell_verdict(self) -> None:
+        """Send the Close that trio-websocket leaves out where it ends a connection over what it was sent.
+
+        As a server it only closes the stream, and as a client it waits until the server does.
+        """
+        code = self._verdict() if self._verdict is not None else None
+        if code in VERDICTS and self.writer is not None and not self.writer.is_stopped:
+            self.writer.write_control(close_frame(code, masked=not self._server))
+            self._phase = self._receive_raw
+            self._left("the peer sent an illegal message")
 
     # The phases of reading.
 

@@ -41,6 +41,8 @@ __all__ = ["Link"]
 ANSWER, REQUEST = Verdict.ANSWER, Verdict.REQUEST
 # What a transfer counts for while it waits for a handler.
 TRANSFER_BYTES = 64
+# What a message that is held takes beside its bytes: many empty ones must not grow without bound either.
+HELD_BYTES = 32
 CLOSE_POLICY, CLOSE_TOO_BIG, CLOSE_NORMAL = 1008, 1009, 1000
 MINUTE = 60.0
 
@@ -137,7 +139,8 @@ class Link:
 
     def hold(self, message: bytes) -> None:
         """Keep a message that came before the link is authenticated; it is served afterwards."""
-        if sum(map(len, self._held)) + len(message) > self._host.options.max_unauthenticated_bytes:
+        held = sum(map(len, self._held)) + HELD_BYTES * len(self._held)
+        if held + len(message) > self._host.options.max_unauthenticated_bytes:
             self.too_big()
         else:
             self._held.append(message)
@@ -165,6 +168,8 @@ class Link:
 
     # Calls of ours.
 
+    # Ctrl-C between the call and its wait would leave a call behind whose caller waits for something else by then.
+    @trio.lowlevel.enable_ki_protection
     async def request(self, data: bytes) -> bytes:
         """Send ILP data and return the response's.
 
@@ -192,6 +197,7 @@ class Link:
         finally:
             self.calls.forget(request_id)
 
+    @trio.lowlevel.enable_ki_protection  # as for a request
     async def transfer(self, transfer: Transfer) -> None:
         """Send a transfer at once, in the turn that ``wait_for_turn`` gave; return when the peer acknowledged it.
 

@@ -59,7 +59,7 @@ class SocketReaders:
 
         Args:
             socket: The socket, which nobody else reads.
-            take: Takes bytes and returns whether to go on; may not wait or raise.
+            take: Takes bytes and returns whether to go on; may not wait. What it raises is raised here.
 
         Returns:
             The bytes that ``take`` took last, or none at the socket's end.
@@ -112,8 +112,13 @@ class SocketReaders:
         except OSError as error:
             self._wake(number, outcome.Error(trio.BrokenResourceError(f"the socket broke: {error}")))
             return
-        if not data or not self._waiting[number][1](data):
-            self._wake(number, outcome.Value(data))
+        try:
+            taken = bool(data) and self._waiting[number][1](data)
+        except Exception as error:  # noqa: BLE001 (one connection's trouble, such as a host's log, must not end all)
+            self._wake(number, outcome.Error(error))
+        else:
+            if not taken:
+                self._wake(number, outcome.Value(data))
 
     def _wake(self, number: int, result: outcome.Outcome[bytes]) -> None:
         task = self._forget(number)

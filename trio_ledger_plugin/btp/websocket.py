@@ -133,7 +133,7 @@ class WebSocket:
 
     def open(self, receiver: Receiver, on_end: Callable[[bool], None]) -> None:
         """Let messages come; ``on_end`` is called when the connection is closed and its reader has ended."""
-        self._writer = self._lane.open(receiver, self._fetch)
+        self._writer = self._lane.open(receiver, self._fetch, self._verdict)
         self._reader.call_at_end(on_end)
 
     def authenticated(self) -> None:
@@ -186,6 +186,10 @@ class WebSocket:
             return await self._connection.get_message()
         except trio_websocket.ConnectionClosed:
             return None
+
+    def _verdict(self) -> int | None:
+        reason = self._connection.closed
+        return None if reason is None else reason.code
 
 
 async def open_websocket(

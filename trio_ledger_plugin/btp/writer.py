@@ -85,6 +85,11 @@ class FrameWriter:
         self.deadline: float = inf
         self.emptied: trio.Event | None = None
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether nothing more is taken: a Close was queued, or the stream has ended."""
+        return self._stopped
+
     def write(self, frame: bytes) -> None:
         """Queue one message's frame; after a Close it vanishes."""
         if self._stopped:
@@ -166,7 +171,8 @@ class FrameWriter:
         Cancellation: Safe at any time.
         """
         while self._running and self._parked is None:
-            self.emptied = self.emptied or trio.Event()
+            if self.emptied is None:
+                self.emptied = trio.Event()
             await self.emptied.wait()
 
     def _rouse(self) -> None:

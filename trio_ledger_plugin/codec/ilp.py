@@ -316,9 +316,7 @@ def _decode_reject(body: bytes) -> Reject:
     code, triggered_by = read_ia5(three, "a Reject's code"), read_ia5(address, "a Reject's address")
     if triggered_by and not is_address(triggered_by):
         raise DecodeError(f"a Reject with code {code!r} comes from {triggered_by[:80]!r}, which is no ILP address")
-    message = read_utf8(text, "a Reject's message")
-    if len(message) > MAX_MESSAGE:
-        raise DecodeError(f"a Reject's message has {len(message)} characters, {MAX_MESSAGE} are allowed")
+    message = read_utf8(text, "a Reject's message", MAX_MESSAGE)
     return Reject(code, triggered_by, message, _decode_data(body, offset))
 
 

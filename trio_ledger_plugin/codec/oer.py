@@ -7,6 +7,7 @@ alone. Writers return bytes and raise `InvalidFieldsError` naming the field, wha
 
 from __future__ import annotations
 
+import codecs
 from datetime import UTC, datetime
 
 from ..errors import DecodeError, InvalidFieldsError
@@ -32,6 +33,11 @@ __all__ = [
 ]
 
 BytesLike = bytes | bytearray | memoryview
+
+_UTF8_DECODER = codecs.getincrementaldecoder("utf-8")
+# The bytes of UTF-8 that begin no character.
+_CONTINUING = bytes(range(0x80, 0xC0))
+_PIECE = 4096
 
 
 def as_bytes(data: BytesLike) -> bytes:
@@ -121,14 +127,27 @@ def read_ia5(value: bytes, field: str) -> str:
         raise DecodeError(f"{field} holds a byte above 0x7F") from None
 
 
-def read_utf8(value: bytes, field: str) -> str:
-    """Return a UTF8String's bytes as text.
+def read_utf8(value: bytes, field: str, most: int | None = None) -> str:
+    """Return bytes as UTF-8 text.
+
+    Args:
+        value: The bytes.
+        field: The field's name, for the error.
+        most: The greatest number of characters allowed, or None for any.
 
     Raises:
-        DecodeError: They are not UTF-8; the text names the field.
+        DecodeError: They are not UTF-8, or too many characters; the text names the field.
     """
+    if most is not None and len(value) > most:
+        # Counted before the text is built: of ASCII with one wide character it would take four times the bytes.
+        characters = len(value.translate(None, _CONTINUING))
+        if characters > most:
+            raise DecodeError(f"{field} has {characters} characters, {most} are allowed")
+    decoder = _UTF8_DECODER()
     try:
-        return value.decode()
+        # In pieces: for each, Python at first takes four times its bytes where a character is wide.
+        pieces = [decoder.decode(value[at : at + _PIECE]) for at in range(0, len(value), _PIECE)]
+        return "".join((*pieces, decoder.decode(b"", final=True)))
     except UnicodeDecodeError:
         raise DecodeError(f"{field} is not UTF-8 text") from None
 

@@ -136,11 +136,11 @@ class MoneyDesk:
             self._sender.abandon(reason)
 
     def close(self, reason: str) -> None:
-        """Send nothing any more, and leave the ledger to others."""
+        """Send nothing any more, and leave the ledger to others once no task works on it."""
         if self._sender is not None:
             self._sender.close(reason)
-        if self._own is not None:
-            self._own.release()
+        if self._tasks.ended:
+            self.release()
 
     def release(self) -> None:
         """Leave the ledger to others."""

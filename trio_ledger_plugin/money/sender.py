@@ -156,6 +156,8 @@ class Sender:
             await outgoing.entered.wait()
             outgoing = self._live.get(transfer.key)
         if outgoing is None:
+            if self._closed:
+                raise PluginClosedError("the plugin was closed; nothing was sent")
             outgoing = self._enter(evolve(transfer, account=self._account))
         elif outgoing.transfer.amount != transfer.amount:
             raise _another(transfer.key, outgoing.transfer.amount)
@@ -189,8 +191,11 @@ class Sender:
 
     def _begin(self, outgoing: _Outgoing) -> None:
         assert outgoing.transfer.key is not None
+        try:
+            self._tasks.spawn(self._run, outgoing)
+        except RuntimeError as error:
+            raise PluginClosedError("the plugin was closed or disconnected; nothing was sent") from error
         self._live[outgoing.transfer.key] = outgoing
-        self._tasks.spawn(self._run, outgoing)
 
     def link_up(self) -> None:
         """Send again what is not answered, if the link is at KEYED."""
@@ -378,16 +383,21 @@ class Sender:
 
     async def _not_sent(self, outgoing: _Outgoing, error: LedgerPluginError) -> None:
         """Forget a transfer that has not left."""
-        await self._record(self._ledger.journal.withdraw, outgoing.transfer)
+        await self._record(self._withdraw, outgoing.transfer)
         outgoing.settle(lambda: error)
 
     async def _refused(self, outgoing: _Outgoing, error: RemoteError) -> None:
         """Record a refusal; one that is temporary leaves nothing under the key."""
         if _is_temporary(error):
-            await self._record(self._ledger.journal.withdraw, outgoing.transfer)
+            await self._record(self._withdraw, outgoing.transfer)
         else:
             await self._record(self._ledger.journal.answered, outgoing.transfer, error)
         outgoing.settle(partial(_again, error))
+
+    def _withdraw(self, connection: sqlite3.Connection, transfer: Transfer) -> None:
+        # On the store's thread. After the end a transfer at KEYED is the next plugin's, which may be sending it again.
+        if not (self._closed and transfer.level is MoneyLevel.KEYED):
+            self._ledger.journal.withdraw(connection, transfer)
 
     async def _record(self, work: Callable[..., T], *args: object) -> T:
         """Work on the journal, however long the store does not let it: write, above all, what has happened."""

@@ -1,0 +1,202 @@
+"""One token through all that a client and a listener do: it stands in the auth frame, and nowhere else.
+
+Whoever reads a log, a traceback or a frame of another connection could otherwise take over the account.
+"""
+
+import logging
+import traceback
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import trio
+from peers import PING, PONG, TEXT, TOKEN, Peer, dial, listening, open_btp, serving, welcome
+from trio.testing import MockClock
+
+from trio_ledger_plugin import ConnectOptions, LedgerPluginError, PluginServices
+from trio_ledger_plugin.btp.session import auth_message
+from trio_ledger_plugin.codec import btp
+
+NOON = datetime(2018, 8, 31, 12, 0, 0, 899_000, tzinfo=UTC)
+OPTIONS = {"redial_max_delay": 0.01, "response_timeout": 0.2}
+
+
+@pytest.fixture
+def clock() -> MockClock:
+    """A clock that jumps when nothing has happened for a while; sockets on this machine are faster."""
+    return MockClock(autojump_threshold=0.03)
+
+
+class Witness:
+    """Keeps all that the package shows to anybody; it is a log, too."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def show(self, *things: object) -> None:
+        for thing in things:
+            self.seen += [repr(thing), str(thing), f"{thing}"]
+            if isinstance(thing, bytes):
+                self.seen.append(thing.decode("latin-1"))
+            if isinstance(thing, BaseException):
+                # Without source lines: this file's own text is no leak.
+                shown = traceback.TracebackException.from_exception(thing, lookup_lines=False)
+                self.seen += shown.format_exception_only()
+                self.show(*thing.args, *vars(thing).values(), thing.__cause__, thing.__context__)
+
+    def debug(self, message: str, *params: object) -> None:
+        self.show(message, *params)
+
+    trace = info = warn = error = debug
+
+    async def fail(self, call: Any, *args: Any, **how: Any) -> None:
+        with pytest.raises((LedgerPluginError, ValueError, TypeError, OSError)) as caught:
+            await call(*args, **how)
+        self.show(caught.value)
+
+    async def use(self, plugin: Any) -> None:
+        """Do what an application does, rightly and wrongly, and look at everything."""
+        self.show(plugin, plugin.options, plugin.address, plugin.statistics(), plugin.events, plugin.is_connected())
+        for call, argument in ((plugin.send_data, b"ask"), (plugin.send_money, "5"), (plugin.send_data, "text")):
+            try:
+                self.show(await call(argument))
+            except (LedgerPluginError, TypeError) as error:
+                self.show(error)
+        await self.fail(plugin.send_money, "-1")
+        with suppress(trio.WouldBlock, trio.EndOfChannel):
+            while True:
+                self.show(plugin.events.receive_nowait())
+
+    def check(self, caplog: Any, capfd: Any) -> None:
+        self.show(*(record.getMessage() for record in caplog.records), *capfd.readouterr())
+        assert len(self.seen) > 20
+        leaks = [text for text in self.seen if TOKEN in text or TOKEN.encode().hex() in text]
+        assert leaks == []
+
+
+async def broken(data: bytes) -> bytes:
+    raise RuntimeError("a handler's own trouble")
+
+
+class Server:
+    """A scripted server that meets credentials in a bad way, then lets the client in, and keeps every frame."""
+
+    def __init__(self, ways: list[str]) -> None:
+        self.ways = ways
+        self.frames: list[bytes] = []
+        self.visits = 0
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        peer = await welcome(stream)
+        self.visits += 1
+        way = self.ways.pop(0) if self.ways else "good"
+        auth = (await peer.receive()).payload
+        assert auth.count(TOKEN.encode()) == 1
+        request_id = int.from_bytes(auth[1:5], "big")
+        entries = (btp.ProtocolData("auth_token", 1, TOKEN.encode()),)
+        if way == "refuses":
+            error = btp.Error(request_id, "F00", "NotAcceptedError", NOON, f"no {TOKEN}".encode(), entries)
+            await peer.send_packet(error)
+        elif way == "not now":
+            await peer.send_packet(btp.Error(request_id, "T00", "Busy", NOON, TOKEN.encode(), entries))
+        elif way == "garbage":
+            await peer.send(peer.frame(b"\x01" + auth[1:5] + b"\x7f" + TOKEN.encode()))
+        elif way == "text":
+            await peer.send(peer.frame(TOKEN.encode(), TEXT))
+        elif way == "good":
+            await peer.send_packet(btp.Response(request_id, entries))
+            await self._be_good(peer)
+        await peer.wait_eof()
+
+    async def _be_good(self, peer: Peer) -> None:
+        await peer.send_request(1, b"served by a broken handler")
+        await peer.send_packet(btp.Transfer(2, 5))
+        await peer.send(peer.frame(b"garbage"), peer.frame(b"x", TEXT), peer.frame(b"", PING))
+        with suppress(EOFError, trio.BrokenResourceError):
+            while True:
+                opcode, payload = await peer.receive()
+                self.frames.append(payload)
+                if opcode == PING:
+                    await peer.send(peer.frame(payload, PONG))
+
+
+async def test_a_client_shows_its_token_to_the_server_alone(clock: MockClock, caplog: Any, capfd: Any) -> None:
+    caplog.set_level(logging.DEBUG)
+    witness = Witness()
+    services = PluginServices(log=witness)
+    for way in ("refuses", "closes"):
+        scripted = Server([way] * 3)
+        async with serving(scripted.serve) as url:
+            await witness.fail(enter, {"server": url, **OPTIONS}, services)
+        assert scripted.visits > 0
+    scripted = Server(["not now", "garbage", "text", "good", "not now", "garbage", "good"])
+    async with serving(scripted.serve) as url:
+        # One with the default log, one with the application's.
+        for log in (services, None):
+            async with open_btp({"server": url, **OPTIONS}, log, data_handler=broken) as plugin:
+                await witness.use(plugin)
+                await plugin.disconnect()
+                await witness.use(plugin)
+        scripted.ways = ["good", "refuses"]
+        async with trio.open_nursery() as nursery:
+            with suppress(LedgerPluginError):
+                async with open_btp({"server": url, **OPTIONS}, services, nursery=nursery) as plugin:
+                    await witness.use(plugin)
+                    assert plugin._link is not None
+                    plugin._link.abort("cut")
+                    await trio.sleep(60)
+            await witness.use(plugin)
+    witness.show(*scripted.frames)
+    assert scripted.frames
+    witness.check(caplog, capfd)
+
+
+async def enter(options: Any, services: Any) -> None:
+    async with open_btp(options, services, connect=ConnectOptions(timeout=3000)):
+        raise AssertionError("opened")
+
+
+async def test_a_listener_shows_its_secret_to_nobody(clock: MockClock, caplog: Any, capfd: Any) -> None:
+    """Not even to one who has sent it, in whatever wrong place."""
+    caplog.set_level(logging.DEBUG)
+    witness = Witness()
+    entry = btp.ProtocolData
+    auth = entry("auth", 0, b"")
+    wrong = [
+        auth_message(1, TOKEN, "wrong", {}),
+        auth_message(1, "", TOKEN + "\r\n", {TOKEN: TOKEN}),
+        auth_message(1, "", TOKEN, {})[:-3],
+        btp.encode(btp.Message(1, (entry(TOKEN, 0, TOKEN.encode()),))),
+        btp.encode(btp.Message(1, (auth, entry("auth_token", 2, TOKEN.encode())))),
+        btp.encode(btp.Message(1, (auth, entry("auth_token", 1, TOKEN.encode()), entry("auth_username", 1, b"\xff")))),
+        btp.encode(btp.Transfer(1, 5, (auth, entry("auth_token", 1, TOKEN.encode())))),
+        TOKEN.encode(),
+    ]
+    for log in (PluginServices(log=witness), None):
+        async with open_btp(listening(**OPTIONS), log, data_handler=broken) as plugin:
+            for packet in wrong:
+                peer = await dial(plugin.address)
+                await peer.send(peer.frame(packet))
+                with suppress(EOFError):
+                    while True:
+                        witness.show((await peer.receive()).payload)
+                await peer.aclose()
+            peer = await dial(plugin.address)
+            witness.show(await peer.authenticate())
+            async with trio.open_nursery() as nursery:
+
+                async def answer(peer: Peer = peer) -> None:
+                    with suppress(EOFError, trio.BrokenResourceError, trio.ClosedResourceError):
+                        while True:
+                            witness.show((await peer.receive()).payload)
+
+                nursery.start_soon(answer)
+                await peer.send_request(2, b"served by a broken handler")
+                await peer.send_packet(btp.Message(3, (auth, entry("auth_token", 1, TOKEN.encode()))))
+                await peer.send(peer.frame(auth_message(4, "", TOKEN, {})[:-2]))
+                await witness.use(plugin)
+                await peer.aclose()
+            await witness.use(plugin)
+        await witness.use(plugin)
+    witness.check(caplog, capfd)
