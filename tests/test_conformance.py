@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from contextlib import asynccontextmanager
+from importlib.metadata import entry_points
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any
 
@@ -208,3 +209,34 @@ async def test_money_is_not_asked_of_a_plugin_without_it() -> None:
         named("send_money_reaches_the_peers_handler"), BROKEN["a_plugin_without_money_says_so"], deadline=5
     )
     assert (outcome.verdict, outcome.detail) == (Verdict.NOT_APPLICABLE, "the plugin has no money")
+
+
+def test_the_fixture_makes_one_test_a_check_and_finds_what_is_wrong(tmp_path):
+    """As an author has it who installed the package and wrote nothing but this."""
+    (tmp_path / "test_mine.py").write_text(
+        "from trio_ledger_plugin.testing.conformance.subjects import loopback\n"
+        "def test_mine(conformance_check):\n"
+        "    conformance_check(loopback)\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        str(tmp_path),
+        str(tmp_path),
+    ]
+    done = subprocess.run([*command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout
+    listed = subprocess.run([*command, "--collect-only"], capture_output=True, text=True, check=False)
+    for check in CHECKS:
+        assert f"test_mine[{check.name}]" in listed.stdout
+
+
+def test_pytest_finds_the_fixture_where_the_package_is_installed():
+    (found,) = [entry for entry in entry_points(group="pytest11") if entry.name == "trio-ledger-plugin"]
+    assert found.value == "trio_ledger_plugin.pytest_plugin"

@@ -51,7 +51,7 @@ LAYERS = (
     ("testing.proxy", "testing.scripted_peer", "testing.conformance.looking"),
     ("testing.conformance.stage",),
     ("testing",),
-    ("telemetry", "cli", "commands", "benchmark", "__main__"),
+    ("telemetry", "pytest_plugin", "cli", "commands", "benchmark", "__main__"),
 )
 KNOWN = {name: height for height, names in enumerate(LAYERS) for name in names}
 

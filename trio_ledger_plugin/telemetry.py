@@ -21,9 +21,9 @@ from .statistics import Statistics
 try:
     from opentelemetry.metrics import Observation, get_meter
     from opentelemetry.trace import SpanKind, StatusCode, get_tracer
-except ModuleNotFoundError as error:
-    message = "telemetry is an extra: pip install 'trio-ledger-plugin[otel]'"
-    raise ModuleNotFoundError(message, name=error.name) from error
+except ModuleNotFoundError as _error:
+    _message = "telemetry is an extra: pip install 'trio-ledger-plugin[otel]'"
+    raise ModuleNotFoundError(_message, name=_error.name) from _error
 
 if TYPE_CHECKING:
     import sqlite3

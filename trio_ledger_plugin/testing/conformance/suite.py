@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from .stage import Check
-    from .subject import Conditions, Subject
+    from .subject import Conditions, Subject, SubjectFactory
 
-__all__ = ["ConformanceSuite"]
+__all__ = ["ConformanceSuite", "make_check"]
 
 
 class ConformanceSuite:
@@ -42,17 +42,30 @@ class ConformanceSuite:
         raise NotImplementedError("a subclass of ConformanceSuite says in pair() which plugins to check")
 
 
+def make_check(check: Check, pair: SubjectFactory, *, transactional: bool = False, deadline: float = 20.0) -> None:
+    """Make one check in a Trio run of its own, as a test of pytest's.
+
+    Args:
+        check: The check.
+        pair: Gives the plugins.
+        transactional: Whether both ends get a transactional store.
+        deadline: Seconds until the check is taken for one that hangs.
+
+    Raises:
+        Exception: What is wrong with the plugin; a check that is not applicable is skipped.
+    """
+    import pytest  # noqa: PLC0415 (whoever runs no tests need not have it)
+
+    outcome = trio.run(partial(run_check, check, pair, transactional=transactional, deadline=deadline))
+    if outcome.verdict is Verdict.NOT_APPLICABLE:
+        pytest.skip(f"not applicable: {outcome.detail}")
+    if outcome.error is not None:
+        raise outcome.error
+
+
 def _as_test(check: Check) -> Callable[[ConformanceSuite], None]:
     def test(self: ConformanceSuite) -> None:
-        import pytest  # noqa: PLC0415 (whoever runs no tests need not have it)
-
-        outcome = trio.run(
-            partial(run_check, check, self.pair, transactional=self.transactional, deadline=self.deadline)
-        )
-        if outcome.verdict is Verdict.NOT_APPLICABLE:
-            pytest.skip(f"not applicable: {outcome.detail}")
-        if outcome.error is not None:
-            raise outcome.error
+        make_check(check, self.pair, transactional=self.transactional, deadline=self.deadline)
 
     test.__doc__ = check.sentence
     return test
