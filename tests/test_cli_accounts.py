@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from trio_ledger_plugin import LedgerPlugin
 
+pytestmark = pytest.mark.slow
+
 ADDRESS = "test.server"
 NAMED = ("--accounts", "--names", "username", "--address", ADDRESS)
 

@@ -27,6 +27,8 @@ from trio_ledger_plugin.options import BtpOptions
 from trio_ledger_plugin.stores import open_sqlite_store
 from trio_ledger_plugin.testing.conformance import CHECKS
 
+pytestmark = pytest.mark.slow
+
 FULFILL = "0d21" + "00" * 33
 PAGE = (ROOT / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
 

@@ -40,6 +40,8 @@ from trio_ledger_plugin.testing.conformance.subjects import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+pytestmark = pytest.mark.slow
+
 # What never comes is found by waiting only.
 HANGING = ("a_money_handler_is_tried_again_until_it_succeeds",)
 MONEY_CHECKS = [check for check in CHECKS if check.money or check.store]

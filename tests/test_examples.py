@@ -23,6 +23,8 @@ EXAMPLES = ROOT / "docs" / "examples"
 sys.path.insert(0, str(EXAMPLES))
 from pair_plugin import PairPlugin  # noqa: E402 (it is no package's)
 
+pytestmark = pytest.mark.slow
+
 PATIENCE = 20.0
 # An example is read in one go.
 LINES = 80

@@ -14,6 +14,8 @@ from pages import ROOT, Block, find_pages, read_blocks
 from programs import environment
 from terminals import PROMPT, Terminal, canonical, find_modules, open_terminal
 
+pytestmark = pytest.mark.slow
+
 PAGES = {
     str(page.relative_to(ROOT)): page
     for page in find_pages()

@@ -4,7 +4,7 @@
 
 One process serves two listeners; a good client measures one of them, first alone and then while a raw socket floods
 the other with requests that it never reads the answers of, requests whose answers it reads, responses to nothing,
-pings, and pongs.
+pings, pongs, requests in fragments, wrong tokens as fast as it can dial, and connections that stall in the middle.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ HANDSHAKE = (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-KINDS = ("requests unread", "requests read", "responses", "pings", "pongs")
+KINDS = ("requests unread", "requests read", "responses", "pings", "pongs", "fragments", "guesses", "stalls")
 
 
 def frame(payload: bytes, first: int = 0x82) -> bytes:
@@ -58,6 +58,9 @@ async def serve() -> None:
 def flood(port: int, kind: str, seconds: float) -> None:
     """Flood a listener, dialing again whenever it hangs up."""
     ends = time.monotonic() + seconds
+    if kind in ("guesses", "stalls"):
+        strangers(port, kind, ends)
+        return
     # Made beforehand: a flooder that works hard takes the good peer's processor, not its turn at the server.
     pieces = [piece(kind, number * 500) for number in range(40)]
     while time.monotonic() < ends:
@@ -73,10 +76,36 @@ def flood(port: int, kind: str, seconds: float) -> None:
                     sock.sendall(data)
 
 
+def strangers(port: int, kind: str, ends: float) -> None:
+    """Come again and again without ever being let in: guess a token, or stop in the middle of the first frame."""
+    held: list[socket.socket] = []
+    number = 0
+    while time.monotonic() < ends:
+        number += 1
+        with suppress(OSError):
+            sock = socket.create_connection(("127.0.0.1", port), timeout=2)
+            sock.sendall(HANDSHAKE)
+            sock.recv(4096)
+            guess = frame(auth_message(1, "flooder", f"guess {number}", {}))
+            if kind == "guesses":
+                sock.sendall(guess)
+                sock.close()
+            else:
+                sock.sendall(guess[: len(guess) // 2])
+                held.append(sock)
+        if len(held) > 500:
+            held.pop(0).close()
+
+
 def piece(kind: str, first_id: int) -> bytes:
     """Return frames to flood with."""
     if kind in ("pings", "pongs"):
         return frame(b"x", 0x89 if kind == "pings" else 0x8A) * 2000
+    if kind == "fragments":
+        whole = btp.encode_ilp(btp.MESSAGE, first_id, b"Z" * 300)
+        parts = [whole[at : at + 10] for at in range(0, len(whole), 10)]
+        middle = b"".join(frame(part, 0x00) for part in parts[1:-1])
+        return (frame(parts[0], 0x02) + middle + frame(parts[-1], 0x80)) * 50
     packet_type = btp.RESPONSE if kind == "responses" else btp.MESSAGE
     return b"".join(frame(btp.encode_ilp(packet_type, first_id + n, b"Z" * 300)) for n in range(500))
 
