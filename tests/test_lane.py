@@ -45,6 +45,7 @@ class Link:
         self.messages: list[bytes | None] = []
         self.left: list[str] = []
         self.refused = 0
+        self.error: Exception | None = None
         self.ended = trio.Event()
 
     def receive(self, message: bytes) -> None:
@@ -61,7 +62,8 @@ class Link:
     def peer_left(self, reason: str) -> None:
         self.left.append(reason)
 
-    def on_end(self, cancelled: bool) -> None:
+    def on_end(self, cancelled: bool, error: Exception | None) -> None:
+        self.error = error
         self.ended.set()
 
 

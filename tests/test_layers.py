@@ -114,6 +114,22 @@ print(*({{'trio', 'trio_websocket', 'wsproto', 'outcome'}} & {{name.partition('.
     assert run.stdout.split() == []
 
 
+def test_what_few_need_is_not_imported_with_the_package():
+    """Every program that imports the package would start later by it."""
+    program = f"""
+import sys, trio
+before = set(sys.modules)
+import {PACKAGE}
+print(*(set(sys.modules) - before))
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    loaded = set(run.stdout.split())
+    assert f"{PACKAGE}.plugin" in loaded
+    late = {"sqlite3", "importlib.metadata", "difflib", "trio_websocket", "click", "rich"}
+    late |= {f"{PACKAGE}.{name}" for name in ("btp", "stores", "money.journal", "money.sender", "codec.ilp", "testing")}
+    assert loaded & late == set()
+
+
 def test_one_module_knows_trio_websocket():
     knowing = [
         name

@@ -615,6 +615,21 @@ async def test_too_many_unreadable_messages_close_the_link(kind: Any, autojump_c
         assert all(line.isprintable() for line in log.lines)
 
 
+async def test_what_goes_wrong_while_reading_is_logged_and_ends_that_link(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """An operator who sees only "the connection ended" would look for the trouble at the peer."""
+
+    def stumble(self: Link, message: bytes) -> None:
+        raise RuntimeError(f"a bug in our own code over {message!r}")
+
+    async with linked() as (plugin, peer, log):
+        monkeypatch.setattr(Link, "receive", stumble)
+        await peer.send(peer.frame(b"anything"))
+        assert (await next_event(plugin.events, Disconnected)).reason == "the connection ended"
+        assert [line for line in log.lines if "a bug in our own code" in line and "reading from peer failed" in line]
+
+
 async def test_unreadable_messages_of_different_minutes_are_not_added_up(
     autojump_clock: MockClock,
 ) -> None:

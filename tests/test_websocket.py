@@ -31,7 +31,7 @@ class Receiver:
     def __init__(self) -> None:
         self.messages: list[bytes] = []
         self.left: list[str] = []
-        self.ends: list[bool] = []
+        self.ends: list[tuple[bool, str]] = []
 
     def receive(self, message: bytes) -> None:
         if message == b"raise":
@@ -46,6 +46,9 @@ class Receiver:
 
     def peer_left(self, reason: str) -> None:
         self.left.append(reason)
+
+    def on_end(self, cancelled: bool, error: Exception | None) -> None:
+        self.ends.append((cancelled, "" if error is None else str(error)))
 
 
 async def open_against(answer: bytes, *, end: bool = False) -> None:
@@ -236,12 +239,12 @@ async def test_an_error_in_the_reader_ends_its_connection_alone(autojump_clock: 
     """One connection's trouble must not end the plugin (trio-websocket's ends the whole server)."""
     async with connected() as (websocket, peer, tasks):
         receiver = Receiver()
-        websocket.open(receiver, receiver.ends.append)
+        websocket.open(receiver, receiver.on_end)
         await peer.send(peer.frame(b"good"), peer.frame(b"raise"), peer.frame(b"after"))
         await peer.wait_eof()
         await trio.testing.wait_all_tasks_blocked()
         assert receiver.messages == [b"good"]
-        assert receiver.ends == [False]
+        assert receiver.ends == [(False, "a bug")]
         assert tasks.running
 
 
@@ -251,18 +254,18 @@ async def test_a_connection_that_ended_before_it_was_opened_says_so() -> None:
         websocket.abort()
         await trio.testing.wait_all_tasks_blocked()
         receiver = Receiver()
-        websocket.open(receiver, receiver.ends.append)
-        assert receiver.ends == [False]
+        websocket.open(receiver, receiver.on_end)
+        assert receiver.ends == [(False, "")]
 
 
 async def test_the_plugins_end_is_told_apart() -> None:
     """Calls then fail because of this side, not because of the peer."""
     async with connected() as (websocket, peer, tasks):
         receiver = Receiver()
-        websocket.open(receiver, receiver.ends.append)
+        websocket.open(receiver, receiver.on_end)
         tasks.cancel()
         await tasks.wait_ended()
-        assert receiver.ends == [True]
+        assert receiver.ends == [(True, "")]
         await peer.wait_eof()
 
 
@@ -278,7 +281,7 @@ async def test_a_client_sees_the_servers_end(end: Any, autojump_clock: MockClock
         nursery.start_soon(serve)
         websocket = await open_websocket(near, tasks, OPTIONS, host="host", resource="/")
         receiver = Receiver()
-        websocket.open(receiver, receiver.ends.append)
+        websocket.open(receiver, receiver.on_end)
         if end == "close":
             await far.send_all(frame(b"\x03\xe8", 8))
             await trio.testing.wait_all_tasks_blocked()
@@ -288,5 +291,5 @@ async def test_a_client_sees_the_servers_end(end: Any, autojump_clock: MockClock
             assert scope.cancelled_caught
         await far.send_eof()
         await trio.testing.wait_all_tasks_blocked()
-        assert receiver.ends == [False]
+        assert receiver.ends == [(False, "")]
         assert receiver.left

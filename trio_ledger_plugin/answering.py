@@ -17,7 +17,6 @@ from .errors import (
     UnreachableError,
 )
 from .money.transfer import Transfer, enter_transfer
-from .stores.trouble import is_storage_trouble
 
 if TYPE_CHECKING:
     import sqlite3
@@ -163,6 +162,8 @@ class Handlers:
     async def _apply_within(
         self, ledger: Ledger, transfer: Transfer, handler: TransactionalMoneyHandler
     ) -> LedgerPluginError | None:
+        from .stores.trouble import is_storage_trouble  # noqa: PLC0415 (whoever has a ledger has loaded it)
+
         failures: list[tuple[str, Exception]] = []
 
         def apply(connection: sqlite3.Connection, received: Transfer) -> LedgerPluginError | None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from difflib import get_close_matches
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, cast
 
 from .checking import CheckedOptions
@@ -13,6 +11,8 @@ from .errors import InvalidFieldsError
 from .loading import canonical_plugin_name, names_of, options_from_mapping
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoints
+
     from .options import LinkOptions
     from .plugin import LedgerPlugin
 
@@ -41,9 +41,18 @@ def resolve_plugin(opts: object) -> tuple[type[LedgerPlugin], LinkOptions]:
     return plugin, options_from_mapping(plugin.options_class, fields, _find_owners)
 
 
+def _installed() -> EntryPoints:
+    # The file readers and the mail parser that it brings are a tenth of the time of importing this package.
+    from importlib.metadata import entry_points  # noqa: PLC0415 (loopback_pair() and codec users never need it)
+
+    return entry_points(group=ENTRY_POINT_GROUP)
+
+
 def _load(name: str) -> type[LedgerPlugin]:
-    found = {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
+    found = {entry.name: entry for entry in _installed()}
     if name not in found:
+        from difflib import get_close_matches  # noqa: PLC0415 (only a mistake needs it)
+
         near = get_close_matches(name, found, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise InvalidFieldsError(f"plugin is {name!r}; installed are {', '.join(sorted(found))}{hint}")
@@ -53,7 +62,7 @@ def _load(name: str) -> type[LedgerPlugin]:
 def _find_owners(option: str) -> list[str]:
     """Return the names of the installed plugins that have an option."""
     owners = []
-    for entry in entry_points(group=ENTRY_POINT_GROUP):
+    for entry in _installed():
         # What is wrong with another plugin is not what is wrong with these options.
         with suppress(Exception):
             if option in names_of(entry.load().options_class):
@@ -62,7 +71,7 @@ def _find_owners(option: str) -> list[str]:
 
 
 def _class_of(options: CheckedOptions) -> type[LedgerPlugin]:
-    for entry in entry_points(group=ENTRY_POINT_GROUP):
+    for entry in _installed():
         plugin: type[LedgerPlugin] = entry.load()
         if plugin.options_class is type(options):
             return plugin

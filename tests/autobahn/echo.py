@@ -59,7 +59,7 @@ class Echo:
 
         # As WebSocket.open does, but that texts are kept.
         websocket._writer = websocket._lane.open(self, fetch_and_keep, websocket._verdict)
-        websocket._reader.call_at_end(lambda _cancelled: self.ended.set())
+        websocket._reader.call_at_end(lambda _cancelled, _error: self.ended.set())
         websocket.authenticated()
 
     def receive(self, message: bytes) -> None:

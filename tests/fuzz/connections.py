@@ -51,6 +51,7 @@ async def with_lane(pieces: list[bytes], *, server: bool) -> tuple[list[bytes | 
                     await trio.lowlevel.checkpoint()
             await far.send_eof()
         await link.ended.wait()
+    assert link.error is None
     assert len(link.left) + link.refused >= 1
     assert max((len(message or b"") for message in link.messages), default=0) <= LIMIT
     return link.messages, link.refused

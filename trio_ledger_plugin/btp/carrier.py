@@ -5,12 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from .lane import Receiver
     from .writer import FrameWriter
 
-__all__ = ["Carrier"]
+__all__ = ["Carrier", "OnEnd"]
+
+
+class OnEnd(Protocol):
+    """Told once, when nothing more will come."""
+
+    def __call__(self, cancelled: bool, error: Exception | None) -> None:
+        """Take note: ``cancelled`` when the plugin's tasks were; the error is one that nobody expects."""
 
 
 class Carrier(Protocol):
@@ -28,12 +33,12 @@ class Carrier(Protocol):
     def bytes_received(self) -> int:
         """Bytes that have come so far; while they grow, the other end is alive."""
 
-    def open(self, receiver: Receiver, on_end: Callable[[bool], None]) -> None:
+    def open(self, receiver: Receiver, on_end: OnEnd) -> None:
         """Let messages come.
 
         Args:
             receiver: Where they go, in the order of the wire.
-            on_end: Called once, when nothing more will come; true when the plugin's tasks were cancelled.
+            on_end: Called once, when nothing more will come.
         """
 
     def authenticated(self) -> None:

@@ -435,5 +435,7 @@ class Link:
         self._host.tasks.watch(self, trio.current_time() + 2 * CLOSE_SECONDS)
         self._on_lost(self, reason)
 
-    def _reader_ended(self, cancelled: bool) -> None:
+    def _reader_ended(self, cancelled: bool, error: Exception | None) -> None:
+        if error is not None:
+            self._host.log.error("reading from %s failed: %o", self.peer, error)
         self.lost("the plugin was closed" if cancelled else "the connection ended", closed=cancelled)

@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from .lane import CLOSE_SECONDS, PAUSE_SECONDS, Receiver
+from .lane import PAUSE_SECONDS, Receiver
 from .websocket import Accepted, ReaderTask
 from .writer import FrameWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ..options import LinkOptions
     from ..tasks import PluginTasks
+    from .carrier import OnEnd
 
 __all__ = ["SlowLane"]
 
@@ -59,7 +58,7 @@ class SlowLane:
         self._tasks = tasks
         self._options = options
         self._max_message = options.max_unauthenticated_bytes
-        self._reader = ReaderTask(tasks, accepted, lambda _: None)
+        self._reader = ReaderTask(tasks, accepted, lambda *_: None)
         self._receiver: Receiver | None = None
         self._closing = False
         self._pong: trio.Event | None = None
@@ -68,13 +67,13 @@ class SlowLane:
         self.writer: FrameWriter = FrameWriter(accepted, tasks, options.send_timeout, piece_bytes=1)
         self.bytes_received: int = 0
 
-    def open(self, receiver: Receiver, on_end: Callable[[bool], None]) -> None:
+    def open(self, receiver: Receiver, on_end: OnEnd) -> None:
         """Let messages come; ``on_end`` is called when nothing more will."""
 
-        def end(cancelled: bool) -> None:
+        def end(cancelled: bool, error: Exception | None) -> None:
             self._pinging.cancel()
             self.writer.stop()
-            on_end(cancelled)
+            on_end(cancelled, error)
 
         self._receiver = receiver
         self._reader.call_at_end(end)
@@ -117,16 +116,11 @@ class SlowLane:
         Cancellation: The stream is closed at once.
         """
         self._closing = True
-        try:
-            with trio.move_on_after(CLOSE_SECONDS):
-                await self._accepted.close(code, reason)
-        finally:
-            self.abort()
-        await self.wait_closed()
+        await self._reader.part(self._accepted.close(code, reason))
 
     def abort(self) -> None:
         """Close the stream without a word; the end is told as ever."""
-        self._reader.scope.cancel()
+        self._reader.abort()
 
     async def wait_closed(self) -> None:
         """Wait until the stream is closed and nothing more will come.

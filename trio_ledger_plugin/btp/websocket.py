@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from ..options import LinkOptions
     from ..tasks import PluginTasks
+    from .carrier import OnEnd
     from .readers import SocketReaders
     from .writer import FrameWriter
 
@@ -61,16 +62,16 @@ class ReaderTask:
     Args:
         tasks: Owns the task.
         stream: What the reader reads from; closed in the end, without a word.
-        on_end: Told of the reader's end; true when the plugin's tasks were cancelled under it.
+        on_end: Told of the reader's end.
     """
 
-    __slots__ = ("_on_end", "_stream", "_tasks", "ended", "error", "scope")
+    __slots__ = ("_on_end", "_scope", "_stream", "_tasks", "ended", "error")
 
-    def __init__(self, tasks: PluginTasks, stream: trio.abc.AsyncResource, on_end: Callable[[bool], None]) -> None:
+    def __init__(self, tasks: PluginTasks, stream: trio.abc.AsyncResource, on_end: OnEnd) -> None:
         self._tasks = tasks
         self._stream = stream
         self._on_end = on_end
-        self.scope: trio.CancelScope = trio.CancelScope()
+        self._scope = trio.CancelScope()
         self.error: Exception | None = None
         self.ended: trio.Event = trio.Event()
 
@@ -81,24 +82,40 @@ class ReaderTask:
     async def _run(self, reader: Callable[[], Awaitable[None]]) -> None:
         cancelled = True
         try:
-            with self.scope:
+            with self._scope:
                 await reader()
             cancelled = False
         except Exception as error:  # noqa: BLE001 (one connection's trouble must not end the plugin)
             self.error = error
             cancelled = False
         finally:
-            self._on_end(cancelled)
+            self._on_end(cancelled, self.error)
             try:
                 await trio.aclose_forcefully(self._stream)
             finally:
                 self.ended.set()
 
-    def call_at_end(self, on_end: Callable[[bool], None]) -> None:
+    def call_at_end(self, on_end: OnEnd) -> None:
         """Have another function told of the end, from now on."""
         self._on_end = on_end
         if self.ended.is_set():
-            on_end(False)
+            on_end(False, self.error)
+
+    def abort(self) -> None:
+        """Close the stream without a word; the end is told as ever."""
+        self._scope.cancel()
+
+    async def part(self, goodbye: Awaitable[None]) -> None:
+        """Do a closing handshake, for at most a second, then close the stream and wait for the reader's end.
+
+        Cancellation: The stream is closed at once.
+        """
+        try:
+            with trio.move_on_after(CLOSE_SECONDS):
+                await goodbye
+        finally:
+            self.abort()
+        await self.ended.wait()
 
 
 class WebSocket:
@@ -131,7 +148,7 @@ class WebSocket:
         """Bytes that came in frames."""
         return self._lane.bytes_received
 
-    def open(self, receiver: Receiver, on_end: Callable[[bool], None]) -> None:
+    def open(self, receiver: Receiver, on_end: OnEnd) -> None:
         """Let messages come; ``on_end`` is called when the connection is closed and its reader has ended."""
         self._writer = self._lane.open(receiver, self._fetch, self._verdict)
         self._reader.call_at_end(on_end)
@@ -163,16 +180,11 @@ class WebSocket:
 
         Cancellation: The stream is closed at once.
         """
-        try:
-            with trio.move_on_after(CLOSE_SECONDS):
-                await self._connection.aclose(code, reason)
-        finally:
-            self.abort()
-        await self.wait_closed()
+        await self._reader.part(self._connection.aclose(code, reason))
 
     def abort(self) -> None:
         """Close the stream without a word; the reader's end is told as ever."""
-        self._reader.scope.cancel()
+        self._reader.abort()
 
     async def wait_closed(self) -> None:
         """Wait until the stream is closed and nothing more will come.
@@ -213,7 +225,7 @@ async def open_websocket(
     """
     lane = LaneStream(stream, tasks, options, server=False)
     waiting = trio.CancelScope()
-    reader = ReaderTask(tasks, lane, lambda _: waiting.cancel())
+    reader = ReaderTask(tasks, lane, lambda *_: waiting.cancel())
     opened = None
     try:
         with waiting:
@@ -227,7 +239,7 @@ async def open_websocket(
             )
     finally:
         if opened is None:
-            reader.scope.cancel()
+            reader.abort()
             await trio.aclose_forcefully(stream)
     if opened is None:
         raise _client_error(reader.error)
@@ -284,7 +296,7 @@ async def accept_websocket(
     """
     lane = LaneStream(stream, tasks, options, server=True, readers=readers)
     waiting = trio.CancelScope()
-    reader = ReaderTask(tasks, lane, lambda _: waiting.cancel())
+    reader = ReaderTask(tasks, lane, lambda *_: waiting.cancel())
     status = None
     accepted = None
     try:
@@ -307,7 +319,7 @@ async def accept_websocket(
         raise BadHandshakeError("the client left before it was answered") from error
     finally:
         if accepted is None:
-            reader.scope.cancel()
+            reader.abort()
             await trio.aclose_forcefully(stream)
     if accepted is None:
         raise BadHandshakeError("the handshake failed" if status is None else f"refused with HTTP {status}")

@@ -9,15 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from ..errors import InvalidServicesError
-from .ledger import Ledger
-from .sender import Sender, SenderHost
 from .transfers import Transfers
 
 if TYPE_CHECKING:
     from ..options import LinkOptions
     from ..services import Log, Store, TransactionalStore
     from ..tasks import PluginTasks
+    from .ledger import Ledger
     from .outbox import FindHandler
+    from .sender import SenderHost
     from .transfer import Transfer
 
 __all__ = ["MoneyDesk", "make_ledger"]
@@ -32,6 +32,8 @@ def make_ledger(
         InvalidServicesError: KEYED is asked for, and the store cannot have it.
     """
     if callable(getattr(store, "transaction", None)):
+        from .ledger import Ledger  # noqa: PLC0415 (SQLite and the journal are for those who keep one)
+
         return Ledger(cast("TransactionalStore", store), options, log, tasks, find_handler)
     if options.money == "keyed":
         raise InvalidServicesError(
@@ -67,7 +69,11 @@ class MoneyDesk:
         self._shows = shows
         self.ledger: Ledger | None = ledger
         self._own = ledger if keeps_ledger else None
-        self._sender = None if ledger is None or account is None else Sender(host, ledger, tasks, account)
+        self._sender: Sender | None = None
+        if ledger is not None and account is not None:
+            from .sender import Sender  # noqa: PLC0415 (for those who keep a journal)
+
+            self._sender = Sender(host, ledger, tasks, account)
         if self._own is not None:
             tasks.residents += [self._own, self._own.outbox]
 
