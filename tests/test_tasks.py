@@ -270,6 +270,28 @@ async def test_without_a_commit_the_end_comes_at_once(autojump_clock):
     assert home.ends == [(None, True)]
 
 
+async def test_commits_that_begin_later_are_not_waited_for(autojump_clock):
+    """On a busy server there is always one, and closing one account's plugin would take all of its time."""
+    done: list[float] = []
+
+    async def keep_committing(home: Home) -> None:
+        while True:
+            await commit(home, 2, done)
+
+    async with trio.open_nursery() as nursery:
+        home = Home(nursery)
+        await home.tasks.start()
+        home.tasks.spawn(keep_committing, home)
+        await trio.sleep(1)
+        home.tasks.spawn(keep_committing, home)
+        await wait_all_tasks_blocked()
+        start = trio.current_time()
+        with trio.fail_after(10):
+            await home.tasks.wait_committed()
+        assert trio.current_time() - start == 2
+        home.tasks.cancel()
+
+
 async def test_waiting_for_commits_ends_with_the_last(autojump_clock):
     done: list[float] = []
     async with trio.open_nursery() as nursery:

@@ -80,9 +80,9 @@ class PluginTasks:
         self._nursery: trio.Nursery | None = None
         # Of the home itself: it can be cancelled before its first step.
         self._scope = _home_scope()
-        self._commits = 0
+        self._commits: set[object] = set()
         self._ending = False
-        self._committed = trio.Event()
+        self._one_committed = trio.lowlevel.ParkingLot()
         self._opened = trio.Event()
         self._opened.set()
         self._alarm = trio.CancelScope()
@@ -155,24 +155,24 @@ class PluginTasks:
     @contextmanager
     def committing(self) -> Iterator[None]:
         """Hold up the end of the tasks around a commit and what the peer is told of it."""
-        self._commits += 1
+        commit = object()
+        self._commits.add(commit)
         try:
             yield
         finally:
-            self._commits -= 1
-            if not self._commits:
-                self._committed.set()
-                if self._ending:
-                    self._end_within(TELL_SECONDS)
+            self._commits.remove(commit)
+            self._one_committed.unpark_all()
+            if self._ending and not self._commits:
+                self._end_within(TELL_SECONDS)
 
     async def wait_committed(self) -> None:
-        """Wait until nothing is being committed.
+        """Wait until what is being committed now has been; a busy server is never without commits.
 
         Cancellation: Safe at any time.
         """
-        while self._commits:
-            self._committed = trio.Event()
-            await self._committed.wait()
+        under_way = self._commits.copy()
+        while not under_way.isdisjoint(self._commits):
+            await self._one_committed.park()
 
     async def wait_ended(self) -> None:
         """Wait until no task of the plugin is left.

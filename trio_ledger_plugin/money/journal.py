@@ -49,7 +49,7 @@ LOST_KEYS: Final = (
     " reset the account's level to let PLAIN in"
 )
 NO_KEYS: Final = "money is taken at KEYED only"
-BY_HAND: Final = RemoteError("F00", "NotAcceptedError", data=b'{"message": "rejected by hand"}')
+BY_HAND: Final = RemoteError("F00", "NotAcceptedError", data=b'{"message": "settled by hand: not applied"}')
 
 
 STEPS: Final = (

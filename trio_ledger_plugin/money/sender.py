@@ -119,7 +119,8 @@ class _Outgoing:
             if not self._waiting and not self.entered.is_set():
                 self.withdrawn = True
         if not self._settled.is_set():
-            raise self.doubt(f"no acknowledgement within {seconds:g} s; it is in the journal, and goes on at KEYED")
+            onward = "is not sent again" if self.transfer.level is MoneyLevel.PLAIN else "goes on from the journal"
+            raise self.doubt(f"no acknowledgement within {seconds:g} s; it {onward}")
         if self._make_error is not None:
             raise self._make_error()
 
