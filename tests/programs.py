@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 
 import pytest
@@ -41,8 +41,8 @@ def assert_one_error(stderr: str) -> None:
     assert CANARY not in stderr
 
 
-class Serving:
-    """A ``serve`` process, whose lines are read as they come."""
+class Running:
+    """A process that goes on until it is told to end, whose lines are read as they come."""
 
     def __init__(self, process: trio.Process) -> None:
         self.process = process
@@ -67,8 +67,7 @@ class Serving:
 
 
 @asynccontextmanager
-async def serving(*args: str, **env: str) -> AsyncIterator[Serving]:
-    command = [*PROGRAM, "serve", "--port", "0", *args]
+async def running(*command: str, **env: str) -> AsyncIterator[Running]:
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
             start = partial(
@@ -79,8 +78,12 @@ async def serving(*args: str, **env: str) -> AsyncIterator[Serving]:
                 check=False,
                 env=environment(**env),
             )
-            yield Serving(await nursery.start(start))
+            yield Running(await nursery.start(start))
             nursery.cancel_scope.cancel()
+
+
+def serving(*args: str, **env: str) -> AbstractAsyncContextManager[Running]:
+    return running(*PROGRAM, "serve", "--port", "0", *args, **env)
 
 
 async def on_a_terminal(*args: str, until: str | None = None, **env: str) -> str:

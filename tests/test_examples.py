@@ -7,13 +7,12 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import asynccontextmanager
-from functools import partial
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
 import trio
 from pages import ROOT
-from programs import environment, posix, serving
+from programs import Running, environment, posix, running, serving
 
 from trio_ledger_plugin import fetch_ildcp, open_plugin
 from trio_ledger_plugin.codec import ilp
@@ -41,45 +40,16 @@ async def run(name: str, *args: object) -> str:
     return done.stdout.decode()
 
 
-class Running:
-    """An example that goes on until it is told to end."""
-
-    def __init__(self, process: trio.Process) -> None:
-        self.process = process
-        self.output = ""
-
-    async def wait_for(self, pattern: str) -> str:
-        assert self.process.stdout is not None
-        while not (found := re.search(pattern, self.output)):
-            chunk = await self.process.stdout.receive_some()
-            assert chunk, f"no {pattern!r} in {self.output!r}"
-            self.output += chunk.decode()
-        return found[1]
-
-    async def end(self, number: int = signal.SIGINT) -> str:
-        """Send a signal, see that it is a good end, and return all that was shown."""
-        assert self.process.stdout is not None
-        self.process.send_signal(number)
-        async for chunk in self.process.stdout:
-            self.output += chunk.decode()
-        assert await self.process.wait() == 0, self.output
-        return self.output
+def example(name: str, *args: object) -> AbstractAsyncContextManager[Running]:
+    """Run an example that goes on until it is told to end."""
+    return running(*arguments(name, *args))
 
 
-@asynccontextmanager
-async def running(name: str, *args: object):
-    start = partial(
-        trio.run_process,
-        arguments(name, *args),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        check=False,
-        env=environment(),
-    )
-    with trio.fail_after(PATIENCE):
-        async with trio.open_nursery() as nursery:
-            yield Running(await nursery.start(start))
-            nursery.cancel_scope.cancel()
+async def end_well(program: Running, number: int = signal.SIGINT) -> str:
+    """End an example by a signal, see that it is a good end, and return all that was shown."""
+    code, _ = await program.end(number)
+    assert code == 0, program.output
+    return program.output
 
 
 def free_port() -> int:
@@ -98,13 +68,13 @@ def test_every_example_is_on_its_page_and_short():
 
 @posix
 async def test_echo_answers_and_takes_money():
-    async with running("echo_peer.py", 0) as echo:
+    async with example("echo_peer.py", 0) as echo:
         port = await echo.wait_for(r"listening on btp\+ws://127\.0\.0\.1:(\d+)\n")
         async with open_plugin({"server": f"btp+ws://me:open sesame@127.0.0.1:{port}"}) as client:
             assert await client.send_data(b"hello") == b"hello"
             await client.send_money("250")
         await echo.wait_for("(Disconnected)")
-        shown = await echo.end()
+        shown = await end_well(echo)
     assert "Connected()\n" in shown
     assert "received 250 at level plain\n" in shown
 
@@ -125,7 +95,7 @@ async def test_router_forwards_and_says_what_it_cannot():
     async def fulfill(data):
         return ilp.encode(ilp.Fulfill(preimage, b"for you"))
 
-    async with running("router.py", 0) as router:
+    async with example("router.py", 0) as router:
         port = await router.wait_for(r"listening on btp\+ws://127\.0\.0\.1:(\d+)\n")
         url = f"btp+ws://:{{}}@127.0.0.1:{port}"
         async with (
@@ -145,7 +115,7 @@ async def test_router_forwards_and_says_what_it_cannot():
             assert isinstance(elsewhere, ilp.Reject)
             assert (away.code, elsewhere.code) == ("T01", "F02")
         await router.wait_for(rf"({re.escape(bobs)} has gone)")
-        await router.end()
+        await end_well(router)
 
 
 class TestPairPlugin(ConformanceSuite):
@@ -232,7 +202,7 @@ async def test_a_web_application_asks_its_accounts(number):
     async def answer(data):
         return data.upper()
 
-    async with running("web.py", 0, 0) as web:
+    async with example("web.py", 0, 0) as web:
         btp_port = await web.wait_for(r"BTP at btp\+ws://127\.0\.0\.1:(\d+)\n")
         port = int(await web.wait_for(r"web at http://127\.0\.0\.1:(\d+)\n"))
         assert await ask_web(port, "GET /accounts") == (200, "{}")
@@ -241,4 +211,4 @@ async def test_a_web_application_asks_its_accounts(number):
             assert await ask_web(port, "GET /accounts") == (200, f'{{"{name}":1}}')
             assert await ask_web(port, f"POST /accounts/{name}/ask/hello") == (200, '{"answer":"HELLO"}')
         assert await ask_web(port, f"POST /accounts/{name}/ask/hello") == (502, '{"error":"NotConnectedError"}')
-        assert (await web.end(number)).endswith("closed\n")
+        assert (await end_well(web, number)).endswith("closed\n")
