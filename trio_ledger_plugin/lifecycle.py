@@ -316,7 +316,7 @@ class Lifecycle(ABC):
 
     @property
     def is_parting(self) -> bool:
-        """Whether the plugin disconnects or closes: no new link is wanted."""
+        """Whether the plugin disconnects or closes, so that no new link is wanted."""
         return self._draining or self._state is _State.DISCONNECTING
 
     def publish(self, event: Event) -> None:

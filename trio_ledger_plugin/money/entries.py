@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from enum import Enum
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from attrs import field, frozen
 
 from ..errors import RemoteError
 from .transfer import MoneyLevel
 
-__all__ = ["JournalEntry", "Totals", "TransferDirection", "TransferState", "Window"]
+__all__ = ["JournalEntry", "Totals", "TransferDirection", "TransferState", "Window", "read_entry"]
 
 
 Window: TypeAlias = tuple[float, float]
@@ -76,23 +76,23 @@ class JournalEntry:
     changed: datetime
     window: Window | None
 
-    @classmethod
-    def read(cls, row: tuple[object, ...]) -> JournalEntry:
-        """Read a row of ``COLUMNS``."""
-        number, account, direction, key, amount, level, state, code, name, data, created, changed, until = row
-        return cls(
-            number,  # type: ignore[arg-type]  # SQLite gives what the table's columns say, here and below
-            account,  # type: ignore[arg-type]
-            TransferDirection(direction),
-            key,  # type: ignore[arg-type]
-            int(amount),  # type: ignore[call-overload]
-            MoneyLevel(level),
-            TransferState(state),
-            None if code is None else RemoteError(code, name, data=data),  # type: ignore[arg-type]
-            datetime.fromtimestamp(created, UTC),  # type: ignore[arg-type]
-            datetime.fromtimestamp(changed, UTC),  # type: ignore[arg-type]
-            None if until is None else (created, until),  # type: ignore[arg-type]
-        )
+
+def read_entry(row: tuple[Any, ...]) -> JournalEntry:
+    """Return what a row of ``COLUMNS`` says."""
+    number, account, direction, key, amount, level, state, code, name, data, created, changed, until = row
+    return JournalEntry(
+        number,
+        account,
+        TransferDirection(direction),
+        key,
+        int(amount),
+        MoneyLevel(level),
+        TransferState(state),
+        None if code is None else RemoteError(code, name, data=data),
+        datetime.fromtimestamp(created, UTC),
+        datetime.fromtimestamp(changed, UTC),
+        None if until is None else (created, until),
+    )
 
 
 @frozen

@@ -33,7 +33,7 @@ from ..errors import (
 )
 from ..stores.schema import migrate
 from .balances import TABLE, Balances
-from .entries import JournalEntry, Totals, TransferDirection, TransferState, Window
+from .entries import JournalEntry, Totals, TransferDirection, TransferState, Window, read_entry
 from .transfer import MoneyLevel, Transfer
 
 if TYPE_CHECKING:
@@ -380,7 +380,7 @@ class Journal:
             f"SELECT {COLUMNS} FROM lpi_transfers WHERE ledger = ? AND account = ? AND direction = ? AND key = ?",  # noqa: S608 (constants)
             (self.ledger, account, direction.value, key),
         ).fetchone()
-        return None if row is None else JournalEntry.read(row)
+        return None if row is None else read_entry(row)
 
     def page(
         self,
@@ -397,7 +397,7 @@ class Journal:
             " ORDER BY id LIMIT ?6",
             (self.ledger, after, account, direction and direction.value, state and state.value, PAGE),
         )
-        return [JournalEntry.read(row) for row in rows]
+        return [read_entry(row) for row in rows]
 
     def confirm(self, connection: sqlite3.Connection, account: str, key: str) -> None:
         """Settle a transfer in doubt: the peer has applied it.

@@ -36,9 +36,12 @@ LONGEST_PAUSE: Final = 60.0
 
 
 class _Ledger(Protocol):
+    """Where the transfers stand."""
+
     journal: Journal
 
-    async def run(self, work: Callable[..., object], *args: object) -> object: ...
+    async def run(self, work: Callable[..., object], *args: object) -> object:
+        """Work on the journal inside a transaction."""
 
 
 class Outbox:
