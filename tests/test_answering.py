@@ -4,6 +4,7 @@ import pytest
 import trio
 
 from trio_ledger_plugin import (
+    ConnectTimeoutError,
     DataHandlerAlreadyRegisteredError,
     DuplicateIdError,
     InsufficientBalanceError,
@@ -143,6 +144,33 @@ async def test_an_error_with_a_btp_name_travels_under_its_own_code(handlers, log
     assert reply is error
     assert told_to_peer(reply)[:2] == (code, error.name)
     assert log.lines == []
+
+
+class ZuWenigÜbrigError(InsufficientBalanceError):  # noqa: PLC2401 (its name is what the test is about)
+    def __str__(self):
+        raise KeyError(CANARY)
+
+
+class OwnCodeError(LedgerPluginError):
+    code = "Ä"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ZuWenigÜbrigError(), ("F08", "InsufficientBalanceError", b'{"message": ""}')),
+        (ConnectTimeoutError("5 s"), ("T00", "UnreachableError", b'{"message": "5 s"}')),
+        (OwnCodeError("own"), ("F00", "NotAcceptedError", b'{"message": "own"}')),
+    ],
+)
+async def test_an_applications_own_error_travels_under_btps_name_for_its_code(handlers, error, told):
+    """Under its own name, which may not be ASCII, it would be no packet, and the peer would wait for its timeout."""
+
+    async def handle(data):
+        raise error
+
+    handlers.register_data(handle)
+    assert told_to_peer(await handlers.answer(b"")) == told
 
 
 async def test_a_handler_that_is_not_async_is_told_in_the_log(handlers, log):

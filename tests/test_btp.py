@@ -15,6 +15,8 @@ from trio_ledger_plugin.errors import DecodeError, InvalidFieldsError
 
 NO_BYTES: Any = "text"
 NO_PACKET: Any = b""
+NO_TEXT: Any = []
+NO_ENTRIES: Any = 5
 ILP_TYPES = st.sampled_from([btp.RESPONSE, btp.MESSAGE])
 NOON = datetime(2018, 8, 31, 12, 0, 0, 899_000, tzinfo=UTC)
 
@@ -189,12 +191,23 @@ def test_repr_shows_no_entry_data() -> None:
         (btp.Message(1, (btp.ProtocolData("x", 256, b""),)), "content_type is too large"),
         (btp.Message(1, (btp.ProtocolData("x", 0, NO_BYTES),)), "data of 'x' is str"),
         (btp.Message(1, (btp.ProtocolData("x", 0, b""), btp.ProtocolData("x", 1, b""))), "two entries of one name"),
+        (btp.Message(1, (btp.ProtocolData(NO_TEXT, 0, b""),)), "protocol_name must be text of ASCII"),
+        (btp.Message(1, NO_ENTRIES), "protocol_data must be a tuple of ProtocolData"),
+        (btp.Message(1, (NO_PACKET,)), "protocol_data must be a tuple of ProtocolData"),
     ],
 )
 def test_packet_with_a_wrong_field_is_not_written(packet: Any, complaint: str) -> None:
     """A silent wrap or cut would send another amount, or another request, than the caller asked for."""
     with pytest.raises(InvalidFieldsError, match=complaint):
         btp.encode(packet)
+
+
+def test_entries_given_as_a_list_make_the_same_packet() -> None:
+    """Else what is read back would not equal what was sent, and the packet could not be hashed."""
+    entry = btp.ProtocolData("ilp", btp.OCTET_STREAM, b"x")
+    packet = btp.Message(1, [entry])
+    assert packet == btp.Message(1, (entry,)) == btp.decode(btp.encode(packet))
+    assert hash(packet)
 
 
 def test_only_packets_are_encoded() -> None:

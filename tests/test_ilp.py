@@ -17,6 +17,7 @@ from trio_ledger_plugin.errors import DecodeError, InvalidFieldsError
 NOON = datetime(2030, 1, 2, 12, 0, 0, 678_000, tzinfo=UTC)
 CONDITION = hashlib.sha256(bytes(32)).digest()
 NO_BYTES: Any = "text"
+WIDE_ITEMS: Any = memoryview(bytes(128)).cast("I")
 NO_TEXT: Any = None
 NO_PACKET: Any = b""
 
@@ -132,6 +133,7 @@ def test_message_is_limited_in_characters_both_ways() -> None:
         (ilp.Prepare(-1, NOON, CONDITION, "g.a"), "amount is negative"),
         (ilp.Prepare(1, NOON.replace(tzinfo=None), CONDITION, "g.a"), "expires_at must be an aware datetime"),
         (ilp.Prepare(1, NOON, CONDITION[1:], "g.a"), "execution_condition must be exactly 32 bytes"),
+        (ilp.Prepare(1, NOON, WIDE_ITEMS, "g.a"), "execution_condition must be exactly 32 bytes"),
         (ilp.Prepare(1, NOON, NO_BYTES, "g.a"), "execution_condition must be exactly 32 bytes"),
         (ilp.Prepare(1, NOON, CONDITION, "g"), "destination must be an ILP address"),
         (ilp.Prepare(1, NOON, CONDITION, ""), "destination must be an ILP address"),

@@ -1,5 +1,6 @@
 """Configuration written for the JavaScript plugins works unchanged, and a slip in it is named."""
 
+import inspect
 import json
 import math
 import traceback
@@ -177,6 +178,20 @@ def test_fields_that_only_the_npm_plugins_use_are_ignored_with_a_warning_that_sh
         assert name in str(warning.message)
 
 
+def test_a_server_whose_port_and_host_stand_in_ws_opts_listens_there() -> None:
+    """As in the configurations that moneyd writes; on another port nobody would find it."""
+    with pytest.warns(UserWarning, match=r"no use for: wsOpts\.server$"):
+        assert options_from_mapping(
+            AccountsOptions, {"wsOpts": {"host": "localhost", "port": 7768, "server": None}}
+        ) == AccountsOptions(host="localhost", port=7768)
+    listener = {"secret": "s", "wsOpts": {"port": 7768}}
+    assert options_from_mapping(BtpOptions, {"listener": listener}).listener == ListenerOptions(7768, "s")
+    assert problems_of(AccountsOptions, {"port": 1, "wsOpts": {"port": 2, "host": 5}}) == [
+        "- wsOpts.port: given as port too, must be given once",
+        "- wsOpts.host: got 5, must be text (str), not empty, without spaces or control characters",
+    ]
+
+
 def test_what_is_wrong_counts_more_than_what_is_ignored() -> None:
     assert problems_of(BtpOptions, {"server": "ws://h", "_log": {}})
 
@@ -276,3 +291,4 @@ def test_the_process_environment_is_the_default(monkeypatch: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert options_from_environment() == {"plugin": "btp", "server": "btp+ws://h"}
+    assert str(inspect.signature(options_from_environment).parameters["environ"].default) == "None"

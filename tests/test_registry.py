@@ -44,10 +44,15 @@ def test_an_unknown_name_lists_what_is_installed_and_what_is_near():
         resolve_plugin({"plugin": "loopbak"})
 
 
-@pytest.mark.parametrize("name", ["", 3, None, ["btp"]])
+@pytest.mark.parametrize("name", ["", 3, False, ["btp"]])
 def test_a_name_that_is_none_is_refused(name):
     with pytest.raises(InvalidFieldsError, match="plugin"):
         resolve_plugin({"plugin": name})
+
+
+def test_a_null_for_a_name_counts_as_not_given():
+    """As every null in a configuration does."""
+    assert resolve_plugin({"plugin": None, "server": SERVER})[0] is BtpPlugin
 
 
 @pytest.mark.parametrize("opts", [None, "btp", 7, [("plugin", "btp")], b"{}", ConnectOptions()])
@@ -68,6 +73,26 @@ async def test_a_plugin_of_another_package_opens_by_name_and_by_options(monkeypa
             assert isinstance(plugin, ScriptedPlugin)
             assert plugin.is_connected()
             assert plugin.options.response_timeout == 1.5
+
+
+def test_the_packages_own_plugins_need_no_metadata(monkeypatch):
+    """A checkout on the path has none, nor a program that was frozen into one file."""
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda *, group: ())
+    assert resolve_plugin({"server": SERVER})[0] is BtpPlugin
+    assert resolve_plugin(LoopbackOptions(name="x"))[0] is LoopbackPlugin
+
+
+def test_another_packages_broken_plugin_or_one_of_our_names_hurts_nobody(monkeypatch, tmp_path):
+    install(monkeypatch, tmp_path)
+    (info,) = tmp_path.glob("*.dist-info")
+    entries = "a = no_such_module:Plugin\nloopback = scripted:ScriptedPlugin\nz = json:dumps\n"
+    with (info / "entry_points.txt").open("a") as file:
+        file.write(entries)
+    assert resolve_plugin(LoopbackOptions(name="x"))[0] is LoopbackPlugin
+    assert resolve_plugin({"plugin": "loopback"})[0] is LoopbackPlugin
+    assert resolve_plugin(ScriptedOptions())[0] is ScriptedPlugin
+    with pytest.raises(InvalidFieldsError, match="'bogus': unknown"):
+        resolve_plugin({"plugin": "loopback", "bogus": 1})
 
 
 def test_a_plugin_that_was_not_installed_is_not_found():

@@ -6,6 +6,7 @@ import pytest
 import trio
 import trio.testing
 
+from trio_ledger_plugin.errors import InvalidFieldsError
 from trio_ledger_plugin.stores import MemoryStore, open_sqlite_store
 
 
@@ -52,6 +53,17 @@ async def test_two_stores_share_nothing(store: Any, tmp_path: Any) -> None:
 async def test_anything_but_text_is_refused(store: Any, method: Any, arguments: Any, what: Any) -> None:
     with pytest.raises(TypeError, match=f"store's {what} is text"):
         await getattr(store, method)(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "what"),
+    [("put", ("\ud800", "value"), "key"), ("put", ("key", "a\udfff"), "value"), ("get", ("\ud800",), "key")],
+)
+async def test_text_that_cannot_be_written_is_refused(store: Any, method: Any, arguments: Any, what: Any) -> None:
+    """And not by an error of Python's codec, which shows all of it."""
+    with pytest.raises(InvalidFieldsError, match=f"store's {what} has a lone surrogate") as caught:
+        await getattr(store, method)(*arguments)
+    assert caught.value.__context__ is None
 
 
 @pytest.mark.parametrize(("method", "arguments"), [("put", ("key", "new")), ("get", ("key",)), ("delete", ("key",))])

@@ -113,6 +113,8 @@ async def opening(nursery: trio.Nursery, opts: Mapping[str, object]) -> None:
 async def using(plugin: LedgerPlugin) -> None:
     assert_type(plugin.version, int)
     assert_type(await plugin.send_data(b""), bytes)
+    await plugin.send_data(bytearray(b""))
+    await plugin.send_data(memoryview(b""))
     assert_type(plugin.is_connected(), bool)
     assert_type(plugin.statistics(), Statistics)
     assert_type(plugin.statistics().calls_in_flight, int)

@@ -32,7 +32,7 @@ error when a handler raises it.
 from __future__ import annotations
 
 from json import dumps
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -77,15 +77,15 @@ class LedgerPluginError(Exception):
 
     Attributes:
         name: The error's name in RFC-0024 or RFC-0023; the class's own name unless said otherwise.
-        code: The BTP error code (RFC-0023) under which a handler's exception of this class reaches the peer,
-            or an empty string: then the peer is told nothing but that something went wrong.
+        code: The BTP error code (RFC-0023) under which a handler's exception of this class, or of an application's
+            subclass, reaches the peer, or an empty string: then the peer is told nothing but that something went wrong.
     """
 
     name: str = "LedgerPluginError"
     code: ClassVar[str] = ""
 
     def __init_subclass__(cls) -> None:
-        """Give each class its own name, which is the wire's name too, unless it says another."""
+        """Give each class its own name, unless it says another."""
         super().__init_subclass__()
         if "name" not in cls.__dict__:
             cls.name = cls.__name__
@@ -262,13 +262,35 @@ class InsufficientBalanceError(LedgerPluginError):
     code = "F08"
 
 
+# RFC-0023 has a name for each code. A subclass travels under it, whatever an application has called it.
+_BTP_NAMES: Final = {
+    each.code: each.name
+    for each in (
+        UnreachableError,
+        NotAcceptedError,
+        InvalidFieldsError,
+        TransferNotFoundError,
+        InvalidFulfillmentError,
+        DuplicateIdError,
+        AlreadyRolledBackError,
+        AlreadyFulfilledError,
+        InsufficientBalanceError,
+    )
+}
+
+
 def told_to_peer(error: LedgerPluginError) -> tuple[str, str, bytes]:
     """Return the code, name and data under which an error reaches the peer (RFC-0023, ERROR).
 
-    An error without a code of BTP's becomes F00 ``NotAcceptedError``, as ilp-plugin-btp has it.
+    An error without a code of BTP's becomes F00 ``NotAcceptedError``, as ilp-plugin-btp has it. Never raises: a peer
+    whose request an application's own class of errors refused must be answered too.
     """
-    code, name = (error.code, error.name) if error.code else (NotAcceptedError.code, NotAcceptedError.name)
-    return code, name, dumps({"message": str(error)[:MAX_MESSAGE]}).encode()
+    code = error.code if error.code in _BTP_NAMES else NotAcceptedError.code
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 (an application's class may do anything here)
+        text = ""
+    return code, _BTP_NAMES[code], dumps({"message": text[:MAX_MESSAGE]}).encode()
 
 
 def _printable(text: str, limit: int = 500) -> str:

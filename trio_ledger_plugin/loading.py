@@ -16,7 +16,7 @@ from .errors import InvalidFieldsError
 from .options import split_url
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from attrs import Attribute
 
@@ -66,7 +66,7 @@ def options_from_mapping(
     A name may be ours (``response_timeout``, seconds) or in JavaScript's spelling (``responseTimeout``). Times
     under a JavaScript name are milliseconds and 0 means the default, as there. A value of None counts as not given,
     except where it is one of the field's values, as of ``port``. A mapping within, such as ``listener``, is taken the
-    same way.
+    same way. A server's port and host may stand in ``wsOpts``, where the JavaScript servers take them as well.
 
     Args:
         cls: The options class.
@@ -90,7 +90,7 @@ def options_from_mapping(
     return cls(**reading.values)
 
 
-def options_from_environment(environ: Mapping[str, str] = os.environ) -> dict[str, object]:
+def options_from_environment(environ: Mapping[str, str] | None = None) -> dict[str, object]:
     """Read options for ``open_plugin`` from the environment, as npm's ``ilp-plugin`` does.
 
     ``ILP_PLUGIN`` names the plugin (default ``btp``), by our name or npm's. ``ILP_CREDENTIALS`` is its options as a
@@ -98,7 +98,7 @@ def options_from_environment(environ: Mapping[str, str] = os.environ) -> dict[st
     random token as the userinfo's password. Empty variables count as unset.
 
     Args:
-        environ: The environment.
+        environ: The environment; ``os.environ`` when None.
 
     Returns:
         A mapping with ``"plugin"`` and the options. It holds the credentials as plain text.
@@ -109,6 +109,9 @@ def options_from_environment(environ: Mapping[str, str] = os.environ) -> dict[st
     Warns:
         UserWarning: ``ILP_BTP_SERVER`` has credentials of its own, which the random token replaces.
     """
+    if environ is None:
+        # No default of the signature's: help() and signatures would show all that is in it.
+        environ = os.environ
     if credentials := environ.get("ILP_CREDENTIALS"):
         options = _parse_credentials(credentials)
     else:
@@ -155,15 +158,16 @@ class _Reading:
         find_owners: Callable[[str], list[str]] | None = None,
     ) -> _Reading:
         known = names_of(options)
+        known |= {f"wsOpts.{name}": known[name] for name in ("port", "host") if name in known}
         values: dict[str, Any] = {}
         problems: list[str] = []
         ignored: list[str] = []
         spelled: dict[str, str] = {}
         nested_wrong: set[str] = set()
-        for name, value in mapping.items():
+        for name, value in _unfold_server_options(mapping):
             each = known.get(name)
             if each is None:
-                if name in IGNORED:
+                if name in IGNORED or str(name).startswith("wsOpts."):
                     ignored.append(name)
                 else:
                     problems.append(f"{shown(name)}: {_unknown(name, options, find_owners)}")
@@ -189,6 +193,14 @@ class _Reading:
                 if each.name in values and _is_milliseconds(each, spelled[each.name]):
                     values[each.name] /= 1000
         return cls(values, problems, ignored)
+
+
+def _unfold_server_options(mapping: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    for name, value in mapping.items():
+        if name == "wsOpts" and isinstance(value, Mapping):
+            yield from ((f"wsOpts.{inner}", option) for inner, option in value.items())
+        else:
+            yield name, value
 
 
 def names_of(options: type[CheckedOptions]) -> dict[str, Attribute[Any]]:

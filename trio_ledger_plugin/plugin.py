@@ -85,7 +85,7 @@ class LedgerPlugin(Lifecycle):
 
     # Sending.
 
-    async def send_data(self, data: bytes) -> bytes:
+    async def send_data(self, data: bytes | bytearray | memoryview) -> bytes:
         """Send one request to the peer and return its response (RFC-0024, sendData).
 
         Args:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, cast
+from importlib import import_module
+from typing import TYPE_CHECKING, Final, cast
 
 from .checking import CheckedOptions
 from .errors import InvalidFieldsError
 from .loading import canonical_plugin_name, names_of, options_from_mapping
 
 if TYPE_CHECKING:
-    from importlib.metadata import EntryPoints
+    from collections.abc import Iterator
+    from importlib.metadata import EntryPoint
 
     from .options import LinkOptions
     from .plugin import LedgerPlugin
@@ -20,6 +22,12 @@ __all__ = ["ENTRY_POINT_GROUP", "resolve_plugin"]
 
 ENTRY_POINT_GROUP = "trio_ledger_plugin.plugins"
 DEFAULT_PLUGIN = "btp"
+# Known without the package's metadata, which a checkout has not, nor what a freezer of programs makes.
+OWN_PLUGINS: Final[Mapping[str, str]] = {
+    "btp": "btp.plugin:BtpPlugin",
+    "btp-accounts": "btp.accounts:AccountsPlugin",
+    "loopback": "loopback:LoopbackPlugin",
+}
 
 
 def resolve_plugin(opts: object) -> tuple[type[LedgerPlugin], LinkOptions]:
@@ -37,42 +45,56 @@ def resolve_plugin(opts: object) -> tuple[type[LedgerPlugin], LinkOptions]:
     if not isinstance(opts, Mapping):
         raise TypeError(f"opts is an options object or a mapping, not {type(opts).__name__}")
     fields = dict(opts)
-    plugin = _load(canonical_plugin_name(fields.pop("plugin", DEFAULT_PLUGIN)))
+    name = fields.pop("plugin", None)
+    plugin = _load(DEFAULT_PLUGIN if name is None else canonical_plugin_name(name))
     return plugin, options_from_mapping(plugin.options_class, fields, _find_owners)
 
 
-def _installed() -> EntryPoints:
-    # The file readers and the mail parser that it brings are a tenth of the time of importing this package.
-    from importlib.metadata import entry_points  # noqa: PLC0415 (loopback_pair() and codec users never need it)
-
-    return entry_points(group=ENTRY_POINT_GROUP)
-
-
 def _load(name: str) -> type[LedgerPlugin]:
-    found = {entry.name: entry for entry in _installed()}
-    if name not in found:
+    if name in OWN_PLUGINS:
+        return _load_own(name)
+    others = _others()
+    if name not in others:
         from difflib import get_close_matches  # noqa: PLC0415 (only a mistake needs it)
 
-        near = get_close_matches(name, found, n=1)
+        installed = sorted({*OWN_PLUGINS, *others})
+        near = get_close_matches(name, installed, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise InvalidFieldsError(f"plugin is {name!r}; installed are {', '.join(sorted(found))}{hint}")
-    return cast("type[LedgerPlugin]", found[name].load())
+        raise InvalidFieldsError(f"plugin is {name!r}; installed are {', '.join(installed)}{hint}")
+    return cast("type[LedgerPlugin]", others[name].load())
+
+
+def _load_own(name: str) -> type[LedgerPlugin]:
+    module, _, class_name = OWN_PLUGINS[name].partition(":")
+    return cast("type[LedgerPlugin]", getattr(import_module(f".{module}", __package__), class_name))
+
+
+def _others() -> dict[str, EntryPoint]:
+    # The file readers and the mail parser that it brings are a tenth of the time of importing this package.
+    from importlib.metadata import entry_points  # noqa: PLC0415 (for those who have plugins of others, or err)
+
+    return {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP) if entry.name not in OWN_PLUGINS}
+
+
+def _load_all() -> Iterator[tuple[str, type[LedgerPlugin]]]:
+    for name in OWN_PLUGINS:
+        yield name, _load_own(name)
+    for name, entry in _others().items():
+        plugin = None
+        # What is wrong with another package's plugin is not what is wrong with these options.
+        with suppress(Exception):
+            plugin = entry.load()
+        if hasattr(plugin, "options_class"):
+            yield name, cast("type[LedgerPlugin]", plugin)
 
 
 def _find_owners(option: str) -> list[str]:
     """Return the names of the installed plugins that have an option."""
-    owners = []
-    for entry in _installed():
-        # What is wrong with another plugin is not what is wrong with these options.
-        with suppress(Exception):
-            if option in names_of(entry.load().options_class):
-                owners.append(entry.name)
-    return sorted(owners)
+    return sorted(name for name, plugin in _load_all() if option in names_of(plugin.options_class))
 
 
 def _class_of(options: CheckedOptions) -> type[LedgerPlugin]:
-    for entry in _installed():
-        plugin: type[LedgerPlugin] = entry.load()
+    for _, plugin in _load_all():
         if plugin.options_class is type(options):
             return plugin
     raise TypeError(f"opts is a {type(options).__name__}, which no installed plugin takes")

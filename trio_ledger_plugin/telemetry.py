@@ -88,11 +88,11 @@ class Telemetry:
         plugin.handlers.wrap(partial(self._wrap_handler, attributes))
         send_data, send_money = plugin.send_data, plugin.send_money
 
-        async def traced_send_data(data: bytes) -> bytes:
+        async def traced_send_data(data: bytes | bytearray | memoryview) -> bytes:
             with self._span("send_data", SpanKind.CLIENT, attributes) as span:
-                data = as_bytes(data)
-                span.set_attribute("ledger_plugin.request.size", len(data))
-                response = await send_data(data)
+                request = as_bytes(data)
+                span.set_attribute("ledger_plugin.request.size", len(request))
+                response = await send_data(request)
                 span.set_attribute("ledger_plugin.response.size", len(response))
                 return response
 

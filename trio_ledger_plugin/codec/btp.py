@@ -94,6 +94,10 @@ class ProtocolData:
         return read_utf8(self.data, f"the entry {self.protocol_name!r}")
 
 
+def _as_tuple(entries: list[ProtocolData] | tuple[ProtocolData, ...]) -> tuple[ProtocolData, ...]:
+    return tuple(entries) if isinstance(entries, list) else entries
+
+
 @frozen
 class Response:
     """The answer to a request that succeeded.
@@ -106,7 +110,7 @@ class Response:
     type: ClassVar[int] = RESPONSE
 
     request_id: int
-    protocol_data: tuple[ProtocolData, ...] = ()
+    protocol_data: tuple[ProtocolData, ...] = field(default=(), converter=_as_tuple)
 
 
 @frozen
@@ -129,7 +133,7 @@ class Error:
     name: str
     triggered_at: datetime
     data: bytes = b""
-    protocol_data: tuple[ProtocolData, ...] = ()
+    protocol_data: tuple[ProtocolData, ...] = field(default=(), converter=_as_tuple)
 
 
 @frozen
@@ -144,7 +148,7 @@ class Message:
     type: ClassVar[int] = MESSAGE
 
     request_id: int
-    protocol_data: tuple[ProtocolData, ...] = ()
+    protocol_data: tuple[ProtocolData, ...] = field(default=(), converter=_as_tuple)
 
 
 @frozen
@@ -161,7 +165,7 @@ class Transfer:
 
     request_id: int
     amount: int
-    protocol_data: tuple[ProtocolData, ...] = ()
+    protocol_data: tuple[ProtocolData, ...] = field(default=(), converter=_as_tuple)
 
 
 Packet = Response | Error | Message | Transfer
@@ -290,15 +294,16 @@ def _decode_time(text: bytes) -> datetime:
 
 def _encode_entries(entries: tuple[ProtocolData, ...]) -> bytes:
     """Return the count and the entries."""
-    names = {entry.protocol_name for entry in entries}
-    if len(names) < len(entries):
-        raise InvalidFieldsError("protocol_data has two entries of one name: each name must be unique")
+    if not isinstance(entries, tuple) or not all(isinstance(entry, ProtocolData) for entry in entries):
+        raise InvalidFieldsError("protocol_data must be a tuple of ProtocolData")
     count = len(entries)
     parts = [octets(count.to_bytes((count.bit_length() + 7) // 8 or 1), "protocol_data")]
     for entry in entries:
         parts.append(octets(ia5(entry.protocol_name, "protocol_name"), "protocol_name"))
         parts.append(uint(entry.content_type, 1, "content_type"))
         parts.append(octets(entry.data, f"data of {entry.protocol_name!r}"))
+    if len({entry.protocol_name for entry in entries}) < count:
+        raise InvalidFieldsError("protocol_data has two entries of one name: each name must be unique")
     return b"".join(parts)
 
 

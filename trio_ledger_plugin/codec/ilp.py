@@ -330,6 +330,6 @@ def _decode_data(body: bytes, offset: int) -> bytes:
 
 def _digest(value: bytes, name: str) -> bytes:
     """Return a field of exactly 32 bytes."""
-    if isinstance(value, BytesLike) and len(value) == 32:
-        return bytes(value)
+    if isinstance(value, BytesLike) and len(digest := bytes(value)) == 32:
+        return digest
     raise InvalidFieldsError(f"{name} must be exactly 32 bytes")

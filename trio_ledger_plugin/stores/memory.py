@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import trio
+
+from ..errors import InvalidFieldsError
 
 __all__ = ["MemoryStore", "check_text"]
 
@@ -22,6 +26,7 @@ class MemoryStore:
 
         Raises:
             TypeError: ``key`` or ``value`` is not a str.
+            InvalidFieldsError: One of them is text that UTF-8 cannot hold.
         """
         check_text("key", key)
         check_text("value", value)
@@ -33,6 +38,7 @@ class MemoryStore:
 
         Raises:
             TypeError: ``key`` is not a str.
+            InvalidFieldsError: ``key`` is text that UTF-8 cannot hold.
         """
         check_text("key", key)
         await trio.lowlevel.checkpoint()
@@ -43,6 +49,7 @@ class MemoryStore:
 
         Raises:
             TypeError: ``key`` is not a str.
+            InvalidFieldsError: ``key`` is text that UTF-8 cannot hold.
         """
         check_text("key", key)
         await trio.lowlevel.checkpoint()
@@ -58,6 +65,14 @@ def check_text(what: str, value: object) -> None:
 
     Raises:
         TypeError: It is not a str.
+        InvalidFieldsError: It is text that UTF-8 cannot hold.
     """
     if not isinstance(value, str):
         raise TypeError(f"a store's {what} is text (str), not {type(value).__name__}")
+    sound = False
+    # Suppressed and not replaced: the codec's error carries the whole text, and would be the context of ours.
+    with suppress(UnicodeEncodeError):
+        value.encode()
+        sound = True
+    if not sound:
+        raise InvalidFieldsError(f"a store's {what} has a lone surrogate; it must be text that UTF-8 can hold")

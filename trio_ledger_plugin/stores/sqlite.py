@@ -106,6 +106,7 @@ class SqliteStore:
 
         Raises:
             TypeError: ``key`` or ``value`` is not a str.
+            InvalidFieldsError: One of them is text that UTF-8 cannot hold.
             StoreError: See the class.
 
         Cancellation: See the class.
@@ -119,6 +120,7 @@ class SqliteStore:
 
         Raises:
             TypeError: ``key`` is not a str.
+            InvalidFieldsError: ``key`` is text that UTF-8 cannot hold.
             StoreError: See the class.
 
         Cancellation: See the class.
@@ -131,6 +133,7 @@ class SqliteStore:
 
         Raises:
             TypeError: ``key`` is not a str.
+            InvalidFieldsError: ``key`` is text that UTF-8 cannot hold.
             StoreError: See the class.
 
         Cancellation: See the class.
