@@ -25,7 +25,7 @@ exclude_patterns = ["_build"]
 nitpicky = True
 # No inventories of the standard library, of Trio and of the extras are at hand offline.
 nitpick_ignore_regex = [
-    ("py:class", r"(collections\.abc|contextlib|datetime|os|pytest|sqlite3|ssl|trio|trio_websocket)\..+"),
+    ("py:class", r"(collections\.abc|contextlib|datetime|logging|os|pytest|sqlite3|ssl|trio|trio_websocket)\..+"),
     # What annotations name without its module: of others, ...
     ("py:class", r"AbstractAsyncContextManager|MeterProvider|TracerProvider|WebSocketConnection|datetime"),
     # ... aliases and type variables, what their docstrings say in words, ...
