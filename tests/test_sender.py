@@ -15,6 +15,7 @@ from trio_ledger_plugin import (
     DuplicateIdError,
     MoneyLevel,
     MoneyLevelError,
+    NotAcceptedError,
     NotConnectedError,
     PluginClosedError,
     PluginServices,
@@ -562,7 +563,7 @@ async def test_what_was_keyed_is_not_sent_once_its_account_was_reset(store):
         payer.regain_link()
         await settle(store)
         assert len(payer.sent) == 1
-        assert isinstance(outcome[0], RemoteError)
+        assert isinstance(outcome[0], NotAcceptedError)
         assert await states(payer) == {"k": "rejected"}
 
 

@@ -11,7 +11,7 @@ from test_outbox import receive
 from trio_ledger_plugin import (
     InvalidFieldsError,
     MoneyLevel,
-    RemoteError,
+    NotAcceptedError,
     StoreError,
     Transfer,
     TransferInDoubtError,
@@ -57,7 +57,7 @@ async def test_one_in_doubt_is_rejected_and_counts_nowhere(store):
             assert await sums(payer) == (0, 0, 0)
         with pytest.raises(InvalidFieldsError, match="'k' is rejected"):
             await payer.transfers.confirm("k")
-        with pytest.raises(RemoteError, match="by hand"):
+        with pytest.raises(NotAcceptedError, match="by hand"):
             await payer.send_money(7, idempotency_key="k")
         assert len(payer.sent) == 1
 

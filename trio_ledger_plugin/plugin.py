@@ -136,6 +136,7 @@ class LedgerPlugin(Lifecycle):
             RemoteError: The peer refused the transfer; it was not applied.
             TransferInDoubtError: It was sent, and no acknowledgement came within ``response_timeout`` seconds or
                 before the plugin was closed: the peer may have applied it. At KEYED the journal goes on with it.
+            NotAcceptedError: The transfer of this key was settled by hand as not applied. Nothing was sent.
             DuplicateIdError: The key belongs to a transfer of another amount. Nothing was sent.
             MoneyLevelError: The link is PLAIN, and the account or the option ``money`` is KEYED. Nothing was sent.
             StoreError: The journal cannot be written. Nothing was sent.

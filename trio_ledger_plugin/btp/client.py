@@ -113,6 +113,7 @@ class Client:
                 raise
             except UnreachableError as error:
                 self._host.connect_error = error
+                self._host.log.info("not connected yet: %s", error)
                 silent = silent + 1 if isinstance(error, SilentCloseError) else 0
                 if silent == SILENT_CLOSES:
                     raise NotAcceptedError(

@@ -58,7 +58,8 @@ class JournalEntry:
         amount: Units of the ledger's smallest denomination.
         level: The level at which it travels.
         state: How far it has come.
-        error: What it was refused with, or None: a ``RemoteError`` with the code, the name and the data on the wire.
+        error: What it was refused with, a ``RemoteError`` with the code, the name and the data on the wire; None where
+            it was not refused, or was settled by hand.
         created: When it was entered (aware).
         changed: When its state changed last (aware).
         window: From when until when it may be sent, in seconds since the epoch; None where it is not sent again.

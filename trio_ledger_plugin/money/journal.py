@@ -49,7 +49,6 @@ LOST_KEYS: Final = (
     " reset the account's level to let PLAIN in"
 )
 NO_KEYS: Final = "money is taken at KEYED only"
-BY_HAND: Final = RemoteError("F00", "NotAcceptedError", data=b'{"message": "settled by hand: not applied"}')
 
 
 STEPS: Final = (
@@ -406,7 +405,7 @@ class Journal:
             TransferNotFoundError: No transfer of ours has this key.
             InvalidFieldsError: It is not in doubt.
         """
-        self._settle(connection, account, key, TransferState.ACKED, None)
+        self._settle(connection, account, key, TransferState.ACKED)
 
     def reject(self, connection: sqlite3.Connection, account: str, key: str) -> None:
         """Settle a transfer in doubt: the peer has not applied it.
@@ -415,17 +414,15 @@ class Journal:
             TransferNotFoundError: No transfer of ours has this key.
             InvalidFieldsError: It is not in doubt.
         """
-        self._settle(connection, account, key, TransferState.REJECTED, BY_HAND)
+        self._settle(connection, account, key, TransferState.REJECTED)
 
-    def _settle(
-        self, connection: sqlite3.Connection, account: str, key: str, state: TransferState, error: RemoteError | None
-    ) -> None:
+    def _settle(self, connection: sqlite3.Connection, account: str, key: str, state: TransferState) -> None:
         entry = self.find(connection, account, TransferDirection.OUT, key)
         if entry is None:
             raise TransferNotFoundError(f"no transfer was sent under the key {key!r}")
         if entry.state is TransferState.IN_DOUBT:
             transfer = Transfer(str(entry.amount), account, key=key)
-            self._move(connection, transfer, TransferState.IN_DOUBT, state, error)
+            self._move(connection, transfer, TransferState.IN_DOUBT, state, None)
         elif entry.state is not state:
             raise InvalidFieldsError(f"transfer {key!r} is {entry.state.value}; only one in doubt can be settled")
 

@@ -18,6 +18,7 @@ from ..errors import (
     DuplicateIdError,
     LedgerPluginError,
     MoneyLevelError,
+    NotAcceptedError,
     NotConnectedError,
     PluginClosedError,
     PluginFailedError,
@@ -291,8 +292,9 @@ class Sender:
             outgoing.settle(partial(_another, known.key, str(known.amount)))
         elif known.state is TransferState.ACKED:
             outgoing.settle()
-        elif known.state is TransferState.REJECTED and known.error is not None:
-            outgoing.settle(partial(_again, known.error))
+        elif known.state is TransferState.REJECTED:
+            by_hand = "the transfer was settled by hand as not applied; a new one needs a key of its own"
+            outgoing.settle(partial(NotAcceptedError, by_hand) if known.error is None else partial(_again, known.error))
         elif known.state is TransferState.SENT and known.level is MoneyLevel.KEYED:
             outgoing.transfer = evolve(outgoing.transfer, level=MoneyLevel.KEYED)
             outgoing.window, outgoing.sent_before = known.window, True

@@ -90,7 +90,7 @@ class Transfers:
         """Settle a transfer of ours in doubt: the peer has not applied it, and never will. It may be sent anew.
 
         Does nothing when it is rejected already. A new transfer needs a key of its own: who sends under this one
-        again gets a ``RemoteError`` with the code F00, which says that it was settled by hand.
+        again gets a ``NotAcceptedError``, which says that it was settled by hand.
 
         Args:
             key: Its idempotency key.
