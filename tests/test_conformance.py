@@ -40,6 +40,8 @@ from trio_ledger_plugin.testing.conformance.subjects import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from trio.testing import MockClock
+
 pytestmark = pytest.mark.slow
 
 # What never comes is found by waiting only.
@@ -116,6 +118,20 @@ async def test_a_check_that_hangs_is_a_failure() -> None:
 
     outcome = await run_check(named("connect_connects"), lambda conditions: loopback(conditions, Hangs), deadline=0.1)
     assert outcome.detail == "it hangs: not done after 0.1 s"
+
+
+@pytest.mark.parametrize("peer_dials", [False, True])
+async def test_a_pair_that_does_not_connect_is_told_as_that(peer_dials: bool, autojump_clock: MockClock) -> None:
+    """Of a plugin that listens the author would see each check hang, and none say why."""
+
+    @asynccontextmanager
+    async def strangers(conditions: Conditions) -> AsyncIterator[Subject]:
+        one, another = (conditions.make(LoopbackPlugin, {"name": name}) for name in ("one", "another"))
+        yield Subject(plugin=one, peer=another, peer_dials=peer_dials)
+
+    outcome = await run_check(named("connect_connects"), strangers)
+    assert outcome.detail.startswith("it hangs: the two were not connected within 10 s")
+    assert ("peer_dials=True" in outcome.detail) is not peer_dials
 
 
 async def test_an_error_of_the_factory_is_a_failure_with_its_own_text() -> None:

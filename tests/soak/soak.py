@@ -24,7 +24,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import trio
-from attrs import frozen
+from attrs import fields, frozen
 from peers import CLOSE, Peer, dial
 
 from trio_ledger_plugin import ConnectOptions, LedgerPlugin, LedgerPluginError, PluginServices, open_plugin
@@ -53,31 +53,41 @@ MORE_BYTES, MORE_SHARE, MORE_FILES, MORE_TASKS = 6 * 1024 * 1024, 0.08, 6.0, 64.
 
 @frozen
 class Sample:
-    """What the process held at one moment: bytes of memory, open files, tasks."""
+    """What the process held at one moment: bytes of memory, open files, tasks, and objects that can hold others."""
 
     memory: float
     files: float
     tasks: float
+    objects: float
 
 
 def take_sample() -> Sample:
     gc.collect()
     memory = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return Sample(memory, len(os.listdir("/proc/self/fd")), trio.lowlevel.current_statistics().tasks_living)
+    tasks = trio.lowlevel.current_statistics().tasks_living
+    return Sample(memory, len(os.listdir("/proc/self/fd")), tasks, len(gc.get_objects()))
+
+
+NAMES = [each.name for each in fields(Sample)]
 
 
 def middle(samples: Sequence[Sample]) -> Sample:
-    return Sample(*(median(getattr(sample, name) for sample in samples) for name in ("memory", "files", "tasks")))
+    return Sample(*(median(getattr(sample, name) for sample in samples) for name in NAMES))
 
 
 def grown(samples: Sequence[Sample]) -> list[str]:
     """Return what grew from the first third of the samples to the last."""
     third = max(1, len(samples) // 3)
     first, last = middle(samples[:third]), middle(samples[-third:])
-    limits = Sample(first.memory * (1 + MORE_SHARE) + MORE_BYTES, first.files + MORE_FILES, first.tasks + MORE_TASKS)
+    limits = Sample(
+        first.memory * (1 + MORE_SHARE) + MORE_BYTES,
+        first.files + MORE_FILES,
+        first.tasks + MORE_TASKS,
+        first.objects * (1 + MORE_SHARE),
+    )
     return [
         f"{name}: {getattr(first, name):.0f} in the first third, {getattr(last, name):.0f} in the last"
-        for name in ("memory", "files", "tasks")
+        for name in NAMES
         if getattr(last, name) > getattr(limits, name)
     ]
 
@@ -235,7 +245,8 @@ class Soak:
                 errors = sum(count for name, count in self.counts.items() if name.endswith("Error"))
                 print(
                     f"minute {minute}: {self.counts['answered'] / 60:.0f} answers/s, {errors} errors,"
-                    f" {sample.memory / 2**20:.1f} MiB, {sample.files:.0f} files, {sample.tasks:.0f} tasks;"
+                    f" {sample.memory / 2**20:.1f} MiB, {sample.files:.0f} files, {sample.tasks:.0f} tasks,"
+                    f" {sample.objects:.0f} objects;"
                     f" {dict(self.counts)}",
                     flush=True,
                 )

@@ -121,10 +121,10 @@ async def run_check(
     try:
         with trio.fail_after(deadline):
             await check.function(Stage(check, factory, transactional=transactional))
-    except trio.TooSlowError:
-        return Outcome(check, Verdict.FAILED, NonConformanceError(f"it hangs: not done after {deadline:g} s"))
     except Exception as raised:  # noqa: BLE001 (the report tells it)
         error = bare(raised)
+        if isinstance(error, trio.TooSlowError):
+            error = NonConformanceError(f"it hangs: {str(error) or f'not done after {deadline:g} s'}")
         verdict = Verdict.NOT_APPLICABLE if isinstance(error, NotApplicableError) else Verdict.FAILED
         return Outcome(check, verdict, error)
     return Outcome(check, Verdict.PASSED)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
+import trio
 from attrs import evolve, field, frozen
 
 from ...loading import options_from_mapping
@@ -16,10 +17,10 @@ from ...opening import create_plugin
 from ...plugin import LedgerPlugin
 from ...services import PluginServices
 
-if TYPE_CHECKING:
-    import trio
-
 __all__ = ["Conditions", "Subject", "SubjectFactory"]
+
+# Less than a check has: what is wrong is the pair, and is to be told as that.
+CONNECT_SECONDS: Final = 10.0
 
 PluginT = TypeVar("PluginT", bound=LedgerPlugin)
 
@@ -104,17 +105,24 @@ class Subject:
         Args:
             connect_plugin: What connects the plugin under test; its ``connect()`` when None.
 
+        Raises:
+            trio.TooSlowError: They are not connected within ten seconds.
+
         Cancellation: One of them may be connected.
         """
         connect_plugin = connect_plugin or self.plugin.connect
-        if self.peer_dials:
-            await connect_plugin()
-            await self.peer.connect()
-        else:
-            await self.peer.connect()
-            await connect_plugin()
-        await self.plugin.wait_connected()
-        await self.peer.wait_connected()
+        with trio.move_on_after(CONNECT_SECONDS):
+            if self.peer_dials:
+                await connect_plugin()
+                await self.peer.connect()
+            else:
+                await self.peer.connect()
+                await connect_plugin()
+            await self.plugin.wait_connected()
+            await self.peer.wait_connected()
+            return
+        hint = "" if self.peer_dials else "; where it is the peer that dials, the factory says peer_dials=True"
+        raise trio.TooSlowError(f"the two were not connected within {CONNECT_SECONDS:g} s{hint}")
 
     async def reconnect(self) -> None:
         """Part, and connect again: the end that dials does.
