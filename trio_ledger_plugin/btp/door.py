@@ -268,6 +268,9 @@ class Door:
                 await visitor.settle()
             if visitor.refusal is not None:
                 await self._refuse(link, visitor.refusal)
+            elif visitor.is_gone:
+                # It may be told just now why it has to go; the sweep ends that where it takes too long.
+                await carrier.wait_closed()
         finally:
             if not link.is_open:
                 link.abort("not authenticated")
@@ -286,7 +289,7 @@ class Door:
 class _Visitor:
     """One connection until it is let in or turned away."""
 
-    __slots__ = ("_claim", "_gone", "_heard", "_host", "_identify", "_verify", "carrier", "link", "refusal")
+    __slots__ = ("_claim", "_heard", "_host", "_identify", "_verify", "carrier", "is_gone", "link", "refusal")
 
     def __init__(self, host: DoorHost, identify: Identify, verify: Verify | None, carrier: Carrier) -> None:
         self._host = host
@@ -294,8 +297,8 @@ class _Visitor:
         self._verify = verify
         # Set by the first packet, or by the loss of the link.
         self._heard = trio.Event()
-        self._gone = False
         self._claim: tuple[AuthRequest, str] | None = None
+        self.is_gone: bool = False
         self.refusal: BadAuthError | None = None
         self.carrier: Carrier = carrier
         self.link: Link = Link(host, carrier, self._lost)
@@ -339,7 +342,7 @@ class _Visitor:
             self._claim = None
 
     def _let_in(self, request: AuthRequest, account: str) -> None:
-        if not self._gone and not self._host.is_parting:
+        if not self.is_gone and not self._host.is_parting:
             self.link.account = account
             # Both have to offer it.
             offered = self._host.desk.offered_retention if request.peer_retention is not None else None
@@ -348,7 +351,7 @@ class _Visitor:
             self._host.adopt(self.link)
 
     def _lost(self, link: Link, reason: str) -> None:
-        self._gone = True
+        self.is_gone = True
         self._heard.set()
         self._host.link_lost(link, reason)
 
