@@ -25,6 +25,7 @@ exclude_patterns = ["_build"]
 nitpicky = True
 # No inventories of the standard library, of Trio and of the extras are at hand offline.
 nitpick_ignore_regex = [
+    ("py:exc", r"trio\..+"),
     ("py:class", r"(collections\.abc|contextlib|datetime|logging|os|pytest|sqlite3|ssl|trio|trio_websocket)\..+"),
     # What annotations name without its module: of others, ...
     ("py:class", r"AbstractAsyncContextManager|MeterProvider|TracerProvider|WebSocketConnection|datetime"),

@@ -34,6 +34,11 @@ def test_a_small_run_measures_every_load_and_saves_what_it_found(tmp_path):
         # The frame, the packet and its mask are around the payload.
         assert row["size"] + 20 < row["bytes_sent_a_call"] < row["size"] + 40
         assert f"{row['rates'][OURS]:,.0f}/s" in done.output
+    # Scripts read the one name, people the other: the page of the commands explains it.
+    assert FLOOR == "floor"
+    assert "times bare Trio echo (" in done.output
+    assert FLOOR not in done.output
+    assert "bare Trio echo" in plot.read_text()
     assert ET.fromstring(plot.read_text()).tag.endswith("svg")  # noqa: S314 (drawn a moment ago)
 
 

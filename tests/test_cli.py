@@ -18,7 +18,7 @@ from programs import CANARY, PATIENCE, PROGRAM, assert_one_error, on_a_terminal,
 from trio_ledger_plugin import open_plugin
 from trio_ledger_plugin.cli import main
 from trio_ledger_plugin.codec import ilp
-from trio_ledger_plugin.commands.exits import bare_error, exit_code_of, one_line
+from trio_ledger_plugin.commands.exits import TerminatedError, bare_error, exit_code_of, one_line
 from trio_ledger_plugin.commands.replies import fulfill, make_question
 from trio_ledger_plugin.errors import NotAcceptedError, PluginFailedError
 from trio_ledger_plugin.options import BtpOptions, ListenerOptions
@@ -139,6 +139,7 @@ async def test_serve_and_ping_speak_tls_and_verify(tmp_path: Any) -> None:
         assert (code, stdout) == (3, "")
         assert_one_error(stderr)
         assert "not trusted" in stderr
+        assert "is the server running" not in stderr
 
 
 async def test_ping_of_nobody_ends_in_time() -> None:
@@ -203,7 +204,11 @@ async def test_ping_that_is_not_answered_rightly_fails(handler: Any, count: str,
 
 
 @posix
-async def test_interrupted_ping_sums_up_what_it_has() -> None:
+@pytest.mark.parametrize(
+    ("number", "wanted", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")]
+)
+async def test_ping_that_is_ended_sums_up_what_it_has(number: int, wanted: int, said: str) -> None:
+    """Whoever let it run for an hour would have nothing."""
     options = BtpOptions(listener=ListenerOptions(port=0, secret=CANARY))
     asked = trio.Event()
 
@@ -222,12 +227,12 @@ async def test_interrupted_ping_sums_up_what_it_has() -> None:
             # Its answer may still be on the way; until it is there the wait is for nothing else.
             while server.statistics().responses_sent == 0:
                 await trio.lowlevel.checkpoint()
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             stdout = b"".join([chunk async for chunk in process.stdout]).decode()
             stderr = b"".join([chunk async for chunk in process.stderr]).decode()
-            assert await process.wait() == 130
+            assert await process.wait() == wanted
     assert stdout.startswith("1 sent, ")
-    assert stderr.strip() == "error: interrupted"
+    assert stderr.strip() == f"error: {said}"
 
 
 @posix
@@ -292,7 +297,7 @@ async def test_without_the_extra_the_program_says_what_to_install(missing: str) 
     code = f"import sys; sys.modules[{missing!r}] = None; from trio_ledger_plugin.cli import main; sys.exit(main())"
     done = await trio.run_process([sys.executable, "-c", code], capture_stderr=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.decode() == "error: the command line is an extra: pip install 'trio-ledger-plugin[cli]'\n"
+    assert done.stderr.decode() == "error: the command line is an extra; in a clone: pip install '.[cli]'\n"
 
 
 @pytest.mark.parametrize("args", [[], *([command, "-h"] for command in ("demo", "serve", "ping", "ildcp", "decode"))])
@@ -300,7 +305,7 @@ def test_help_teaches(args: list[str], capsys: Any) -> None:
     assert main(args) == 0
     out = capsys.readouterr().out
     assert "Examples:\n" in out
-    assert "  3    the peer cannot be reached\n" in out
+    assert "  2    wrong arguments or options\n" in out
 
 
 async def test_version() -> None:
@@ -314,6 +319,8 @@ def test_errors_in_groups_and_failures_keep_their_meaning() -> None:
     assert exit_code_of(bare_error(ExceptionGroup("", [ExceptionGroup("", [failure])]))) == 4
     interrupted = BaseExceptionGroup("", [failure, KeyboardInterrupt()])
     assert exit_code_of(bare_error(interrupted)) == 130
+    terminated = BaseExceptionGroup("", [BaseExceptionGroup("", [failure, TerminatedError()])])
+    assert exit_code_of(bare_error(terminated)) == 143
     bug = ValueError(f"\x1b btp+ws://a:{CANARY}@h\nmore")
     assert exit_code_of(bug) == 1
     assert one_line(bug) == (r"a bug in trio-ledger-plugin, please report it: ValueError: \x1b btp+ws://***@h more")

@@ -111,7 +111,7 @@ async def silence(data: bytes) -> bytes:
     [
         (None, "does not answer ILDCP requests: .*no data handler"),
         (refuse, r"does not answer ILDCP requests: .*F02 Reject: no route\\x1b"),
-        (echo, "no ILDCP response: .*request"),
+        (echo, "no ILDCP response: .*only echoes"),
         (junk, "no ILDCP response: .*ILPv4"),
         (fulfill, "does not answer ILDCP requests: .*F05"),
         (silence, "no answer within 0.3 s"),

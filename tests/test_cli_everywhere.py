@@ -21,7 +21,8 @@ from pages import ROOT
 from programs import CANARY, PATIENCE, PROGRAM, assert_one_error, environment, on_a_terminal, posix, run, serving
 
 from trio_ledger_plugin import PluginServices, open_plugin
-from trio_ledger_plugin.commands.exits import EXIT_CODES, Exit
+from trio_ledger_plugin.cli import main
+from trio_ledger_plugin.commands.exits import Exit
 from trio_ledger_plugin.commands.root import root
 from trio_ledger_plugin.options import BtpOptions
 from trio_ledger_plugin.stores import open_sqlite_store
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.slow
 FULFILL = "0d21" + "00" * 33
 PAGE = (ROOT / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
 
-# Ctrl-C. It reaches every process in front of the terminal, so these tests send it to a group.
+# Ctrl-C, which reaches every process in front of the terminal, so that these tests send it to a group; and SIGTERM.
 
 
 @asynccontextmanager
@@ -55,10 +56,16 @@ async def running(*args: str, **env: str) -> AsyncIterator[trio.Process]:
             nursery.cancel_scope.cancel()
 
 
-async def interrupt(process: trio.Process, then: bytes = b"") -> str:
-    """Press Ctrl-C, and perhaps more keys; return what the program says last, and how it ended."""
+async def interrupt(process: trio.Process, then: bytes = b"", number: int = signal.SIGINT) -> str:
+    """Press Ctrl-C, and perhaps more keys, or send SIGTERM to the program alone.
+
+    Returns what the program says last, and how it ended.
+    """
     began = trio.current_time()
-    os.killpg(process.pid, signal.SIGINT)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
     if then:
         assert process.stdin is not None
         with suppress(trio.BrokenResourceError):
@@ -72,6 +79,7 @@ async def interrupt(process: trio.Process, then: bytes = b"") -> str:
 
 
 INTERRUPTED = f"error: interrupted ({Exit.INTERRUPTED})"
+TERMINATED = f"error: ended by SIGTERM ({Exit.TERMINATED})"
 
 
 @posix
@@ -117,13 +125,48 @@ async def test_ctrl_c_ends_what_waits_for_a_peer(command: str, answers: bool) ->
 
 
 @posix
-async def test_ctrl_c_ends_what_reads_stdin() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_ends_what_reads_stdin(number: int) -> None:
     async with running("decode", "-") as process:
         assert process.stdin is not None
         # More than a pipe holds: it has been read from when this returns.
         await process.stdin.send_all(b"00" * 200_000)
         # A signal that comes just before a read begins is heard when the read ends.
-        assert await interrupt(process, b"00") == INTERRUPTED
+        assert await interrupt(process, b"00", number) == (INTERRUPTED if number == signal.SIGINT else TERMINATED)
+
+
+@posix
+@pytest.mark.parametrize("args", [["demo"], ["conformance", "btp"], ["bench"]], ids=str)
+async def test_sigterm_ends_what_tells_as_it_goes_and_leaves_no_process_behind(args: list[str]) -> None:
+    """After a job that was stopped, what it had started would go on, and take the machine's time."""
+    async with running(*args) as process:
+        assert process.stdout is not None
+        await process.stdout.receive_some()
+        assert await interrupt(process, number=signal.SIGTERM) == TERMINATED
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)
+
+
+@posix
+@pytest.mark.parametrize("command", ["ping", "ildcp"])
+async def test_sigterm_ends_what_was_started_in_the_background(command: str) -> None:
+    """A shell's script starts it with Ctrl-C ignored; then ``kill`` would do nothing, or end it without its summary."""
+    listener = {"listener": {"port": 0, "secret": CANARY}, "close_timeout": 0.01}
+    reached = trio.Event()
+
+    async def never(data: bytes) -> bytes:
+        reached.set()
+        await trio.sleep_forever()
+        raise AssertionError("unreachable")
+
+    async with open_plugin(listener, data_handler=never) as server:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            async with running(command, server.address.replace("://", f"://:{CANARY}@")) as process:
+                await reached.wait()
+                assert await interrupt(process, number=signal.SIGTERM) == TERMINATED
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 @posix
@@ -141,13 +184,51 @@ async def test_a_server_ends_with_success(mode: list[str], number: int) -> None:
 # Exit codes
 
 
-def test_the_page_lists_the_exit_codes_that_the_program_has() -> None:
+LISTED = re.findall(r"^\| (\d+) \| (.*) \| (.*) \|$", PAGE, re.MULTILINE)
+
+
+def codes_in_help(capsys: Any, *args: str) -> dict[int, str]:
+    assert main([*args, "--help"]) == 0
+    return {int(code): text for code, text in re.findall(r"^    (\d+) +(.*)$", capsys.readouterr().out, re.MULTILINE)}
+
+
+def test_the_page_lists_the_exit_codes_that_the_program_has(capsys: Any) -> None:
     """A script would take one failure for another."""
-    listed = dict(re.findall(r"^\| (\d+) \| (.*) \|$", PAGE, re.MULTILINE))
-    assert {int(code) for code in listed} == set(Exit)
-    # Each line of the table is that of --help.
-    said = {code: text.replace("`", "") for code, text in listed.items()}
-    assert said == dict(re.findall(r"^  (\d+) +(.*)$", EXIT_CODES, re.MULTILINE))
+    listed = {int(code): text for code, text, _ in LISTED}
+    assert set(listed) == set(Exit)
+    assert listed == codes_in_help(capsys)
+
+
+@pytest.mark.parametrize("command", root.commands)
+def test_a_command_lists_its_own_exit_codes_and_so_does_the_page(command: str, capsys: Any) -> None:
+    """Whoever runs ``ping`` would look for a packet that could not be decoded."""
+    has = {}
+    for code, text, which in LISTED:
+        named = f"`{command}`" in which
+        if which == "all" or named != which.startswith("all but "):
+            has[int(code)] = text
+    assert codes_in_help(capsys, command) == has
+    section = next(part for part in PAGE.split("\n## ") if part.startswith(f"`{command}"))
+    missing = [code for code in has if not re.search(rf"\b{code}\b", section)]
+    assert missing == []
+
+
+def test_no_help_speaks_of_money_levels_without_their_meaning(capsys: Any) -> None:
+    """A newcomer has not read the pages on money: the word only stands behind what it means."""
+    for command in root.commands:
+        assert main([command, "--help"]) == 0
+        assert re.findall(r"(?<!\()(?:PLAIN|KEYED)", capsys.readouterr().out) == []
+    assert re.findall(r"(?<!\()(?<!\(\[)(?:PLAIN|KEYED)", PAGE) == []
+
+
+def test_the_examples_of_ildcp_show_a_server_that_answers(capsys: Any) -> None:
+    """What a newcomer copies first would fail."""
+    assert main(["ildcp", "--help"]) == 0
+    started, asked = re.findall(r"^    trio-ledger-plugin (.*?)  ", capsys.readouterr().out, re.MULTILINE)
+    assert started == "serve --accounts"
+    # And a server that is started so listens there.
+    port = next(param.default for param in root.commands["serve"].params if param.name == "port")
+    assert asked == f"ildcp btp+ws://:TOKEN@localhost:{port}"
 
 
 # JSON

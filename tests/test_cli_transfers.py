@@ -82,7 +82,6 @@ async def test_plain_lines_end_with_the_totals(db):
         (("--state", "in_doubt"), ["lost"]),
         (("--direction", "out", "--state", "acked"), ["fine"]),
         (("--account", "nobody"), []),
-        (("--ledger", "another"), []),
     ],
 )
 async def test_the_list_is_narrowed(db, args, keys):

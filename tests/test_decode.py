@@ -130,7 +130,7 @@ def test_decode_takes_every_recorded_packet(vector: Any, capsys: Any) -> None:
         ("0c1", "3 digits are an odd number"),
         (f"0c{CANARY}zz", "digit 5 is none"),
         ("09", "9 is no type"),
-        ("0c", "ends before"),
+        ("0c", "not a whole one"),
     ],
 )
 def test_decode_says_what_is_wrong_with_its_input(digits: str, text: str, capsys: Any) -> None:

@@ -20,6 +20,7 @@ from trio_ledger_plugin import (
     ConnectOptions,
     ConnectTimeoutError,
     DataHandlerAlreadyRegisteredError,
+    DecodeError,
     InvalidFieldsError,
     InvalidServicesError,
     MoneyHandlerAlreadyRegisteredError,
@@ -30,6 +31,7 @@ from trio_ledger_plugin import (
     RemoteError,
     StoreError,
     create_plugin,
+    fetch_ildcp,
     loopback_pair,
     open_plugin,
 )
@@ -50,6 +52,10 @@ HOW_TO_OPEN = "a plugin is opened with 'async with open_plugin(...) as plugin:'"
 
 async def echo(data: bytes) -> bytes:
     return data
+
+
+async def discard(amount: str) -> None:
+    pass
 
 
 async def opened(opts: Any, services: Any = None, **more: Any) -> None:
@@ -127,7 +133,24 @@ async def test_nothing_listens_there():
     text = await read_error(ConnectTimeoutError, partial(opened, {"server": server}, connect=ConnectOptions(300)))
     assert text == f"not connected within 0.3 s: {problem}"
     code, _, stderr = await run("ping", server, "--timeout", "0.3")
-    assert (code, stderr) == (3, f"error: not connected within 0.3 s: {problem}\n")
+    hint = "is the server running, and are host and port right?"
+    assert (code, stderr) == (3, f"error: not connected within 0.3 s: {problem}; {hint}\n")
+
+
+async def test_tls_to_a_server_without_it():
+    async with open_plugin({"listener": {"port": 0, "secret": TOKEN}}) as server:
+        address = server.address.replace("btp+ws://", "btp+wss://")
+        url = address.replace("://", f"://alice:{TOKEN}@")
+        # OpenSSL's own words stand in between; they differ between its versions.
+        wanted = (
+            rf"not connected within 0\.3 s: TLS with {re.escape(address)} failed: \[SSL: .*\] .*"
+            r"; does the server speak TLS\? if not, its URL begins with btp\+ws://"
+        )
+        text = await read_error(ConnectTimeoutError, partial(opened, {"server": url}, connect=ConnectOptions(300)))
+        assert re.fullmatch(wanted, text)
+        code, _, stderr = await run("ping", url, "--timeout", "0.3")
+        assert code == 3
+        assert re.fullmatch(f"error: {wanted}\n", stderr)
 
 
 async def test_a_name_that_does_not_exist():
@@ -155,7 +178,9 @@ async def test_a_wrong_token():
         problem = "the server refuses the credentials: the peer answered F00 NotAcceptedError: invalid auth_token"
         assert await read_error(NotAcceptedError, partial(opened, {"server": url})) == problem
         code, _, stderr = await run("ping", url)
-        assert (code, stderr) == (4, f"error: {problem}\n")
+        hint = "check the token in the URL or in TRIO_LEDGER_PLUGIN_SECRET"
+        assert (code, stderr) == (4, f"error: {problem}; {hint}\n")
+        assert await run("ildcp", url) == (4, "", stderr)
 
 
 async def test_a_port_in_use():
@@ -166,6 +191,18 @@ async def test_a_port_in_use():
         assert text.partition("] ")[2] == problem
         code, _, stderr = await run("serve", "--port", str(port))
         assert (code, stderr) == (1, f"error: {problem}; choose another with --host or --port\n")
+
+
+async def test_ildcp_of_a_server_that_only_echoes():
+    """Which is what ``serve`` does unless it is told otherwise."""
+    async with open_plugin({"listener": {"port": 0, "secret": TOKEN}}, data_handler=echo) as server:
+        url = server.address.replace("://", f"://alice:{TOKEN}@")
+        problem = "the peer sent the ILDCP request back; it only echoes"
+        async with open_plugin({"server": url}) as client:
+            assert await read_error(DecodeError, partial(fetch_ildcp, client)) == problem
+        code, _, stderr = await run("ildcp", url)
+        hint = "connectors answer ILDCP, and so does 'trio-ledger-plugin serve --accounts'"
+        assert (code, stderr) == (1, f"error: the peer's answer is no ILDCP response: {problem}; {hint}\n")
 
 
 # Options and services
@@ -381,6 +418,54 @@ async def test_a_plugin_in_another_thread():
         # And that is how it is done.
         advised = partial(trio.from_thread.run, alice.send_data, b"hello")
         assert await trio.to_thread.run_sync(advised) == b"hello"
+
+
+# Files and packets
+
+
+async def test_a_ledger_that_the_file_does_not_have(tmp_path):
+    """Zeros in place of an error would be taken for an account on which nothing has moved."""
+    path = tmp_path / "wallet.db"
+    for ledger in ("wallet", "other"):
+        options = {"plugin": "loopback", "ledger_id": ledger}
+        async with (
+            open_sqlite_store(path) as store,
+            open_plugin({"plugin": "loopback"}, money_handler=discard),
+            open_plugin(options, PluginServices(store=store)) as plugin,
+        ):
+            await plugin.send_money(5)
+    problem = "this file has no ledger 'main'; --ledger takes one of: 'other', 'wallet'"
+    for args in ((), ("--json",), ("--confirm", "x"), ("--reset-level",)):
+        code, stdout, stderr = await run("transfers", str(path), *args)
+        assert (code, stdout) == (2, "")
+        assert stderr == f"error: {problem}; see trio-ledger-plugin transfers --help\n"
+    code, stdout, stderr = await run("transfers", str(path), "--ledger", "wallet")
+    assert (code, stderr) == (0, "")
+    assert stdout.endswith("sent 5, received 0, in doubt 0\n")
+
+
+async def test_a_key_that_is_none(tmp_path):
+    path = tmp_path / "wallet.db"
+    async with open_sqlite_store(path) as store, open_plugin({"plugin": "loopback"}, PluginServices(store=store)):
+        pass
+    for option in ("--confirm", "--reject"):
+        code, _, stderr = await run("transfers", str(path), option, "nokey")
+        hint = f"without {option} the keys are listed, and the account of each"
+        assert (code, stderr) == (1, f"error: no transfer was sent under the key 'nokey'; {hint}\n")
+
+
+@pytest.mark.parametrize(
+    ("digits", "problem"),
+    [
+        ("0c", "this is no ILP packet, or not a whole one: the data ends before a length"),
+        ("06 00 00 00 01 05", "this is no BTP packet, or not a whole one: a length announces 5 bytes, and 0 follow"),
+        ("hello", "this is not hexadecimal: digit 1 is none"),
+        ("ff", "255 is no type of a BTP or ILP packet"),
+    ],
+)
+async def test_a_packet_that_is_none(digits, problem):
+    code, _, stderr = await run("decode", digits)
+    assert (code, stderr) == (5, f"error: {problem}\n")
 
 
 # Handlers

@@ -315,5 +315,5 @@ def test_without_the_extra_the_import_says_what_to_install():
     program = "import sys; sys.modules['opentelemetry'] = None; import trio_ledger_plugin.telemetry"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.stderr.splitlines()[-1] == (
-        "ModuleNotFoundError: telemetry is an extra: pip install 'trio-ledger-plugin[otel]'"
+        "ModuleNotFoundError: telemetry is an extra; in a clone: pip install '.[otel]'"
     )

@@ -30,6 +30,6 @@ def main(args: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in {"click", "rich"}:
             raise
-        sys.stderr.write("error: the command line is an extra: pip install 'trio-ledger-plugin[cli]'\n")
+        sys.stderr.write("error: the command line is an extra; in a clone: pip install '.[cli]'\n")
         return USAGE
     return run(args)

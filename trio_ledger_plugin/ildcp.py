@@ -48,5 +48,5 @@ def read_ildcp_answer(answer: bytes) -> IldcpResponse:
         raise RemoteError(packet.code, "Reject", data=packet.message.encode())
     response = ildcp.decode(answer)
     if not isinstance(response, ildcp.IldcpResponse):
-        raise DecodeError("the answer to an ILDCP request is a request")
+        raise DecodeError("the peer sent the ILDCP request back; it only echoes")
     return response

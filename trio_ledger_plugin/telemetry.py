@@ -22,7 +22,7 @@ try:
     from opentelemetry.metrics import Observation, get_meter
     from opentelemetry.trace import SpanKind, StatusCode, get_tracer
 except ModuleNotFoundError as _error:
-    _message = "telemetry is an extra: pip install 'trio-ledger-plugin[otel]'"
+    _message = "telemetry is an extra; in a clone: pip install '.[otel]'"
     raise ModuleNotFoundError(_message, name=_error.name) from _error
 
 if TYPE_CHECKING:

@@ -1,6 +1,8 @@
 """A peer that answers every request with what it was asked, and shows who comes and goes.
 
 python echo_peer.py [PORT]      waits for a client at PORT, 7768 unless given; Ctrl-C ends it
+
+A client to try it with: trio-ledger-plugin ping 'btp+ws://:open sesame@localhost:7768'
 """
 
 import sys

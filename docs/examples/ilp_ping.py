@@ -1,7 +1,7 @@
 """Ask for a fulfillment and check it: one ILP packet there, its answer back.
 
 python ilp_ping.py         asks a peer within this program
-python ilp_ping.py URL     asks the peer at URL, such as one that `trio-ledger-plugin serve` runs
+python ilp_ping.py URL     asks the peer at URL, such as one that `trio-ledger-plugin serve --reply fulfill` runs
 """
 
 import hashlib
@@ -46,6 +46,8 @@ async def ping(plugin: LedgerPlugin) -> None:
             print("fulfilled with a wrong preimage: not a proof of anything")
         case ilp.Reject():
             print(f"rejected: {answer.code} {answer.message}")
+        case _:
+            print("that is no answer: the peer sent a Prepare")
 
 
 async def main(url: str | None) -> None:

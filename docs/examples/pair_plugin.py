@@ -1,4 +1,4 @@
-"""A plugin of one's own over a connected socket, such as an end of a socketpair; a line is a JSON array."""
+"""No program: a plugin of one's own over a connected socket, such as an end of a socketpair. A line is a JSON array."""
 
 import json
 import socket

@@ -2,7 +2,7 @@
 
 ``server`` echoes what it gets and prints ``{"port"}``; when its stdin ends it prints ``{"cpu_seconds"}`` and ends.
 ``client`` keeps so many calls in flight until so many were answered, and prints one line of JSON. ``floor-server`` and
-``floor-client`` do the same over bare Trio streams, one call at a time: the limit of what a plugin could reach.
+``floor-client`` do the same as a bare Trio echo, one call at a time: the limit of what a plugin could reach.
 """
 
 from __future__ import annotations

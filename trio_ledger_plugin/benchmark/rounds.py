@@ -119,7 +119,7 @@ def run_rounds(
     """Measure every pairing in every case, round after round.
 
     Args:
-        pairings: The client's and the server's command, by name; the name ``FLOOR`` stands for bare Trio streams and
+        pairings: The client's and the server's command, by name; the name ``FLOOR`` stands for a bare Trio echo and
             is measured one call at a time only.
         cases: The loads.
         rounds: How often each is measured.

@@ -35,6 +35,9 @@ SILENT_CLOSES = 3
 # A link that does not last so long has not ended the outage: two clients that throw each other out of one account
 # would otherwise do so as fast as the network can.
 STABLE_SECONDS = 10.0
+# What versions of OpenSSL say of a server that answers in the clear.
+NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
+NO_TLS_HINT = "; does the server speak TLS? if not, its URL begins with btp+ws://"
 
 
 class ClientHost(LinkHost, Protocol):
@@ -168,7 +171,9 @@ class Client:
                 raise PermanentlyUnreachableError(
                     f"the certificate of {self.address} is not trusted: {error.__cause__.verify_message}"
                 ) from error.__cause__
-            raise UnreachableError(f"TLS with {self.address} failed: {error.__cause__ or error}") from error
+            cause = error.__cause__ or error
+            hint = NO_TLS_HINT if isinstance(cause, ssl.SSLError) and cause.reason in NO_TLS else ""
+            raise UnreachableError(f"TLS with {self.address} failed: {cause}{hint}") from error
         finally:
             if not done:
                 await trio.aclose_forcefully(stream)

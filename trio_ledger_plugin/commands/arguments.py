@@ -15,7 +15,7 @@ import click
 
 from ..errors import InvalidFieldsError
 from ..options import BtpOptions, split_url
-from .exits import EXIT_CODES, one_line
+from .exits import MEANINGS, Exit, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,10 +98,11 @@ def client_options(url: str, timeout: float, *, allow_insecure: bool) -> BtpOpti
     return options
 
 
-def epilog(examples: str) -> str:
-    """Return what a command's help ends with: lines of examples, and the exit codes."""
+def epilog(examples: str, *codes: Exit) -> str:
+    """Return what a command's help ends with: lines of examples, and the exit codes that the command has."""
+    listed = "\n".join(f"  {code:<5}{MEANINGS[code]}" for code in codes)
     # The backspace keeps click from joining the lines of a paragraph.
-    return f"\b\nExamples:\n{indent(dedent(examples).strip(), '  ')}\n\n\b\n{EXIT_CODES}"
+    return f"\b\nExamples:\n{indent(dedent(examples).strip(), '  ')}\n\n\b\nExit codes:\n{listed}"
 
 
 class Command(click.Command):

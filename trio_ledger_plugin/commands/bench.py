@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from ..benchmark.plot import draw
 from ..benchmark.rounds import FLOOR, PYTHON_END, Case, is_measured, ratio, run_rounds
 from .arguments import Command, epilog, json_option
-from .exits import Exit
+from .exits import COMMON, ENDED, Exit
 from .screen import Screen
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["bench"]
 
 OURS, NODE = "this package", "ilp-plugin-btp"
+# What people read where JSON has another name.
+SHOWN = {FLOOR: "bare Trio echo"}
 # Measured calls at full size, by bytes and calls in flight: each measurement takes about a second.
 FULL = {
     (300, 1): 4000,
@@ -40,7 +42,9 @@ EXAMPLES = """
 """
 
 
-@click.command(cls=Command, epilog=epilog(EXAMPLES), short_help="How many calls a second this machine does.")
+@click.command(
+    cls=Command, epilog=epilog(EXAMPLES, *COMMON, *ENDED), short_help="How many calls a second this machine does."
+)
 @click.option("--rounds", type=click.IntRange(1, 99), default=3, show_default=True, help="How often each is measured.")
 @click.option("--scale", type=click.FloatRange(0.001, 100), default=1.0, show_default=True, help="Times as many calls.")
 @click.option(
@@ -54,9 +58,9 @@ EXAMPLES = """
 def bench(rounds: int, scale: float, node: Path | None, plot: Path | None, save: Path | None, as_json: bool) -> int:
     """Measure calls a second between two processes on this machine, in alternating rounds.
 
-    Payloads of 300 bytes and 32 KiB, with 1, 100 and 1,000 calls in flight. Compared are bare Trio streams with one
-    call at a time, as the limit, and with --node the Node implementation, at both ends and crosswise. The machine is
-    never quiet: trust the ratios, which are medians over the rounds, more than the rates.
+    Payloads of 300 bytes and 32 KiB, with 1, 100 and 1,000 calls in flight. Compared are a bare Trio echo, which is
+    the limit, with one call at a time, and with --node the Node implementation, at both ends and crosswise. The machine
+    is never quiet: trust the ratios, which are medians over the rounds, more than the rates.
     """
     screen = Screen()
     pairings: dict[str, tuple[Sequence[str], Sequence[str]]] = {
@@ -86,7 +90,7 @@ def bench(rounds: int, scale: float, node: Path | None, plot: Path | None, save:
             case = result.case
             screen.timed_line(
                 f"round {result.round + 1}  {case.size:>5} bytes  {case.in_flight:>4} in flight  "
-                f"{result.pairing:<23} {result.rate:>8,.0f}/s"
+                f"{_shown(result.pairing):<23} {result.rate:>8,.0f}/s"
             )
 
     with bar:
@@ -102,6 +106,10 @@ def bench(rounds: int, scale: float, node: Path | None, plot: Path | None, save:
     else:
         _show(screen, summary)
     return Exit.OK
+
+
+def _shown(pairing: str) -> str:
+    return SHOWN.get(pairing, pairing)
 
 
 def _summary(results: Sequence[Result], case: Case, pairings: Mapping[str, object]) -> dict[str, object]:
@@ -130,7 +138,7 @@ def _curves(summary: Sequence[Mapping[str, object]]) -> dict[str, list[tuple[int
         assert isinstance(in_flight, int)
         if row["size"] == 300:
             for name, rate in rates.items():
-                curves.setdefault(name, []).append((in_flight, rate))
+                curves.setdefault(_shown(name), []).append((in_flight, rate))
     return curves
 
 
@@ -146,4 +154,4 @@ def _show(screen: Screen, summary: Sequence[Mapping[str, object]]) -> None:
             f"p99 {row['p99_ms']:.2f} ms"
         )
         for name, times in ratios.items():
-            screen.line(f"  {times:.2f} times {name} ({rates[name]:,.0f}/s)")
+            screen.line(f"  {times:.2f} times {_shown(name)} ({rates[name]:,.0f}/s)")

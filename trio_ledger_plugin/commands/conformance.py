@@ -9,14 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 import click
-import trio
 
 from ..log import escape
 from ..testing.conformance import CHECKS, Verdict, run_conformance
 from ..testing.conformance.subjects import FACTORIES
 from .arguments import Command, epilog, json_option
-from .exits import Exit
+from .exits import COMMON, ENDED, Exit
 from .screen import Screen
+from .sigterm import run_until_sigterm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,7 +34,9 @@ EXAMPLES = """
 WORDS = {Verdict.PASSED: ("PASS", "green"), Verdict.FAILED: ("FAIL", "red"), Verdict.NOT_APPLICABLE: ("N/A ", "dim")}
 
 
-@click.command(cls=Command, epilog=epilog(EXAMPLES), short_help="Does a plugin do what the interface says?")
+@click.command(
+    cls=Command, epilog=epilog(EXAMPLES, *COMMON, *ENDED), short_help="Does a plugin do what the interface says?"
+)
 @click.argument("plugin")
 @click.option("--store", "transactional", is_flag=True, help="Give both ends a transactional store.")
 @click.option("--check", "names", multiple=True, metavar="NAME", help="Run this check only; may be repeated.")
@@ -54,7 +56,7 @@ def conformance(plugin: str, transactional: bool, names: Sequence[str], as_json:
         if not as_json:
             screen.line(f"{pair}, with transactional stores" if transactional else pair, "bold")
         tell = None if as_json else partial(_show, screen)
-        reports[pair] = trio.run(
+        reports[pair] = run_until_sigterm(
             partial(run_conformance, factory, transactional=transactional, checks=checks, tell=tell)
         )
     counts = {verdict: sum(len(report.of(verdict)) for report in reports.values()) for verdict in Verdict}

@@ -19,6 +19,7 @@ from ..codec.oer import read_octets, read_utf8
 from ..errors import DecodeError
 from ..log import escape
 from .arguments import Command, epilog, json_option
+from .exits import ENDED, Exit
 from .screen import Screen
 
 if TYPE_CHECKING:
@@ -47,7 +48,11 @@ EXAMPLES = """
 """
 
 
-@click.command(cls=Command, epilog=epilog(EXAMPLES), short_help="What is in a BTP, ILP or ILDCP packet.")
+@click.command(
+    cls=Command,
+    epilog=epilog(EXAMPLES, Exit.OK, Exit.USAGE, Exit.NO_PACKET, *ENDED),
+    short_help="What is in a BTP, ILP or ILDCP packet.",
+)
 @click.argument("digits", metavar="HEX")
 @click.option("--as", "protocol", type=click.Choice(list(CODECS)), help="The protocol; found out when not given.")
 @json_option
@@ -66,7 +71,7 @@ def decode(digits: str, protocol: str | None, as_json: bool) -> int:
         screen = Screen()
         for line in _lines(description, 0):
             screen.line(line)
-    return 0
+    return Exit.OK
 
 
 def describe(data: bytes, protocol: str | None = None) -> Description:
@@ -81,7 +86,10 @@ def describe(data: bytes, protocol: str | None = None) -> Description:
     """
     protocol = protocol or _protocol_of(data)
     read, body_at = CODECS[protocol]
-    packet = read(data)
+    try:
+        packet = read(data)
+    except DecodeError as error:
+        raise DecodeError(f"this is no {protocol.upper()} packet, or not a whole one: {error}") from error
     description = {"protocol": protocol, "packet": type(packet).__name__, **_fields_of(packet)}
     _, end = read_octets(data, body_at)
     if end < len(data):
@@ -148,7 +156,7 @@ def _entry(entry: btp.ProtocolData) -> Description:
         try:
             return {**description, "data": describe(entry.data, _ilp_protocol_of(entry.data))}
         except DecodeError as error:
-            description["problem"] = f"no ILP packet: {error}"
+            description["problem"] = str(error)
     if entry.content_type in {btp.TEXT, btp.JSON}:
         try:
             return {**description, "data": read_utf8(entry.data, "the entry")}

@@ -19,10 +19,11 @@ from ..options import BtpOptions, ConnectOptions, ListenerOptions
 from ..services import PluginServices
 from ..statistics import Statistics
 from .arguments import Command, Seconds, epilog, json_option
-from .exits import Exit, bare_error, one_line
+from .exits import COMMON, ENDED, Exit, bare_error, one_line
 from .relay import Relay
 from .replies import fulfill, make_question
 from .screen import Screen, said
+from .sigterm import run_until_sigterm
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -242,7 +243,9 @@ EXAMPLES = """
 
 
 @click.command(
-    cls=Command, epilog=epilog(EXAMPLES), short_help="Two plugins, a real TCP connection, and its loss, in two seconds."
+    cls=Command,
+    epilog=epilog(EXAMPLES, *COMMON, *ENDED),
+    short_help="Two plugins, a real TCP connection, and its loss, in two seconds.",
 )
 @click.option("--deadline", type=Seconds(), default=20.0, show_default=True, help="Seconds for all of it.")
 @json_option
@@ -254,7 +257,7 @@ def demo(deadline: float, as_json: bool) -> int:
     in PASS or FAIL. Nothing needs to be installed or configured for it, and nothing leaves this machine.
     """
     report = Report(Screen(), silent=as_json)
-    trio.run(_run, report, deadline)
+    run_until_sigterm(_run, report, deadline)
     if as_json:
         click.echo(json.dumps(report.as_dict()))
     else:

@@ -22,7 +22,16 @@ from ..errors import (
 )
 from ..log import escape
 
-__all__ = ["EXIT_CODES", "Exit", "bare_error", "exit_code_of", "one_line"]
+__all__ = [
+    "COMMON",
+    "ENDED",
+    "MEANINGS",
+    "Exit",
+    "TerminatedError",
+    "bare_error",
+    "exit_code_of",
+    "one_line",
+]
 
 
 class Exit(IntEnum):
@@ -35,20 +44,30 @@ class Exit(IntEnum):
     REFUSED = 4
     NO_PACKET = 5
     INTERRUPTED = 130
+    TERMINATED = 143
 
 
-EXIT_CODES = """\
-Exit codes:
-  0    it worked
-  1    it failed: a step, an answer that did not come, an address in use
-  2    wrong arguments or options
-  3    the peer cannot be reached
-  4    the peer refuses the credentials
-  5    what was to be decoded is no packet
-  130  interrupted (Ctrl-C); the command serve returns 0 then"""
+MEANINGS = {
+    Exit.OK: "it worked",
+    Exit.FAILED: "it failed: a step, an answer that did not come, an address in use",
+    Exit.USAGE: "wrong arguments or options",
+    Exit.UNREACHABLE: "the peer cannot be reached",
+    Exit.REFUSED: "the peer refuses the credentials",
+    Exit.NO_PACKET: "what was to be decoded is no packet",
+    Exit.INTERRUPTED: "interrupted (Ctrl-C)",
+    Exit.TERMINATED: "ended by SIGTERM",
+}
+COMMON = (Exit.OK, Exit.FAILED, Exit.USAGE)
+ENDED = (Exit.INTERRUPTED, Exit.TERMINATED)
+
+
+class TerminatedError(BaseException):
+    """SIGTERM came. Like KeyboardInterrupt it is for nobody who handles errors on the way."""
+
 
 _CODES: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], Exit], ...] = (
     ((KeyboardInterrupt, click.Abort), Exit.INTERRUPTED),
+    (TerminatedError, Exit.TERMINATED),
     ((click.UsageError, InvalidFieldsError, InvalidServicesError), Exit.USAGE),
     (UnreachableError, Exit.UNREACHABLE),
     (NotAcceptedError, Exit.REFUSED),
@@ -60,8 +79,8 @@ def bare_error(error: BaseException) -> BaseException:
     """Return what happened, taken out of exception groups and of the failure that only reports it."""
     while True:
         if isinstance(error, BaseExceptionGroup):
-            interrupted, _ = error.split(KeyboardInterrupt)
-            error = (interrupted or error).exceptions[0]
+            ended, _ = error.split((KeyboardInterrupt, TerminatedError))
+            error = (ended or error).exceptions[0]
         elif isinstance(error, PluginFailedError) and error.__cause__ is not None:
             error = error.__cause__
         else:
@@ -82,6 +101,8 @@ def one_line(error: BaseException) -> str:
 def _text(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return "interrupted"
+    if isinstance(error, TerminatedError):
+        return "ended by SIGTERM"
     if isinstance(error, click.UsageError):
         # Click prints the command's usage in two lines more.
         path = error.ctx.command_path if error.ctx is not None else "trio-ledger-plugin"

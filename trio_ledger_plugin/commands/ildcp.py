@@ -6,7 +6,6 @@ import json
 from typing import TYPE_CHECKING
 
 import click
-import trio
 from attrs import asdict
 
 from ..errors import DecodeError, RemoteError
@@ -15,8 +14,9 @@ from ..log import escape
 from ..opening import open_plugin
 from ..options import ConnectOptions
 from .arguments import Command, Seconds, client_options, epilog, insecure_option, json_option
-from .exits import Exit, one_line
+from .exits import COMMON, ENDED, Exit, one_line
 from .screen import Screen
+from .sigterm import run_until_sigterm
 
 if TYPE_CHECKING:
     from ..codec.ildcp import IldcpResponse
@@ -25,12 +25,18 @@ if TYPE_CHECKING:
 __all__ = ["ildcp"]
 
 EXAMPLES = """
-  trio-ledger-plugin ildcp btp+ws://:TOKEN@localhost:7768
+  trio-ledger-plugin serve --accounts                            (in another terminal) a server that answers
+  trio-ledger-plugin ildcp btp+ws://:TOKEN@localhost:7768        ask it, with a token that you make up
   TRIO_LEDGER_PLUGIN_SECRET=TOKEN trio-ledger-plugin ildcp btp+wss://alice@connector.example/ilp --json
 """
+WHO = "connectors answer ILDCP, and so does 'trio-ledger-plugin serve --accounts'"
 
 
-@click.command(cls=Command, epilog=epilog(EXAMPLES), short_help="Which ILP address and asset a peer gives you.")
+@click.command(
+    cls=Command,
+    epilog=epilog(EXAMPLES, *COMMON, Exit.UNREACHABLE, Exit.REFUSED, *ENDED),
+    short_help="Which ILP address and asset a peer gives you.",
+)
 @click.argument("url")
 @click.option(
     "--timeout", type=Seconds(), default=5.0, show_default=True, help="Seconds to connect in, and for the answer."
@@ -45,7 +51,7 @@ def ildcp(url: str, timeout: float, allow_insecure: bool, as_json: bool) -> int:
     SSL_CERT_FILE names others.
     """
     options = client_options(url, timeout, allow_insecure=allow_insecure)
-    told = trio.run(_ask, options)
+    told = run_until_sigterm(_ask, options)
     if as_json:
         click.echo(json.dumps({"address": options.address, **asdict(told)}))
         return Exit.OK
@@ -66,6 +72,6 @@ async def _ask(options: BtpOptions) -> IldcpResponse:
         try:
             return await fetch_ildcp(plugin)
         except RemoteError as error:
-            raise click.ClickException(f"the peer does not answer ILDCP requests: {one_line(error)}") from error
+            raise click.ClickException(f"the peer does not answer ILDCP requests: {one_line(error)}; {WHO}") from error
         except DecodeError as error:
-            raise click.ClickException(f"the peer's answer is no ILDCP response: {one_line(error)}") from error
+            raise click.ClickException(f"the peer's answer is no ILDCP response: {one_line(error)}; {WHO}") from error

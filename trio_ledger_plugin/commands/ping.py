@@ -24,9 +24,10 @@ from ..log import escape
 from ..opening import open_plugin
 from ..options import ConnectOptions
 from .arguments import Command, Seconds, client_options, epilog, insecure_option, json_option
-from .exits import Exit, one_line
+from .exits import COMMON, ENDED, Exit, one_line
 from .replies import make_question
 from .screen import Screen
+from .sigterm import run_until_sigterm
 
 if TYPE_CHECKING:
     from ..options import BtpOptions
@@ -98,7 +99,11 @@ EXAMPLES = """
 """
 
 
-@click.command(cls=Command, epilog=epilog(EXAMPLES), short_help="How long a peer takes to answer.")
+@click.command(
+    cls=Command,
+    epilog=epilog(EXAMPLES, *COMMON, Exit.UNREACHABLE, Exit.REFUSED, *ENDED),
+    short_help="How long a peer takes to answer.",
+)
 @click.argument("url")
 @click.option("--count", type=click.IntRange(1), default=10, show_default=True, help="How many requests to send.")
 @click.option(
@@ -122,9 +127,9 @@ def ping(url: str, count: int, size: int, interval: float, timeout: float, allow
     screen = Screen()
     results = Results()
     try:
-        trio.run(_ping, options, results, screen, count, size, interval, as_json)
+        run_until_sigterm(_ping, options, results, screen, count, size, interval, as_json)
     finally:
-        # Also after Ctrl-C.
+        # Also after Ctrl-C and SIGTERM.
         if as_json and results.sent:
             click.echo(json.dumps({"address": options.address, **results.as_dict()}))
         elif results.sent:

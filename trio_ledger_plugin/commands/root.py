@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .advice import advice
 from .arguments import Group, epilog
 from .bench import bench
 from .conformance import conformance
 from .decode import decode
 from .demo import demo
-from .exits import Exit, bare_error, exit_code_of, one_line
+from .exits import Exit, TerminatedError, bare_error, exit_code_of, one_line
 from .ildcp import ildcp
 from .ping import ping
 from .serve import serve
+from .sigterm import raise_at_sigterm
 from .transfers import transfers
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ Completion by the tab key, for ~/.bashrc (with zsh_source for ~/.zshrc):
 @click.group(
     cls=Group,
     invoke_without_command=True,
-    epilog=COMPLETION + epilog(EXAMPLES),
+    epilog=COMPLETION + epilog(EXAMPLES, *Exit),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(version(PROGRAM), prog_name=PROGRAM, message="%(prog)s %(version)s")
@@ -79,12 +81,13 @@ def run(args: Sequence[str] | None = None) -> int:
     # Commands show what their users need to know; logging would write it to stderr once more.
     logging.getLogger("trio_ledger_plugin").addHandler(logging.NullHandler())
     try:
-        return root.main(args, prog_name=PROGRAM, standalone_mode=False) or Exit.OK
-    except (Exception, KeyboardInterrupt, BaseExceptionGroup) as raised:  # noqa: BLE001 (never a traceback)
+        with raise_at_sigterm():
+            return root.main(args, prog_name=PROGRAM, standalone_mode=False) or Exit.OK
+    except (Exception, KeyboardInterrupt, TerminatedError, BaseExceptionGroup) as raised:  # noqa: BLE001 (never a traceback)
         error = bare_error(raised)
     if isinstance(error, BrokenPipeError):
         # Whoever read has enough; Python would complain when it flushes stdout in the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.FAILED
-    click.echo(f"error: {one_line(error)}", err=True)
+    click.echo(f"error: {'; '.join(filter(None, (one_line(error), advice(error))))}", err=True)
     return exit_code_of(error)

@@ -20,12 +20,13 @@ from ..options import BtpOptions, ListenerOptions
 from ..services import PluginServices
 from .account_choices import AccountChoices, accounts_choices, make_accounts_options
 from .arguments import SECRET_VARIABLE, Command, epilog
-from .exits import Exit
+from .exits import COMMON, Exit
 from .listening import CLOSE_SECONDS, REFRESH_SECONDS, client_url, not_listening, open_store, tell_closed, tls_context
 from .replies import REPLIES
 from .report import Report
 from .screen import Screen, said
 from .serve_accounts import serve_accounts
+from .sigterm import run_until_sigterm
 
 if TYPE_CHECKING:
     from ..plugin import LedgerPlugin
@@ -44,7 +45,9 @@ EXAMPLES = """
 
 
 @click.command(
-    cls=Command, epilog=epilog(EXAMPLES), short_help="A server for one client or for many, which shows what they do."
+    cls=Command,
+    epilog=epilog(EXAMPLES, *COMMON),
+    short_help="A server for one client or for many, which shows what they do.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option(
@@ -64,8 +67,8 @@ EXAMPLES = """
 @click.option(
     "--store",
     type=click.Path(dir_okay=False),
-    help="A file that remembers transfers, and with --accounts usernames; made when it is missing. Without one, money "
-    "is at PLAIN and nothing outlives the server.",
+    help="A file that remembers transfers, and with --accounts usernames; made when it is missing. Without one nothing "
+    "outlives the server, and no transfer has a key: an answer that is lost leaves it in doubt (PLAIN).",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line and nothing else.")
 @accounts_choices
@@ -99,7 +102,7 @@ def serve(
     ssl_context = tls_context(tls_cert, tls_key)
     if accounts:
         chosen = AccountChoices(as_json=as_json, **choices)
-        trio.run(serve_accounts, make_accounts_options(chosen, host, port, ssl_context), chosen, reply, store)
+        run_until_sigterm(serve_accounts, make_accounts_options(chosen, host, port, ssl_context), chosen, reply, store)
         return Exit.OK
     shown = "***"
     if secret == "":
@@ -109,7 +112,7 @@ def serve(
     listener = ListenerOptions(port=port, secret=secret, host=host, ssl_context=ssl_context)
     options = BtpOptions(listener=listener, close_timeout=CLOSE_SECONDS)
     try:
-        trio.run(_serve, options, reply, shown, store, as_json)
+        run_until_sigterm(_serve, options, reply, shown, store, as_json)
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -7,9 +7,8 @@ import sqlite3
 from typing import TYPE_CHECKING, Any
 
 import click
-import trio
 
-from ..errors import LedgerPluginError
+from ..errors import LedgerPluginError, TransferNotFoundError
 from ..log import escape
 from ..money.entries import TransferDirection, TransferState
 from ..money.journal import Journal
@@ -17,8 +16,9 @@ from ..options import LinkOptions
 from ..stores import open_sqlite_store
 from ..stores.database import read_sqlite
 from .arguments import Command, epilog, json_option
-from .exits import Exit, one_line
+from .exits import COMMON, ENDED, Exit, one_line
 from .screen import Screen
+from .sigterm import run_until_sigterm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,7 +39,11 @@ STATES = click.Choice([state.value for state in TransferState])
 DIRECTIONS = click.Choice([direction.value for direction in TransferDirection])
 
 
-@click.command(cls=Command, epilog=epilog(EXAMPLES), short_help="What a store's journal holds; settle a doubt.")
+@click.command(
+    cls=Command,
+    epilog=epilog(EXAMPLES, *COMMON, *ENDED),
+    short_help="What a store's journal holds; settle a doubt.",
+)
 @click.argument("db", type=click.Path(exists=True, dir_okay=False))
 @click.option("--ledger", default="main", show_default=True, help="The plugin's ledger_id.")
 @click.option("--account", help="Only this account, of a server of many.")
@@ -47,7 +51,7 @@ DIRECTIONS = click.Choice([direction.value for direction in TransferDirection])
 @click.option("--direction", type=DIRECTIONS, help="Only transfers that go out, or come in.")
 @click.option("--confirm", metavar="KEY", help="Settle a transfer in doubt: the peer has applied it.")
 @click.option("--reject", metavar="KEY", help="Settle a transfer in doubt: the peer has not applied it.")
-@click.option("--reset-level", is_flag=True, help="Let the account have PLAIN again, which was at KEYED.")
+@click.option("--reset-level", is_flag=True, help="Let money go without keys (PLAIN) to a peer that had them (KEYED).")
 @json_option
 def transfers(db: str, ledger: str, account: str | None, as_json: bool, **choices: Any) -> int:  # noqa: ANN401 (click's)
     """List the transfers in a store, or settle one that is in doubt.
@@ -61,12 +65,13 @@ def transfers(db: str, ledger: str, account: str | None, as_json: bool, **choice
     if actions and (choices["state"] or choices["direction"]):
         raise click.UsageError("--state and --direction are for listing")
     journal = Journal(ledger, max_keys=LinkOptions().max_transfer_keys)
+    read_sqlite(db, lambda connection: _Journal(journal, connection).check_ledger())
     if not actions:
         wanted = _wanted(account, choices["direction"], choices["state"])
         read_sqlite(db, lambda connection: _list(_Journal(journal, connection), wanted, as_json=as_json))
         return Exit.OK
     action = actions[0]
-    done = trio.run(_settle, db, journal, account or "", action, choices[action])
+    done = run_until_sigterm(_settle, db, journal, account or "", action, choices[action])
     click.echo(json.dumps({"done": done}) if as_json else done)
     return Exit.OK
 
@@ -81,6 +86,17 @@ class _Journal:
     def __init__(self, journal: Journal, connection: sqlite3.Connection) -> None:
         self._journal = journal
         self._connection = connection
+
+    def check_ledger(self) -> None:
+        """Check that a ledger with rows is asked for, where there are any.
+
+        Raises:
+            click.UsageError: It is another; the text names those that there are.
+        """
+        ledgers = self._read(_ledgers)
+        if ledgers and self._journal.ledger not in ledgers:
+            names = ", ".join(map(repr, ledgers))
+            raise click.UsageError(f"this file has no ledger {self._journal.ledger!r}; --ledger takes one of: {names}")
 
     def entries(self, account: str | None, *wanted: Any) -> Iterator[JournalEntry]:  # noqa: ANN401 (page() tells)
         after = 0
@@ -99,6 +115,13 @@ class _Journal:
             if "no such table" in str(error):
                 raise click.ClickException("there are no transfers in this store") from error
             raise
+
+
+def _ledgers(connection: sqlite3.Connection) -> list[str]:
+    """Return the names of the ledgers in a store; each table may know one before the others do."""
+    tables = ("lpi_ledgers", "lpi_accounts", "lpi_transfers")
+    query = " UNION ".join(f"SELECT ledger FROM {table}" for table in tables)  # noqa: S608 (constants)
+    return [ledger for (ledger,) in connection.execute(query)]
 
 
 def _list(journal: _Journal, wanted: tuple[Any, Any, Any], *, as_json: bool) -> None:
@@ -141,10 +164,13 @@ async def _settle(db: str, journal: Journal, account: str, action: str, key: str
     async with open_sqlite_store(db) as store:
         if action == "reset_level":
             await store.transaction(lambda connection: journal.reset_level(connection, account))
-            return "the account may have PLAIN again; what it had sent and not heard of is in doubt"
+            return "money may go without keys (PLAIN) to this peer again; what it has not answered is in doubt"
         settle = journal.confirm if action == "confirm" else journal.reject
         try:
             await store.transaction(lambda connection: settle(connection, account, key))
+        except TransferNotFoundError as error:
+            text = f"{one_line(error)}; without --{action} the keys are listed, and the account of each"
+            raise click.ClickException(text) from error
         except LedgerPluginError as error:
             raise click.ClickException(one_line(error)) from error
         return f"transfer {key!r} is {'acknowledged' if action == 'confirm' else 'rejected'}"
