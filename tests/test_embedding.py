@@ -570,9 +570,21 @@ async def test_a_stranger_may_send_little(way: str, clock: MockClock) -> None:
         for message in (bytes(9 * KIB), None):
             peer = await dial(application.url)
             await peer.send(peer.frame(b"hello", TEXT) if message is None else peer.frame(message))
+            assert await peer.receive_close() == (1008 if message is None else 1009)
             await peer.wait_eof()
         await application.wait_served(2)
         assert application.outcomes == [None, None]
+
+
+async def test_a_stranger_that_breaks_the_protocol_is_told_so(clock: MockClock) -> None:
+    """Over a stream that does not take bytes at once, as TLS does not, it saw the end only."""
+    async with open_plugin(options()) as plugin, trio.open_nursery() as nursery:
+        assert isinstance(plugin, BtpServer)
+        near, far = trio.testing.memory_stream_pair()
+        nursery.start_soon(plugin.serve_stream, near)
+        peer = await shake_hands(far)
+        await peer.send(peer.frame(b"x", rsv=4))
+        assert await peer.receive_close() == 1002
 
 
 @BOTH_PLUGINS

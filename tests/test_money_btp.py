@@ -141,7 +141,7 @@ async def test_keyed_or_nothing_pays_nothing_at_plain_and_takes_nothing(store):
 # Keys on the wire.
 
 
-@pytest.mark.parametrize("key", [b"", b"k" * 65, b"a\nb", b"a\x00", b"\x7f", "ü".encode(), b"\xff"])
+@pytest.mark.parametrize("key", [b"", b"k" * 65, "ü".encode(), b"\x80", b"\xff"])
 async def test_a_bad_key_is_refused(store, key):
     async with listener(store) as plugin:
         peer, _ = await dial_keyed(plugin.address)
@@ -151,7 +151,7 @@ async def test_a_bad_key_is_refused(store, key):
         await peer.aclose()
 
 
-@pytest.mark.parametrize("key", [b"k", b"k" * 64, b"a b", b"~"])
+@pytest.mark.parametrize("key", [b"k", b"k" * 64, b"a b", b"~", b"\x00\r\n\x1b\x7f"])
 async def test_a_key_is_found_at_any_place_among_the_entries(store, key):
     async with listener(store) as plugin:
         peer, _ = await dial_keyed(plugin.address)

@@ -319,6 +319,51 @@ async def test_a_callers_deadline_is_not_the_transfers(store):
         assert await states(payer) == {"k": "acked"}
 
 
+async def test_a_deadline_before_the_journal_does_not_withdraw_at_keyed(store):
+    """The caller is told that the transfer goes on, and would wait for money that nobody sends."""
+    async with open_payer(store, response_timeout=0.05) as payer:
+        await settle(store)
+        store.may_begin = trio.Event()
+        with pytest.raises(TransferInDoubtError, match="when the store has recorded it"):
+            await payer.send_money(7, idempotency_key="k")
+        with pytest.raises(DuplicateIdError):
+            await payer.send_money(8, idempotency_key="k")
+        with trio.move_on_after(0.01):
+            await payer.send_money(7, idempotency_key="k")
+        store.may_begin.set()
+        await settle(store)
+        assert payer.sent_keys == ["k"]
+        payer.answer()
+        await settle(store)
+        assert await sums(payer) == (7, 0, 0)
+
+
+async def test_a_deadline_before_the_journal_withdraws_at_plain(store, autojump_clock):
+    """Nobody expects a transfer that cannot be sent again to leave hours later."""
+    async with open_payer(store, retention=None, response_timeout=5) as payer:
+        await settle(store)
+        store.may_begin = trio.Event()
+        with pytest.raises(TransferInDoubtError, match="not sent again"):
+            await payer.send_money(7, idempotency_key="k")
+        store.may_begin.set()
+        await settle(store)
+        assert payer.sent == []
+        assert await states(payer) == {}
+
+
+async def test_who_comes_after_a_withdrawal_has_a_deadline_while_the_store_hangs(store):
+    async with open_payer(store, response_timeout=0.1) as payer:
+        await settle(store)
+        store.may_begin = trio.Event()
+        with trio.move_on_after(0.02):
+            await payer.send_money(7, idempotency_key="k")
+        with trio.fail_after(2), pytest.raises(TransferInDoubtError, match="does not tell"):
+            await payer.send_money(7, idempotency_key="k")
+        store.may_begin.set()
+        await settle(store)
+        assert payer.sent == []
+
+
 # Lost links at KEYED.
 
 

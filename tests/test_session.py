@@ -446,11 +446,12 @@ def test_a_refusal_says_why_in_plain_text() -> None:
 @pytest.mark.parametrize("code", ["F00", "T00"])
 def test_a_refusal_that_repeats_the_token_is_told_without_it(code: Any) -> None:
     """An error's text ends up in logs, and so would the token."""
-    packet = btp.Error(8, code, "NotAcceptedError", NOON, b"unknown token canary!", (entry("seen", b"canary"),))
+    packet = btp.Error(8, code, "No canary", NOON, b"unknown token canary!", (entry("seen", b"canary"),))
     with pytest.raises((NotAcceptedError, UnreachableError), match=r"unknown token \*\*\*!") as caught:
         read_auth_answer(btp.encode(packet), 8, max_entries=32, token="canary")
     cause = caught.value.__cause__
     assert isinstance(cause, RemoteError)
+    assert cause.name == "No ***"
     assert b"canary" not in cause.data
     assert "canary" not in str(cause.__dict__)
 

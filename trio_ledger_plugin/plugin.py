@@ -126,7 +126,7 @@ class LedgerPlugin(Lifecycle):
 
         Args:
             amount: Units of the ledger's smallest denomination, 1 to 2**64-1: decimal text, or an int.
-            idempotency_key: 1 to 64 printable ASCII characters that name this transfer; a UUID4 when None. With a
+            idempotency_key: 1 to 64 ASCII characters that name this transfer; a UUID4 when None. With a
                 journal, a key that is known there has the outcome that it had, and nothing is sent.
 
         Raises:
@@ -266,5 +266,5 @@ def _checked_key(key: object) -> str:
     if not isinstance(key, str):
         raise TypeError(f"idempotency_key is text, not {type(key).__name__}")
     if not is_key(key):
-        raise InvalidFieldsError("idempotency_key must be 1 to 64 printable ASCII characters")
+        raise InvalidFieldsError("idempotency_key must be 1 to 64 ASCII characters")
     return key

@@ -324,7 +324,8 @@ def read_auth_answer(frame: bytes, request_id: int, *, max_entries: int, token: 
         return None
     if isinstance(packet, btp.Response):
         return AuthAnswer(read_retention(_find(packet.protocol_data, TRANSFER_KEYS)))
-    refusal = _remote_error(evolve(packet, data=packet.data.replace(token.encode(), b"***"), protocol_data=()))
+    name, data = packet.name.replace(token, "***"), packet.data.replace(token.encode(), b"***")
+    refusal = _remote_error(evolve(packet, name=name, data=data, protocol_data=()))
     if packet.code.startswith("T"):
         raise UnreachableError(f"the server cannot authenticate now: {refusal}") from refusal
     raise NotAcceptedError(f"the server refuses the credentials: {refusal}") from refusal

@@ -56,7 +56,7 @@ def read_transfer(packet: btp.Transfer, account: str, *, keyed: bool) -> Transfe
         return Transfer(amount, account)
     key = entry.data.decode("ascii", "replace")
     if not is_key(key):
-        raise InvalidFieldsError("idempotency_key must be 1 to 64 printable ASCII characters")
+        raise InvalidFieldsError("idempotency_key must be 1 to 64 ASCII characters")
     digest = sha256(btp.encode(evolve(packet, request_id=0))).digest()
     return Transfer(amount, account, key=key, level=MoneyLevel.KEYED, digest=digest)
 

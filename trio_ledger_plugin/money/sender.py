@@ -110,18 +110,21 @@ class _Outgoing:
 
     async def wait(self, seconds: float) -> None:
         """Wait for the verdict; the last caller to leave withdraws what is not in the journal yet."""
+        keyed = self.transfer.level is MoneyLevel.KEYED
         self._waiting += 1
+        leaves = True
         try:
-            recording = RECORDING_SECONDS if self.transfer.level is MoneyLevel.PLAIN else 0.0
-            with trio.move_on_after(seconds + recording):
+            with trio.move_on_after(seconds + (0.0 if keyed else RECORDING_SECONDS)):
                 await self._settled.wait()
+            # Who is told that it goes on is counted for good, so that nobody who leaves later withdraws it.
+            leaves = not keyed
         finally:
-            self._waiting -= 1
+            self._waiting -= leaves
             if not self._waiting and not self.entered.is_set():
                 self.withdrawn = True
         if not self._settled.is_set():
-            onward = "is not sent again" if self.transfer.level is MoneyLevel.PLAIN else "goes on from the journal"
-            raise self.doubt(f"no acknowledgement within {seconds:g} s; it {onward}")
+            goes_on = "goes on from the journal" if self.entered.is_set() else "goes on when the store has recorded it"
+            raise self.doubt(f"no acknowledgement within {seconds:g} s; it {goes_on if keyed else 'is not sent again'}")
         if self._make_error is not None:
             raise self._make_error()
 
@@ -153,10 +156,14 @@ class Sender:
         """Send a transfer and return when it is acknowledged; ``LedgerPlugin.send_money`` tells what it raises."""
         assert transfer.key is not None
         outgoing = self._live.get(transfer.key)
-        while outgoing is not None and outgoing.withdrawn and not outgoing.entered.is_set():
-            # Its callers have left; whether in time is known soon.
-            await outgoing.entered.wait()
-            outgoing = self._live.get(transfer.key)
+        with trio.move_on_after(self._host.options.response_timeout) as patience:
+            while outgoing is not None and outgoing.withdrawn and not outgoing.entered.is_set():
+                # Its callers have left; whether in time is known soon.
+                await outgoing.entered.wait()
+                outgoing = self._live.get(transfer.key)
+        if patience.cancelled_caught:
+            reason = "the store does not tell whether an earlier call under its key was withdrawn in time"
+            raise TransferInDoubtError(transfer.key, transfer.amount, reason)
         if outgoing is None:
             if self._closed:
                 raise PluginClosedError("the plugin was closed; nothing was sent")
@@ -434,11 +441,7 @@ def _is_temporary(error: RemoteError) -> bool:
 def _again(error: RemoteError) -> RemoteError:
     """Return an error for one more caller."""
     return RemoteError(
-        error.code,
-        error.name,
-        triggered_at=error.triggered_at,
-        data=error.data,
-        protocol_data=error.protocol_data,
+        error.code, error.name, triggered_at=error.triggered_at, data=error.data, protocol_data=error.protocol_data
     )
 
 

@@ -83,8 +83,8 @@ def enter_transfer(transfer: Transfer) -> None:
 
 
 def is_key(text: str) -> bool:
-    """Whether text can be a transfer's key: 1 to 64 printable ASCII characters."""
-    return 1 <= len(text) <= MAX_KEY and text.isascii() and text.isprintable()
+    """Whether text can be a transfer's key: 1 to 64 ASCII characters, control characters included."""
+    return 1 <= len(text) <= MAX_KEY and text.isascii()
 
 
 def read_retention(text: bytes | None) -> int | None:

@@ -197,7 +197,7 @@ async def a_lost_acknowledgement_leaves_the_transfer_in_doubt(stage: Stage) -> N
 
 @_checks("LedgerPlugin#sendMoney", Level.RULE, money=True)
 async def idempotency_keys_are_checked(stage: Stage) -> None:
-    """A key is 1 to 64 printable ASCII characters; another is refused before anything is sent."""
+    """A key is 1 to 64 ASCII characters; another is refused before anything is sent."""
     wrong: Any
     async with stage.open() as pair:
         pair.peer.register_money_handler(ignore)
