@@ -213,6 +213,20 @@ async def test_a_money_handler_past_its_deadline_goes_on_and_is_not_answered_for
     assert plugin.replies == {1: None}
 
 
+async def test_a_money_handler_that_the_end_cancels_is_in_the_log(autojump_clock, caplog):
+    """Without a journal nothing else tells the operator which transfer the two ends may disagree about."""
+    async with trio.open_nursery() as nursery:
+        plugin = await connected(nursery, sleeping(math.inf), slow_money, close_timeout=3.0)
+        plugin.ask(1, Transfer("5", "alice"))
+        plugin.ask(2, b"")
+        await trio.sleep(1)
+        await plugin.aclose()
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [
+        "the plugin ended before a transfer of 5 from account alice was answered; its handler was cancelled"
+    ]
+
+
 async def test_a_slow_money_handler_does_not_keep_data_from_its_deadline(nursery, autojump_clock):
     plugin = await connected(nursery, sleeping(math.inf), sleep_on, handler_timeout=3.0)
     plugin.ask(1, Transfer("5"))

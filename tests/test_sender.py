@@ -713,6 +713,17 @@ async def test_without_a_link_a_known_key_has_its_outcome(store):
         assert payer.sent_keys.count("live") == 2
 
 
+async def test_without_a_link_and_while_the_store_hangs_a_known_key_is_in_doubt_in_time(store):
+    async with open_payer(store, response_timeout=0.1) as payer:
+        await settle(store)
+        payer.lose_link()
+        store.may_begin = trio.Event()
+        with trio.fail_after(2), pytest.raises(TransferInDoubtError, match="does not tell what is known"):
+            await payer.send_money(7, idempotency_key="k")
+        store.may_begin.set()
+        await settle(store)
+
+
 @pytest.mark.parametrize("ending", ["disconnect", "aclose", "cancelled"])
 @pytest.mark.parametrize("retention", [WEEK, None])
 async def test_whoever_waits_when_the_plugin_ends_is_told_that_it_is_in_doubt(store, retention, ending):

@@ -220,6 +220,7 @@ class HandlerPool:
             self._deadlines.pop(worker, None)
             if worker.queue is not None:
                 self._count_end()
+                self._tell_of_cancelled(worker.payload)
         if worker.queue is not None:
             self._pass_on(worker.queue, worker.held)
 
@@ -248,6 +249,14 @@ class HandlerPool:
             assert worker.task is not None
             worker.task.context = self._tasks.context.copy()
             await trio.lowlevel.cancel_shielded_checkpoint()  # the new context counts from here
+
+    def _tell_of_cancelled(self, payload: bytes | Transfer) -> None:
+        if isinstance(payload, Transfer):
+            self._log.error(
+                "the plugin ended before a transfer of %s%s was answered; its handler was cancelled",
+                payload.amount,
+                f" from account {payload.account}" if payload.account else "",
+            )
 
     def _pass_on(self, queue: HandlerQueue, held: int) -> None:
         """Give the place of a cancelled worker to another; its own scope is spent, so its task ends."""

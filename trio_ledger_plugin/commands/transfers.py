@@ -11,7 +11,7 @@ import click
 from ..errors import LedgerPluginError, TransferNotFoundError
 from ..log import escape
 from ..money.entries import TransferDirection, TransferState
-from ..money.journal import Journal
+from ..money.journal import Journal, ledgers_in
 from ..options import LinkOptions
 from ..stores import open_sqlite_store
 from ..stores.database import read_sqlite
@@ -93,7 +93,7 @@ class _Journal:
         Raises:
             click.UsageError: It is another; the text names those that there are.
         """
-        ledgers = self._read(_ledgers)
+        ledgers = self._read(ledgers_in)
         if ledgers and self._journal.ledger not in ledgers:
             names = ", ".join(map(repr, ledgers))
             raise click.UsageError(f"this file has no ledger {self._journal.ledger!r}; --ledger takes one of: {names}")
@@ -115,13 +115,6 @@ class _Journal:
             if "no such table" in str(error):
                 raise click.ClickException("there are no transfers in this store") from error
             raise
-
-
-def _ledgers(connection: sqlite3.Connection) -> list[str]:
-    """Return the names of the ledgers in a store; each table may know one before the others do."""
-    tables = ("lpi_ledgers", "lpi_accounts", "lpi_transfers")
-    query = " UNION ".join(f"SELECT ledger FROM {table}" for table in tables)  # noqa: S608 (constants)
-    return [ledger for (ledger,) in connection.execute(query)]
 
 
 def _list(journal: _Journal, wanted: tuple[Any, Any, Any], *, as_json: bool) -> None:

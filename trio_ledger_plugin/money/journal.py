@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 
     Apply: TypeAlias = Callable[[sqlite3.Connection, Transfer], LedgerPluginError | None]
 
-__all__ = ["Journal"]
+__all__ = ["Journal", "ledgers_in"]
 
 LOST_KEYS: Final = (
-    "this account is at KEYED, and the link is PLAIN: the other end has lost its journal or is another program;"
+    "this account is at KEYED, and this transfer has no key: the other end has lost its journal or is another program;"
     " reset the account's level to let PLAIN in"
 )
 NO_KEYS: Final = "money is taken at KEYED only"
@@ -425,6 +425,13 @@ class Journal:
             self._move(connection, transfer, TransferState.IN_DOUBT, state, None)
         elif entry.state is not state:
             raise InvalidFieldsError(f"transfer {key!r} is {entry.state.value}; only one in doubt can be settled")
+
+
+def ledgers_in(connection: sqlite3.Connection) -> list[str]:
+    """Return the names of the ledgers in a store; each table may know one before the others do."""
+    tables = ("lpi_ledgers", "lpi_accounts", "lpi_transfers")
+    query = " UNION ".join(f"SELECT ledger FROM {table}" for table in tables)  # noqa: S608 (constants)
+    return [ledger for (ledger,) in connection.execute(query)]
 
 
 def _run(connection: sqlite3.Connection, transfer: Transfer, apply: Apply) -> LedgerPluginError | None:

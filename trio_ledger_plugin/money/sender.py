@@ -8,6 +8,7 @@ answers, or until the peer may have forgotten its key.
 from __future__ import annotations
 
 from functools import partial
+from math import inf
 from time import time
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
@@ -28,6 +29,7 @@ from ..errors import (
     TransferInDoubtError,
 )
 from .entries import TransferDirection, TransferState
+from .outgoing import Outgoing
 from .transfer import MoneyLevel, Transfer
 
 if TYPE_CHECKING:
@@ -48,8 +50,6 @@ FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 30.0
 # How many transfers of before are sent again at once.
 RESUMED_AT_ONCE: Final = 256
-# At PLAIN the link's own deadline decides; how much longer its callers wait, so that its verdict is recorded first.
-RECORDING_SECONDS: Final = 1.0
 # By how much a clock may be set back without leaving it open how old a transfer is.
 CLOCK_SECONDS: Final = 3600.0
 
@@ -76,59 +76,6 @@ class _Withdrawn(Exception):  # noqa: N818 (no error: nobody waits for the trans
     """All callers have left before the transfer was in the journal."""
 
 
-class _Outgoing:
-    """One transfer of ours on its way, and those who wait for it.
-
-    Args:
-        transfer: The transfer.
-        window: From when until when it may be sent, in seconds since the epoch; None at PLAIN.
-        sent_before: Whether an earlier task, perhaps of an earlier process, may have sent it: it is in the journal.
-    """
-
-    __slots__ = ("_make_error", "_settled", "_waiting", "entered", "sent_before", "transfer", "window", "withdrawn")
-
-    def __init__(self, transfer: Transfer, window: Window | None, *, sent_before: bool = False) -> None:
-        self.transfer: Transfer = transfer
-        self.window: Window | None = window
-        self.sent_before: bool = sent_before
-        # Whether it is decided if it enters the journal; until then it can be withdrawn.
-        self.entered: trio.Event = trio.Event()
-        self.withdrawn: bool = False
-        self._settled = trio.Event()
-        self._make_error: Callable[[], Exception] | None = None
-        self._waiting = 0
-
-    def settle(self, make_error: Callable[[], Exception] | None = None) -> None:
-        """Let the callers go, each with an error of its own, or without one; the first verdict counts."""
-        if not self._settled.is_set():
-            self._make_error = make_error
-            self._settled.set()
-
-    def doubt(self, reason: str) -> TransferInDoubtError:
-        assert self.transfer.key is not None
-        return TransferInDoubtError(self.transfer.key, self.transfer.amount, reason)
-
-    async def wait(self, seconds: float) -> None:
-        """Wait for the verdict; the last caller to leave withdraws what is not in the journal yet."""
-        keyed = self.transfer.level is MoneyLevel.KEYED
-        self._waiting += 1
-        leaves = True
-        try:
-            with trio.move_on_after(seconds + (0.0 if keyed else RECORDING_SECONDS)):
-                await self._settled.wait()
-            # Who is told that it goes on is counted for good, so that nobody who leaves later withdraws it.
-            leaves = not keyed
-        finally:
-            self._waiting -= leaves
-            if not self._waiting and not self.entered.is_set():
-                self.withdrawn = True
-        if not self._settled.is_set():
-            goes_on = "goes on from the journal" if self.entered.is_set() else "goes on when the store has recorded it"
-            raise self.doubt(f"no acknowledgement within {seconds:g} s; it {goes_on if keyed else 'is not sent again'}")
-        if self._make_error is not None:
-            raise self._make_error()
-
-
 class Sender:
     """Sends the transfers of one account.
 
@@ -144,7 +91,7 @@ class Sender:
         self._ledger = ledger
         self._tasks = tasks
         self._account = account
-        self._live: dict[str, _Outgoing] = {}
+        self._live: dict[str, Outgoing] = {}
         self._resuming = False
         # Whether the journal holds transfers of before that nobody has looked for yet.
         self.behind: bool = False
@@ -178,27 +125,30 @@ class Sender:
         if transfer.key in self._live:
             await self.send(transfer)
             return True
-        known = await self._ledger.run(self._ledger.journal.find, self._account, TransferDirection.OUT, transfer.key)
-        if known is None:
-            return False
-        outgoing = _Outgoing(evolve(transfer, account=self._account), None)
-        if await self._is_open(outgoing, known):
-            outgoing.settle(partial(outgoing.doubt, "it is in the journal, and goes on once there is a link"))
-        await outgoing.wait(self._host.options.response_timeout)
-        return True
+        outgoing = Outgoing(evolve(transfer, account=self._account), None)
+        find = self._ledger.journal.find
+        with trio.move_on_after(self._host.options.response_timeout):
+            known = await self._ledger.run(find, self._account, TransferDirection.OUT, transfer.key)
+            if known is None:
+                return False
+            if await self._is_open(outgoing, known):
+                outgoing.settle(partial(outgoing.doubt, "it is in the journal, and goes on once there is a link"))
+            await outgoing.wait(inf)
+            return True
+        raise outgoing.doubt("the store does not tell what is known of its key")
 
-    def _enter(self, transfer: Transfer) -> _Outgoing:
+    def _enter(self, transfer: Transfer) -> Outgoing:
         retention = self._host.peer_retention()
         if retention is None:
-            outgoing = _Outgoing(transfer, None)
+            outgoing = Outgoing(transfer, None)
         else:
             # The peer keeps a key from when it sees it; the other half is for clocks that are set, and slow networks.
             now = time()
-            outgoing = _Outgoing(evolve(transfer, level=MoneyLevel.KEYED), (now, now + retention / 2))
+            outgoing = Outgoing(evolve(transfer, level=MoneyLevel.KEYED), (now, now + retention / 2))
         self._begin(outgoing)
         return outgoing
 
-    def _begin(self, outgoing: _Outgoing) -> None:
+    def _begin(self, outgoing: Outgoing) -> None:
         assert outgoing.transfer.key is not None
         try:
             self._tasks.spawn(self._run, outgoing)
@@ -249,13 +199,13 @@ class Sender:
                         self._one_less = trio.Event()
                         await self._one_less.wait()
                     if transfer.key not in self._live:
-                        self._begin(_Outgoing(transfer, window, sent_before=True))
+                        self._begin(Outgoing(transfer, window, sent_before=True))
         finally:
             self._resuming = False
 
     # One transfer, in a task of its own.
 
-    async def _run(self, outgoing: _Outgoing) -> None:
+    async def _run(self, outgoing: Outgoing) -> None:
         try:
             to_send = outgoing.sent_before or await self._journal(outgoing)
             outgoing.entered.set()
@@ -273,7 +223,7 @@ class Sender:
             self._one_less.set()
             outgoing.settle(partial(outgoing.doubt, "the plugin was closed before it was acknowledged"))
 
-    async def _journal(self, outgoing: _Outgoing) -> bool:
+    async def _journal(self, outgoing: Outgoing) -> bool:
         """Enter a transfer as SENT; false when its fate is decided without sending it."""
 
         def enter(connection: sqlite3.Connection) -> JournalEntry | None:
@@ -293,7 +243,7 @@ class Sender:
             return known is None or await self._is_open(outgoing, known)
         return False
 
-    async def _is_open(self, outgoing: _Outgoing, known: JournalEntry) -> bool:
+    async def _is_open(self, outgoing: Outgoing, known: JournalEntry) -> bool:
         """Tell the callers what is known of a transfer; true when it is for this task to send it again."""
         if known.amount != int(outgoing.transfer.amount):
             outgoing.settle(partial(_another, known.key, str(known.amount)))
@@ -311,7 +261,7 @@ class Sender:
             outgoing.settle(partial(outgoing.doubt, "it was sent before, and not acknowledged"))
         return False
 
-    async def _send_plain(self, outgoing: _Outgoing) -> None:
+    async def _send_plain(self, outgoing: Outgoing) -> None:
         journal, transfer = self._ledger.journal, outgoing.transfer
         try:
             await self._host.carry_money(transfer)
@@ -330,7 +280,7 @@ class Sender:
             await self._record(journal.answered, transfer, None)
             outgoing.settle()
 
-    async def _send_keyed(self, outgoing: _Outgoing) -> None:
+    async def _send_keyed(self, outgoing: Outgoing) -> None:
         # Whether the peer may have applied it already: then a temporary refusal says nothing of that.
         sent_before = outgoing.sent_before
         # Whether it has just been entered: what has been there for longer may have been settled by hand.
@@ -381,22 +331,22 @@ class Sender:
             await trio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    async def _is_still_open(self, outgoing: _Outgoing) -> bool:
+    async def _is_still_open(self, outgoing: Outgoing) -> bool:
         """Look whether a transfer is still to be sent; where it is not, its callers are told."""
         transfer = outgoing.transfer
         known = await self._record(self._ledger.journal.find, transfer.account, TransferDirection.OUT, transfer.key)
         return known is not None and await self._is_open(outgoing, known)
 
-    async def _in_doubt(self, outgoing: _Outgoing, reason: str) -> None:
+    async def _in_doubt(self, outgoing: Outgoing, reason: str) -> None:
         await self._record(self._ledger.journal.doubt, outgoing.transfer)
         outgoing.settle(partial(outgoing.doubt, reason))
 
-    async def _not_sent(self, outgoing: _Outgoing, error: LedgerPluginError) -> None:
+    async def _not_sent(self, outgoing: Outgoing, error: LedgerPluginError) -> None:
         """Forget a transfer that has not left."""
         await self._record(self._withdraw, outgoing.transfer)
         outgoing.settle(lambda: error)
 
-    async def _refused(self, outgoing: _Outgoing, error: RemoteError) -> None:
+    async def _refused(self, outgoing: Outgoing, error: RemoteError) -> None:
         """Record a refusal; one that is temporary leaves nothing under the key."""
         if _is_temporary(error):
             await self._record(self._withdraw, outgoing.transfer)
