@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 import time
 from contextlib import suppress
@@ -30,8 +31,12 @@ async def _wait_for_stdin_to_end() -> None:
 
 
 def _print(**result: object) -> None:
-    sys.stdout.write(json.dumps(result) + "\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(json.dumps(result) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever measures was ended. At once: Python would complain of the pipe once more.
+        os._exit(1)
 
 
 async def _echo(data: bytes) -> bytes:
