@@ -227,6 +227,23 @@ async def test_a_money_handler_that_the_end_cancels_is_in_the_log(autojump_clock
     ]
 
 
+async def test_of_a_money_handler_that_is_done_the_log_does_not_say_that_it_was_cancelled(
+    monkeypatch, autojump_clock, caplog
+):
+    """The operator would credit the transfer once more."""
+
+    async def wait_for_room(request_id, reply):
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        plugin = await connected(nursery, money=slow_money)
+        monkeypatch.setattr(plugin, "reply", wait_for_room)
+        plugin.ask(1, Transfer("5", "alice"))
+        await trio.sleep(200)
+        nursery.cancel_scope.cancel()
+    assert caplog.records == []
+
+
 async def test_a_slow_money_handler_does_not_keep_data_from_its_deadline(nursery, autojump_clock):
     plugin = await connected(nursery, sleeping(math.inf), sleep_on, handler_timeout=3.0)
     plugin.ask(1, Transfer("5"))

@@ -1,9 +1,12 @@
 """A plugin is found by its name or its options, other packages' plugins included; a mistake is named at once."""
 
+from modulefinder import ModuleFinder
+from pathlib import Path
+
 import pytest
 from scripted import ScriptedOptions, ScriptedPlugin, install
 
-from trio_ledger_plugin import InvalidFieldsError, open_plugin
+from trio_ledger_plugin import InvalidFieldsError, open_plugin, registry
 from trio_ledger_plugin.btp.plugin import BtpPlugin
 from trio_ledger_plugin.loopback import LoopbackPlugin
 from trio_ledger_plugin.options import BtpOptions, ConnectOptions, LinkOptions, LoopbackOptions
@@ -82,10 +85,20 @@ def test_the_packages_own_plugins_need_no_metadata(monkeypatch):
     assert resolve_plugin(LoopbackOptions(name="x"))[0] is LoopbackPlugin
 
 
+def test_what_freezes_programs_finds_the_packages_own_plugins(tmp_path):
+    """It takes the modules that import statements name; the frozen program would lack the others."""
+    program = tmp_path / "program.py"
+    program.write_text("from trio_ledger_plugin import open_plugin\n")
+    finder = ModuleFinder([str(Path(registry.__file__).parents[1])])
+    finder.run_script(str(program))
+    assert {cls.__module__ for cls in map(registry._load, registry.OWN_PLUGINS)} <= set(finder.modules)
+
+
 def test_another_packages_broken_plugin_or_one_of_our_names_hurts_nobody(monkeypatch, tmp_path):
     install(monkeypatch, tmp_path)
+    (tmp_path / "odd.py").write_text("class Plugin:\n    options_class = dict\n")
     (info,) = tmp_path.glob("*.dist-info")
-    entries = "a = no_such_module:Plugin\nloopback = scripted:ScriptedPlugin\nz = json:dumps\n"
+    entries = "a = no_such_module:Plugin\nb = odd:Plugin\nloopback = scripted:ScriptedPlugin\nz = json:dumps\n"
     with (info / "entry_points.txt").open("a") as file:
         file.write(entries)
     assert resolve_plugin(LoopbackOptions(name="x"))[0] is LoopbackPlugin

@@ -271,6 +271,26 @@ async def test_a_caller_that_comes_again_while_the_plugin_ends_learns_that_nothi
         assert isinstance(again[0], PluginClosedError)
 
 
+@pytest.mark.parametrize("ending", ["disconnect", "aclose", "cancel"])
+async def test_a_caller_that_comes_again_is_not_told_that_nothing_was_sent_of_what_is_in_the_journal(store, ending):
+    """The next plugin sends it, and a program that was told so would have paid once more."""
+    async with trio.open_nursery() as nursery:
+        async with open_payer(store, close_timeout=0.01) as payer:
+            await settle(store)
+            store.may_return = trio.Event()
+            with trio.move_on_after(0.05):
+                await payer.send_money(7, idempotency_key="k")
+            again = await start(nursery, lambda: payer.send_money(7, idempotency_key="k"))
+            if ending != "cancel":
+                await getattr(payer, ending)()
+        await wait_all_tasks_blocked()
+        store.may_return.set()
+    assert isinstance(again[0], TransferInDoubtError)
+    async with open_payer(store) as payer:
+        await settle(store)
+        assert payer.sent_keys == ["k"]
+
+
 async def test_one_of_two_callers_can_leave(store):
     async with open_payer(store) as payer, trio.open_nursery() as nursery:
         await settle(store)
@@ -338,17 +358,73 @@ async def test_a_deadline_before_the_journal_does_not_withdraw_at_keyed(store):
         assert await sums(payer) == (7, 0, 0)
 
 
-async def test_a_deadline_before_the_journal_withdraws_at_plain(store, autojump_clock):
-    """Nobody expects a transfer that cannot be sent again to leave hours later."""
-    async with open_payer(store, retention=None, response_timeout=5) as payer:
+async def test_what_was_to_go_on_and_could_not_be_entered_is_in_the_log(store, caplog):
+    """Nobody waits for its verdict any more, and no other trace of it is left."""
+    async with open_payer(store, response_timeout=0.05) as payer:
         await settle(store)
         store.may_begin = trio.Event()
-        with pytest.raises(TransferInDoubtError, match="not sent again"):
+        with pytest.raises(TransferInDoubtError, match="when the store has recorded it"):
             await payer.send_money(7, idempotency_key="k")
+        store.refuses = True
         store.may_begin.set()
+        await settle(store)
+        store.refuses = False
+        assert (payer.sent, await states(payer)) == ([], {})
+    told = "transfer k was not sent, though its caller was told otherwise: the disk is full"
+    assert [record.getMessage() for record in caplog.records] == [told]
+
+
+async def test_on_a_link_without_keys_what_was_keyed_before_is_told_to_go_on(store):
+    """A program that is told that it is not sent again would pay under another key."""
+    async with open_payer(store) as payer:
+        await forget_caller(payer, "k")
+    async with open_payer(store, retention=None, response_timeout=0.05) as payer:
+        with pytest.raises(TransferInDoubtError, match="goes on from the journal"):
+            await payer.send_money(7, idempotency_key="k")
+        payer.lose_link()
+        payer.retention = WEEK
+        payer.regain_link()
+        await settle(store)
+        assert payer.sent_keys == ["k"]
+
+
+@pytest.mark.parametrize("held", ["may_begin", "may_return"])
+async def test_a_deadline_before_the_journal_withdraws_at_plain(store, mock_clock, held):
+    """Nobody expects a transfer that cannot be sent again to leave hours later: it may have been paid otherwise."""
+    async with open_payer(store, retention=None, response_timeout=5) as payer, trio.open_nursery() as nursery:
+        await settle(store)
+        setattr(store, held, trio.Event())
+        outcome = await start(nursery, lambda: payer.send_money(7, idempotency_key="k"))
+        await wait_all_tasks_blocked(0.05)
+        mock_clock.jump(7)
+        await wait_all_tasks_blocked()
+        assert isinstance(outcome[0], TransferInDoubtError)
+        assert "not sent again" in str(outcome[0])
+        getattr(store, held).set()
         await settle(store)
         assert payer.sent == []
         assert await states(payer) == {}
+        again = await pay(payer, nursery, "k")
+        payer.answer()
+        await settle(store)
+        assert again == [None]
+        assert await sums(payer) == (7, 0, 0)
+
+
+async def test_who_asks_again_while_a_plain_transfer_is_withdrawn_has_one_of_their_own(store):
+    async with open_payer(store, retention=None) as payer, trio.open_nursery() as nursery:
+        await settle(store)
+        store.may_return = trio.Event()
+        with trio.move_on_after(0.05):
+            await payer.send_money(7, idempotency_key="k")
+        again = await start(nursery, lambda: payer.send_money(7, idempotency_key="k"))
+        store.may_return.set()
+        await settle(store)
+        assert payer.sent_keys == ["k"]
+        payer.answer()
+        await settle(store)
+        assert again == [None]
+        assert await sums(payer) == (7, 0, 0)
 
 
 async def test_who_comes_after_a_withdrawal_has_a_deadline_while_the_store_hangs(store):

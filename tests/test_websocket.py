@@ -14,6 +14,7 @@ from trio_ledger_plugin.btp.websocket import (
     BadHandshakeError,
     Handshake,
     PermanentlyUnreachableError,
+    ReaderTask,
     accept_websocket,
     open_websocket,
 )
@@ -256,6 +257,22 @@ async def test_a_connection_that_ended_before_it_was_opened_says_so() -> None:
         receiver = Receiver()
         websocket.open(receiver, receiver.on_end)
         assert receiver.ends == [(False, "")]
+
+
+async def test_a_connection_that_ends_just_while_it_is_opened_says_so() -> None:
+    """Whoever is told of the end from that moment on would wait for it for ever."""
+    ends: list[tuple[bool, Exception | None]] = []
+
+    class Closing(trio.abc.AsyncResource):
+        async def aclose(self) -> None:
+            reader.call_at_end(lambda cancelled, error: ends.append((cancelled, error)))
+            await trio.lowlevel.checkpoint()
+
+    async with home() as tasks:
+        reader = ReaderTask(tasks, Closing(), lambda *_: None)
+        reader.start_soon(trio.lowlevel.checkpoint)
+        await reader.ended.wait()
+    assert ends == [(False, None)]
 
 
 async def test_the_plugins_end_is_told_apart() -> None:

@@ -228,6 +228,8 @@ class HandlerPool:
         requester = queue.requester
         self._deadlines[worker] = trio.current_time() + self._timeout
         reply = await queue.answer(worker.payload)
+        # What ends from here on is no handler any more.
+        worker.payload = b""
         self._deadlines.pop(worker, None)
         if reply.__class__ is bytes and len(reply) > worker.held:
             # A peer that does not read has it wait.

@@ -23,11 +23,7 @@ __all__ = ["ENTRY_POINT_GROUP", "resolve_plugin"]
 ENTRY_POINT_GROUP = "trio_ledger_plugin.plugins"
 DEFAULT_PLUGIN = "btp"
 # Known without the package's metadata, which a checkout has not, nor what a freezer of programs makes.
-OWN_PLUGINS: Final[Mapping[str, str]] = {
-    "btp": "btp.plugin:BtpPlugin",
-    "btp-accounts": "btp.accounts:AccountsPlugin",
-    "loopback": "loopback:LoopbackPlugin",
-}
+OWN_PLUGINS: Final = ("btp", "btp-accounts", "loopback")
 
 
 def resolve_plugin(opts: object) -> tuple[type[LedgerPlugin], LinkOptions]:
@@ -65,8 +61,17 @@ def _load(name: str) -> type[LedgerPlugin]:
 
 
 def _load_own(name: str) -> type[LedgerPlugin]:
-    module, _, class_name = OWN_PLUGINS[name].partition(":")
-    return cast("type[LedgerPlugin]", getattr(import_module(f".{module}", __package__), class_name))
+    # Statements where that can be: a freezer of programs looks for them.
+    if name == "btp":
+        from .btp.plugin import BtpPlugin  # noqa: PLC0415 (for those who use it)
+
+        return BtpPlugin
+    if name == "btp-accounts":
+        from .btp.accounts import AccountsPlugin  # noqa: PLC0415 (for those who use it)
+
+        return AccountsPlugin
+    # It imports this module; the package has imported both.
+    return cast("type[LedgerPlugin]", import_module(".loopback", __package__).LoopbackPlugin)
 
 
 def _others() -> dict[str, EntryPoint]:
@@ -80,11 +85,12 @@ def _load_all() -> Iterator[tuple[str, type[LedgerPlugin]]]:
     for name in OWN_PLUGINS:
         yield name, _load_own(name)
     for name, entry in _others().items():
-        plugin = None
+        options_class = None
         # What is wrong with another package's plugin is not what is wrong with these options.
         with suppress(Exception):
             plugin = entry.load()
-        if hasattr(plugin, "options_class"):
+            options_class = plugin.options_class
+        if isinstance(options_class, type) and issubclass(options_class, CheckedOptions):
             yield name, cast("type[LedgerPlugin]", plugin)
 
 

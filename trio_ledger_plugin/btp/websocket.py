@@ -65,13 +65,14 @@ class ReaderTask:
         on_end: Told of the reader's end.
     """
 
-    __slots__ = ("_on_end", "_scope", "_stream", "_tasks", "ended", "error")
+    __slots__ = ("_on_end", "_scope", "_stream", "_tasks", "_told", "ended", "error")
 
     def __init__(self, tasks: PluginTasks, stream: trio.abc.AsyncResource, on_end: OnEnd) -> None:
         self._tasks = tasks
         self._stream = stream
         self._on_end = on_end
         self._scope = trio.CancelScope()
+        self._told = False
         self.error: Exception | None = None
         self.ended: trio.Event = trio.Event()
 
@@ -89,6 +90,7 @@ class ReaderTask:
             self.error = error
             cancelled = False
         finally:
+            self._told = True
             self._on_end(cancelled, self.error)
             try:
                 await trio.aclose_forcefully(self._stream)
@@ -98,7 +100,7 @@ class ReaderTask:
     def call_at_end(self, on_end: OnEnd) -> None:
         """Have another function told of the end, from now on."""
         self._on_end = on_end
-        if self.ended.is_set():
+        if self._told:
             on_end(False, self.error)
 
     def abort(self) -> None:

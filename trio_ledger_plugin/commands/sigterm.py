@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import trio
 
+from ..tasks import bare
 from .exits import TerminatedError
 
 if TYPE_CHECKING:
@@ -50,12 +51,21 @@ def run_until_sigterm(function: Callable[..., Awaitable[T]], *args: object) -> T
 
 
 async def _until_sigterm(function: Callable[..., Awaitable[T]], args: tuple[object, ...], missed: list[object]) -> T:
-    with trio.open_signal_receiver(signal.SIGTERM) as signals, trio.CancelScope() as scope:
+    results: list[T] = []
+    error: BaseException = TerminatedError()
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
         _raise_if(missed)
-        # A system task, which ends with the run: a nursery would put what the function raises into a group.
-        trio.lowlevel.spawn_system_task(_cancel_at_first, signals, scope)
-        return await function(*args)
-    raise TerminatedError
+        try:
+            # Within the receiver: whoever still waited for a signal when it closes would end in an error.
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_cancel_at_first, signals, nursery.cancel_scope)
+                results.append(await function(*args))
+                nursery.cancel_scope.cancel()
+            if results:
+                return results[0]
+        except BaseExceptionGroup as group:
+            error = bare(group)
+    raise error
 
 
 async def _cancel_at_first(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:

@@ -33,7 +33,18 @@ class Outgoing:
         sent_before: Whether an earlier task, perhaps of an earlier process, may have sent it: it is in the journal.
     """
 
-    __slots__ = ("_make_error", "_settled", "_waiting", "entered", "sent_before", "transfer", "window", "withdrawn")
+    __slots__ = (
+        "_make_error",
+        "_settled",
+        "_waiting",
+        "begun",
+        "entered",
+        "promised",
+        "sent_before",
+        "transfer",
+        "window",
+        "withdrawn",
+    )
 
     def __init__(self, transfer: Transfer, window: Window | None, *, sent_before: bool = False) -> None:
         self.transfer: Transfer = transfer
@@ -42,6 +53,10 @@ class Outgoing:
         # Whether it is decided if it enters the journal; until then it can be withdrawn.
         self.entered: trio.Event = trio.Event()
         self.withdrawn: bool = False
+        # Whether it may be in the journal, as it is while it is being entered.
+        self.begun: bool = sent_before
+        # Whether somebody was told that it goes on, so that nobody who leaves later withdraws it.
+        self.promised: bool = False
         self._settled = trio.Event()
         self._make_error: Callable[[], Exception] | None = None
         self._waiting = 0
@@ -57,22 +72,25 @@ class Outgoing:
         assert self.transfer.key is not None
         return TransferInDoubtError(self.transfer.key, self.transfer.amount, reason)
 
+    @property
+    def _is_keyed(self) -> bool:
+        return self.transfer.level is MoneyLevel.KEYED
+
     async def wait(self, seconds: float) -> None:
         """Wait for the verdict; the last caller to leave withdraws what is not in the journal yet."""
-        keyed = self.transfer.level is MoneyLevel.KEYED
         self._waiting += 1
-        leaves = True
         try:
-            with trio.move_on_after(seconds + (0.0 if keyed else RECORDING_SECONDS)):
+            with trio.move_on_after(seconds + (0.0 if self._is_keyed else RECORDING_SECONDS)):
                 await self._settled.wait()
-            # Who is told that it goes on is counted for good, so that nobody who leaves later withdraws it.
-            leaves = not keyed
+            # Asked again: what is known of its key may be that it was sent at KEYED before.
+            self.promised = self.promised or self._is_keyed
         finally:
-            self._waiting -= leaves
-            if not self._waiting and not self.entered.is_set():
+            self._waiting -= 1
+            if not (self._waiting or self.promised or self.entered.is_set()):
                 self.withdrawn = True
         if not self._settled.is_set():
             goes_on = "goes on from the journal" if self.entered.is_set() else "goes on when the store has recorded it"
-            raise self.doubt(f"no acknowledgement within {seconds:g} s; it {goes_on if keyed else 'is not sent again'}")
+            fate = goes_on if self._is_keyed else "is not sent again"
+            raise self.doubt(f"no acknowledgement within {seconds:g} s; it {fate}")
         if self._make_error is not None:
             raise self._make_error()

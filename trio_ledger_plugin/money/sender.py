@@ -107,7 +107,8 @@ class Sender:
             while outgoing is not None and outgoing.withdrawn and not outgoing.entered.is_set():
                 # Its callers have left; whether in time is known soon.
                 await outgoing.entered.wait()
-                outgoing = self._live.get(transfer.key)
+                if not outgoing.begun:
+                    outgoing = self._live.get(transfer.key)
         if patience.cancelled_caught:
             reason = "the store does not tell whether an earlier call under its key was withdrawn in time"
             raise TransferInDoubtError(transfer.key, transfer.amount, reason)
@@ -227,7 +228,10 @@ class Sender:
         """Enter a transfer as SENT; false when its fate is decided without sending it."""
 
         def enter(connection: sqlite3.Connection) -> JournalEntry | None:
+            # In this order: on Trio's thread it is withdrawn first, and then asked whether this has begun.
+            outgoing.begun = True
             if outgoing.withdrawn:
+                outgoing.begun = False
                 raise _Withdrawn
             return self._ledger.journal.begin(
                 connection, outgoing.transfer, outgoing.window, plain_allowed=self._ledger.plain_allowed
@@ -238,9 +242,18 @@ class Sender:
         except StoreInDoubtError as error:
             outgoing.settle(partial(outgoing.doubt, f"nothing was sent yet, and the store cannot tell: {error}"))
         except (StoreError, MoneyLevelError) as error:
+            if outgoing.promised:
+                key = outgoing.transfer.key
+                self._host.log.error("transfer %s was not sent, though its caller was told otherwise: %s", key, error)
             outgoing.settle(partial(type(error), str(error)))
         else:
-            return known is None or await self._is_open(outgoing, known)
+            if known is not None:
+                return await self._is_open(outgoing, known)
+            if not outgoing.withdrawn or outgoing.transfer.level is MoneyLevel.KEYED:
+                return True
+            # The store took its time to commit it: whoever gave up may have paid otherwise meanwhile.
+            await self._record(self._withdraw, outgoing.transfer)
+            outgoing.begun = False
         return False
 
     async def _is_open(self, outgoing: Outgoing, known: JournalEntry) -> bool:
