@@ -7,9 +7,10 @@ the other, and what counts is the median of the ratios within the rounds.
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -78,30 +79,41 @@ def measure(client: Sequence[str], server: Sequence[str], case: Case, *, floor: 
         RuntimeError: A process failed or took too long.
     """
     prefix = "floor-" if floor else ""
-    with subprocess.Popen(  # noqa: S603 (the commands are the caller's)
-        [*server, f"{prefix}server"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
+    with ExitStack() as stack:
+        serving = _start(stack, [*server, f"{prefix}server"], stdin=subprocess.PIPE)
+        assert serving.stdin is not None
+        assert serving.stdout is not None
+        port = json.loads(serving.stdout.readline())["port"]
+        where = ["--port", str(port)] if floor else ["--url", f"btp+ws://bench:bench@127.0.0.1:{port}"]
+        asking = _start(stack, [*client, f"{prefix}client", *where, *_load_of(case)], stderr=subprocess.PIPE)
         try:
-            port = json.loads(process.stdout.readline())["port"]
-            where = ["--port", str(port)] if floor else ["--url", f"btp+ws://bench:bench@127.0.0.1:{port}"]
-            done = subprocess.run(  # noqa: S603 (likewise)
-                [*client, f"{prefix}client", *where, *_load_of(case)],
-                capture_output=True,
-                text=True,
-                timeout=DEADLINE,
-                check=False,
-            )
-            if done.returncode:
-                raise RuntimeError(f"{client[-1]} failed: {done.stderr.strip()[-400:]}")
-            with suppress(BrokenPipeError):
-                process.stdin.close()
-            return json.loads(done.stdout), json.loads(process.stdout.readline() or "{}")
+            told, complaint = asking.communicate(timeout=DEADLINE)
         except subprocess.TimeoutExpired as error:
             raise RuntimeError(f"{client[-1]} took longer than {DEADLINE:g} s") from error
-        finally:
-            process.kill()
+        if asking.returncode:
+            raise RuntimeError(f"{client[-1]} failed: {complaint.strip()[-400:]}")
+        with suppress(BrokenPipeError):
+            serving.stdin.close()
+        return json.loads(told), json.loads(serving.stdout.readline() or "{}")
+
+
+def _start(
+    stack: ExitStack, command: Sequence[str], *, stdin: int | None = None, stderr: int | None = None
+) -> subprocess.Popen[str]:
+    """Start a process that ends with the stack."""
+    came: list[int] = []
+    # A handler that raises while a process starts would leave it to nobody.
+    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    try:
+        process = stack.enter_context(
+            subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr, text=True)  # noqa: S603 (the caller's)
+        )
+        stack.callback(process.kill)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    for number in came:
+        signal.raise_signal(number)
+    return process
 
 
 def _load_of(case: Case) -> list[str]:

@@ -172,7 +172,7 @@ class Client:
                     f"the certificate of {self.address} is not trusted: {error.__cause__.verify_message}"
                 ) from error.__cause__
             cause = error.__cause__ or error
-            hint = NO_TLS_HINT if isinstance(cause, ssl.SSLError) and cause.reason in NO_TLS else ""
+            hint = NO_TLS_HINT if getattr(cause, "reason", None) in NO_TLS else ""
             raise UnreachableError(f"TLS with {self.address} failed: {cause}{hint}") from error
         finally:
             if not done:
