@@ -18,6 +18,9 @@ from trio_ledger_plugin import (
 from trio_ledger_plugin.options import LoopbackOptions
 from trio_ledger_plugin.stores import open_sqlite_store
 
+# Programs, each of which starts anew.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 async def db(tmp_path):

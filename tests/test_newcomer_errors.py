@@ -37,6 +37,9 @@ from trio_ledger_plugin import (
 )
 from trio_ledger_plugin.stores import open_sqlite_store
 
+# Many of them start a program.
+pytestmark = pytest.mark.slow
+
 TOKEN = "newcomers-token"
 CLIENT = {"server": f"btp+ws://alice:{TOKEN}@localhost:7768"}
 ACCOUNTS = {
