@@ -83,16 +83,6 @@ TERMINATED = f"error: ended by SIGTERM ({Exit.TERMINATED})"
 
 
 @posix
-@pytest.mark.parametrize("args", [["demo"], ["conformance", "btp"], ["bench"]], ids=str)
-async def test_ctrl_c_ends_what_tells_as_it_goes(args: list[str]) -> None:
-    """A user would close the window, and processes that nobody sees would stay."""
-    async with running(*args) as process:
-        assert process.stdout is not None
-        await process.stdout.receive_some()
-        assert await interrupt(process) == INTERRUPTED
-
-
-@posix
 @pytest.mark.parametrize("command", ["ping", "ildcp"])
 @pytest.mark.parametrize("answers", [False, True], ids=["while it connects", "while it waits for an answer"])
 async def test_ctrl_c_ends_what_waits_for_a_peer(command: str, answers: bool) -> None:
@@ -136,13 +126,14 @@ async def test_a_signal_ends_what_reads_stdin(number: int) -> None:
 
 
 @posix
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("args", [["demo"], ["conformance", "btp"], ["bench"]], ids=str)
-async def test_sigterm_ends_what_tells_as_it_goes_and_leaves_no_process_behind(args: list[str]) -> None:
-    """After a job that was stopped, what it had started would go on, and take the machine's time."""
+async def test_a_signal_ends_what_tells_as_it_goes_and_leaves_no_process_behind(args: list[str], number: int) -> None:
+    """A user would close the window, and what nobody sees would go on, and take the machine's time."""
     async with running(*args) as process:
         assert process.stdout is not None
         await process.stdout.receive_some()
-        assert await interrupt(process, number=signal.SIGTERM) == TERMINATED
+        assert await interrupt(process, number=number) == (INTERRUPTED if number == signal.SIGINT else TERMINATED)
         with pytest.raises(ProcessLookupError):
             os.killpg(process.pid, 0)
 

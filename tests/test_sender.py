@@ -1,6 +1,7 @@
 """Money that is sent: once at most at PLAIN, exactly once at KEYED, whatever befalls caller, link or store."""
 
 import time
+from typing import Any
 
 import pytest
 import trio
@@ -230,14 +231,19 @@ async def test_a_caller_that_leaves_before_the_journal_withdraws(store):
         assert await states(payer) == {}
 
 
+async def leave_and_come_again(store: Any, held: str, payer: Any, nursery: trio.Nursery) -> Any:
+    """Ask, give up while the store is held, and ask again under the key; return the second outcome."""
+    setattr(store, held, trio.Event())
+    with trio.move_on_after(0.05):
+        await payer.send_money(7, idempotency_key="k")
+    return await start(nursery, lambda: payer.send_money(7, idempotency_key="k"))
+
+
 async def test_a_caller_that_comes_again_at_once_is_not_told_of_the_withdrawal(store):
     """It would wait for a transfer that nobody sends, and hear that it is in doubt."""
     async with open_payer(store) as payer, trio.open_nursery() as nursery:
         await settle(store)
-        store.may_begin = trio.Event()
-        with trio.move_on_after(0.02):
-            await payer.send_money(7, idempotency_key="k")
-        again = await start(nursery, lambda: payer.send_money(7, idempotency_key="k"))
+        again = await leave_and_come_again(store, "may_begin", payer, nursery)
         store.may_begin.set()
         await settle(store)
         assert payer.sent_keys == ["k"]
@@ -252,10 +258,7 @@ async def test_a_caller_that_comes_again_while_the_plugin_ends_learns_that_nothi
     async with trio.open_nursery() as nursery:
         async with open_payer(store, close_timeout=0.01) as payer:
             await settle(store)
-            store.may_begin = trio.Event()
-            with trio.move_on_after(0.02):
-                await payer.send_money(7, idempotency_key="k")
-            again = await start(nursery, lambda: payer.send_money(7, idempotency_key="k"))
+            again = await leave_and_come_again(store, "may_begin", payer, nursery)
             if ending != "cancel":
                 await getattr(payer, ending)()
             if ending == "disconnect":
@@ -277,10 +280,7 @@ async def test_a_caller_that_comes_again_is_not_told_that_nothing_was_sent_of_wh
     async with trio.open_nursery() as nursery:
         async with open_payer(store, close_timeout=0.01) as payer:
             await settle(store)
-            store.may_return = trio.Event()
-            with trio.move_on_after(0.05):
-                await payer.send_money(7, idempotency_key="k")
-            again = await start(nursery, lambda: payer.send_money(7, idempotency_key="k"))
+            again = await leave_and_come_again(store, "may_return", payer, nursery)
             if ending != "cancel":
                 await getattr(payer, ending)()
         await wait_all_tasks_blocked()
@@ -414,10 +414,7 @@ async def test_a_deadline_before_the_journal_withdraws_at_plain(store, mock_cloc
 async def test_who_asks_again_while_a_plain_transfer_is_withdrawn_has_one_of_their_own(store):
     async with open_payer(store, retention=None) as payer, trio.open_nursery() as nursery:
         await settle(store)
-        store.may_return = trio.Event()
-        with trio.move_on_after(0.05):
-            await payer.send_money(7, idempotency_key="k")
-        again = await start(nursery, lambda: payer.send_money(7, idempotency_key="k"))
+        again = await leave_and_come_again(store, "may_return", payer, nursery)
         store.may_return.set()
         await settle(store)
         assert payer.sent_keys == ["k"]
