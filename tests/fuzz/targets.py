@@ -22,15 +22,11 @@ __all__ = ["CODECS", "check_btp", "check_codec", "check_frames", "check_ildcp", 
 
 # As a link reads.
 MAX_ENTRIES = 32
-KIB = 1024
-# What a decode may take beside four times its input. A link's packet has at most 32 entries: each is an object, a
-# tuple's place, a name and data, which with Python's own heads are less than 300 bytes; and an error is an object with
-# a text, its frames and those of its cause.
-OBJECTS = 16 * KIB
-# One character past U+FFFF makes Python keep a whole text at four bytes a character, beside the pieces that the text is
-# put together from: at most 8191 characters of a Reject's message, or 32,767 of an asset's name.
-WIDE = 5
-ALLOWANCES = {"btp": OBJECTS, "ilp": OBJECTS + WIDE * ilp.MAX_MESSAGE, "ildcp": OBJECTS + WIDE * ilp.MAX_DATA}
+# What a decode may take beside four times its input, however small that is: objects have heads of their own, and an
+# error has a text, its frames and those of its cause. In BTP each entry is an object with a place, a name and data.
+OBJECTS = 4 * 1024
+ENTRY = 128
+ALLOWANCES = {"btp": OBJECTS + MAX_ENTRIES * ENTRY, "ilp": OBJECTS, "ildcp": OBJECTS}
 
 
 def check_btp(data: bytes) -> None:

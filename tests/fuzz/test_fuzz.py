@@ -66,7 +66,7 @@ def test_decoding_takes_no_more_memory_than_four_times_the_input(traced):
 
 
 def rejected(message: bytes) -> bytes:
-    """Write a Reject with a message that none may have."""
+    """Write a Reject, its message perhaps longer than any may be."""
     return b"\x0e" + octets(b"F00\x00" + octets(message, "message") + b"\x00", "packet")
 
 
@@ -75,6 +75,13 @@ def tried_error(data: bytes) -> bytes:
     return b"\x02\x00\x00\x00\x01" + octets(b"F00\x00\x0f20180831120000Z" + octets(data, "data") + b"\x01\x00", "body")
 
 
+def named(asset_code: bytes) -> bytes:
+    """Write the answer to an ILDCP request with the bytes of an asset's name."""
+    return ilp.encode(ilp.Fulfill(bytes(32), b"\x06test.a\x09" + octets(asset_code, "asset code")))
+
+
+# Python keeps all of a text with one such character at four bytes a character.
+WIDE = "\U0001f600".encode()
 LARGE = {
     "a request of 64 KiB": btp.encode_ilp(btp.MESSAGE, 1, bytes(65_500)),
     "a request with an entry behind it": btp.encode(
@@ -87,12 +94,16 @@ LARGE = {
     "a Prepare": ilp.encode(ilp.make_prepare(1, "test." + "a" * 1000, bytes(32), 30.0, bytes(ilp.MAX_DATA))),
     "a Fulfill": ilp.encode(ilp.Fulfill(bytes(32), bytes(ilp.MAX_DATA))),
     "a long ASCII message": rejected(b"a" * 60_000),
-    "a long message that ends wide": rejected(b"a" * 60_000 + "\U0001f600".encode()),
-    "the longest message that is allowed, wide": ilp.encode(ilp.Reject("F00", "", "a" * 8190 + "\U0001f600")),
-    "the longest message of wide characters": ilp.encode(ilp.Reject("F00", "", "\U0001f600" * 8191)),
-    "an asset's name as long as can be, wide": ilp.encode(
-        ilp.Fulfill(bytes(32), b"\x06test.a\x09" + octets(b"a" * 32_700 + "\U0001f600".encode(), "asset code"))
-    ),
+    "a long message that ends wide": rejected(b"a" * 60_000 + WIDE),
+    "the longest message that is allowed, wide at its end": rejected(b"a" * 8190 + WIDE),
+    "the longest message that is allowed, wide at its beginning": rejected(WIDE + b"a" * 8190),
+    "the longest message that is allowed, of Latin letters": rejected("é".encode() * 8191),
+    "the longest message of wide characters": rejected(WIDE * 8191),
+    "a message of 1,000 characters, wide": rejected(b"a" * 999 + WIDE),
+    "a message of 256 bytes, wide": rejected(b"a" * 252 + WIDE),
+    "a long message that is no text": rejected(b"a" * 8190 + b"\xff"),
+    "an asset's name as long as can be, wide": named(b"a" * 32_700 + WIDE),
+    "an asset's name as long as can be, no text at its end": named(b"a" * 32_700 + b"\xf0"),
     "an announced gigabyte": b"\x06" + bytes(4) + b"\x84\x40\x00\x00\x00" + bytes(100),
     "an announced eternity": b"\x0c\x88" + b"\xff" * 8 + bytes(100),
 }

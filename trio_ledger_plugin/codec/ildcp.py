@@ -13,13 +13,14 @@ from attrs import field, frozen
 
 from ..errors import DecodeError, InvalidFieldsError
 from . import ilp
+from .kept import KeepsText, with_text
 from .oer import (
     BytesLike,
+    count_utf8,
     octets,
     read_ia5,
     read_octets,
     read_uint,
-    read_utf8,
     shown_size,
     uint,
     utf8,
@@ -54,7 +55,7 @@ class IldcpRequest:
 
 
 @frozen
-class IldcpResponse:
+class IldcpResponse(KeepsText):
     """A parent's answer.
 
     Attributes:
@@ -128,4 +129,5 @@ def _decode_answer(data: bytes) -> IldcpResponse:
     client_address = read_ia5(address, "the client address")
     if not ilp.is_address(client_address):
         raise DecodeError(f"the client address {client_address[:80]!r} is no ILP address")
-    return IldcpResponse(client_address, asset_scale, read_utf8(asset_code, "the asset code"))
+    count_utf8(asset_code, "the asset code")
+    return with_text(IldcpResponse(client_address, asset_scale, ""), "asset_code", asset_code)

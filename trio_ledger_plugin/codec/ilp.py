@@ -29,9 +29,11 @@ from ..errors import (
     ResponseTimeoutError,
     UnreachableError,
 )
+from .kept import KeepsText, with_text
 from .oer import (
     BytesLike,
     as_bytes,
+    count_utf8,
     ia5,
     octets,
     read_fixed,
@@ -39,7 +41,6 @@ from .oer import (
     read_octets,
     read_time,
     read_uint,
-    read_utf8,
     shown_size,
     time_digits,
     uint,
@@ -144,7 +145,7 @@ class Fulfill:
 
 
 @frozen
-class Reject:
+class Reject(KeepsText):
     """The refusal of a Prepare: no money moved.
 
     Attributes:
@@ -316,8 +317,10 @@ def _decode_reject(body: bytes) -> Reject:
     code, triggered_by = read_ia5(three, "a Reject's code"), read_ia5(address, "a Reject's address")
     if triggered_by and not is_address(triggered_by):
         raise DecodeError(f"a Reject with code {code!r} comes from {triggered_by[:80]!r}, which is no ILP address")
-    message = read_utf8(text, "a Reject's message", MAX_MESSAGE)
-    return Reject(code, triggered_by, message, _decode_data(body, offset))
+    characters = count_utf8(text, "a Reject's message")
+    if characters > MAX_MESSAGE:
+        raise DecodeError(f"a Reject's message has {characters} characters, {MAX_MESSAGE} are allowed")
+    return with_text(Reject(code, triggered_by, data=_decode_data(body, offset)), "message", text)
 
 
 def _decode_data(body: bytes, offset: int) -> bytes:

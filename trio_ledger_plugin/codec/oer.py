@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import codecs
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from ..errors import DecodeError, InvalidFieldsError
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 __all__ = [
+    "PIECE",
     "BytesLike",
     "as_bytes",
+    "count_utf8",
     "ia5",
     "length_prefix",
     "octets",
@@ -34,10 +40,10 @@ __all__ = [
 
 BytesLike = bytes | bytearray | memoryview
 
+# Text is decoded in pieces of so many bytes.
+PIECE = 256
+
 _UTF8_DECODER = codecs.getincrementaldecoder("utf-8")
-# The bytes of UTF-8 that begin no character.
-_CONTINUING = bytes(range(0x80, 0xC0))
-_PIECE = 4096
 
 
 def as_bytes(data: BytesLike) -> bytes:
@@ -127,27 +133,31 @@ def read_ia5(value: bytes, field: str) -> str:
         raise DecodeError(f"{field} holds a byte above 0x7F") from None
 
 
-def read_utf8(value: bytes, field: str, most: int | None = None) -> str:
+def read_utf8(value: bytes, field: str) -> str:
     """Return bytes as UTF-8 text.
 
-    Args:
-        value: The bytes.
-        field: The field's name, for the error.
-        most: The greatest number of characters allowed, or None for any.
+    Raises:
+        DecodeError: They are not UTF-8; the text names the field.
+    """
+    return "".join(_utf8_pieces(value, field))
+
+
+def count_utf8(value: bytes, field: str) -> int:
+    """Return how many characters of UTF-8 the bytes are; never is more than a small piece of the text in memory.
 
     Raises:
-        DecodeError: They are not UTF-8, or too many characters; the text names the field.
+        DecodeError: They are not UTF-8; the text names the field.
     """
-    if most is not None and len(value) > most:
-        # Counted before the text is built: of ASCII with one wide character it would take four times the bytes.
-        characters = len(value.translate(None, _CONTINUING))
-        if characters > most:
-            raise DecodeError(f"{field} has {characters} characters, {most} are allowed")
+    return sum(map(len, _utf8_pieces(value, field)))
+
+
+def _utf8_pieces(value: bytes, field: str) -> Iterator[str]:
+    """Give the text piece by piece: for each, Python takes up to seven times its bytes where a character is wide."""
     decoder = _UTF8_DECODER()
     try:
-        # In pieces: for each, Python at first takes four times its bytes where a character is wide.
-        pieces = [decoder.decode(value[at : at + _PIECE]) for at in range(0, len(value), _PIECE)]
-        return "".join((*pieces, decoder.decode(b"", final=True)))
+        for at in range(0, len(value), PIECE):
+            yield decoder.decode(value[at : at + PIECE])
+        yield decoder.decode(b"", final=True)
     except UnicodeDecodeError:
         raise DecodeError(f"{field} is not UTF-8 text") from None
 
