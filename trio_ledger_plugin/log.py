@@ -84,13 +84,28 @@ def _number(value: object) -> str:
 
 def _json(value: object) -> str:
     try:
-        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_one_line)
+        text = _dumps(value)
+        if "NaN" in text or "Infinity" in text:
+            text = _dumps(_finite(value))
     except ValueError as error:
         # The only sign that json gives of a cycle.
         return "[Circular]" if "Circular" in str(error) else _one_line(value)
     except (TypeError, RecursionError):
         return _one_line(value)
     return "".join(c if c.isprintable() else _json_escape(c) for c in text)
+
+
+def _dumps(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_one_line)
+
+
+def _finite(value: object) -> object:
+    """Return a value without cycles in which null stands for the numbers that JSON lacks, as in JavaScript."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _json_escape(character: str) -> str:
