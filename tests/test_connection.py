@@ -24,21 +24,25 @@ async def test_success_lets_every_waiter_go():
 
 async def test_failure_reaches_every_waiter_and_later_ones():
     connection = Connection(lambda: None)
-    caught = []
+    caught: list[PluginClosedError] = []
 
     async def wait():
-        with pytest.raises(PluginClosedError):
+        with pytest.raises(PluginClosedError, match="first") as told:
             await connection.wait_settled()
-        caught.append(1)
+        caught.append(told.value)
 
     async with trio.open_nursery() as nursery:
         for _ in range(3):
             nursery.start_soon(wait)
         await wait_all_tasks_blocked()
-        connection.settle(PluginClosedError("first"))
+        error = PluginClosedError("first")
+        error.__cause__ = OSError("why")
+        connection.settle(error)
         connection.settle(OSError("second"))
     await wait()
-    assert caught == [1] * 4
+    # In each task's traceback would stand all the others'.
+    assert len(set(map(id, caught))) == 4
+    assert {each.__cause__ for each in caught} == {error.__cause__}
 
 
 async def test_the_last_to_leave_cancels_the_attempt():

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from .errors import twin_of
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -77,4 +79,6 @@ class Connection(trio.TaskStatus[None]):
             if not self._waiting and not self.is_settled:
                 self._scope.cancel()
         if self._error is not None:
-            raise self._error
+            # The next one's is made before this one's is raised.
+            error, self._error = self._error, twin_of(self._error)
+            raise error

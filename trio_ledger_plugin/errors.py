@@ -31,8 +31,9 @@ error when a handler raises it.
 
 from __future__ import annotations
 
+from copy import copy
 from json import dumps
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -66,6 +67,7 @@ __all__ = [
     "TransferNotFoundError",
     "UnreachableError",
     "told_to_peer",
+    "twin_of",
 ]
 
 # JSON writes a character in at most twelve bytes, and a BTP Error holds 8192 of them.
@@ -291,6 +293,22 @@ def told_to_peer(error: LedgerPluginError) -> tuple[str, str, bytes]:
     except Exception:  # noqa: BLE001 (an application's class may do anything here)
         text = ""
     return code, _BTP_NAMES[code], dumps({"message": text[:MAX_MESSAGE]}).encode()
+
+
+ErrorT = TypeVar("ErrorT", bound=Exception)
+
+
+def twin_of(error: ErrorT) -> ErrorT:
+    """Return an error like this one, for one more caller: raised in two tasks, one object tells each of the other's.
+
+    The error itself, where its class cannot be copied.
+    """
+    try:
+        twin = copy(error)
+    except Exception:  # noqa: BLE001 (an application's class may take other arguments than it keeps)
+        return error
+    twin.__cause__ = error.__cause__
+    return twin.with_traceback(error.__traceback__)
 
 
 def _printable(text: str, limit: int = 500) -> str:

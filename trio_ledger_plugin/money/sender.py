@@ -27,6 +27,7 @@ from ..errors import (
     StoreError,
     StoreInDoubtError,
     TransferInDoubtError,
+    twin_of,
 )
 from .entries import TransferDirection, TransferState
 from .outgoing import Outgoing
@@ -264,7 +265,7 @@ class Sender:
             outgoing.settle()
         elif known.state is TransferState.REJECTED:
             by_hand = "the transfer was settled by hand as not applied; a new one needs a key of its own"
-            outgoing.settle(partial(NotAcceptedError, by_hand) if known.error is None else partial(_again, known.error))
+            outgoing.settle(partial(twin_of, known.error or NotAcceptedError(by_hand)))
         elif known.state is TransferState.SENT and known.level is MoneyLevel.KEYED:
             outgoing.transfer = evolve(outgoing.transfer, level=MoneyLevel.KEYED)
             outgoing.window, outgoing.sent_before = known.window, True
@@ -357,7 +358,7 @@ class Sender:
     async def _not_sent(self, outgoing: Outgoing, error: LedgerPluginError) -> None:
         """Forget a transfer that has not left."""
         await self._record(self._withdraw, outgoing.transfer)
-        outgoing.settle(lambda: error)
+        outgoing.settle(partial(twin_of, error))
 
     async def _refused(self, outgoing: Outgoing, error: RemoteError) -> None:
         """Record a refusal; one that is temporary leaves nothing under the key."""
@@ -365,7 +366,7 @@ class Sender:
             await self._record(self._withdraw, outgoing.transfer)
         else:
             await self._record(self._ledger.journal.answered, outgoing.transfer, error)
-        outgoing.settle(partial(_again, error))
+        outgoing.settle(partial(twin_of, error))
 
     def _withdraw(self, connection: sqlite3.Connection, transfer: Transfer) -> None:
         # On the store's thread. After the end a transfer at KEYED is the next plugin's, which may be sending it again.
@@ -399,13 +400,6 @@ def _time_left(window: Window | None, retention: int | None) -> float:
 
 def _is_temporary(error: RemoteError) -> bool:
     return error.code.startswith("T")
-
-
-def _again(error: RemoteError) -> RemoteError:
-    """Return an error for one more caller."""
-    return RemoteError(
-        error.code, error.name, triggered_at=error.triggered_at, data=error.data, protocol_data=error.protocol_data
-    )
 
 
 def _another(key: str, amount: str) -> DuplicateIdError:
