@@ -13,6 +13,7 @@ from trio_ledger_plugin import MoneyHandlerAlreadyRegisteredError, current_trans
 from trio_ledger_plugin.money import outbox
 from trio_ledger_plugin.money.transfer import MoneyLevel, Transfer
 from trio_ledger_plugin.stores import open_sqlite_store
+from trio_ledger_plugin.telemetry import Telemetry
 
 
 @pytest.fixture
@@ -369,6 +370,102 @@ async def test_each_handler_has_a_context_of_its_own(store):
     assert sorted(seen) == [(str(a), str(a), MoneyLevel.KEYED, "") for a in (10, 11, 12)]
     with pytest.raises(RuntimeError, match="inside a money handler"):
         current_transfer()
+
+
+def running(plugin):
+    ledger = plugin.desk.ledger
+    assert ledger is not None
+    return ledger.outbox.running
+
+
+async def test_those_that_hang_hold_up_no_others(store, mock_clock):
+    """64 calls to a server that does not answer, and no account would ever hear of its money again."""
+    done: list[Any] = []
+    may_end = trio.Event()
+
+    async def handle(amount):
+        if amount == "7":
+            await may_end.wait()
+        done.append(current_transfer().key)
+
+    async with open_payer(store, handler_timeout=20.0) as plugin:
+        plugin.register_money_handler(handle)
+        for number in range(3 * outbox.AT_ONCE):
+            receive(plugin, number, f"h{number}", 7)
+        await settle(store)
+        receive(plugin, 1000, "good")
+        await pass_time(mock_clock, store, 19.99)
+        assert done == []
+        for _ in range(3):
+            await pass_time(mock_clock, store, 20.01)
+        assert done == ["good"]
+        assert running(plugin) == 3 * outbox.AT_ONCE
+        may_end.set()
+        await settle(store)
+        assert running(plugin) == 0
+        assert set((await states(plugin)).values()) == {"delivered"}
+
+
+async def test_no_more_hang_than_memory_has_room_for(store, mock_clock, monkeypatch):
+    monkeypatch.setattr(outbox, "MAX_LATE", 5)
+    monkeypatch.setattr(outbox, "AT_ONCE", 5)
+    handler = Handler()
+    handler.may_end = trio.Event()
+    async with open_payer(store, handler_timeout=20.0) as plugin:
+        plugin.register_money_handler(handler)
+        for number in range(20):
+            receive(plugin, number, f"k{number}")
+        await settle(store)
+        for _ in range(5):
+            await pass_time(mock_clock, store, 20.01)
+        assert handler.running == 5
+        handler.may_end.set()
+        await settle(store)
+        assert set((await states(plugin)).values()) == {"delivered"}
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "wrapped by telemetry"])
+async def test_a_plain_function_is_called_once_and_not_for_ever(store, mock_clock, wrapped):
+    """It does its work and then cannot be awaited: called again, it would pay out again and again."""
+    called: list[Any] = []
+
+    def handle(amount: Any) -> Any:
+        called.append(current_transfer().key)
+
+    handler = Handler()
+    async with open_payer(store) as plugin:
+        if wrapped:
+            Telemetry().observe(plugin)
+        plugin.register_money_handler(handle)
+        for number in range(3):
+            receive(plugin, number, f"k{number}")
+            await pass_time(mock_clock, store, 100)
+        assert called == ["k0"]
+        plugin.deregister_money_handler()
+        plugin.register_money_handler(handler)
+        await settle(store)
+        assert sorted(handler.keys) == ["k0", "k1", "k2"]
+        assert set((await states(plugin)).values()) == {"delivered"}
+
+
+async def test_what_fails_for_one_account_holds_up_no_other(store, mock_clock, monkeypatch):
+    """A thousand failures of one handler, and no other would be called."""
+    monkeypatch.setattr(outbox, "MAX_FAILED", 3)
+    done: list[Any] = []
+
+    async def handle(amount):
+        if amount == "7":
+            raise RuntimeError("out of order")
+        done.append(current_transfer().key)
+
+    async with open_payer(store) as plugin:
+        plugin.register_money_handler(handle)
+        for number in range(10):
+            receive(plugin, number, f"bad{number}", 7)
+        await settle(store)
+        receive(plugin, 100, "good")
+        await settle(store)
+        assert done == ["good"]
 
 
 async def test_more_failures_than_are_kept_are_called_again_as_well(store, mock_clock, monkeypatch):

@@ -16,7 +16,7 @@ from .errors import (
     RemoteError,
     UnreachableError,
 )
-from .money.transfer import Transfer, enter_transfer
+from .money.transfer import Transfer, begin_handling, enter_transfer
 
 if TYPE_CHECKING:
     import sqlite3
@@ -156,7 +156,7 @@ class Handlers:
         if self._money is None:
             return NotAcceptedError("no money handler is registered")
         enter_transfer(transfer)
-        await self._money(transfer.amount)
+        await begin_handling(self._money, transfer.amount)
         return None
 
     async def _apply_within(

@@ -16,6 +16,7 @@ import trio
 from attrs import fields
 
 from .answering import as_bytes
+from .money.transfer import begin_handling
 from .statistics import Statistics
 
 try:
@@ -142,7 +143,7 @@ class Telemetry:
     def _wrap_money(self, attributes: Mapping[str, str], handler: MoneyHandler) -> MoneyHandler:
         async def traced(amount: str) -> None:
             with self._span("handle_money", SpanKind.SERVER, attributes):
-                await handler(amount)
+                await begin_handling(handler, amount)
 
         return traced
 

@@ -68,7 +68,7 @@ class Ledger:
         self.plain_allowed: bool = options.money != "keyed"
         self.journal: Journal = Journal(options.ledger_id, max_keys=options.max_transfer_keys)
         self._place = id(store), options.ledger_id
-        self.outbox: Outbox = Outbox(self, log, tasks, find_handler)
+        self.outbox: Outbox = Outbox(self, log, tasks, find_handler, options.handler_timeout)
         self._opening = trio.Lock()
         self._opened = False
         self._claimed = False

@@ -2,7 +2,8 @@
 
 The law of this module: a transfer leaves the outbox when the handler has finished with it and that is recorded.
 Whatever comes between, the handler is called again, if not by this process then by the next; it tells by the
-transfer's key what it has seen before. Transfers are handed over in the order in which they came, several at once.
+transfer's key what it has seen before. Transfers are handed over in the order in which they came, several at once; one
+whose handler fails or hangs holds up no other.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 import trio
 
 from ..errors import StoreError
-from .transfer import Transfer, enter_transfer
+from .transfer import NotAsyncError, Transfer, begin_handling, enter_transfer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -23,13 +24,15 @@ if TYPE_CHECKING:
     from ..tasks import PluginTasks
     from .journal import Journal
 
-    FindHandler: TypeAlias = Callable[[str], Callable[[str], Awaitable[None]] | None]
+    Handler: TypeAlias = Callable[[str], Awaitable[None]]
+    FindHandler: TypeAlias = Callable[[str], Handler | None]
 
 __all__ = ["FindHandler", "Outbox"]
 
-# How many handlers run at once.
+# How many handlers run at once; those that are late do not count, up to so many.
 AT_ONCE: Final = 64
-# How many transfers may wait for another try before new ones are left in the journal.
+MAX_LATE: Final = 1000
+# How many transfers wait for another try of their own; what fails beyond is left to be read from the journal again.
 MAX_FAILED: Final = 1000
 FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 60.0
@@ -52,13 +55,19 @@ class Outbox:
         log: Told of what a handler raises.
         tasks: Owns the tasks.
         find_handler: Gives the money handler of an account, or None while there is none.
+        patience: After so many seconds a handler that runs is late, and others run in its place.
     """
 
-    def __init__(self, ledger: _Ledger, log: Log, tasks: PluginTasks, find_handler: FindHandler) -> None:
+    def __init__(
+        self, ledger: _Ledger, log: Log, tasks: PluginTasks, find_handler: FindHandler, patience: float
+    ) -> None:
         self._ledger = ledger
         self._log = log
         self._tasks = tasks
-        self._find_handler = find_handler
+        self._find_any = find_handler
+        # Those that turned out to be no async functions.
+        self._not_async: list[Handler] = []
+        self._patience = patience
         self._news = trio.Event()
         self._after = 0
         self._from_start = False
@@ -67,9 +76,18 @@ class Outbox:
         # Those that were finished with while a page was read, which may still hold them.
         self._finished: set[int] = set()
         self._failed: list[tuple[float, int, Transfer, float]] = []
+        # When those that failed beyond the room for them are read again.
+        self._read_again_at = inf
+        # Those whose handlers run: in the order in which they become late, and late.
+        self._in_time: dict[int, float] = {}
+        self._late: set[int] = set()
         self._quiet = trio.Event()
         self._active = False
-        self.running: int = 0
+
+    @property
+    def running(self) -> int:
+        """How many handlers run."""
+        return len(self._in_time) + len(self._late)
 
     def look(self) -> None:
         """Look for new transfers."""
@@ -101,6 +119,7 @@ class Outbox:
         self._after = 0
         self._taken.clear()
         self._failed.clear()
+        self._read_again_at = inf
         self._active = True
         try:
             await self._hand_over()
@@ -112,6 +131,7 @@ class Outbox:
         pause = FIRST_PAUSE
         while True:
             self._news = trio.Event()
+            self._set_late_aside()
             due = self._retry()
             try:
                 while self._has_room() and await self._take_page():
@@ -124,22 +144,37 @@ class Outbox:
                 pause = FIRST_PAUSE
             if not self.running and not self._news.is_set():
                 self._quiet.set()
-            with trio.move_on_at(due):
+            late_at = next(iter(self._in_time.values()), inf)
+            with trio.move_on_at(min(due, late_at)):
                 await self._news.wait()
 
+    def _find_handler(self, account: str) -> Handler | None:
+        handler = self._find_any(account)
+        return None if any(handler is each for each in self._not_async) else handler
+
     def _has_room(self) -> bool:
-        return self.running < AT_ONCE and len(self._failed) < MAX_FAILED and not self._tasks.leaving
+        return len(self._in_time) < AT_ONCE and len(self._late) < MAX_LATE and not self._tasks.leaving
+
+    def _set_late_aside(self) -> None:
+        """Let those that hang take no room from the others."""
+        now = trio.current_time()
+        late = [number for number, late_at in self._in_time.items() if late_at <= now]
+        for number in late:
+            del self._in_time[number]
+            self._log.warn("a money handler has been running for %d s; others run beside it", int(self._patience))
+        self._late.update(late)
 
     def _retry(self) -> float:
         """Begin the tries that are due; return when the next one is."""
-        if self._tasks.leaving:
-            return inf
         now = trio.current_time()
-        while self._failed and self._failed[0][0] <= now and self.running < AT_ONCE:
+        if self._read_again_at <= now:
+            self._read_again_at, self._from_start = inf, True
+        while self._failed and self._failed[0][0] <= now and self._has_room():
             _, number, transfer, pause = heapq.heappop(self._failed)
             self._begin(number, transfer, pause)
-        # Those that are due and find no room are looked at when a handler has finished.
-        return self._failed[0][0] if self._failed and self.running < AT_ONCE else inf
+        # Those that are due and find no room are looked at when a handler has finished, or is late.
+        own = self._failed[0][0] if self._failed and self._has_room() else inf
+        return min(own, self._read_again_at)
 
     async def _take_page(self) -> bool:
         """Begin with the next transfers in the journal; false when there are none."""
@@ -160,32 +195,49 @@ class Outbox:
 
     def _begin(self, number: int, transfer: Transfer, pause: float) -> None:
         self._taken.add(number)
-        self.running += 1
+        self._in_time[number] = trio.current_time() + self._patience
         self._tasks.spawn(self._deliver, number, transfer, pause)
 
     async def _deliver(self, number: int, transfer: Transfer, pause: float) -> None:
         """Call the handler once; its task and its context are its own."""
+        handler = self._find_handler(transfer.account)
         try:
-            handler = self._find_handler(transfer.account)
             if handler is not None:
                 enter_transfer(transfer)
-                await handler(transfer.amount)
+                await begin_handling(handler, transfer.amount)
                 with self._tasks.committing():
                     await self._record(number)
             self._taken.discard(number)
             self._finished.add(number)
+        except NotAsyncError as error:
+            # It may have done its work, and would do it at each try.
+            assert handler is not None
+            self._not_async.append(handler)
+            self._taken.discard(number)
+            self._log.error(
+                "the money handler is not called again until another is registered: %s; it was called for %s of %s",
+                *(error, transfer.key, transfer.amount),
+            )
         except Exception as error:  # noqa: BLE001 (a handler may raise anything)
             self._log.error(
                 "the money handler failed for transfer %s of %s and is called again in %d s: %o",
                 *(transfer.key, transfer.amount, int(pause), error),
             )
-            again = trio.current_time() + pause
-            heapq.heappush(self._failed, (again, number, transfer, min(2 * pause, LONGEST_PAUSE)))
+            self._try_again(number, transfer, pause)
         finally:
-            self.running -= 1
+            self._in_time.pop(number, None)
+            self._late.discard(number)
             if not self.running and self._tasks.leaving:
                 self._tasks.look_again()
             self._news.set()
+
+    def _try_again(self, number: int, transfer: Transfer, pause: float) -> None:
+        now = trio.current_time()
+        if len(self._failed) < MAX_FAILED:
+            heapq.heappush(self._failed, (now + pause, number, transfer, min(2 * pause, LONGEST_PAUSE)))
+        else:
+            self._taken.discard(number)
+            self._read_again_at = min(self._read_again_at, now + LONGEST_PAUSE)
 
     async def _record(self, number: int) -> None:
         pause = FIRST_PAUSE

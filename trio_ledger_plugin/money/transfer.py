@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from enum import Enum
-from typing import Final
+from inspect import isawaitable
+from typing import TYPE_CHECKING, Final
 
 from attrs import field, frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
 
 __all__ = [
     "IDEMPOTENCY_KEY",
     "MIN_RETENTION",
     "TRANSFER_KEYS",
     "MoneyLevel",
+    "NotAsyncError",
     "Transfer",
+    "begin_handling",
     "current_transfer",
     "enter_transfer",
     "is_key",
@@ -80,6 +86,22 @@ def current_transfer() -> Transfer:
 def enter_transfer(transfer: Transfer) -> None:
     """Make a transfer the current one; each handler's context is its own, so nothing takes it back."""
     _transfer.set(transfer)
+
+
+class NotAsyncError(TypeError):
+    """What was registered as a money handler has been called, and is no async function."""
+
+
+def begin_handling(handler: Callable[[str], Awaitable[None]], amount: str) -> Awaitable[None]:
+    """Call a money handler and return what is to be awaited.
+
+    Raises:
+        NotAsyncError: It has returned something else, and what it did is done.
+    """
+    awaitable = handler(amount)
+    if not isawaitable(awaitable):
+        raise NotAsyncError(f"a money handler is an async function; this one returned {type(awaitable).__name__}")
+    return awaitable
 
 
 def is_key(text: str) -> bool:
