@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from base64 import urlsafe_b64encode
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -983,3 +984,18 @@ async def test_shaking_hands_alone_opens_nothing() -> None:
         assert (await peer.receive_packet()).code == "F00"
         await leave(peer)
         assert names(read_events(plugin)) == ["Connected"]
+
+
+async def test_the_debug_log_tells_which_account_came_from_where(clock: MockClock, caplog: Any) -> None:
+    caplog.set_level(logging.DEBUG, "trio_ledger_plugin")
+    async with open_accounts(options(generateAccount=True)) as plugin:
+        peer = await enter(plugin)
+        await peer.aclose()
+        for kind in (Connected, AccountConnected, AccountDisconnected):
+            await next_event(plugin.events, kind)
+    account = hashed(TOKEN)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "DEBUG"] == [
+        f"account {account} connected from 127.0.0.1",
+        f"a connection of account {account} from 127.0.0.1 ended: the peer closed the connection",
+    ]
+    assert TOKEN not in caplog.text

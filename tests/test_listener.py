@@ -1,5 +1,6 @@
 """The end that listens: who gets in, what strangers can do (nothing), and what the peer notices of them (nothing)."""
 
+import logging
 import os
 import socket
 import ssl
@@ -424,3 +425,19 @@ async def test_a_stranger_without_tls_disturbs_nobody(what: Any, clock: MockCloc
                 await reset(stream)
         await assert_serves(peer)
         await peer.aclose()
+
+
+async def test_the_debug_log_tells_who_came_and_how_they_left(clock: MockClock, caplog: Any) -> None:
+    """Of two clients that throw each other out an operator would see that somebody comes, and not who."""
+    caplog.set_level(logging.DEBUG, "trio_ledger_plugin")
+    async with open_btp(listening()) as plugin:
+        first = await dial_in(plugin.address)
+        second = await dial_in(plugin.address)
+        await first.wait_eof()
+        await second.aclose()
+        for kind in (Connected, Disconnected) * 2:
+            await next_event(plugin.events, kind)
+    told = [record.getMessage() for record in caplog.records if record.levelname == "DEBUG"]
+    ended = "the connection with 127.0.0.1 ended: "
+    came = "connected with 127.0.0.1"
+    assert told == [came, ended + "replaced by a new connection", came, ended + "the peer closed the connection"]

@@ -263,6 +263,7 @@ class AccountsPlugin(BtpServer):
         """Take an authenticated link into use, beside those that its account has."""
         account = self._open_account(link.account)
         account.add(link)
+        self.log.debug("account %s connected from %s", account.name, link.peer)
         link.answer_with(account.answer)
         if len(account.links) == 1:
             if account.plugin is not None:
@@ -281,6 +282,7 @@ class AccountsPlugin(BtpServer):
         if account is None or link not in account.links:
             return
         account.remove(link)
+        self.log.debug("a connection of account %s from %s ended: %s", account.name, link.peer, reason)
         if not account.links:
             self.release(account)
             if account.plugin is not None:

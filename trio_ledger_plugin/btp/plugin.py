@@ -130,6 +130,7 @@ class BtpPlugin(BtpServer):
         if self._link is not None:
             self._link.shut(CLOSE_NORMAL, "replaced by a new connection")
         self._link = link
+        self.log.debug("connected with %s", link.peer)
         # First: what came before the verdict is served at once, and may be the end of the link.
         self.link_up()
         link.authenticated()
@@ -138,4 +139,5 @@ class BtpPlugin(BtpServer):
         """Take note that a link is lost; only the one in use matters."""
         if link is self._link:
             self._link = None
+            self.log.debug("the connection with %s ended: %s", link.peer, reason)
             self.link_down(reason)
