@@ -27,6 +27,8 @@ __all__ = ["Answer", "HandlerPool", "HandlerQueue"]
 REQUEST_BYTES = 200
 
 
+# A request's id, what it asks, and for how many bytes it counts.
+_Job: TypeAlias = "tuple[int, bytes | Transfer, int]"
 Answer: TypeAlias = "Callable[[bytes | Transfer], Awaitable[Reply]]"
 
 
@@ -43,77 +45,101 @@ class Requester(Protocol):
 class HandlerQueue:
     """The requests of one source: how many run, and those that wait for their turn.
 
+    Transfers run on half of the places at the most: they may wait for a store, and while it hangs data goes on.
+
     Args:
         pool: The plugin's pool.
         requester: Where the requests come from.
         answer: Runs the application's handler and returns the reply; never raises for it.
     """
 
-    __slots__ = ("answer", "pool", "requester", "running", "running_bytes", "waiting", "waiting_bytes")
+    __slots__ = (
+        "answer",
+        "pool",
+        "requester",
+        "running",
+        "running_bytes",
+        "running_transfers",
+        "waiting",
+        "waiting_bytes",
+        "waiting_transfers",
+    )
 
     def __init__(self, pool: HandlerPool, requester: Requester, answer: Answer) -> None:
         self.pool: HandlerPool = pool
         self.requester: Requester = requester
         self.answer: Answer = answer
         self.running: int = 0
+        self.running_transfers: int = 0
         # Of the requests and replies that the running handlers hold.
         self.running_bytes: int = 0
-        self.waiting: deque[tuple[int, bytes | Transfer, int]] | None = None
+        # Made when first needed: an idle connection must cost little.
+        self.waiting: deque[_Job] | None = None
+        self.waiting_transfers: deque[_Job] | None = None
         self.waiting_bytes: int = 0
 
     def submit(self, request_id: int, payload: bytes | Transfer, size: int) -> bool:
         """Have a request served; false when too many wait already and it was not taken."""
-        if self._may_run(size):
-            self._run(request_id, payload, size)
+        if self._may_run(payload, size):
+            self._count(payload, size)
+            self.pool.run(self, request_id, payload, size)
             return True
         if self.waiting_bytes + size + REQUEST_BYTES > self.pool.waiting_limit:
             return False
-        if self.waiting is None:
-            self.waiting = deque()
-        self.waiting.append((request_id, payload, size))
+        if payload.__class__ is Transfer:
+            waiting = self.waiting_transfers = self.waiting_transfers or deque()
+        else:
+            waiting = self.waiting = self.waiting or deque()
+        waiting.append((request_id, payload, size))
         self.waiting_bytes += size + REQUEST_BYTES
         return True
 
-    def _may_run(self, size: int) -> bool:
+    def _may_run(self, payload: bytes | Transfer, size: int) -> bool:
         """Whether a request more may run; one alone always may."""
         if self.running >= self.pool.limit:
             return False
+        if payload.__class__ is Transfer and self.running_transfers >= self.pool.transfer_limit:
+            return False
         return self.running_bytes + size <= self.pool.running_limit or not self.running
 
-    def _run(self, request_id: int, payload: bytes | Transfer, size: int) -> None:
+    def _count(self, payload: bytes | Transfer, size: int) -> None:
         self.running += 1
         self.running_bytes += size
-        self.pool.run(self, request_id, payload, size)
+        if payload.__class__ is Transfer:
+            self.running_transfers += 1
 
-    def next_job(self, held: int) -> tuple[int, bytes | Transfer, int] | None:
+    def next_job(self, held: int, *, was_transfer: bool) -> _Job | None:
         """Take the request whose turn it is now that one has finished, which held so many bytes; or None."""
         self.running -= 1
         self.running_bytes -= held
-        if not self.waiting or not self._may_run(self.waiting[0][2]):
-            return None
-        job = self._take(self.waiting)
-        self.running += 1
-        self.running_bytes += job[2]
-        while self.waiting and self._may_run(self.waiting[0][2]):
-            # A large one has made room for many small ones.
-            self._run(*self._take(self.waiting))
+        self.running_transfers -= was_transfer
+        job = self._take()
+        if job is not None:
+            while (further := self._take()) is not None:
+                # A large one has made room for many small ones.
+                self.pool.run(self, *further)
         return job
 
-    def _take(self, waiting: deque[tuple[int, bytes | Transfer, int]]) -> tuple[int, bytes | Transfer, int]:
-        job = waiting.popleft()
-        self.waiting_bytes -= job[2] + REQUEST_BYTES
-        return job
+    def _take(self) -> _Job | None:
+        """Count the next one that may run as running, and return it."""
+        for waiting in (self.waiting_transfers, self.waiting):
+            if waiting and self._may_run(*waiting[0][1:]):
+                job = waiting.popleft()
+                self.waiting_bytes -= job[2] + REQUEST_BYTES
+                self._count(job[1], job[2])
+                return job
+        return None
 
     def abandon(self) -> None:
         """Forget the requests that wait: nobody is there to hear the replies."""
-        self.waiting = None
+        self.waiting = self.waiting_transfers = None
         self.waiting_bytes = 0
 
 
 class _Worker:
     """One pooled task and the request that it serves."""
 
-    __slots__ = ("answered", "held", "payload", "pool", "queue", "request_id", "scope", "task")
+    __slots__ = ("answered", "held", "is_transfer", "payload", "pool", "queue", "request_id", "scope", "task")
 
     def __init__(self, pool: HandlerPool) -> None:
         self.pool: HandlerPool = pool
@@ -122,11 +148,13 @@ class _Worker:
         self.queue: HandlerQueue | None = None
         self.request_id: int = 0
         self.payload: bytes | Transfer = b""
+        self.is_transfer: bool = False
         self.answered: bool = False
         self.held: int = 0
 
     def begin(self, queue: HandlerQueue, request_id: int, payload: bytes | Transfer, size: int) -> None:
         self.queue, self.request_id, self.payload, self.held, self.answered = queue, request_id, payload, size, False
+        self.is_transfer = payload.__class__ is Transfer
 
     def leave_pool(self, _raise_cancel: object) -> trio.lowlevel.Abort:
         self.pool.idle.remove(self)
@@ -151,6 +179,7 @@ class HandlerPool:
         self._tasks = tasks
         self._log = log
         self.limit: int = limit
+        self.transfer_limit: int = max(1, limit // 2)
         self.running_limit: int = running_limit
         self.waiting_limit: int = waiting_limit
         self._timeout = timeout
@@ -222,7 +251,7 @@ class HandlerPool:
                 self._count_end()
                 self._tell_of_cancelled(worker.payload)
         if worker.queue is not None:
-            self._pass_on(worker.queue, worker.held)
+            self._pass_on(worker, worker.queue)
 
     async def _serve(self, worker: _Worker, queue: HandlerQueue) -> None:
         requester = queue.requester
@@ -240,7 +269,7 @@ class HandlerPool:
         if worker.scope.cancel_called:
             # This handler went on through its cancellation; the scope is spent.
             await trio.lowlevel.checkpoint()
-        job = queue.next_job(worker.held)
+        job = queue.next_job(worker.held, was_transfer=worker.is_transfer)
         if job is None:
             self._count_end()
             worker.queue = None
@@ -260,9 +289,9 @@ class HandlerPool:
                 f" from account {payload.account}" if payload.account else "",
             )
 
-    def _pass_on(self, queue: HandlerQueue, held: int) -> None:
+    def _pass_on(self, worker: _Worker, queue: HandlerQueue) -> None:
         """Give the place of a cancelled worker to another; its own scope is spent, so its task ends."""
-        job = queue.next_job(held)
+        job = queue.next_job(worker.held, was_transfer=worker.is_transfer)
         if job is not None:
             self.run(queue, *job)
 

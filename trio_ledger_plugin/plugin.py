@@ -100,7 +100,9 @@ class LedgerPlugin(Lifecycle):
             NotConnectedError: No link is up. Nothing was sent.
             RemoteError: The peer answered with an error.
             ConnectionLostError: The link died first; the peer may have acted.
-            ResponseTimeoutError: No answer within ``response_timeout`` seconds; the peer may have acted.
+            ResponseTimeoutError: No answer within ``response_timeout`` seconds of the sending; the peer may have acted.
+                A call that finds the link full waits for its turn before, for as long as the peer takes what others
+                have sent: ``trio.fail_after()`` bounds both.
             DecodeError: The peer's answer breaks the protocol; the peer may have acted.
             PluginClosedError: The plugin was closed or disconnected first.
             PluginFailedError: The plugin has failed.
