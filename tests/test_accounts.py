@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 from peers import TOKEN, Peer, Recorder, dial, dial_stream, next_event, read_head, shake_hands, upgrade_request
-from scripted import all_tasks, names, read_events
+from scripted import all_tasks, names, read_events, start
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_ledger_plugin import (
@@ -999,3 +999,27 @@ async def test_the_debug_log_tells_which_account_came_from_where(clock: MockCloc
         f"a connection of account {account} from 127.0.0.1 ended: the peer closed the connection",
     ]
     assert TOKEN not in caplog.text
+
+
+async def test_a_client_that_comes_back_while_its_account_is_disconnected_is_connected(clock: MockClock) -> None:
+    """One disconnects an account whose network froze, and its client dials anew: it would be called offline."""
+    async with open_accounts() as server:
+        account = server.account(hashed(TOKEN))
+        frozen = await enter(server)
+        await account.wait_connected()
+        async with trio.open_nursery() as nursery:
+            # More than the network takes, so that the old connection parts slowly.
+            calls = [await start(nursery, account.send_data, bytes(60_000)) for _ in range(200)]
+            nursery.start_soon(account.disconnect)
+            await wait_all_tasks_blocked()
+            assert not account.is_connected()
+            again = await enter(server)
+            await account.wait_connected()
+        assert {type(outcome[0]) for outcome in calls} == {PluginClosedError}
+        assert account.is_connected()
+        assert [each.connections for each in server.accounts()] == [1]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer, again, b"yes")
+            assert await account.send_data(b"still there?") == b"yes"
+        await frozen.aclose()
+        await again.aclose()

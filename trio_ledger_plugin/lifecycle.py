@@ -124,6 +124,10 @@ class Lifecycle(ABC):
         """Wait for the answers to calls in flight, send what is queued, part from the peer; bounded by the caller."""
         await trio.lowlevel.checkpoint()
 
+    def abandon_money(self, reason: str) -> None:
+        """Let those go who wait for transfers that go on in the journal."""
+        self.desk.abandon(reason)
+
     def ended(self, failure: PluginFailedError | None) -> None:  # noqa: B027 (most plugins have nothing to do)
         """Take note that the plugin is closed, or has failed; called once, when it is in its final state."""
 
@@ -244,7 +248,7 @@ class Lifecycle(ABC):
         self._state = _State.DISCONNECTING
         self.link_down("disconnected")
         self.fail_calls(lambda: PluginClosedError("the plugin was disconnected"))
-        self.desk.abandon("the plugin was disconnected")
+        self.abandon_money("the plugin was disconnected")
         try:
             with trio.move_on_after(PARTING_SECONDS):
                 await self.finish_calls()

@@ -263,6 +263,17 @@ class AccountPlugin(LedgerPlugin):
         if not self._host.is_connected():
             raise NotConnectedError("the server does not listen; connect() it first")
 
+    async def aclose(self) -> None:
+        """Close the plugin for good, and the account's connections with it; its client may connect again.
+
+        Cancellation: As with every plugin, nothing drains.
+        """
+        try:
+            await super().aclose()
+        finally:
+            for link in tuple(self._account.links):
+                link.abort("closed", closed=True)
+
     async def disconnect(self) -> None:
         """Part from every connection of the account; its client may connect again.
 
@@ -273,7 +284,7 @@ class AccountPlugin(LedgerPlugin):
         links = tuple(self._account.links)
         self.link_down("disconnected")
         self._fail(links, lambda: PluginClosedError("the account was disconnected"))
-        self.desk.abandon("the account was disconnected")
+        self.abandon_money("the account was disconnected")
         try:
             with trio.move_on_after(PARTING_SECONDS):
                 await part_all(links)
@@ -359,9 +370,10 @@ class AccountPlugin(LedgerPlugin):
             self.fail(cause if isinstance(cause, Exception) else failure)
 
     def ended(self, failure: PluginFailedError | None) -> None:  # noqa: ARG002 (the server asks for it, not we)
-        """Leave the account; the server makes a new plugin when it is asked for one."""
-        for link in tuple(self._account.links):
-            link.abort("closed", closed=True)
+        """Leave the account; the server makes a new plugin when it is asked for one.
+
+        Its links stay with whoever ends it: a server that ends drops them when what is being committed has been told.
+        """
         self._account.plugin_ended()
 
 

@@ -215,7 +215,22 @@ class AccountsPlugin(BtpServer):
     def make_desk(self) -> MoneyDesk:
         """Return what looks after the money of all accounts; each is sent to by its own plugin."""
         ledger = make_ledger(self.services.store, self.options, self.log, self.tasks, self.find_money_handler)
+        if ledger is not None:
+            ledger.on_open = self._resume_accounts
         return MoneyDesk(self, ledger, self.tasks, account=None, shows=None, keeps_ledger=True)
+
+    def _resume_accounts(self) -> None:
+        """Send again for those that connected before the store told what is to be sent again."""
+        for account in tuple(self._accounts.values()):
+            if account.links and account.plugin is None and self.desk.is_unfinished(account.name):
+                account.give_plugin()
+
+    def abandon_money(self, reason: str) -> None:
+        """Let those go who wait for transfers to any account."""
+        super().abandon_money(reason)
+        for account in tuple(self._accounts.values()):
+            if account.plugin is not None:
+                account.plugin.abandon_money(reason)
 
     def find_money_handler(self, account: str) -> MoneyHandler | None:
         """Return the account's own money handler, or else the server's."""
@@ -265,14 +280,16 @@ class AccountsPlugin(BtpServer):
         account.add(link)
         self.log.debug("account %s connected from %s", account.name, link.peer)
         link.answer_with(account.answer)
-        if len(account.links) == 1:
-            if account.plugin is not None:
-                account.plugin.link_up()
-            elif self.desk.is_unfinished(account.name):
+        if account.plugin is None:
+            if self.desk.is_unfinished(account.name):
                 account.give_plugin()
-            self.publish(AccountConnected(account.name))
-        elif account.plugin is not None:
+        elif account.plugin.is_connected():
             account.plugin.desk.link_up()
+        else:
+            # It may be one more all the same: those of an account that was disconnected part in their own time.
+            account.plugin.link_up()
+        if len(account.links) == 1:
+            self.publish(AccountConnected(account.name))
         # Last: what came before the verdict is served at once, and may be the end of the link.
         link.authenticated()
 
