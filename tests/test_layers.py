@@ -25,7 +25,7 @@ LAYERS = (
     ("log", "options", "loading", "connection", "calls"),
     ("tasks", "handlers", "stores"),
     ("money.balances", "money.entries"),
-    ("money.journal",),
+    ("money.journal", "money.tables"),
     ("money",),
     ("answering",),
     ("ildcp", "btp.frames", "btp.session", "btp.rawsocket", "btp.readers", "btp.accounts_options"),

@@ -563,3 +563,28 @@ async def test_loopback_is_keyed_and_survives_its_end_as_links_do(store):
     async with loopback_pair(PluginServices(store=store)) as (payer, payee):
         await payer.send_money(8, idempotency_key="held")
         assert (await sums(payer), await sums(payee)) == ((15, 0, 0), (0, 15, 0))
+
+
+async def test_a_plugin_that_is_closed_late_does_not_set_back_the_age_of_anothers_ledger(store, monkeypatch):
+    """Its keys would be as good as forgotten, and a transfer that is sent again would be credited again."""
+    now = 0.0
+    monkeypatch.setattr(journal, "monotonic", lambda: now)
+    transfer = Transfer("5", key="k", level=MoneyLevel.KEYED, digest=b"d")
+    async with open_payer(store) as old:
+        await settle(store)
+        await old.disconnect()
+        now += 8 * DAY
+        async with open_payer(store) as plugin:
+            await settle(store)
+            kept = plugin.desk.ledger
+            assert kept is not None
+            await kept.receive(transfer, lambda *_: None)
+            await old.aclose()
+        # As if that one was killed: it saves nothing.
+        now += 1
+        async with open_payer(store) as plugin:
+            await settle(store)
+            kept = plugin.desk.ledger
+            assert kept is not None
+            await kept.receive(transfer, lambda *_: None)
+            assert await sums(plugin) == (0, 5, 0)

@@ -11,8 +11,9 @@ from attrs import evolve
 from ledgers import DAY, WEEK, HeldStore, dial_keyed, keyed, settle, states, sums, until
 from peers import BINARY, TOKEN, Peer, Recorder, dial_in, listening, open_btp, serving, welcome
 from scripted import start
-from test_accounts import enter, open_accounts, options
+from test_accounts import enter, hashed, open_accounts, options
 from test_outbox import Handler
+from trio.testing import wait_all_tasks_blocked
 
 from trio_ledger_plugin import (
     MoneyLevel,
@@ -22,8 +23,11 @@ from trio_ledger_plugin import (
     RemoteError,
     TransferInDoubtError,
     UnreachableError,
+    create_plugin,
     current_transfer,
+    open_plugin,
 )
+from trio_ledger_plugin.btp.accounts import AccountsPlugin
 from trio_ledger_plugin.btp.transfers import read_transfer, transfer_packet
 from trio_ledger_plugin.codec import btp
 from trio_ledger_plugin.errors import InvalidFieldsError
@@ -574,4 +578,105 @@ async def test_while_the_servers_store_fails_an_account_is_refused_for_now(store
         store.refuses = True
         refusal = await give(peer, keyed(9, 5, b"k"))
         assert refusal.code == UnreachableError.code
+        await peer.aclose()
+
+
+@pytest.mark.parametrize("kind", ["listener", "account", "account with a plugin of its own"])
+async def test_what_is_committed_under_a_cancellation_is_told_to_the_peer(store, kind):
+    """Credited and not told: at PLAIN the peer would be in doubt about money that has moved."""
+    opts = listening() if kind == "listener" else options(generateAccount=True)
+    scope = trio.CancelScope()
+
+    async def serve(*, task_status):
+        with scope:
+            async with open_plugin(opts, PluginServices(store=store)) as plugin:
+                if kind == "account with a plugin of its own":
+                    assert isinstance(plugin, AccountsPlugin)
+                    plugin.account(hashed(TOKEN))
+                task_status.started(plugin.address)
+                await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        peer = await dial_in(await nursery.start(serve))
+        store.may_return = trio.Event()
+        await peer.send_packet(btp.Transfer(7, 250, ()))
+        await until(lambda: store.running)
+        await wait_all_tasks_blocked(0.05)
+        scope.cancel()
+        await wait_all_tasks_blocked(0.02)
+        store.may_return.set()
+        assert await peer.receive_packet() == btp.Response(7)
+        await peer.aclose()
+
+
+async def test_what_an_account_is_owed_goes_out_although_the_store_was_slow_at_the_start(store):
+    """It would wait for the client's next connection, for weeks if the network is good."""
+    opts = options(generateAccount=True, closeTimeout=500)
+    async with open_accounts(opts, store=store) as server, trio.open_nursery() as nursery:
+        peer, _ = await dial_keyed(server.address)
+        account = server.account(hashed(TOKEN))
+        await account.wait_connected()
+        await start(nursery, lambda: account.send_money(7, idempotency_key="invoice"))
+        await peer.receive_packet()
+        await peer.aclose()
+        nursery.cancel_scope.cancel()
+    store.may_begin = trio.Event()
+    async with open_accounts(opts, store=store) as server:
+        # The server listens after two seconds, although the store does not answer.
+        peer, _ = await dial_keyed(server.address)
+        await wait_all_tasks_blocked(0.05)
+        store.may_begin.set()
+        assert (await server.transfers.totals()).in_doubt == 7
+        with trio.fail_after(5):
+            packet = await peer.receive_packet()
+        assert isinstance(packet, btp.Transfer)
+        assert packet.amount == 7
+        await peer.aclose()
+
+
+async def test_a_servers_disconnect_lets_those_go_who_pay_its_accounts(store):
+    """With a handler that runs they would wait for the whole response timeout."""
+    async with trio.open_nursery() as nursery:
+        services = PluginServices(store=store)
+        server = create_plugin(options(generateAccount=True), services, nursery=nursery)
+        assert isinstance(server, AccountsPlugin)
+
+        async def never(_: bytes) -> bytes:
+            await trio.sleep_forever()
+
+        server.register_data_handler(never)
+        await server.connect()
+        peer, _ = await dial_keyed(server.address)
+        account = server.account(hashed(TOKEN))
+        await account.wait_connected()
+        await peer.send_request(9, b"goes on")
+        paying = await start(nursery, lambda: account.send_money(5, idempotency_key="k"))
+        await peer.receive_packet()
+        await server.disconnect()
+        await wait_all_tasks_blocked()
+        assert isinstance(paying[0], TransferInDoubtError)
+        await peer.aclose()
+        nursery.cancel_scope.cancel()
+
+
+async def test_while_the_store_hangs_data_goes_on_however_much_money_comes(store):
+    """Transfers that wait for a disk would hold all the handlers of the link."""
+
+    async def echo(data: bytes) -> bytes:
+        return data
+
+    async with open_btp(listening(max_handlers=8, close_timeout=0.1), PluginServices(store=store)) as plugin:
+        plugin.register_data_handler(echo)
+        peer = await dial_in(plugin.address)
+        await wait_all_tasks_blocked(0.02)
+        store.may_begin = trio.Event()
+        for number in range(20):
+            await peer.send_packet(btp.Transfer(1000 + number, 1, ()))
+        await peer.send_request(5, b"hello")
+        with trio.fail_after(5):
+            answer = await peer.receive_packet()
+            assert (answer.request_id, answer.protocol_data[0].data) == (5, b"hello")
+            assert plugin.pool.running == 4
+            store.may_begin.set()
+            assert {(await peer.receive_packet()).request_id for _ in range(20)} == set(range(1000, 1020))
         await peer.aclose()

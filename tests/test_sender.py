@@ -928,3 +928,61 @@ async def test_a_peer_that_only_says_later_is_asked_less_and_less_often(store, m
             await settle(store)
             times.append(len(payer.sent))
         assert times == [3, 4, 5, 6]
+
+
+async def test_what_waited_for_its_turn_when_the_plugin_was_disconnected_goes_over_the_next_link(
+    store, mock_clock, monkeypatch
+):
+    """It is in the journal, and whoever looks there for what is to be sent again may have passed it already."""
+    monkeypatch.setattr(sender, "RESUMED_AT_ONCE", 4)
+    async with open_payer(store) as payer, trio.open_nursery() as nursery:
+        for number in range(10):
+            key = f"k{number}"
+            await start(nursery, lambda key=key: payer.send_money(5, idempotency_key=key))
+            await settle(store)
+        nursery.cancel_scope.cancel()
+    never = trio.Event()
+
+    async def run_on(_: bytes) -> bytes:
+        await never.wait()
+        return b""
+
+    async with open_payer(store, max_in_flight=2) as payer:
+        payer.register_data_handler(run_on)
+        assert payer.ask(77, b"keeps the home open")
+        await settle(store)
+        await payer.disconnect()
+        await settle(store)
+        await payer.connect()
+        for _ in range(20):
+            await settle(store)
+            while payer.calls.pending:
+                payer.answer()
+                await settle(store)
+            mock_clock.jump(1)
+        assert set((await states(payer)).values()) == {"acked"}
+
+
+async def test_one_deadline_counts_for_all_that_a_call_waits_for(store, mock_clock):
+    """A caller who comes while an earlier call is withdrawn would wait for twice the response timeout."""
+    async with open_payer(store, response_timeout=35.0) as payer, trio.open_nursery() as nursery:
+        await settle(store)
+        store.may_begin = trio.Event()
+        with trio.CancelScope() as first:
+            nursery.start_soon(let_go, first)
+            await payer.send_money(7, idempotency_key="k")
+        again = await start(nursery, lambda: payer.send_money(7, idempotency_key="k"))
+        mock_clock.jump(34)
+        store.may_begin.set()
+        await settle(store)
+        assert payer.sent_keys == ["k"]
+        assert again == []
+        mock_clock.jump(1.01)
+        await settle(store)
+        assert isinstance(again[0], TransferInDoubtError)
+        assert "35 s" in str(again[0])
+
+
+async def let_go(scope):
+    await wait_all_tasks_blocked()
+    scope.cancel()

@@ -128,6 +128,8 @@ class MoneyDesk:
         """
         if self._own is not None:
             await self._own.open()
+            # After disconnect() under a handler that runs, it is the outbox of before.
+            self._own.outbox.look()
 
     def link_up(self) -> None:
         """Take note of a new link."""

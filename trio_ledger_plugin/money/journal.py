@@ -16,7 +16,7 @@ The states of a transfer of ours, and of the peer's::
 
 from __future__ import annotations
 
-from json import loads
+from json import dumps, loads
 from time import monotonic, time
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -32,13 +32,14 @@ from ..errors import (
     told_to_peer,
 )
 from ..stores.schema import migrate
-from .balances import TABLE, Balances
+from .balances import Balances
 from .entries import JournalEntry, Totals, TransferDirection, TransferState, Window, read_entry
+from .tables import STEPS
 from .transfer import MoneyLevel, Transfer
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     Apply: TypeAlias = Callable[[sqlite3.Connection, Transfer], LedgerPluginError | None]
 
@@ -49,40 +50,6 @@ LOST_KEYS: Final = (
     " reset the account's level to let PLAIN in"
 )
 NO_KEYS: Final = "money is taken at KEYED only"
-
-
-STEPS: Final = (
-    (
-        TABLE,
-        """CREATE TABLE lpi_ledgers (
-            ledger TEXT PRIMARY KEY,
-            age REAL NOT NULL
-        ) WITHOUT ROWID""",
-        """CREATE TABLE lpi_transfers (
-            id INTEGER PRIMARY KEY,
-            ledger TEXT NOT NULL,
-            account TEXT NOT NULL,
-            direction TEXT NOT NULL,
-            key TEXT NOT NULL,
-            amount TEXT NOT NULL,
-            level TEXT NOT NULL,
-            state TEXT NOT NULL,
-            digest BLOB NOT NULL DEFAULT x'',
-            error_code TEXT,
-            error_name TEXT,
-            error_data BLOB,
-            created REAL NOT NULL,
-            changed REAL NOT NULL,
-            remembered_from REAL NOT NULL,
-            resend_until REAL,
-            UNIQUE (ledger, account, direction, key)
-        )""",
-        # Of those alone that something is still to be done for.
-        """CREATE INDEX lpi_unfinished ON lpi_transfers (ledger, state, account)
-            WHERE state IN ('sent', 'in_doubt', 'applied')""",
-    ),
-)
-
 # How many rows are looked at or forgotten in one transaction: others wait meanwhile.
 PAGE: Final = 1000
 
@@ -113,7 +80,8 @@ class Journal:
     def __init__(self, ledger: str, *, max_keys: int) -> None:
         self.ledger: str = ledger
         self._balances = Balances(ledger, max_keys=max_keys)
-        self._opened_at = monotonic()
+        # None while the ledger does not age: it is not this journal's to write.
+        self._opened_at: float | None = None
         self._age_before = 0.0
 
     def open(self, connection: sqlite3.Connection, *, settle: bool) -> set[str]:
@@ -124,7 +92,8 @@ class Journal:
             settle: Whether to settle what a stop left behind: what was SENT at PLAIN is in doubt.
         """
         migrate(connection, "transfers", STEPS)
-        self._opened_at, self._age_before = monotonic(), self._age_known(connection)
+        self._age_before = self._age_known(connection)
+        self._opened_at = monotonic() if settle else None
         if settle:
             connection.execute(
                 "UPDATE lpi_transfers SET state = 'in_doubt', changed = ?"
@@ -146,11 +115,19 @@ class Journal:
 
     def save_age(self, connection: sqlite3.Connection) -> None:
         """Keep the ledger's age for the next time it is opened."""
-        connection.execute("INSERT OR REPLACE INTO lpi_ledgers (ledger, age) VALUES (?, ?)", (self.ledger, self._age()))
+        connection.execute(
+            "INSERT INTO lpi_ledgers (ledger, age) VALUES (?, ?)"
+            " ON CONFLICT (ledger) DO UPDATE SET age = max(age, excluded.age)",
+            (self.ledger, self._age()),
+        )
+
+    def rest(self) -> None:
+        """Let the ledger age no more: from here on it is another plugin's to write, or nobody's."""
+        self._opened_at, self._age_before = None, self._age()
 
     def _age(self) -> float:
         """Return for how many seconds this ledger has been open in all: a clock that nobody can set."""
-        return self._age_before + monotonic() - self._opened_at
+        return self._age_before + (0.0 if self._opened_at is None else monotonic() - self._opened_at)
 
     # Transfers of ours.
 
@@ -307,12 +284,15 @@ class Journal:
         connection.executemany("DELETE FROM lpi_transfers WHERE id = ?", [(number,) for number in numbers])
         self._balances.forget_keys(connection, account, len(numbers))
 
-    def undelivered(self, connection: sqlite3.Connection, after: int, limit: int) -> list[tuple[int, Transfer]]:
-        """Return credited transfers that the money handler has not finished with, in order, with their numbers."""
+    def undelivered(
+        self, connection: sqlite3.Connection, after: int, limit: int, without: Sequence[str] = ()
+    ) -> list[tuple[int, Transfer]]:
+        """Return credited transfers that no handler has finished with, in order, ``without`` those of some accounts."""
         rows = connection.execute(
             "SELECT id, amount, account, key, level FROM lpi_transfers"
-            " WHERE ledger = ? AND state = 'applied' AND id > ? ORDER BY id LIMIT ?",
-            (self.ledger, after, limit),
+            " WHERE ledger = ? AND state = 'applied' AND id > ?"
+            " AND account NOT IN (SELECT value FROM json_each(?)) ORDER BY id LIMIT ?",
+            (self.ledger, after, dumps(list(without)), limit),
         )
         return [
             (number, Transfer(amount, account, key=key, level=MoneyLevel(level)))
@@ -392,8 +372,8 @@ class Journal:
         """Return a page of transfers in the order in which they were entered."""
         rows = connection.execute(
             f"SELECT {COLUMNS} FROM lpi_transfers WHERE ledger = ? AND id > ?"  # noqa: S608 (constants)
-            " AND (?3 IS NULL OR account = ?3) AND (?4 IS NULL OR direction = ?4) AND (?5 IS NULL OR state = ?5)"
-            " ORDER BY id LIMIT ?6",
+            " AND account = ifnull(?, account) AND direction = ifnull(?, direction) AND state = ifnull(?, state)"
+            " ORDER BY id LIMIT ?",
             (self.ledger, after, account, direction and direction.value, state and state.value, PAGE),
         )
         return [read_entry(row) for row in rows]

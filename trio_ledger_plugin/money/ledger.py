@@ -74,6 +74,8 @@ class Ledger:
         self._claimed = False
         # The accounts that had something to be sent again when the journal was opened.
         self.unfinished: set[str] = set()
+        # Called when ``unfinished`` is known.
+        self.on_open: Callable[[], None] = _do_nothing
 
     # Whose it is.
 
@@ -96,6 +98,7 @@ class Ledger:
         """Leave the ledger to others."""
         if self._claimed:
             self._claimed = False
+            self.journal.rest()
             del _taken[self._place]
 
     # Working with the journal.
@@ -140,6 +143,7 @@ class Ledger:
                 # What a stop left behind is settled by the plugin that has the ledger; others may look at it.
                 self.unfinished = await self._transaction(partial(self.journal.open, settle=self._claimed))
                 self._opened = True
+                self.on_open()
 
     # Receiving.
 
@@ -196,6 +200,10 @@ class Ledger:
                 after = await self.run(self.journal.purge, after, self._retention)
         except StoreError as error:
             self._log.warn("cannot forget old transfers: %s", error)
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def _call(work: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], connection: sqlite3.Connection) -> T:

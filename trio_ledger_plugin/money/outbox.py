@@ -9,6 +9,7 @@ whose handler fails or hangs holds up no other.
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from math import inf
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
@@ -29,11 +30,10 @@ if TYPE_CHECKING:
 
 __all__ = ["FindHandler", "Outbox"]
 
-# How many handlers run at once; those that are late do not count, up to so many.
+# How many handlers run at once; those that are late do not count.
 AT_ONCE: Final = 64
-MAX_LATE: Final = 1000
-# How many transfers wait for another try of their own; what fails beyond is left to be read from the journal again.
-MAX_FAILED: Final = 1000
+# How many transfers of an account may have failed, or be late, before its others are left in the journal.
+MAX_IN_TROUBLE: Final = 100
 FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 60.0
 
@@ -76,11 +76,12 @@ class Outbox:
         # Those that were finished with while a page was read, which may still hold them.
         self._finished: set[int] = set()
         self._failed: list[tuple[float, int, Transfer, float]] = []
-        # When those that failed beyond the room for them are read again.
-        self._read_again_at = inf
         # Those whose handlers run: in the order in which they become late, and late.
-        self._in_time: dict[int, float] = {}
+        self._in_time: dict[int, tuple[float, str]] = {}
         self._late: set[int] = set()
+        # Those that have failed or are late, until they are finished with, and how many that are of each account.
+        self._in_trouble: dict[int, str] = {}
+        self._troubles: Counter[str] = Counter()
         self._quiet = trio.Event()
         self._active = False
 
@@ -119,7 +120,8 @@ class Outbox:
         self._after = 0
         self._taken.clear()
         self._failed.clear()
-        self._read_again_at = inf
+        self._in_trouble.clear()
+        self._troubles.clear()
         self._active = True
         try:
             await self._hand_over()
@@ -144,7 +146,7 @@ class Outbox:
                 pause = FIRST_PAUSE
             if not self.running and not self._news.is_set():
                 self._quiet.set()
-            late_at = next(iter(self._in_time.values()), inf)
+            late_at, _ = next(iter(self._in_time.values()), (inf, ""))
             with trio.move_on_at(min(due, late_at)):
                 await self._news.wait()
 
@@ -153,41 +155,60 @@ class Outbox:
         return None if any(handler is each for each in self._not_async) else handler
 
     def _has_room(self) -> bool:
-        return len(self._in_time) < AT_ONCE and len(self._late) < MAX_LATE and not self._tasks.leaving
+        return len(self._in_time) < AT_ONCE and not self._tasks.leaving
 
     def _set_late_aside(self) -> None:
         """Let those that hang take no room from the others."""
         now = trio.current_time()
-        late = [number for number, late_at in self._in_time.items() if late_at <= now]
-        for number in late:
+        late = [(number, account) for number, (late_at, account) in self._in_time.items() if late_at <= now]
+        for number, account in late:
             del self._in_time[number]
+            self._late.add(number)
+            self._note_trouble(number, account)
             self._log.warn("a money handler has been running for %d s; others run beside it", int(self._patience))
-        self._late.update(late)
+
+    def _note_trouble(self, number: int, account: str) -> None:
+        if number not in self._in_trouble:
+            self._in_trouble[number] = account
+            self._troubles[account] += 1
+
+    def _end_trouble(self, number: int) -> None:
+        account = self._in_trouble.pop(number, None)
+        if account is None:
+            return
+        self._troubles[account] -= 1
+        if self._troubles[account] == MAX_IN_TROUBLE - 1:
+            # What was left in the journal may be tried now.
+            self._from_start = True
+        elif not self._troubles[account]:
+            del self._troubles[account]
+
+    def _is_held(self, account: str) -> bool:
+        """Whether so many transfers of an account are in trouble that its others wait, and hold up nobody."""
+        return self._troubles[account] >= MAX_IN_TROUBLE
 
     def _retry(self) -> float:
         """Begin the tries that are due; return when the next one is."""
         now = trio.current_time()
-        if self._read_again_at <= now:
-            self._read_again_at, self._from_start = inf, True
         while self._failed and self._failed[0][0] <= now and self._has_room():
             _, number, transfer, pause = heapq.heappop(self._failed)
             self._begin(number, transfer, pause)
         # Those that are due and find no room are looked at when a handler has finished, or is late.
-        own = self._failed[0][0] if self._failed and self._has_room() else inf
-        return min(own, self._read_again_at)
+        return self._failed[0][0] if self._failed and self._has_room() else inf
 
     async def _take_page(self) -> bool:
         """Begin with the next transfers in the journal; false when there are none."""
         self._finished.clear()
         if self._from_start:
             self._from_start, self._after = False, 0
-        page = await self._ledger.run(self._ledger.journal.undelivered, self._after, AT_ONCE)
+        held = [account for account in self._troubles if self._is_held(account)]
+        page = await self._ledger.run(self._ledger.journal.undelivered, self._after, AT_ONCE, held)
         assert isinstance(page, list)
         for number, transfer in page:
             if not self._has_room():
                 return True
             self._after = number
-            if number in self._taken or number in self._finished:
+            if number in self._taken or number in self._finished or self._is_held(transfer.account):
                 continue
             if self._find_handler(transfer.account) is not None:
                 self._begin(number, transfer, FIRST_PAUSE)
@@ -195,7 +216,7 @@ class Outbox:
 
     def _begin(self, number: int, transfer: Transfer, pause: float) -> None:
         self._taken.add(number)
-        self._in_time[number] = trio.current_time() + self._patience
+        self._in_time[number] = trio.current_time() + self._patience, transfer.account
         self._tasks.spawn(self._deliver, number, transfer, pause)
 
     async def _deliver(self, number: int, transfer: Transfer, pause: float) -> None:
@@ -207,12 +228,14 @@ class Outbox:
                 await begin_handling(handler, transfer.amount)
                 with self._tasks.committing():
                     await self._record(number)
+            self._end_trouble(number)
             self._taken.discard(number)
             self._finished.add(number)
         except NotAsyncError as error:
             # It may have done its work, and would do it at each try.
             assert handler is not None
             self._not_async.append(handler)
+            self._end_trouble(number)
             self._taken.discard(number)
             self._log.error(
                 "the money handler is not called again until another is registered: %s; it was called for %s of %s",
@@ -223,21 +246,15 @@ class Outbox:
                 "the money handler failed for transfer %s of %s and is called again in %d s: %o",
                 *(transfer.key, transfer.amount, int(pause), error),
             )
-            self._try_again(number, transfer, pause)
+            self._note_trouble(number, transfer.account)
+            again = trio.current_time() + pause
+            heapq.heappush(self._failed, (again, number, transfer, min(2 * pause, LONGEST_PAUSE)))
         finally:
             self._in_time.pop(number, None)
             self._late.discard(number)
             if not self.running and self._tasks.leaving:
                 self._tasks.look_again()
             self._news.set()
-
-    def _try_again(self, number: int, transfer: Transfer, pause: float) -> None:
-        now = trio.current_time()
-        if len(self._failed) < MAX_FAILED:
-            heapq.heappush(self._failed, (now + pause, number, transfer, min(2 * pause, LONGEST_PAUSE)))
-        else:
-            self._taken.discard(number)
-            self._read_again_at = min(self._read_again_at, now + LONGEST_PAUSE)
 
     async def _record(self, number: int) -> None:
         pause = FIRST_PAUSE

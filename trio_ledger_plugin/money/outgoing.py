@@ -76,11 +76,16 @@ class Outgoing:
     def _is_keyed(self) -> bool:
         return self.transfer.level is MoneyLevel.KEYED
 
-    async def wait(self, seconds: float) -> None:
-        """Wait for the verdict; the last caller to leave withdraws what is not in the journal yet."""
+    async def wait(self, deadline: float, seconds: float) -> None:
+        """Wait for the verdict; the last caller to leave withdraws what is not in the journal yet.
+
+        Args:
+            deadline: Until when, on Trio's clock.
+            seconds: How long that is from the beginning of the call, for the error.
+        """
         self._waiting += 1
         try:
-            with trio.move_on_after(seconds + (0.0 if self._is_keyed else RECORDING_SECONDS)):
+            with trio.move_on_at(deadline + (0.0 if self._is_keyed else RECORDING_SECONDS)):
                 await self._settled.wait()
             # Asked again: what is known of its key may be that it was sent at KEYED before.
             self.promised = self.promised or self._is_keyed

@@ -104,7 +104,9 @@ class Sender:
         """Send a transfer and return when it is acknowledged; ``LedgerPlugin.send_money`` tells what it raises."""
         assert transfer.key is not None
         outgoing = self._live.get(transfer.key)
-        with trio.move_on_after(self._host.options.response_timeout) as patience:
+        seconds = self._host.options.response_timeout
+        deadline = trio.current_time() + seconds
+        with trio.move_on_at(deadline) as patience:
             while outgoing is not None and outgoing.withdrawn and not outgoing.entered.is_set():
                 # Its callers have left; whether in time is known soon.
                 await outgoing.entered.wait()
@@ -119,7 +121,7 @@ class Sender:
             outgoing = self._enter(evolve(transfer, account=self._account))
         elif outgoing.transfer.amount != transfer.amount:
             raise _another(transfer.key, outgoing.transfer.amount)
-        await outgoing.wait(self._host.options.response_timeout)
+        await outgoing.wait(deadline, seconds)
 
     async def recall(self, transfer: Transfer) -> bool:
         """Have the outcome of a transfer whose key is known, while there is no link; false when it is not known."""
@@ -135,7 +137,7 @@ class Sender:
                 return False
             if await self._is_open(outgoing, known):
                 outgoing.settle(partial(outgoing.doubt, "it is in the journal, and goes on once there is a link"))
-            await outgoing.wait(inf)
+            await outgoing.wait(inf, inf)
             return True
         raise outgoing.doubt("the store does not tell what is known of its key")
 
@@ -330,7 +332,8 @@ class Sender:
                     await self._refused(outgoing, error)
                     return
             except (PluginClosedError, PluginFailedError):
-                return
+                # It waited for its turn. Where the plugin was only disconnected, it is for the next link.
+                pass
             except LedgerPluginError as error:
                 if not sent_before and not isinstance(error, NotConnectedError):
                     await self._not_sent(outgoing, error)
