@@ -32,6 +32,7 @@ from trio_ledger_plugin import (
     open_plugin,
 )
 from trio_ledger_plugin.btp.accounts import AccountsPlugin
+from trio_ledger_plugin.btp.plugin import BtpPlugin
 from trio_ledger_plugin.btp.server import BtpServer
 from trio_ledger_plugin.codec import btp
 
@@ -687,6 +688,108 @@ async def test_a_stream_that_raises_what_it_should_not_ends_alone(error: Excepti
             odd.broken = True
             with pytest.raises(ConnectionLostError):
                 await plugin.send_data(b"x")
+        near, far = trio.testing.memory_stream_pair()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(plugin.serve_stream, near)
+            await (await shake_hands(far)).authenticate()
+            await plugin.wait_connected()
+            await far.aclose()
+
+
+class Half(trio.abc.Stream):
+    """Two pipes to a child process, say: one can break alone."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.stream, self.broken = stream, False
+
+    async def send_all(self, data: Any) -> None:
+        if self.broken:
+            raise trio.BrokenResourceError("the pipe is closed")
+        await self.stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self.stream.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        await self.stream.aclose()
+
+
+async def test_a_stream_of_which_the_sending_half_breaks_is_given_up(autojump_clock: MockClock) -> None:
+    """The peer goes on talking, so that pings find it alive, and every call would time out for ever."""
+    async with open_plugin(options(), data_handler=echo) as plugin:
+        assert isinstance(plugin, BtpServer)
+        near, far = trio.testing.memory_stream_pair()
+        half = Half(near)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(plugin.serve_stream, half)
+            peer = await shake_hands(far)
+            await peer.authenticate()
+            half.broken = True
+
+            async def talk() -> None:
+                with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                    for number in range(10, 100):
+                        await peer.send_request(number, b"x")
+                        await trio.sleep(1)
+
+            nursery.start_soon(talk)
+            began = trio.current_time()
+            with pytest.raises(ConnectionLostError):
+                await plugin.send_data(b"x")
+            assert trio.current_time() - began <= 20
+            assert not plugin.is_connected()
+
+
+async def test_a_peer_that_talks_and_answers_no_ping_costs_no_more_with_time(autojump_clock: MockClock) -> None:
+    """Each ping was remembered until its pong comes: a link that lives for months would grow."""
+    async with open_plugin(options(), data_handler=echo) as plugin:
+        assert isinstance(plugin, BtpPlugin)
+        near, far = trio.testing.memory_stream_pair()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(plugin.serve_stream, near)
+            peer = await shake_hands(far)
+            await peer.authenticate()
+            for number in range(100):
+                await peer.send_request(number + 10, b"x")
+                await trio.sleep(15)
+            assert plugin.is_connected()
+            link: Any = plugin._link
+            assert len(link._websocket._connection._pings) == 1
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("way", ["peer", "plugin", "cancelled"])
+async def test_a_stream_that_cannot_be_closed_ends_alone(way: str) -> None:
+    """Its socket may be gone already: one guest of an application would end the server for all."""
+
+    class Stuck(Odd):
+        async def aclose(self) -> None:
+            await self.stream.aclose()
+            raise self.error
+
+    async with open_plugin(options()) as plugin:
+        assert isinstance(plugin, BtpServer)
+        near, far = trio.testing.memory_stream_pair()
+        async with trio.open_nursery() as nursery:
+            scope = trio.CancelScope()
+
+            async def serve() -> None:
+                with scope:
+                    await plugin.serve_stream(Stuck(near, OSError("the socket is gone")))
+
+            nursery.start_soon(serve)
+            peer = await shake_hands(far)
+            await peer.authenticate()
+            if way == "peer":
+                await peer.aclose()
+            elif way == "plugin":
+                await plugin.disconnect()
+                await plugin.connect()
+            else:
+                scope.cancel()
         near, far = trio.testing.memory_stream_pair()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(plugin.serve_stream, near)

@@ -736,3 +736,16 @@ async def test_a_slow_steady_reader_is_served(autojump_clock: MockClock) -> None
                 await peer.respond(btp.decode(payload).request_id, b"")
             await trio.testing.wait_all_tasks_blocked()
         assert plugin.is_connected()
+
+
+@pytest.mark.parametrize("since", [5.0, 9.7, 9.95])
+async def test_a_goodbye_has_its_time_whenever_it_begins(since: float, autojump_clock: MockClock) -> None:
+    """A look at the deadlines that was due anyway cut it short, and with it what was sent last."""
+    async with linked() as (plugin, peer, _):
+        await trio.sleep(since)
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(plugin.disconnect)
+            assert await peer.receive_close() == 1000
+            await peer.wait_eof()
+        assert trio.current_time() - began == pytest.approx(1.0)

@@ -182,6 +182,41 @@ async def test_a_slice_cuts_up_what_comes_from_there_on(autojump_clock):
             nursery.cancel_scope.cancel()
 
 
+async def test_a_slice_that_comes_while_a_piece_is_under_way_loses_nothing(autojump_clock):
+    """A plugin's test would fail over bytes that nobody asked the proxy to lose."""
+    faults = [Fault(FaultKind.SLICE, at_byte=0, size=10), Fault(FaultKind.SLICE, after=0.35, size=4)]
+    mine, proxied = memory_stream_pair()
+    inner, theirs = memory_stream_pair()
+
+    class Tardy(trio.abc.Stream):
+        async def send_all(self, data: Any) -> None:
+            await trio.sleep(0.1)
+            await inner.send_all(data)
+
+        async def wait_send_all_might_not_block(self) -> None:
+            """Never waits."""
+
+        async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+            return await inner.receive_some(max_bytes)
+
+        async def aclose(self) -> None:
+            await inner.aclose()
+
+    async def target() -> trio.abc.Stream:
+        return Tardy()
+
+    async with open_fault_proxy(target, faults=faults, port=None) as proxy, trio.open_nursery() as nursery:
+        nursery.start_soon(proxy.serve_stream, proxied)
+        data = bytes(range(100))
+        await mine.send_all(data)
+        await mine.send_eof()
+        came = b""
+        while more := await theirs.receive_some():
+            came += more
+        assert came == data
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_stall_of_some_seconds_holds_what_comes_and_loses_nothing(autojump_clock):
     async with piped([Fault(FaultKind.STALL, at_byte=4, seconds=30)]) as pipe:
         mine, theirs = await pipe.connect()

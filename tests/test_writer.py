@@ -189,7 +189,8 @@ async def test_flush_ends_when_the_stream_does(end: Any) -> None:
             tasks.cancel()
         await trio.testing.wait_all_tasks_blocked()
         assert not nursery.child_tasks
-        assert writer.deadline == inf
+        # One that is broken is given up even if its other half goes on.
+        assert (writer.deadline < inf) == (end == "broken")
         writer.write(frame(b"late"))
         assert writer.queued == 0
 

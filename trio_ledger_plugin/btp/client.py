@@ -19,6 +19,7 @@ import trio
 from ..errors import InvalidFieldsError, LedgerPluginError, NotAcceptedError, UnreachableError
 from .host import LinkHost
 from .link import Link
+from .rawsocket import drop
 from .session import auth_message, read_auth_answer, transfer_keys
 from .websocket import PermanentlyUnreachableError, WebSocket, open_websocket
 
@@ -176,7 +177,7 @@ class Client:
             raise UnreachableError(f"TLS with {self.address} failed: {cause}{hint}") from error
         finally:
             if not done:
-                await trio.aclose_forcefully(stream)
+                await drop(stream)
         return secured
 
     async def _authenticate(self, websocket: WebSocket, redials: int) -> trio.Event:

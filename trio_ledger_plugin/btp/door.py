@@ -19,6 +19,7 @@ from ..errors import NotConnectedError
 from .gate import Gate
 from .host import LinkHost
 from .link import Link
+from .rawsocket import drop
 from .readers import SocketReaders, can_share
 from .session import AuthRequest, BadAuthError, auth_accepted, auth_refused, read_auth
 from .slowlane import SlowLane
@@ -180,7 +181,7 @@ class Door:
                 peer, partial(self._shake_hands, stream, peer, self._place.ssl_context, self._readers)
             )
         if visitor is None:
-            await trio.aclose_forcefully(stream)
+            await drop(stream)
 
     # Guests.
 
@@ -192,9 +193,7 @@ class Door:
         with suppress(OSError):
             peer = peer or _address_of(stream)
         peer = peer or NAMELESS
-        await self._serve(
-            peer, partial(self._shake_hands, stream, peer, None, None), partial(trio.aclose_forcefully, stream)
-        )
+        await self._serve(peer, partial(self._shake_hands, stream, peer, None, None), partial(drop, stream))
 
     async def serve_websocket(self, accepted: Accepted, peer: str) -> None:
         """Serve an accepted connection to its end; see ``BtpServer.serve_websocket``."""
@@ -256,7 +255,7 @@ class Door:
             self._host.log.debug("handshake with %s failed: %s", peer, error)
         finally:
             if websocket is None:
-                await trio.aclose_forcefully(stream)
+                await drop(stream)
         return websocket
 
     async def _authenticate(self, carrier: Carrier) -> _Visitor:

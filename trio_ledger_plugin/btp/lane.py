@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 import trio
 
 from .frames import FrameKind, FrameReader, close_frame
-from .rawsocket import plain_socket, read_socket
+from .rawsocket import drop, plain_socket, read_socket
 from .readers import READ_BYTES
 from .writer import FrameWriter
 
@@ -201,7 +201,7 @@ class LaneStream(trio.abc.Stream):
             if self._readers is not None and self._socket is not None and self.writer is not None:
                 self._readers.lanes -= 1
                 self._readers.closing(self._socket)
-            await trio.aclose_forcefully(self._stream)
+            await drop(self._stream)
 
     def _left(self, reason: str) -> None:
         if self._receiver is not None:

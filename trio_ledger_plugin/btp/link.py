@@ -64,6 +64,7 @@ class Link:
     """
 
     __slots__ = (
+        "_abort_at",
         "_first_message",
         "_held",
         "_host",
@@ -109,6 +110,7 @@ class Link:
         self._malformed_since = -inf
         self._pinging: trio.CancelScope | None = None
         self._next_ping = inf
+        self._abort_at = inf
 
     @property
     def is_open(self) -> bool:
@@ -361,7 +363,9 @@ class Link:
     def sweep(self, now: float) -> float:
         """Act on the deadlines that have passed."""
         if self._state is _State.LOST:
-            self._websocket.abort()
+            # An earlier visit was asked for while the link was open: its goodbye may still be on the way.
+            if now >= self._abort_at:
+                self._websocket.abort()
             return inf
         due = self.calls.expire(now)
         writer = self._websocket.writer
@@ -432,7 +436,8 @@ class Link:
             # Nothing of a stranger is visible, not even its bytes.
             self._host.counters.bytes_sent += self.bytes_sent
             self._host.counters.bytes_received += self.bytes_received
-        self._host.tasks.watch(self, trio.current_time() + 2 * CLOSE_SECONDS)
+        self._abort_at = trio.current_time() + 2 * CLOSE_SECONDS
+        self._host.tasks.watch(self, self._abort_at)
         self._on_lost(self, reason)
 
     def _reader_ended(self, cancelled: bool, error: Exception | None) -> None:

@@ -1,4 +1,4 @@
-"""Shortcuts to the socket under a Trio stream, where there is one and the system has files for sockets.
+"""What lies under a link: a stream of anybody's, and shortcuts to its socket where the system has files for sockets.
 
 The law of this module: it uses Trio's public parts only, and never blocks. A stream over TLS, in memory or on Windows
 has no shortcut; it is read and written as any other.
@@ -7,10 +7,17 @@ has no shortcut; it is read and written as any other.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 import trio
 
-__all__ = ["plain_socket", "read_socket", "write_socket"]
+__all__ = ["drop", "plain_socket", "read_socket", "write_socket"]
+
+
+async def drop(stream: trio.abc.AsyncResource) -> None:
+    """Close a stream without a word. It may be the application's and raise anything: that ends its own link only."""
+    with suppress(Exception):
+        await trio.aclose_forcefully(stream)
 
 
 def plain_socket(stream: object) -> trio.socket.SocketType | None:

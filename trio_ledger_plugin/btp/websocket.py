@@ -8,7 +8,8 @@ and only whole messages are to be had; ``slowlane.py`` makes of it what a link n
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, cast
 
 import trio
 import trio_websocket
@@ -18,6 +19,7 @@ from trio_websocket import WebSocketConnection
 from ..errors import NotAcceptedError, UnreachableError
 from .frames import binary_frame, masked_binary_frame
 from .lane import CLOSE_SECONDS, LaneStream, Receiver
+from .rawsocket import drop
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -41,6 +43,7 @@ __all__ = [
 
 # How long a reader of the application's may take to see that its stream was closed.
 NOTICE_SECONDS = 0.5
+PING: Final = b"ping"
 
 
 class PermanentlyUnreachableError(UnreachableError):
@@ -93,7 +96,7 @@ class ReaderTask:
             self._told = True
             self._on_end(cancelled, self.error)
             try:
-                await trio.aclose_forcefully(self._stream)
+                await drop(self._stream)
             finally:
                 self.ended.set()
 
@@ -115,6 +118,8 @@ class ReaderTask:
         try:
             with trio.move_on_after(CLOSE_SECONDS):
                 await goodbye
+        except Exception as error:  # noqa: BLE001 (a stream of the application's may raise anything)
+            self.error = self.error or error
         finally:
             self.abort()
         await self.ended.wait()
@@ -170,12 +175,15 @@ class WebSocket:
     async def ping(self) -> None:
         """Send a ping and wait for its pong, for ever if the connection ends first.
 
+        One is under way at a time: trio-websocket remembers each until its pong comes, and some peers send none.
+
         Cancellation: Safe at any time.
         """
-        try:
-            await self._connection.ping()
-        except trio_websocket.ConnectionClosed:
-            await trio.sleep_forever()
+        # Another that has no pong yet is told by its ValueError; its pong, when it comes, makes room for the next.
+        with suppress(trio_websocket.ConnectionClosed, ValueError):
+            await self._connection.ping(PING)
+            return
+        await trio.sleep_forever()
 
     async def close(self, code: int, reason: str) -> None:
         """Close with a closing handshake, for at most a second, then close the stream.
@@ -242,7 +250,7 @@ async def open_websocket(
     finally:
         if opened is None:
             reader.abort()
-            await trio.aclose_forcefully(stream)
+            await drop(stream)
     if opened is None:
         raise _client_error(reader.error)
     return WebSocket(opened, lane, reader, host)
@@ -322,7 +330,7 @@ async def accept_websocket(
     finally:
         if accepted is None:
             reader.abort()
-            await trio.aclose_forcefully(stream)
+            await drop(stream)
     if accepted is None:
         raise BadHandshakeError("the handshake failed" if status is None else f"refused with HTTP {status}")
     return WebSocket(accepted, lane, reader, peer)
@@ -406,7 +414,7 @@ class Accepted(trio.abc.SendStream):
         # trio-websocket's own aclose() does nothing once a Close has gone either way, and its reader then waits for
         # as long as the peer likes, or its send for a peer that does not read. No public name leads to the stream.
         stream: trio.abc.AsyncResource = getattr(self._connection, "_stream", self._connection)
-        await trio.aclose_forcefully(stream)
+        await drop(stream)
 
     async def finish(self) -> None:
         """Close the stream and wait, for half a second at most, until trio-websocket's reader has seen it.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from .frames import CLOSE, PONG
-from .rawsocket import plain_socket, write_socket
+from .rawsocket import drop, plain_socket, write_socket
 
 if TYPE_CHECKING:
     from ..tasks import PluginTasks
@@ -192,6 +192,7 @@ class FrameWriter:
         return trio.lowlevel.Abort.SUCCEEDED
 
     async def _run(self) -> None:
+        broken_until = inf
         try:
             while True:
                 await self._drain()
@@ -201,17 +202,18 @@ class FrameWriter:
                 self._parked = trio.lowlevel.current_task()
                 await trio.lowlevel.wait_task_rescheduled(self._abandon)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            # The reading side meets the same break and reports it; what is queued can never be sent.
+            # What is queued can never be sent. The reading side, which mostly meets the same break, may find more.
             self.stop()
+            broken_until = trio.current_time() + self._send_timeout
         except Exception:  # noqa: BLE001 (a stream of the application's may raise anything, and the plugin outlives it)
             self.stop()
-            await trio.aclose_forcefully(self._stream)
+            await drop(self._stream)
         except trio.Cancelled:
             # A frame may be torn: nothing may follow it.
             self.stop()
             raise
         finally:
-            self.deadline = inf
+            self.deadline = broken_until
             self._running = self._retire = False
             self._signal_empty()
 

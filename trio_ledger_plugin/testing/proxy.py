@@ -96,9 +96,12 @@ class _Lane:
                 return True
             self.passed += len(data)
             await self._hold()
-            for piece in self._changed(bytes(data)):
-                for start in range(0, len(piece), self._piece):
-                    await sink.send_all(piece[start : start + self._piece])
+            for changed in self._changed(bytes(data)):
+                rest = changed
+                while rest:
+                    # The size of pieces may change while one is under way.
+                    piece, rest = rest[: self._piece], rest[self._piece :]
+                    await sink.send_all(piece)
         return False
 
     async def _hold(self) -> None:
