@@ -33,6 +33,16 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def oldest(session: nox.Session) -> None:
+    """Run the tests with the oldest versions of what pyproject.toml asks for, but not those against Node."""
+    wanted = [*PYPROJECT["project"]["dependencies"], *PYPROJECT["project"]["optional-dependencies"]["cli"]]
+    session.install("-e", ".[test]")
+    # Afterwards: what the examples need does not go with all of these, and no test of theirs runs here.
+    session.install(*(requirement.replace(">=", "==") for requirement in wanted))
+    session.run("pytest", "-q", "-m", "not slow and not interop", *session.posargs)
+
+
+@nox.session
 def interop(session: nox.Session) -> None:
     """Run only the tests against the real JavaScript packages on Node; tests/interop/package.json names them."""
     session.install("-e", ".[test]")

@@ -362,3 +362,26 @@ async def test_pairs_leave_no_name_behind(nursery):
         async with loopback_pair(nursery=nursery):
             assert len(_waiting.get()) == 1
         assert _waiting.get() == {}
+
+
+async def test_who_is_told_that_the_plugin_was_closed_finds_it_disconnected() -> None:
+    async def never(_: bytes) -> bytes:
+        await trio.sleep_forever()
+
+    async def hold(*, task_status: trio.TaskStatus[trio.Nursery]) -> None:
+        async with trio.open_nursery() as inner:
+            task_status.started(inner)
+            await trio.sleep_forever()
+
+    async with trio.open_nursery() as outer:
+        nursery = await outer.start(hold)
+        async with (
+            open_plugin({"plugin": "loopback"}, data_handler=never),
+            open_plugin({"plugin": "loopback"}, nursery=nursery) as plugin,
+        ):
+            call = await start(outer, plugin.send_data, b"x")
+            nursery.cancel_scope.cancel()
+            while not call:
+                await trio.lowlevel.checkpoint()
+            assert isinstance(call[0], PluginClosedError)
+            assert not plugin.is_connected()

@@ -32,6 +32,7 @@ from trio_ledger_plugin.errors import (
     RemoteError,
     UnreachableError,
 )
+from trio_ledger_plugin.options import BtpOptions
 
 NOON = datetime(2018, 8, 31, 12, 0, 0, 899_000, tzinfo=UTC)
 NOTHING = (Verdict.NOTHING, None, None)
@@ -478,3 +479,20 @@ def test_what_is_no_answer_to_the_auth_packet_is_kept(frame: Any) -> None:
 def test_an_unreadable_answer_is_trouble_of_the_servers() -> None:
     with pytest.raises(UnreachableError, match="not readable"):
         read_auth_answer(b"\x01", 8, max_entries=32, token="shh!")
+
+
+@pytest.mark.parametrize(
+    ("value", "content_type", "data"),
+    [
+        ("text", btp.TEXT, b"text"),
+        (b"\x00\xff", btp.OCTET_STREAM, b"\x00\xff"),
+        ({"b": [1, None, "\u00e9"], "a": 1.5}, btp.JSON, '{"b":[1,null,"\u00e9"],"a":1.5}'.encode()),
+        (5, btp.JSON, b"5"),
+        (None, btp.JSON, b"null"),
+    ],
+)
+def test_a_flag_is_the_entry_that_the_javascript_plugin_makes_of_it(value, content_type, data):
+    """A configuration that works there would be refused, or read otherwise by the server."""
+    flags = BtpOptions(server="btp+ws://h", btp_auth_flags={"flag": value}).btp_auth_flags
+    packet = btp.decode(auth_message(1, "", "t", flags))
+    assert packet.protocol_data[3:] == (btp.ProtocolData("flag", content_type, data),)

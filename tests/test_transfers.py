@@ -1,5 +1,6 @@
 """``plugin.transfers``: an operator finds every transfer, and settles one in doubt once and for all."""
 
+import gc
 from typing import Any
 
 import pytest
@@ -139,3 +140,16 @@ async def test_while_the_store_fails_nothing_is_settled(store):
                 await call
         store.refuses = False
         assert await states(payer) == {"k": "in_doubt"}
+
+
+async def test_a_walk_may_be_left_in_the_middle(store):
+    """Whoever looks for the first one in doubt would be told to close what they never opened."""
+    async with open_payer(store) as plugin:
+        for number in range(3):
+            receive(plugin, number, f"k{number}")
+        await settle(store)
+        async for entry in plugin.transfers.walk():
+            assert entry.key.startswith("k")
+            break
+        gc.collect()
+        assert len([entry async for entry in plugin.transfers.walk()]) == 3

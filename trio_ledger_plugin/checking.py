@@ -7,6 +7,7 @@ one, are named by their type only.
 
 from __future__ import annotations
 
+import json
 import math
 import ssl
 from collections.abc import Mapping
@@ -120,9 +121,18 @@ def _are_addresses(value: object) -> bool:
 
 def _are_flags(value: object) -> bool:
     return isinstance(value, Mapping) and all(
-        _is_word(name) and name.isascii() and len(name) < 256 and name not in OWN_AUTH_ENTRIES and is_text(flag)
+        _is_word(name) and name.isascii() and len(name) < 256 and name not in OWN_AUTH_ENTRIES and _is_flag(flag)
         for name, flag in value.items()
     )
+
+
+def _is_flag(value: object) -> bool:
+    if isinstance(value, str | bytes):
+        return isinstance(value, bytes) or is_text(value)
+    try:
+        return is_text(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    except (TypeError, ValueError, RecursionError):
+        return False
 
 
 SECONDS: Final = {RULE: Rule("a number of seconds above 0, or infinity for no limit", _is_duration, duration=True)}
@@ -146,7 +156,8 @@ SSL_CONTEXT: Final = {RULE: Rule("an ssl.SSLContext or None", _is_ssl_context)}
 ADDRESSES: Final = {RULE: Rule("a tuple of IP addresses in their shortest form", _are_addresses)}
 FLAGS: Final = {
     RULE: Rule(
-        f"a mapping of text to text, names of 1 to 255 ASCII characters, none of {', '.join(sorted(OWN_AUTH_ENTRIES))}",
+        "a mapping of names of 1 to 255 ASCII characters, none of "
+        f"{', '.join(sorted(OWN_AUTH_ENTRIES))}, to text, bytes or what JSON can hold",
         _are_flags,
         shown=False,
     )

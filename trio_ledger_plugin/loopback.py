@@ -53,6 +53,7 @@ class LoopbackPlugin(ExchangePlugin):
             plugins.remove(self)
             if not plugins:
                 del _waiting.get()[self.options.name]
+            self.link_down("closed")
             self.fail_calls(lambda: PluginClosedError("the plugin was closed; the peer may have acted"))
             if self._peer is not None:
                 self._peer.part()

@@ -117,8 +117,12 @@ class _Opening(AbstractAsyncContextManager["LedgerPlugin"]):
         self._block = block
 
     async def __aenter__(self) -> LedgerPlugin:
-        if not trio.lowlevel.in_trio_task():
-            raise RuntimeError("open_plugin() needs Trio: run the program with trio.run(main), not with asyncio")
+        try:
+            trio.lowlevel.current_task()
+        except RuntimeError:
+            raise RuntimeError(
+                "open_plugin() needs Trio: run the program with trio.run(main), not with asyncio"
+            ) from None
         return await self._block.__aenter__()
 
     async def __aexit__(

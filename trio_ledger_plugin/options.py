@@ -97,7 +97,7 @@ def _as_tuple(value: list[str] | tuple[str, ...]) -> tuple[str, ...]:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _as_copy(value: Mapping[str, str]) -> Mapping[str, str]:
+def _as_copy(value: Mapping[str, object]) -> Mapping[str, object]:
     return dict(value) if isinstance(value, Mapping) else value
 
 
@@ -314,7 +314,7 @@ class BtpOptions(LinkOptions):
         listener: Where to listen instead.
         btp_account: The account name, instead of one in ``server``.
         btp_token: The token, instead of one in ``server``; text is taken too.
-        btp_auth_flags: Further entries of the authentication message.
+        btp_auth_flags: Further entries of the authentication message: text, bytes, or what JSON can hold.
         ssl_context: The client's TLS context; None verifies the server by the system's certificates.
         allow_insecure: Send the token without TLS to a host that is not this machine.
 
@@ -339,7 +339,7 @@ class BtpOptions(LinkOptions):
     )
     btp_account: str = field(default="", metadata=TEXT)
     btp_token: Secret = field(default=Secret(""), converter=as_secret, metadata=SECRET)
-    btp_auth_flags: Mapping[str, str] = field(
+    btp_auth_flags: Mapping[str, object] = field(
         factory=dict, converter=_as_copy, metadata=FLAGS, repr=lambda flags: repr(sorted(flags))
     )
     ssl_context: ssl.SSLContext | None = field(default=None, metadata=SSL_CONTEXT)

@@ -26,6 +26,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from enum import Enum
 from itertools import count
+from json import dumps
 from random import SystemRandom
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -214,7 +215,7 @@ class AuthRequest:
         return f"AuthRequest(request_id={self.request_id}, username={self.username!r}, token=***)"
 
 
-def auth_message(request_id: int, account: str, token: str, flags: Mapping[str, str]) -> bytes:
+def auth_message(request_id: int, account: str, token: str, flags: Mapping[str, object]) -> bytes:
     """Return the encoded first packet of a client: ``auth``, the username, the token, then the flags."""
     entries = [
         btp.ProtocolData(AUTH, btp.OCTET_STREAM, b""),
@@ -294,8 +295,13 @@ def transfer_keys(retention: int | None) -> dict[str, str]:
     return {} if retention is None else {TRANSFER_KEYS: str(retention)}
 
 
-def _flag(name: str, text: str) -> btp.ProtocolData:
-    return btp.ProtocolData(name, btp.TEXT, text.encode())
+def _flag(name: str, value: object) -> btp.ProtocolData:
+    """Return an entry of the kind that ilp-plugin-btp makes of such a value."""
+    if isinstance(value, bytes):
+        return btp.ProtocolData(name, btp.OCTET_STREAM, value)
+    if isinstance(value, str):
+        return btp.ProtocolData(name, btp.TEXT, value.encode())
+    return btp.ProtocolData(name, btp.JSON, dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
 
 
 def auth_refused(request_id: int, reason: str) -> bytes:

@@ -8,7 +8,6 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 import click
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from ..benchmark.plot import draw
 from ..benchmark.rounds import FLOOR, PYTHON_END, Case, is_measured, ratio, run_rounds
@@ -77,12 +76,6 @@ def bench(rounds: int, scale: float, node: Path | None, plot: Path | None, save:
     cases = [Case(in_flight, size, max(in_flight, int(calls * scale))) for (size, in_flight), calls in FULL.items()]
 
     measurements = sum(1 for case in cases for name in pairings if is_measured(case, name)) * rounds
-    columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn())
-    # Rich would refresh from a thread of its own.
-    bar = Progress(
-        *columns, console=screen.console, auto_refresh=False, transient=True, disable=as_json or not screen.is_terminal
-    )
-    task = bar.add_task("", total=measurements)
 
     def on_result(result: Result) -> None:
         bar.update(task, advance=1, refresh=True)
@@ -93,7 +86,8 @@ def bench(rounds: int, scale: float, node: Path | None, plot: Path | None, save:
                 f"{_shown(result.pairing):<23} {result.rate:>8,.0f}/s"
             )
 
-    with bar:
+    with screen.progress("measuring", silent=as_json) as bar:
+        task = bar.add_task("", total=measurements)
         results = run_rounds(pairings, cases, rounds, on_result)
     summary = [_summary(results, case, pairings) for case in cases]
     if plot is not None:

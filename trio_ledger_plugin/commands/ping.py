@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import click
 import trio
 from attrs import Factory, define
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from ..codec import ilp
 from ..errors import (
@@ -141,13 +140,8 @@ async def _ping(
     options: BtpOptions, results: Results, screen: Screen, count: int, size: int, interval: float, silent: bool
 ) -> None:
     timeout = options.response_timeout
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    # Rich would refresh from a thread of its own.
-    bar = Progress(
-        *columns, console=screen.console, auto_refresh=False, transient=True, disable=silent or not screen.is_terminal
-    )
     async with open_plugin(options, connect=ConnectOptions(timeout=timeout * 1000)) as plugin:
-        with bar:
+        with screen.progress("{task.description}", silent=silent) as bar:
             task = bar.add_task(options.address, total=count)
             for number in range(count):
                 if number:

@@ -6,17 +6,21 @@ The law here: colours and lines that change are for a terminal; everybody else g
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from ..events import Connected, Disconnected, EventsDropped, Failed
 from ..log import escape, format_message
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ..events import Event
 
 __all__ = ["Screen", "ScreenLog", "said"]
@@ -48,6 +52,20 @@ class Screen:
     def timed_line(self, text: str, style: str = "") -> None:
         """Write one line that begins with the time of day."""
         self.line(f"{datetime.now().astimezone():%H:%M:%S}  {text}", style)
+
+    @contextmanager
+    def progress(self, text: str, *, silent: bool) -> Iterator[Progress]:
+        """Give a bar behind a text, which a terminal shows as long as the block runs unless it is to be ``silent``."""
+        shown = self.is_terminal and not silent
+        columns = TextColumn(text), BarColumn(), MofNCompleteColumn()
+        # Rich would refresh from a thread of its own.
+        bar = Progress(*columns, console=self.console, auto_refresh=False, transient=True, disable=not shown)
+        if not shown:
+            # Entered, it would write an empty line in the end, in some versions of Rich.
+            yield bar
+            return
+        with bar:
+            yield bar
 
 
 class ScreenLog:

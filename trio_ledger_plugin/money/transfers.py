@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING
 
 from ..errors import InvalidFieldsError
@@ -39,7 +40,7 @@ class Transfers:
         """
         return await self._ledger.run(self._ledger.journal.totals, self._account)
 
-    async def walk(
+    def walk(
         self, *, state: TransferState | None = None, direction: TransferDirection | None = None
     ) -> AsyncIterator[JournalEntry]:
         """Go through the journal, in the order in which the transfers were entered.
@@ -50,22 +51,18 @@ class Transfers:
             state: Only those in this state.
             direction: Only those that go this way.
 
-        Yields:
-            One transfer after the other.
+        Returns:
+            What gives one transfer after the other. A loop over it may be left at any time.
 
         Raises:
             TypeError: An argument has another type.
-            StoreError: The store failed.
+            StoreError: In the loop: the store failed.
 
         Cancellation: Safe at any time.
         """
         _check("state", state, TransferState)
         _check("direction", direction, TransferDirection)
-        after = 0
-        while page := await self._ledger.run(self._ledger.journal.page, self._account, direction, state, after):
-            for entry in page:
-                after = entry.number
-                yield entry
+        return _Walk(self._ledger, self._account, direction, state)
 
     async def confirm(self, key: str, *, account: str | None = None) -> None:
         """Settle a transfer of ours in doubt: the peer has applied it. It counts as sent from here on.
@@ -136,6 +133,30 @@ class Transfers:
         if account is None and self._account is None:
             raise InvalidFieldsError("account is missing; this object shows all accounts of a server")
         return account if account is not None else str(self._account)
+
+
+class _Walk:
+    """The journal, page by page. No generator: one that is left in the middle would have to be closed."""
+
+    def __init__(
+        self, ledger: Ledger, account: str | None, direction: TransferDirection | None, state: TransferState | None
+    ) -> None:
+        self._ledger = ledger
+        self._which = account, direction, state
+        self._page: deque[JournalEntry] = deque()
+        self._after = 0
+
+    def __aiter__(self) -> _Walk:
+        return self
+
+    async def __anext__(self) -> JournalEntry:
+        if not self._page:
+            self._page.extend(await self._ledger.run(self._ledger.journal.page, *self._which, self._after))
+            if not self._page:
+                raise StopAsyncIteration
+        entry = self._page.popleft()
+        self._after = entry.number
+        return entry
 
 
 def _check(name: str, value: object, right: type) -> None:
