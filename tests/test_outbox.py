@@ -527,3 +527,24 @@ async def test_what_failed_before_a_disconnect_is_tried_after_the_next_connect(s
         await pass_time(mock_clock, store, 0.01)
         assert handler.keys == ["k", "k"]
         assert await states(plugin) == {"k": "delivered"}
+
+
+async def test_one_account_takes_a_quarter_of_the_handlers(store):
+    """The others would wait for half a minute, until those that hang are late."""
+    handler = Handler()
+    handler.may_end = trio.Event()
+    async with open_payer(store) as plugin:
+        plugin.register_money_handler(handler)
+        ledger = plugin.desk.ledger
+        assert ledger is not None
+        for number in range(100):
+            await ledger.receive(Transfer("5", "busy", key=f"b{number}", digest=b"d"), None)
+        await settle(store)
+        assert handler.running == outbox.OF_AN_ACCOUNT == 16
+        await ledger.receive(Transfer("5", "quiet", key="q", digest=b"d"), None)
+        await settle(store)
+        assert handler.keys[-1] == "q"
+        handler.may_end.set()
+        await settle(store)
+        assert sorted(handler.keys) == sorted(["q", *(f"b{number}" for number in range(100))])
+        assert handler.most == 17

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["FindHandler", "Outbox"]
 
-# How many handlers run at once; those that are late do not count.
+# How many handlers run at once, in all and for one of many accounts; those that are late do not count.
 AT_ONCE: Final = 64
+OF_AN_ACCOUNT: Final = 16
 # How many transfers of an account may have failed, or be late, before its others are left in the journal.
 MAX_IN_TROUBLE: Final = 100
 FIRST_PAUSE: Final = 1.0
@@ -79,9 +80,12 @@ class Outbox:
         # Those whose handlers run: in the order in which they become late, and late.
         self._in_time: dict[int, tuple[float, str]] = {}
         self._late: set[int] = set()
+        self._of_account: Counter[str] = Counter()
         # Those that have failed or are late, until they are finished with, and how many that are of each account.
         self._in_trouble: dict[int, str] = {}
         self._troubles: Counter[str] = Counter()
+        # The accounts of which transfers were left in the journal, for one reason or the other.
+        self._left: set[str] = set()
         self._quiet = trio.Event()
         self._active = False
 
@@ -122,6 +126,7 @@ class Outbox:
         self._failed.clear()
         self._in_trouble.clear()
         self._troubles.clear()
+        self._left.clear()
         self._active = True
         try:
             await self._hand_over()
@@ -162,9 +167,9 @@ class Outbox:
         now = trio.current_time()
         late = [(number, account) for number, (late_at, account) in self._in_time.items() if late_at <= now]
         for number, account in late:
-            del self._in_time[number]
-            self._late.add(number)
             self._note_trouble(number, account)
+            self._late.add(number)
+            self._no_longer_in_time(number)
             self._log.warn("a money handler has been running for %d s; others run beside it", int(self._patience))
 
     def _note_trouble(self, number: int, account: str) -> None:
@@ -177,15 +182,28 @@ class Outbox:
         if account is None:
             return
         self._troubles[account] -= 1
-        if self._troubles[account] == MAX_IN_TROUBLE - 1:
-            # What was left in the journal may be tried now.
-            self._from_start = True
-        elif not self._troubles[account]:
+        if not self._troubles[account]:
             del self._troubles[account]
+        self._take_up(account)
+
+    def _no_longer_in_time(self, number: int) -> None:
+        _, account = self._in_time.pop(number, (0.0, None))
+        if account is None:
+            return
+        self._of_account[account] -= 1
+        if not self._of_account[account]:
+            del self._of_account[account]
+        self._take_up(account)
 
     def _is_held(self, account: str) -> bool:
-        """Whether so many transfers of an account are in trouble that its others wait, and hold up nobody."""
-        return self._troubles[account] >= MAX_IN_TROUBLE
+        """Whether an account has as many handlers, or transfers in trouble, as leave the others theirs."""
+        return self._of_account[account] >= _share(account) or self._troubles[account] >= MAX_IN_TROUBLE
+
+    def _take_up(self, account: str) -> None:
+        """Look again for what was left of an account, when it is worth the reading."""
+        if account in self._left and not self._is_held(account) and self._of_account[account] <= _share(account) // 2:
+            self._left.remove(account)
+            self._from_start = True
 
     def _retry(self) -> float:
         """Begin the tries that are due; return when the next one is."""
@@ -201,14 +219,18 @@ class Outbox:
         self._finished.clear()
         if self._from_start:
             self._from_start, self._after = False, 0
-        held = [account for account in self._troubles if self._is_held(account)]
+        held = [account for account in {*self._troubles, *self._of_account} if self._is_held(account)]
+        self._left.update(held)
         page = await self._ledger.run(self._ledger.journal.undelivered, self._after, AT_ONCE, held)
         assert isinstance(page, list)
         for number, transfer in page:
             if not self._has_room():
                 return True
             self._after = number
-            if number in self._taken or number in self._finished or self._is_held(transfer.account):
+            if number in self._taken or number in self._finished:
+                continue
+            if self._is_held(transfer.account):
+                self._left.add(transfer.account)
                 continue
             if self._find_handler(transfer.account) is not None:
                 self._begin(number, transfer, FIRST_PAUSE)
@@ -217,6 +239,7 @@ class Outbox:
     def _begin(self, number: int, transfer: Transfer, pause: float) -> None:
         self._taken.add(number)
         self._in_time[number] = trio.current_time() + self._patience, transfer.account
+        self._of_account[transfer.account] += 1
         self._tasks.spawn(self._deliver, number, transfer, pause)
 
     async def _deliver(self, number: int, transfer: Transfer, pause: float) -> None:
@@ -250,7 +273,7 @@ class Outbox:
             again = trio.current_time() + pause
             heapq.heappush(self._failed, (again, number, transfer, min(2 * pause, LONGEST_PAUSE)))
         finally:
-            self._in_time.pop(number, None)
+            self._no_longer_in_time(number)
             self._late.discard(number)
             if not self.running and self._tasks.leaving:
                 self._tasks.look_again()
@@ -267,3 +290,8 @@ class Outbox:
                 pause = min(2 * pause, LONGEST_PAUSE)
             else:
                 return
+
+
+def _share(account: str) -> int:
+    """Return how many handlers may run for an account; a plugin with one peer has no name for its own."""
+    return OF_AN_ACCOUNT if account else AT_ONCE
