@@ -67,7 +67,6 @@ __all__ = [
     "TransferNotFoundError",
     "UnreachableError",
     "told_to_peer",
-    "twin_of",
 ]
 
 # JSON writes a character in at most twelve bytes, and a BTP Error holds 8192 of them.

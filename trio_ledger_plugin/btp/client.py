@@ -177,7 +177,7 @@ class Client:
             raise UnreachableError(f"TLS with {self.address} failed: {cause}{hint}") from error
         finally:
             if not done:
-                await drop(stream)
+                await drop(stream)  # noqa: ASYNC102 (it waits for nothing)
         return secured
 
     async def _authenticate(self, websocket: WebSocket, redials: int) -> trio.Event:

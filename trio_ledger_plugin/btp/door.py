@@ -255,7 +255,7 @@ class Door:
             self._host.log.debug("handshake with %s failed: %s", peer, error)
         finally:
             if websocket is None:
-                await drop(stream)
+                await drop(stream)  # noqa: ASYNC102 (it waits for nothing)
         return websocket
 
     async def _authenticate(self, carrier: Carrier) -> _Visitor:

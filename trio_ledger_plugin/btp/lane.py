@@ -201,7 +201,7 @@ class LaneStream(trio.abc.Stream):
             if self._readers is not None and self._socket is not None and self.writer is not None:
                 self._readers.lanes -= 1
                 self._readers.closing(self._socket)
-            await drop(self._stream)
+            await drop(self._stream)  # noqa: ASYNC102 (it waits for nothing)
 
     def _left(self, reason: str) -> None:
         if self._receiver is not None:

@@ -96,7 +96,7 @@ class ReaderTask:
             self._told = True
             self._on_end(cancelled, self.error)
             try:
-                await drop(self._stream)
+                await drop(self._stream)  # noqa: ASYNC102 (it waits for nothing)
             finally:
                 self.ended.set()
 
@@ -250,7 +250,7 @@ async def open_websocket(
     finally:
         if opened is None:
             reader.abort()
-            await drop(stream)
+            await drop(stream)  # noqa: ASYNC102 (it waits for nothing)
     if opened is None:
         raise _client_error(reader.error)
     return WebSocket(opened, lane, reader, host)
@@ -330,7 +330,7 @@ async def accept_websocket(
     finally:
         if accepted is None:
             reader.abort()
-            await drop(stream)
+            await drop(stream)  # noqa: ASYNC102 (it waits for nothing)
     if accepted is None:
         raise BadHandshakeError("the handshake failed" if status is None else f"refused with HTTP {status}")
     return WebSocket(accepted, lane, reader, peer)
