@@ -113,6 +113,8 @@ class HandlerQueue:
         self.running -= 1
         self.running_bytes -= held
         self.running_transfers -= was_transfer
+        if not self.waiting and not self.waiting_transfers:
+            return None
         job = self._take()
         if job is not None:
             while (further := self._take()) is not None:

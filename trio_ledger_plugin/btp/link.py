@@ -370,7 +370,7 @@ class Link:
         due = self.calls.expire(now)
         writer = self._websocket.writer
         if writer.deadline <= now:
-            self.lost("the peer does not read")
+            self.lost("nothing more can be sent" if writer.is_stopped else "the peer does not read")
             self._websocket.abort()
             return inf
         writer.retire()
