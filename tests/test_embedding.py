@@ -14,7 +14,7 @@ import trio
 import trio.testing
 import trio_websocket
 import trustme
-from peers import TEXT, TOKEN, Peer, Recorder, dial, dial_in, dial_stream, read_head, shake_hands, upgrade_request
+from peers import PING, TEXT, TOKEN, Peer, Recorder, dial, dial_in, dial_stream, read_head, shake_hands, upgrade_request
 from scripted import all_tasks, names, open_files, outcome_of, read_events, start
 from test_cancellation import Baseline, cancelled_at, each_checkpoint
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -796,6 +796,24 @@ async def test_a_stream_that_cannot_be_closed_ends_alone(way: str) -> None:
             await (await shake_hands(far)).authenticate()
             await plugin.wait_connected()
             await far.aclose()
+
+
+async def test_pings_that_cross_the_goodbye_are_no_error_of_ours(clock: MockClock, caplog: Any) -> None:
+    """A peer could fill the log with what reads like bugs of this package."""
+    async with open_plugin(options()) as plugin:
+        assert isinstance(plugin, BtpServer)
+        near, far = trio.testing.memory_stream_pair()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(plugin.serve_stream, near)
+            peer = await shake_hands(far)
+            await peer.authenticate()
+            nursery.start_soon(plugin.disconnect)
+            await wait_all_tasks_blocked()
+            await peer.send(*(peer.frame(b"x", PING) for _ in range(20)))
+            with suppress(EOFError, trio.BrokenResourceError):
+                while True:
+                    await peer.receive()
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 # What the application does wrong.

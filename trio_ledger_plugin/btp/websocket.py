@@ -68,7 +68,7 @@ class ReaderTask:
         on_end: Told of the reader's end.
     """
 
-    __slots__ = ("_on_end", "_scope", "_stream", "_tasks", "_told", "ended", "error")
+    __slots__ = ("_on_end", "_parting", "_scope", "_stream", "_tasks", "_told", "ended", "error")
 
     def __init__(self, tasks: PluginTasks, stream: trio.abc.AsyncResource, on_end: OnEnd) -> None:
         self._tasks = tasks
@@ -76,6 +76,7 @@ class ReaderTask:
         self._on_end = on_end
         self._scope = trio.CancelScope()
         self._told = False
+        self._parting = False
         self.error: Exception | None = None
         self.ended: trio.Event = trio.Event()
 
@@ -90,7 +91,8 @@ class ReaderTask:
                 await reader()
             cancelled = False
         except Exception as error:  # noqa: BLE001 (one connection's trouble must not end the plugin)
-            self.error = error
+            # With a Close on its way trio-websocket stumbles over pings that it may not answer any more.
+            self.error = None if self._parting else error
             cancelled = False
         finally:
             self._told = True
@@ -115,6 +117,7 @@ class ReaderTask:
 
         Cancellation: The stream is closed at once.
         """
+        self._parting = True
         try:
             with trio.move_on_after(CLOSE_SECONDS):
                 await goodbye
