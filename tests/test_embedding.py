@@ -696,33 +696,13 @@ async def test_a_stream_that_raises_what_it_should_not_ends_alone(error: Excepti
             await far.aclose()
 
 
-class Half(trio.abc.Stream):
-    """Two pipes to a child process, say: one can break alone."""
-
-    def __init__(self, stream: trio.abc.Stream) -> None:
-        self.stream, self.broken = stream, False
-
-    async def send_all(self, data: Any) -> None:
-        if self.broken:
-            raise trio.BrokenResourceError("the pipe is closed")
-        await self.stream.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self.stream.wait_send_all_might_not_block()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        return await self.stream.receive_some(max_bytes)
-
-    async def aclose(self) -> None:
-        await self.stream.aclose()
-
-
 async def test_a_stream_of_which_the_sending_half_breaks_is_given_up(autojump_clock: MockClock) -> None:
     """The peer goes on talking, so that pings find it alive, and every call would time out for ever."""
     async with open_plugin(options(), data_handler=echo) as plugin:
         assert isinstance(plugin, BtpServer)
         near, far = trio.testing.memory_stream_pair()
-        half = Half(near)
+        # Two pipes to a child process, say: one can break alone.
+        half = Odd(near, trio.BrokenResourceError("the pipe is closed"))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(plugin.serve_stream, half)
             peer = await shake_hands(far)
