@@ -103,14 +103,18 @@ def _start(
     """Start a process that ends with the stack."""
     came: list[int] = []
     # A handler that raises while a process starts would leave it to nobody.
-    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    numbers = signal.SIGINT, signal.SIGTERM
+    before = [signal.signal(number, lambda number, _: came.append(number)) for number in numbers]
     try:
         process = stack.enter_context(
             subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr, text=True)  # noqa: S603 (the caller's)
         )
+        # After Ctrl-C a Popen does not wait by itself, and what was killed may outlive its parent for a moment.
+        stack.callback(process.wait)
         stack.callback(process.kill)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for caught, handler in zip(numbers, before, strict=True):
+            signal.signal(caught, handler)
     for number in came:
         signal.raise_signal(number)
     return process
