@@ -179,31 +179,26 @@ class Outbox:
 
     def _end_trouble(self, number: int) -> None:
         account = self._in_trouble.pop(number, None)
-        if account is None:
-            return
-        self._troubles[account] -= 1
-        if not self._troubles[account]:
-            del self._troubles[account]
-        self._take_up(account)
+        if account is not None:
+            self._one_less(self._troubles, account)
 
     def _no_longer_in_time(self, number: int) -> None:
         _, account = self._in_time.pop(number, (0.0, None))
-        if account is None:
-            return
-        self._of_account[account] -= 1
-        if not self._of_account[account]:
-            del self._of_account[account]
-        self._take_up(account)
+        if account is not None:
+            self._one_less(self._of_account, account)
+
+    def _one_less(self, counts: Counter[str], account: str) -> None:
+        """Count one less; look again for what was left of the account, when it is worth the reading."""
+        counts[account] -= 1
+        if not counts[account]:
+            del counts[account]
+        if account in self._left and not self._is_held(account) and self._of_account[account] <= _share(account) // 2:
+            self._left.remove(account)
+            self._from_start = True
 
     def _is_held(self, account: str) -> bool:
         """Whether an account has as many handlers, or transfers in trouble, as leave the others theirs."""
         return self._of_account[account] >= _share(account) or self._troubles[account] >= MAX_IN_TROUBLE
-
-    def _take_up(self, account: str) -> None:
-        """Look again for what was left of an account, when it is worth the reading."""
-        if account in self._left and not self._is_held(account) and self._of_account[account] <= _share(account) // 2:
-            self._left.remove(account)
-            self._from_start = True
 
     def _retry(self) -> float:
         """Begin the tries that are due; return when the next one is."""
