@@ -160,12 +160,6 @@ def test_error_data_past_its_limit_is_neither_read_nor_sent() -> None:
         btp.encode(btp.Error(1, "F00", "E", NOON, bytes(8193)))
 
 
-def test_text_of_an_entry() -> None:
-    assert btp.ProtocolData("note", btp.TEXT, "naïve".encode()).text == "naïve"
-    with pytest.raises(DecodeError, match="'note' is not UTF-8"):
-        btp.ProtocolData("note", btp.TEXT, b"\xc3\x28").text  # noqa: B018  # the property is what raises
-
-
 def test_repr_shows_no_entry_data() -> None:
     """An entry may be a token, and a repr ends in logs and tracebacks."""
     shown = repr(btp.Message(1, (btp.ProtocolData("auth_token", btp.TEXT, b"s3cret"),)))

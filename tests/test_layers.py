@@ -21,8 +21,8 @@ LINES = 450
 
 # Lowest first: a module imports from its own layer or below. What a name in it begins with belongs to it as well.
 LAYERS = (
-    ("errors", "money.transfer"),
-    ("secret", "codec", "checking", "events", "services", "statistics"),
+    ("errors", "money.transfer", "secret", "protocol_data"),
+    ("codec", "checking", "events", "services", "statistics"),
     ("log", "options", "loading", "connection", "calls"),
     ("tasks", "handlers", "stores"),
     ("money.balances", "money.entries"),
@@ -44,9 +44,9 @@ LAYERS = (
     ("btp.plugin",),
     ("btp.account",),
     ("btp.accounts",),
+    ("loopback",),
     ("registry",),
     ("opening",),
-    ("loopback",),
     (PACKAGE,),
     ("testing.faults", "testing.handwritten", "testing.faulty_loopback", "testing.conformance.subject"),
     ("testing.proxy", "testing.scripted_peer", "testing.conformance.looking"),
@@ -90,6 +90,24 @@ def test_a_module_imports_what_is_not_above_it(module):
     assert mine is not None, f"{module} has no place in LAYERS"
     above = [name for name in imports(MODULES[module]) if name in MODULES and (height(name) or 0) > mine]
     assert above == []
+
+
+def test_no_circle_of_imports():
+    """Imports for type checkers and imports inside functions count: each module can be read after those it names."""
+    graph = {name: imports(path, typing_too=True) & set(MODULES) - {name} for name, path in MODULES.items()}
+    while leaves := {name for name, targets in graph.items() if not targets & set(graph)}:
+        graph = {name: targets for name, targets in graph.items() if name not in leaves}
+    assert not graph, {name: sorted(targets & set(graph)) for name, targets in graph.items()}
+
+
+def test_no_import_of_this_package_is_hidden():
+    """A user's module may be imported by its name; one of this package by a statement alone, which is counted here."""
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+                said = ast.unparse(node.args[0]).strip("'\"")
+                assert len(node.args) == 1, name
+                assert not said.startswith((".", PACKAGE)), name
 
 
 @pytest.mark.parametrize("module", [*(name for name in MODULES if ".codec" in name), f"{PACKAGE}.btp.session"])

@@ -37,11 +37,10 @@ from .events import (
 )
 from .ildcp import fetch_ildcp
 from .loading import options_from_environment
-from .loopback import loopback_pair
 from .money.entries import JournalEntry, Totals, TransferDirection, TransferState
 from .money.transfer import MoneyLevel, Transfer, current_transfer
 from .money.transfers import Transfers
-from .opening import create_plugin, open_plugin
+from .opening import create_plugin, loopback_pair, open_plugin
 from .options import ConnectOptions
 from .plugin import LedgerPlugin
 from .services import Log, PluginServices, Store, TransactionalStore

@@ -13,12 +13,23 @@ from typing import TYPE_CHECKING
 import outcome
 import trio
 
-from .errors import ConnectionLostError, LedgerPluginError, NotConnectedError, ResponseTimeoutError
+from .errors import (
+    ConnectionLostError,
+    DecodeError,
+    LedgerPluginError,
+    NotConnectedError,
+    PluginClosedError,
+    PluginFailedError,
+    ResponseTimeoutError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Call", "CallTable"]
+__all__ = ["IN_DOUBT", "Call", "CallTable"]
+
+# What ends a call that was handed to the link: the peer may have acted on it.
+IN_DOUBT = (ConnectionLostError, ResponseTimeoutError, DecodeError, PluginClosedError, PluginFailedError)
 
 
 class Call:

@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from .codec.btp import ProtocolData
+    from .protocol_data import ProtocolData
 
 __all__ = [
     "AlreadyFulfilledError",

@@ -17,15 +17,13 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from .calls import CallTable
+from .calls import IN_DOUBT, CallTable
 from .errors import (
     ConnectionLostError,
     LedgerPluginError,
     NotConnectedError,
-    PluginClosedError,
     PluginFailedError,
     RemoteError,
-    ResponseTimeoutError,
     TransferInDoubtError,
     UnreachableError,
     told_to_peer,
@@ -45,8 +43,6 @@ __all__ = ["ExchangePlugin"]
 
 # What a transfer counts for while it waits for a handler.
 TRANSFER_BYTES = 64
-# What can befall a transfer once it was handed to the link: the peer may have applied it.
-IN_DOUBT = (ConnectionLostError, ResponseTimeoutError, PluginClosedError, PluginFailedError)
 # One count for all: a reply that comes late meets no other call.
 _numbers = count(1)
 

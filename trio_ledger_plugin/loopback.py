@@ -6,25 +6,19 @@ transfers, limits, deadlines and errors are those of any other plugin; only the 
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, ClassVar
-from uuid import uuid4
 
 import trio
 
 from .errors import InvalidFieldsError, PluginClosedError
 from .exchange import ExchangePlugin
 from .money.transfer import MoneyLevel, Transfer
-from .opening import open_plugin
 from .options import LoopbackOptions
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from .answering import Reply
-    from .services import PluginServices
 
-__all__ = ["LoopbackPlugin", "loopback_pair"]
+__all__ = ["LoopbackPlugin"]
 
 # Which plugins stand under a name, in one Trio run.
 _waiting: trio.lowlevel.RunVar[dict[str, list[LoopbackPlugin]]] = trio.lowlevel.RunVar("loopback plugins")
@@ -100,32 +94,3 @@ def _plugins_under(name: str) -> list[LoopbackPlugin]:
         names = {}
         _waiting.set(names)
     return names.setdefault(name, [])
-
-
-@asynccontextmanager
-async def loopback_pair(
-    services: PluginServices | None = None, *, nursery: trio.Nursery | None = None
-) -> AsyncIterator[tuple[LoopbackPlugin, LoopbackPlugin]]:
-    """Open two loopback plugins that are peers.
-
-    Args:
-        services: What both are given. In a transactional store the first keeps its transfers as ledger ``main``, the
-            second as ``peer``.
-        nursery: Where their tasks run; when None, around the block.
-
-    Yields:
-        The two plugins, connected to each other.
-
-    Raises:
-        PluginFailedError: One of them met a fatal error.
-
-    Cancellation: Closes both at once.
-    """
-    name = f"pair-{uuid4()}"
-    async with AsyncExitStack() as stack:
-        first = await stack.enter_async_context(open_plugin(LoopbackOptions(name=name), services, nursery=nursery))
-        options = LoopbackOptions(name=name, ledger_id="peer")
-        second = await stack.enter_async_context(open_plugin(options, services, nursery=nursery))
-        assert isinstance(first, LoopbackPlugin)
-        assert isinstance(second, LoopbackPlugin)
-        yield first, second

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, NoReturn
+from uuid import uuid4
 
 import trio
 
 from .errors import PluginFailedError
+from .loopback import LoopbackPlugin
+from .options import LoopbackOptions
 from .registry import resolve_plugin
 from .services import PluginServices
 from .tasks import bare
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     from .options import ConnectOptions
     from .plugin import LedgerPlugin
 
-__all__ = ["create_plugin", "open_plugin"]
+__all__ = ["create_plugin", "loopback_pair", "open_plugin"]
 
 HOW_TO_OPEN = "a plugin is opened with 'async with open_plugin(...) as plugin:'"
 
@@ -108,6 +111,35 @@ def open_plugin(
             nursery=nursery,
         )
     )
+
+
+@asynccontextmanager
+async def loopback_pair(
+    services: PluginServices | None = None, *, nursery: trio.Nursery | None = None
+) -> AsyncIterator[tuple[LoopbackPlugin, LoopbackPlugin]]:
+    """Open two loopback plugins that are peers.
+
+    Args:
+        services: What both are given. In a transactional store the first keeps its transfers as ledger ``main``, the
+            second as ``peer``.
+        nursery: Where their tasks run; when None, around the block.
+
+    Yields:
+        The two plugins, connected to each other.
+
+    Raises:
+        PluginFailedError: One of them met a fatal error.
+
+    Cancellation: Closes both at once.
+    """
+    name = f"pair-{uuid4()}"
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(open_plugin(LoopbackOptions(name=name), services, nursery=nursery))
+        options = LoopbackOptions(name=name, ledger_id="peer")
+        second = await stack.enter_async_context(open_plugin(options, services, nursery=nursery))
+        assert isinstance(first, LoopbackPlugin)
+        assert isinstance(second, LoopbackPlugin)
+        yield first, second
 
 
 class _Opening(AbstractAsyncContextManager["LedgerPlugin"]):

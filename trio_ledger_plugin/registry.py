@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from importlib import import_module
 from typing import TYPE_CHECKING, Final, cast
 
 from .checking import CheckedOptions
@@ -70,8 +69,9 @@ def _load_own(name: str) -> type[LedgerPlugin]:
         from .btp.accounts import AccountsPlugin  # noqa: PLC0415 (for those who use it)
 
         return AccountsPlugin
-    # It imports this module; the package has imported both.
-    return cast("type[LedgerPlugin]", import_module(".loopback", __package__).LoopbackPlugin)
+    from .loopback import LoopbackPlugin  # noqa: PLC0415 (as the others)
+
+    return LoopbackPlugin
 
 
 def _others() -> dict[str, EntryPoint]:

@@ -6,7 +6,7 @@ from hashlib import sha256
 from hmac import compare_digest
 from typing import NoReturn
 
-__all__ = ["Secret"]
+__all__ = ["Secret", "shown_size"]
 
 
 class Secret:
@@ -48,6 +48,11 @@ class Secret:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Secret is neither pickled nor copied: its text would leave it")
+
+
+def shown_size(data: bytes) -> str:
+    """Return what a ``repr`` shows in place of bytes that may be secret or long: how many there are."""
+    return f"<{len(data)} bytes>"
 
 
 def _equal(left: str, right: str) -> bool:

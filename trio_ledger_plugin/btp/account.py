@@ -22,7 +22,6 @@ from ..money.transfer import Transfer
 from ..options import ConnectOptions
 from ..plugin import LedgerPlugin
 from ..statistics import Counters
-from .transfers import carry_transfer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -319,7 +318,7 @@ class AccountPlugin(LedgerPlugin):
         self._host.check_usable()
         link = self._account.link_for_request()
         self.counters.requests_sent += 1
-        await carry_transfer(link, transfer)
+        await link.transfer(transfer)
         self.counters.responses_received += 1
 
     def fail_calls(self, make_error: Callable[[], LedgerPluginError]) -> None:

@@ -13,16 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from ..calls import Call, CallTable
+from ..calls import IN_DOUBT, Call, CallTable
 from ..codec import btp
 from ..errors import (
     ConnectionLostError,
     InvalidFieldsError,
     LedgerPluginError,
+    NotConnectedError,
     PluginClosedError,
+    TransferInDoubtError,
     UnreachableError,
 )
 from ..handlers import HandlerQueue
+from ..money.transfer import MoneyLevel
 from .lane import CLOSE_SECONDS
 from .session import Session, Verdict, error_reply
 from .transfers import read_transfer, transfer_packet
@@ -173,10 +176,7 @@ class Link:
     # Ctrl-C between the call and its wait would leave a call behind whose caller waits for something else by then.
     @trio.lowlevel.enable_ki_protection
     async def request(self, data: bytes) -> bytes:
-        """Send ILP data and return the response's.
-
-        Raises:
-            LedgerPluginError: As ``LedgerPlugin.send_data`` tells.
+        """Send ILP data and return the response's; ``LedgerPlugin.send_data`` documents the errors.
 
         Cancellation: The request may have left; its answer is ignored.
         """
@@ -201,18 +201,22 @@ class Link:
 
     @trio.lowlevel.enable_ki_protection  # as for a request
     async def transfer(self, transfer: Transfer) -> None:
-        """Send a transfer at once, in the turn that ``wait_for_turn`` gave; return when the peer acknowledged it.
-
-        Raises:
-            LedgerPluginError: As for ``request``.
+        """Send a transfer, once, and return when it is acknowledged; ``carry_money`` documents the errors.
 
         Cancellation: The transfer may have left and may be applied.
         """
+        assert transfer.key is not None
+        if transfer.level is MoneyLevel.KEYED and self.peer_retention is None:
+            raise NotConnectedError("the peer does not keep transfer keys on this link; nothing was sent")
+        await self.wait_for_turn()
         call = self.calls.new_call()
         request_id = self.session.open(call)
         self._websocket.write(transfer_packet(request_id, transfer))
         self._host.counters.requests_sent += 1
-        await self.calls.outcome(request_id, call)
+        try:
+            await self.calls.outcome(request_id, call)
+        except IN_DOUBT as error:
+            raise TransferInDoubtError(transfer.key, transfer.amount, str(error)) from error
 
     async def drain(self) -> None:
         """Wait until no call is in flight and all that is queued was sent, or the link is lost.

@@ -13,7 +13,6 @@ from .link import CLOSE_NORMAL, Link
 from .listener import Listener
 from .server import BtpServer
 from .session import request_ids
-from .transfers import carry_transfer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -93,7 +92,7 @@ class BtpPlugin(BtpServer):
         """Send a transfer over the link, once."""
         if self._link is None:
             raise NotConnectedError("not connected; nothing was sent")
-        await carry_transfer(self._link, transfer)
+        await self._link.transfer(transfer)
 
     def fail_calls(self, make_error: Callable[[], LedgerPluginError]) -> None:
         """Fail every call on the link."""

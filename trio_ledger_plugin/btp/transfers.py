@@ -1,32 +1,16 @@
-"""How a transfer stands in a BTP packet, and what it means when its packet is lost (RFC-0023, TRANSFER)."""
+"""How a transfer stands in a BTP packet (RFC-0023, TRANSFER)."""
 
 from __future__ import annotations
 
 from hashlib import sha256
-from typing import TYPE_CHECKING
 
 from attrs import evolve
 
 from ..codec import btp
-from ..errors import (
-    ConnectionLostError,
-    DecodeError,
-    InvalidFieldsError,
-    NotConnectedError,
-    PluginClosedError,
-    PluginFailedError,
-    ResponseTimeoutError,
-    TransferInDoubtError,
-)
+from ..errors import InvalidFieldsError
 from ..money.transfer import IDEMPOTENCY_KEY, MoneyLevel, Transfer, is_key
 
-if TYPE_CHECKING:
-    from .link import Link
-
-__all__ = ["carry_transfer", "read_transfer", "transfer_packet"]
-
-# What can befall a transfer once it was handed to the link: the peer may have applied it.
-IN_DOUBT = (ConnectionLostError, ResponseTimeoutError, DecodeError, PluginClosedError, PluginFailedError)
+__all__ = ["read_transfer", "transfer_packet"]
 
 
 def transfer_packet(request_id: int, transfer: Transfer) -> bytes:
@@ -59,21 +43,3 @@ def read_transfer(packet: btp.Transfer, account: str, *, keyed: bool) -> Transfe
         raise InvalidFieldsError("idempotency_key must be 1 to 64 ASCII characters")
     digest = sha256(btp.encode(evolve(packet, request_id=0))).digest()
     return Transfer(amount, account, key=key, level=MoneyLevel.KEYED, digest=digest)
-
-
-async def carry_transfer(link: Link, transfer: Transfer) -> None:
-    """Send a transfer over a link, once, and return when it is acknowledged.
-
-    Raises:
-        LedgerPluginError: As ``LedgerPlugin.carry_money`` tells.
-
-    Cancellation: The transfer may have left and may be applied.
-    """
-    assert transfer.key is not None
-    if transfer.level is MoneyLevel.KEYED and link.peer_retention is None:
-        raise NotConnectedError("the peer does not keep transfer keys on this link; nothing was sent")
-    await link.wait_for_turn()
-    try:
-        await link.transfer(transfer)
-    except IN_DOUBT as error:
-        raise TransferInDoubtError(transfer.key, transfer.amount, str(error)) from error

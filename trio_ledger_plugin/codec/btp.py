@@ -18,6 +18,7 @@ from typing import ClassVar, Final
 from attrs import field, frozen
 
 from ..errors import DecodeError, InvalidFieldsError
+from ..protocol_data import ProtocolData
 from .oer import (
     BytesLike,
     as_bytes,
@@ -30,8 +31,6 @@ from .oer import (
     read_octets,
     read_time,
     read_uint,
-    read_utf8,
-    shown_size,
     time_digits,
     uint,
 )
@@ -67,31 +66,6 @@ TEXT: Final = 1
 JSON: Final = 2
 
 MAX_ERROR_DATA: Final = 8192
-
-
-@frozen
-class ProtocolData:
-    """One sub-protocol entry of a packet.
-
-    Attributes:
-        protocol_name: The sub-protocol, ASCII text that is unique within its packet, such as ``"ilp"``. A peer's may
-            hold control characters: escape them before they reach a log.
-        content_type: What ``data`` is: `OCTET_STREAM`, `TEXT`, `JSON`, or another number up to 255; a hint only.
-        data: The entry's bytes. ``repr`` shows their number alone, since they may be a token.
-    """
-
-    protocol_name: str
-    content_type: int
-    data: bytes = field(repr=shown_size)
-
-    @property
-    def text(self) -> str:
-        """The data as UTF-8 text.
-
-        Raises:
-            DecodeError: The data is not UTF-8.
-        """
-        return read_utf8(self.data, f"the entry {self.protocol_name!r}")
 
 
 def _as_tuple(entries: list[ProtocolData] | tuple[ProtocolData, ...]) -> tuple[ProtocolData, ...]:

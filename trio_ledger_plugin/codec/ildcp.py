@@ -12,6 +12,7 @@ from typing import Final
 from attrs import field, frozen
 
 from ..errors import DecodeError, InvalidFieldsError
+from ..secret import shown_size
 from . import ilp
 from .kept import KeepsText, with_text
 from .oer import (
@@ -21,7 +22,6 @@ from .oer import (
     read_ia5,
     read_octets,
     read_uint,
-    shown_size,
     uint,
     utf8,
     whole_milliseconds,

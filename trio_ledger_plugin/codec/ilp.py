@@ -29,6 +29,7 @@ from ..errors import (
     ResponseTimeoutError,
     UnreachableError,
 )
+from ..secret import shown_size
 from .kept import KeepsText, with_text
 from .oer import (
     BytesLike,
@@ -41,7 +42,6 @@ from .oer import (
     read_octets,
     read_time,
     read_uint,
-    shown_size,
     time_digits,
     uint,
     utf8,

@@ -31,7 +31,6 @@ __all__ = [
     "read_time",
     "read_uint",
     "read_utf8",
-    "shown_size",
     "time_digits",
     "uint",
     "utf8",
@@ -55,11 +54,6 @@ def as_bytes(data: BytesLike) -> bytes:
     if isinstance(data, BytesLike):
         return bytes(data)
     raise DecodeError(f"a packet is bytes, not {type(data).__name__}")
-
-
-def shown_size(data: bytes) -> str:
-    """Return what a ``repr`` shows in place of bytes that may be secret or long: their number."""
-    return f"<{len(data)} bytes>"
 
 
 def read_length(data: bytes, offset: int) -> tuple[int, int]:
