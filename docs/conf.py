@@ -30,10 +30,10 @@ nitpick_ignore_regex = [
     # What annotations name without its module: of others, ...
     ("py:class", r"AbstractAsyncContextManager|MeterProvider|TracerProvider|WebSocketConnection|datetime"),
     # ... aliases and type variables, what their docstrings say in words, ...
-    ("py:class", r"(btp\.Packet|.*\bPacketT|.*\bPluginT|T|Answer|DataHandler|MoneyHandler|Reply|SubjectFactory)"),
+    ("py:class", r"(btp\.Packet|.*\bPacketT|.*\bPluginT|T|Answer|DataHandler|MoneyHandler|Reply|PairFactory)"),
     ("py:class", r"TransactionalMoneyHandler|(list|tuple|Mapping)\[str.*"),
     # ... and what a plugin is made of, which nobody else handles.
-    ("py:class", r"(.*\.)?(Account|AccountHost|HandlerPool|Ledger|LoopbackPlugin|MoneyDesk|Requester|Stage)"),
+    ("py:class", r"(.*\.)?(Account|AccountHost|WorkerPool|Ledger|LoopbackPlugin|MoneyService|Requester|Stage)"),
 ]
 autodoc_member_order = "bysource"
 # A default is shown as it is written: os.environ would be the builder's own, its secrets with it.

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from peers import TOKEN, Peer, Recorder, dial, dial_stream, next_event, read_head, shake_hands, upgrade_request
-from scripted import all_tasks, names, read_events, start
+from support.peers import TOKEN, Peer, Recorder, dial, dial_stream, next_event, read_head, shake_hands, upgrade_request
+from support.scripted import all_tasks, names, read_events, start
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_ledger_plugin import (
@@ -40,7 +40,7 @@ from trio_ledger_plugin import (
     open_plugin,
 )
 from trio_ledger_plugin.btp.accounts import AccountsPlugin
-from trio_ledger_plugin.btp.accounts_options import AccountsOptions, HostInfo
+from trio_ledger_plugin.btp.options import AccountsOptions, HostInfo
 from trio_ledger_plugin.btp.session import auth_message
 from trio_ledger_plugin.codec import btp, ildcp, ilp
 from trio_ledger_plugin.registry import resolve_plugin

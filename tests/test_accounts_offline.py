@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import trio
-from peers import dial, next_event
-from scripted import all_tasks, names, read_events
+from support.peers import dial, next_event
+from support.scripted import all_tasks, names, read_events
 from test_accounts import FULFILL, HOST, answer, code_of, enter, leave, open_accounts, prepare
 from trio.testing import MockClock, wait_all_tasks_blocked
 

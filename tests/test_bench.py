@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from trio_ledger_plugin.benchmark.plot import draw
 from trio_ledger_plugin.benchmark.rounds import FLOOR, PYTHON_END, Case, Result, measure, ratio
-from trio_ledger_plugin.commands.bench import OURS, bench
+from trio_ledger_plugin.cli.bench import OURS, bench
 
 pytestmark = pytest.mark.slow
 

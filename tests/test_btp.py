@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from strategies import btp_packets, payloads, recorded_time, request_ids, same_octets, vectors
+from support.strategies import btp_packets, payloads, recorded_time, request_ids, same_octets, vectors
 
 from trio_ledger_plugin.codec import btp
 from trio_ledger_plugin.errors import DecodeError, InvalidFieldsError

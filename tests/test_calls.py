@@ -7,7 +7,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from trio_ledger_plugin import ConnectionLostError, NotConnectedError, PluginClosedError, ResponseTimeoutError
-from trio_ledger_plugin.calls import CallTable
+from trio_ledger_plugin.runtime.calls import CallTable
 
 
 class Caller:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import trio
-from peers import PING, PONG, TEXT, TOKEN, Peer, dial, listening, open_btp, serving, welcome
+from support.peers import PING, PONG, TEXT, TOKEN, Peer, dial, listening, open_btp, serving, welcome
 from trio.testing import MockClock
 
 from trio_ledger_plugin import ConnectOptions, LedgerPluginError, PluginServices

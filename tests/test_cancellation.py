@@ -4,7 +4,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import pytest
 import trio
-from scripted import FORMS, all_tasks, nursery_of, open_files
+from support.scripted import FORMS, all_tasks, nursery_of, open_files
 from trio.testing import wait_all_tasks_blocked
 
 from trio_ledger_plugin import (

@@ -13,15 +13,15 @@ from typing import Any, NoReturn
 import pytest
 import trio
 import trustme
-from programs import CANARY, PATIENCE, PROGRAM, assert_one_error, on_a_terminal, posix, run, serving
+from support.programs import CANARY, PATIENCE, PROGRAM, assert_one_error, on_a_terminal, posix, run, serving
 
 from trio_ledger_plugin import open_plugin
+from trio_ledger_plugin.btp.options import BtpOptions, ListenerOptions
 from trio_ledger_plugin.cli import main
+from trio_ledger_plugin.cli.errors import TerminatedError, exit_code_of, one_line, unwrap_error
+from trio_ledger_plugin.cli.replies import fulfill, make_question
 from trio_ledger_plugin.codec import ilp
-from trio_ledger_plugin.commands.exits import TerminatedError, bare_error, exit_code_of, one_line
-from trio_ledger_plugin.commands.replies import fulfill, make_question
 from trio_ledger_plugin.errors import NotAcceptedError, PluginFailedError
-from trio_ledger_plugin.options import BtpOptions, ListenerOptions
 
 # demo
 
@@ -316,11 +316,11 @@ async def test_version() -> None:
 def test_errors_in_groups_and_failures_keep_their_meaning() -> None:
     failure = PluginFailedError("the plugin failed")
     failure.__cause__ = NotAcceptedError("no")
-    assert exit_code_of(bare_error(ExceptionGroup("", [ExceptionGroup("", [failure])]))) == 4
+    assert exit_code_of(unwrap_error(ExceptionGroup("", [ExceptionGroup("", [failure])]))) == 4
     interrupted = BaseExceptionGroup("", [failure, KeyboardInterrupt()])
-    assert exit_code_of(bare_error(interrupted)) == 130
+    assert exit_code_of(unwrap_error(interrupted)) == 130
     terminated = BaseExceptionGroup("", [BaseExceptionGroup("", [failure, TerminatedError()])])
-    assert exit_code_of(bare_error(terminated)) == 143
+    assert exit_code_of(unwrap_error(terminated)) == 143
     bug = ValueError(f"\x1b btp+ws://a:{CANARY}@h\nmore")
     assert exit_code_of(bug) == 1
     assert one_line(bug) == (r"a bug in trio-ledger-plugin, please report it: ValueError: \x1b btp+ws://***@h more")

@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from programs import CANARY, assert_one_error, on_a_terminal, posix, run, serving
 from rich.console import Console
+from support.programs import CANARY, assert_one_error, on_a_terminal, posix, run, serving
 from test_accounts import FULFILL, HOST, answer, ask, enter, hashed, leave, open_accounts, prepare
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_ledger_plugin import ConnectOptions, fetch_ildcp, open_plugin
+from trio_ledger_plugin.btp.options import BtpOptions, ListenerOptions
 from trio_ledger_plugin.cli import main
+from trio_ledger_plugin.cli.accounts_table import Meter, accounts_table
+from trio_ledger_plugin.cli.replies import fulfill, make_question
+from trio_ledger_plugin.cli.serve_accounts import route
 from trio_ledger_plugin.codec import btp, ildcp, ilp
-from trio_ledger_plugin.commands.accounts_table import Meter, accounts_table
-from trio_ledger_plugin.commands.replies import fulfill, make_question
-from trio_ledger_plugin.commands.serve_accounts import route
-from trio_ledger_plugin.options import BtpOptions, ListenerOptions
 from trio_ledger_plugin.stores import MemoryStore
 
 if TYPE_CHECKING:

@@ -17,14 +17,24 @@ from typing import Any
 
 import pytest
 import trio
-from pages import ROOT
-from programs import CANARY, PATIENCE, PROGRAM, assert_one_error, environment, on_a_terminal, posix, run, serving
+from support.pages import ROOT
+from support.programs import (
+    CANARY,
+    PATIENCE,
+    PROGRAM,
+    assert_one_error,
+    environment,
+    on_a_terminal,
+    posix,
+    run,
+    serving,
+)
 
 from trio_ledger_plugin import PluginServices, open_plugin
+from trio_ledger_plugin.btp.options import BtpOptions
 from trio_ledger_plugin.cli import main
-from trio_ledger_plugin.commands.exits import Exit
-from trio_ledger_plugin.commands.root import root
-from trio_ledger_plugin.options import BtpOptions
+from trio_ledger_plugin.cli.errors import Exit
+from trio_ledger_plugin.cli.program import root
 from trio_ledger_plugin.stores import open_sqlite_store
 from trio_ledger_plugin.testing.conformance import CHECKS
 

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 import trio
-from programs import CANARY, assert_one_error, posix, run, serving
+from support.programs import CANARY, assert_one_error, posix, run, serving
 
 from trio_ledger_plugin import (
     MoneyLevel,
@@ -15,7 +15,7 @@ from trio_ledger_plugin import (
     loopback_pair,
     open_plugin,
 )
-from trio_ledger_plugin.options import LoopbackOptions
+from trio_ledger_plugin.loopback import LoopbackOptions
 from trio_ledger_plugin.stores import open_sqlite_store
 
 # Programs, each of which starts anew.

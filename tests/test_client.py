@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 import trustme
-from peers import TOKEN, Peer, Recorder, next_event, open_btp, read_head, serving, welcome
+from support.peers import TOKEN, Peer, Recorder, next_event, open_btp, read_head, serving, welcome
 from trio.testing import MockClock
 
 from trio_ledger_plugin import ConnectOptions, PluginServices

@@ -12,24 +12,24 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 from attrs import evolve
-from broken_plugins import BROKEN
-from scripted import all_tasks
+from support.broken_plugins import BROKEN
+from support.scripted import all_tasks
 
 from trio_ledger_plugin import InvalidServicesError
 from trio_ledger_plugin.loopback import LoopbackPlugin
 from trio_ledger_plugin.testing.conformance import (
     CHECKS,
-    Conditions,
     ConformanceSuite,
     Level,
     NonConformanceError,
     Outcome,
-    Subject,
+    PairConfig,
+    PluginPair,
     Verdict,
     run_check,
     run_conformance,
 )
-from trio_ledger_plugin.testing.conformance.subjects import (
+from trio_ledger_plugin.testing.conformance.builtin_pairs import (
     btp_account,
     btp_account_client,
     btp_client,
@@ -125,9 +125,9 @@ async def test_a_pair_that_does_not_connect_is_told_as_that(peer_dials: bool, au
     """Of a plugin that listens the author would see each check hang, and none say why."""
 
     @asynccontextmanager
-    async def strangers(conditions: Conditions) -> AsyncIterator[Subject]:
+    async def strangers(conditions: PairConfig) -> AsyncIterator[PluginPair]:
         one, another = (conditions.make(LoopbackPlugin, {"name": name}) for name in ("one", "another"))
-        yield Subject(plugin=one, peer=another, peer_dials=peer_dials)
+        yield PluginPair(plugin=one, peer=another, peer_dials=peer_dials)
 
     outcome = await run_check(named("connect_connects"), strangers)
     assert outcome.detail.startswith("it hangs: the two were not connected within 10 s")
@@ -135,7 +135,7 @@ async def test_a_pair_that_does_not_connect_is_told_as_that(peer_dials: bool, au
 
 
 async def test_an_error_of_the_factory_is_a_failure_with_its_own_text() -> None:
-    def factory(conditions: Conditions) -> Any:
+    def factory(conditions: PairConfig) -> Any:
         raise OSError("no network")
 
     before = all_tasks()
@@ -209,7 +209,7 @@ async def test_a_plugin_that_refuses_plain_functions_conforms() -> None:
 
 async def test_a_plugin_that_needs_a_store_says_so_when_there_is_none() -> None:
     @asynccontextmanager
-    async def factory(conditions: Conditions) -> AsyncIterator[Subject]:
+    async def factory(conditions: PairConfig) -> AsyncIterator[PluginPair]:
         def new(opts: Any, services: Any) -> Any:
             raise InvalidServicesError("no store")
 
@@ -232,7 +232,7 @@ async def test_money_is_not_asked_of_a_plugin_without_it() -> None:
 def test_the_fixture_makes_one_test_a_check_and_finds_what_is_wrong(tmp_path):
     """As an author has it who installed the package and wrote nothing but this."""
     (tmp_path / "test_mine.py").write_text(
-        "from trio_ledger_plugin.testing.conformance.subjects import loopback\n"
+        "from trio_ledger_plugin.testing.conformance.builtin_pairs import loopback\n"
         "def test_mine(conformance_check):\n"
         "    conformance_check(loopback)\n"
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from programs import PATIENCE, PROGRAM, assert_one_error, environment, run
+from support.programs import PATIENCE, PROGRAM, assert_one_error, environment, run
 
 from trio_ledger_plugin.testing.conformance import CHECKS
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 KIT = """
-from broken_plugins import BROKEN
-from trio_ledger_plugin.testing.conformance.subjects import loopback
+from support.broken_plugins import BROKEN
+from trio_ledger_plugin.testing.conformance.builtin_pairs import loopback
 broken = BROKEN["version_is_2"]
 number = 7
 """

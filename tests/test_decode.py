@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import trio
-from programs import CANARY, PATIENCE, PROGRAM, assert_one_error, environment, run
-from strategies import vectors
+from support.programs import CANARY, PATIENCE, PROGRAM, assert_one_error, environment, run
+from support.strategies import vectors
 
 from trio_ledger_plugin.btp.session import auth_message
 from trio_ledger_plugin.cli import main

@@ -14,8 +14,20 @@ import trio
 import trio.testing
 import trio_websocket
 import trustme
-from peers import PING, TEXT, TOKEN, Peer, Recorder, dial, dial_in, dial_stream, read_head, shake_hands, upgrade_request
-from scripted import all_tasks, names, open_files, outcome_of, read_events, start
+from support.peers import (
+    PING,
+    TEXT,
+    TOKEN,
+    Peer,
+    Recorder,
+    dial,
+    dial_in,
+    dial_stream,
+    read_head,
+    shake_hands,
+    upgrade_request,
+)
+from support.scripted import all_tasks, names, open_files, outcome_of, read_events, start
 from test_cancellation import Baseline, cancelled_at, each_checkpoint
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -626,7 +638,7 @@ async def test_a_half_open_link_is_found_by_a_ping(way: str, kind: str, clock: M
 
 async def test_a_peer_that_asks_faster_than_it_reads_is_slowed_down(clock: MockClock) -> None:
     """Else its requests pile up and have to be refused."""
-    opts = options(max_queue_bytes=64 * KIB, send_timeout=100.0)
+    opts = options(max_send_queue_bytes=64 * KIB, send_timeout=100.0)
     async with embedded("websocket", opts, data_handler=echo) as application:
         stream = await dial_stream(application.url)
         stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, 256 * KIB)

@@ -13,7 +13,7 @@ from trio_ledger_plugin import (
     TransferInDoubtError,
 )
 from trio_ledger_plugin.codec.btp import ProtocolData
-from trio_ledger_plugin.errors import LedgerPluginError, twin_of
+from trio_ledger_plugin.errors import LedgerPluginError, copy_error
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
@@ -40,7 +40,7 @@ def test_a_twin_says_the_same_and_is_another(error):
     """Were it the same object, the traceback of one task would stand in the other's."""
     with pytest.raises(type(error)):
         raise error from OSError("why")
-    twin = twin_of(error)
+    twin = copy_error(error)
     assert twin is not error
     assert type(twin) is type(error)
     assert (str(twin), twin.args, twin.__dict__) == (str(error), error.args, error.__dict__)
@@ -57,4 +57,4 @@ def test_errors_travel_between_processes(error):
 def test_what_cannot_be_copied_is_its_own_twin():
     """An application's error must reach its callers, not one about its class."""
     error = TakesTwoError("a", "b")
-    assert twin_of(error) is error
+    assert copy_error(error) is error

@@ -11,12 +11,12 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
 import trio
-from pages import ROOT
-from programs import Running, environment, posix, running, serving
+from support.pages import ROOT
+from support.programs import Running, environment, posix, running, serving
 
 from trio_ledger_plugin import fetch_ildcp, open_plugin
 from trio_ledger_plugin.codec import ilp
-from trio_ledger_plugin.testing.conformance import ConformanceSuite, Subject
+from trio_ledger_plugin.testing.conformance import ConformanceSuite, PluginPair
 
 EXAMPLES = ROOT / "docs" / "examples"
 sys.path.insert(0, str(EXAMPLES))
@@ -125,7 +125,7 @@ class TestPairPlugin(ConformanceSuite):
     @asynccontextmanager
     async def pair(self, conditions):
         ours, theirs = socket.socketpair()
-        yield Subject(
+        yield PluginPair(
             plugin=conditions.make(PairPlugin, {"fd": ours.detach()}),
             peer=conditions.of_peer.make(PairPlugin, {"fd": theirs.detach()}),
         )

@@ -6,7 +6,7 @@ import trio.testing
 
 from trio_ledger_plugin import ConnectionLostError, PluginServices, UnreachableError
 from trio_ledger_plugin.exchange import ExchangePlugin
-from trio_ledger_plugin.options import LinkOptions
+from trio_ledger_plugin.options.base import PluginOptions
 
 
 class Wire(ExchangePlugin):
@@ -34,7 +34,7 @@ class Wire(ExchangePlugin):
 
 @pytest.fixture
 async def wire(nursery):
-    plugin = Wire(LinkOptions(response_timeout=5, max_in_flight=2), PluginServices(), nursery)
+    plugin = Wire(PluginOptions(response_timeout=5, max_in_flight=2), PluginServices(), nursery)
     await plugin.connect()
     yield plugin
     await plugin.aclose()

@@ -6,7 +6,7 @@ from operator import attrgetter
 from pathlib import Path
 
 import pytest
-from pages import ROOT
+from support.pages import ROOT
 from test_layers import LAYERS
 
 from trio_ledger_plugin.plugin import LedgerPlugin
@@ -26,7 +26,7 @@ def test_the_drawing_of_the_layers_is_the_one_that_is_held():
         lines = [line.strip("│").split("│") for line in box.splitlines()]
         layers.append(tuple(re.findall(r"[\w.]+", " ".join(name for name, _ in lines))))
         assert any(words.strip() for _, words in lines)
-    assert layers == list(reversed(LAYERS))
+    assert layers == [units for units, _ in reversed(LAYERS)]
 
 
 def test_every_sentence_has_code_and_a_test():

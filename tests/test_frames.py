@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from peers import BINARY, CLOSE, KEY, PING, PONG, TEXT, frame
+from support.peers import BINARY, CLOSE, KEY, PING, PONG, TEXT, frame
 from wsproto.frame_protocol import FrameProtocol, Opcode
 
-from trio_ledger_plugin.btp.frames import FrameKind, FrameReader, OtherFrame, binary_frame, masked_binary_frame
+from trio_ledger_plugin.websocket.frames import FrameKind, FrameReader, OtherFrame, binary_frame, masked_binary_frame
 
 LIMIT, FRAGMENTS = 1000, 4
 SIZES = [0, 1, 3, 4, 5, 125, 126, 127, 511, 512, 513, 1000, 65535, 65536, 65539]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from peers import (
+from support.peers import (
     BINARY,
     CLOSE,
     PING,
@@ -29,7 +29,7 @@ from peers import (
     shake_hands,
     upgrade_request,
 )
-from test_lane import lane
+from test_frame_stream import lane
 from trio.testing import MockClock
 
 from trio_ledger_plugin.btp.session import auth_message

@@ -10,9 +10,9 @@ from shutil import which
 
 import pytest
 import trio
-from pages import ROOT, Block, find_pages, read_blocks
-from programs import environment
-from terminals import PROMPT, Terminal, canonical, find_modules, open_terminal
+from support.pages import ROOT, Block, find_pages, read_blocks
+from support.programs import environment
+from support.terminals import PROMPT, Terminal, canonical, find_modules, open_terminal
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import addresses, amounts, digests, ilp_packets, moments, recorded_time, vectors
+from support.strategies import addresses, amounts, digests, ilp_packets, moments, recorded_time, vectors
 
 from trio_ledger_plugin.codec import ildcp, ilp
 from trio_ledger_plugin.errors import DecodeError, InvalidFieldsError

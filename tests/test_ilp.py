@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import addresses, ilp_packets, recorded_time, same_octets, vectors
+from support.strategies import addresses, ilp_packets, recorded_time, same_octets, vectors
 
 from trio_ledger_plugin import errors
 from trio_ledger_plugin.codec import ilp

@@ -19,11 +19,11 @@ from trio_ledger_plugin import (
     TransferNotFoundError,
     UnreachableError,
 )
-from trio_ledger_plugin.errors import told_to_peer
+from trio_ledger_plugin.errors import wire_error
 from trio_ledger_plugin.money import journal as module
-from trio_ledger_plugin.money.entries import TransferDirection, TransferState
 from trio_ledger_plugin.money.journal import Journal
 from trio_ledger_plugin.stores.schema import add_functions
+from trio_ledger_plugin.transfer import TransferDirection, TransferState
 
 KEYED, PLAIN = MoneyLevel.KEYED, MoneyLevel.PLAIN
 OUT, IN = TransferDirection.OUT, TransferDirection.IN
@@ -200,7 +200,7 @@ class JournalMachine(RuleBasedStateMachine):
         reply = self.journal.receive(
             self.connection, transfer, None if verdict == "outbox" else apply, plain_allowed=plain_allowed
         )
-        told: Any = None if reply is None else told_to_peer(reply)
+        told: Any = None if reply is None else wire_error(reply)
         if level is PLAIN and (self.level_of(account) is KEYED or not plain_allowed):
             assert told[0] == "F00"
             assert ran == []
@@ -217,7 +217,7 @@ class JournalMachine(RuleBasedStateMachine):
             assert bool(ran) is (verdict != "outbox")
             if level is KEYED:
                 self.levels[account] = KEYED
-            assert told == (None if error is None else told_to_peer(error))
+            assert told == (None if error is None else wire_error(error))
             if verdict != "later":
                 state = {"outbox": "applied", "accept": "delivered", "refuse": "refused"}[verdict]
                 row = self.rows[account, IN, key] = Row(amount, level, state, self.now)

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import trio
 from attrs import define
-from ledgers import DAY, WEEK, HeldStore, open_payer, settle, states, sums, until
-from peers import Recorder
-from scripted import start
+from support.ledgers import DAY, WEEK, HeldStore, open_payer, settle, states, sums, until
+from support.peers import Recorder
+from support.scripted import start
 from test_outbox import Handler, receive
 from trio.testing import wait_all_tasks_blocked
 
@@ -32,8 +32,8 @@ from trio_ledger_plugin import (
     loopback_pair,
     open_plugin,
 )
+from trio_ledger_plugin.loopback import LoopbackOptions
 from trio_ledger_plugin.money import journal, ledger
-from trio_ledger_plugin.options import LoopbackOptions
 from trio_ledger_plugin.stores import MemoryStore, open_sqlite_store
 
 

@@ -11,14 +11,12 @@ import pytest
 import trio
 import trio.testing
 import trio_websocket
-from peers import BINARY, PING, PONG, TEXT, Peer, Recorder, next_event, shake_hands
+from support.peers import BINARY, PING, PONG, TEXT, Peer, Recorder, next_event, shake_hands
 from trio.testing import MockClock
 
-from trio_ledger_plugin.btp.carrier import Carrier
 from trio_ledger_plugin.btp.link import Link
+from trio_ledger_plugin.btp.options import BtpOptions, ListenerOptions
 from trio_ledger_plugin.btp.plugin import BtpPlugin
-from trio_ledger_plugin.btp.slowlane import SlowLane
-from trio_ledger_plugin.btp.websocket import Accepted, accept_websocket
 from trio_ledger_plugin.codec import btp
 from trio_ledger_plugin.errors import (
     ConnectionLostError,
@@ -30,10 +28,12 @@ from trio_ledger_plugin.errors import (
     TransferInDoubtError,
 )
 from trio_ledger_plugin.events import Connected, Disconnected
-from trio_ledger_plugin.money.transfer import current_transfer
-from trio_ledger_plugin.options import BtpOptions, ListenerOptions
 from trio_ledger_plugin.secret import Secret
 from trio_ledger_plugin.services import PluginServices
+from trio_ledger_plugin.transfer import current_transfer
+from trio_ledger_plugin.websocket.connection import Accepted, accept_websocket
+from trio_ledger_plugin.websocket.interface import WebSocketTransport
+from trio_ledger_plugin.websocket.messages import MessageStream
 
 if TYPE_CHECKING:
     from trio_ledger_plugin.btp.listener import ListenerHost
@@ -53,7 +53,7 @@ class LinkedPlugin(BtpPlugin):
 
     fast: ClassVar[bool] = True
     near: Any
-    websocket: Carrier
+    websocket: WebSocketTransport
 
     async def run_connection(self, *, task_status: trio.TaskStatus[None]) -> None:
         if self.fast:
@@ -65,7 +65,7 @@ class LinkedPlugin(BtpPlugin):
             async with trio.open_nursery() as nursery:
                 request = await trio_websocket.wrap_server_stream(nursery, self.near)
                 accepted = Accepted(await request.accept())
-                self.websocket = SlowLane(accepted, self.tasks, self.options, "peer")
+                self.websocket = MessageStream(accepted, self.tasks, self.options, "peer")
                 try:
                     await self._run_link(task_status)
                 finally:
@@ -559,7 +559,7 @@ async def test_requests_past_the_waiting_limit_are_refused_for_now(autojump_cloc
         await go.wait()
         return data
 
-    async with linked(data=slow, max_handlers=2, max_waiting_bytes=5 * KIB) as (plugin, peer, _):
+    async with linked(data=slow, max_handlers=2, max_backlog_bytes=5 * KIB) as (plugin, peer, _):
         for i in range(10):
             await peer.send_request(i, bytes(2 * KIB))
         refused = []
@@ -684,7 +684,7 @@ async def test_a_peer_that_asks_and_never_reads_is_cut_off(autojump_clock: MockC
     most = 0
 
     async with linked(
-        streams=trio.testing.lockstep_stream_pair, data=echo, max_handlers=4, max_waiting_bytes=64 * KIB
+        streams=trio.testing.lockstep_stream_pair, data=echo, max_handlers=4, max_backlog_bytes=64 * KIB
     ) as (plugin, peer, _):
         with trio.move_on_after(9):
             try:
@@ -702,7 +702,7 @@ async def test_a_peer_that_fills_the_queue_with_answers_it_does_not_read_is_cut_
     packet: Any, autojump_clock: MockClock
 ) -> None:
     """These answers are written by the reader, which cannot wait: past their own bound the link goes, at once."""
-    async with linked(streams=trio.testing.lockstep_stream_pair, max_queue_bytes=64 * KIB) as (plugin, peer, _):
+    async with linked(streams=trio.testing.lockstep_stream_pair, max_send_queue_bytes=64 * KIB) as (plugin, peer, _):
         start = trio.current_time()
         batch = peer.frame(btp.encode(packet)) * 100
         most = 0

@@ -14,7 +14,7 @@ import pytest
 import trio
 import trio.testing
 import trustme
-from peers import (
+from support.peers import (
     CLOSE,
     TEXT,
     TOKEN,

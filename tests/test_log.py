@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from trio_ledger_plugin import PluginServices, RemoteError, loopback_pair
-from trio_ledger_plugin.log import SafeLog, StdlibLog, escape, format_message
+from trio_ledger_plugin.log import RedactingLog, StdlibLog, escape, format_message
 from trio_ledger_plugin.secret import Secret
 
 CANARY = "canary-7f3a"
@@ -212,7 +212,7 @@ class Counting:
         return "shown"
 
 
-@pytest.mark.parametrize("wrap", [lambda log: log, lambda log: SafeLog(log, [])], ids=["plain", "safe"])
+@pytest.mark.parametrize("wrap", [lambda log: log, lambda log: RedactingLog(log, [])], ids=["plain", "safe"])
 def test_a_message_nobody_wants_costs_no_formatting(wrap: Any, caplog: Any) -> None:
     caplog.set_level(logging.INFO, "trio_ledger_plugin")
     param = Counting()
@@ -244,7 +244,7 @@ class HostLog:
 
 def test_each_level_reaches_the_host_as_finished_text() -> None:
     host = HostLog()
-    safe = SafeLog(host, [])
+    safe = RedactingLog(host, [])
     safe.debug("%s%%", "%s")
     safe.info("%d", 1)
     safe.warn("%j", "%%")
@@ -258,7 +258,7 @@ def test_each_level_reaches_the_host_as_finished_text() -> None:
 @pytest.mark.parametrize("token", ["%s", "%j", "%o", "%O", ""])
 def test_no_credential_reaches_the_host(canary: Any, token: Any) -> None:
     host = HostLog()
-    log = SafeLog(host, [Secret("other-secret"), Secret(canary)])
+    log = RedactingLog(host, [Secret("other-secret"), Secret(canary)])
     for param in (
         canary,
         f"Bearer {canary}",
@@ -277,20 +277,20 @@ def test_no_credential_reaches_the_host(canary: Any, token: Any) -> None:
 
 def test_a_credential_in_the_message_itself_is_hidden_too() -> None:
     host = HostLog()
-    SafeLog(host, [Secret(CANARY)]).warn(f"refused {CANARY} twice {CANARY}")
+    RedactingLog(host, [Secret(CANARY)]).warn(f"refused {CANARY} twice {CANARY}")
     assert host.lines == [("warn", "refused *** twice ***")]
 
 
 def test_of_two_secrets_the_longer_one_leaves_no_tail() -> None:
     host = HostLog()
-    SafeLog(host, [Secret("abcd"), Secret("abcd-tail")]).info("abcd-tail abcd")
+    RedactingLog(host, [Secret("abcd"), Secret("abcd-tail")]).info("abcd-tail abcd")
     assert host.lines == [("info", "*** ***")]
 
 
 @pytest.mark.parametrize("short", ["", "abc"])
 def test_a_secret_too_short_to_tell_does_not_blacken_the_log(short: Any) -> None:
     host = HostLog()
-    SafeLog(host, [Secret(short)]).info("abc \\x")
+    RedactingLog(host, [Secret(short)]).info("abc \\x")
     assert host.lines == [("info", "abc \\x")]
 
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from pages import ROOT
+from support.pages import ROOT
 
 import trio_ledger_plugin
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import pytest
 import trio
-from scripted import FORMS, all_tasks, names, nursery_of, read_events, sleep_on, sleeping, start
+from support.scripted import FORMS, all_tasks, names, nursery_of, read_events, sleep_on, sleeping, start
 from trio.testing import wait_all_tasks_blocked
 
 from trio_ledger_plugin import (
@@ -247,7 +247,7 @@ async def test_requests_that_wait_are_forgotten_when_their_receiver_disconnects(
 async def test_too_many_waiting_requests_are_refused_and_may_be_tried_again(nursery):
     async with (
         open_plugin(
-            loopback(max_handlers=1, max_waiting_bytes=1), data_handler=sleeping(math.inf), nursery=nursery
+            loopback(max_handlers=1, max_backlog_bytes=1), data_handler=sleeping(math.inf), nursery=nursery
         ) as server,
         open_plugin(loopback(), nursery=nursery) as client,
         trio.open_nursery() as callers,

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import trio
 from attrs import evolve
-from ledgers import DAY, WEEK, HeldStore, dial_keyed, keyed, settle, states, sums, until
-from peers import BINARY, TOKEN, Peer, Recorder, dial_in, listening, open_btp, serving, welcome
-from scripted import start
+from support.ledgers import DAY, WEEK, HeldStore, dial_keyed, keyed, settle, states, sums, until
+from support.peers import BINARY, TOKEN, Peer, Recorder, dial_in, listening, open_btp, serving, welcome
+from support.scripted import start
 from test_accounts import enter, hashed, open_accounts, options
 from test_outbox import Handler
 from trio.testing import wait_all_tasks_blocked
@@ -32,9 +32,8 @@ from trio_ledger_plugin.btp.transfers import read_transfer, transfer_packet
 from trio_ledger_plugin.codec import btp
 from trio_ledger_plugin.errors import InvalidFieldsError
 from trio_ledger_plugin.money import sender
-from trio_ledger_plugin.money.entries import TransferState
-from trio_ledger_plugin.money.transfer import IDEMPOTENCY_KEY, TRANSFER_KEYS, Transfer
 from trio_ledger_plugin.stores import open_sqlite_store
+from trio_ledger_plugin.transfer import IDEMPOTENCY_KEY, TRANSFER_KEYS, Transfer, TransferState
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
 

@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 import trio
-from faulty_vfs import faulty_vfs
+from support.faulty_vfs import faulty_vfs
 
 from trio_ledger_plugin import (
     PluginServices,
@@ -14,7 +14,7 @@ from trio_ledger_plugin import (
     TransferInDoubtError,
     open_plugin,
 )
-from trio_ledger_plugin.options import LoopbackOptions
+from trio_ledger_plugin.loopback import LoopbackOptions
 from trio_ledger_plugin.stores import open_sqlite_store
 
 pytestmark = pytest.mark.slow

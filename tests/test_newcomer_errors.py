@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import trio
-from programs import run
+from support.programs import run
 
 from trio_ledger_plugin import (
     ConnectOptions,

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import moments
+from support.strategies import moments
 
 from trio_ledger_plugin.codec import oer
 from trio_ledger_plugin.errors import DecodeError, InvalidFieldsError

@@ -4,11 +4,11 @@
 import math
 from datetime import UTC, datetime
 
-import peers
 import pytest
 import trio
 import trio.testing
-from scripted import (
+from support import peers
+from support.scripted import (
     FORMS,
     ScriptedOptions,
     ScriptedPlugin,
@@ -462,7 +462,7 @@ async def test_a_link_that_dies_of_what_came_before_the_verdict_is_not_taken_for
         await peer.wait_eof()
 
     # The answers to eight early requests do not fit such a queue.
-    opts = {"max_queue_bytes": 1, "max_refusal_bytes": 1}
+    opts = {"max_send_queue_bytes": 1, "max_error_reply_bytes": 1}
     async with peers.serving(serve) as server, open_plugin({"server": server, **opts}) as plugin:
         with trio.fail_after(5):
             seen = [await plugin.events.receive() for _ in range(3)]
@@ -499,9 +499,9 @@ async def test_the_smallest_queue_still_lets_requests_through():
     async def echo(data):
         return data
 
-    async with peers.open_btp({**peers.listening(), "max_queue_bytes": 1}, data_handler=echo) as listener:
+    async with peers.open_btp({**peers.listening(), "max_send_queue_bytes": 1}, data_handler=echo) as listener:
         server = listener.address.replace("//", f"//alice:{peers.TOKEN}@")
-        async with open_plugin({"server": server, "max_queue_bytes": 1}) as plugin:
+        async with open_plugin({"server": server, "max_send_queue_bytes": 1}) as plugin:
             with trio.fail_after(5):
                 for data in (b"", bytes(60_000)):
                     assert await plugin.send_data(data) == data

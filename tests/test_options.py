@@ -11,14 +11,10 @@ from typing import Any
 import attrs
 import pytest
 
+from trio_ledger_plugin.btp.options import BtpOptions, ListenerOptions
 from trio_ledger_plugin.errors import InvalidFieldsError
-from trio_ledger_plugin.options import (
-    BtpOptions,
-    ConnectOptions,
-    LinkOptions,
-    ListenerOptions,
-    LoopbackOptions,
-)
+from trio_ledger_plugin.loopback import LoopbackOptions
+from trio_ledger_plugin.options.base import ConnectOptions, PluginOptions
 from trio_ledger_plugin.secret import Secret
 
 CANARY = "canary-7f3a"
@@ -34,7 +30,7 @@ DURATIONS = [
     "send_timeout",
     "redial_max_delay",
 ]
-COUNTS = [each.name for each in attrs.fields(LinkOptions) if each.name.startswith("max_")]
+COUNTS = [each.name for each in attrs.fields(PluginOptions) if each.name.startswith("max_")]
 
 
 def problems_of(make: Any, *args: Any, **kwargs: Any) -> list[str]:
@@ -87,7 +83,7 @@ def test_a_negative_connect_timeout_is_refused(timeout: Any) -> None:
 
 
 def test_the_defaults_are_those_of_the_documentation() -> None:
-    assert attrs.asdict(LinkOptions()) == {
+    assert attrs.asdict(PluginOptions()) == {
         "connect_timeout": 30.0,
         "close_timeout": 5.0,
         "response_timeout": 35.0,
@@ -102,10 +98,10 @@ def test_the_defaults_are_those_of_the_documentation() -> None:
         "max_unauthenticated_bytes": 8192,
         "max_fragments": 64,
         "max_entries": 32,
-        "max_queue_bytes": 1048576,
-        "max_running_bytes": 4194304,
-        "max_waiting_bytes": 2097152,
-        "max_refusal_bytes": 65536,
+        "max_send_queue_bytes": 1048576,
+        "max_handler_bytes": 4194304,
+        "max_backlog_bytes": 2097152,
+        "max_error_reply_bytes": 65536,
         "max_handlers": 256,
         "max_in_flight": 16384,
         "max_malformed_per_minute": 8,
@@ -122,7 +118,7 @@ def test_the_defaults_are_those_of_the_documentation() -> None:
 
 @pytest.mark.parametrize("name", DURATIONS)
 def test_a_time_is_above_zero_and_may_be_endless(name: Any) -> None:
-    make: Any = LinkOptions
+    make: Any = PluginOptions
     assert getattr(make(**{name: math.inf}), name) == math.inf
     assert getattr(make(**{name: 1}), name) == 1
     for wrong, shown in [
@@ -135,23 +131,23 @@ def test_a_time_is_above_zero_and_may_be_endless(name: Any) -> None:
         (None, "None"),
         (10**400, "1000"),
     ]:
-        (problem,) = problems_of(LinkOptions, **{name: wrong})
+        (problem,) = problems_of(PluginOptions, **{name: wrong})
         assert problem.startswith(f"- {name}: got {shown}")
         assert problem.endswith("must be a number of seconds above 0, or infinity for no limit")
 
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_a_limit_is_a_whole_number_above_zero(name: Any) -> None:
-    make: Any = LinkOptions
+    make: Any = PluginOptions
     assert getattr(make(**{name: 1}), name) == 1
     for wrong, shown in [(0, "0"), (-1, "-1"), (1.0, "1.0"), (math.inf, "inf"), (True, "True"), ("9", "'9'")]:
-        assert problems_of(LinkOptions, **{name: wrong}) == [f"- {name}: got {shown}, must be a whole number above 0"]
+        assert problems_of(PluginOptions, **{name: wrong}) == [f"- {name}: got {shown}, must be a whole number above 0"]
 
 
 def test_trusted_proxies_are_addresses_as_sockets_tell_them() -> None:
-    assert LinkOptions(trusted_proxies=["10.0.0.1", "::1"]).trusted_proxies == ("10.0.0.1", "::1")
+    assert PluginOptions(trusted_proxies=["10.0.0.1", "::1"]).trusted_proxies == ("10.0.0.1", "::1")
     for wrong in ["10.0.0.1", ("proxy.example",), ("0:0::1",), (1,), None]:
-        (problem,) = problems_of(LinkOptions, trusted_proxies=wrong)
+        (problem,) = problems_of(PluginOptions, trusted_proxies=wrong)
         assert problem.startswith("- trusted_proxies: got ")
         assert "IP addresses" in problem
 
@@ -170,9 +166,9 @@ def test_every_wrong_field_is_named_at_once() -> None:
 
 
 def test_a_value_too_large_to_read_is_cut_or_named_by_its_type() -> None:
-    (problem,) = problems_of(LinkOptions, max_entries="x" * 10_000)
+    (problem,) = problems_of(PluginOptions, max_entries="x" * 10_000)
     assert len(problem) < 150
-    assert problems_of(LinkOptions, max_entries=-(10**5000)) == [
+    assert problems_of(PluginOptions, max_entries=-(10**5000)) == [
         "- max_entries: got a value of type int, must be a whole number above 0"
     ]
 
@@ -456,17 +452,17 @@ def test_no_credential_is_in_the_error_of_a_failed_construction(fields: Any) -> 
 
 
 def test_keys_are_kept_for_a_day_at_least() -> None:
-    assert LinkOptions(key_retention=86400).key_retention == 86400
+    assert PluginOptions(key_retention=86400).key_retention == 86400
     for wrong in (86399, 0, math.inf, math.nan, True, "86400"):
-        make: Any = LinkOptions
+        make: Any = PluginOptions
         (problem,) = problems_of(make, key_retention=wrong)
         assert "must be a number of seconds from 86,400 (24 hours)" in problem
 
 
 def test_money_has_three_settings() -> None:
     for right in ("auto", "keyed", "plain"):
-        assert LinkOptions(money=right).money == right
-    make: Any = LinkOptions
+        assert PluginOptions(money=right).money == right
+    make: Any = PluginOptions
     for wrong in ("KEYED", "", None, True):
         (problem,) = problems_of(make, money=wrong)
         assert "must be 'auto', 'keyed' or 'plain'" in problem

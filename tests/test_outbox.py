@@ -5,15 +5,15 @@ from typing import Any
 import pytest
 import trio
 import trio.lowlevel
-from ledgers import HeldStore, open_payer, settle, states, sums
-from scripted import start
+from support.ledgers import HeldStore, open_payer, settle, states, sums
+from support.scripted import start
 from trio.testing import wait_all_tasks_blocked
 
 from trio_ledger_plugin import MoneyHandlerAlreadyRegisteredError, current_transfer
 from trio_ledger_plugin.money import outbox
-from trio_ledger_plugin.money.transfer import MoneyLevel, Transfer
 from trio_ledger_plugin.stores import open_sqlite_store
 from trio_ledger_plugin.telemetry import Telemetry
+from trio_ledger_plugin.transfer import MoneyLevel, Transfer
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import trio
-from scripted import (
+from support.scripted import (
     ScriptedOptions,
     after,
     all_tasks,

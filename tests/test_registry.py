@@ -4,12 +4,13 @@ from modulefinder import ModuleFinder
 from pathlib import Path
 
 import pytest
-from scripted import ScriptedOptions, ScriptedPlugin, install
+from support.scripted import ScriptedOptions, ScriptedPlugin, install
 
 from trio_ledger_plugin import InvalidFieldsError, open_plugin, registry
+from trio_ledger_plugin.btp.options import BtpOptions
 from trio_ledger_plugin.btp.plugin import BtpPlugin
-from trio_ledger_plugin.loopback import LoopbackPlugin
-from trio_ledger_plugin.options import BtpOptions, ConnectOptions, LinkOptions, LoopbackOptions
+from trio_ledger_plugin.loopback import LoopbackOptions, LoopbackPlugin
+from trio_ledger_plugin.options.base import ConnectOptions, PluginOptions
 from trio_ledger_plugin.registry import ENTRY_POINT_GROUP, resolve_plugin
 
 SERVER = "btp+ws://alice:token@localhost:7768"
@@ -65,8 +66,8 @@ def test_what_is_neither_options_nor_a_mapping_is_a_type_error(opts):
 
 
 def test_options_of_no_plugin_are_a_type_error():
-    with pytest.raises(TypeError, match="LinkOptions, which no installed plugin takes"):
-        resolve_plugin(LinkOptions())
+    with pytest.raises(TypeError, match="PluginOptions, which no installed plugin takes"):
+        resolve_plugin(PluginOptions())
 
 
 async def test_a_plugin_of_another_package_opens_by_name_and_by_options(monkeypatch, tmp_path):
@@ -98,7 +99,7 @@ def test_another_packages_broken_plugin_or_one_of_our_names_hurts_nobody(monkeyp
     install(monkeypatch, tmp_path)
     (tmp_path / "odd.py").write_text("class Plugin:\n    options_class = dict\n")
     (info,) = tmp_path.glob("*.dist-info")
-    entries = "a = no_such_module:Plugin\nb = odd:Plugin\nloopback = scripted:ScriptedPlugin\nz = json:dumps\n"
+    entries = "a = no_such_module:Plugin\nb = odd:Plugin\nloopback = support.scripted:ScriptedPlugin\nz = json:dumps\n"
     with (info / "entry_points.txt").open("a") as file:
         file.write(entries)
     assert resolve_plugin(LoopbackOptions(name="x"))[0] is LoopbackPlugin

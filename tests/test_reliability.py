@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from ledgers import HeldStore
-from peers import CLOSE, TOKEN, Peer, dial_in, home, listening, next_event, open_btp, serving, welcome
+from support.ledgers import HeldStore
+from support.peers import CLOSE, TOKEN, Peer, dial_in, home, listening, next_event, open_btp, serving, welcome
 from test_accounts import FULFILL, HOST, answer, enter, open_accounts, prepare
 from trio.testing import MockClock
 
 import trio_ledger_plugin.btp.accounts
 from trio_ledger_plugin import Connected, ConnectionLostError, Disconnected, PluginServices
-from trio_ledger_plugin.btp.writer import FrameWriter
 from trio_ledger_plugin.codec import btp
 from trio_ledger_plugin.stores import MemoryStore, open_sqlite_store
 from trio_ledger_plugin.testing import open_fault_proxy
+from trio_ledger_plugin.websocket.writer import FrameWriter
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "explanation" / "reliability.md"

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import trio
 import trio.lowlevel
-from ledgers import DAY, WEEK, HeldStore, open_payer, settle, states, sums, until
-from scripted import start
+from support.ledgers import DAY, WEEK, HeldStore, open_payer, settle, states, sums, until
+from support.scripted import start
 from trio.testing import wait_all_tasks_blocked
 
 from trio_ledger_plugin import (
@@ -26,8 +26,8 @@ from trio_ledger_plugin import (
     open_plugin,
 )
 from trio_ledger_plugin.money import sender
-from trio_ledger_plugin.money.entries import TransferDirection
 from trio_ledger_plugin.stores import open_sqlite_store
+from trio_ledger_plugin.transfer import TransferDirection
 
 BUSY = RemoteError("T00", "UnreachableError", data=b'{"message": "later"}')
 NO = RemoteError("F00", "NotAcceptedError", data=b'{"message": "no"}')

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
-from strategies import vectors
+from support.strategies import vectors
 
+from trio_ledger_plugin.btp.options import BtpOptions
 from trio_ledger_plugin.btp.session import (
     BadAuthError,
     Session,
@@ -32,7 +33,6 @@ from trio_ledger_plugin.errors import (
     RemoteError,
     UnreachableError,
 )
-from trio_ledger_plugin.options import BtpOptions
 
 NOON = datetime(2018, 8, 31, 12, 0, 0, 899_000, tzinfo=UTC)
 NOTHING = (Verdict.NOTHING, None, None)

@@ -10,13 +10,13 @@ from contextlib import asynccontextmanager, closing
 import pytest
 import trio
 import trio.testing
-from faulty_vfs import faulty_vfs
-from programs import PATIENCE, posix
+from support.faulty_vfs import faulty_vfs
+from support.programs import PATIENCE, posix
 
 from trio_ledger_plugin.errors import InvalidFieldsError, StoreError, StoreInDoubtError
 from trio_ledger_plugin.services import PluginServices, TransactionalStore
 from trio_ledger_plugin.stores import open_sqlite_store
-from trio_ledger_plugin.stores.database import read_sqlite
+from trio_ledger_plugin.stores.sqlite_file import read_sqlite
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 import trio
-from faulty_vfs import faulty_vfs
+from support.faulty_vfs import faulty_vfs
 
 from trio_ledger_plugin.errors import StoreError, StoreInDoubtError
 from trio_ledger_plugin.stores import open_sqlite_store

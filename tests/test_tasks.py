@@ -8,7 +8,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from trio_ledger_plugin import PluginClosedError
-from trio_ledger_plugin.tasks import PluginTasks
+from trio_ledger_plugin.runtime.tasks import TaskGroup
 
 
 class Home:
@@ -18,7 +18,7 @@ class Home:
         self.ends = []
         self.fatal = fatal
         self.is_busy = False
-        self.tasks = PluginTasks(nursery, self._ended)
+        self.tasks = TaskGroup(nursery, self._ended)
         self.tasks.busy = lambda: self.is_busy
 
     def _ended(self, crash, *, cancelled):

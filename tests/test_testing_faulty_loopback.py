@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from scripted import all_tasks, read_events
+from support.scripted import all_tasks, read_events
 
 from trio_ledger_plugin import (
     Connected,
@@ -19,12 +19,12 @@ from trio_ledger_plugin import (
     TransferInDoubtError,
 )
 from trio_ledger_plugin.stores import open_sqlite_store
-from trio_ledger_plugin.testing import Parcel, ParcelKind, RandomFates, open_faulty_loopback
+from trio_ledger_plugin.testing import Message, MessageKind, RandomDelivery, open_faulty_loopback
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
 
-REQUEST, TRANSFER, REPLY = ParcelKind.REQUEST, ParcelKind.TRANSFER, ParcelKind.REPLY
+REQUEST, TRANSFER, REPLY = MessageKind.REQUEST, MessageKind.TRANSFER, MessageKind.REPLY
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ async def _nothing_is_left():
     assert all_tasks() <= before
 
 
-def script(fates: dict[tuple[ParcelKind, bytes], Any]) -> Any:
+def script(fates: dict[tuple[MessageKind, bytes], Any]) -> Any:
     return lambda parcel: fates.get((parcel.kind, parcel.content), (0.0,))
 
 
@@ -57,7 +57,7 @@ async def test_without_faults_it_is_a_pair_like_any_other() -> None:
         await pair.first.send_money("5")
         assert amounts == ["5"]
         assert pair.happened == [
-            (Parcel(kind, sender, content, 0), (0.0,))
+            (Message(kind, sender, content, 0), (0.0,))
             for kind, sender, content in [
                 (REQUEST, "first", b"ab"),
                 (REPLY, "second", b"ab"),
@@ -196,7 +196,7 @@ async def call(plugin: Any, data: bytes, outcomes: dict[bytes, str]) -> None:
 async def weather(seed: int) -> Any:
     """Let calls be made both ways for an hour, many at once, and return all that can be seen."""
     outcomes: dict[bytes, str] = {}
-    fates = RandomFates(seed=seed, lose=0.1, double=0.1, delay=0.5, max_delay=60)
+    fates = RandomDelivery(seed=seed, lose=0.1, double=0.1, delay=0.5, max_delay=60)
     async with open_faulty_loopback(fates, response_timeout=30) as pair, trio.open_nursery() as nursery:
         for plugin in (pair.first, pair.second):
             plugin.register_data_handler(echo)
@@ -223,9 +223,9 @@ async def test_an_hour_of_faults_is_the_same_hour_under_the_same_seed(autojump_c
 
 async def test_an_error_of_the_block_tells_the_seed() -> None:
     with pytest.raises(OSError, match="of the block") as caught:
-        async with open_faulty_loopback(RandomFates(seed=77)):
+        async with open_faulty_loopback(RandomDelivery(seed=77)):
             raise OSError("of the block")
-    assert caught.value.__notes__ == ["faulty loopback: RandomFates(seed=77)"]
+    assert caught.value.__notes__ == ["faulty loopback: RandomDelivery(seed=77)"]
     with pytest.raises(OSError, match="of the block") as caught:
         async with open_faulty_loopback(lambda parcel: ()):
             raise OSError("of the block")
@@ -251,8 +251,8 @@ async def test_limits_are_options_of_both_and_are_checked() -> None:
 @pytest.mark.parametrize("wrong", [{"lose": -0.1}, {"lose": 0.5, "double": 0.6}, {"max_delay": -1.0}])
 async def test_wrong_odds_are_refused(wrong: Any) -> None:
     with pytest.raises(ValueError, match="parts of one whole"):
-        RandomFates(**wrong)
+        RandomDelivery(**wrong)
 
 
 async def test_seeds_nobody_chose_differ() -> None:
-    assert len({RandomFates().seed for _ in range(5)}) > 1
+    assert len({RandomDelivery().seed for _ in range(5)}) > 1

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import trio
-from peers import TOKEN, shake_hands
+from support.peers import TOKEN, shake_hands
 from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 
 from trio_ledger_plugin import NotConnectedError, open_plugin

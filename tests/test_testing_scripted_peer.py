@@ -19,7 +19,7 @@ from trio_ledger_plugin import (
 from trio_ledger_plugin.btp.server import BtpServer
 from trio_ledger_plugin.codec import btp
 from trio_ledger_plugin.testing import ScriptedPeer, ScriptError, open_scripted_server
-from trio_ledger_plugin.testing.handwritten import CLOSE, PING, PONG, TEXT, write_frame
+from trio_ledger_plugin.testing.raw_frames import CLOSE, PING, PONG, TEXT, write_frame
 from trio_ledger_plugin.testing.scripted_peer import ilp_data
 
 # Two entries of one name: a response that can be read, and breaks the protocol.

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trio_ledger_plugin import MoneyLevel, Transfer, current_transfer
-from trio_ledger_plugin.money.transfer import MIN_RETENTION, is_key, read_retention
+from trio_ledger_plugin.transfer import MIN_RETENTION, is_key, read_retention
 
 
 @pytest.mark.parametrize("text", ["k", "k" * 64, "a b", "~!@#", "0", "a\nb", "\x00", "\x7f"])

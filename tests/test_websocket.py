@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from peers import Peer, frame, home, read_head, shake_hands, upgrade_request, upgrade_response, welcome
+from support.peers import Peer, frame, home, read_head, shake_hands, upgrade_request, upgrade_response, welcome
 from trio.testing import MockClock
 
-from trio_ledger_plugin.btp.websocket import (
+from trio_ledger_plugin.errors import NotAcceptedError, UnreachableError
+from trio_ledger_plugin.options.base import PluginOptions
+from trio_ledger_plugin.websocket.connection import (
     BadHandshakeError,
     Handshake,
     PermanentlyUnreachableError,
@@ -18,10 +20,8 @@ from trio_ledger_plugin.btp.websocket import (
     accept_websocket,
     open_websocket,
 )
-from trio_ledger_plugin.errors import NotAcceptedError, UnreachableError
-from trio_ledger_plugin.options import LinkOptions
 
-OPTIONS = LinkOptions()
+OPTIONS = PluginOptions()
 
 
 class Receiver:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from peers import BINARY, CLOSE, PING, PONG, frame, home
+from support.peers import BINARY, CLOSE, PING, PONG, frame, home
 from trio.testing import MockClock
 
-from trio_ledger_plugin.btp.writer import FrameWriter
+from trio_ledger_plugin.websocket.writer import FrameWriter
 
 KIB = 1024
 

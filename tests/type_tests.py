@@ -36,11 +36,10 @@ from trio_ledger_plugin import (
     open_plugin,
     options_from_environment,
 )
+from trio_ledger_plugin.btp.options import BtpOptions, ListenerOptions
 from trio_ledger_plugin.events import Event
 from trio_ledger_plugin.log import StdlibLog
-from trio_ledger_plugin.loopback import LoopbackPlugin
-from trio_ledger_plugin.money.transfer import Transfer
-from trio_ledger_plugin.options import BtpOptions, ListenerOptions, LoopbackOptions
+from trio_ledger_plugin.loopback import LoopbackOptions, LoopbackPlugin
 from trio_ledger_plugin.secret import Secret
 from trio_ledger_plugin.statistics import Statistics
 from trio_ledger_plugin.stores import MemoryStore, SqliteStore, open_sqlite_store
@@ -55,13 +54,14 @@ from trio_ledger_plugin.testing import (
     run_conformance,
 )
 from trio_ledger_plugin.testing.conformance import Report
+from trio_ledger_plugin.transfer import Transfer
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
-    from trio_ledger_plugin.testing import Conditions, Subject
-    from trio_ledger_plugin.testing.conformance import SubjectFactory
+    from trio_ledger_plugin.testing import PairConfig, PluginPair
+    from trio_ledger_plugin.testing.conformance import PairFactory
 
 
 async def on_data(data: bytes) -> bytes:
@@ -166,7 +166,7 @@ def observing(plugin: LedgerPlugin) -> None:
     telemetry.observe("alice")  # type: ignore[arg-type]  # a plugin
 
 
-async def testing(pair: SubjectFactory, serve: Callable[[trio.SocketStream], Awaitable[None]]) -> None:
+async def testing(pair: PairFactory, serve: Callable[[trio.SocketStream], Awaitable[None]]) -> None:
     async with open_fault_proxy(("127.0.0.1", 7768)) as proxy:
         assert_type(proxy, FaultProxy)
     async with open_faulty_loopback() as faulty:
@@ -178,13 +178,13 @@ async def testing(pair: SubjectFactory, serve: Callable[[trio.SocketStream], Awa
     assert_type(report.passed, bool)
 
 
-async def make_subject(conditions: Conditions) -> Subject:
+async def make_subject(conditions: PairConfig) -> PluginPair:
     raise NotImplementedError
 
 
 class TestMyPlugin(ConformanceSuite):
     @asynccontextmanager
-    async def pair(self, conditions: Conditions) -> AsyncIterator[Subject]:
+    async def pair(self, conditions: PairConfig) -> AsyncIterator[PluginPair]:
         yield await make_subject(conditions)
 
 

@@ -1,5 +1,6 @@
 """The Interledger Ledger Plugin Interface, version 2 (RFC-0024), for Trio."""
 
+from .environment import options_from_environment
 from .errors import (
     AlreadyFulfilledError,
     AlreadyRolledBackError,
@@ -27,23 +28,14 @@ from .errors import (
     TransferNotFoundError,
     UnreachableError,
 )
-from .events import (
-    AccountConnected,
-    AccountDisconnected,
-    Connected,
-    Disconnected,
-    EventsDropped,
-    Failed,
-)
-from .ildcp import fetch_ildcp
-from .loading import options_from_environment
-from .money.entries import JournalEntry, Totals, TransferDirection, TransferState
-from .money.transfer import MoneyLevel, Transfer, current_transfer
-from .money.transfers import Transfers
+from .events import AccountConnected, AccountDisconnected, Connected, Disconnected, EventsDropped, Failed
+from .ilp.configuration import fetch_ildcp
+from .money.reconciliation import Transfers
 from .opening import create_plugin, loopback_pair, open_plugin
-from .options import ConnectOptions
+from .options.base import ConnectOptions
 from .plugin import LedgerPlugin
 from .services import Log, PluginServices, Store, TransactionalStore
+from .transfer import JournalEntry, MoneyLevel, Totals, Transfer, TransferDirection, TransferState, current_transfer
 
 __all__ = [
     "AccountConnected",

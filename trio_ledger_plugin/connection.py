@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from .errors import twin_of
+from .errors import copy_error
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -80,5 +80,5 @@ class Connection(trio.TaskStatus[None]):
                 self._scope.cancel()
         if self._error is not None:
             # The next one's is made before this one's is raised.
-            error, self._error = self._error, twin_of(self._error)
+            error, self._error = self._error, copy_error(self._error)
             raise error

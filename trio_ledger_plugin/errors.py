@@ -66,7 +66,7 @@ __all__ = [
     "TransferInDoubtError",
     "TransferNotFoundError",
     "UnreachableError",
-    "told_to_peer",
+    "wire_error",
 ]
 
 # JSON writes a character in at most twelve bytes, and a BTP Error holds 8192 of them.
@@ -280,7 +280,7 @@ _BTP_NAMES: Final = {
 }
 
 
-def told_to_peer(error: LedgerPluginError) -> tuple[str, str, bytes]:
+def wire_error(error: LedgerPluginError) -> tuple[str, str, bytes]:
     """Return the code, name and data under which an error reaches the peer (RFC-0023, ERROR).
 
     An error without a code of BTP's becomes F00 ``NotAcceptedError``, as ilp-plugin-btp has it. Never raises: a peer
@@ -297,7 +297,7 @@ def told_to_peer(error: LedgerPluginError) -> tuple[str, str, bytes]:
 ErrorT = TypeVar("ErrorT", bound=Exception)
 
 
-def twin_of(error: ErrorT) -> ErrorT:
+def copy_error(error: ErrorT) -> ErrorT:
     """Return an error like this one, for one more caller: raised in two tasks, one object tells each of the other's.
 
     The error itself, where its class cannot be copied.

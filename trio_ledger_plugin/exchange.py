@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from .calls import IN_DOUBT, CallTable
 from .errors import (
     ConnectionLostError,
     LedgerPluginError,
@@ -26,17 +25,18 @@ from .errors import (
     RemoteError,
     TransferInDoubtError,
     UnreachableError,
-    told_to_peer,
+    wire_error,
 )
-from .handlers import HandlerQueue
-from .money.transfer import MoneyLevel, Transfer
 from .plugin import LedgerPlugin
+from .runtime.calls import IN_DOUBT, CallTable
+from .runtime.workers import RequestQueue
+from .transfer import MoneyLevel, Transfer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .answering import Reply
-    from .options import LinkOptions
+    from .options.base import PluginOptions
+    from .runtime.handlers import Reply
     from .services import PluginServices
 
 __all__ = ["ExchangePlugin"]
@@ -59,7 +59,7 @@ class ExchangePlugin(LedgerPlugin):
 
     def __init__(
         self,
-        options: LinkOptions,
+        options: PluginOptions,
         services: PluginServices,
         nursery: trio.Nursery,
         on_failed: Callable[[PluginFailedError], None] | None = None,
@@ -88,7 +88,7 @@ class ExchangePlugin(LedgerPlugin):
         Args:
             number: The peer's number of the request.
             reply: A response; None for a transfer that was taken; or an error, of which
-                ``errors.told_to_peer(error)`` gives what the peer may know.
+                ``errors.wire_error(error)`` gives what the peer may know.
         """
 
     # What an author of a plugin calls.
@@ -190,7 +190,7 @@ class _Exchange:
         self._plugin = plugin
         options = plugin.options
         self.calls: CallTable = CallTable(limit=options.max_in_flight, timeout=options.response_timeout)
-        self._requests = HandlerQueue(plugin.pool, self, plugin.handlers.answer)
+        self._requests = RequestQueue(plugin.pool, self, plugin.handlers.answer)
 
     def serve(self, number: int, request: bytes | Transfer) -> None:
         size = TRANSFER_BYTES if isinstance(request, Transfer) else len(request)
@@ -228,5 +228,5 @@ class _Exchange:
 
 
 def _as_remote(error: LedgerPluginError) -> RemoteError:
-    code, name, data = told_to_peer(error)
+    code, name, data = wire_error(error)
     return RemoteError(code, name, triggered_at=datetime.now(UTC), data=data)

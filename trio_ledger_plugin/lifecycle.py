@@ -19,33 +19,27 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from .answering import Handlers
 from .connection import Connection
-from .errors import (
-    ConnectTimeoutError,
-    LedgerPluginError,
-    NotConnectedError,
-    PluginClosedError,
-    PluginFailedError,
-)
+from .errors import ConnectTimeoutError, LedgerPluginError, NotConnectedError, PluginClosedError, PluginFailedError
 from .events import Connected, Disconnected, Event, EventStream, Failed
-from .handlers import HandlerPool
-from .log import SafeLog, StdlibLog
-from .options import ConnectOptions, LinkOptions
+from .log import RedactingLog, StdlibLog
+from .options.base import ConnectOptions, PluginOptions
+from .runtime.handlers import Handlers
+from .runtime.tasks import TaskGroup, unwrap_group
+from .runtime.workers import WorkerPool
 from .statistics import Counters
-from .tasks import PluginTasks, bare
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .money.desk import MoneyDesk
+    from .money.service import MoneyService
     from .secret import Secret
     from .services import PluginServices
 
 __all__ = ["Lifecycle"]
 
 # How long a disconnecting plugin takes to say goodbye.
-PARTING_SECONDS = 1.0
+DISCONNECT_SECONDS = 1.0
 # How long a closed plugin waits, shielded, for tasks that it has cancelled; one that shields itself can take longer.
 END_SECONDS = 0.5
 
@@ -64,25 +58,25 @@ class Lifecycle(ABC):
 
     def __init__(
         self,
-        options: LinkOptions,
+        options: PluginOptions,
         services: PluginServices,
         nursery: trio.Nursery,
         on_failed: Callable[[PluginFailedError], None] | None = None,
     ) -> None:
-        self.options: LinkOptions = options
+        self.options: PluginOptions = options
         self.services: PluginServices = services
-        self.log: SafeLog = SafeLog(services.log or StdlibLog(), self.secrets())
+        self.log: RedactingLog = RedactingLog(services.log or StdlibLog(), self.secrets())
         self.counters: Counters = Counters()
-        self.tasks: PluginTasks = PluginTasks(nursery, self._tasks_ended)
+        self.tasks: TaskGroup = TaskGroup(nursery, self._tasks_ended)
         self.tasks.busy = self._is_busy
-        self.desk: MoneyDesk = self.make_desk()
+        self.desk: MoneyService = self.make_desk()
         self.handlers: Handlers = Handlers(self.log, self.desk.ledger)
-        self.pool: HandlerPool = HandlerPool(
+        self.pool: WorkerPool = WorkerPool(
             self.tasks,
             self.log,
             limit=options.max_handlers,
-            running_limit=options.max_running_bytes,
-            waiting_limit=options.max_waiting_bytes,
+            running_limit=options.max_handler_bytes,
+            waiting_limit=options.max_backlog_bytes,
             timeout=options.handler_timeout,
         )
         self.tasks.residents.append(self.pool)
@@ -113,7 +107,7 @@ class Lifecycle(ABC):
         """
 
     @abstractmethod
-    def make_desk(self) -> MoneyDesk:
+    def make_desk(self) -> MoneyService:
         """Return what looks after the plugin's money."""
 
     @abstractmethod
@@ -217,7 +211,7 @@ class Lifecycle(ABC):
         try:
             await connection.run(partial(self._connect_and_stay, connection))
         except Exception as raised:  # noqa: BLE001 (whatever it is, connect() or the failure tells it)
-            error = bare(raised)
+            error = unwrap_group(raised)
         fatal = connection.is_settled
         self._connection = None
         if self._state in (_State.CONNECTING, _State.READY, _State.DISCONNECTING):
@@ -250,7 +244,7 @@ class Lifecycle(ABC):
         self.fail_calls(lambda: PluginClosedError("the plugin was disconnected"))
         self.abandon_money("the plugin was disconnected")
         try:
-            with trio.move_on_after(PARTING_SECONDS):
+            with trio.move_on_after(DISCONNECT_SECONDS):
                 await self.finish_calls()
         finally:
             connection.cancel()
@@ -319,7 +313,7 @@ class Lifecycle(ABC):
             self._stream.publish(Disconnected(reason))
 
     @property
-    def is_parting(self) -> bool:
+    def is_disconnecting(self) -> bool:
         """Whether the plugin disconnects or closes, so that no new link is wanted."""
         return self._draining or self._state is _State.DISCONNECTING
 
@@ -406,7 +400,7 @@ class Lifecycle(ABC):
         """Settle the state when the tasks have ended; return what is to leave through the nursery."""
         self.desk.release()
         if crash is not None:
-            self.fail(bare(crash))
+            self.fail(unwrap_group(crash))
         elif cancelled and self._state is not _State.FAILED:
             self._end()
         if self._connection is not None:

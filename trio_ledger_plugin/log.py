@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .secret import Secret
     from .services import Log
 
-__all__ = ["SafeLog", "StdlibLog", "escape", "format_message"]
+__all__ = ["RedactingLog", "StdlibLog", "escape", "format_message"]
 
 TOKEN: Final = re.compile("%[Oosdj%]")
 # Past these a parameter is data rather than something to read.
@@ -206,7 +206,7 @@ class StdlibLog:
             self._logger.log(level, format_message(message, *params), stacklevel=3)
 
 
-class SafeLog:
+class RedactingLog:
     """A host's log that never sees a credential: each message is finished here and its secrets become ``***``.
 
     Args:

@@ -9,19 +9,35 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 import trio
+from attrs import field, frozen
 
 from .errors import InvalidFieldsError, PluginClosedError
 from .exchange import ExchangePlugin
-from .money.transfer import MoneyLevel, Transfer
-from .options import LoopbackOptions
+from .options.base import PluginOptions
+from .options.fields import NAME
+from .transfer import MoneyLevel, Transfer
 
 if TYPE_CHECKING:
-    from .answering import Reply
+    from .runtime.handlers import Reply
 
-__all__ = ["LoopbackPlugin"]
+__all__ = ["LoopbackOptions", "LoopbackPlugin"]
 
 # Which plugins stand under a name, in one Trio run.
 _waiting: trio.lowlevel.RunVar[dict[str, list[LoopbackPlugin]]] = trio.lowlevel.RunVar("loopback plugins")
+
+
+@frozen(kw_only=True)
+class LoopbackOptions(PluginOptions):
+    """Options of the ``loopback`` plugin: two plugins opened under one name in one process are peers.
+
+    Attributes:
+        name: The name that the two share.
+
+    Raises:
+        InvalidFieldsError: Any field is wrong; every bad one is named.
+    """
+
+    name: str = field(default="loopback", metadata=NAME)
 
 
 class LoopbackPlugin(ExchangePlugin):
@@ -38,7 +54,7 @@ class LoopbackPlugin(ExchangePlugin):
             raise InvalidFieldsError(f"name is {self.options.name!r}; two plugins are connected under it already")
         plugins.append(self)
         try:
-            if len(plugins) == 2 and not plugins[0].is_parting:
+            if len(plugins) == 2 and not plugins[0].is_disconnecting:
                 for plugin, peer in (plugins, plugins[::-1]):
                     plugin.meet(peer)
             task_status.started()

@@ -9,20 +9,19 @@ from uuid import uuid4
 import trio
 
 from .errors import PluginFailedError
-from .loopback import LoopbackPlugin
-from .options import LoopbackOptions
+from .loopback import LoopbackOptions, LoopbackPlugin
 from .registry import resolve_plugin
+from .runtime.tasks import unwrap_group
 from .services import PluginServices
-from .tasks import bare
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from types import TracebackType
 
-    from .answering import DataHandler, MoneyHandler, TransactionalMoneyHandler
-    from .checking import CheckedOptions
-    from .options import ConnectOptions
+    from .options.base import ConnectOptions
+    from .options.fields import CheckedOptions
     from .plugin import LedgerPlugin
+    from .runtime.handlers import DataHandler, MoneyHandler, TransactionalMoneyHandler
 
 __all__ = ["create_plugin", "loopback_pair", "open_plugin"]
 
@@ -252,7 +251,7 @@ async def _bare_nursery(given: trio.Nursery | None) -> AsyncIterator[trio.Nurser
         # Such as Ctrl-C, which meets whichever task runs; of a cancellation the block's own error tells more.
         interruption = group.split(trio.Cancelled)[1]
         if interruption is not None:
-            raise bare(interruption) from None
+            raise unwrap_group(interruption) from None
         if error is None:
             raise
     except trio.Cancelled:  # noqa: ASYNC103 (the block's own error, raised below, tells more)

@@ -15,18 +15,18 @@ from uuid import uuid4
 import trio
 from attrs import asdict
 
-from .answering import DataHandler, MoneyHandler, TransactionalMoneyHandler, as_bytes
 from .errors import InvalidFieldsError, LedgerPluginError, NotAcceptedError, NotConnectedError
 from .lifecycle import Lifecycle
-from .money.desk import MoneyDesk, make_ledger
-from .money.transfer import Transfer, is_key
-from .options import LinkOptions
+from .money.service import MoneyService, make_ledger
+from .options.base import PluginOptions
+from .runtime.handlers import DataHandler, MoneyHandler, TransactionalMoneyHandler, as_bytes
 from .statistics import Statistics
+from .transfer import Transfer, is_key
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from .money.transfers import Transfers
+    from .money.reconciliation import Transfers
 
 __all__ = ["LedgerPlugin"]
 
@@ -51,7 +51,7 @@ class LedgerPlugin(Lifecycle):
     """
 
     version: ClassVar[int] = 2
-    options_class: ClassVar[type[LinkOptions]] = LinkOptions
+    options_class: ClassVar[type[PluginOptions]] = PluginOptions
 
     # What an author of a plugin writes.
 
@@ -233,10 +233,10 @@ class LedgerPlugin(Lifecycle):
 
     # What an author of a plugin calls.
 
-    def make_desk(self) -> MoneyDesk:
+    def make_desk(self) -> MoneyService:
         """Return what looks after the plugin's money: its own ledger, for its one account."""
         ledger = make_ledger(self.services.store, self.options, self.log, self.tasks, self.find_money_handler)
-        return MoneyDesk(self, ledger, self.tasks, account="", shows="", keeps_ledger=True)
+        return MoneyService(self, ledger, self.tasks, account="", shows="", keeps_ledger=True)
 
     def find_money_handler(self, account: str) -> MoneyHandler | None:  # noqa: ARG002 (there is one account)
         """Return the money handler that credited transfers of an account go to, or None while they wait."""

@@ -5,7 +5,7 @@ A test that takes ``conformance_check`` becomes one test a check::
     def test_my_plugin(conformance_check):
         conformance_check(my_pair)
 
-``my_pair`` is what ``ConformanceSuite.pair`` is: it is given ``Conditions`` and opens two plugins that are peers.
+``my_pair`` is what ``ConformanceSuite.pair`` is: it is given ``PairConfig`` and opens two plugins that are peers.
 Nothing of the kit is imported before a test takes the fixture. Where the package's own import is too much for a start
 of pytest, ``-p no:trio-ledger-plugin`` leaves this out.
 """
@@ -19,8 +19,8 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .testing.conformance.stage import Check
-    from .testing.conformance.subject import SubjectFactory
+    from .testing.conformance.harness import Check
+    from .testing.conformance.pair import PairFactory
 
 __all__ = ["conformance_check", "pytest_generate_tests"]
 
@@ -30,13 +30,13 @@ FIXTURE = "conformance_check"
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Make one test a check of a test that takes the fixture."""
     if FIXTURE in metafunc.fixturenames:
-        from .testing.conformance.running import CHECKS  # noqa: PLC0415 (only for those who use it)
+        from .testing.conformance.runner import CHECKS  # noqa: PLC0415 (only for those who use it)
 
         metafunc.parametrize(FIXTURE, CHECKS, ids=[check.name for check in CHECKS], indirect=True)
 
 
 @pytest.fixture
-def conformance_check(request: pytest.FixtureRequest) -> Callable[[SubjectFactory], None]:
+def conformance_check(request: pytest.FixtureRequest) -> Callable[[PairFactory], None]:
     """Give a function that makes one check of the plugins that it is given.
 
     It runs Trio itself, so the test is a plain function. A check that is not applicable skips the test.
@@ -45,7 +45,7 @@ def conformance_check(request: pytest.FixtureRequest) -> Callable[[SubjectFactor
 
     check: Check = request.param
 
-    def run(pair: SubjectFactory, *, transactional: bool = False) -> None:
+    def run(pair: PairFactory, *, transactional: bool = False) -> None:
         make_check(check, pair, transactional=transactional)
 
     return run

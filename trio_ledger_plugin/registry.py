@@ -6,18 +6,21 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, cast
 
-from .checking import CheckedOptions
 from .errors import InvalidFieldsError
-from .loading import canonical_plugin_name, names_of, options_from_mapping
+from .options.fields import CheckedOptions, shown
+from .options.load import names_of, options_from_mapping
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from importlib.metadata import EntryPoint
 
-    from .options import LinkOptions
+    from .options.base import PluginOptions
     from .plugin import LedgerPlugin
 
-__all__ = ["ENTRY_POINT_GROUP", "resolve_plugin"]
+__all__ = ["ENTRY_POINT_GROUP", "PLUGIN_ALIASES", "canonical_plugin_name", "resolve_plugin"]
+
+#: npm's module names, and the plugins of this package that do the same.
+PLUGIN_ALIASES: Final[Mapping[str, str]] = {"ilp-plugin-btp": "btp", "ilp-plugin-mini-accounts": "btp-accounts"}
 
 ENTRY_POINT_GROUP = "trio_ledger_plugin.plugins"
 DEFAULT_PLUGIN = "btp"
@@ -25,7 +28,21 @@ DEFAULT_PLUGIN = "btp"
 OWN_PLUGINS: Final = ("btp", "btp-accounts", "loopback")
 
 
-def resolve_plugin(opts: object) -> tuple[type[LedgerPlugin], LinkOptions]:
+def canonical_plugin_name(name: object) -> str:
+    """Return a plugin's name here for a name from a mapping or from ``ILP_PLUGIN``.
+
+    Args:
+        name: A name of ours or of another package's plugin, which comes back as it is, or npm's module name.
+
+    Raises:
+        InvalidFieldsError: ``name`` is not text, or empty.
+    """
+    if not isinstance(name, str) or not name:
+        raise InvalidFieldsError(f"plugin: got {shown(name)}, must be the name of a plugin, such as 'btp'")
+    return PLUGIN_ALIASES.get(name, name)
+
+
+def resolve_plugin(opts: object) -> tuple[type[LedgerPlugin], PluginOptions]:
     """Return the plugin's class and its options.
 
     Args:
@@ -36,7 +53,7 @@ def resolve_plugin(opts: object) -> tuple[type[LedgerPlugin], LinkOptions]:
         InvalidFieldsError: A field is bad, or no such plugin is installed.
     """
     if isinstance(opts, CheckedOptions):
-        return _class_of(opts), cast("LinkOptions", opts)
+        return _class_of(opts), cast("PluginOptions", opts)
     if not isinstance(opts, Mapping):
         raise TypeError(f"opts is an options object or a mapping, not {type(opts).__name__}")
     fields = dict(opts)

@@ -15,9 +15,9 @@ from weakref import ref
 import trio
 from attrs import fields
 
-from .answering import as_bytes
-from .money.transfer import begin_handling
+from .runtime.handlers import as_bytes
 from .statistics import Statistics
+from .transfer import begin_handling
 
 try:
     from opentelemetry.metrics import Observation, get_meter
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import CallbackOptions, MeterProvider
     from opentelemetry.trace import Span, TracerProvider
 
-    from .answering import DataHandler, MoneyHandler, TransactionalMoneyHandler
-    from .money.transfer import Transfer
     from .plugin import LedgerPlugin
+    from .runtime.handlers import DataHandler, MoneyHandler, TransactionalMoneyHandler
+    from .transfer import Transfer
 
 __all__ = ["Telemetry"]
 

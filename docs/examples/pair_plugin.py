@@ -8,14 +8,14 @@ import trio
 from attrs import field, frozen
 
 from trio_ledger_plugin import LedgerPluginError, RemoteError, Transfer, UnreachableError
-from trio_ledger_plugin.checking import COUNT
-from trio_ledger_plugin.errors import told_to_peer
+from trio_ledger_plugin.errors import wire_error
 from trio_ledger_plugin.exchange import ExchangePlugin
-from trio_ledger_plugin.options import LinkOptions
+from trio_ledger_plugin.options import PluginOptions
+from trio_ledger_plugin.options.fields import COUNT
 
 
 @frozen(kw_only=True)
-class PairOptions(LinkOptions):
+class PairOptions(PluginOptions):
     fd: int = field(metadata=COUNT)  # the socket's number; the plugin owns the socket from connect() on
 
 
@@ -64,7 +64,7 @@ class PairPlugin(ExchangePlugin):
 
     def send_reply(self, number: int, reply: bytes | LedgerPluginError | None) -> None:
         if isinstance(reply, LedgerPluginError):
-            code, name, data = told_to_peer(reply)
+            code, name, data = wire_error(reply)
             return self._send("error", number, code, name, data.decode())
         return self._send("answer", number, (reply or b"").hex())
 

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from trio_ledger_plugin.btp.frames import binary_frame, masked_binary_frame
-from trio_ledger_plugin.btp.websocket import BadHandshakeError, WebSocket, accept_websocket, open_websocket
-from trio_ledger_plugin.options import LinkOptions
-from trio_ledger_plugin.tasks import PluginTasks
+from trio_ledger_plugin.options.base import PluginOptions
+from trio_ledger_plugin.runtime.tasks import TaskGroup
+from trio_ledger_plugin.websocket.connection import BadHandshakeError, WebSocket, accept_websocket, open_websocket
+from trio_ledger_plugin.websocket.frames import binary_frame, masked_binary_frame
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -29,7 +29,7 @@ __all__ = ["Echo"]
 
 # The suite's largest message has 16 MiB, and its most fragments are of 64 bytes.
 MIB = 1024 * 1024
-OPTIONS = LinkOptions(max_message_bytes=20 * MIB, max_fragments=300_000)
+OPTIONS = PluginOptions(max_message_bytes=20 * MIB, max_fragments=300_000)
 AGENT = "trio-ledger-plugin"
 
 
@@ -79,9 +79,9 @@ class Echo:
 
 
 @asynccontextmanager
-async def open_tasks() -> AsyncIterator[PluginTasks]:
+async def open_tasks() -> AsyncIterator[TaskGroup]:
     async with trio.open_nursery() as nursery:
-        tasks = PluginTasks(nursery, lambda crash, *, cancelled: crash)
+        tasks = TaskGroup(nursery, lambda crash, *, cancelled: crash)
         await tasks.start()
         try:
             yield tasks
@@ -89,7 +89,7 @@ async def open_tasks() -> AsyncIterator[PluginTasks]:
             tasks.cancel()
 
 
-async def serve(tasks: PluginTasks, stream: trio.SocketStream) -> None:
+async def serve(tasks: TaskGroup, stream: trio.SocketStream) -> None:
     try:
         websocket = await accept_websocket(stream, tasks, OPTIONS, peer="tester", refuse=lambda handshake: None)
     except BadHandshakeError:
@@ -102,7 +102,7 @@ async def run_server(port: int) -> None:
         await trio.serve_tcp(partial(serve, tasks), port, host="127.0.0.1")
 
 
-async def visit(tasks: PluginTasks, port: int, resource: str, *, echoes: bool) -> list[str]:
+async def visit(tasks: TaskGroup, port: int, resource: str, *, echoes: bool) -> list[str]:
     """Connect to a resource of the fuzzing server; return the texts that came, unless they are echoed."""
     stream = await trio.open_tcp_stream("127.0.0.1", port)
     host = f"127.0.0.1:{port}"

@@ -26,7 +26,7 @@ import trio
 import trio_ledger_plugin.stores.sqlite
 from trio_ledger_plugin import PluginServices, open_plugin
 from trio_ledger_plugin.stores import open_sqlite_store
-from trio_ledger_plugin.stores.database import Database
+from trio_ledger_plugin.stores.sqlite_file import Database
 
 if TYPE_CHECKING:
     import sqlite3

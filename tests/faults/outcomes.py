@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import trio
 from attrs import field, frozen
-from peers import TOKEN, listening, open_btp
+from support.peers import TOKEN, listening, open_btp
 
 from trio_ledger_plugin import ConnectionLostError, ConnectOptions, NotConnectedError, ResponseTimeoutError
 from trio_ledger_plugin.testing import FaultKind, ProxiedConnection, RandomFaults, open_fault_proxy

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import trio
 import trio.testing
-from peers import home, shake_hands
-from test_lane import LIMIT, Link, connect, without_lane
+from support.peers import home, shake_hands
+from test_frame_stream import LIMIT, Link, connect, without_lane
 
 from trio_ledger_plugin.codec import btp
 

@@ -15,7 +15,7 @@ from random import Random
 
 import atheris  # type: ignore[import-untyped]  # it comes without types
 
-with atheris.instrument_imports(include=["trio_ledger_plugin.codec", "trio_ledger_plugin.btp.frames"]):
+with atheris.instrument_imports(include=["trio_ledger_plugin.codec", "trio_ledger_plugin.websocket.frames"]):
     from .targets import check_codec, check_frames
 
 from .mutation import packet_seeds, stream_seeds

@@ -18,7 +18,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 import trio
-from peers import BINARY, CLOSE, KEY, PING, PONG, TEXT, frame
+from support.peers import BINARY, CLOSE, KEY, PING, PONG, TEXT, frame
 
 from trio_ledger_plugin.codec import btp
 from trio_ledger_plugin.codec.oer import length_prefix

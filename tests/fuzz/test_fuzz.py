@@ -9,7 +9,7 @@ from itertools import islice
 from random import Random
 
 import pytest
-from peers import listening, open_btp
+from support.peers import listening, open_btp
 
 from trio_ledger_plugin.codec import btp, ildcp, ilp
 from trio_ledger_plugin.codec.oer import octets

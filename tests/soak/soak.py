@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 from attrs import fields, frozen
-from peers import CLOSE, Peer, dial
+from support.peers import CLOSE, Peer, dial
 
 from trio_ledger_plugin import ConnectOptions, LedgerPlugin, LedgerPluginError, PluginServices, open_plugin
 from trio_ledger_plugin.btp.session import auth_message

@@ -16,24 +16,24 @@ from ..errors import (
     PluginClosedError,
     RemoteError,
 )
-from ..lifecycle import PARTING_SECONDS
-from ..money.desk import MoneyDesk
-from ..money.transfer import Transfer
-from ..options import ConnectOptions
+from ..lifecycle import DISCONNECT_SECONDS
+from ..money.service import MoneyService
+from ..options.base import ConnectOptions
 from ..plugin import LedgerPlugin
 from ..statistics import Counters
+from ..transfer import Transfer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from ..answering import Handlers, Reply
     from ..errors import PluginFailedError
-    from ..options import LinkOptions
+    from ..options.base import PluginOptions
+    from ..runtime.handlers import Handlers, Reply
+    from ..runtime.tasks import TaskGroup
     from ..services import PluginServices
     from ..statistics import Statistics
-    from ..tasks import PluginTasks
-    from .accounts_options import HostInfo
     from .link import Link
+    from .options import HostInfo
 
 __all__ = ["Account", "AccountPlugin", "AccountSnapshot", "part_all"]
 
@@ -47,14 +47,14 @@ class AccountHost(Protocol):
     """The server's side of an account."""
 
     services: PluginServices
-    tasks: PluginTasks
-    desk: MoneyDesk
+    tasks: TaskGroup
+    desk: MoneyService
     handlers: Handlers
     info: HostInfo | None
     nursery: trio.Nursery
 
     @property
-    def options(self) -> LinkOptions:
+    def options(self) -> PluginOptions:
         """The limits and times of the accounts' links."""
 
     def check_usable(self) -> None:
@@ -285,7 +285,7 @@ class AccountPlugin(LedgerPlugin):
         self._fail(links, lambda: PluginClosedError("the account was disconnected"))
         self.abandon_money("the account was disconnected")
         try:
-            with trio.move_on_after(PARTING_SECONDS):
+            with trio.move_on_after(DISCONNECT_SECONDS):
                 await part_all(links)
         finally:
             for link in links:
@@ -308,10 +308,12 @@ class AccountPlugin(LedgerPlugin):
         """Return for how many seconds the client keeps transfer keys, agreed on its newest link; None at PLAIN."""
         return next((link.peer_retention for link in reversed(self._account.links)), None)
 
-    def make_desk(self) -> MoneyDesk:
+    def make_desk(self) -> MoneyService:
         """Return what looks after the account's money, in the server's ledger."""
         name = self._account.name
-        return MoneyDesk(self, self._host.desk.ledger, self._host.tasks, account=name, shows=name, keeps_ledger=False)
+        return MoneyService(
+            self, self._host.desk.ledger, self._host.tasks, account=name, shows=name, keeps_ledger=False
+        )
 
     async def carry_money(self, transfer: Transfer) -> None:
         """Send a transfer over the newest connection, once."""

@@ -15,26 +15,26 @@ from attrs import evolve
 from ..codec import ildcp, ilp
 from ..errors import DecodeError, InvalidFieldsError, LedgerPluginError, NotConnectedError, UnreachableError
 from ..events import AccountConnected, AccountDisconnected
-from ..ildcp import read_ildcp_answer
-from ..money.desk import MoneyDesk, make_ledger
+from ..ilp.configuration import read_ildcp_answer
+from ..money.service import MoneyService, make_ledger
+from ..net.tokens import AccountTokens, is_segment
 from .account import Account, part_all
-from .accounts_options import AccountsOptions, HostInfo
 from .door import Door, DoorHost
+from .options import AccountsOptions, HostInfo
 from .server import BtpServer
 from .session import request_ids
-from .tokens import AccountTokens, is_segment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ..answering import MoneyHandler
     from ..errors import PluginFailedError
-    from ..money.transfer import Transfer
+    from ..runtime.handlers import MoneyHandler
     from ..services import PluginServices
     from ..statistics import Statistics
+    from ..transfer import Transfer
+    from ..websocket.connection import Handshake
     from .account import AccountPlugin, AccountSnapshot
     from .link import Link
-    from .websocket import Handshake
 
 __all__ = ["AccountsPlugin"]
 
@@ -212,12 +212,12 @@ class AccountsPlugin(BtpServer):
         await trio.lowlevel.checkpoint()
         raise InvalidFieldsError("a server of many accounts sends money with account(name).send_money(amount)")
 
-    def make_desk(self) -> MoneyDesk:
+    def make_desk(self) -> MoneyService:
         """Return what looks after the money of all accounts; each is sent to by its own plugin."""
         ledger = make_ledger(self.services.store, self.options, self.log, self.tasks, self.find_money_handler)
         if ledger is not None:
             ledger.on_open = self._resume_accounts
-        return MoneyDesk(self, ledger, self.tasks, account=None, shows=None, keeps_ledger=True)
+        return MoneyService(self, ledger, self.tasks, account=None, shows=None, keeps_ledger=True)
 
     def _resume_accounts(self) -> None:
         """Send again for those that connected before the store told what is to be sent again."""

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from ..errors import InvalidFieldsError, LedgerPluginError, NotAcceptedError, UnreachableError
+from ..net.sockets import abort_stream
+from ..websocket.connection import PermanentlyUnreachableError, WebSocket, open_websocket
 from .host import LinkHost
 from .link import Link
-from .rawsocket import drop
 from .session import auth_message, read_auth_answer, transfer_keys
-from .websocket import PermanentlyUnreachableError, WebSocket, open_websocket
 
 if TYPE_CHECKING:
-    from ..options import BtpOptions
+    from .options import BtpOptions
 
 __all__ = ["Client", "ClientHost"]
 
@@ -48,7 +48,7 @@ class ClientHost(LinkHost, Protocol):
     connect_error: Exception | None
 
     @property
-    def is_parting(self) -> bool:
+    def is_disconnecting(self) -> bool:
         """Whether no link is wanted any more."""
 
     def adopt(self, link: Link) -> None:
@@ -98,7 +98,7 @@ class Client:
         while True:
             up = trio.current_time()
             await gone.wait()
-            if self._host.is_parting:
+            if self._host.is_disconnecting:
                 await trio.sleep_forever()
             now = trio.current_time()
             if began == -inf or now - up >= STABLE_SECONDS:
@@ -177,7 +177,7 @@ class Client:
             raise UnreachableError(f"TLS with {self.address} failed: {cause}{hint}") from error
         finally:
             if not done:
-                await drop(stream)  # noqa: ASYNC102 (it waits for nothing)
+                await abort_stream(stream)  # noqa: ASYNC102 (it waits for nothing)
         return secured
 
     async def _authenticate(self, websocket: WebSocket, redials: int) -> trio.Event:

@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import trio
 
 from ..errors import NotConnectedError
-from .gate import Gate
+from ..net.admission import Admission
+from ..net.shared_reader import SocketReaders, can_share
+from ..net.sockets import abort_stream
+from ..websocket.connection import Accepted, BadHandshakeError, Handshake, WebSocket, accept_websocket
+from ..websocket.messages import MessageStream
 from .host import LinkHost
 from .link import Link
-from .rawsocket import drop
-from .readers import SocketReaders, can_share
 from .session import AuthRequest, BadAuthError, auth_accepted, auth_refused, read_auth
-from .slowlane import SlowLane
-from .websocket import Accepted, BadHandshakeError, Handshake, WebSocket, accept_websocket
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from .carrier import Carrier
+    from ..websocket.interface import WebSocketTransport
 
     Identify: TypeAlias = Callable[[AuthRequest], str]
     Verify: TypeAlias = Callable[[AuthRequest, str], Awaitable[None]]
@@ -62,7 +62,7 @@ class DoorHost(LinkHost, Protocol):
     """The plugin's side of its door."""
 
     @property
-    def is_parting(self) -> bool:
+    def is_disconnecting(self) -> bool:
         """Whether no link is wanted any more."""
 
     def check_usable(self) -> None:
@@ -101,7 +101,7 @@ class Door:
         self._identify = identify
         self._verify = verify
         self._refuse_handshake = refuse
-        self._gate = Gate(host.options)
+        self._gate = Admission(host.options)
         # For connections that nobody else can close.
         self._readers = SocketReaders(host.tasks) if can_share() else None
         self._bound_port: int | None = place.port
@@ -181,7 +181,7 @@ class Door:
                 peer, partial(self._shake_hands, stream, peer, self._place.ssl_context, self._readers)
             )
         if visitor is None:
-            await drop(stream)
+            await abort_stream(stream)
 
     # Guests.
 
@@ -193,24 +193,27 @@ class Door:
         with suppress(OSError):
             peer = peer or _address_of(stream)
         peer = peer or NAMELESS
-        await self._serve(peer, partial(self._shake_hands, stream, peer, None, None), partial(drop, stream))
+        await self._serve(peer, partial(self._shake_hands, stream, peer, None, None), partial(abort_stream, stream))
 
     async def serve_websocket(self, accepted: Accepted, peer: str) -> None:
         """Serve an accepted connection to its end; see ``BtpServer.serve_websocket``."""
         peer = peer or accepted.address or NAMELESS
 
-        async def open_lane() -> SlowLane:
+        async def open_lane() -> MessageStream:
             await trio.lowlevel.checkpoint()
-            return SlowLane(accepted, self._host.tasks, self._host.options, peer)
+            return MessageStream(accepted, self._host.tasks, self._host.options, peer)
 
         await self._serve(peer, open_lane, accepted.finish)
 
     async def _serve(
-        self, peer: str, shake_hands: Callable[[], Awaitable[Carrier | None]], close: Callable[[], Awaitable[None]]
+        self,
+        peer: str,
+        shake_hands: Callable[[], Awaitable[WebSocketTransport | None]],
+        close: Callable[[], Awaitable[None]],
     ) -> None:
         self._host.check_usable()
         guests = self._guests
-        if guests is None or self._host.is_parting:
+        if guests is None or self._host.is_disconnecting:
             raise NotConnectedError("connect() the plugin first; the connection was not touched")
         with trio.CancelScope() as scope:
             guests.add(scope)
@@ -224,7 +227,9 @@ class Door:
 
     # Strangers.
 
-    async def _admit(self, peer: str, shake_hands: Callable[[], Awaitable[Carrier | None]]) -> _Visitor | None:
+    async def _admit(
+        self, peer: str, shake_hands: Callable[[], Awaitable[WebSocketTransport | None]]
+    ) -> _Visitor | None:
         """Bring one connection through handshake and authentication; None when it did not come to the latter."""
         with self._gate.visit(peer) as welcome:
             if welcome:
@@ -255,10 +260,10 @@ class Door:
             self._host.log.debug("handshake with %s failed: %s", peer, error)
         finally:
             if websocket is None:
-                await drop(stream)  # noqa: ASYNC102 (it waits for nothing)
+                await abort_stream(stream)  # noqa: ASYNC102 (it waits for nothing)
         return websocket
 
-    async def _authenticate(self, carrier: Carrier) -> _Visitor:
+    async def _authenticate(self, carrier: WebSocketTransport) -> _Visitor:
         visitor = _Visitor(self._host, self._identify, self._verify, carrier)
         link = visitor.link
         try:
@@ -290,7 +295,7 @@ class _Visitor:
 
     __slots__ = ("_claim", "_heard", "_host", "_identify", "_verify", "carrier", "is_gone", "link", "refusal")
 
-    def __init__(self, host: DoorHost, identify: Identify, verify: Verify | None, carrier: Carrier) -> None:
+    def __init__(self, host: DoorHost, identify: Identify, verify: Verify | None, carrier: WebSocketTransport) -> None:
         self._host = host
         self._identify = identify
         self._verify = verify
@@ -299,7 +304,7 @@ class _Visitor:
         self._claim: tuple[AuthRequest, str] | None = None
         self.is_gone: bool = False
         self.refusal: BadAuthError | None = None
-        self.carrier: Carrier = carrier
+        self.carrier: WebSocketTransport = carrier
         self.link: Link = Link(host, carrier, self._lost)
 
     def receive(self, message: bytes) -> None:
@@ -341,7 +346,7 @@ class _Visitor:
             self._claim = None
 
     def _let_in(self, request: AuthRequest, account: str) -> None:
-        if not self.is_gone and not self._host.is_parting:
+        if not self.is_gone and not self._host.is_disconnecting:
             self.link.account = account
             # Both have to offer it.
             offered = self._host.desk.offered_retention if request.peer_retention is not None else None

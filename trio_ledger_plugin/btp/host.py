@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ..answering import Handlers
     from ..errors import LedgerPluginError
-    from ..handlers import HandlerPool
-    from ..money.desk import MoneyDesk
-    from ..options import LinkOptions
+    from ..money.service import MoneyService
+    from ..options.base import PluginOptions
+    from ..runtime.handlers import Handlers
+    from ..runtime.tasks import TaskGroup
+    from ..runtime.workers import WorkerPool
     from ..services import Log
     from ..statistics import Counters
-    from ..tasks import PluginTasks
 
 __all__ = ["LinkHost"]
 
@@ -22,9 +22,9 @@ __all__ = ["LinkHost"]
 class LinkHost(Protocol):
     """The plugin's side of its links."""
 
-    options: LinkOptions
-    tasks: PluginTasks
-    pool: HandlerPool
+    options: PluginOptions
+    tasks: TaskGroup
+    pool: WorkerPool
     handlers: Handlers
     counters: Counters
 
@@ -32,7 +32,7 @@ class LinkHost(Protocol):
     def log(self) -> Log:
         """Where to log."""
 
-    desk: MoneyDesk
+    desk: MoneyService
     ids: Iterator[int]
 
     def response_too_long(self, response: bytes) -> LedgerPluginError:

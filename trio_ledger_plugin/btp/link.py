@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from ..calls import IN_DOUBT, Call, CallTable
 from ..codec import btp
 from ..errors import (
     ConnectionLostError,
@@ -24,19 +23,20 @@ from ..errors import (
     TransferInDoubtError,
     UnreachableError,
 )
-from ..handlers import HandlerQueue
-from ..money.transfer import MoneyLevel
-from .lane import CLOSE_SECONDS
+from ..runtime.calls import IN_DOUBT, Call, CallTable
+from ..runtime.workers import RequestQueue
+from ..transfer import MoneyLevel
+from ..websocket.frame_stream import CLOSE_SECONDS
 from .session import Session, Verdict, error_reply
 from .transfers import read_transfer, transfer_packet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..answering import Reply
-    from ..handlers import Answer
-    from ..money.transfer import Transfer
-    from .carrier import Carrier
+    from ..runtime.handlers import Reply
+    from ..runtime.workers import Answer
+    from ..transfer import Transfer
+    from ..websocket.interface import WebSocketTransport
     from .host import LinkHost
 
 __all__ = ["Link"]
@@ -90,7 +90,7 @@ class Link:
     )
 
     def __init__(
-        self, host: LinkHost, websocket: Carrier, on_lost: Callable[[Link, str], None], *, account: str = ""
+        self, host: LinkHost, websocket: WebSocketTransport, on_lost: Callable[[Link, str], None], *, account: str = ""
     ) -> None:
         self._host = host
         self._websocket = websocket
@@ -100,11 +100,11 @@ class Link:
         self.peer_retention: int | None = None
         self.calls: CallTable = CallTable(limit=host.options.max_in_flight, timeout=host.options.response_timeout)
         self.session: Session[Call] = Session(host.ids, self.calls.pending, max_entries=host.options.max_entries)
-        self._queue = HandlerQueue(host.pool, self, host.handlers.answer)
+        self._queue = RequestQueue(host.pool, self, host.handlers.answer)
         self._state = _State.AUTHENTICATING
-        self._max_queued = host.options.max_queue_bytes
+        self._max_queued = host.options.max_send_queue_bytes
         # Requests leave half of the queue to replies: were it full of requests at both ends, neither could answer.
-        self._max_asked = max(1, host.options.max_queue_bytes // 2)
+        self._max_asked = max(1, host.options.max_send_queue_bytes // 2)
         self.replies_blocked: int = 0
         self._max_reply = host.options.max_data_bytes
         self._first_message: Callable[[bytes], None] = self.hold
@@ -358,7 +358,7 @@ class Link:
     def _write_bounded(self, packet: bytes) -> None:
         """Write for the reader, which cannot wait: what it may queue past the limit is little."""
         self._websocket.write(packet)
-        if self._websocket.writer.queued > self._max_queued + self._host.options.max_refusal_bytes:
+        if self._websocket.writer.queued > self._max_queued + self._host.options.max_error_reply_bytes:
             self.lost("the peer asks and does not read")
             self._websocket.abort()
 

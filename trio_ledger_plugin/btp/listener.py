@@ -12,8 +12,8 @@ from .session import AuthRequest, BadAuthError
 if TYPE_CHECKING:
     import trio
 
-    from ..options import BtpOptions, ListenerOptions
-    from .websocket import Handshake
+    from ..websocket.connection import Handshake
+    from .options import BtpOptions, ListenerOptions
 
 __all__ = ["Listener", "ListenerHost"]
 

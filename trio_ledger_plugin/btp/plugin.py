@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, ClassVar
 from attrs import evolve
 
 from ..errors import InvalidFieldsError, LedgerPluginError, NotConnectedError, PluginFailedError
-from ..options import BtpOptions
 from .client import Client
 from .link import CLOSE_NORMAL, Link
 from .listener import Listener
+from .options import BtpOptions
 from .server import BtpServer
 from .session import request_ids
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     import trio
 
-    from ..money.transfer import Transfer
     from ..secret import Secret
     from ..services import PluginServices
     from ..statistics import Statistics
+    from ..transfer import Transfer
     from .door import Door
 
 __all__ = ["BtpPlugin"]

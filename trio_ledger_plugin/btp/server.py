@@ -6,13 +6,13 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 from ..plugin import LedgerPlugin
-from .websocket import Accepted
+from ..websocket.connection import Accepted
 
 if TYPE_CHECKING:
     import trio
 
+    from ..websocket.connection import WebSocketConnection
     from .door import Door
-    from .websocket import WebSocketConnection
 
 __all__ = ["BtpServer"]
 

@@ -40,9 +40,9 @@ from ..errors import (
     NotAcceptedError,
     RemoteError,
     UnreachableError,
-    told_to_peer,
+    wire_error,
 )
-from ..money.transfer import TRANSFER_KEYS, read_retention
+from ..transfer import TRANSFER_KEYS, read_retention
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -185,7 +185,7 @@ class Session(Generic[Call]):
 
 def error_reply(request_id: int, error: LedgerPluginError) -> bytes:
     """Return the encoded Error that answers a request, under the error's own BTP code and name."""
-    code, name, data = told_to_peer(error)
+    code, name, data = wire_error(error)
     return btp.encode(btp.Error(request_id, code, name, datetime.now(UTC), data))
 
 

@@ -8,7 +8,7 @@ from attrs import evolve
 
 from ..codec import btp
 from ..errors import InvalidFieldsError
-from ..money.transfer import IDEMPOTENCY_KEY, MoneyLevel, Transfer, is_key
+from ..transfer import IDEMPOTENCY_KEY, MoneyLevel, Transfer, is_key
 
 __all__ = ["read_transfer", "transfer_packet"]
 

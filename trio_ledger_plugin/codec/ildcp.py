@@ -14,18 +14,8 @@ from attrs import field, frozen
 from ..errors import DecodeError, InvalidFieldsError
 from ..secret import shown_size
 from . import ilp
-from .kept import KeepsText, with_text
-from .oer import (
-    BytesLike,
-    count_utf8,
-    octets,
-    read_ia5,
-    read_octets,
-    read_uint,
-    uint,
-    utf8,
-    whole_milliseconds,
-)
+from .lazy_text import LazyText, with_text
+from .oer import BytesLike, count_utf8, octets, read_ia5, read_octets, read_uint, uint, utf8, whole_milliseconds
 
 __all__ = ["CONDITION", "DESTINATION", "FULFILLMENT", "IldcpRequest", "IldcpResponse", "Packet", "decode", "encode"]
 
@@ -55,7 +45,7 @@ class IldcpRequest:
 
 
 @frozen
-class IldcpResponse(KeepsText):
+class IldcpResponse(LazyText):
     """A parent's answer.
 
     Attributes:

@@ -30,7 +30,7 @@ from ..errors import (
     UnreachableError,
 )
 from ..secret import shown_size
-from .kept import KeepsText, with_text
+from .lazy_text import LazyText, with_text
 from .oer import (
     BytesLike,
     as_bytes,
@@ -145,7 +145,7 @@ class Fulfill:
 
 
 @frozen
-class Reject(KeepsText):
+class Reject(LazyText):
     """The refusal of a Prepare: no money moved.
 
     Attributes:

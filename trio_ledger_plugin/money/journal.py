@@ -16,9 +16,10 @@ The states of a transfer of ours, and of the peer's::
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from json import dumps, loads
 from time import monotonic, time
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from ..errors import (
     DuplicateIdError,
@@ -29,13 +30,12 @@ from ..errors import (
     RemoteError,
     TransferNotFoundError,
     UnreachableError,
-    told_to_peer,
+    wire_error,
 )
 from ..stores.schema import migrate
-from .balances import Balances
-from .entries import JournalEntry, Totals, TransferDirection, TransferState, Window, read_entry
+from ..transfer import JournalEntry, MoneyLevel, Totals, Transfer, TransferDirection, TransferState, Window
 from .tables import STEPS
-from .transfer import MoneyLevel, Transfer
+from .totals import AccountTotals
 
 if TYPE_CHECKING:
     import sqlite3
@@ -79,7 +79,7 @@ class Journal:
 
     def __init__(self, ledger: str, *, max_keys: int) -> None:
         self.ledger: str = ledger
-        self._balances = Balances(ledger, max_keys=max_keys)
+        self._balances = AccountTotals(ledger, max_keys=max_keys)
         # None while the ledger does not age: it is not this journal's to write.
         self._opened_at: float | None = None
         self._age_before = 0.0
@@ -270,7 +270,7 @@ class Journal:
     def _refuse(
         self, connection: sqlite3.Connection, account: str, number: int | None, refusal: LedgerPluginError
     ) -> None:
-        code, name, data = told_to_peer(refusal)
+        code, name, data = wire_error(refusal)
         if code.startswith("T"):
             self._forget(connection, account, [number])
         else:
@@ -359,7 +359,7 @@ class Journal:
             f"SELECT {COLUMNS} FROM lpi_transfers WHERE ledger = ? AND account = ? AND direction = ? AND key = ?",  # noqa: S608 (constants)
             (self.ledger, account, direction.value, key),
         ).fetchone()
-        return None if row is None else read_entry(row)
+        return None if row is None else _read_entry(row)
 
     def page(
         self,
@@ -376,7 +376,7 @@ class Journal:
             " ORDER BY id LIMIT ?",
             (self.ledger, after, account, direction and direction.value, state and state.value, PAGE),
         )
-        return [read_entry(row) for row in rows]
+        return [_read_entry(row) for row in rows]
 
     def confirm(self, connection: sqlite3.Connection, account: str, key: str) -> None:
         """Settle a transfer in doubt: the peer has applied it.
@@ -405,6 +405,24 @@ class Journal:
             self._move(connection, transfer, TransferState.IN_DOUBT, state, None)
         elif entry.state is not state:
             raise InvalidFieldsError(f"transfer {key!r} is {entry.state.value}; only one in doubt can be settled")
+
+
+def _read_entry(row: tuple[Any, ...]) -> JournalEntry:
+    """Return what a row of ``COLUMNS`` says."""
+    number, account, direction, key, amount, level, state, code, name, data, created, changed, until = row
+    return JournalEntry(
+        number,
+        account,
+        TransferDirection(direction),
+        key,
+        int(amount),
+        MoneyLevel(level),
+        TransferState(state),
+        None if code is None else RemoteError(code, name, data=data),
+        datetime.fromtimestamp(created, UTC),
+        datetime.fromtimestamp(changed, UTC),
+        None if until is None else (created, until),
+    )
 
 
 def ledgers_in(connection: sqlite3.Connection) -> list[str]:

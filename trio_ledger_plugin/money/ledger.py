@@ -21,12 +21,12 @@ from .outbox import Outbox
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..options import LinkOptions
+    from ..options.base import PluginOptions
+    from ..runtime.tasks import TaskGroup
     from ..services import Log, TransactionalStore
-    from ..tasks import PluginTasks
+    from ..transfer import Transfer
     from .journal import Apply
     from .outbox import FindHandler
-    from .transfer import Transfer
 
 __all__ = ["Ledger"]
 
@@ -56,9 +56,9 @@ class Ledger:
     def __init__(
         self,
         store: TransactionalStore,
-        options: LinkOptions,
+        options: PluginOptions,
         log: Log,
-        tasks: PluginTasks,
+        tasks: TaskGroup,
         find_handler: FindHandler,
     ) -> None:
         self._store = store

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 import trio
 
 from ..errors import StoreError
-from .transfer import NotAsyncError, Transfer, begin_handling, enter_transfer
+from ..transfer import NotAsyncError, Transfer, begin_handling, enter_transfer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from ..runtime.tasks import TaskGroup
     from ..services import Log
-    from ..tasks import PluginTasks
     from .journal import Journal
 
     Handler: TypeAlias = Callable[[str], Awaitable[None]]
@@ -59,9 +59,7 @@ class Outbox:
         patience: After so many seconds a handler that runs is late, and others run in its place.
     """
 
-    def __init__(
-        self, ledger: _Ledger, log: Log, tasks: PluginTasks, find_handler: FindHandler, patience: float
-    ) -> None:
+    def __init__(self, ledger: _Ledger, log: Log, tasks: TaskGroup, find_handler: FindHandler, patience: float) -> None:
         self._ledger = ledger
         self._log = log
         self._tasks = tasks

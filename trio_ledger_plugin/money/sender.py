@@ -27,20 +27,19 @@ from ..errors import (
     StoreError,
     StoreInDoubtError,
     TransferInDoubtError,
-    twin_of,
+    copy_error,
 )
-from .entries import TransferDirection, TransferState
-from .outgoing import Outgoing
-from .transfer import MoneyLevel, Transfer
+from ..transfer import MoneyLevel, Transfer, TransferDirection, TransferState
+from .pending import PendingTransfer
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable
 
-    from ..options import LinkOptions
+    from ..options.base import PluginOptions
+    from ..runtime.tasks import TaskGroup
     from ..services import Log
-    from ..tasks import PluginTasks
-    from .entries import JournalEntry, Window
+    from ..transfer import JournalEntry, Window
     from .ledger import Ledger
 
 __all__ = ["Sender", "SenderHost"]
@@ -59,7 +58,7 @@ class SenderHost(Protocol):
     """The plugin's side of its sender."""
 
     @property
-    def options(self) -> LinkOptions:
+    def options(self) -> PluginOptions:
         """The plugin's options."""
 
     @property
@@ -87,12 +86,12 @@ class Sender:
         account: The account's name; empty for a plugin with one peer.
     """
 
-    def __init__(self, host: SenderHost, ledger: Ledger, tasks: PluginTasks, account: str) -> None:
+    def __init__(self, host: SenderHost, ledger: Ledger, tasks: TaskGroup, account: str) -> None:
         self._host = host
         self._ledger = ledger
         self._tasks = tasks
         self._account = account
-        self._live: dict[str, Outgoing] = {}
+        self._live: dict[str, PendingTransfer] = {}
         self._resuming = False
         # Whether the journal holds transfers of before that nobody has looked for yet.
         self.behind: bool = False
@@ -129,7 +128,7 @@ class Sender:
         if transfer.key in self._live:
             await self.send(transfer)
             return True
-        outgoing = Outgoing(evolve(transfer, account=self._account), None)
+        outgoing = PendingTransfer(evolve(transfer, account=self._account), None)
         find = self._ledger.journal.find
         with trio.move_on_after(self._host.options.response_timeout):
             known = await self._ledger.run(find, self._account, TransferDirection.OUT, transfer.key)
@@ -141,18 +140,18 @@ class Sender:
             return True
         raise outgoing.doubt("the store does not tell what is known of its key")
 
-    def _enter(self, transfer: Transfer) -> Outgoing:
+    def _enter(self, transfer: Transfer) -> PendingTransfer:
         retention = self._host.peer_retention()
         if retention is None:
-            outgoing = Outgoing(transfer, None)
+            outgoing = PendingTransfer(transfer, None)
         else:
             # The peer keeps a key from when it sees it; the other half is for clocks that are set, and slow networks.
             now = time()
-            outgoing = Outgoing(evolve(transfer, level=MoneyLevel.KEYED), (now, now + retention / 2))
+            outgoing = PendingTransfer(evolve(transfer, level=MoneyLevel.KEYED), (now, now + retention / 2))
         self._begin(outgoing)
         return outgoing
 
-    def _begin(self, outgoing: Outgoing) -> None:
+    def _begin(self, outgoing: PendingTransfer) -> None:
         assert outgoing.transfer.key is not None
         try:
             self._tasks.spawn(self._run, outgoing)
@@ -203,13 +202,13 @@ class Sender:
                         self._one_less = trio.Event()
                         await self._one_less.wait()
                     if transfer.key not in self._live:
-                        self._begin(Outgoing(transfer, window, sent_before=True))
+                        self._begin(PendingTransfer(transfer, window, sent_before=True))
         finally:
             self._resuming = False
 
     # One transfer, in a task of its own.
 
-    async def _run(self, outgoing: Outgoing) -> None:
+    async def _run(self, outgoing: PendingTransfer) -> None:
         try:
             to_send = outgoing.sent_before or await self._journal(outgoing)
             outgoing.entered.set()
@@ -227,7 +226,7 @@ class Sender:
             self._one_less.set()
             outgoing.settle(partial(outgoing.doubt, "the plugin was closed before it was acknowledged"))
 
-    async def _journal(self, outgoing: Outgoing) -> bool:
+    async def _journal(self, outgoing: PendingTransfer) -> bool:
         """Enter a transfer as SENT; false when its fate is decided without sending it."""
 
         def enter(connection: sqlite3.Connection) -> JournalEntry | None:
@@ -259,7 +258,7 @@ class Sender:
             outgoing.begun = False
         return False
 
-    async def _is_open(self, outgoing: Outgoing, known: JournalEntry) -> bool:
+    async def _is_open(self, outgoing: PendingTransfer, known: JournalEntry) -> bool:
         """Tell the callers what is known of a transfer; true when it is for this task to send it again."""
         if known.amount != int(outgoing.transfer.amount):
             outgoing.settle(partial(_another, known.key, str(known.amount)))
@@ -267,7 +266,7 @@ class Sender:
             outgoing.settle()
         elif known.state is TransferState.REJECTED:
             by_hand = "the transfer was settled by hand as not applied; a new one needs a key of its own"
-            outgoing.settle(partial(twin_of, known.error or NotAcceptedError(by_hand)))
+            outgoing.settle(partial(copy_error, known.error or NotAcceptedError(by_hand)))
         elif known.state is TransferState.SENT and known.level is MoneyLevel.KEYED:
             outgoing.transfer = evolve(outgoing.transfer, level=MoneyLevel.KEYED)
             outgoing.window, outgoing.sent_before = known.window, True
@@ -277,7 +276,7 @@ class Sender:
             outgoing.settle(partial(outgoing.doubt, "it was sent before, and not acknowledged"))
         return False
 
-    async def _send_plain(self, outgoing: Outgoing) -> None:
+    async def _send_plain(self, outgoing: PendingTransfer) -> None:
         journal, transfer = self._ledger.journal, outgoing.transfer
         try:
             await self._host.carry_money(transfer)
@@ -296,7 +295,7 @@ class Sender:
             await self._record(journal.answered, transfer, None)
             outgoing.settle()
 
-    async def _send_keyed(self, outgoing: Outgoing) -> None:
+    async def _send_keyed(self, outgoing: PendingTransfer) -> None:
         # Whether the peer may have applied it already: then a temporary refusal says nothing of that.
         sent_before = outgoing.sent_before
         # Whether it has just been entered: what has been there for longer may have been settled by hand.
@@ -348,28 +347,28 @@ class Sender:
             await trio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    async def _is_still_open(self, outgoing: Outgoing) -> bool:
+    async def _is_still_open(self, outgoing: PendingTransfer) -> bool:
         """Look whether a transfer is still to be sent; where it is not, its callers are told."""
         transfer = outgoing.transfer
         known = await self._record(self._ledger.journal.find, transfer.account, TransferDirection.OUT, transfer.key)
         return known is not None and await self._is_open(outgoing, known)
 
-    async def _in_doubt(self, outgoing: Outgoing, reason: str) -> None:
+    async def _in_doubt(self, outgoing: PendingTransfer, reason: str) -> None:
         await self._record(self._ledger.journal.doubt, outgoing.transfer)
         outgoing.settle(partial(outgoing.doubt, reason))
 
-    async def _not_sent(self, outgoing: Outgoing, error: LedgerPluginError) -> None:
+    async def _not_sent(self, outgoing: PendingTransfer, error: LedgerPluginError) -> None:
         """Forget a transfer that has not left."""
         await self._record(self._withdraw, outgoing.transfer)
-        outgoing.settle(partial(twin_of, error))
+        outgoing.settle(partial(copy_error, error))
 
-    async def _refused(self, outgoing: Outgoing, error: RemoteError) -> None:
+    async def _refused(self, outgoing: PendingTransfer, error: RemoteError) -> None:
         """Record a refusal; one that is temporary leaves nothing under the key."""
         if _is_temporary(error):
             await self._record(self._withdraw, outgoing.transfer)
         else:
             await self._record(self._ledger.journal.answered, outgoing.transfer, error)
-        outgoing.settle(partial(twin_of, error))
+        outgoing.settle(partial(copy_error, error))
 
     def _withdraw(self, connection: sqlite3.Connection, transfer: Transfer) -> None:
         # On the store's thread. After the end a transfer at KEYED is the next plugin's, which may be sending it again.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from .balances import TABLE
+from .totals import TABLE
 
 __all__ = ["STEPS"]
 

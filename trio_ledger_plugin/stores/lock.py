@@ -10,7 +10,7 @@ import os
 import sys
 
 from ..errors import StoreError
-from .trouble import told
+from .sqlite_errors import told
 
 __all__ = ["hold_lock"]
 

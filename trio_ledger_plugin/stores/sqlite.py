@@ -17,8 +17,8 @@ import outcome
 import trio
 
 from ..errors import InvalidFieldsError, StoreError, StoreInDoubtError
-from .database import Database
 from .memory import check_text
+from .sqlite_file import Database
 
 if TYPE_CHECKING:
     import sqlite3

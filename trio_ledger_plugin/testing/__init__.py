@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from .conformance import Conditions, ConformanceSuite, Subject, run_conformance
+from .conformance import Conditions, ConformanceSuite, PairConfig, PluginPair, Subject, run_conformance
 from .faults import Direction, Fault, FaultKind, RandomFaults
-from .faulty_loopback import FaultyLoopback, Parcel, ParcelKind, RandomFates, open_faulty_loopback
+from .faulty_loopback import (
+    FaultyLoopback,
+    Message,
+    MessageKind,
+    Parcel,
+    ParcelKind,
+    RandomDelivery,
+    RandomFates,
+    open_faulty_loopback,
+)
 from .proxy import FaultProxy, ProxiedConnection, open_fault_proxy
 from .scripted_peer import ScriptedPeer, ScriptError, open_scripted_server
 
@@ -16,9 +25,14 @@ __all__ = [
     "FaultKind",
     "FaultProxy",
     "FaultyLoopback",
+    "Message",
+    "MessageKind",
+    "PairConfig",
     "Parcel",
     "ParcelKind",
+    "PluginPair",
     "ProxiedConnection",
+    "RandomDelivery",
     "RandomFates",
     "RandomFaults",
     "ScriptError",

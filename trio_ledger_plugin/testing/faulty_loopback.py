@@ -20,20 +20,29 @@ from uuid import uuid4
 import trio
 from attrs import field, frozen
 
-from ..loopback import LoopbackPlugin
-from ..money.transfer import MoneyLevel, Transfer
-from ..options import LoopbackOptions
+from ..loopback import LoopbackOptions, LoopbackPlugin
+from ..runtime.tasks import unwrap_group
 from ..services import PluginServices
-from ..tasks import bare
+from ..transfer import MoneyLevel, Transfer
 
 if TYPE_CHECKING:
-    from ..answering import Reply
     from ..plugin import LedgerPlugin
+    from ..runtime.handlers import Reply
 
-__all__ = ["Fates", "FaultyLoopback", "Parcel", "ParcelKind", "RandomFates", "open_faulty_loopback"]
+__all__ = [
+    "Fates",
+    "FaultyLoopback",
+    "Message",
+    "MessageKind",
+    "Parcel",
+    "ParcelKind",
+    "RandomDelivery",
+    "RandomFates",
+    "open_faulty_loopback",
+]
 
 
-class ParcelKind(Enum):
+class MessageKind(Enum):
     """What goes between the two plugins.
 
     Attributes:
@@ -48,7 +57,7 @@ class ParcelKind(Enum):
 
 
 @frozen
-class Parcel:
+class Message:
     """Something on its way from one plugin to the other.
 
     Attributes:
@@ -58,14 +67,14 @@ class Parcel:
         number: How many like it, in these three, came before.
     """
 
-    kind: ParcelKind
+    kind: MessageKind
     sender: str
     content: bytes
     number: int
 
 
 # Tells after how many seconds each copy of a parcel arrives: (0.0,) at once, (3.0,) late, () never, (0.0, 2.0) twice.
-Fates: TypeAlias = Callable[[Parcel], Sequence[float]]
+Fates: TypeAlias = Callable[[Message], Sequence[float]]
 
 
 def _as_seed(seed: int | None) -> int:
@@ -73,7 +82,7 @@ def _as_seed(seed: int | None) -> int:
 
 
 @frozen(kw_only=True)
-class RandomFates:
+class RandomDelivery:
     """Fates at random: the same seed gives the same parcels the same fates.
 
     Parcels that are late overtake each other: that is how they get out of order.
@@ -100,7 +109,7 @@ class RandomFates:
         if min(parts) < 0 or sum(parts) > 1 or self.max_delay < 0:
             raise ValueError("lose, double and delay are parts of one whole, and max_delay is 0 at least")
 
-    def __call__(self, parcel: Parcel) -> Sequence[float]:
+    def __call__(self, parcel: Message) -> Sequence[float]:
         """Return the parcel's fate."""
         identity = f"{self.seed}/{parcel.kind.value}/{parcel.sender}/{parcel.content.hex()}/{parcel.number}"
         random = Random(identity)  # noqa: S311 (to be repeated)
@@ -112,27 +121,31 @@ class RandomFates:
         return (late,) if draw < self.lose + self.double + self.delay else (0.0,)
 
 
+#: Earlier names.
+Parcel, ParcelKind, RandomFates = Message, MessageKind, RandomDelivery
+
+
 class _Carrier:
     """Decides what befalls the parcels between two plugins, and remembers it."""
 
     def __init__(self, fates: Fates) -> None:
         self._fates = fates
-        self._seen: Counter[tuple[ParcelKind, str, bytes]] = Counter()
+        self._seen: Counter[tuple[MessageKind, str, bytes]] = Counter()
         self._contents: dict[int, bytes] = {}
-        self.happened: list[tuple[Parcel, tuple[float, ...]]] = []
+        self.happened: list[tuple[Message, tuple[float, ...]]] = []
 
     def request(self, sender: str, request_id: int, payload: bytes | Transfer) -> tuple[float, ...]:
         if isinstance(payload, Transfer):
-            fate = self._decide(ParcelKind.TRANSFER, sender, payload.amount.encode(), request_id)
+            fate = self._decide(MessageKind.TRANSFER, sender, payload.amount.encode(), request_id)
             return fate if payload.level is MoneyLevel.KEYED else fate[:1]
-        return self._decide(ParcelKind.REQUEST, sender, payload, request_id)
+        return self._decide(MessageKind.REQUEST, sender, payload, request_id)
 
     def reply(self, sender: str, request_id: int) -> tuple[float, ...]:
-        return self._decide(ParcelKind.REPLY, sender, self._contents[request_id], request_id)
+        return self._decide(MessageKind.REPLY, sender, self._contents[request_id], request_id)
 
-    def _decide(self, kind: ParcelKind, sender: str, content: bytes, request_id: int) -> tuple[float, ...]:
+    def _decide(self, kind: MessageKind, sender: str, content: bytes, request_id: int) -> tuple[float, ...]:
         self._contents[request_id] = content
-        parcel = Parcel(kind, sender, content, self._seen[kind, sender, content])
+        parcel = Message(kind, sender, content, self._seen[kind, sender, content])
         self._seen[kind, sender, content] += 1
         fate = tuple(self._fates(parcel))
         self.happened.append((parcel, fate))
@@ -192,7 +205,7 @@ class FaultyLoopback:
 
     first: LedgerPlugin
     second: LedgerPlugin
-    happened: list[tuple[Parcel, tuple[float, ...]]] = field(repr=False)
+    happened: list[tuple[Message, tuple[float, ...]]] = field(repr=False)
 
 
 @asynccontextmanager
@@ -209,12 +222,13 @@ async def open_faulty_loopback(
     its key makes harmless. A transfer at PLAIN never arrives twice: at most once is what is promised of it.
 
     Args:
-        fates: A script: a function that tells of each parcel after how many seconds each copy of it arrives, with none
-            for a parcel that is lost. None is ``RandomFates()``. An error that leaves the block has the seed in a note.
+        fates: A script: a function that returns, for a message, after how many seconds each copy of it arrives, and
+            nothing for a message that is lost. None is ``RandomDelivery()``, whose seed an error that leaves the block
+            has in a note.
         services: What the first plugin is given.
         peer_services: What the second is given. A store with a thread of its own, such as SQLite's, does not hold up
             a ``MockClock``.
-        limits: Options of both plugins (``LinkOptions``), by field name.
+        limits: Options of both plugins (``PluginOptions``), by field name.
 
     Yields:
         The two plugins, connected.
@@ -225,7 +239,7 @@ async def open_faulty_loopback(
 
     Cancellation: Closes both at once.
     """
-    fates = fates or RandomFates()
+    fates = fates or RandomDelivery()
     carrier = _Carrier(fates)
     options = LoopbackOptions(name=f"faulty-{uuid4()}", **limits)  # type: ignore[arg-type]  # the options check them
     error: BaseException | None = None
@@ -238,8 +252,8 @@ async def open_faulty_loopback(
                 await plugin.connect()
             yield FaultyLoopback(first, second, carrier.happened)
     except BaseExceptionGroup as group:
-        error = bare(group)
+        error = unwrap_group(group)
     if error is not None:
-        if isinstance(fates, RandomFates):
-            error.add_note(f"faulty loopback: RandomFates(seed={fates.seed})")
+        if isinstance(fates, RandomDelivery):
+            error.add_note(f"faulty loopback: RandomDelivery(seed={fates.seed})")
         raise error

@@ -16,18 +16,8 @@ import trio
 
 from ..btp.session import ILP, auth_message
 from ..codec import btp
-from ..tasks import bare
-from .handwritten import (
-    BINARY,
-    CLOSE,
-    MASK,
-    PING,
-    PONG,
-    read_head,
-    upgrade_request,
-    upgrade_response,
-    write_frame,
-)
+from ..runtime.tasks import unwrap_group
+from .raw_frames import BINARY, CLOSE, MASK, PING, PONG, read_head, upgrade_request, upgrade_response, write_frame
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -359,6 +349,6 @@ async def open_scripted_server(
             finally:
                 nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
-        error = bare(group)
+        error = unwrap_group(group)
     if error is not None:
         raise error

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from .looking import NonConformanceError
-from .running import CHECKS, Outcome, Report, Verdict, run_check, run_conformance
-from .stage import Check, Level, NotApplicableError
-from .subject import Conditions, Subject, SubjectFactory
+from .assertions import NonConformanceError
+from .harness import Check, Level, NotApplicableError
+from .pair import Conditions, PairConfig, PairFactory, PluginPair, Subject, SubjectFactory
+from .runner import CHECKS, Outcome, Report, Verdict, run_check, run_conformance
 from .suite import ConformanceSuite
 
 __all__ = [
@@ -17,6 +17,9 @@ __all__ = [
     "NonConformanceError",
     "NotApplicableError",
     "Outcome",
+    "PairConfig",
+    "PairFactory",
+    "PluginPair",
     "Report",
     "Subject",
     "SubjectFactory",

@@ -17,12 +17,22 @@ from ...errors import (
     UnreachableError,
 )
 from ...events import Connected, Disconnected
-from ...options import ConnectOptions
-from .looking import Pending, call_unanswered, echo, expect, in_turn, outcome_of, raising, read_events, wait_for_event
-from .stage import Check, Level, Listed, Stage
+from ...options.base import ConnectOptions
+from .assertions import (
+    Pending,
+    call_unanswered,
+    echo,
+    expect,
+    in_turn,
+    outcome_of,
+    raising,
+    read_events,
+    wait_for_event,
+)
+from .harness import Check, Level, Listed, Stage
 
 if TYPE_CHECKING:
-    from .subject import Subject
+    from .pair import PluginPair
 
 __all__ = ["CHECKS"]
 
@@ -214,7 +224,7 @@ async def wait_connected_ends_when_the_plugin_is_closed(stage: Stage) -> None:
 async def disconnect_disconnects(stage: Stage) -> None:
     """After ``disconnect()`` the plugin is not connected, and sends nothing."""
     async with stage.open() as pair:
-        stage.need(pair.stays_parted or None, "plugin that stays disconnected")
+        stage.need(pair.stays_disconnected or None, "plugin that stays disconnected")
         await pair.plugin.disconnect()
         expect(not pair.plugin.is_connected(), "is_connected() is true after disconnect()")
         with raising(NotConnectedError, "send_data() after disconnect()"):
@@ -238,7 +248,7 @@ async def disconnect_is_safe_twice(stage: Stage) -> None:
         await pair.connect()
         await pair.plugin.disconnect()
         await pair.plugin.disconnect()
-        if pair.stays_parted:
+        if pair.stays_disconnected:
             _expect_one_loss(pair)
 
 
@@ -359,7 +369,7 @@ async def _a_few_steps() -> None:
         await trio.lowlevel.checkpoint()
 
 
-def _expect_one_loss(pair: Subject) -> None:
+def _expect_one_loss(pair: PluginPair) -> None:
     events = read_events(pair.plugin)
     losses = sum(isinstance(event, Disconnected) for event in events)
     expect(losses == 1, f"there was one loss, and {losses} Disconnected: {events}")

@@ -7,16 +7,10 @@ from typing import Any
 
 import trio
 
-from ...errors import (
-    InsufficientBalanceError,
-    InvalidFieldsError,
-    NotConnectedError,
-    RemoteError,
-    ResponseTimeoutError,
-)
+from ...errors import InsufficientBalanceError, InvalidFieldsError, NotConnectedError, RemoteError, ResponseTimeoutError
 from ...events import Disconnected
-from .looking import Pending, echo, expect, outcome_of, raising, refusing, wait_for_event
-from .stage import Check, Level, Listed, Stage
+from .assertions import Pending, echo, expect, outcome_of, raising, refusing, wait_for_event
+from .harness import Check, Level, Listed, Stage
 
 __all__ = ["CHECKS"]
 

@@ -8,11 +8,11 @@ import trio
 
 from ...errors import PluginClosedError, PluginFailedError
 from ...events import Connected, Disconnected, Event, EventsDropped, Failed
-from .looking import call_unanswered, expect, raising, read_events
-from .stage import Check, Level, Listed, Stage
+from .assertions import call_unanswered, expect, raising, read_events
+from .harness import Check, Level, Listed, Stage
 
 if TYPE_CHECKING:
-    from .subject import Subject
+    from .pair import PluginPair
 
 __all__ = ["CHECKS"]
 
@@ -156,7 +156,7 @@ async def closed_and_failed_are_different(stage: Stage) -> None:
         expect(Failed not in map(type, read_events(pair.plugin)), "a closed plugin has told that it failed")
 
 
-async def _reconnect_often(stage: Stage, pair: Subject) -> None:
+async def _reconnect_often(stage: Stage, pair: PluginPair) -> None:
     stage.need(pair.reconnects or None, "pair that can connect again")
     for _ in range(RECONNECTIONS):
         await pair.reconnect()

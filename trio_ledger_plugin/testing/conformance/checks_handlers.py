@@ -7,8 +7,8 @@ from typing import Any
 import trio
 
 from ...errors import DataHandlerAlreadyRegisteredError, MoneyHandlerAlreadyRegisteredError, RemoteError
-from .looking import Pending, echo, expect, ignore, outcome_of, raising, refusing
-from .stage import Check, Level, Listed, Stage
+from .assertions import Pending, echo, expect, ignore, outcome_of, raising, refusing
+from .harness import Check, Level, Listed, Stage
 
 __all__ = ["CHECKS"]
 

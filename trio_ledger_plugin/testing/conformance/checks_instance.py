@@ -17,8 +17,8 @@ from ...errors import (
     NotConnectedError,
     RemoteError,
 )
-from .looking import Recorder, echo, expect, ignore, outcome_of, raising, refusing
-from .stage import Check, Level, Listed, Stage
+from .assertions import Recorder, echo, expect, ignore, outcome_of, raising, refusing
+from .harness import Check, Level, Listed, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,9 +16,9 @@ from ...errors import (
     RemoteError,
     TransferInDoubtError,
 )
-from ...money.transfer import Transfer, current_transfer
-from .looking import Pending, expect, ignore, outcome_of, raising, refusing
-from .stage import Check, Level, Listed, Stage
+from ...transfer import Transfer, current_transfer
+from .assertions import Pending, expect, ignore, outcome_of, raising, refusing
+from .harness import Check, Level, Listed, Stage
 
 if TYPE_CHECKING:
     import sqlite3

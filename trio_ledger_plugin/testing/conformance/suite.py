@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 import trio
 
-from .running import CHECKS, Verdict, run_check
+from .runner import CHECKS, Verdict, run_check
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractAsyncContextManager
 
-    from .stage import Check
-    from .subject import Conditions, Subject, SubjectFactory
+    from .harness import Check
+    from .pair import PairConfig, PairFactory, PluginPair
 
 __all__ = ["ConformanceSuite", "make_check"]
 
@@ -33,7 +33,7 @@ class ConformanceSuite:
     transactional: ClassVar[bool] = False
     deadline: ClassVar[float] = 20.0
 
-    def pair(self, conditions: Conditions) -> AbstractAsyncContextManager[Subject]:
+    def pair(self, conditions: PairConfig) -> AbstractAsyncContextManager[PluginPair]:
         """Give a pair of plugins that are each other's peers; what a subclass writes.
 
         Args:
@@ -42,7 +42,7 @@ class ConformanceSuite:
         raise NotImplementedError("a subclass of ConformanceSuite says in pair() which plugins to check")
 
 
-def make_check(check: Check, pair: SubjectFactory, *, transactional: bool = False, deadline: float = 20.0) -> None:
+def make_check(check: Check, pair: PairFactory, *, transactional: bool = False, deadline: float = 20.0) -> None:
     """Make one check in a Trio run of its own, as a test of pytest's.
 
     Args:

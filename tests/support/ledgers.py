@@ -1,0 +1,197 @@
+"""Stores, plugins and peers for the tests of money."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from support.peers import TOKEN, Peer, dial
+from support.scripted import ScriptedOptions, ScriptedPlugin
+from trio_ledger_plugin import (
+    ConnectionLostError,
+    PluginClosedError,
+    PluginFailedError,
+    PluginServices,
+    ResponseTimeoutError,
+    StoreError,
+    StoreInDoubtError,
+    TransferInDoubtError,
+)
+from trio_ledger_plugin.btp.session import auth_message
+from trio_ledger_plugin.codec import btp
+from trio_ledger_plugin.runtime.calls import CallTable
+from trio_ledger_plugin.transfer import IDEMPOTENCY_KEY, TRANSFER_KEYS, Transfer
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import AsyncIterator, Callable
+
+    from trio_ledger_plugin import LedgerPlugin
+    from trio_ledger_plugin.stores import SqliteStore
+
+DAY = 24 * 60 * 60
+WEEK = 7 * DAY
+
+
+class HeldStore:
+    """A real store that a test can hold up and make fail; a program may wrap a store of its own likewise."""
+
+    def __init__(self, inner: SqliteStore) -> None:
+        self.inner = inner
+        # While true, nothing can be stored, and that is certain.
+        self.refuses = False
+        # Refusals and doubts that are due, in this order: "refuse", "lost" (in doubt, and not committed) and
+        # "committed" (in doubt, and committed); only what would change something meets them.
+        self.troubles: list[str] = []
+        # Transactions wait before they begin until this is set, and after they are committed until that is.
+        self.may_begin = trio.Event()
+        self.may_return = trio.Event()
+        self.may_begin.set()
+        self.may_return.set()
+        self.running = 0
+        self._idle = trio.Event()
+
+    async def put(self, key: str, value: str) -> None:
+        await self.inner.put(key, value)
+
+    async def get(self, key: str) -> str | None:
+        return await self.inner.get(key)
+
+    async def delete(self, key: str) -> None:
+        await self.inner.delete(key)
+
+    async def transaction(self, work: Callable[[sqlite3.Connection], Any]) -> Any:
+        trouble: list[str] = []
+
+        def watched(connection: sqlite3.Connection) -> Any:
+            before = connection.total_changes
+            result = work(connection)
+            if connection.total_changes != before and self.troubles:
+                trouble.append(self.troubles.pop(0))
+                if trouble != ["committed"]:
+                    raise _UndoneError
+            return result
+
+        self.running += 1
+        try:
+            await self.may_begin.wait()
+            if self.refuses:
+                raise StoreError("the disk is full")
+            try:
+                result = await self.inner.transaction(watched)
+            except _UndoneError:
+                if trouble == ["refuse"]:
+                    raise StoreError("the disk is full") from None
+            await self.may_return.wait()
+            if trouble:
+                raise StoreInDoubtError("the commit failed")
+            return result
+        finally:
+            self.running -= 1
+            if not self.running:
+                self._idle.set()
+                self._idle = trio.Event()
+
+    async def wait_idle(self) -> None:
+        if self.running:
+            await self._idle.wait()
+
+
+class _UndoneError(Exception):
+    pass
+
+
+async def settle(*stores: HeldStore) -> None:
+    """Wait until nothing goes on any more, in this thread or in a store's."""
+    quiet = False
+    while not quiet:
+        await wait_all_tasks_blocked(0.01)
+        quiet = not any(store.running for store in stores)
+        for store in stores:
+            await store.wait_idle()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for what another thread, or the kernel, has to bring about."""
+    with trio.fail_after(5):
+        while not condition():  # noqa: ASYNC110 (nobody is there to set an event)
+            await trio.sleep(0.001)
+
+
+class Payer(ScriptedPlugin):
+    """A plugin whose links the test makes and loses, and whose transfers the test answers."""
+
+    replies: dict[int, Any]
+    retention: int | None = WEEK
+
+    def peer_retention(self) -> int | None:
+        return self.retention if self.is_connected() else None
+
+    async def carry_money(self, transfer: Transfer) -> None:
+        await self.calls.wait_for_slot()
+        self.calls.check_open()
+        assert transfer.key is not None
+        try:
+            await self._call(transfer)
+        except (ConnectionLostError, ResponseTimeoutError, PluginClosedError, PluginFailedError) as error:
+            raise TransferInDoubtError(transfer.key, transfer.amount, str(error)) from error
+
+    def lose_link(self) -> None:
+        self.calls.close(lambda: ConnectionLostError("the cable was cut"))
+        self.link_down("the cable was cut")
+
+    def regain_link(self) -> None:
+        self.calls = CallTable(limit=self.options.max_in_flight, timeout=self.options.response_timeout)
+        self.link_up()
+
+    def answer(self, error: Exception | None = None) -> None:
+        """Answer the oldest transfer in flight."""
+        call = self.calls.pending.pop(next(iter(self.calls.pending)))
+        if error is None:
+            call.answer(b"")
+        else:
+            call.fail(error)
+
+    @property
+    def sent_keys(self) -> list[Any]:
+        return [transfer.key for transfer in self.sent]
+
+
+@asynccontextmanager
+async def open_payer(
+    store: Any, *, retention: int | None = WEEK, log: Any = None, **options: Any
+) -> AsyncIterator[Payer]:
+    async with trio.open_nursery() as nursery:
+        payer = Payer(ScriptedOptions(**options), PluginServices(store=store, log=log), nursery)
+        payer.retention = retention
+        await payer.connect()
+        yield payer
+        nursery.cancel_scope.cancel()
+
+
+async def states(plugin: LedgerPlugin, **which: Any) -> dict[str, str]:
+    """Return the states of a plugin's transfers, by key."""
+    return {entry.key: entry.state.value async for entry in plugin.transfers.walk(**which)}
+
+
+async def sums(plugin: LedgerPlugin) -> tuple[int, int, int]:
+    totals = await plugin.transfers.totals()
+    return totals.sent, totals.received, totals.in_doubt
+
+
+async def dial_keyed(address: str, *, offer: str | None = str(WEEK), account: str = "") -> tuple[Peer, Any]:
+    """Connect to a listener as a peer that keeps transfer keys; give it, and the answer to its credentials."""
+    peer = await dial(address)
+    flags = {} if offer is None else {TRANSFER_KEYS: offer}
+    await peer.send(peer.frame(auth_message(1, account, TOKEN, flags)))
+    answer = await peer.receive_packet()
+    assert isinstance(answer, btp.Response), answer
+    return peer, answer
+
+
+def keyed(request_id: int, amount: int, key: bytes, *before: btp.ProtocolData) -> btp.Transfer:
+    """A transfer under a key, as it stands on the wire."""
+    return btp.Transfer(request_id, amount, (*before, btp.ProtocolData(IDEMPOTENCY_KEY, btp.TEXT, key)))

@@ -1,0 +1,151 @@
+"""The other end of a BTP connection, scripted frame by frame, and what the tests of links have in common."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import trio
+
+from trio_ledger_plugin import PluginServices, open_plugin
+from trio_ledger_plugin.btp.plugin import BtpPlugin
+from trio_ledger_plugin.codec import btp
+from trio_ledger_plugin.runtime.tasks import TaskGroup
+from trio_ledger_plugin.testing.raw_frames import (
+    BINARY,
+    CLOSE,
+    PING,
+    PONG,
+    TEXT,
+    read_head,
+    upgrade_request,
+    upgrade_response,
+)
+from trio_ledger_plugin.testing.raw_frames import MASK as KEY
+from trio_ledger_plugin.testing.raw_frames import write_frame as frame
+from trio_ledger_plugin.testing.scripted_peer import ScriptedPeer, open_scripted_server
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from trio_ledger_plugin.events import Event
+
+__all__ = [
+    "BINARY",
+    "CLOSE",
+    "KEY",
+    "PING",
+    "PONG",
+    "TEXT",
+    "TOKEN",
+    "Peer",
+    "Recorder",
+    "dial",
+    "dial_in",
+    "dial_stream",
+    "frame",
+    "home",
+    "linked",
+    "listening",
+    "next_event",
+    "open_btp",
+    "read_head",
+    "serving",
+    "shake_hands",
+    "upgrade_request",
+    "upgrade_response",
+    "welcome",
+]
+
+TOKEN = "canary-7f3a9c"
+
+
+class Peer(ScriptedPeer):
+    """A scripted peer that knows the token, and whose packets a test takes for what they should be."""
+
+    async def authenticate(self, token: str = TOKEN, **how: Any) -> Any:
+        return await super().authenticate(token, **how)
+
+    async def receive_packet(self) -> Any:
+        return await super().receive_packet()
+
+    async def let_in(self) -> Any:
+        return await super().let_in()
+
+
+shake_hands, welcome, dial = Peer.connect, Peer.accept, Peer.dial
+
+
+async def dial_stream(address: str) -> trio.SocketStream:
+    url = urlsplit(address)
+    return await trio.open_tcp_stream(url.hostname or "", url.port or 0)
+
+
+async def dial_in(address: str, token: str = TOKEN) -> Peer:
+    """Connect to a listener and authenticate."""
+    peer = await dial(address)
+    answer = await peer.authenticate(token)
+    assert isinstance(answer, btp.Response), answer
+    return peer
+
+
+@asynccontextmanager
+async def home() -> AsyncIterator[TaskGroup]:
+    """Give a home for the tasks of a connection; nothing of them is left afterwards."""
+    async with trio.open_nursery() as nursery:
+        tasks = TaskGroup(nursery, lambda crash, *, cancelled: crash)
+        await tasks.start()
+        try:
+            yield tasks
+        finally:
+            tasks.cancel()
+
+
+class Recorder:
+    """A log that keeps all that it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def debug(self, message: str, *params: object) -> None:
+        self.lines.append(message)
+
+    info = warn = error = debug
+
+
+def listening(**options: Any) -> dict[str, Any]:
+    """Options of a listener at a free port."""
+    return {"listener": {"port": 0, "secret": TOKEN}, **options}
+
+
+@asynccontextmanager
+async def open_btp(opts: Any, services: PluginServices | None = None, **how: Any) -> AsyncIterator[BtpPlugin]:
+    """Open a BTP plugin."""
+    async with open_plugin(opts, services, **how) as plugin:
+        assert isinstance(plugin, BtpPlugin)
+        yield plugin
+
+
+@asynccontextmanager
+async def linked(*, data_handler: Any = None, **options: Any) -> AsyncIterator[tuple[BtpPlugin, Peer]]:
+    """Give a listening plugin and the scripted peer that is connected to it."""
+    async with open_btp(listening(**options), data_handler=data_handler) as plugin:
+        peer = await dial_in(plugin.address)
+        await plugin.wait_connected()
+        try:
+            yield plugin, peer
+        finally:
+            await peer.aclose()
+
+
+# Runs a scripted server, once for each connection, and gives its URL with credentials.
+serving = partial(open_scripted_server, credentials=f"alice:{TOKEN}")
+
+
+async def next_event(events: trio.MemoryReceiveChannel[Event], kind: type[Event]) -> Any:
+    """Return the next event, which must be of a kind."""
+    event = await events.receive()
+    assert isinstance(event, kind), event
+    return event

@@ -1,0 +1,236 @@
+"""A plugin that does what a test says, installed as another package's plugin would be; and what a test counts."""
+
+from __future__ import annotations
+
+import os
+from contextlib import asynccontextmanager
+from itertools import count
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import trio
+from attrs import field, frozen
+from trio.testing import wait_all_tasks_blocked
+
+from trio_ledger_plugin import LedgerPlugin, LedgerPluginError, PluginServices, open_plugin
+from trio_ledger_plugin.options.base import PluginOptions
+from trio_ledger_plugin.runtime.calls import CallTable
+from trio_ledger_plugin.runtime.workers import RequestQueue
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
+
+    import pytest
+
+    from trio_ledger_plugin.events import Event
+    from trio_ledger_plugin.runtime.handlers import Reply
+    from trio_ledger_plugin.transfer import Transfer
+
+FORMS = ("own nursery", "given nursery")
+
+
+async def stay(plugin: ScriptedPlugin, task_status: trio.TaskStatus[None]) -> None:
+    """Be connected at once, until cancelled."""
+    plugin.link_up()
+    task_status.started()
+    await trio.sleep_forever()
+
+
+async def hang(plugin: ScriptedPlugin, task_status: trio.TaskStatus[None]) -> None:
+    await trio.sleep_forever()
+
+
+def sleeping(seconds: float) -> Callable[[bytes], Awaitable[bytes]]:
+    """Give a data handler that takes its time."""
+
+    async def handle(data: bytes) -> bytes:
+        await trio.sleep(seconds)
+        return data
+
+    return handle
+
+
+async def sleep_on(amount: str) -> None:
+    """Never acknowledge a transfer."""
+    await trio.sleep_forever()
+
+
+def after(seconds: float, script: Any = stay) -> Any:
+    async def run(plugin: ScriptedPlugin, task_status: trio.TaskStatus[None]) -> None:
+        await trio.sleep(seconds)
+        await script(plugin, task_status)
+
+    return run
+
+
+def refused(error: Exception) -> Any:
+    async def run(plugin: ScriptedPlugin, task_status: trio.TaskStatus[None]) -> None:
+        await trio.lowlevel.checkpoint()
+        raise error
+
+    return run
+
+
+def broken_after(seconds: float, error: Exception) -> Any:
+    """Be connected, and meet a fatal error later."""
+
+    async def run(plugin: ScriptedPlugin, task_status: trio.TaskStatus[None]) -> None:
+        plugin.link_up()
+        task_status.started()
+        await trio.sleep(seconds)
+        raise error
+
+    return run
+
+
+@frozen(kw_only=True)
+class ScriptedOptions(PluginOptions):
+    script: Any = field(default=stay)
+    parting: float = field(default=0.0)
+
+
+class ScriptedPlugin(LedgerPlugin):
+    """Connects as its script says; the test answers its calls."""
+
+    options_class: ClassVar[type[ScriptedOptions]] = ScriptedOptions
+    options: ScriptedOptions
+
+    def __init__(
+        self,
+        options: ScriptedOptions,
+        services: PluginServices,
+        nursery: trio.Nursery,
+        on_failed: Any = None,
+    ) -> None:
+        super().__init__(options, services, nursery, on_failed)
+        self.attempts = 0
+        self.calls = CallTable(limit=options.max_in_flight, timeout=options.response_timeout)
+        self.queue = RequestQueue(self.pool, self, self.handlers.answer)
+        self.replies: dict[int, Reply] = {}
+        self.sent: list[Any] = []
+        self._ids = count(1)
+
+    async def run_connection(self, *, task_status: trio.TaskStatus[None]) -> None:
+        self.attempts += 1
+        self.calls = CallTable(limit=self.options.max_in_flight, timeout=self.options.response_timeout)
+        await self.options.script(self, task_status)
+
+    async def _call(self, payload: bytes | Transfer) -> bytes:
+        await self.calls.wait_for_slot()
+        self.calls.check_open()
+        request_id, call = next(self._ids), self.calls.new_call()
+        self.calls.pending[request_id] = call
+        self.sent.append(payload)
+        return await self.calls.outcome(request_id, call)
+
+    async def carry_data(self, data: bytes) -> bytes:
+        return await self._call(data)
+
+    async def carry_money(self, transfer: Transfer) -> None:
+        await self._call(transfer)
+
+    def fail_calls(self, make_error: Callable[[], LedgerPluginError]) -> None:
+        self.calls.close(make_error)
+
+    def calls_in_flight(self) -> int:
+        return len(self.calls.pending)
+
+    async def finish_calls(self) -> None:
+        await self.calls.drain()
+        await trio.sleep(self.options.parting)
+
+    def ask(self, request_id: int, payload: bytes | Transfer) -> bool:
+        """Have the handler serve a request of the peer's."""
+        return self.queue.submit(request_id, payload, len(payload) if isinstance(payload, bytes) else 0)
+
+    async def reply(self, request_id: int, reply: Reply) -> None:
+        self.replies[request_id] = reply
+
+    def expire(self, request_id: int) -> None:
+        self.replies[request_id] = LedgerPluginError("expired")
+
+
+def scripted(nursery: trio.Nursery, script: Any = stay, **options: Any) -> ScriptedPlugin:
+    """Make one as ``create_plugin`` does."""
+    return ScriptedPlugin(ScriptedOptions(script=script, **options), PluginServices(), nursery)
+
+
+def install(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str = "scripted") -> None:
+    """Install the plugin as a package of its own, so that its name and options work in ``open_plugin``."""
+    info = folder / "scripted_ledger-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: scripted-ledger\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[trio_ledger_plugin.plugins]\n{name} = support.scripted:ScriptedPlugin\n")
+    monkeypatch.syspath_prepend(str(folder))
+
+
+@asynccontextmanager
+async def open_scripted(script: Any = stay, **how: Any) -> AsyncIterator[ScriptedPlugin]:
+    """Open one with ``open_plugin``; it must be installed."""
+    async with open_plugin(ScriptedOptions(script=script), **how) as plugin:
+        assert isinstance(plugin, ScriptedPlugin)
+        yield plugin
+
+
+@asynccontextmanager
+async def nursery_of(form: str) -> AsyncIterator[trio.Nursery | None]:
+    """Give a nursery, or none for the form without; nothing of the plugin's may be left in it."""
+    if form == "own nursery":
+        yield None
+        return
+    async with trio.open_nursery() as nursery:
+        yield nursery
+        await wait_all_tasks_blocked()
+        left = [task.name for task in nursery.child_tasks]
+        nursery.cancel_scope.cancel()
+        assert left == []
+
+
+def all_tasks() -> set[trio.lowlevel.Task]:
+    """Return every task of this Trio run."""
+    found: set[trio.lowlevel.Task] = set()
+    root = trio.lowlevel.current_root_task()
+    rising = [] if root is None else [root]
+    while rising:
+        task = rising.pop()
+        found.add(task)
+        rising += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+    return found
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def names(events: list[Event]) -> list[str]:
+    return [type(event).__name__ for event in events]
+
+
+def read_events(plugin: LedgerPlugin) -> list[Event]:
+    """Take the events that have come so far."""
+    taken: list[Event] = []
+    while True:
+        try:
+            taken.append(plugin.events.receive_nowait())
+        except (trio.WouldBlock, trio.EndOfChannel):
+            return taken
+
+
+async def outcome_of(function, *args):
+    """Return what a call returns or raises."""
+    try:
+        return await function(*args)
+    except Exception as error:  # noqa: BLE001 (kept for the test)
+        return error
+
+
+async def start(nursery, function, *args):
+    """Run a call in a task; give the list that its outcome comes into."""
+    outcomes = []
+
+    async def run():
+        outcomes.append(await outcome_of(function, *args))
+
+    nursery.start_soon(run)
+    await wait_all_tasks_blocked()
+    return outcomes

@@ -1,0 +1,486 @@
+"""The lane past trio-websocket: the same messages in the same order as without it, and everything else still works."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+import trio_websocket
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.peers import (
+    BINARY,
+    CLOSE,
+    KEY,
+    PING,
+    PONG,
+    TEXT,
+    Peer,
+    frame,
+    home,
+    read_head,
+    shake_hands,
+    upgrade_request,
+    upgrade_response,
+    welcome,
+)
+from trio.testing import MockClock
+
+from trio_ledger_plugin.options.base import PluginOptions
+from trio_ledger_plugin.websocket.connection import WebSocket, accept_websocket, open_websocket
+
+LIMIT = 70_000
+OPTIONS = PluginOptions(max_message_bytes=LIMIT, max_fragments=64)
+
+
+class Link:
+    """Takes what the lane hands on; what trio-websocket would have given for it stands in ``messages``."""
+
+    replies_blocked = 0
+
+    def __init__(self) -> None:
+        self.messages: list[bytes | None] = []
+        self.left: list[str] = []
+        self.refused = 0
+        self.error: Exception | None = None
+        self.ended = trio.Event()
+
+    def receive(self, message: bytes) -> None:
+        assert not self.left
+        self.messages.append(message)
+
+    def receive_text(self) -> None:
+        assert not self.left
+        self.messages.append(None)
+
+    def too_big(self) -> None:
+        self.refused += 1
+
+    def peer_left(self, reason: str) -> None:
+        self.left.append(reason)
+
+    def on_end(self, cancelled: bool, error: Exception | None) -> None:
+        self.error = error
+        self.ended.set()
+
+
+async def connect(tasks: Any, near: trio.abc.Stream, far: trio.abc.Stream, *, server: bool) -> tuple[WebSocket, Peer]:
+    """Do the handshake between a WebSocket of ours, as server or client, and a scripted peer."""
+    opened: list[Any] = []
+
+    async def ours() -> None:
+        if server:
+            opened.append(await accept_websocket(near, tasks, OPTIONS, peer="peer", refuse=lambda handshake: None))
+        else:
+            opened.append(await open_websocket(near, tasks, OPTIONS, host="host", resource="/"))
+
+    async def theirs() -> None:
+        opened.append(await (shake_hands(far) if server else welcome(far)))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ours)
+        nursery.start_soon(theirs)
+    websocket, peer = opened if isinstance(opened[0], WebSocket) else opened[::-1]
+    return websocket, peer
+
+
+@asynccontextmanager
+async def lane(*, server: bool = True, make_streams: Any = trio.testing.memory_stream_pair) -> AsyncIterator[Any]:
+    near, far = make_streams()
+    async with home() as tasks:
+        websocket, peer = await connect(tasks, near, far, server=server)
+        link = Link()
+        websocket.open(link, link.on_end)
+        websocket.authenticated()
+        yield link, websocket, peer
+
+
+async def without_lane(data: bytes, *, server: bool) -> list[bytes | None]:
+    """Return what a plain trio-websocket connection makes of the bytes."""
+    near, far = trio.testing.memory_stream_pair()
+    messages: list[bytes | None] = []
+    async with trio.open_nursery() as nursery:
+
+        async def theirs() -> None:
+            await (shake_hands(far) if server else welcome(far))
+            await far.send_all(data)
+            await far.send_eof()
+
+        nursery.start_soon(theirs)
+        if server:
+            request = await trio_websocket.wrap_server_stream(nursery, near, max_message_size=LIMIT)
+            connection = await request.accept()
+        else:
+            stream: Any = near
+            connection = await trio_websocket.wrap_client_stream(nursery, stream, "host", "/", max_message_size=LIMIT)
+        with suppress(trio_websocket.ConnectionClosed):
+            while True:
+                message = await connection.get_message()
+                messages.append(message if isinstance(message, bytes) else None)
+        nursery.cancel_scope.cancel()
+    return messages
+
+
+def kinds(mask: bytes | None) -> dict[str, bytes]:
+    def f(payload: bytes = b"", opcode: int = BINARY, **how: Any) -> bytes:
+        return frame(payload, opcode, mask=mask, **how)
+
+    return {
+        "plain": f(b"plain") + f(b"plainer"),
+        "long": f(bytes(range(200))),
+        "empty": f(),
+        "text": f("tëxt".encode(), TEXT),
+        "fragments": f(b"fr", fin=False) + f(b"ag", 0, fin=False) + f(b"ments", 0),
+        "text fragments around a ping": f(b"\xc3", TEXT, fin=False) + f(b"!", PING) + f(b"\xab", 0),
+        "ping": f(b"ping", PING),
+        "pong": f(b"pong", PONG),
+    }
+
+
+def endings(mask: bytes | None) -> dict[str, bytes]:
+    def f(payload: bytes = b"", opcode: int = BINARY, **how: Any) -> bytes:
+        return frame(payload, opcode, mask=mask, **how)
+
+    return {
+        "close": f(b"\x03\xe8", CLOSE),
+        "close without a code": f(b"", CLOSE),
+        "close with an illegal code": f(b"\x00\x01", CLOSE),
+        "bad text": f(b"\xff", TEXT),
+        "bad fragment": f(b"fr", fin=False) + f(b"new"),
+        "bad continuation": f(b"fr", 0),
+        "reserved": f(b"x", rsv=4),
+        "opcode": f(b"x", 5),
+        "wrong form": f(b"x", form=2),
+        "wrong mask": frame(b"x", mask=None if mask else KEY),
+        "big": f(bytes(LIMIT + 1)),
+        "big in fragments": f(bytes(LIMIT), fin=False) + f(b"x", 0),
+    }
+
+
+@pytest.mark.parametrize("server", [True, False], ids=["server", "client"])
+@pytest.mark.parametrize("first", kinds(None))
+async def test_every_mixture_and_split_arrives_as_without_the_lane(first: Any, server: Any) -> None:
+    """A message that overtakes another, or is lost or doubled, is a request answered wrongly or never."""
+    async with lane(server=server) as (link, _, peer):
+        mixtures = kinds(peer.mask)
+        for second in mixtures.values():
+            data = mixtures[first] + second + peer.frame(b"end")
+            expected = await without_lane(data, server=server)
+            assert expected[-1] == b"end"
+            pieces = [[data], [data[i : i + 1] for i in range(len(data))]]
+            pieces += [[data[:at], data[at:]] for at in range(1, len(data), 1 if len(data) < 60 else 7)]
+            for chunks in pieces:
+                link.messages.clear()
+                for chunk in chunks:
+                    await peer.send(chunk)
+                    if len(chunks) == 2:
+                        await trio.testing.wait_all_tasks_blocked()
+                await trio.testing.wait_all_tasks_blocked()
+                assert link.messages == expected
+
+
+@pytest.mark.parametrize("split", ["whole", "bytewise", "in two"])
+@pytest.mark.parametrize("server", [True, False], ids=["server", "client"])
+@pytest.mark.parametrize("last", endings(None))
+async def test_the_end_comes_where_it_does_without_the_lane(
+    last: Any, server: Any, split: Any, autojump_clock: MockClock
+) -> None:
+    """What follows a Close or an illegal frame is nobody's message, and what came before it counts."""
+    mask = KEY if server else None
+    mixtures = kinds(mask)
+    before = mixtures["plain"] + mixtures["fragments"] + mixtures["text"] + mixtures["plain"]
+    data = before + endings(mask)[last] + frame(b"after", mask=mask) * 3
+    expected = await without_lane(data, server=server)
+    assert len(expected) == 6
+    async with lane(server=server) as (link, _, peer):
+        step = {"whole": len(data), "bytewise": 1 if len(data) < LIMIT else 999, "in two": len(before) + 1}[split]
+        with suppress(trio.BrokenResourceError):
+            for at in range(0, len(data), step):
+                await peer.send(data[at : at + step])
+        await trio.testing.wait_all_tasks_blocked()
+        assert link.messages == expected
+        assert link.refused == (last.startswith("big"))
+        with suppress(trio.BrokenResourceError):
+            await peer.stream.send_eof()
+        await link.ended.wait()
+        assert link.left
+        assert link.messages == expected
+
+
+mixed_frames = st.lists(
+    st.sampled_from(list(kinds(KEY).values())) | st.binary(max_size=30).map(lambda b: frame(b, mask=KEY))
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(mixed_frames, st.data())
+async def test_any_mixture_in_any_pieces_arrives_as_without_the_lane(frames: Any, data: Any) -> None:
+    whole = b"".join(frames)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=6)))
+    waits = data.draw(st.booleans())
+    expected = await without_lane(whole, server=True)
+    async with lane() as (link, _, peer):
+        for start, stop in zip([0, *cuts], [*cuts, len(whole)], strict=True):
+            if stop > start:
+                await peer.send(whole[start:stop])
+            if waits:
+                await trio.testing.wait_all_tasks_blocked()
+        await trio.testing.wait_all_tasks_blocked()
+        assert link.messages == expected
+
+
+@pytest.mark.parametrize("server", [True, False], ids=["server", "client"])
+async def test_frames_right_behind_the_head_are_not_lost(server: Any) -> None:
+    """A client that does not wait for the answer sends them so (WIRE: interledger-rs)."""
+    near, far = trio.testing.memory_stream_pair()
+    peer = Peer(far, client=server)
+    frames = peer.frame(b"one") + peer.frame(b"two")
+    async with home() as tasks, trio.open_nursery() as nursery:
+        if server:
+            await far.send_all(upgrade_request() + frames)
+            websocket = await accept_websocket(near, tasks, OPTIONS, peer="peer", refuse=lambda handshake: None)
+        else:
+
+            async def theirs() -> None:
+                await far.send_all(upgrade_response(await read_head(far)) + frames)
+
+            nursery.start_soon(theirs)
+            websocket = await open_websocket(near, tasks, OPTIONS, host="host", resource="/")
+        await trio.testing.wait_all_tasks_blocked()
+        link = Link()
+        websocket.open(link, link.on_end)
+        await trio.testing.wait_all_tasks_blocked()
+        assert link.messages == [b"one", b"two"]
+
+
+async def test_a_head_of_one_byte_at_a_time_is_a_head() -> None:
+    near, far = trio.testing.memory_stream_pair()
+    async with home() as tasks:
+        data = upgrade_request() + frame(b"first", mask=KEY)
+
+        async def theirs() -> None:
+            for i in range(len(data)):
+                await far.send_all(data[i : i + 1])
+                await trio.testing.wait_all_tasks_blocked()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(theirs)
+            websocket = await accept_websocket(near, tasks, OPTIONS, peer="peer", refuse=lambda handshake: None)
+            link = Link()
+            websocket.open(link, link.on_end)
+        await trio.testing.wait_all_tasks_blocked()
+        assert link.messages == [b"first"]
+
+
+async def test_a_status_line_without_a_reason_is_an_upgrade(autojump_clock: MockClock) -> None:
+    """HTTP allows it, and a connection through such a server would otherwise hang after its handshake."""
+    near, far = trio.testing.memory_stream_pair()
+    async with home() as tasks, trio.open_nursery() as nursery:
+
+        async def theirs() -> None:
+            head = upgrade_response(await read_head(far), status_line="HTTP/1.1 101")
+            await far.send_all(head + frame(b"first"))
+
+        nursery.start_soon(theirs)
+        websocket = await open_websocket(near, tasks, OPTIONS, host="host", resource="/")
+        link = Link()
+        websocket.open(link, link.on_end)
+        await trio.testing.wait_all_tasks_blocked()
+        assert link.messages == [b"first"]
+
+
+# Pings, pongs and closing.
+
+
+@pytest.mark.parametrize("server", [True, False], ids=["server", "client"])
+async def test_the_peers_close_is_answered(server: Any, autojump_clock: MockClock) -> None:
+    """A peer that gets no Close waits for it, and reports an abnormal end."""
+    async with lane(server=server) as (link, _, peer):
+        await peer.send(peer.frame(b"last"), peer.frame(b"\x03\xe8", CLOSE), peer.frame(b"after"))
+        assert (await peer.receive()).close_code == 1000
+        assert link.messages == [b"last"]
+        assert link.left
+        if not server:
+            await peer.aclose()
+        await link.ended.wait()
+        assert trio.current_time() < 1
+
+
+@pytest.mark.parametrize("server", [True, False], ids=["server", "client"])
+async def test_our_close_comes_last_and_ends_with_the_peers(server: Any, autojump_clock: MockClock) -> None:
+    async with lane(server=server) as (link, websocket, peer), trio.open_nursery() as nursery:
+        websocket.write(b"last")
+        start = trio.current_time()
+        nursery.start_soon(websocket.close, 1008, "too much")
+        assert await peer.receive() == (BINARY, b"last")
+        received = await peer.receive()
+        assert (received.close_code, received.payload[2:]) == (1008, b"too much")
+        await peer.send(peer.frame(received.payload, CLOSE))
+        await link.ended.wait()
+        assert trio.current_time() == start
+
+
+async def test_a_peer_that_does_not_close_is_left_after_a_second(autojump_clock: MockClock) -> None:
+    """Closing a plugin must not hang on a peer that is gone."""
+    async with lane() as (link, websocket, peer):
+        start = trio.current_time()
+        await websocket.close(1000, "")
+        assert trio.current_time() == start + 1
+        assert link.ended.is_set()
+        assert (await peer.receive()).close_code == 1000
+        await peer.wait_eof()
+
+
+async def test_a_peer_that_neither_reads_nor_closes_is_left_too(autojump_clock: MockClock) -> None:
+    async with lane(make_streams=trio.testing.lockstep_stream_pair) as (link, websocket, _):
+        start = trio.current_time()
+        websocket.write(bytes(1000))
+        await websocket.close(1000, "")
+        assert trio.current_time() <= start + 2
+        assert link.ended.is_set()
+
+
+@pytest.mark.parametrize("how", ["eof", "broken"])
+async def test_a_connection_that_is_gone_is_told(how: Any) -> None:
+    async with lane() as (link, _, peer):
+        await peer.send(peer.frame(b"last"))
+        if how == "eof":
+            await peer.stream.send_eof()
+        else:
+            await peer.aclose()
+        await link.ended.wait()
+        assert link.messages == [b"last"]
+        assert link.left
+
+
+async def test_pings_are_answered_while_messages_flood() -> None:
+    """A peer that floods and pings would otherwise take this end for dead."""
+    async with lane() as (link, _, peer):
+        flood = peer.frame(b"x" * 50) * 1000
+        await peer.send(flood, peer.frame(b"alive?", PING), flood)
+        assert await peer.receive() == (PONG, b"alive?")
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(link.messages) == 2000
+
+
+async def test_a_flood_leaves_time_for_others() -> None:
+    """One flooding peer must not keep the good ones waiting."""
+    async with lane() as (link, _, peer):
+        turns: list[int] = []
+
+        async def other() -> None:
+            while len(link.messages) < 3200:
+                turns.append(len(link.messages))
+                await trio.lowlevel.checkpoint()
+
+        await peer.send(peer.frame(b"x") * 3200)
+        with trio.fail_after(5):
+            await other()
+        assert max(after - before for before, after in pairwise(turns)) <= 64
+
+
+async def test_only_the_newest_pong_waits_for_a_peer_that_does_not_read() -> None:
+    """Pings without end from a peer that does not read must not fill the memory."""
+    async with lane(make_streams=trio.testing.lockstep_stream_pair) as (_, websocket, peer):
+        websocket.write(b"in the way")
+        for i in range(100):
+            await peer.send(peer.frame(b"%d" % i, PING))
+        await trio.testing.wait_all_tasks_blocked()
+        assert await peer.receive() == (BINARY, b"in the way")
+        assert await peer.receive() == (PONG, b"99")
+        await peer.send(peer.frame(b"again", PING))
+        assert await peer.receive() == (PONG, b"again")
+
+
+async def test_our_ping_ends_with_its_pong(autojump_clock: MockClock) -> None:
+    async with lane() as (_, websocket, peer), trio.open_nursery() as nursery:
+        nursery.start_soon(websocket.ping)
+        ping = await peer.receive()
+        assert ping.opcode == PING
+        await peer.send(peer.frame(b"x"), peer.frame(ping.payload, PONG))
+    async with lane() as (_, websocket, peer):
+        await peer.aclose()
+        with trio.move_on_after(30) as scope:
+            await websocket.ping()
+        assert scope.cancelled_caught
+
+
+async def test_64_fragments_are_a_message_and_65_are_too_many(autojump_clock: MockClock) -> None:
+    """A million one-byte fragments cost trio-websocket 54 MiB."""
+    async with lane() as (link, _, peer):
+        for count in (64, 65):
+            await peer.send(peer.frame(b"a", fin=False))
+            await peer.send(*(peer.frame(b"a", 0, fin=i == count - 2) for i in range(count - 1)))
+        await trio.testing.wait_all_tasks_blocked()
+        assert link.messages == [b"a" * 64]
+        assert link.refused == 1
+
+
+async def test_a_message_past_the_limits_is_refused_at_its_header(
+    autojump_clock: MockClock,
+) -> None:
+    async with lane() as (link, websocket, peer):
+        await peer.send(peer.frame(bytes(LIMIT)), peer.frame(bytes(LIMIT + 1))[:14])
+        await trio.testing.wait_all_tasks_blocked()
+        assert [len(message or b"") for message in link.messages] == [LIMIT]
+        assert link.refused == 1
+        await peer.send(bytes(200_000))
+        await trio.testing.wait_all_tasks_blocked()
+        assert link.refused == 1
+        await websocket.close(1009, "")
+        received = [await peer.receive()]
+        assert received[0].close_code == 1009
+
+
+async def test_messages_are_small_before_authentication() -> None:
+    """A stranger must not be able to make this end keep 64 KiB for it."""
+    near, far = trio.testing.memory_stream_pair()
+    async with home() as tasks:
+        websocket, peer = await connect(tasks, near, far, server=True)
+        link = Link()
+        websocket.open(link, link.on_end)
+        await peer.send(peer.frame(bytes(OPTIONS.max_unauthenticated_bytes)))
+        await peer.send(peer.frame(bytes(OPTIONS.max_unauthenticated_bytes + 1)))
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(link.messages) == 1
+        assert link.refused == 1
+
+
+async def test_a_message_that_came_with_the_auth_packet_may_be_large() -> None:
+    """What is served once the peer is let in is served in any size (WIRE: interledger-rs does not wait)."""
+    near, far = trio.testing.memory_stream_pair()
+    async with home() as tasks:
+        websocket, peer = await connect(tasks, near, far, server=True)
+        link = Link()
+
+        def receive(message: bytes) -> None:
+            link.messages.append(message)
+            websocket.authenticated()
+
+        link.receive = receive  # type: ignore[method-assign]  # the host's answer to the first message
+        websocket.open(link, link.on_end)
+        await peer.send(peer.frame(b"auth"), peer.frame(bytes(LIMIT)), peer.frame(b"next"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert link.messages == [b"auth", bytes(LIMIT), b"next"]
+
+
+@pytest.mark.parametrize("server", [True, False], ids=["server", "client"])
+async def test_an_abort_closes_without_a_word(server: Any) -> None:
+    async with lane(server=server) as (link, websocket, peer):
+        websocket.abort()
+        await link.ended.wait()
+        assert link.left
+        with pytest.raises(EOFError):
+            await peer.receive()
+
+
+async def test_a_cancelled_close_closes_at_once() -> None:
+    async with lane() as (link, websocket, peer):
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await websocket.close(1000, "")
+        await link.ended.wait()
+        await peer.wait_eof()

@@ -1,0 +1,292 @@
+"""Configuration written for the JavaScript plugins works unchanged, and a slip in it is named."""
+
+import inspect
+import json
+import math
+import traceback
+import warnings
+from typing import Any
+
+import attrs
+import pytest
+
+from trio_ledger_plugin.btp.options import AccountsOptions, BtpOptions, ListenerOptions
+from trio_ledger_plugin.environment import options_from_environment
+from trio_ledger_plugin.errors import InvalidFieldsError
+from trio_ledger_plugin.loopback import LoopbackOptions
+from trio_ledger_plugin.options.base import PluginOptions
+from trio_ledger_plugin.options.load import options_from_mapping
+from trio_ledger_plugin.registry import PLUGIN_ALIASES, canonical_plugin_name
+from trio_ledger_plugin.secret import Secret
+
+CANARY = "canary-7f3a"
+
+
+def problems_of(cls: Any, mapping: Any) -> list[str]:
+    with pytest.raises(InvalidFieldsError) as caught:
+        options_from_mapping(cls, mapping)
+    assert CANARY not in "".join(traceback.format_exception(caught.value))
+    return str(caught.value).splitlines()[1:]
+
+
+# A mapping
+
+
+def test_javascript_names_and_ours_give_the_same_options() -> None:
+    camel = {
+        "server": "btp+wss://h.example/ilp",
+        "btpAccount": "alice",
+        "btpToken": "tok",
+        "btpAuthFlags": {"name": "value"},
+        "responseTimeout": 35500,
+        "maxHandlers": 3,
+        "trustedProxies": ["10.0.0.1"],
+        "allowInsecure": False,
+    }
+    snake = {
+        "server": "btp+wss://h.example/ilp",
+        "btp_account": "alice",
+        "btp_token": "tok",
+        "btp_auth_flags": {"name": "value"},
+        "response_timeout": 35.5,
+        "max_handlers": 3,
+        "trusted_proxies": ["10.0.0.1"],
+        "allow_insecure": False,
+    }
+    options = options_from_mapping(BtpOptions, json.loads(json.dumps(camel)))
+    assert options == options_from_mapping(BtpOptions, snake)
+    assert options == BtpOptions(
+        server="btp+wss://alice:tok@h.example/ilp",
+        btp_auth_flags={"name": "value"},
+        response_timeout=35.5,
+        max_handlers=3,
+        trusted_proxies=("10.0.0.1",),
+    )
+
+
+@pytest.mark.parametrize("name", [each.name for each in attrs.fields(PluginOptions) if isinstance(each.default, float)])
+def test_times_are_milliseconds_under_javascript_names_and_seconds_under_ours(name: Any) -> None:
+    first, *others = name.split("_")
+    camel = first + "".join(map(str.title, others))
+    seconds = 100_000 if name == "key_retention" else 1.5
+    assert getattr(options_from_mapping(PluginOptions, {name: seconds}), name) == seconds
+    assert getattr(options_from_mapping(PluginOptions, {camel: 1000 * seconds}), name) == seconds
+    if name != "key_retention":
+        assert getattr(options_from_mapping(PluginOptions, {camel: math.inf}), name) == math.inf
+
+
+def test_a_time_of_zero_is_the_default_in_javascript_and_a_slip_here() -> None:
+    assert options_from_mapping(PluginOptions, {"responseTimeout": 0}).response_timeout == 35.0
+    (problem,) = problems_of(PluginOptions, {"response_timeout": 0})
+    assert "must be a number of seconds above 0" in problem
+
+
+def test_a_wrong_time_is_named_in_the_spelling_and_the_unit_it_was_given_in() -> None:
+    right = "must be a number of milliseconds above 0, or infinity for no limit"
+    assert problems_of(PluginOptions, {"responseTimeout": "35000", "pingInterval": -5}) == [
+        f"- responseTimeout: got '35000', {right}",
+        f"- pingInterval: got -5, {right}",
+    ]
+
+
+def test_null_is_the_same_as_not_given() -> None:
+    options = options_from_mapping(
+        BtpOptions, {"server": None, "listener": {"port": 0, "secret": "s", "host": None}, "btpToken": None}
+    )
+    assert options == BtpOptions(listener=ListenerOptions(0, "s"))
+
+
+@pytest.mark.parametrize("cls", [ListenerOptions, AccountsOptions])
+def test_the_null_of_a_port_means_none(cls: Any) -> None:
+    """A server that is to be reached through the application's own must not open another port after all."""
+    assert options_from_mapping(cls, {"port": None, **({"secret": "s"} if cls is ListenerOptions else {})}).port is None
+
+
+def test_a_listener_is_a_mapping_within() -> None:
+    options = options_from_mapping(BtpOptions, {"listener": {"port": 7768, "secret": "s", "host": "192.0.2.1"}})
+    assert options.listener == ListenerOptions(7768, Secret("s"), "192.0.2.1")
+    made = ListenerOptions(0, "s")
+    assert options_from_mapping(BtpOptions, {"listener": made}).listener is made
+
+
+def test_every_problem_is_told_at_once_the_listeners_too() -> None:
+    assert problems_of(
+        BtpOptions,
+        {
+            "listener": {"port": -1, "secret": [CANARY], "prot": 5},
+            "maxEntries": 0,
+            "max_handlers": 1,
+            "maxHandlers": 2,
+            "sever": f"btp+ws://:{CANARY}@h",
+            3: 4,
+            "zzz": CANARY,
+        },
+    ) == [
+        "- listener.'prot': unknown, did you mean 'port'?",
+        "- listener.port: got -1, must be a port number from 0 to 65535, or None to open none",
+        "- listener.secret: got a value of type list, must be text (str) or a Secret, not empty",
+        "- maxHandlers: given as max_handlers too, must be given once",
+        "- 'sever': unknown, did you mean 'server'?",
+        "- 3: no name, names are text (str)",
+        "- 'zzz': unknown",
+        "- maxEntries: got 0, must be a whole number above 0",
+    ]
+
+
+def test_a_listener_without_port_or_secret_is_told_what_it_lacks() -> None:
+    assert [problem.split(", must")[0] for problem in problems_of(BtpOptions, {"listener": {}})] == [
+        "- listener.port: missing",
+        "- listener.secret: missing",
+    ]
+
+
+def test_a_listener_in_no_form_at_all_does_not_tell_what_was_given() -> None:
+    assert problems_of(BtpOptions, {"listener": CANARY}) == [
+        "- listener: got a value of type str, must be ListenerOptions or None"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("btpTokn", "btpToken"), ("token", "btp_token"), ("responsetimeout", "response_timeout"), ("nmae", "name")],
+)
+def test_a_misspelled_name_is_answered_with_the_right_one(name: Any, meant: Any) -> None:
+    cls = LoopbackOptions if meant == "name" else BtpOptions
+    assert f"- {name!r}: unknown, did you mean {meant!r}?" in problems_of(cls, {name: CANARY})
+
+
+def test_fields_that_only_the_npm_plugins_use_are_ignored_with_a_warning_that_shows_no_values() -> None:
+    mapping = {
+        "listener": {"port": 0, "secret": "s", "wsOpts": {"server": CANARY}},
+        "reconnectInterval": CANARY,
+        "reconnectIntervals": [0, 100],
+        "reconnectClearTryTimeout": 1,
+        "currencyScale": 9,
+        "prefix": "g.",
+        "_store": {},
+        "_log": {},
+    }
+    with pytest.warns(UserWarning, match="no use for") as caught:
+        options = options_from_mapping(BtpOptions, mapping)
+    assert options == BtpOptions(listener=ListenerOptions(0, "s"))
+    (warning,) = caught
+    assert warning.filename == __file__
+    assert CANARY not in str(warning.message)
+    for name in mapping.keys() - {"listener"} | {"listener.wsOpts"}:
+        assert name in str(warning.message)
+
+
+def test_a_server_whose_port_and_host_stand_in_ws_opts_listens_there() -> None:
+    """As in the configurations that moneyd writes; on another port nobody would find it."""
+    with pytest.warns(UserWarning, match=r"no use for: wsOpts\.server$"):
+        assert options_from_mapping(
+            AccountsOptions, {"wsOpts": {"host": "localhost", "port": 7768, "server": None}}
+        ) == AccountsOptions(host="localhost", port=7768)
+    listener = {"secret": "s", "wsOpts": {"port": 7768}}
+    assert options_from_mapping(BtpOptions, {"listener": listener}).listener == ListenerOptions(7768, "s")
+    assert problems_of(AccountsOptions, {"port": 1, "wsOpts": {"port": 2, "host": 5}}) == [
+        "- wsOpts.port: given as port too, must be given once",
+        "- wsOpts.host: got 5, must be text (str), not empty, without spaces or control characters",
+    ]
+
+
+def test_what_is_wrong_counts_more_than_what_is_ignored() -> None:
+    assert problems_of(BtpOptions, {"server": "ws://h", "_log": {}})
+
+
+@pytest.mark.parametrize("mapping", [None, [("server", "x")], "server", 5])
+def test_options_that_are_no_mapping_are_a_type_error(mapping: Any) -> None:
+    with pytest.raises(TypeError, match=f"options are a mapping, not {type(mapping).__name__}"):
+        options_from_mapping(BtpOptions, mapping)
+
+
+# Names of plugins
+
+
+@pytest.mark.parametrize(
+    ("name", "canonical"),
+    [("ilp-plugin-btp", "btp"), ("ilp-plugin-mini-accounts", "btp-accounts"), ("btp", "btp"), ("other", "other")],
+)
+def test_npm_module_names_are_aliases_of_ours(name: Any, canonical: Any) -> None:
+    assert canonical_plugin_name(name) == canonical
+    assert not PLUGIN_ALIASES.keys() & PLUGIN_ALIASES.values()
+
+
+@pytest.mark.parametrize("name", ["", None, 5])
+def test_a_plugin_without_a_name_is_refused(name: Any) -> None:
+    with pytest.raises(InvalidFieldsError, match=f"plugin: got {name!r}, must be the name of a plugin"):
+        canonical_plugin_name(name)
+
+
+# The environment
+
+
+def load(mapping: Any) -> BtpOptions:
+    return options_from_mapping(BtpOptions, {name: value for name, value in mapping.items() if name != "plugin"})
+
+
+@pytest.mark.parametrize(
+    ("environ", "address"),
+    [
+        ({}, "btp+ws://localhost:7768"),
+        ({"ILP_BTP_SERVER": "", "ILP_CREDENTIALS": "", "ILP_PLUGIN": ""}, "btp+ws://localhost:7768"),
+        ({"ILP_BTP_SERVER": "btp+wss://h.example:1/ilp?a=b"}, "btp+wss://h.example:1/ilp?a=b"),
+    ],
+)
+def test_a_server_from_the_environment_gets_a_token_that_nobody_can_guess(environ: Any, address: Any) -> None:
+    one, other = options_from_environment(environ), options_from_environment(environ)
+    assert one["plugin"] == "btp"
+    assert load(one).address == address
+    assert load(one).btp_account == ""
+    assert len(load(one).btp_token.reveal()) == 64
+    assert load(one).btp_token != load(other).btp_token
+    json.dumps(one)
+
+
+def test_credentials_of_a_server_from_the_environment_are_replaced_and_the_user_is_told() -> None:
+    with pytest.warns(UserWarning, match="ILP_CREDENTIALS") as caught:
+        options = load(options_from_environment({"ILP_BTP_SERVER": f"btp+wss://alice:{CANARY}@h/ilp"}))
+    assert options.address == "btp+wss://h/ilp"
+    assert options.btp_account == ""
+    assert options.btp_token != Secret(CANARY)
+    assert CANARY not in str(caught[0].message)
+
+
+def test_credentials_win_over_a_server() -> None:
+    environ = {
+        "ILP_PLUGIN": "ilp-plugin-btp",
+        "ILP_CREDENTIALS": '{"server": "btp+wss://alice:tok@h/ilp", "responseTimeout": 1000}',
+        "ILP_BTP_SERVER": "btp+ws://elsewhere",
+    }
+    options = options_from_environment(environ)
+    assert options == {"plugin": "btp", "server": "btp+wss://alice:tok@h/ilp", "responseTimeout": 1000}
+    assert load(options).response_timeout == 1.0
+
+
+def test_the_plugin_of_the_environment_wins_over_that_of_the_credentials() -> None:
+    credentials = '{"plugin": "ilp-plugin-mini-accounts"}'
+    assert options_from_environment({"ILP_CREDENTIALS": credentials}) == {"plugin": "btp-accounts"}
+    assert options_from_environment({"ILP_CREDENTIALS": credentials, "ILP_PLUGIN": "x"}) == {"plugin": "x"}
+
+
+@pytest.mark.parametrize("text", [f'{{"btpToken": "{CANARY}"', f'["{CANARY}"]', f'"{CANARY}"', "null", "[" * 100_000])
+def test_broken_credentials_are_not_echoed(text: Any) -> None:
+    with pytest.raises(InvalidFieldsError, match="ILP_CREDENTIALS: must be a JSON object") as caught:
+        options_from_environment({"ILP_CREDENTIALS": text})
+    assert caught.value.__context__ is None
+    assert CANARY not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_broken_server_is_named_when_the_options_are_made() -> None:
+    mapping = options_from_environment({"ILP_BTP_SERVER": "localhost:7768"})
+    with pytest.raises(InvalidFieldsError, match=r"server: must begin with 'btp\+wss://'"):
+        load(mapping)
+
+
+def test_the_process_environment_is_the_default(monkeypatch: Any) -> None:
+    monkeypatch.setenv("ILP_CREDENTIALS", '{"server": "btp+ws://h"}')
+    monkeypatch.delenv("ILP_PLUGIN", raising=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert options_from_environment() == {"plugin": "btp", "server": "btp+ws://h"}
+    assert str(inspect.signature(options_from_environment).parameters["environ"].default) == "None"

@@ -1,0 +1,68 @@
+"""All that a plugin does about money, behind one face: with a journal, without one, and for a part of one."""
+
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from support.ledgers import DAY, WEEK, HeldStore, open_payer
+
+from trio_ledger_plugin import InvalidServicesError, RemoteError, TransferInDoubtError
+from trio_ledger_plugin.stores import MemoryStore, open_sqlite_store
+
+
+@pytest.fixture
+async def store(tmp_path):
+    async with open_sqlite_store(tmp_path / "money.db") as inner:
+        yield HeldStore(inner)
+
+
+@pytest.mark.parametrize(
+    ("options", "offered"),
+    [({}, WEEK), ({"key_retention": DAY + 0.5}, DAY), ({"money": "keyed"}, WEEK), ({"money": "plain"}, None)],
+)
+async def test_what_is_offered_to_the_peer_is_what_is_kept(store, options, offered):
+    async with open_payer(store, **options) as plugin:
+        assert plugin.desk.offered_retention == offered
+
+
+async def test_without_a_journal_nothing_is_offered_and_a_transfer_is_carried_once():
+    async with open_payer(MemoryStore(), retention=None) as payer, trio.open_nursery() as nursery:
+        assert payer.desk.offered_retention is None
+        outcomes: list[Any] = []
+
+        async def pay(key):
+            try:
+                await payer.send_money(7, idempotency_key=key)
+                outcomes.append(None)
+            except (RemoteError, TransferInDoubtError) as error:
+                outcomes.append(error)
+
+        hows: Any = (("a", None), ("b", RemoteError("F00", "NotAcceptedError")), ("c", "lost"))
+        for key, how in hows:
+            nursery.start_soon(pay, key)
+            await trio.testing.wait_all_tasks_blocked()
+            if how == "lost":
+                payer.lose_link()
+            else:
+                payer.answer(how)
+            await trio.testing.wait_all_tasks_blocked()
+        assert payer.sent_keys == ["a", "b", "c"]
+        assert outcomes[0] is None
+        assert outcomes[1].code == "F00"
+        assert (outcomes[2].key, outcomes[2].amount) == ("c", "7")
+        payer.regain_link()
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(payer.sent) == 3
+        with pytest.raises(InvalidServicesError, match=r"transaction\(\)"):
+            _ = payer.transfers
+
+
+async def test_without_a_journal_a_made_key_is_another_each_time():
+    async with open_payer(None, retention=None) as payer, trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(payer.send_money, 7)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(set(payer.sent_keys)) == 2
+        payer.answer()
+        payer.answer()

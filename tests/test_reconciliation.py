@@ -1,0 +1,155 @@
+"""``plugin.transfers``: an operator finds every transfer, and settles one in doubt once and for all."""
+
+import gc
+from typing import Any
+
+import pytest
+import trio
+from support.ledgers import HeldStore, open_payer, settle, states, sums
+from support.scripted import start
+from test_outbox import receive
+
+from trio_ledger_plugin import (
+    InvalidFieldsError,
+    MoneyLevel,
+    NotAcceptedError,
+    StoreError,
+    Transfer,
+    TransferInDoubtError,
+    TransferNotFoundError,
+)
+from trio_ledger_plugin.money import journal
+from trio_ledger_plugin.stores import open_sqlite_store
+from trio_ledger_plugin.transfer import TransferDirection, TransferState
+
+
+@pytest.fixture
+async def store(tmp_path):
+    async with open_sqlite_store(tmp_path / "money.db") as inner:
+        yield HeldStore(inner)
+
+
+async def pay_in_doubt(payer, key, amount=7):
+    """Lose the answer to a transfer at PLAIN."""
+    async with trio.open_nursery() as nursery:
+        outcome = await start(nursery, lambda: payer.send_money(amount, idempotency_key=key))
+        await settle(payer.services.store)
+        payer.lose_link()
+    assert isinstance(outcome[0], TransferInDoubtError)
+    payer.regain_link()
+
+
+async def test_one_in_doubt_is_confirmed_and_counts_as_sent(store):
+    async with open_payer(store, retention=None) as payer:
+        await pay_in_doubt(payer, "k")
+        for _ in range(2):
+            await payer.transfers.confirm("k")
+            assert await sums(payer) == (7, 0, 0)
+        with pytest.raises(InvalidFieldsError, match="'k' is acked"):
+            await payer.transfers.reject("k")
+        assert await states(payer) == {"k": "acked"}
+
+
+async def test_one_in_doubt_is_rejected_and_counts_nowhere(store):
+    async with open_payer(store, retention=None) as payer:
+        await pay_in_doubt(payer, "k")
+        for _ in range(2):
+            await payer.transfers.reject("k")
+            assert await sums(payer) == (0, 0, 0)
+        with pytest.raises(InvalidFieldsError, match="'k' is rejected"):
+            await payer.transfers.confirm("k")
+        with pytest.raises(NotAcceptedError, match="by hand"):
+            await payer.send_money(7, idempotency_key="k")
+        assert len(payer.sent) == 1
+
+
+async def test_what_is_still_on_its_way_cannot_be_settled_by_hand(store):
+    """Its answer may come a moment later, and say the contrary."""
+    async with open_payer(store) as payer, trio.open_nursery() as nursery:
+        await start(nursery, lambda: payer.send_money(7, idempotency_key="k"))
+        await settle(store)
+        for settle_it in (payer.transfers.confirm, payer.transfers.reject):
+            with pytest.raises(InvalidFieldsError, match="'k' is sent"):
+                await settle_it("k")
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_key_that_nobody_used_is_not_found(store):
+    async with open_payer(store) as plugin:
+        receive(plugin, 1, "theirs")
+        await settle(store)
+        for key in ("nobody's", "theirs"):
+            with pytest.raises(TransferNotFoundError):
+                await plugin.transfers.confirm(key)
+
+
+async def test_wrong_types_are_told_at_once(store):
+    async with open_payer(store) as plugin:
+        wrong: Any
+        for wrong in (5, None, b"k"):
+            with pytest.raises(TypeError, match="key is text"):
+                await plugin.transfers.confirm(wrong)
+        wrong = 5
+        with pytest.raises(TypeError, match="account is a str"):
+            await plugin.transfers.reset_level(account=wrong)
+        wrong = "sent"
+        with pytest.raises(TypeError, match="state is a TransferState"):
+            await anext(plugin.transfers.walk(state=wrong))
+        with pytest.raises(TypeError, match="direction is a TransferDirection"):
+            await anext(plugin.transfers.walk(direction=wrong))
+        with pytest.raises(InvalidFieldsError, match="shows ''"):
+            await plugin.transfers.confirm("k", account="alice")
+
+
+async def test_the_journal_is_walked_by_state_and_direction_over_many_pages(store, monkeypatch):
+    monkeypatch.setattr(journal, "PAGE", 3)
+    async with open_payer(store, retention=None) as payer:
+        for number in range(8):
+            await pay_in_doubt(payer, f"out{number}", number + 1)
+            payer.ask(number, Transfer("5"))
+            await settle(store)
+        assert len([entry async for entry in payer.transfers.walk()]) == 16
+        out = [entry async for entry in payer.transfers.walk(direction=TransferDirection.OUT)]
+        assert [(entry.key, entry.amount) for entry in out] == [(f"out{number}", number + 1) for number in range(8)]
+        assert {entry.level for entry in out} == {MoneyLevel.PLAIN}
+        numbers = [entry.number for entry in out]
+        assert numbers == sorted(numbers)
+        await payer.transfers.confirm("out5")
+        assert list(await states(payer, state=TransferState.ACKED)) == ["out5"]
+        which = {"state": TransferState.IN_DOUBT, "direction": TransferDirection.OUT}
+        assert list(await states(payer, **which)) == [f"out{number}" for number in range(8) if number != 5]
+        assert await states(payer, state=TransferState.IN_DOUBT, direction=TransferDirection.IN) == {}
+
+
+async def test_those_in_doubt_can_be_settled_while_they_are_walked(store, monkeypatch):
+    monkeypatch.setattr(journal, "PAGE", 2)
+    async with open_payer(store, retention=None) as payer:
+        for number in range(5):
+            await pay_in_doubt(payer, f"k{number}")
+        async for entry in payer.transfers.walk(state=TransferState.IN_DOUBT):
+            await payer.transfers.confirm(entry.key)
+        assert await sums(payer) == (35, 0, 0)
+
+
+async def test_while_the_store_fails_nothing_is_settled(store):
+    async with open_payer(store, retention=None) as payer:
+        await pay_in_doubt(payer, "k")
+        store.refuses = True
+        for call in (payer.transfers.confirm("k"), payer.transfers.reset_level(), payer.transfers.totals()):
+            with pytest.raises(StoreError):
+                await call
+        store.refuses = False
+        assert await states(payer) == {"k": "in_doubt"}
+
+
+async def test_a_walk_may_be_left_in_the_middle(store):
+    """Whoever looks for the first one in doubt would be told to close what they never opened."""
+    async with open_payer(store) as plugin:
+        for number in range(3):
+            receive(plugin, number, f"k{number}")
+        await settle(store)
+        async for entry in plugin.transfers.walk():
+            assert entry.key.startswith("k")
+            break
+        gc.collect()
+        assert len([entry async for entry in plugin.transfers.walk()]) == 3

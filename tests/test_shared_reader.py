@@ -1,0 +1,169 @@
+"""One task reads for many: what those who wait would miss were it to read wrongly."""
+
+from __future__ import annotations
+
+import socket as stdlib
+import struct
+from contextlib import contextmanager
+
+import pytest
+import trio
+import trio.testing
+
+from trio_ledger_plugin.net.shared_reader import SocketReaders, can_share
+from trio_ledger_plugin.runtime.tasks import TaskGroup
+
+pytestmark = pytest.mark.skipif(not can_share(), reason="needs epoll")
+
+
+@contextmanager
+def pair():
+    ours, theirs = stdlib.socketpair()
+    ours.setblocking(False)
+    with theirs, trio.socket.from_stdlib_socket(ours) as socket:
+        yield socket, theirs
+
+
+@pytest.fixture
+async def readers(nursery):
+    tasks = TaskGroup(nursery, lambda crash, *, cancelled: crash)
+    await tasks.start()
+    return SocketReaders(tasks)
+
+
+async def test_whoever_waits_sleeps_while_the_bytes_are_taken(readers, nursery):
+    """A client's messages would be lost between the one who reads and the one who waits."""
+    seen = []
+
+    def take(data):
+        seen.append(data)
+        return data != b"last"
+
+    with pair() as (socket, peer):
+        with trio.fail_after(5):
+            nursery.start_soon(send, peer, seen, [b"first", b"second", b"last"])
+            assert await readers.read(socket, take) == b"last"
+        assert seen == [b"first", b"second", b"last"]
+        # Nobody waits any more: what comes now is left alone.
+        peer.send(b"later")
+        await trio.testing.wait_all_tasks_blocked()
+        assert await socket.recv(10) == b"later"
+
+
+async def send(peer, seen, pieces):
+    for number, piece in enumerate(pieces):
+        while len(seen) < number:
+            await trio.lowlevel.checkpoint()
+        peer.send(piece)
+
+
+async def test_the_end_of_one_wakes_its_own_task_and_no_other(readers, nursery):
+    """A link would outlive its connection, or end with another one's."""
+    with pair() as (socket, peer), pair() as (other, other_peer):
+        taken = []
+
+        def keep(data):
+            taken.append(data)
+            return True
+
+        nursery.start_soon(readers.read, other, keep)
+        await trio.testing.wait_all_tasks_blocked()
+        peer.close()
+        with trio.fail_after(5):
+            assert await readers.read(socket, lambda _: True) == b""
+            other_peer.send(b"still here")
+            while not taken:
+                await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_broken_connection_is_told_as_such(readers):
+    listener = stdlib.create_server(("127.0.0.1", 0))
+    with listener, stdlib.create_connection(listener.getsockname()) as peer:
+        accepted, _ = listener.accept()
+        accepted.setblocking(False)
+        with trio.socket.from_stdlib_socket(accepted) as socket:
+            peer.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_LINGER, struct.pack("ii", 1, 0))
+            peer.close()
+            with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+                await readers.read(socket, lambda _: True)
+
+
+async def test_an_error_over_the_bytes_of_one_ends_that_one_alone(readers, nursery):
+    """A host's log that raises for one client's nonsense would end the server."""
+
+    def complain(_):
+        raise ValueError("the log is closed")
+
+    taken = []
+
+    def keep(data):
+        taken.append(data)
+        return True
+
+    with pair() as (socket, peer), pair() as (other, other_peer):
+        nursery.start_soon(readers.read, other, keep)
+        peer.send(b"nonsense")
+        with trio.fail_after(5):
+            with pytest.raises(ValueError, match="the log is closed"):
+                await readers.read(socket, complain)
+            other_peer.send(b"still here")
+            while not taken:
+                await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+
+
+async def test_closing_wakes_the_one_who_waits(readers, nursery):
+    """The end of a link from this side would leave its task behind for ever."""
+    with pair() as (socket, _):
+
+        async def close():
+            await trio.testing.wait_all_tasks_blocked()
+            readers.closing(socket)
+            readers.closing(socket)
+
+        nursery.start_soon(close)
+        with trio.fail_after(5), pytest.raises(trio.ClosedResourceError):
+            await readers.read(socket, lambda _: True)
+        socket.close()
+        with pytest.raises(trio.ClosedResourceError):
+            await readers.read(socket, lambda _: True)
+
+
+async def test_cancelling_leaves_the_bytes_unread(readers):
+    """Bytes would be read for a task that is gone, and be lost."""
+    with pair() as (socket, peer):
+        async with trio.open_nursery() as waiting:
+            waiting.start_soon(readers.read, socket, lambda _: True)
+            await trio.testing.wait_all_tasks_blocked()
+            waiting.cancel_scope.cancel()
+        peer.send(b"kept")
+        await trio.testing.wait_all_tasks_blocked()
+        assert await socket.recv(10) == b"kept"
+
+
+async def test_one_that_closes_another_while_it_takes_disturbs_nobody(readers, nursery):
+    """Two clients that speak at once, of whom one has the other hung up on, would end the server."""
+    with pair() as (first, first_peer), pair() as (second, second_peer):
+        ended = []
+
+        async def wait(socket, other):
+            def take(_):
+                readers.closing(other)
+                return True
+
+            try:
+                await readers.read(socket, take)
+            except trio.ClosedResourceError:
+                ended.append(socket)
+
+        nursery.start_soon(wait, first, second)
+        nursery.start_soon(wait, second, first)
+        first_peer.send(b"x")
+        second_peer.send(b"x")
+        with trio.fail_after(5):
+            while not ended:
+                await trio.lowlevel.checkpoint()
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(ended) == 1
+        nursery.cancel_scope.cancel()

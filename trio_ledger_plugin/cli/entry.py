@@ -1,0 +1,35 @@
+"""The program ``trio-ledger-plugin``: where it begins.
+
+The commands live in ``commands``, which needs the extra ``cli``; this module says so where the extra is missing.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["main"]
+
+USAGE = 2
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        args: The arguments behind the program's name; the process's own when None.
+
+    Returns:
+        The exit code, as ``trio-ledger-plugin --help`` lists them.
+    """
+    try:
+        from .program import run  # noqa: PLC0415 (the extra may be missing)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in {"click", "rich"}:
+            raise
+        sys.stderr.write("error: the command line is an extra; in a clone: pip install '.[cli]'\n")
+        return USAGE
+    return run(args)

@@ -1,0 +1,120 @@
+"""What the program says and returns when it ends: the exit codes, and errors as one line.
+
+The law here: an error is one line on stderr, without control characters, and without what stands between ``://``
+and ``@``, where a URL has its token.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import IntEnum
+
+import click
+
+from ..errors import (
+    DecodeError,
+    InvalidFieldsError,
+    InvalidServicesError,
+    LedgerPluginError,
+    NotAcceptedError,
+    PluginFailedError,
+    UnreachableError,
+)
+from ..log import escape
+
+__all__ = [
+    "COMMON",
+    "ENDED",
+    "MEANINGS",
+    "Exit",
+    "TerminatedError",
+    "exit_code_of",
+    "one_line",
+    "unwrap_error",
+]
+
+
+class Exit(IntEnum):
+    """The exit codes; a command returns one of them."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    UNREACHABLE = 3
+    REFUSED = 4
+    NO_PACKET = 5
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+MEANINGS = {
+    Exit.OK: "it worked",
+    Exit.FAILED: "it failed: a step, an answer that did not come, an address in use",
+    Exit.USAGE: "wrong arguments or options",
+    Exit.UNREACHABLE: "the peer cannot be reached",
+    Exit.REFUSED: "the peer refuses the credentials",
+    Exit.NO_PACKET: "what was to be decoded is no packet",
+    Exit.INTERRUPTED: "interrupted (Ctrl-C)",
+    Exit.TERMINATED: "ended by SIGTERM",
+}
+COMMON = (Exit.OK, Exit.FAILED, Exit.USAGE)
+ENDED = (Exit.INTERRUPTED, Exit.TERMINATED)
+
+
+class TerminatedError(BaseException):
+    """SIGTERM came. Like KeyboardInterrupt it is for nobody who handles errors on the way."""
+
+
+_CODES: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], Exit], ...] = (
+    ((KeyboardInterrupt, click.Abort), Exit.INTERRUPTED),
+    (TerminatedError, Exit.TERMINATED),
+    ((click.UsageError, InvalidFieldsError, InvalidServicesError), Exit.USAGE),
+    (UnreachableError, Exit.UNREACHABLE),
+    (NotAcceptedError, Exit.REFUSED),
+    (DecodeError, Exit.NO_PACKET),
+)
+
+
+def unwrap_error(error: BaseException) -> BaseException:
+    """Return what happened, taken out of exception groups and of the failure that only reports it."""
+    while True:
+        if isinstance(error, BaseExceptionGroup):
+            ended, _ = error.split((KeyboardInterrupt, TerminatedError))
+            error = (ended or error).exceptions[0]
+        elif isinstance(error, PluginFailedError) and error.__cause__ is not None:
+            error = error.__cause__
+        else:
+            return error
+
+
+def exit_code_of(error: BaseException) -> Exit:
+    """Return the exit code for an error of ``unwrap_error()``'s."""
+    return next((code for kinds, code in _CODES if isinstance(error, kinds)), Exit.FAILED)
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error as the line that the user reads, without ``error:``."""
+    text = " ".join(escape(line.strip()) for line in _text(error).splitlines() if line.strip())
+    return re.sub(r"://.*@", "://***@", text)
+
+
+def _text(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return "interrupted"
+    if isinstance(error, TerminatedError):
+        return "ended by SIGTERM"
+    if isinstance(error, click.UsageError):
+        # Click prints the command's usage in two lines more.
+        path = error.ctx.command_path if error.ctx is not None else "trio-ledger-plugin"
+        return f"{error.format_message().rstrip('.')}; see {path} --help"
+    if isinstance(error, click.ClickException):
+        return error.format_message()
+    if isinstance(error, InvalidFieldsError):
+        # Errors of options begin with a line that counts them; the user of a command never saw the class it names.
+        first, *problems = str(error).splitlines()
+        return "; ".join(problem.removeprefix("- ") for problem in problems) or first
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if isinstance(error, LedgerPluginError):
+        return str(error)
+    return f"a bug in trio-ledger-plugin, please report it: {type(error).__name__}: {error}"

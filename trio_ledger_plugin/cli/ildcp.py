@@ -1,0 +1,77 @@
+"""``ildcp``: which ILP address and asset a peer gives this end of the account."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+from attrs import asdict
+
+from ..errors import DecodeError, RemoteError
+from ..ilp.configuration import fetch_ildcp
+from ..log import escape
+from ..opening import open_plugin
+from ..options.base import ConnectOptions
+from .errors import COMMON, ENDED, Exit, one_line
+from .output import Screen
+from .parameters import Command, Seconds, client_options, epilog, insecure_option, json_option
+from .signals import run_until_sigterm
+
+if TYPE_CHECKING:
+    from ..btp.options import BtpOptions
+    from ..codec.ildcp import IldcpResponse
+
+__all__ = ["ildcp"]
+
+EXAMPLES = """
+  trio-ledger-plugin serve --accounts                            (in another terminal) a server that answers
+  trio-ledger-plugin ildcp btp+ws://:TOKEN@localhost:7768        ask it, with a token that you make up
+  TRIO_LEDGER_PLUGIN_SECRET=TOKEN trio-ledger-plugin ildcp btp+wss://alice@connector.example/ilp --json
+"""
+WHO = "connectors answer ILDCP, and so does 'trio-ledger-plugin serve --accounts'"
+
+
+@click.command(
+    cls=Command,
+    epilog=epilog(EXAMPLES, *COMMON, Exit.UNREACHABLE, Exit.REFUSED, *ENDED),
+    short_help="Which ILP address and asset a peer gives you.",
+)
+@click.argument("url")
+@click.option(
+    "--timeout", type=Seconds(), default=5.0, show_default=True, help="Seconds to connect in, and for the answer."
+)
+@insecure_option
+@json_option
+def ildcp(url: str, timeout: float, allow_insecure: bool, as_json: bool) -> int:
+    """Ask a BTP server for this account's ILP address, and for the asset and scale of its amounts (RFC-0031).
+
+    URL is btp+ws://account:token@host:port/path, or btp+wss:// for TLS. A token in the environment variable
+    TRIO_LEDGER_PLUGIN_SECRET is used where the URL has none. Servers are verified by the system's certificates;
+    SSL_CERT_FILE names others.
+    """
+    options = client_options(url, timeout, allow_insecure=allow_insecure)
+    told = run_until_sigterm(_ask, options)
+    if as_json:
+        click.echo(json.dumps({"address": options.address, **asdict(told)}))
+        return Exit.OK
+    screen = Screen()
+    screen.line(f"client address: {told.client_address}")
+    screen.line(f"asset scale: {told.asset_scale}")
+    screen.line(f"asset code: {escape(told.asset_code)}")
+    return Exit.OK
+
+
+async def _ask(options: BtpOptions) -> IldcpResponse:
+    """Connect and ask.
+
+    Raises:
+        click.ClickException: The peer's answer is a refusal, or none to an ILDCP request.
+    """
+    async with open_plugin(options, connect=ConnectOptions(timeout=options.connect_timeout * 1000)) as plugin:
+        try:
+            return await fetch_ildcp(plugin)
+        except RemoteError as error:
+            raise click.ClickException(f"the peer does not answer ILDCP requests: {one_line(error)}; {WHO}") from error
+        except DecodeError as error:
+            raise click.ClickException(f"the peer's answer is no ILDCP response: {one_line(error)}; {WHO}") from error

@@ -1,0 +1,135 @@
+"""What the commands' arguments have in common.
+
+The law here: a mistyped command line is never repeated back, since it may hold a token.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from difflib import get_close_matches
+from textwrap import dedent, indent
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ..btp.options import BtpOptions
+from ..errors import InvalidFieldsError
+from ..net.url import split_url
+from .errors import MEANINGS, Exit, one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = [
+    "SECRET_VARIABLE",
+    "Command",
+    "Group",
+    "Seconds",
+    "client_options",
+    "epilog",
+    "insecure_option",
+    "json_option",
+]
+
+CLOSE_SECONDS = 1.0
+SECRET_VARIABLE = "TRIO_LEDGER_PLUGIN_SECRET"  # noqa: S105 (a variable's name)
+
+_Decorated = TypeVar("_Decorated", bound="Callable[..., object] | click.Command")
+
+json_option: Callable[[_Decorated], _Decorated] = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object and nothing else."
+)
+insecure_option: Callable[[_Decorated], _Decorated] = click.option(
+    "--allow-insecure", is_flag=True, help="Send the token without TLS to a host that is not this machine."
+)
+
+
+class Seconds(click.FloatRange):
+    """A finite number of seconds.
+
+    Args:
+        zero: Whether 0 is allowed.
+    """
+
+    name = "seconds"
+
+    def __init__(self, *, zero: bool = False) -> None:
+        super().__init__(min=0, min_open=not zero, max=86400)
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401 (a click type takes whatever comes)
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> float:
+        """Return the number; NaN is within every range, and refused here."""
+        seconds = float(super().convert(value, param, ctx))
+        if math.isnan(seconds):
+            self.fail("NaN is no number of seconds", param, ctx)
+        return seconds
+
+
+def client_options(url: str, timeout: float, *, allow_insecure: bool) -> BtpOptions:
+    """Return the options of a client that dials a URL from the command line.
+
+    Args:
+        url: As BTP has it. Where it has no token, the environment variable's is used.
+        timeout: Seconds to connect in, and for each answer.
+        allow_insecure: Whether the token may go without TLS to another machine.
+
+    Raises:
+        click.UsageError: The URL is none, or there is no token; in the words of the command line.
+    """
+    token = "" if split_url(url)[1] else os.environ.get(SECRET_VARIABLE, "")
+    try:
+        options = BtpOptions(
+            server=url,
+            btp_token=token,
+            allow_insecure=allow_insecure,
+            response_timeout=timeout,
+            connect_timeout=timeout,
+            close_timeout=CLOSE_SECONDS,
+        )
+    except InvalidFieldsError as error:
+        text = one_line(error).removeprefix("server: ").replace("set allow_insecure", "give --allow-insecure")
+        raise click.UsageError(f"the URL {text}") from error
+    if not options.btp_token:
+        raise click.UsageError(f"the URL has no token, as in ACCOUNT:TOKEN@HOST, and {SECRET_VARIABLE} is not set")
+    return options
+
+
+def epilog(examples: str, *codes: Exit) -> str:
+    """Return what a command's help ends with: lines of examples, and the exit codes that the command has."""
+    listed = "\n".join(f"  {code:<5}{MEANINGS[code]}" for code in codes)
+    # The backspace keeps click from joining the lines of a paragraph.
+    return f"\b\nExamples:\n{indent(dedent(examples).strip(), '  ')}\n\n\b\nExit codes:\n{listed}"
+
+
+class Command(click.Command):
+    """A command that shows nothing of arguments that it did not ask for."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments."""
+        ctx.allow_extra_args = True
+        rest = super().parse_args(ctx, args)
+        # What is completed is not finished yet.
+        if rest and not ctx.resilient_parsing:
+            ctx.fail(f"{len(rest)} argument{'s' if len(rest) > 1 else ''} too many")
+        return rest
+
+
+class Group(click.Group):
+    """The program, whose commands are of the class above."""
+
+    command_class: type[click.Command] | None = Command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that is asked for."""
+        if args[0] not in self.commands and not ctx.resilient_parsing:
+            near = get_close_matches(args[0], self.commands, n=1)
+            commands = ", ".join(sorted(self.commands))
+            ctx.fail(f"no such command; {f'did you mean {near[0]}?' if near else f'the commands are {commands}'}")
+        return super().resolve_command(ctx, args)

@@ -1,0 +1,93 @@
+"""The program: its commands together, and what becomes of their errors."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import click
+
+from .advice import advice
+from .bench import bench
+from .conformance import conformance
+from .decode import decode
+from .demo import demo
+from .errors import Exit, TerminatedError, exit_code_of, one_line, unwrap_error
+from .ildcp import ildcp
+from .parameters import Group, epilog
+from .ping import ping
+from .serve import serve
+from .signals import raise_at_sigterm
+from .transfers import transfers
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["run"]
+
+PROGRAM = "trio-ledger-plugin"
+
+EXAMPLES = """
+  trio-ledger-plugin demo                     see all of it work
+  trio-ledger-plugin serve                    a server for one client
+  trio-ledger-plugin serve --accounts         a server for many, which forwards between them
+  trio-ledger-plugin ping URL                 how fast does a peer answer?
+  trio-ledger-plugin ildcp URL                which ILP address does a peer give me?
+  trio-ledger-plugin decode HEX               what is in this packet?
+  trio-ledger-plugin transfers DB             what has moved, and what is in doubt?
+  trio-ledger-plugin conformance PLUGIN       does a plugin do what the interface says?
+  trio-ledger-plugin bench                    how many calls a second on this machine?
+  trio-ledger-plugin COMMAND --help           more about one command
+"""
+
+COMPLETION = """\b
+Completion by the tab key, for ~/.bashrc (with zsh_source for ~/.zshrc):
+  eval "$(_TRIO_LEDGER_PLUGIN_COMPLETE=bash_source trio-ledger-plugin)"
+
+"""
+
+
+@click.group(
+    cls=Group,
+    invoke_without_command=True,
+    epilog=COMPLETION + epilog(EXAMPLES, *Exit),
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(version(PROGRAM), prog_name=PROGRAM, message="%(prog)s %(version)s")
+@click.pass_context
+def root(context: click.Context) -> None:
+    """Send packets and money to one Interledger peer, and look at what goes over the wire.
+
+    An error is one line on stderr. Tokens are never shown, but for the one that serve makes up itself.
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+for _command in (demo, serve, ping, ildcp, decode, transfers, conformance, bench):
+    root.add_command(_command)
+
+
+def run(args: Sequence[str] | None = None) -> int:
+    """Run the command that the arguments ask for, and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A peer's text may hold what the terminal's encoding does not.
+            stream.reconfigure(errors="backslashreplace")
+    # Commands show what their users need to know; logging would write it to stderr once more.
+    logging.getLogger("trio_ledger_plugin").addHandler(logging.NullHandler())
+    try:
+        with raise_at_sigterm():
+            return root.main(args, prog_name=PROGRAM, standalone_mode=False) or Exit.OK
+    except (Exception, KeyboardInterrupt, TerminatedError, BaseExceptionGroup) as raised:  # noqa: BLE001 (never a traceback)
+        error = unwrap_error(raised)
+    if isinstance(error, BrokenPipeError):
+        # Whoever read has enough; Python would complain when it flushes stdout in the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.FAILED
+    click.echo(f"error: {'; '.join(filter(None, (one_line(error), advice(error))))}", err=True)
+    return exit_code_of(error)

@@ -1,0 +1,72 @@
+"""Options from the environment, as npm's ``ilp-plugin`` reads them."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from .errors import InvalidFieldsError
+from .net.url import split_url
+from .registry import canonical_plugin_name
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["options_from_environment"]
+
+DEFAULT_SERVER: Final = "btp+ws://localhost:7768"
+
+
+def options_from_environment(environ: Mapping[str, str] | None = None) -> dict[str, object]:
+    """Read options for ``open_plugin`` from the environment, as npm's ``ilp-plugin`` does.
+
+    ``ILP_PLUGIN`` names the plugin (default ``btp``), by our name or npm's. ``ILP_CREDENTIALS`` is its options as a
+    JSON object. Without it, the server is ``ILP_BTP_SERVER``, or else ``btp+ws://localhost:7768``, with a fresh
+    random token as the userinfo's password. Empty variables count as unset.
+
+    Args:
+        environ: The environment; ``os.environ`` when None.
+
+    Returns:
+        A mapping with ``"plugin"`` and the options. It holds the credentials as plain text.
+
+    Raises:
+        InvalidFieldsError: ``ILP_CREDENTIALS`` is no JSON object. The text shows nothing of it.
+
+    Warns:
+        UserWarning: ``ILP_BTP_SERVER`` has credentials of its own, which the random token replaces.
+    """
+    if environ is None:
+        # No default of the signature's: help() and signatures would show all that is in it.
+        environ = os.environ
+    if credentials := environ.get("ILP_CREDENTIALS"):
+        options = _parse_credentials(credentials)
+    else:
+        server = environ.get("ILP_BTP_SERVER") or DEFAULT_SERVER
+        if split_url(server)[1].strip(":"):
+            warnings.warn(
+                "ILP_BTP_SERVER: a random token replaces its account and token; ILP_CREDENTIALS can hold them",
+                UserWarning,
+                stacklevel=2,
+            )
+        options = {"server": _with_random_token(server)}
+    name = environ.get("ILP_PLUGIN") or options.get("plugin", "btp")
+    return {**options, "plugin": canonical_plugin_name(name)}
+
+
+def _parse_credentials(text: str) -> dict[str, object]:
+    credentials: object = None
+    # Suppressed and not replaced: the decoder's error carries the whole text, and would be the context of ours.
+    with suppress(ValueError, RecursionError):
+        credentials = json.loads(text)
+    if not isinstance(credentials, dict):
+        raise InvalidFieldsError("ILP_CREDENTIALS: must be a JSON object, such as the options of ilp-plugin-btp")
+    return credentials
+
+
+def _with_random_token(server: str) -> str:
+    scheme, _, location, rest = split_url(server)
+    return f"{scheme}://:{os.urandom(32).hex()}@{location}{rest}"

@@ -1,0 +1,183 @@
+"""All that one plugin does about money, behind one face.
+
+The law of this module: with a transactional store every transfer goes through the journal; without one, transfers are
+PLAIN and nothing is remembered of them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from ..errors import InvalidServicesError
+from .reconciliation import Transfers
+
+if TYPE_CHECKING:
+    from ..options.base import PluginOptions
+    from ..runtime.tasks import TaskGroup
+    from ..services import Log, Store, TransactionalStore
+    from ..transfer import Transfer
+    from .ledger import Ledger
+    from .outbox import FindHandler
+    from .sender import SenderHost
+
+__all__ = ["MoneyService", "make_ledger"]
+
+
+def make_ledger(
+    store: Store | None, options: PluginOptions, log: Log, tasks: TaskGroup, find_handler: FindHandler
+) -> Ledger | None:
+    """Return the ledger of a plugin that has a transactional store, and None of another.
+
+    Raises:
+        InvalidServicesError: KEYED is asked for, and the store cannot have it.
+    """
+    if callable(getattr(store, "transaction", None)):
+        from .ledger import Ledger  # noqa: PLC0415 (SQLite and the journal are for those who keep one)
+
+        return Ledger(cast("TransactionalStore", store), options, log, tasks, find_handler)
+    if options.money == "keyed":
+        raise InvalidServicesError(
+            "store: money='keyed' needs one that has transaction(), as open_sqlite_store() gives"
+        )
+    return None
+
+
+class MoneyService:
+    """The money of one plugin.
+
+    Args:
+        host: The plugin.
+        ledger: The journal's keeper; None where there is no transactional store.
+        tasks: Owns the tasks.
+        account: The account that is sent to; empty for a plugin with one peer, None for one that sends nothing.
+        shows: The account that ``transfers`` shows; None for all.
+        keeps_ledger: Whether the ledger is this plugin's own, and not lent by a server of many accounts.
+    """
+
+    def __init__(
+        self,
+        host: SenderHost,
+        ledger: Ledger | None,
+        tasks: TaskGroup,
+        *,
+        account: str | None,
+        shows: str | None,
+        keeps_ledger: bool,
+    ) -> None:
+        self._host = host
+        self._tasks = tasks
+        self._shows = shows
+        self.ledger: Ledger | None = ledger
+        self._own = ledger if keeps_ledger else None
+        self._sender: Sender | None = None
+        if ledger is not None and account is not None:
+            from .sender import Sender  # noqa: PLC0415 (for those who keep a journal)
+
+            self._sender = Sender(host, ledger, tasks, account)
+        if self._own is not None:
+            tasks.residents += [self._own, self._own.outbox]
+
+    @property
+    def offered_retention(self) -> int | None:
+        """For how many seconds this end keeps keys, as it offers to the peer; None where it offers PLAIN only."""
+        options = self._host.options
+        return None if self.ledger is None or options.money == "plain" else int(options.key_retention)
+
+    @property
+    def transfers(self) -> Transfers:
+        """What has moved.
+
+        Raises:
+            InvalidServicesError: There is no transactional store.
+        """
+        if self.ledger is None:
+            raise InvalidServicesError("store: transfers are remembered in one that has transaction() only")
+        return Transfers(self.ledger, self._shows)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether money handlers run that are left to finish."""
+        return self._own is not None and self._own.outbox.running > 0
+
+    async def send(self, transfer: Transfer) -> None:
+        """Send a transfer; ``LedgerPlugin.send_money`` tells what it raises."""
+        if self._sender is None:
+            await self._host.carry_money(transfer)
+        else:
+            await self._sender.send(transfer)
+
+    async def recall(self, transfer: Transfer) -> bool:
+        """Have the outcome of a transfer that is known under its key; false when none is. For want of a link."""
+        return self._sender is not None and await self._sender.recall(transfer)
+
+    # The plugin's life.
+
+    def claim(self) -> None:
+        """Take the ledger for this plugin.
+
+        Raises:
+            InvalidServicesError: Another open plugin has it.
+        """
+        if self._own is not None:
+            self._own.claim()
+
+    async def open(self) -> None:
+        """Open the journal before the first link.
+
+        Cancellation: Safe at any time.
+        """
+        if self._own is not None:
+            await self._own.open()
+            # After disconnect() under a handler that runs, it is the outbox of before.
+            self._own.outbox.look()
+
+    def link_up(self) -> None:
+        """Take note of a new link."""
+        if self._own is not None:
+            self._own.outbox.look()
+        if self._sender is not None:
+            self._sender.link_up()
+
+    def abandon(self, reason: str) -> None:
+        """Let those go who wait for transfers that go on in the journal."""
+        if self._sender is not None:
+            self._sender.abandon(reason)
+
+    def close(self, reason: str) -> None:
+        """Send nothing any more, and leave the ledger to others once no task works on it."""
+        if self._sender is not None:
+            self._sender.close(reason)
+        if self._tasks.ended:
+            self.release()
+
+    def release(self) -> None:
+        """Leave the ledger to others."""
+        if self._own is not None:
+            self._own.release()
+
+    def is_unfinished(self, account: str) -> bool:
+        """Whether an account has transfers of an earlier plugin to be sent again, which nobody looks after yet."""
+        return self.ledger is not None and account in self.ledger.unfinished
+
+    def take_unfinished(self, account: str) -> None:
+        """Look after an account's transfers of an earlier plugin from here on."""
+        if self._sender is not None and self.ledger is not None and account in self.ledger.unfinished:
+            self.ledger.unfinished.remove(account)
+            self._sender.behind = True
+
+    async def finish_handlers(self) -> None:
+        """Wait for the money handlers that run.
+
+        Cancellation: Safe at any time.
+        """
+        if self._own is not None:
+            await self._own.outbox.wait_quiet()
+
+    async def finish_records(self) -> None:
+        """Wait until what the peer has answered is recorded, and the ledger's age with it.
+
+        Cancellation: Safe at any time.
+        """
+        await self._tasks.wait_committed()
+        if self._own is not None:
+            await self._own.save_age()

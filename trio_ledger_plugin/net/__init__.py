@@ -1,0 +1,1 @@
+"""Sockets; knows neither plugins nor WebSocket."""

@@ -1,0 +1,106 @@
+"""The URL of a server, taken apart."""
+
+from __future__ import annotations
+
+from ipaddress import IPv6Address, ip_address
+from typing import Final
+
+from attrs import frozen
+
+from ..secret import Secret
+
+__all__ = ["ServerUrl", "parse_server", "split_url"]
+
+HOST_CHARACTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")
+
+
+@frozen
+class ServerUrl:
+    """A server URL taken apart; the credentials are not in ``address``."""
+
+    address: str
+    account: str
+    token: Secret
+    tls: bool
+    host: str
+    port: int
+    resource: str
+
+    @property
+    def host_header(self) -> str:
+        """The value of the HTTP Host header: the port only where it is not the scheme's own."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the host is this machine, so that nobody can listen in between."""
+        name = self.host.lower().removesuffix(".")
+        try:
+            return ip_address(name).is_loopback
+        except ValueError:
+            return name == "localhost" or name.endswith(".localhost")
+
+
+def split_url(url: str) -> tuple[str, str, str, str]:
+    """Split a URL into scheme, userinfo, host with port, and the rest, each as written."""
+    scheme, _, rest = url.partition("://")
+    end = min((at for mark in "/?#" if (at := rest.find(mark)) >= 0), default=len(rest))
+    # The last @: a token may contain one.
+    userinfo, _, location = rest[:end].rpartition("@")
+    return scheme, userinfo, location, rest[end:]
+
+
+def parse_server(server: str) -> ServerUrl:
+    """Take a ``btp+ws://`` or ``btp+wss://`` URL apart.
+
+    The userinfo, ``account:token``, is taken as written: it is not percent-decoded, as ilp-plugin-btp does not.
+
+    Raises:
+        ValueError: It is no such URL. The text shows nothing that may be part of a token.
+    """
+    scheme, userinfo, location, rest = split_url(server)
+    if scheme not in {"btp+ws", "btp+wss"} or "://" not in server:
+        meant = {"ws": "btp+ws", "http": "btp+ws", "wss": "btp+wss", "https": "btp+wss"}.get(scheme)
+        raise ValueError(
+            f"begins with '{scheme}://', must begin with '{meant}://'"
+            if meant
+            else "must begin with 'btp+wss://' (TLS) or 'btp+ws://'"
+        )
+    tls = scheme == "btp+wss"
+    account, _, token = userinfo.partition(":")
+    host, port = _parse_location(location, 443 if tls else 80)
+    if "#" in rest:
+        raise ValueError("has a fragment ('#...'), must end with its path or query")
+    if not all("!" <= character <= "~" for character in rest):
+        raise ValueError("has a path or query with spaces or characters outside ASCII, must have them percent-encoded")
+    resource = rest if rest.startswith("/") else f"/{rest}"
+    return ServerUrl(f"{scheme}://{location}{rest}", account, Secret(token), tls, host, port, resource)
+
+
+def _parse_location(location: str, default_port: int) -> tuple[str, int]:
+    if location.startswith("["):
+        host, bracket, after = location[1:].partition("]")
+        before, _, port = after.rpartition(":")
+        right = _is_ipv6(host) and bracket != "" and before == "" and after[:1] in {"", ":"}
+    else:
+        host, _, port = location.partition(":")
+        right = HOST_CHARACTERS.issuperset(host) and ":" not in port
+    if not host:
+        raise ValueError("names no host, must be like 'btp+wss://connector.example/path'")
+    if not right:
+        raise ValueError("has a bad host, must be a name in ASCII, an IPv4 address, or an IPv6 address in []")
+    if not port:
+        return host, default_port
+    # What stands here may be a token, where a host was forgotten: it is not shown.
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65535):
+        raise ValueError("has a bad port, must be a number from 1 to 65535")
+    return host, int(port)
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        IPv6Address(host)
+    except ValueError:
+        return False
+    return "%" not in host

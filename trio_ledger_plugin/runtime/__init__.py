@@ -1,0 +1,1 @@
+"""The machinery of a plugin; it knows no protocol."""

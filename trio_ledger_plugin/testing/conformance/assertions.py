@@ -1,0 +1,228 @@
+"""How checks look at plugins, and say what is not as it should be."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import trio
+
+from ...events import Connected, Disconnected, Event
+from ...runtime.tasks import unwrap_group
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from ...plugin import LedgerPlugin
+    from .pair import PluginPair
+
+__all__ = [
+    "NonConformanceError",
+    "Pending",
+    "Recorder",
+    "call_unanswered",
+    "echo",
+    "expect",
+    "ignore",
+    "in_turn",
+    "outcome_of",
+    "raising",
+    "read_events",
+    "refusing",
+    "wait_for_event",
+]
+
+T = TypeVar("T")
+
+# How long an event may be on its way.
+EVENT_SECONDS = 2.0
+
+
+class NonConformanceError(AssertionError):
+    """The plugin does not do what a sentence says."""
+
+
+def expect(condition: object, otherwise: str) -> None:
+    """Go on when a condition holds.
+
+    Raises:
+        NonConformanceError: It does not; with the text ``otherwise``.
+    """
+    if not condition:
+        raise NonConformanceError(otherwise)
+
+
+@contextmanager
+def raising(kind: type[BaseException], when: str) -> Iterator[list[Any]]:
+    """Expect a block to raise an error; it is in the list afterwards.
+
+    Raises:
+        NonConformanceError: It raises nothing, or something else.
+    """
+    caught: list[Any] = []
+    try:
+        yield caught
+    except Exception as raised:  # noqa: BLE001 (an error of another kind is what this finds)
+        error = unwrap_group(raised)
+        if not isinstance(error, kind):
+            raise NonConformanceError(f"{when}: {type(error).__name__} was raised, not {kind.__name__}") from error
+        caught.append(error)
+        return
+    raise NonConformanceError(f"{when}: nothing was raised, {kind.__name__} is right")
+
+
+async def outcome_of(function: Callable[..., Awaitable[T]], *args: object) -> T | Exception:
+    """Return what a call returns or raises.
+
+    Cancellation: The call's.
+    """
+    try:
+        return await function(*args)
+    except Exception as error:  # noqa: BLE001 (whatever it is, the check judges it)
+        return error
+
+
+class Pending(Generic[T]):
+    """A call that runs in a task of its own.
+
+    Args:
+        nursery: Where.
+        function: What is called.
+        args: With what.
+
+    Attributes:
+        done: Whether it has returned, or raised.
+    """
+
+    def __init__(self, nursery: trio.Nursery, function: Callable[..., Awaitable[T]], *args: object) -> None:
+        self._ended = trio.Event()
+        self._outcome: T | Exception | None = None
+        nursery.start_soon(self._run, function, args)
+
+    async def _run(self, function: Callable[..., Awaitable[T]], args: tuple[object, ...]) -> None:
+        self._outcome = await outcome_of(function, *args)
+        self._ended.set()
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended."""
+        return self._ended.is_set()
+
+    async def outcome(self) -> T | Exception | None:
+        """Wait until it has ended, and return what it returned or raised.
+
+        Cancellation: The call goes on.
+        """
+        await self._ended.wait()
+        return self._outcome
+
+    async def value(self) -> T | None:
+        """Wait until it has ended, and return or raise what it did.
+
+        Cancellation: The call goes on.
+        """
+        outcome = await self.outcome()
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+
+async def call_unanswered(pair: PluginPair, nursery: trio.Nursery) -> Pending[bytes]:
+    """Make a call that has reached the peer and is not answered.
+
+    Cancellation: The call goes on.
+    """
+    arrived = trio.Event()
+
+    async def never(_: bytes) -> bytes:
+        arrived.set()
+        await trio.sleep_forever()
+
+    pair.peer.register_data_handler(never)
+    call = Pending(nursery, pair.plugin.send_data, b"x")
+    await arrived.wait()
+    return call
+
+
+def read_events(plugin: LedgerPlugin) -> list[Event]:
+    """Take the events that have come so far."""
+    taken: list[Event] = []
+    while True:
+        try:
+            taken.append(plugin.events.receive_nowait())
+        except (trio.WouldBlock, trio.EndOfChannel):
+            return taken
+
+
+async def wait_for_event(plugin: LedgerPlugin, kind: type[Event]) -> list[Event]:
+    """Take events until one of a kind has come; return all that were taken.
+
+    Raises:
+        NonConformanceError: None comes.
+
+    Cancellation: What was taken is lost.
+    """
+    taken: list[Event] = []
+    with trio.move_on_after(EVENT_SECONDS):
+        async for event in plugin.events:
+            taken.append(event)
+            if isinstance(event, kind):
+                return taken
+    raise NonConformanceError(f"there was no {kind.__name__}; the events were {taken}")
+
+
+def in_turn(events: list[Event]) -> bool:
+    """Whether Connected and Disconnected take turns, Connected first."""
+    kinds = [type(event) for event in events if isinstance(event, Connected | Disconnected)]
+    return kinds == [Connected, Disconnected] * (len(kinds) // 2) + [Connected] * (len(kinds) % 2)
+
+
+class Recorder:
+    """A log that keeps what it is told.
+
+    Attributes:
+        lines: The messages, each with its parameters filled in.
+        errors: Those of ``error``.
+    """
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.errors: list[str] = []
+
+    def debug(self, message: str, *params: object) -> None:
+        """Keep a message."""
+        self.lines.append(" ".join((message, *map(repr, params))))
+
+    def info(self, message: str, *params: object) -> None:
+        """Keep a message."""
+        self.debug(message, *params)
+
+    def warn(self, message: str, *params: object) -> None:
+        """Keep a message."""
+        self.debug(message, *params)
+
+    def error(self, message: str, *params: object) -> None:
+        """Keep a message."""
+        self.debug(message, *params)
+        self.errors.append(self.lines[-1])
+
+
+# Handlers that checks register.
+
+
+async def echo(data: bytes) -> bytes:
+    """Answer a request with its own data."""
+    return data
+
+
+async def ignore(amount: str) -> None:
+    """Take a transfer."""
+
+
+def refusing(error: Exception) -> Callable[[Any], Awaitable[Any]]:
+    """Return a handler, of data or of money, that raises an error."""
+
+    async def refuse(_: object) -> None:
+        raise error
+
+    return refuse

@@ -1,0 +1,148 @@
+"""The pairs of this package's own plugins: examples of factories, and what ``conformance`` on the command line runs."""
+
+from __future__ import annotations
+
+from base64 import urlsafe_b64encode
+from contextlib import asynccontextmanager
+from functools import partial
+from hashlib import sha256
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import trio
+
+from ...btp.accounts import AccountsPlugin
+from ...btp.plugin import BtpPlugin
+from ...loopback import LoopbackPlugin
+from ..proxy import FaultProxy, open_fault_proxy
+from .pair import PairConfig, PairFactory, PluginPair
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from ...btp.server import BtpServer
+
+__all__ = ["FACTORIES", "btp_account", "btp_account_client", "btp_client", "btp_listener", "loopback"]
+
+TOKEN: Final = "conformance-token-91c5e2"  # noqa: S105 (good for nothing but these checks)
+# What a server names an account by that opens with a token alone.
+ACCOUNT: Final = urlsafe_b64encode(sha256(TOKEN.encode()).digest()).decode().rstrip("=")
+# Nobody listens at port 1.
+NOWHERE: Final = "btp+ws://127.0.0.1:1"
+SERVER: Final[Mapping[str, object]] = {
+    "port": 0,
+    "generate_account": True,
+    "debug_host_ildcp_info": {"client_address": "test.conformance", "asset_scale": 9, "asset_code": "XRP"},
+}
+
+
+@asynccontextmanager
+async def loopback(
+    conditions: PairConfig, plugin_class: type[LoopbackPlugin] = LoopbackPlugin
+) -> AsyncIterator[PluginPair]:
+    """Give two plugins of one process."""
+    name = f"conformance-{uuid4()}"
+    yield PluginPair(
+        plugin=conditions.make(plugin_class, {"name": name}),
+        peer=conditions.of_peer.make(LoopbackPlugin, {"name": name}),
+        new=conditions.new,
+        options={"plugin": "loopback", "name": name},
+    )
+
+
+@asynccontextmanager
+async def btp_client(conditions: PairConfig, plugin_class: type[BtpPlugin] = BtpPlugin) -> AsyncIterator[PluginPair]:
+    """Give a client of a BTP server, and the listener that it dials."""
+    listener = conditions.of_peer.make(BtpPlugin, {"listener": {"port": 0, "secret": TOKEN}})
+    async with _network_to(listener) as network:
+        url = _url(network)
+        client = partial(conditions.make, plugin_class)
+        # Beside the plugin under test, whose store may be the same.
+        other = {"server": url, "ledger_id": "other"}
+        yield PluginPair(
+            plugin=client({"server": url, "btp_token": TOKEN}),
+            peer=listener,
+            new=conditions.new,
+            options={"plugin": "btp", "server": url, "btp_token": TOKEN},
+            without_credentials=partial(client, other),
+            with_wrong_credentials=partial(client, {**other, "btp_token": f"not-{TOKEN}"}),
+            unreachable=partial(client, {**other, "server": NOWHERE, "btp_token": TOKEN}),
+            cut=network.cut,
+            secrets=(TOKEN,),
+        )
+
+
+@asynccontextmanager
+async def btp_listener(conditions: PairConfig, plugin_class: type[BtpPlugin] = BtpPlugin) -> AsyncIterator[PluginPair]:
+    """Give a listener for one BTP client, and the client."""
+    options: dict[str, object] = {"listener": {"port": 0, "secret": TOKEN}}
+    listener = conditions.make(plugin_class, options)
+    async with _network_to(listener) as network:
+        yield PluginPair(
+            plugin=listener,
+            peer=conditions.of_peer.make(BtpPlugin, {"server": _url(network), "btp_token": TOKEN}),
+            peer_dials=True,
+            new=conditions.new,
+            options={"plugin": "btp", **options},
+            cut=network.cut,
+            secrets=(TOKEN,),
+        )
+
+
+@asynccontextmanager
+async def btp_account(conditions: PairConfig) -> AsyncIterator[PluginPair]:
+    """Give one account of a server of many, and its client."""
+    async with _account_and_client(conditions, conditions.of_peer) as (server, client, network):
+        yield PluginPair(
+            plugin=server.account(ACCOUNT),
+            peer=client,
+            peer_dials=True,
+            stays_disconnected=False,
+            new=conditions.new,
+            options={"plugin": "btp-accounts", **SERVER},
+            cut=network.cut,
+            secrets=(TOKEN,),
+        )
+
+
+@asynccontextmanager
+async def btp_account_client(conditions: PairConfig) -> AsyncIterator[PluginPair]:
+    """Give the client of one account of a server of many, and the account."""
+    async with _account_and_client(conditions.of_peer, conditions) as (server, client, network):
+        yield PluginPair(plugin=client, peer=server.account(ACCOUNT), cut=network.cut, secrets=(TOKEN,))
+
+
+@asynccontextmanager
+async def _account_and_client(
+    of_server: PairConfig, of_client: PairConfig
+) -> AsyncIterator[tuple[AccountsPlugin, BtpPlugin, FaultProxy]]:
+    server = of_server.make(AccountsPlugin, SERVER)
+    await server.connect()
+    async with _network_to(server) as network:
+        client = of_client.make(BtpPlugin, {"server": _url(network), "btp_token": TOKEN})
+        yield server, client, network
+
+
+@asynccontextmanager
+async def _network_to(server: BtpServer) -> AsyncIterator[FaultProxy]:
+    """Give a network that leads to a server, wherever it listens when it is dialed, and that can be cut."""
+
+    async def dial() -> trio.abc.Stream:
+        url = urlsplit(server.address)
+        return await trio.open_tcp_stream(url.hostname or "", url.port or 0)
+
+    async with open_fault_proxy(dial) as network:
+        yield network
+
+
+def _url(network: FaultProxy) -> str:
+    assert network.address is not None
+    return "btp+ws://{}:{}".format(*network.address)
+
+
+FACTORIES: Final[Mapping[str, Mapping[str, PairFactory]]] = {
+    "loopback": {"loopback": loopback},
+    "btp": {"btp client": btp_client, "btp listener": btp_listener},
+    "btp-accounts": {"btp account": btp_account, "btp account's client": btp_account_client},
+}

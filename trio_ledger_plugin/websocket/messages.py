@@ -1,0 +1,151 @@
+"""The slow lane: a connection whose bytes are trio-websocket's, because the application accepted it.
+
+The law of this module: it goes by whole messages. One task takes what trio-websocket has read, as soon as it has read
+it, so that its queue is never full for long and pongs are not held up; the writer's task sends one message after the
+other, and nobody who could be cancelled in the middle of a frame sends. When either ends, the stream is closed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from .connection import Accepted, ReaderTask
+from .frame_stream import PAUSE_SECONDS
+from .writer import FrameWriter
+
+if TYPE_CHECKING:
+    from ..options.base import PluginOptions
+    from ..runtime.tasks import TaskGroup
+    from .interface import MessageReceiver, OnEnd
+
+__all__ = ["MessageStream"]
+
+# What trio-websocket puts into a ping, and so what comes back.
+PONG_BYTES = 4
+
+
+class MessageStream:
+    """One accepted connection, as a link uses it.
+
+    Bytes are counted without the headers of their frames, which only trio-websocket sees.
+
+    Args:
+        accepted: The connection.
+        tasks: Owns its tasks; those of trio-websocket run where the application started them.
+        options: The limits.
+        peer: The peer's address, for logs.
+    """
+
+    __slots__ = (
+        "_accepted",
+        "_closing",
+        "_max_message",
+        "_options",
+        "_pinging",
+        "_pong",
+        "_reader",
+        "_receiver",
+        "_tasks",
+        "bytes_received",
+        "peer",
+        "writer",
+    )
+
+    def __init__(self, accepted: Accepted, tasks: TaskGroup, options: PluginOptions, peer: str) -> None:
+        self._accepted = accepted
+        self._tasks = tasks
+        self._options = options
+        self._max_message = options.max_unauthenticated_bytes
+        self._reader = ReaderTask(tasks, accepted, lambda *_: None)
+        self._receiver: MessageReceiver | None = None
+        self._closing = False
+        self._pong: trio.Event | None = None
+        self._pinging = trio.CancelScope()
+        self.peer: str = peer
+        self.writer: FrameWriter = FrameWriter(accepted, tasks, options.send_timeout, piece_bytes=1)
+        self.bytes_received: int = 0
+
+    def open(self, receiver: MessageReceiver, on_end: OnEnd) -> None:
+        """Let messages come; ``on_end`` is called when nothing more will."""
+
+        def end(cancelled: bool, error: Exception | None) -> None:
+            self._pinging.cancel()
+            self.writer.stop()
+            on_end(cancelled, error)
+
+        self._receiver = receiver
+        self._reader.call_at_end(end)
+        self._reader.start_soon(self._read)
+
+    def authenticated(self) -> None:
+        """Allow messages of full size."""
+        self._max_message = self._options.max_message_bytes
+
+    def write(self, message: bytes) -> None:
+        """Queue one binary message."""
+        self.writer.write(message)
+
+    def write_alone(self, message: bytes) -> None:
+        """Queue one binary message: trio-websocket has no way to send without waiting."""
+        self.writer.write(message)
+
+    async def ping(self) -> None:
+        """Send a ping and wait for its pong, for ever if the connection ends first.
+
+        Cancellation: Safe at any time; the ping stays under way, and whoever asks next waits for its pong.
+        """
+        if self._pong is None:
+            self._pong = trio.Event()
+            # Not by the caller, who has a deadline: cancelled while it waits for the socket, it could tear the frame.
+            self._tasks.spawn(self._ping, self._pong)
+        await self._pong.wait()
+
+    async def _ping(self, pong: trio.Event) -> None:
+        with self._pinging:
+            if await self._accepted.ping():
+                self.bytes_received += PONG_BYTES
+                self._pong = None
+                self._pinging = trio.CancelScope()
+                pong.set()
+
+    async def close(self, code: int, reason: str) -> None:
+        """Close with a closing handshake, for at most a second, then close the stream.
+
+        Cancellation: The stream is closed at once.
+        """
+        self._closing = True
+        await self._reader.part(self._accepted.close(code, reason))
+
+    def abort(self) -> None:
+        """Close the stream without a word; the end is told as ever."""
+        self._reader.abort()
+
+    async def wait_closed(self) -> None:
+        """Wait until the stream is closed and nothing more will come.
+
+        Cancellation: Safe at any time.
+        """
+        await self._reader.ended.wait()
+
+    async def _read(self) -> None:
+        receiver = self._receiver
+        assert receiver is not None
+        while (message := await self._accepted.receive()) is not None:
+            self.bytes_received += len(message)
+            if len(message) > self._max_message:
+                receiver.too_big()
+            elif isinstance(message, str):
+                receiver.receive_text()
+            else:
+                receiver.receive(message)
+            if receiver.replies_blocked:
+                # As the fast lane does, and for the same reason; pongs come after a moment still.
+                with trio.move_on_after(PAUSE_SECONDS):
+                    await self.writer.wait_for_room(self._options.max_send_queue_bytes // 2)
+        receiver.peer_left("the peer closed the connection")
+        if self._closing:
+            # The end of the messages is this side's doing: close() still waits for the peer's Close. Were the stream
+            # closed with bytes unread, the system would take back what was sent last.
+            await trio.sleep_forever()
