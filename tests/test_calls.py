@@ -7,6 +7,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from trio_ledger_plugin import ConnectionLostError, NotConnectedError, PluginClosedError, ResponseTimeoutError
+from trio_ledger_plugin.parking import park
 from trio_ledger_plugin.runtime.calls import CallTable
 
 
@@ -14,13 +15,13 @@ class Caller:
     """Makes calls in a table, each in a task, and keeps what became of them by request id."""
 
     def __init__(self, nursery, *, limit=10, timeout=10.0):
-        self.table = CallTable(limit=limit, timeout=timeout)
+        self.table = CallTable(count(1), limit=limit, timeout=timeout)
         self.outcomes = {}
         self._nursery = nursery
-        self._ids = count(1)
+        self._calls = count(1)
 
     async def call(self):
-        request_id = next(self._ids)
+        request_id = next(self._calls)
         scope = trio.CancelScope()
         self._nursery.start_soon(self._run, request_id, scope)
         await wait_all_tasks_blocked()
@@ -31,9 +32,13 @@ class Caller:
             try:
                 await self.table.wait_for_slot()
                 self.table.check_open()
-                call = self.table.new_call()
-                self.table.pending[request_id] = call
-                self.outcomes[request_id] = await self.table.outcome(request_id, call)
+                # Under the number of the caller: one that leaves the queue for a slot takes no number.
+                given, call = self.table.open()
+                self.table.pending[request_id] = self.table.pending.pop(given)
+                try:
+                    self.outcomes[request_id] = await park(call)
+                finally:
+                    self.table.forget(request_id)
             except Exception as error:  # noqa: BLE001 (kept for the test)
                 self.outcomes[request_id] = error
 
@@ -151,7 +156,7 @@ async def test_one_that_leaves_the_queue_for_a_slot_takes_none_with_it(nursery):
 
 async def test_a_slot_that_is_not_taken_after_all_can_be_passed_on(nursery):
     """Without it a caller waits for ever beside an empty table."""
-    table = CallTable(limit=1, timeout=10)
+    table = CallTable(count(1), limit=1, timeout=10)
     holder = Caller(nursery, limit=1)
     holder.table = table
     first, _ = await holder.call()
@@ -209,4 +214,24 @@ async def test_calls_expire_in_order_each_at_its_deadline(nursery, autojump_cloc
 
 
 async def test_an_empty_table_is_visited_no_later_than_a_new_call_can_be_due(nursery):
-    assert CallTable(limit=1, timeout=10).expire(100.0) == 110.0
+    assert CallTable(count(1), limit=1, timeout=10).expire(100.0) == 110.0
+
+
+async def test_an_id_in_flight_is_passed_over():
+    """Two calls under one id would get each other's answers."""
+    table = CallTable(iter([4, 4, 4, 5]), limit=10, timeout=10)
+    assert [table.open()[0], table.open()[0]] == [4, 5]
+
+
+async def test_an_outcome_before_the_wait_is_kept():
+    """A link can be lost while it sends, before the caller sleeps."""
+    table = CallTable(count(1), limit=10, timeout=10)
+    _, answered = table.open()
+    _, failed = table.open()
+    answered.answer(b"yes")
+    failed.fail(ConnectionLostError("gone"))
+    assert answered.early is not None
+    assert answered.early.unwrap() == b"yes"
+    assert failed.early is not None
+    with pytest.raises(ConnectionLostError):
+        failed.early.unwrap()

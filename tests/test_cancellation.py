@@ -65,7 +65,7 @@ class Baseline:
         self._tasks, self.files = all_tasks(), open_files()
 
     def left(self):
-        idle = set() if self._peer is None else {worker.task for worker in self._peer.pool.idle}
+        idle = set() if self._peer is None else {worker.task for worker in self._peer.context.workers.idle}
         return [task.name for task in all_tasks() - self._tasks - idle]
 
     async def settle(self):

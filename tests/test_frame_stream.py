@@ -20,13 +20,13 @@ from support.peers import (
     TEXT,
     Peer,
     frame,
-    home,
     read_head,
     shake_hands,
     upgrade_request,
     upgrade_response,
     welcome,
 )
+from support.tasks import open_tasks
 from trio.testing import MockClock
 
 from trio_ledger_plugin.options.base import PluginOptions
@@ -90,7 +90,7 @@ async def connect(tasks: Any, near: trio.abc.Stream, far: trio.abc.Stream, *, se
 @asynccontextmanager
 async def lane(*, server: bool = True, make_streams: Any = trio.testing.memory_stream_pair) -> AsyncIterator[Any]:
     near, far = make_streams()
-    async with home() as tasks:
+    async with open_tasks() as tasks:
         websocket, peer = await connect(tasks, near, far, server=server)
         link = Link()
         websocket.open(link, link.on_end)
@@ -238,7 +238,7 @@ async def test_frames_right_behind_the_head_are_not_lost(server: Any) -> None:
     near, far = trio.testing.memory_stream_pair()
     peer = Peer(far, client=server)
     frames = peer.frame(b"one") + peer.frame(b"two")
-    async with home() as tasks, trio.open_nursery() as nursery:
+    async with open_tasks() as tasks, trio.open_nursery() as nursery:
         if server:
             await far.send_all(upgrade_request() + frames)
             websocket = await accept_websocket(near, tasks, OPTIONS, peer="peer", refuse=lambda handshake: None)
@@ -258,7 +258,7 @@ async def test_frames_right_behind_the_head_are_not_lost(server: Any) -> None:
 
 async def test_a_head_of_one_byte_at_a_time_is_a_head() -> None:
     near, far = trio.testing.memory_stream_pair()
-    async with home() as tasks:
+    async with open_tasks() as tasks:
         data = upgrade_request() + frame(b"first", mask=KEY)
 
         async def theirs() -> None:
@@ -278,7 +278,7 @@ async def test_a_head_of_one_byte_at_a_time_is_a_head() -> None:
 async def test_a_status_line_without_a_reason_is_an_upgrade(autojump_clock: MockClock) -> None:
     """HTTP allows it, and a connection through such a server would otherwise hang after its handshake."""
     near, far = trio.testing.memory_stream_pair()
-    async with home() as tasks, trio.open_nursery() as nursery:
+    async with open_tasks() as tasks, trio.open_nursery() as nursery:
 
         async def theirs() -> None:
             head = upgrade_response(await read_head(far), status_line="HTTP/1.1 101")
@@ -438,7 +438,7 @@ async def test_a_message_past_the_limits_is_refused_at_its_header(
 async def test_messages_are_small_before_authentication() -> None:
     """A stranger must not be able to make this end keep 64 KiB for it."""
     near, far = trio.testing.memory_stream_pair()
-    async with home() as tasks:
+    async with open_tasks() as tasks:
         websocket, peer = await connect(tasks, near, far, server=True)
         link = Link()
         websocket.open(link, link.on_end)
@@ -452,7 +452,7 @@ async def test_messages_are_small_before_authentication() -> None:
 async def test_a_message_that_came_with_the_auth_packet_may_be_large() -> None:
     """What is served once the peer is let in is served in any size (WIRE: interledger-rs does not wait)."""
     near, far = trio.testing.memory_stream_pair()
-    async with home() as tasks:
+    async with open_tasks() as tasks:
         websocket, peer = await connect(tasks, near, far, server=True)
         link = Link()
 

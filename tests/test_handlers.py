@@ -18,6 +18,7 @@ from trio_ledger_plugin import (
 )
 from trio_ledger_plugin.errors import wire_error
 from trio_ledger_plugin.log import format_message
+from trio_ledger_plugin.money.service import receive_plain
 from trio_ledger_plugin.runtime.handlers import Handlers, as_bytes
 from trio_ledger_plugin.transfer import Transfer
 
@@ -43,7 +44,9 @@ def log():
 
 @pytest.fixture
 def handlers(log):
-    return Handlers(log)
+    """Handlers of a plugin without a journal: money goes straight to its handler."""
+    made = Handlers(log, lambda transfer: receive_plain(transfer, made), max_reply=1000)
+    return made
 
 
 async def echo(data):
@@ -211,7 +214,7 @@ def test_there_is_no_current_transfer_outside():
 async def test_a_closing_plugin_takes_nothing_more(handlers, payload):
     handlers.register_data(refuse)
     handlers.register_money(refuse)
-    handlers.closing = True
+    handlers.stop()
     reply = await handlers.answer(payload)
     assert isinstance(reply, UnreachableError)
     assert "closing" in str(reply)

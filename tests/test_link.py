@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import trio
@@ -17,6 +17,7 @@ from trio.testing import MockClock
 from trio_ledger_plugin.btp.link import Link
 from trio_ledger_plugin.btp.options import BtpOptions, ListenerOptions
 from trio_ledger_plugin.btp.plugin import BtpPlugin
+from trio_ledger_plugin.btp.session import request_ids
 from trio_ledger_plugin.codec import btp
 from trio_ledger_plugin.errors import (
     ConnectionLostError,
@@ -34,9 +35,6 @@ from trio_ledger_plugin.transfer import current_transfer
 from trio_ledger_plugin.websocket.connection import Accepted, accept_websocket
 from trio_ledger_plugin.websocket.interface import WebSocketTransport
 from trio_ledger_plugin.websocket.messages import MessageStream
-
-if TYPE_CHECKING:
-    from trio_ledger_plugin.btp.listener import ListenerHost
 
 KIB = 1024
 NOON = datetime(2018, 8, 31, 12, 0, 0, 899_000, tzinfo=UTC)
@@ -72,8 +70,7 @@ class LinkedPlugin(BtpPlugin):
                     nursery.cancel_scope.cancel()
 
     async def _run_link(self, task_status: trio.TaskStatus[None]) -> None:
-        host: ListenerHost = self
-        link = Link(host, self.websocket, self.link_lost)
+        link = Link(self.context, request_ids(), self.websocket, self.link_lost)
         link.begin(lambda message: None)
         self.adopt(link)
         task_status.started()

@@ -675,7 +675,7 @@ async def test_while_the_store_hangs_data_goes_on_however_much_money_comes(store
         with trio.fail_after(5):
             answer = await peer.receive_packet()
             assert (answer.request_id, answer.protocol_data[0].data) == (5, b"hello")
-            assert plugin.pool.running == 4
+            assert plugin.statistics().handlers_running == 4
             store.may_begin.set()
             assert {(await peer.receive_packet()).request_id for _ in range(20)} == set(range(1000, 1020))
         await peer.aclose()

@@ -707,10 +707,10 @@ async def test_a_response_that_does_not_come_is_a_timeout(nursery, autojump_cloc
     await plugin.connect()
 
     class Sweeper:
-        def sweep(self, now):
+        def fire(self, now):
             return plugin.calls.expire(now)
 
-    plugin.tasks.watch(Sweeper(), trio.current_time())
+    plugin.context.timers.schedule(Sweeper(), trio.current_time())
     begun = trio.current_time()
     with pytest.raises(ResponseTimeoutError, match="the peer may have acted"):
         await plugin.send_data(b"")

@@ -10,7 +10,8 @@ import pytest
 import trio
 import trio.testing
 from support.ledgers import HeldStore
-from support.peers import CLOSE, TOKEN, Peer, dial_in, home, listening, next_event, open_btp, serving, welcome
+from support.peers import CLOSE, TOKEN, Peer, dial_in, listening, next_event, open_btp, serving, welcome
+from support.tasks import open_tasks
 from test_accounts import FULFILL, HOST, answer, enter, open_accounts, prepare
 from trio.testing import MockClock
 
@@ -171,7 +172,7 @@ async def test_while_the_store_fails_data_goes_on(tmp_path: Path) -> None:
 async def test_two_may_wait_for_the_same_end(autojump_clock: MockClock) -> None:
     """Draining and closing do so at once where a refused stranger breaks the protocol; one must not break the other."""
     near, _far = trio.testing.lockstep_stream_pair()
-    async with home() as tasks:
+    async with open_tasks() as tasks:
         writer = FrameWriter(near, tasks, 10.0)
         writer.write(b"never taken")
         with trio.move_on_after(1) as scope:

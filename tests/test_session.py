@@ -41,7 +41,8 @@ GARBAGE = [b"", b"\x06", b"\x03\x00\x00\x00\x01\x00", b"\x06\x00\x00\x00\x01\x05
 
 
 def session_of(first: int = 1, *, max_entries: int = 32) -> Session[str]:
-    return Session(count(first), {}, max_entries=max_entries)
+    """A session with one call in flight, ``"call"`` under the first id."""
+    return Session({first: "call"}, max_entries=max_entries)
 
 
 def entry(name: str, data: bytes = b"", content_type: int = 0) -> btp.ProtocolData:
@@ -65,7 +66,6 @@ def repeated(packet_type: int, request_id: int) -> bytes:
 
 def test_a_response_answers_its_call() -> None:
     session = session_of(7)
-    assert session.open("call") == 7
     assert session.receive(btp.encode_ilp(btp.RESPONSE, 7, b"yes")) == (Verdict.ANSWER, "call", b"yes")
     assert session.pending == {}
 
@@ -83,13 +83,11 @@ def test_a_response_answers_its_call() -> None:
 def test_a_response_in_any_shape_answers_its_call(entries: Any, data: Any) -> None:
     """An answer that is not understood is a call that hangs for 35 s."""
     session = session_of()
-    session.open("call")
     assert session.receive(btp.encode(btp.Response(1, entries))) == (Verdict.ANSWER, "call", data)
 
 
 def test_an_error_fails_its_call_with_all_that_the_peer_said() -> None:
     session = session_of()
-    session.open("call")
     verdict, call, error = session.receive(btp.encode(error_packet(1)))
     assert (verdict, call) == (Verdict.FAILURE, "call")
     assert isinstance(error, RemoteError)
@@ -101,7 +99,6 @@ def test_an_error_fails_its_call_with_all_that_the_peer_said() -> None:
 @pytest.mark.parametrize("packet_type", [btp.RESPONSE])
 def test_an_illegal_answer_fails_its_call_at_once(packet_type: Any) -> None:
     session = session_of()
-    session.open("call")
     verdict, call, error = session.receive(repeated(packet_type, 1))
     assert (verdict, call) == (Verdict.FAILURE, "call")
     assert isinstance(error, DecodeError)
@@ -120,16 +117,8 @@ def test_an_illegal_answer_fails_its_call_at_once(packet_type: Any) -> None:
 def test_an_answer_to_no_call_reaches_nobody(frame: Any) -> None:
     """A late answer given to another call would be money or data of somebody else's."""
     session = session_of()
-    session.open("call")
     assert session.receive(frame) == UNEXPECTED
     assert session.pending == {1: "call"}
-
-
-def test_an_id_in_flight_is_passed_over() -> None:
-    """Two calls under one id would get each other's answers."""
-    session: Session[str] = Session(iter([4, 4, 4, 5]), {}, max_entries=32)
-    assert session.open("one") == 4
-    assert session.open("two") == 5
 
 
 def test_ids_are_fresh_numbers_of_32_bits_even_where_they_wrap() -> None:
@@ -210,7 +199,6 @@ def test_an_illegal_request_is_answered_with_f01(packet_type: Any) -> None:
 @pytest.mark.parametrize("frame", GARBAGE)
 def test_an_unreadable_packet_changes_nothing(frame: Any) -> None:
     session = session_of()
-    session.open("call")
     verdict, key, error = session.receive(frame)
     assert (verdict, key) == (Verdict.MALFORMED, None)
     assert isinstance(error, DecodeError)
@@ -251,8 +239,9 @@ class SessionMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        self.session: Session[int] = Session({}, max_entries=32)
         # A small circle of ids, so that they come around while calls are in flight.
-        self.session: Session[int] = Session((number % 16 for number in count(3)), {}, max_entries=32)
+        self.ids = (number % 16 for number in count(3))
         self.in_flight: dict[int, int] = {}
         self.serving: set[int] = set()
         self.outcomes: dict[int, int] = {}
@@ -262,8 +251,8 @@ class SessionMachine(RuleBasedStateMachine):
         if len(self.in_flight) == 16:
             return next(iter(self.in_flight))
         call = len(self.outcomes)
-        request_id = self.session.open(call)
-        assert request_id not in self.in_flight
+        request_id = next(number for number in self.ids if number not in self.in_flight)
+        self.session.pending[request_id] = call
         self.in_flight[request_id] = call
         self.outcomes[call] = 0
         return request_id

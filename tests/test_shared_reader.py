@@ -9,9 +9,9 @@ from contextlib import contextmanager
 import pytest
 import trio
 import trio.testing
+from support.tasks import make_tasks
 
 from trio_ledger_plugin.net.shared_reader import SocketReaders, can_share
-from trio_ledger_plugin.runtime.tasks import TaskGroup
 
 pytestmark = pytest.mark.skipif(not can_share(), reason="needs epoll")
 
@@ -26,7 +26,7 @@ def pair():
 
 @pytest.fixture
 async def readers(nursery):
-    tasks = TaskGroup(nursery, lambda crash, *, cancelled: crash)
+    tasks = make_tasks(nursery)
     await tasks.start()
     return SocketReaders(tasks)
 

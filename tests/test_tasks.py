@@ -9,6 +9,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from trio_ledger_plugin import PluginClosedError
 from trio_ledger_plugin.runtime.tasks import TaskGroup
+from trio_ledger_plugin.runtime.timers import Timers
 
 
 class Home:
@@ -18,8 +19,8 @@ class Home:
         self.ends = []
         self.fatal = fatal
         self.is_busy = False
-        self.tasks = TaskGroup(nursery, self._ended)
-        self.tasks.busy = lambda: self.is_busy
+        self.timers = Timers()
+        self.tasks = TaskGroup(nursery, self.timers, self._ended, lambda: self.is_busy)
 
     def _ended(self, crash, *, cancelled):
         self.ends.append((crash, cancelled))
@@ -65,11 +66,11 @@ async def test_it_ends_by_itself_with_the_idle_tasks_still_in_it():
         home.is_busy = True
         await home.tasks.start()
         home.tasks.spawn(trio.sleep_forever)
-        home.tasks.leave()
+        home.tasks.close_when_idle()
         await wait_all_tasks_blocked()
         assert home.tasks.running
         home.is_busy = False
-        home.tasks.look_again()
+        home.tasks.wake()
         await home.tasks.wait_ended()
         assert home.ends == [(None, False)]
 
@@ -85,10 +86,10 @@ async def test_it_opens_again_only_when_the_one_before_has_ended():
                 await release.wait()
 
         home.tasks.spawn(shielded)
-        home.tasks.leave()
+        home.tasks.close_when_idle()
         await wait_all_tasks_blocked()
         assert not is_running(home)
-        home.tasks.leaving = False
+        home.tasks.closing_when_idle = False
         async with trio.open_nursery() as starters:
             starters.start_soon(home.tasks.start)
             await wait_all_tasks_blocked()
@@ -162,7 +163,7 @@ class Visited:
         self.pause = pause
         self.times = []
 
-    def sweep(self, now):
+    def fire(self, now):
         self.times.append(now)
         return now + self.pause
 
@@ -172,11 +173,11 @@ async def test_deadlines_are_visited_at_their_time(autojump_clock):
         home = Home(nursery)
         start = trio.current_time()
         resident, later, once = Visited(inf), Visited(10), Visited(inf)
-        home.tasks.residents.append(resident)
+        home.timers.periodic.append(resident)
         await home.tasks.start()
-        home.tasks.watch(later, start + 5)
+        home.timers.schedule(later, start + 5)
         await trio.sleep(2)
-        home.tasks.watch(once, start + 3)
+        home.timers.schedule(once, start + 3)
         await trio.sleep(30)
         home.tasks.cancel()
         await home.tasks.wait_ended()
@@ -190,7 +191,7 @@ async def test_visits_end_with_the_home(autojump_clock):
         home = Home(nursery)
         swept = Visited(1)
         await home.tasks.start()
-        home.tasks.watch(swept, trio.current_time() + 1)
+        home.timers.schedule(swept, trio.current_time() + 1)
         home.tasks.cancel()
         await home.tasks.wait_ended()
         await home.tasks.start()

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from support.peers import Peer, frame, home, read_head, shake_hands, upgrade_request, upgrade_response, welcome
+from support.peers import Peer, frame, read_head, shake_hands, upgrade_request, upgrade_response, welcome
+from support.tasks import open_tasks
 from trio.testing import MockClock
 
 from trio_ledger_plugin.errors import NotAcceptedError, UnreachableError
@@ -55,7 +56,7 @@ class Receiver:
 async def open_against(answer: bytes, *, end: bool = False) -> None:
     """Open a client's WebSocket against a server that answers with these bytes."""
     near, far = trio.testing.memory_stream_pair()
-    async with home() as tasks:
+    async with open_tasks() as tasks:
 
         async def server() -> None:
             await read_head(far)
@@ -130,7 +131,7 @@ async def test_a_head_without_end_is_cut_off(autojump_clock: MockClock) -> None:
 
 async def test_a_cancelled_handshake_closes_its_stream() -> None:
     near, far = trio.testing.memory_stream_pair()
-    async with home() as tasks:
+    async with open_tasks() as tasks:
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(lambda: open_websocket(near, tasks, OPTIONS, host="host", resource="/path?query"))
@@ -173,7 +174,7 @@ async def accept(near: trio.abc.Stream, tasks: Any, status: int | None = None) -
 async def test_what_is_no_handshake_is_turned_away(request_bytes: Any, autojump_clock: MockClock) -> None:
     """A stranger's garbage must end the stranger's connection, and nothing else."""
     near, far = trio.testing.memory_stream_pair()
-    async with home() as tasks:
+    async with open_tasks() as tasks:
         await far.send_all(request_bytes)
         await far.send_eof()
         with pytest.raises(BadHandshakeError), trio.fail_after(1):
@@ -185,7 +186,7 @@ async def test_what_is_no_handshake_is_turned_away(request_bytes: Any, autojump_
 
 async def test_a_refused_handshake_is_told_its_status() -> None:
     near, far = trio.testing.memory_stream_pair()
-    async with home() as tasks:
+    async with open_tasks() as tasks:
         await far.send_all(upgrade_request(origin="https://page.example"))
         with pytest.raises(BadHandshakeError, match="403"):
             await accept(near, tasks, status=403)
@@ -194,7 +195,7 @@ async def test_a_refused_handshake_is_told_its_status() -> None:
 
 async def test_an_accepted_handshake_is_described() -> None:
     near, far = trio.testing.memory_stream_pair()
-    async with home() as tasks:
+    async with open_tasks() as tasks:
         await far.send_all(upgrade_request(origin="https://page.example").replace(b"GET / ", b"GET /ilp?x=1 "))
         websocket, seen = await accept(near, tasks)
         assert seen == [Handshake("/ilp?x=1", "https://page.example")]
@@ -210,7 +211,7 @@ async def test_a_stranger_who_leaves_before_the_answer_ends_only_his_connection(
         raise trio.BrokenResourceError("reset by peer")
 
     near.send_stream.send_all_hook = gone
-    async with home() as tasks:
+    async with open_tasks() as tasks:
         await far.send_all(upgrade_request())
         with pytest.raises(BadHandshakeError):
             await accept(near, tasks, status=status)
@@ -224,7 +225,7 @@ async def test_a_stranger_who_leaves_before_the_answer_ends_only_his_connection(
 @asynccontextmanager
 async def connected() -> AsyncIterator[Any]:
     near, far = trio.testing.memory_stream_pair()
-    async with home() as tasks:
+    async with open_tasks() as tasks:
         opened: list[Any] = []
         async with trio.open_nursery() as nursery:
 
@@ -268,7 +269,7 @@ async def test_a_connection_that_ends_just_while_it_is_opened_says_so() -> None:
             reader.call_at_end(lambda cancelled, error: ends.append((cancelled, error)))
             await trio.lowlevel.checkpoint()
 
-    async with home() as tasks:
+    async with open_tasks() as tasks:
         reader = ReaderTask(tasks, Closing(), lambda *_: None)
         reader.start_soon(trio.lowlevel.checkpoint)
         await reader.ended.wait()
@@ -289,7 +290,7 @@ async def test_the_plugins_end_is_told_apart() -> None:
 @pytest.mark.parametrize("end", ["close", "eof"])
 async def test_a_client_sees_the_servers_end(end: Any, autojump_clock: MockClock) -> None:
     near, far = trio.testing.memory_stream_pair()
-    async with home() as tasks, trio.open_nursery() as nursery:
+    async with open_tasks() as tasks, trio.open_nursery() as nursery:
         servers: list[Peer] = []
 
         async def serve() -> None:

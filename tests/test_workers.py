@@ -313,9 +313,9 @@ async def test_workers_that_are_not_needed_any_more_go(nursery, autojump_clock):
     for request_id in range(100):
         plugin.ask(request_id, b"")
     await trio.sleep(1)
-    assert len(plugin.pool.idle) == 100
+    assert len(plugin.context.workers.idle) == 100
     await trio.sleep(10)
-    assert plugin.pool.idle == []
+    assert plugin.context.workers.idle == []
     plugin.ask(100, b"")
     await trio.sleep(1)
     assert len(plugin.replies) == 101
@@ -341,7 +341,7 @@ async def test_closing_waits_for_running_handlers_no_longer_than_close_timeout(a
             start = trio.current_time()
             await plugin.aclose()
             assert trio.current_time() - start == pytest.approx(took)
-            assert plugin.pool.running == 0
+            assert plugin.statistics().handlers_running == 0
 
 
 async def test_a_handler_that_closes_the_plugin_does_not_hang_it(autojump_clock):

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from support.peers import BINARY, CLOSE, PING, PONG, frame, home
+from support.peers import BINARY, CLOSE, PING, PONG, frame
+from support.tasks import open_tasks
 from trio.testing import MockClock
 
 from trio_ledger_plugin.websocket.writer import FrameWriter
@@ -46,7 +47,7 @@ class Slow(trio.abc.SendStream):
 @asynccontextmanager
 async def writing(send_timeout: float = 10) -> AsyncIterator[Any]:
     stream = Slow()
-    async with home() as tasks:
+    async with open_tasks() as tasks:
         yield FrameWriter(stream, tasks, send_timeout), stream, tasks
 
 
@@ -331,7 +332,7 @@ async def test_the_task_lives_only_while_there_is_something_to_write() -> None:
 @asynccontextmanager
 async def over_a_socket() -> AsyncIterator[Any]:
     """Give a writer on a real socket, which may be written at once, and the stream of the other end."""
-    async with home() as tasks:
+    async with open_tasks() as tasks:
         listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
         async with listener:
             near = await trio.open_tcp_stream("127.0.0.1", listener.socket.getsockname()[1])

@@ -27,6 +27,7 @@ from .errors import (
     UnreachableError,
     wire_error,
 )
+from .parking import park
 from .plugin import LedgerPlugin
 from .runtime.calls import IN_DOUBT, CallTable
 from .runtime.workers import RequestQueue
@@ -97,7 +98,7 @@ class ExchangePlugin(LedgerPlugin):
         """Tell that a peer is connected and authenticated; what is left of the link before it is forgotten."""
         self._exchange.end(lambda: ConnectionLostError("another link took its place; the peer may have acted"))
         self._exchange = _Exchange(self)
-        self.tasks.watch(self._exchange, trio.current_time() + self.options.response_timeout)
+        self.context.timers.schedule(self._exchange, trio.current_time() + self.options.response_timeout)
         super().link_up()
 
     def peer_left(self, reason: str) -> None:
@@ -157,12 +158,12 @@ class ExchangePlugin(LedgerPlugin):
     # Ctrl-C must not leave a call behind whose caller waits for something else by then.
     @trio.lowlevel.enable_ki_protection
     async def _ask(self, calls: CallTable, request: bytes | Transfer) -> bytes:
-        call, number = calls.new_call(), next(_numbers)
-        calls.pending[number] = call
+        number, call = calls.open()
         try:
             self.send_request(number, request)
             self.counters.requests_sent += 1
-            return await call.wait()
+            response: bytes = await park(call) if call.early is None else call.early.unwrap()
+            return response
         finally:
             calls.forget(number)
 
@@ -189,8 +190,8 @@ class _Exchange:
     def __init__(self, plugin: ExchangePlugin) -> None:
         self._plugin = plugin
         options = plugin.options
-        self.calls: CallTable = CallTable(limit=options.max_in_flight, timeout=options.response_timeout)
-        self._requests = RequestQueue(plugin.pool, self, plugin.handlers.answer)
+        self.calls: CallTable = CallTable(_numbers, limit=options.max_in_flight, timeout=options.response_timeout)
+        self._requests = RequestQueue(plugin.context.workers, plugin.context.budget, self, plugin.handlers.answer)
 
     def serve(self, number: int, request: bytes | Transfer) -> None:
         size = TRANSFER_BYTES if isinstance(request, Transfer) else len(request)
@@ -200,8 +201,6 @@ class _Exchange:
 
     async def reply(self, number: int, reply: Reply) -> None:
         """Send a handler's reply, or drop it when the link is gone."""
-        if isinstance(reply, bytes) and len(reply) > self._plugin.options.max_data_bytes:
-            reply = self._plugin.response_too_long(reply)
         self._send(number, reply)
 
     def expire(self, number: int) -> None:
@@ -217,7 +216,7 @@ class _Exchange:
             self._plugin.counters.responses_sent += 1
         self._plugin.send_reply(number, reply)
 
-    def sweep(self, now: float) -> float:
+    def fire(self, now: float) -> float:
         """Fail the calls that are past their deadline."""
         return inf if self.calls.closed else self.calls.expire(now)
 

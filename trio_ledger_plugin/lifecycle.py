@@ -22,19 +22,19 @@ import trio
 from .connection import Connection
 from .errors import ConnectTimeoutError, LedgerPluginError, NotConnectedError, PluginClosedError, PluginFailedError
 from .events import Connected, Disconnected, Event, EventStream, Failed
-from .log import RedactingLog, StdlibLog
 from .options.base import ConnectOptions, PluginOptions
-from .runtime.handlers import Handlers
+from .runtime.context import Context
 from .runtime.tasks import TaskGroup, unwrap_group
-from .runtime.workers import WorkerPool
-from .statistics import Counters
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .log import RedactingLog
     from .money.service import MoneyService
-    from .secret import Secret
+    from .runtime.handlers import Handlers
     from .services import PluginServices
+    from .statistics import Counters
+    from .transfer import Transfer
 
 __all__ = ["Lifecycle"]
 
@@ -65,21 +65,14 @@ class Lifecycle(ABC):
     ) -> None:
         self.options: PluginOptions = options
         self.services: PluginServices = services
-        self.log: RedactingLog = RedactingLog(services.log or StdlibLog(), self.secrets())
-        self.counters: Counters = Counters()
-        self.tasks: TaskGroup = TaskGroup(nursery, self._tasks_ended)
-        self.tasks.busy = self._is_busy
-        self.desk: MoneyService = self.make_desk()
-        self.handlers: Handlers = Handlers(self.log, self.desk.ledger)
-        self.pool: WorkerPool = WorkerPool(
-            self.tasks,
-            self.log,
-            limit=options.max_handlers,
-            running_limit=options.max_handler_bytes,
-            waiting_limit=options.max_backlog_bytes,
-            timeout=options.handler_timeout,
+        self.context: Context = Context.for_plugin(
+            options, services, nursery, receive=self._receive_transfer, on_end=self._tasks_ended, is_busy=self._is_busy
         )
-        self.tasks.residents.append(self.pool)
+        self.log: RedactingLog = self.context.log
+        self.counters: Counters = self.context.counters
+        self.tasks: TaskGroup = self.context.tasks
+        self.handlers: Handlers = self.context.handlers
+        self.desk: MoneyService = self.make_desk()
         self._on_failed = on_failed
         self._stream = EventStream()
         self.events: trio.MemoryReceiveChannel[Event] = self._stream.receiver
@@ -125,9 +118,9 @@ class Lifecycle(ABC):
     def ended(self, failure: PluginFailedError | None) -> None:  # noqa: B027 (most plugins have nothing to do)
         """Take note that the plugin is closed, or has failed; called once, when it is in its final state."""
 
-    def secrets(self) -> tuple[Secret, ...]:
-        """Return what must never appear in a log."""
-        return ()
+    async def _receive_transfer(self, transfer: Transfer) -> LedgerPluginError | None:
+        """Credit a transfer of the peer's."""
+        return await self.desk.receive(transfer, self.handlers)
 
     # Connection management.
 
@@ -190,13 +183,13 @@ class Lifecycle(ABC):
             if self._connection is None and self._state is _State.IDLE and self.tasks.running:
                 self._state = _State.CONNECTING
                 # Not before: tasks that end already must begin nothing any more.
-                self.tasks.leaving = False
+                self.tasks.closing_when_idle = False
                 self.connect_error = None
                 self._connection = Connection(self._ready)
                 self.tasks.spawn(self._run, self._connection)
         finally:
             if self._connection is None:
-                self.tasks.leave()
+                self.tasks.close_when_idle()
             if self.tasks.ended:
                 # There is no end of the tasks to come that would give it up.
                 self.desk.release()
@@ -219,7 +212,7 @@ class Lifecycle(ABC):
         connection.settle(error or PluginClosedError("the plugin was disconnected while it connected"))
         connection.ended.set()
         self.link_down("disconnected")
-        self.tasks.leave()
+        self.tasks.close_when_idle()
         if error is not None and fatal:
             self.fail(error)
 
@@ -265,9 +258,10 @@ class Lifecycle(ABC):
         self.check_thread()
         try:
             if self._state not in (_State.CLOSED, _State.FAILED):
-                self._draining = self.handlers.closing = True
+                self._draining = True
+                self.handlers.stop()
                 with trio.move_on_after(self.options.close_timeout):
-                    await self.pool.wait_quiet()
+                    await self.context.budget.handlers.wait_unused()
                     await self.desk.finish_handlers()
                     await self.finish_calls()
                     await self.desk.finish_records()
@@ -380,7 +374,8 @@ class Lifecycle(ABC):
         if self._state in (_State.CLOSED, _State.FAILED):
             return
         self._state = state
-        self._draining = self.handlers.closing = True
+        self._draining = True
+        self.handlers.stop()
         if self._failure is not None:
             self.fail_calls(self._failed_again)
         else:
@@ -394,7 +389,7 @@ class Lifecycle(ABC):
             self._connection.settle(self._failure or PluginClosedError("the plugin was closed while it connected"))
 
     def _is_busy(self) -> bool:
-        return self._connection is not None or self.pool.running > 0 or self.desk.is_busy
+        return self._connection is not None or self.context.budget.handlers.used > 0 or self.desk.is_busy
 
     def _tasks_ended(self, crash: Exception | None, *, cancelled: bool) -> Exception | None:
         """Settle the state when the tasks have ended; return what is to leave through the nursery."""

@@ -15,11 +15,11 @@ from uuid import uuid4
 import trio
 from attrs import asdict
 
-from .errors import InvalidFieldsError, LedgerPluginError, NotAcceptedError, NotConnectedError
+from .errors import InvalidFieldsError, NotConnectedError
 from .lifecycle import Lifecycle
 from .money.service import MoneyService, make_ledger
 from .options.base import PluginOptions
-from .runtime.handlers import DataHandler, MoneyHandler, TransactionalMoneyHandler, as_bytes
+from .runtime.handlers import DataHandler, MoneyHandler, TransactionalMoneyHandler, as_bytes, check_transactional
 from .statistics import Statistics
 from .transfer import Transfer, is_key
 
@@ -192,6 +192,7 @@ class LedgerPlugin(Lifecycle):
             MoneyHandlerAlreadyRegisteredError: One is set already, of either kind.
         """
         self.handlers.register_money(handler)
+        self.desk.handler_registered()
 
     def register_transactional_money_handler(self, handler: TransactionalMoneyHandler) -> None:
         """Set a handler of the peer's transfers that has its effect exactly once, in the store's own database.
@@ -207,6 +208,8 @@ class LedgerPlugin(Lifecycle):
             InvalidServicesError: There is no transactional store.
             MoneyHandlerAlreadyRegisteredError: One is set already, of either kind.
         """
+        check_transactional(handler)
+        self.desk.check_journal()
         self.handlers.register_transactional_money(handler)
 
     def deregister_money_handler(self) -> None:
@@ -227,7 +230,7 @@ class LedgerPlugin(Lifecycle):
         return Statistics(
             **asdict(self.counters),
             calls_in_flight=self.calls_in_flight(),
-            handlers_running=self.pool.running,
+            handlers_running=self.context.budget.handlers.used,
             events_dropped=self._stream.dropped,
         )
 
@@ -241,11 +244,6 @@ class LedgerPlugin(Lifecycle):
     def find_money_handler(self, account: str) -> MoneyHandler | None:  # noqa: ARG002 (there is one account)
         """Return the money handler that credited transfers of an account go to, or None while they wait."""
         return self.handlers.money
-
-    def response_too_long(self, response: bytes) -> LedgerPluginError:
-        """Return what the peer is told in place of a response that does not fit a message, and log it."""
-        self.log.error("a data handler's response has %d bytes; at most %d can be sent", len(response), self._max_data)
-        return NotAcceptedError("the response is too long")
 
 
 def _checked_amount(amount: object) -> str:

@@ -11,19 +11,19 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
+from support.tasks import open_tasks
 
 from trio_ledger_plugin.options.base import PluginOptions
-from trio_ledger_plugin.runtime.tasks import TaskGroup
 from trio_ledger_plugin.websocket.connection import BadHandshakeError, WebSocket, accept_websocket, open_websocket
 from trio_ledger_plugin.websocket.frames import binary_frame, masked_binary_frame
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from trio_ledger_plugin.runtime.tasks import TaskGroup
+
 
 __all__ = ["Echo"]
 
@@ -76,17 +76,6 @@ class Echo:
 
     def peer_left(self, reason: str) -> None:
         pass
-
-
-@asynccontextmanager
-async def open_tasks() -> AsyncIterator[TaskGroup]:
-    async with trio.open_nursery() as nursery:
-        tasks = TaskGroup(nursery, lambda crash, *, cancelled: crash)
-        await tasks.start()
-        try:
-            yield tasks
-        finally:
-            tasks.cancel()
 
 
 async def serve(tasks: TaskGroup, stream: trio.SocketStream) -> None:

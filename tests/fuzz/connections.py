@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import trio
 import trio.testing
-from support.peers import home, shake_hands
+from support.peers import shake_hands
+from support.tasks import open_tasks
 from test_frame_stream import LIMIT, Link, connect, without_lane
 
 from trio_ledger_plugin.codec import btp
@@ -39,7 +40,7 @@ async def check_connection(data: bytes, random: Random) -> None:
 async def with_lane(pieces: list[bytes], *, server: bool) -> tuple[list[bytes | None], int]:
     """Return the messages that the lane gives, and whether it refused something as too big."""
     near, far = trio.testing.memory_stream_pair()
-    async with home() as tasks:
+    async with open_tasks() as tasks:
         websocket, peer = await connect(tasks, near, far, server=server)
         link = Link()
         websocket.open(link, link.on_end)

@@ -144,7 +144,7 @@ class Payer(ScriptedPlugin):
         self.link_down("the cable was cut")
 
     def regain_link(self) -> None:
-        self.calls = CallTable(limit=self.options.max_in_flight, timeout=self.options.response_timeout)
+        self.calls = CallTable(self._ids, limit=self.options.max_in_flight, timeout=self.options.response_timeout)
         self.link_up()
 
     def answer(self, error: Exception | None = None) -> None:

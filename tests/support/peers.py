@@ -12,7 +12,6 @@ import trio
 from trio_ledger_plugin import PluginServices, open_plugin
 from trio_ledger_plugin.btp.plugin import BtpPlugin
 from trio_ledger_plugin.codec import btp
-from trio_ledger_plugin.runtime.tasks import TaskGroup
 from trio_ledger_plugin.testing.raw_frames import (
     BINARY,
     CLOSE,
@@ -46,7 +45,6 @@ __all__ = [
     "dial_in",
     "dial_stream",
     "frame",
-    "home",
     "linked",
     "listening",
     "next_event",
@@ -89,18 +87,6 @@ async def dial_in(address: str, token: str = TOKEN) -> Peer:
     answer = await peer.authenticate(token)
     assert isinstance(answer, btp.Response), answer
     return peer
-
-
-@asynccontextmanager
-async def home() -> AsyncIterator[TaskGroup]:
-    """Give a home for the tasks of a connection; nothing of them is left afterwards."""
-    async with trio.open_nursery() as nursery:
-        tasks = TaskGroup(nursery, lambda crash, *, cancelled: crash)
-        await tasks.start()
-        try:
-            yield tasks
-        finally:
-            tasks.cancel()
 
 
 class Recorder:

@@ -13,6 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from trio_ledger_plugin import LedgerPlugin, LedgerPluginError, PluginServices, open_plugin
 from trio_ledger_plugin.options.base import PluginOptions
+from trio_ledger_plugin.parking import park
 from trio_ledger_plugin.runtime.calls import CallTable
 from trio_ledger_plugin.runtime.workers import RequestQueue
 
@@ -104,24 +105,27 @@ class ScriptedPlugin(LedgerPlugin):
     ) -> None:
         super().__init__(options, services, nursery, on_failed)
         self.attempts = 0
-        self.calls = CallTable(limit=options.max_in_flight, timeout=options.response_timeout)
-        self.queue = RequestQueue(self.pool, self, self.handlers.answer)
+        self._ids = count(1)
+        self.calls = CallTable(self._ids, limit=options.max_in_flight, timeout=options.response_timeout)
+        self.queue = RequestQueue(self.context.workers, self.context.budget, self, self.handlers.answer)
         self.replies: dict[int, Reply] = {}
         self.sent: list[Any] = []
-        self._ids = count(1)
 
     async def run_connection(self, *, task_status: trio.TaskStatus[None]) -> None:
         self.attempts += 1
-        self.calls = CallTable(limit=self.options.max_in_flight, timeout=self.options.response_timeout)
+        self.calls = CallTable(self._ids, limit=self.options.max_in_flight, timeout=self.options.response_timeout)
         await self.options.script(self, task_status)
 
     async def _call(self, payload: bytes | Transfer) -> bytes:
         await self.calls.wait_for_slot()
         self.calls.check_open()
-        request_id, call = next(self._ids), self.calls.new_call()
-        self.calls.pending[request_id] = call
+        request_id, call = self.calls.open()
         self.sent.append(payload)
-        return await self.calls.outcome(request_id, call)
+        try:
+            response: bytes = await park(call)
+            return response
+        finally:
+            self.calls.forget(request_id)
 
     async def carry_data(self, data: bytes) -> bytes:
         return await self._call(data)

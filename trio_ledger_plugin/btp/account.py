@@ -190,7 +190,7 @@ class Account:
     async def _serve(self, payload: bytes | Transfer, own: Handlers | None) -> Reply:
         """Ask the account's own handler first, then the server's, who also says when it is closing."""
         common = self._host.handlers
-        if own is None or common.closing:
+        if own is None or common.is_stopped:
             own = common
         if isinstance(payload, Transfer):
             return await (own if own.serves_money else common).answer(payload)

@@ -7,7 +7,7 @@ account alone, and a request of ours goes over exactly one connection of the acc
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 import trio
 from attrs import evolve
@@ -19,13 +19,13 @@ from ..ilp.configuration import read_ildcp_answer
 from ..money.service import MoneyService, make_ledger
 from ..net.tokens import AccountTokens, is_segment
 from .account import Account, part_all
-from .door import Door, DoorHost
+from .door import Door
 from .options import AccountsOptions, HostInfo
 from .server import BtpServer
 from .session import request_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from ..errors import PluginFailedError
     from ..runtime.handlers import MoneyHandler
@@ -42,10 +42,6 @@ _Rejection: TypeAlias = tuple[ilp.ErrorCode, str]
 
 EXPIRED: _Rejection = (ilp.ErrorCode.TRANSFER_TIMED_OUT, "the packet expired")
 OFFLINE: _Rejection = (ilp.ErrorCode.PEER_UNREACHABLE, "the account is not connected")
-
-
-class _Host(DoorHost, Protocol):
-    options: AccountsOptions
 
 
 class AccountsPlugin(BtpServer):
@@ -67,19 +63,29 @@ class AccountsPlugin(BtpServer):
     ) -> None:
         super().__init__(options, services, nursery, on_failed)
         self.nursery: trio.Nursery = nursery
-        self.ids: Iterator[int] = request_ids()
         self.info: HostInfo | None = options.debug_host_ildcp_info
         self._accounts: dict[str, Account] = {}
         tokens = AccountTokens(services.store, options.generate_account, self.log)
-        host: _Host = self
         self._door = Door(
-            host, options, tokens.identify, tokens.verify if tokens.are_stored else None, self._refuse_origin
+            self.context,
+            options,
+            request_ids(),
+            offered_retention=self.desk.offered_retention,
+            attach=self.adopt,
+            detach=self.link_lost,
+            is_wanted=self._is_link_wanted,
+            identify=tokens.identify,
+            verify=tokens.verify if tokens.are_stored else None,
+            refuse=self._refuse_origin,
         )
 
     @property
     def address(self) -> str:
         """The URL that clients dial, without credentials; its port is the bound one while the plugin listens."""
         return self._door.address
+
+    def _is_link_wanted(self) -> bool:
+        return not self.is_disconnecting
 
     def open_door(self) -> Door:
         """Return the door that every client comes through."""

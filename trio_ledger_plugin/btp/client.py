@@ -12,21 +12,23 @@ import ssl
 from math import inf
 from random import uniform
 from socket import gaierror
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import trio
 
 from ..errors import InvalidFieldsError, LedgerPluginError, NotAcceptedError, UnreachableError
 from ..net.sockets import abort_stream
 from ..websocket.connection import PermanentlyUnreachableError, WebSocket, open_websocket
-from .host import LinkHost
 from .link import Link
 from .session import auth_message, read_auth_answer, transfer_keys
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ..runtime.context import Context
     from .options import BtpOptions
 
-__all__ = ["Client", "ClientHost"]
+__all__ = ["Client"]
 
 # One try at the most: a peer that takes the connection and says nothing must not eat the whole timeout.
 TRY_SECONDS = 10.0
@@ -41,23 +43,6 @@ NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
 NO_TLS_HINT = "; does the server speak TLS? if not, its URL begins with btp+ws://"
 
 
-class ClientHost(LinkHost, Protocol):
-    """The plugin's side of a client."""
-
-    options: BtpOptions
-    connect_error: Exception | None
-
-    @property
-    def is_disconnecting(self) -> bool:
-        """Whether no link is wanted any more."""
-
-    def adopt(self, link: Link) -> None:
-        """Take an authenticated link into use."""
-
-    def link_lost(self, link: Link, reason: str) -> None:
-        """Take note that a link is lost."""
-
-
 class SilentCloseError(UnreachableError):
     """The server closed the connection before it answered the auth packet."""
 
@@ -68,16 +53,41 @@ class Client:
     """Keeps one link to a server.
 
     Args:
-        host: The plugin.
+        context: What the parts of the plugin share.
+        options: The plugin's options.
+        ids: Where request ids come from.
+        offered_retention: For how many seconds this end keeps transfer keys; None where it offers PLAIN only.
+        attach: Called with each link once it is authenticated.
+        detach: Called with each link that is lost, attached or not, and the reason.
+        is_wanted: Whether a link is still wanted: not while the plugin disconnects or closes.
+        on_failed_try: Called with the error of each try before the first link.
     """
 
-    def __init__(self, host: ClientHost) -> None:
-        self._host = host
+    def __init__(
+        self,
+        context: Context,
+        options: BtpOptions,
+        ids: Iterator[int],
+        *,
+        offered_retention: int | None,
+        attach: Callable[[Link], None],
+        detach: Callable[[Link, str], None],
+        is_wanted: Callable[[], bool],
+        on_failed_try: Callable[[Exception], None],
+    ) -> None:
+        self._context = context
+        self._options = options
+        self._ids = ids
+        self._offered_retention = offered_retention
+        self._attach = attach
+        self._detach = detach
+        self._is_wanted = is_wanted
+        self._on_failed_try = on_failed_try
 
     @property
     def address(self) -> str:
         """The server's URL without credentials."""
-        return self._host.options.address
+        return self._options.address
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Connect, report it, and stay connected.
@@ -87,7 +97,7 @@ class Client:
 
         Cancellation: Drops the link at once.
         """
-        if not self._host.options.btp_token:
+        if not self._options.btp_token:
             raise InvalidFieldsError(
                 "credentials are missing: put account and token into the server URL "
                 "(btp+wss://account:token@host/path) or into btp_account and btp_token"
@@ -98,7 +108,7 @@ class Client:
         while True:
             up = trio.current_time()
             await gone.wait()
-            if self._host.is_disconnecting:
+            if not self._is_wanted():
                 await trio.sleep_forever()
             now = trio.current_time()
             if began == -inf or now - up >= STABLE_SECONDS:
@@ -116,8 +126,8 @@ class Client:
             except PermanentlyUnreachableError:
                 raise
             except UnreachableError as error:
-                self._host.connect_error = error
-                self._host.log.info("not connected yet: %s", error)
+                self._on_failed_try(error)
+                self._context.log.info("not connected yet: %s", error)
                 silent = silent + 1 if isinstance(error, SilentCloseError) else 0
                 if silent == SILENT_CLOSES:
                     raise NotAcceptedError(
@@ -130,13 +140,13 @@ class Client:
             try:
                 return await self._try(redials=1)
             except UnreachableError as error:
-                self._host.log.info("redial failed: %s", error)
+                self._context.log.info("redial failed: %s", error)
             await self._pause(began)
 
     async def _pause(self, began: float) -> None:
         """Wait with full jitter, no longer than the outage has lasted: a short outage is over soon after its end."""
         outage = max(trio.current_time() - began, FIRST_PAUSE)
-        await trio.sleep(uniform(0, min(outage, self._host.options.redial_max_delay)))  # noqa: S311 (jitter, no secret)
+        await trio.sleep(uniform(0, min(outage, self._options.redial_max_delay)))  # noqa: S311 (jitter, no secret)
 
     async def _try(self, *, redials: int) -> trio.Event:
         """Make one link, which counts for so many redials, and return the event of its loss."""
@@ -146,7 +156,7 @@ class Client:
         raise UnreachableError(f"{self.address} did not answer within {TRY_SECONDS:g} s")
 
     async def _open_websocket(self) -> WebSocket:
-        options = self._host.options
+        options = self._options
         try:
             stream: trio.abc.Stream = await trio.open_tcp_stream(options.host, options.port)
         except OSError as error:
@@ -156,11 +166,11 @@ class Client:
         if options.tls:
             stream = await self._start_tls(stream)
         return await open_websocket(
-            stream, self._host.tasks, options, host=options.host_header, resource=options.resource
+            stream, self._context.tasks, options, host=options.host_header, resource=options.resource
         )
 
     async def _start_tls(self, stream: trio.abc.Stream) -> trio.abc.Stream:
-        options = self._host.options
+        options = self._options
         context = options.ssl_context or ssl.create_default_context()
         secured = trio.SSLStream(stream, context, server_hostname=options.host, https_compatible=True)
         done = False
@@ -181,11 +191,11 @@ class Client:
         return secured
 
     async def _authenticate(self, websocket: WebSocket, redials: int) -> trio.Event:
-        options = self._host.options
+        options = self._options
         gone, decided = trio.Event(), trio.Event()
         verdict: list[LedgerPluginError | None] = []
-        request_id = next(self._host.ids)
-        offered = transfer_keys(self._host.desk.offered_retention)
+        request_id = next(self._ids)
+        offered = transfer_keys(self._offered_retention)
         flags = {**options.btp_auth_flags, **offered}
 
         def on_message(message: bytes) -> None:
@@ -203,18 +213,18 @@ class Client:
                 verdict.append(error)
             else:
                 verdict.append(None)
-                self._host.counters.redials += redials
+                self._context.counters.redials += redials
                 # What was not offered cannot be agreed to.
                 link.peer_retention = answer.peer_retention if offered else None
-                self._host.adopt(link)
+                self._attach(link)
             decided.set()
 
         def on_lost(lost: Link, reason: str) -> None:
             gone.set()
             decided.set()
-            self._host.link_lost(lost, reason)
+            self._detach(lost, reason)
 
-        link = Link(self._host, websocket, on_lost)
+        link = Link(self._context, self._ids, websocket, on_lost)
         done = False
         try:
             link.begin(on_message)

@@ -21,19 +21,19 @@ from ..net.shared_reader import SocketReaders, can_share
 from ..net.sockets import abort_stream
 from ..websocket.connection import Accepted, BadHandshakeError, Handshake, WebSocket, accept_websocket
 from ..websocket.messages import MessageStream
-from .host import LinkHost
 from .link import Link
 from .session import AuthRequest, BadAuthError, auth_accepted, auth_refused, read_auth
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
+    from ..runtime.context import Context
     from ..websocket.interface import WebSocketTransport
 
     Identify: TypeAlias = Callable[[AuthRequest], str]
     Verify: TypeAlias = Callable[[AuthRequest, str], Awaitable[None]]
 
-__all__ = ["Door", "DoorHost", "Place"]
+__all__ = ["Door", "Place"]
 
 # What accept() says when there is no room for one more socket; it passes.
 OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
@@ -58,29 +58,17 @@ class Place(Protocol):
         """A server's TLS context; None listens without TLS."""
 
 
-class DoorHost(LinkHost, Protocol):
-    """The plugin's side of its door."""
-
-    @property
-    def is_disconnecting(self) -> bool:
-        """Whether no link is wanted any more."""
-
-    def check_usable(self) -> None:
-        """Raise what a call on a closed or failed plugin raises."""
-
-    def adopt(self, link: Link) -> None:
-        """Take a link into use whose peer's token is right; ``link.account`` is set."""
-
-    def link_lost(self, link: Link, reason: str) -> None:
-        """Take note that a link is lost, whether it was adopted or not."""
-
-
 class Door:
     """Accepts connections and authenticates them.
 
     Args:
-        host: The plugin.
+        context: What the parts of the plugin share.
         place: Where to listen.
+        ids: Where request ids come from.
+        offered_retention: For how many seconds this end keeps transfer keys; None where it offers PLAIN only.
+        attach: Called with each link whose peer's token is right; ``link.account`` is set.
+        detach: Called with each link that is lost, attached or not, and the reason.
+        is_wanted: Whether links are still wanted: not while the plugin disconnects or closes.
         identify: Gives the account that an auth packet speaks for, or raises ``BadAuthError``; decides all that can
             be decided without waiting.
         verify: Looks up whether the token is the account's and raises ``BadAuthError`` if it is not; None when
@@ -90,20 +78,31 @@ class Door:
 
     def __init__(
         self,
-        host: DoorHost,
+        context: Context,
         place: Place,
+        ids: Iterator[int],
+        *,
+        offered_retention: int | None,
+        attach: Callable[[Link], None],
+        detach: Callable[[Link, str], None],
+        is_wanted: Callable[[], bool],
         identify: Identify,
         verify: Verify | None,
         refuse: Callable[[Handshake], int | None],
     ) -> None:
-        self._host = host
+        self._context = context
         self._place = place
+        self.ids: Iterator[int] = ids
+        self.offered_retention: int | None = offered_retention
+        self.attach: Callable[[Link], None] = attach
+        self.detach: Callable[[Link, str], None] = detach
+        self.is_wanted: Callable[[], bool] = is_wanted
         self._identify = identify
         self._verify = verify
         self._refuse_handshake = refuse
-        self._gate = Admission(host.options)
+        self._gate = Admission(context.options)
         # For connections that nobody else can close.
-        self._readers = SocketReaders(host.tasks) if can_share() else None
+        self._readers = SocketReaders(context.tasks) if can_share() else None
         self._bound_port: int | None = place.port
         # Of those who wait for the end of a guest; None while the door is shut.
         self._guests: set[trio.CancelScope] | None = None
@@ -163,7 +162,7 @@ class Door:
             except OSError as error:
                 if error.errno not in OUT_OF_RESOURCES:
                     raise
-                self._host.log.error("cannot accept connections for now: %s", error)
+                self._context.log.error("cannot accept connections for now: %s", error)
                 await trio.sleep(ACCEPT_PAUSE)
             else:
                 strangers.start_soon(self._receive, stream)
@@ -201,7 +200,7 @@ class Door:
 
         async def open_lane() -> MessageStream:
             await trio.lowlevel.checkpoint()
-            return MessageStream(accepted, self._host.tasks, self._host.options, peer)
+            return MessageStream(accepted, self._context.tasks, self._context.options, peer)
 
         await self._serve(peer, open_lane, accepted.finish)
 
@@ -211,9 +210,8 @@ class Door:
         shake_hands: Callable[[], Awaitable[WebSocketTransport | None]],
         close: Callable[[], Awaitable[None]],
     ) -> None:
-        self._host.check_usable()
         guests = self._guests
-        if guests is None or self._host.is_disconnecting:
+        if guests is None or not self.is_wanted():
             raise NotConnectedError("connect() the plugin first; the connection was not touched")
         with trio.CancelScope() as scope:
             guests.add(scope)
@@ -245,7 +243,7 @@ class Door:
         ssl_context: ssl.SSLContext | None,
         readers: SocketReaders | None,
     ) -> WebSocket | None:
-        options = self._host.options
+        options = self._context.options
         secured = stream
         websocket = None
         try:
@@ -254,20 +252,20 @@ class Door:
                     secured = tls = trio.SSLStream(stream, ssl_context, server_side=True, https_compatible=True)
                     await tls.do_handshake()
                 websocket = await accept_websocket(
-                    secured, self._host.tasks, options, peer=peer, refuse=self._refuse_handshake, readers=readers
+                    secured, self._context.tasks, options, peer=peer, refuse=self._refuse_handshake, readers=readers
                 )
         except (BadHandshakeError, trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError, OSError) as error:
-            self._host.log.debug("handshake with %s failed: %s", peer, error)
+            self._context.log.debug("handshake with %s failed: %s", peer, error)
         finally:
             if websocket is None:
                 await abort_stream(stream)  # noqa: ASYNC102 (it waits for nothing)
         return websocket
 
     async def _authenticate(self, carrier: WebSocketTransport) -> _Visitor:
-        visitor = _Visitor(self._host, self._identify, self._verify, carrier)
+        visitor = _Visitor(self._context, self, self._identify, self._verify, carrier)
         link = visitor.link
         try:
-            with trio.move_on_after(self._host.options.auth_timeout):
+            with trio.move_on_after(self._context.options.auth_timeout):
                 link.begin(visitor.receive)
                 await visitor.settle()
             if visitor.refusal is not None:
@@ -281,11 +279,11 @@ class Door:
         return visitor
 
     async def _refuse(self, link: Link, error: BadAuthError) -> None:
-        self._host.log.info("refused a connection from %s: %s", link.peer, error)
+        self._context.log.info("refused a connection from %s: %s", link.peer, error)
         await trio.sleep(self._gate.failure_delay(link.peer))
         if error.request_id is not None:
             link.send_unauthenticated(auth_refused(error.request_id, str(error)))
-        with trio.move_on_after(self._host.options.auth_timeout):
+        with trio.move_on_after(self._context.options.auth_timeout):
             await link.drain()
             await link.close()
 
@@ -293,10 +291,24 @@ class Door:
 class _Visitor:
     """One connection until it is let in or turned away."""
 
-    __slots__ = ("_claim", "_heard", "_host", "_identify", "_verify", "carrier", "is_gone", "link", "refusal")
+    __slots__ = (
+        "_claim",
+        "_context",
+        "_door",
+        "_heard",
+        "_identify",
+        "_verify",
+        "carrier",
+        "is_gone",
+        "link",
+        "refusal",
+    )
 
-    def __init__(self, host: DoorHost, identify: Identify, verify: Verify | None, carrier: WebSocketTransport) -> None:
-        self._host = host
+    def __init__(
+        self, context: Context, door: Door, identify: Identify, verify: Verify | None, carrier: WebSocketTransport
+    ) -> None:
+        self._context = context
+        self._door = door
         self._identify = identify
         self._verify = verify
         # Set by the first packet, or by the loss of the link.
@@ -305,7 +317,7 @@ class _Visitor:
         self.is_gone: bool = False
         self.refusal: BadAuthError | None = None
         self.carrier: WebSocketTransport = carrier
-        self.link: Link = Link(host, carrier, self._lost)
+        self.link: Link = Link(context, door.ids, carrier, self._lost)
 
     def receive(self, message: bytes) -> None:
         """Take the first packet, and hold what comes behind it while its claim is looked up."""
@@ -316,7 +328,7 @@ class _Visitor:
             return
         self._heard.set()
         try:
-            request = read_auth(message, max_entries=self._host.options.max_entries)
+            request = read_auth(message, max_entries=self._context.options.max_entries)
             account = self._identify(request)
         except BadAuthError as error:
             self.refusal = error
@@ -346,18 +358,18 @@ class _Visitor:
             self._claim = None
 
     def _let_in(self, request: AuthRequest, account: str) -> None:
-        if not self.is_gone and not self._host.is_disconnecting:
+        if not self.is_gone and self._door.is_wanted():
             self.link.account = account
             # Both have to offer it.
-            offered = self._host.desk.offered_retention if request.peer_retention is not None else None
+            offered = self._door.offered_retention if request.peer_retention is not None else None
             self.link.peer_retention = request.peer_retention if offered is not None else None
             self.link.send_unauthenticated(auth_accepted(request.request_id, offered))
-            self._host.adopt(self.link)
+            self._door.attach(self.link)
 
     def _lost(self, link: Link, reason: str) -> None:
         self.is_gone = True
         self._heard.set()
-        self._host.link_lost(link, reason)
+        self._door.detach(link, reason)
 
 
 def _address_of(stream: trio.abc.Stream) -> str:

@@ -23,6 +23,7 @@ from ..errors import (
     TransferInDoubtError,
     UnreachableError,
 )
+from ..parking import park
 from ..runtime.calls import IN_DOUBT, Call, CallTable
 from ..runtime.workers import RequestQueue
 from ..transfer import MoneyLevel
@@ -31,13 +32,13 @@ from .session import Session, Verdict, error_reply
 from .transfers import read_transfer, transfer_packet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from ..runtime.context import Context
     from ..runtime.handlers import Reply
     from ..runtime.workers import Answer
     from ..transfer import Transfer
     from ..websocket.interface import WebSocketTransport
-    from .host import LinkHost
 
 __all__ = ["Link"]
 
@@ -60,22 +61,21 @@ class Link:
     """One connection to a peer, from its WebSocket handshake to its end.
 
     Args:
-        host: The plugin.
+        context: What the parts of the plugin share.
+        ids: Where request ids come from.
         websocket: The connection, its opening handshake done.
         on_lost: Called once, when the link is lost, with the reason.
-        account: The account at the other end; empty for a plugin with one peer.
     """
 
     __slots__ = (
         "_abort_at",
+        "_context",
         "_first_message",
         "_held",
-        "_host",
         "_malformed_since",
         "_malformed_times",
         "_max_asked",
         "_max_queued",
-        "_max_reply",
         "_next_ping",
         "_on_lost",
         "_pinging",
@@ -90,23 +90,27 @@ class Link:
     )
 
     def __init__(
-        self, host: LinkHost, websocket: WebSocketTransport, on_lost: Callable[[Link, str], None], *, account: str = ""
+        self,
+        context: Context,
+        ids: Iterator[int],
+        websocket: WebSocketTransport,
+        on_lost: Callable[[Link, str], None],
     ) -> None:
-        self._host = host
+        self._context = context
+        options = context.options
         self._websocket = websocket
         self._on_lost = on_lost
-        self.account: str = account
+        self.account: str = ""  # at the other end; empty for a plugin with one peer
         # For how many seconds the peer keeps transfer keys; None while the link is at PLAIN.
         self.peer_retention: int | None = None
-        self.calls: CallTable = CallTable(limit=host.options.max_in_flight, timeout=host.options.response_timeout)
-        self.session: Session[Call] = Session(host.ids, self.calls.pending, max_entries=host.options.max_entries)
-        self._queue = RequestQueue(host.pool, self, host.handlers.answer)
+        self.calls: CallTable = CallTable(ids, limit=options.max_in_flight, timeout=options.response_timeout)
+        self.session: Session[Call] = Session(self.calls.pending, max_entries=options.max_entries)
+        self._queue = RequestQueue(context.workers, context.budget, self, context.handlers.answer)
         self._state = _State.AUTHENTICATING
-        self._max_queued = host.options.max_send_queue_bytes
-        # Requests leave half of the queue to replies: were it full of requests at both ends, neither could answer.
-        self._max_asked = max(1, host.options.max_send_queue_bytes // 2)
+        self._max_queued = options.max_send_queue_bytes
+        # Half of the queue is for replies: were it full of requests at both ends, neither could answer.
+        self._max_asked = max(1, self._max_queued // 2)
         self.replies_blocked: int = 0
-        self._max_reply = host.options.max_data_bytes
         self._first_message: Callable[[bytes], None] = self.hold
         self._held: list[bytes] = []
         self._malformed_times = 0
@@ -138,14 +142,14 @@ class Link:
     # Authentication; how it goes is the client's and the listener's matter.
 
     def begin(self, first_message: Callable[[bytes], None]) -> None:
-        """Let messages come; each goes to ``first_message`` until ``hold`` or ``authenticated`` is called."""
+        """Let messages come; each goes to ``first_message`` until ``authenticated`` is called."""
         self._first_message = first_message
         self._websocket.open(self, self._reader_ended)
 
     def hold(self, message: bytes) -> None:
         """Keep a message that came before the link is authenticated; it is served afterwards."""
         held = sum(map(len, self._held)) + HELD_BYTES * len(self._held)
-        if held + len(message) > self._host.options.max_unauthenticated_bytes:
+        if held + len(message) > self._context.options.max_unauthenticated_bytes:
             self.too_big()
         else:
             self._held.append(message)
@@ -165,8 +169,8 @@ class Link:
         self._state = _State.OPEN
         self._websocket.authenticated()
         now = trio.current_time()
-        self._next_ping = now + self._host.options.ping_interval
-        self._host.tasks.watch(self, self._next_visit(now, self.calls.expire(now)))
+        self._next_ping = now + self._context.options.ping_interval
+        self._context.timers.schedule(self, self._next_visit(now, self.calls.expire(now)))
         held, self._held = self._held, []
         for message in held:
             self.receive(message)
@@ -184,17 +188,15 @@ class Link:
             await self.wait_for_turn()
         self.calls.check_open()
         alone = not self.calls.pending
-        call = self.calls.new_call()
-        request_id = self.session.open(call)
+        request_id, call = self.calls.open()
         packet = btp.encode_ilp(btp.MESSAGE, request_id, data)
         if alone:
             self._websocket.write_alone(packet)
         else:
             self._websocket.write(packet)
-        self._host.counters.requests_sent += 1
+        self._context.counters.requests_sent += 1
         try:
-            # As CallTable.outcome does, without the two frames that each of its wake-ups would pass through.
-            response: bytes = await trio.lowlevel.wait_task_rescheduled(call.abandon)
+            response: bytes = await park(call) if call.early is None else call.early.unwrap()
             return response
         finally:
             self.calls.forget(request_id)
@@ -209,14 +211,15 @@ class Link:
         if transfer.level is MoneyLevel.KEYED and self.peer_retention is None:
             raise NotConnectedError("the peer does not keep transfer keys on this link; nothing was sent")
         await self.wait_for_turn()
-        call = self.calls.new_call()
-        request_id = self.session.open(call)
+        request_id, call = self.calls.open()
         self._websocket.write(transfer_packet(request_id, transfer))
-        self._host.counters.requests_sent += 1
+        self._context.counters.requests_sent += 1
         try:
-            await self.calls.outcome(request_id, call)
+            await park(call) if call.early is None else call.early.unwrap()
         except IN_DOUBT as error:
             raise TransferInDoubtError(transfer.key, transfer.amount, str(error)) from error
+        finally:
+            self.calls.forget(request_id)
 
     async def drain(self) -> None:
         """Wait until no call is in flight and all that is queued was sent, or the link is lost.
@@ -252,10 +255,10 @@ class Link:
         if self._state is _State.OPEN:
             verdict, key, value = self.session.receive(message)
             if verdict is ANSWER:
-                self._host.counters.responses_received += 1
+                self._context.counters.responses_received += 1
                 key.answer(value)
             elif verdict is REQUEST:
-                self._host.counters.requests_received += 1
+                self._context.counters.requests_received += 1
                 if not self._queue.submit(key, value, len(value)):
                     self._refuse(key, UnreachableError("too many requests wait already"))
             else:
@@ -279,7 +282,7 @@ class Link:
         self.lost(reason)
 
     def _receive_other(self, verdict: Verdict, key: Any, value: Any) -> None:  # noqa: ANN401 (the verdict tells)
-        counters = self._host.counters
+        counters = self._context.counters
         if verdict is Verdict.FAILURE:
             counters.errors_received += 1
             key.fail(value)
@@ -309,8 +312,8 @@ class Link:
         if now - self._malformed_since > MINUTE:
             self._malformed_since, self._malformed_times = now, 0
         self._malformed_times += 1
-        self._host.log.warn("unreadable message from %s: %s", self.peer, error)
-        if self._malformed_times > self._host.options.max_malformed_per_minute:
+        self._context.log.warn("unreadable message from %s: %s", self.peer, error)
+        if self._malformed_times > self._context.options.max_malformed_per_minute:
             self.shut(CLOSE_POLICY, "too many unreadable messages")
 
     # Requests of the peer's; the handler pool calls these.
@@ -329,13 +332,11 @@ class Link:
         if self._state is not _State.OPEN:
             return
         self.session.serving.discard(request_id)
-        if isinstance(reply, bytes) and len(reply) > self._max_reply:
-            reply = self._host.response_too_long(reply)
         if isinstance(reply, LedgerPluginError):
-            self._host.counters.errors_sent += 1
+            self._context.counters.errors_sent += 1
             self._websocket.write(error_reply(request_id, reply))
         else:
-            self._host.counters.responses_sent += 1
+            self._context.counters.responses_sent += 1
             if isinstance(reply, bytes):
                 packet = btp.encode_ilp(btp.RESPONSE, request_id, reply)
             else:
@@ -353,18 +354,18 @@ class Link:
         if self._state is _State.OPEN:
             self.session.serving.discard(request_id)
             self._write_bounded(error_reply(request_id, error))
-            self._host.counters.errors_sent += 1
+            self._context.counters.errors_sent += 1
 
     def _write_bounded(self, packet: bytes) -> None:
         """Write for the reader, which cannot wait: what it may queue past the limit is little."""
         self._websocket.write(packet)
-        if self._websocket.writer.queued > self._max_queued + self._host.options.max_error_reply_bytes:
+        if self._websocket.writer.queued > self._max_queued + self._context.options.max_error_reply_bytes:
             self.lost("the peer asks and does not read")
             self._websocket.abort()
 
     # Deadlines and the end.
 
-    def sweep(self, now: float) -> float:
+    def fire(self, now: float) -> float:
         """Act on the deadlines that have passed."""
         if self._state is _State.LOST:
             # An earlier visit was asked for while the link was open: its goodbye may still be on the way.
@@ -379,26 +380,26 @@ class Link:
             return inf
         writer.retire()
         if self._next_ping <= now:
-            self._next_ping = now + self._host.options.ping_interval
+            self._next_ping = now + self._context.options.ping_interval
             if self._pinging is None:
-                self._host.tasks.spawn(self._ping)
+                self._context.tasks.spawn(self._ping)
         return self._next_visit(now, due)
 
     def _next_visit(self, now: float, due: float) -> float:
-        return min(due, self._websocket.writer.deadline, self._next_ping, now + self._host.options.send_timeout)
+        return min(due, self._websocket.writer.deadline, self._next_ping, now + self._context.options.send_timeout)
 
     async def _ping(self) -> None:
         """Ask for a sign of life until a pong comes; whatever else comes is one too, and is asked for again."""
         answered = False
         while self._state is _State.OPEN and not answered:
             heard = self._websocket.bytes_received
-            with trio.CancelScope(deadline=trio.current_time() + self._host.options.pong_timeout) as self._pinging:
+            with trio.CancelScope(deadline=trio.current_time() + self._context.options.pong_timeout) as self._pinging:
                 await self._websocket.ping()
                 answered = True
             # A program that kept the loop busy meanwhile may find the pong unread: the reader goes first.
             await trio.lowlevel.checkpoint()
             if self._state is _State.OPEN and self._websocket.bytes_received == heard:
-                self.lost(f"no sign of life for {self._host.options.pong_timeout:g} s after a ping")
+                self.lost(f"no sign of life for {self._context.options.pong_timeout:g} s after a ping")
                 self._websocket.abort()
         self._pinging = None
 
@@ -406,7 +407,7 @@ class Link:
         """Lose the link and close the connection with a closing handshake."""
         if self._state is not _State.LOST:
             self.lost(reason)
-            self._host.tasks.spawn(self._websocket.close, code, reason)
+            self._context.tasks.spawn(self._websocket.close, code, reason)
 
     async def close(self) -> None:
         """Part from the peer with a closing handshake, for at most a second.
@@ -425,8 +426,7 @@ class Link:
         """Fail what waits on the link; ``closed`` when this side ended it."""
         if self._state is _State.LOST:
             return
-        was_open = self._state is _State.OPEN
-        self._state = _State.LOST
+        was_open, self._state = self.is_open, _State.LOST
         if closed:
             self.calls.close(lambda: PluginClosedError("the plugin was closed; the peer may have acted"))
         else:
@@ -438,13 +438,13 @@ class Link:
             self._pinging.cancel()
         if was_open:
             # Nothing of a stranger is visible, not even its bytes.
-            self._host.counters.bytes_sent += self.bytes_sent
-            self._host.counters.bytes_received += self.bytes_received
+            self._context.counters.bytes_sent += self.bytes_sent
+            self._context.counters.bytes_received += self.bytes_received
         self._abort_at = trio.current_time() + 2 * CLOSE_SECONDS
-        self._host.tasks.watch(self, self._abort_at)
+        self._context.timers.schedule(self, self._abort_at)
         self._on_lost(self, reason)
 
     def _reader_ended(self, cancelled: bool, error: Exception | None) -> None:
         if error is not None:
-            self._host.log.error("reading from %s failed: %o", self.peer, error)
+            self._context.log.error("reading from %s failed: %o", self.peer, error)
         self.lost("the plugin was closed" if cancelled else "the connection ended", closed=cancelled)

@@ -4,37 +4,61 @@ from __future__ import annotations
 
 from hashlib import sha256
 from hmac import compare_digest
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from .door import Door, DoorHost
+from .door import Door
 from .session import AuthRequest, BadAuthError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     import trio
 
+    from ..runtime.context import Context
     from ..websocket.connection import Handshake
-    from .options import BtpOptions, ListenerOptions
+    from .link import Link
+    from .options import ListenerOptions
 
-__all__ = ["Listener", "ListenerHost"]
-
-
-class ListenerHost(DoorHost, Protocol):
-    """The plugin's side of a listener."""
-
-    options: BtpOptions
+__all__ = ["Listener"]
 
 
 class Listener:
     """Lets one peer in, by its token.
 
     Args:
-        host: The plugin.
+        context: What the parts of the plugin share.
         options: Where to listen, and the secret.
+        ids: Where request ids come from.
+        offered_retention: For how many seconds this end keeps transfer keys; None where it offers PLAIN only.
+        attach: Called with each link whose peer's token is right.
+        detach: Called with each link that is lost, attached or not, and the reason.
+        is_wanted: Whether links are still wanted.
     """
 
-    def __init__(self, host: ListenerHost, options: ListenerOptions) -> None:
+    def __init__(
+        self,
+        context: Context,
+        options: ListenerOptions,
+        ids: Iterator[int],
+        *,
+        offered_retention: int | None,
+        attach: Callable[[Link], None],
+        detach: Callable[[Link, str], None],
+        is_wanted: Callable[[], bool],
+    ) -> None:
         self._digest = sha256(options.secret.reveal().encode()).digest()
-        self.door: Door = Door(host, options, self._identify, None, _refuse_browsers)
+        self.door: Door = Door(
+            context,
+            options,
+            ids,
+            offered_retention=offered_retention,
+            attach=attach,
+            detach=detach,
+            is_wanted=is_wanted,
+            identify=self._identify,
+            verify=None,
+            refuse=_refuse_browsers,
+        )
 
     @property
     def address(self) -> str:

@@ -15,11 +15,10 @@ from .server import BtpServer
 from .session import request_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable
 
     import trio
 
-    from ..secret import Secret
     from ..services import PluginServices
     from ..statistics import Statistics
     from ..transfer import Transfer
@@ -42,19 +41,42 @@ class BtpPlugin(BtpServer):
         on_failed: Callable[[PluginFailedError], None] | None = None,
     ) -> None:
         super().__init__(options, services, nursery, on_failed)
-        self.ids: Iterator[int] = request_ids()
         self._link: Link | None = None
-        self._side: Client | Listener = Client(self) if options.listener is None else Listener(self, options.listener)
+        ids = request_ids()
+        offered = self.desk.offered_retention
+        self._side: Client | Listener
+        if options.listener is None:
+            self._side = Client(
+                self.context,
+                options,
+                ids,
+                offered_retention=offered,
+                attach=self.adopt,
+                detach=self.link_lost,
+                is_wanted=self._is_link_wanted,
+                on_failed_try=self._note_failed_try,
+            )
+        else:
+            self._side = Listener(
+                self.context,
+                options.listener,
+                ids,
+                offered_retention=offered,
+                attach=self.adopt,
+                detach=self.link_lost,
+                is_wanted=self._is_link_wanted,
+            )
 
     @property
     def address(self) -> str:
         """The URL that is dialed or listened at, without credentials."""
         return self._side.address
 
-    def secrets(self) -> tuple[Secret, ...]:
-        """Return the token and the listener's secret."""
-        listener = self.options.listener
-        return tuple(secret for secret in (self.options.btp_token, listener and listener.secret) if secret)
+    def _is_link_wanted(self) -> bool:
+        return not self.is_disconnecting
+
+    def _note_failed_try(self, error: Exception) -> None:
+        self.connect_error = error
 
     def open_door(self) -> Door:
         """Return the listener's door.

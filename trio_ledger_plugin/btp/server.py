@@ -55,6 +55,7 @@ class BtpServer(LedgerPlugin):
         Cancellation: Ends the connection at once; its calls fail with ``ConnectionLostError``. The plugin goes on.
         """
         _check_peer(peer)
+        self.check_usable()
         await self.open_door().serve_stream(stream, peer)
 
     async def serve_websocket(self, connection: WebSocketConnection, *, peer: str = "") -> None:
@@ -80,6 +81,7 @@ class BtpServer(LedgerPlugin):
         Cancellation: As with ``serve_stream``.
         """
         _check_peer(peer)
+        self.check_usable()
         await self.open_door().serve_websocket(Accepted(connection), peer)
 
 

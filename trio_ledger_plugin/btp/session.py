@@ -104,26 +104,16 @@ class Session(Generic[Call]):
     """The ids and pending calls of one authenticated BTP connection.
 
     Args:
-        ids: Where request ids come from; one source for all links of a plugin.
         pending: Where the calls in flight stand, by request id.
         max_entries: The most sub-protocol entries that a packet of the peer's may have.
     """
 
-    __slots__ = ("_ids", "_max_entries", "pending", "serving")
+    __slots__ = ("_max_entries", "pending", "serving")
 
-    def __init__(self, ids: Iterator[int], pending: dict[int, Call], *, max_entries: int) -> None:
-        self._ids = ids
+    def __init__(self, pending: dict[int, Call], *, max_entries: int) -> None:
         self._max_entries = max_entries
         self.pending: dict[int, Call] = pending
         self.serving: set[int] = set()
-
-    def open(self, call: Call) -> int:
-        """Return a fresh request id under which ``call`` waits for its answer."""
-        request_id = next(self._ids)
-        while request_id in self.pending:
-            request_id = next(self._ids)
-        self.pending[request_id] = call
-        return request_id
 
     def receive(self, frame: bytes) -> Judged:
         """Judge one message of the peer's; see the module's table."""

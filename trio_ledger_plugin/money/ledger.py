@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from functools import partial
+from inspect import iscoroutine
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import uuid4
 
@@ -15,6 +16,8 @@ import trio
 from attrs import evolve
 
 from ..errors import InvalidServicesError, LedgerPluginError, StoreError, StoreInDoubtError, UnreachableError
+from ..runtime.handlers import judge_error
+from ..stores.sqlite_errors import is_storage_error
 from .journal import Journal
 from .outbox import Outbox
 
@@ -22,13 +25,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..options.base import PluginOptions
+    from ..runtime.handlers import Handlers
     from ..runtime.tasks import TaskGroup
     from ..services import Log, TransactionalStore
     from ..transfer import Transfer
     from .journal import Apply
     from .outbox import FindHandler
 
-__all__ = ["Ledger"]
+__all__ = ["Ledger", "receive_within"]
 
 T = TypeVar("T")
 
@@ -177,7 +181,7 @@ class Ledger:
 
     # Forgetting.
 
-    def sweep(self, now: float) -> float:
+    def fire(self, now: float) -> float:
         """Forget, from time to time, what nobody can send again."""
         self._tasks.spawn(self._purge)
         return now + PURGE_SECONDS
@@ -208,3 +212,38 @@ def _do_nothing() -> None:
 
 def _call(work: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], connection: sqlite3.Connection) -> T:
     return work(connection, *args, **kwargs)
+
+
+async def receive_within(ledger: Ledger, transfer: Transfer, handlers: Handlers) -> LedgerPluginError | None:
+    """Credit a transfer in one transaction with what the transactional money handler writes.
+
+    Cancellation: The transfer may be credited.
+    """
+    handler = handlers.transactional
+    assert handler is not None
+    failures: list[tuple[str, Exception]] = []
+
+    def apply(connection: sqlite3.Connection, received: Transfer) -> LedgerPluginError | None:
+        # On the store's thread, and perhaps twice: the log gets it afterwards.
+        failures.clear()
+        try:
+            _check_plain(handler(connection, received))
+        except Exception as error:
+            if is_storage_error(error):
+                raise
+            refusal, reference = judge_error("money", error)
+            failures.append((reference, error))
+            return refusal
+        return None
+
+    refusal = await ledger.receive(transfer, apply)
+    for reference, error in failures:
+        handlers.log_error("money", reference, error)
+    return refusal
+
+
+def _check_plain(result: object) -> None:
+    """Refuse what an async function in disguise returns: it has done nothing."""
+    if iscoroutine(result):
+        result.close()
+        raise TypeError("a transactional money handler is a plain function; this one returned a coroutine")

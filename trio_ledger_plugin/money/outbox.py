@@ -102,7 +102,7 @@ class Outbox:
         self._from_start = True
         self._news.set()
 
-    def sweep(self, _now: float) -> float:
+    def fire(self, _now: float) -> float:
         """Begin, with the plugin's other tasks."""
         self._tasks.spawn(self._run)
         return inf
@@ -158,7 +158,7 @@ class Outbox:
         return None if any(handler is each for each in self._not_async) else handler
 
     def _has_room(self) -> bool:
-        return len(self._in_time) < AT_ONCE and not self._tasks.leaving
+        return len(self._in_time) < AT_ONCE and not self._tasks.closing_when_idle
 
     def _set_late_aside(self) -> None:
         """Let those that hang take no room from the others."""
@@ -268,8 +268,8 @@ class Outbox:
         finally:
             self._no_longer_in_time(number)
             self._late.discard(number)
-            if not self.running and self._tasks.leaving:
-                self._tasks.look_again()
+            if not self.running:
+                self._tasks.wake()
             self._news.set()
 
     async def _record(self, number: int) -> None:

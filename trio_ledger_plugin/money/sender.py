@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..options.base import PluginOptions
+    from ..runtime.context import Context
     from ..runtime.tasks import TaskGroup
     from ..services import Log
     from ..transfer import JournalEntry, Window
@@ -56,6 +57,8 @@ CLOCK_SECONDS: Final = 3600.0
 
 class SenderHost(Protocol):
     """The plugin's side of its sender."""
+
+    context: Context
 
     @property
     def options(self) -> PluginOptions:

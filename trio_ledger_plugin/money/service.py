@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from ..errors import InvalidServicesError
+from ..errors import InvalidServicesError, LedgerPluginError, NotAcceptedError
+from ..runtime.handlers import Handlers, begin_handling
+from ..transfer import enter_transfer
 from .reconciliation import Transfers
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from .outbox import FindHandler
     from .sender import SenderHost
 
-__all__ = ["MoneyService", "make_ledger"]
+__all__ = ["MoneyService", "make_ledger", "receive_plain"]
 
 
 def make_ledger(
@@ -75,7 +77,7 @@ class MoneyService:
 
             self._sender = Sender(host, ledger, tasks, account)
         if self._own is not None:
-            tasks.residents += [self._own, self._own.outbox]
+            host.context.timers.periodic += [self._own, self._own.outbox]
 
     @property
     def offered_retention(self) -> int | None:
@@ -109,6 +111,40 @@ class MoneyService:
     async def recall(self, transfer: Transfer) -> bool:
         """Have the outcome of a transfer that is known under its key; false when none is. For want of a link."""
         return self._sender is not None and await self._sender.recall(transfer)
+
+    async def receive(self, transfer: Transfer, handlers: Handlers) -> LedgerPluginError | None:
+        """Credit a transfer of the peer's, and return what the peer is told: None, or a refusal.
+
+        Args:
+            transfer: The transfer.
+            handlers: Those of the transfer's account.
+
+        Raises:
+            Exception: The money handler raised it; there is no journal, and the transfer is refused.
+
+        Cancellation: With a journal the transfer may be credited.
+        """
+        if self.ledger is None:
+            return await receive_plain(transfer, handlers)
+        if handlers.transactional is None:
+            return await self.ledger.receive(transfer, None)
+        from .ledger import receive_within  # noqa: PLC0415 (SQLite and the journal are for those who keep one)
+
+        return await receive_within(self.ledger, transfer, handlers)
+
+    def handler_registered(self) -> None:
+        """Call the new money handler for what waits in the journal."""
+        if self.ledger is not None:
+            self.ledger.outbox.look_again()
+
+    def check_journal(self) -> None:
+        """Refuse a transactional money handler where there is no journal.
+
+        Raises:
+            InvalidServicesError: There is no transactional store.
+        """
+        if self.ledger is None:
+            raise InvalidServicesError("store: a transactional money handler needs one that has transaction()")
 
     # The plugin's life.
 
@@ -181,3 +217,16 @@ class MoneyService:
         await self._tasks.wait_committed()
         if self._own is not None:
             await self._own.save_age()
+
+
+async def receive_plain(transfer: Transfer, handlers: Handlers) -> LedgerPluginError | None:
+    """Have a transfer handled where there is no journal; ``MoneyService.receive`` documents the rest.
+
+    Cancellation: The handler is cancelled.
+    """
+    handler = handlers.money
+    if handler is None:
+        return NotAcceptedError("no money handler is registered")
+    enter_transfer(transfer)
+    await begin_handling(handler, transfer.amount)
+    return None

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import outcome
 import trio
 
+from ..parking import Waiter, park
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -33,6 +35,23 @@ def can_share() -> bool:
     return hasattr(select, "epoll")
 
 
+class _Reading(Waiter):
+    """One task that waits for a socket's bytes, and the function that takes them in its place."""
+
+    __slots__ = ("_number", "_readers", "take")
+
+    def __init__(self, readers: SocketReaders, number: int, take: Take) -> None:
+        super().__init__()
+        self._readers = readers
+        self._number = number
+        self.take: Take = take
+
+    def abandon(self, raise_cancel: object) -> trio.lowlevel.Abort:
+        # At once: the socket may be closed before the task runs again.
+        self._readers.forget(self._number, self)
+        return super().abandon(raise_cancel)
+
+
 class SocketReaders:
     """Reads for the tasks that wait for a socket's bytes.
 
@@ -47,7 +66,7 @@ class SocketReaders:
         # The open ones, whoever reads for them now.
         self.lanes: int = 0
         self._poll: select.epoll | None = None
-        self._waiting: dict[int, tuple[trio.lowlevel.Task, Take]] = {}
+        self._waiting: dict[int, _Reading] = {}
 
     @property
     def crowded(self) -> bool:
@@ -77,14 +96,13 @@ class SocketReaders:
             self._poll = select.epoll()
             self._tasks.spawn(self._run, self._poll)
         self._poll.register(number, select.EPOLLIN)
-        self._waiting[number] = trio.lowlevel.current_task(), take
-
-        def abandon(_raise_cancel: object) -> trio.lowlevel.Abort:
-            self._forget(number)
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        data: bytes = await trio.lowlevel.wait_task_rescheduled(abandon)
-        return data
+        reading = self._waiting[number] = _Reading(self, number, take)
+        try:
+            data: bytes = await park(reading)
+            return data
+        finally:
+            # Only Ctrl-C comes here with the socket still watched.
+            self.forget(number, reading)
 
     def closing(self, socket: trio.socket.SocketType) -> None:
         """Wake the task that waits for a socket, if one does: the socket is about to be closed."""
@@ -113,7 +131,7 @@ class SocketReaders:
             self._wake(number, outcome.Error(trio.BrokenResourceError(f"the socket broke: {error}")))
             return
         try:
-            taken = bool(data) and self._waiting[number][1](data)
+            taken = bool(data) and self._waiting[number].take(data)
         except Exception as error:  # noqa: BLE001 (one connection's trouble, such as a host's log, must not end all)
             self._wake(number, outcome.Error(error))
         else:
@@ -121,12 +139,14 @@ class SocketReaders:
                 self._wake(number, outcome.Value(data))
 
     def _wake(self, number: int, result: outcome.Outcome[bytes]) -> None:
-        task = self._forget(number)
-        if task is not None:
-            trio.lowlevel.reschedule(task, result)
+        reading = self._waiting.get(number)
+        if reading is not None:
+            self.forget(number, reading)
+            reading.wake(result)
 
-    def _forget(self, number: int) -> trio.lowlevel.Task | None:
-        task, _ = self._waiting.pop(number, (None, None))
-        if task is not None and self._poll is not None:
-            self._poll.unregister(number)
-        return task
+    def forget(self, number: int, reading: _Reading) -> None:
+        """Watch a socket no longer; another may have its number by now."""
+        if self._waiting.get(number) is reading:
+            del self._waiting[number]
+            if self._poll is not None:
+                self._poll.unregister(number)

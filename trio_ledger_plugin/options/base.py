@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from attrs import field, frozen
+from attrs import field, fields, frozen
 
 from ..errors import InvalidFieldsError
+from ..secret import Secret
 from .fields import (
     ADDRESSES,
     COUNT,
@@ -18,6 +19,9 @@ from .fields import (
     CheckedOptions,
     shown,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["ConnectOptions", "LinkOptions", "PluginOptions"]
 
@@ -138,11 +142,24 @@ class PluginOptions(CheckedOptions):
     key_retention: float = field(default=7 * 24 * 60 * 60.0, metadata=RETENTION)
     max_transfer_keys: int = field(default=1_000_000, metadata=COUNT)
 
+    def secrets(self) -> tuple[Secret, ...]:
+        """Return every secret in these options, nested ones included: no log may show them."""
+        return tuple(_find_secrets(self))
+
     @property
     def max_data_bytes(self) -> int:
         """The most bytes that ``send_data`` takes and a data handler may return: a message less its envelope."""
         return self.max_message_bytes - ENVELOPE_BYTES
 
 
-#: The name of before.
+def _find_secrets(options: CheckedOptions) -> Iterator[Secret]:
+    for each in fields(type(options)):
+        value = getattr(options, each.name)
+        if isinstance(value, Secret):
+            yield value
+        elif isinstance(value, CheckedOptions):
+            yield from _find_secrets(value)
+
+
+#: The earlier name.
 LinkOptions = PluginOptions

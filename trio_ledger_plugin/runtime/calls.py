@@ -1,8 +1,8 @@
-"""Calls of ours that wait for the peer's answer.
+"""The calls of this end that wait for the peer's answer.
 
-The law of this module: a call has one outcome. It stands in its table until it is answered, failed, expired or its
-caller was cancelled, whichever comes first, and no later than that. Waiting costs no timer: whoever owns the table
-visits it when a deadline is due.
+Invariant: a call has one outcome. It stands in its table until it is answered, failed or expired or its caller is
+cancelled, whichever comes first, and no longer. Waiting costs no timer: the owner of the table calls ``expire`` when a
+deadline is due.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from ..errors import (
     PluginFailedError,
     ResponseTimeoutError,
 )
+from ..parking import Waiter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 __all__ = ["IN_DOUBT", "Call", "CallTable"]
 
@@ -32,61 +33,52 @@ __all__ = ["IN_DOUBT", "Call", "CallTable"]
 IN_DOUBT = (ConnectionLostError, ResponseTimeoutError, DecodeError, PluginClosedError, PluginFailedError)
 
 
-class Call:
-    """One caller that waits for its answer; made by the caller's own task.
+class Call(Waiter):
+    """One caller that waits for its answer.
 
     Args:
         deadline: When to give up on the peer, on Trio's clock.
     """
 
-    __slots__ = ("_task", "deadline")
+    __slots__ = ("deadline", "early")
 
     def __init__(self, deadline: float) -> None:
-        self._task: trio.lowlevel.Task | None = trio.lowlevel.current_task()
+        super().__init__()
         self.deadline: float = deadline
-
-    async def wait(self) -> bytes:
-        """Wait for the answer and return it.
-
-        Raises:
-            LedgerPluginError: What the call was failed with.
-
-        Cancellation: The call counts as resolved; an answer to it does nothing.
-        """
-        response: bytes = await trio.lowlevel.wait_task_rescheduled(self.abandon)
-        return response
+        #: The outcome, where it came before the caller began to wait: a link can be lost while it sends.
+        self.early: outcome.Outcome[bytes] | None = None
 
     def answer(self, response: bytes) -> None:
         """Wake the caller with its response."""
-        task, self._task = self._task, None
-        if task is not None:
-            trio.lowlevel.reschedule(task, outcome.Value(response))
+        self._resolve(outcome.Value(response))
 
     def fail(self, error: Exception) -> None:
         """Wake the caller with an error of its own; no two calls share one."""
-        task, self._task = self._task, None
-        if task is not None:
-            trio.lowlevel.reschedule(task, outcome.Error(error))
+        self._resolve(outcome.Error(error))
 
-    def abandon(self, _raise_cancel: object) -> trio.lowlevel.Abort:
-        """Let the caller go, when Trio cancels it."""
-        self._task = None
-        return trio.lowlevel.Abort.SUCCEEDED
+    def _resolve(self, result: outcome.Outcome[bytes]) -> None:
+        task, self.task = self.task, None
+        if task is None:
+            self.early = result
+        else:
+            trio.lowlevel.reschedule(task, result)
 
 
 class CallTable:
     """The calls to one peer that are in flight, by request id, in the order of their deadlines.
 
     Args:
+        ids: Where request ids come from; one source for all links of a plugin.
         limit: How many there may be; callers wait for a slot beyond it.
         timeout: Seconds until a call expires.
     """
 
-    __slots__ = ("_drained", "_make_error", "_slots", "_timeout", "limit", "pending")
+    __slots__ = ("_drained", "_ids", "_make_error", "_slots", "_timeout", "limit", "pending")
 
-    def __init__(self, *, limit: int, timeout: float) -> None:
+    def __init__(self, ids: Iterator[int], *, limit: int, timeout: float) -> None:
         self.pending: dict[int, Call] = {}
         self.limit: int = limit
+        self._ids = ids
         self._make_error: Callable[[], LedgerPluginError] | None = None
         self._timeout = timeout
         # Made when first needed: an idle connection must cost little.
@@ -98,22 +90,13 @@ class CallTable:
         """Whether no more calls can be made."""
         return self._make_error is not None
 
-    def new_call(self) -> Call:
-        """Return a call of the current task, which its owner puts into ``pending`` under a fresh id."""
-        return Call(trio.current_time() + self._timeout)
-
-    async def outcome(self, request_id: int, call: Call) -> bytes:
-        """Wait for a call's answer, and forget the call whatever comes.
-
-        Raises:
-            LedgerPluginError: What the call was failed with.
-
-        Cancellation: The answer is ignored when it comes.
-        """
-        try:
-            return await call.wait()
-        finally:
-            self.forget(request_id)
+    def open(self) -> tuple[int, Call]:
+        """Return a new call and the fresh request id under which it stands; ``forget`` removes it."""
+        request_id = next(self._ids)
+        while request_id in self.pending:
+            request_id = next(self._ids)
+        call = self.pending[request_id] = Call(trio.current_time() + self._timeout)
+        return request_id, call
 
     def forget(self, request_id: int) -> None:
         """Forget a call whose caller goes on."""
@@ -127,7 +110,7 @@ class CallTable:
     async def wait_for_slot(self) -> None:
         """Wait until fewer calls are in flight than may be, or the table is closed.
 
-        Whoever is let in and makes no call after all calls ``wake_next()``, or the slot would be forgotten.
+        A caller that makes no call after all calls ``wake_next()``, or the slot would be lost.
 
         Cancellation: Safe at any time.
         """
@@ -137,16 +120,16 @@ class CallTable:
             await self._slots.park()
 
     def wake_next(self) -> None:
-        """Let the next one look for a slot."""
+        """Let the next caller look for a slot."""
         if self._slots:
             self._slots.unpark()
 
     def check_open(self) -> None:
-        """Raise what a call meets that was not sent before the table was closed.
+        """Raise the error of a call that was not sent before the table was closed.
 
         Raises:
             NotConnectedError: The peer is gone.
-            LedgerPluginError: What the calls in flight were failed with, where this side ended it.
+            LedgerPluginError: The error of the calls in flight, where this side closed the table.
         """
         if self._make_error is not None:
             error = self._make_error()
@@ -165,7 +148,7 @@ class CallTable:
             await self._drained.wait()
 
     def close(self, make_error: Callable[[], LedgerPluginError]) -> None:
-        """Fail every call in flight, each with an error of its own, and turn away those that wait for a slot.
+        """Fail every call in flight, each with an error of its own, and every caller that waits for a slot.
 
         Does nothing when the table is closed already: the first reason counts.
         """

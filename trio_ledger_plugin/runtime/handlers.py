@@ -1,61 +1,70 @@
-"""The application's handlers: how they are registered, called, and what the peer is told of their errors."""
+"""The application's handlers: how they are registered and called, and what the peer is told of their errors."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from inspect import iscoroutine, iscoroutinefunction
+from inspect import isawaitable, iscoroutinefunction
 from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import uuid4
 
 from ..errors import (
     DataHandlerAlreadyRegisteredError,
-    InvalidServicesError,
     LedgerPluginError,
     MoneyHandlerAlreadyRegisteredError,
     NotAcceptedError,
     RemoteError,
     UnreachableError,
 )
-from ..transfer import Transfer, begin_handling, enter_transfer
+from ..transfer import Transfer
 
 if TYPE_CHECKING:
     import sqlite3
 
-    from ..money.ledger import Ledger
     from ..services import Log
 
 __all__ = [
     "DataHandler",
     "Handlers",
     "MoneyHandler",
+    "NotAsyncError",
+    "Receive",
     "Reply",
     "TransactionalMoneyHandler",
     "as_bytes",
+    "begin_handling",
+    "check_transactional",
+    "judge_error",
 ]
 
 DataHandler: TypeAlias = Callable[[bytes], Awaitable[bytes]]
 MoneyHandler: TypeAlias = Callable[[str], Awaitable[None]]
 TransactionalMoneyHandler: TypeAlias = "Callable[[sqlite3.Connection, Transfer], None]"
 
-# What a request is answered with: a response, the acknowledgement of a transfer, or an error.
+# What answers a request: a response, None for the acknowledgement of a transfer, or an error.
 Reply: TypeAlias = bytes | LedgerPluginError | None
+# What takes a transfer of the peer's to the money handler: it returns None, or what refuses the transfer.
+Receive: TypeAlias = Callable[[Transfer], Awaitable[LedgerPluginError | None]]
 
 
 class Handlers:
-    """The handlers of one plugin: one of data, and one of money.
+    """The handlers of one plugin: one for data, and one for money.
 
     Args:
-        log: Told of errors that the peer must not read.
-        ledger: The plugin's journal of transfers; None where there is no store for one.
+        log: Gets the errors that the peer must not read.
+        receive: Called with each transfer of the peer's.
+        max_reply: The most bytes that a data handler may return.
+        parent: Serves what has no handler here; None for a plugin of its own.
     """
 
-    def __init__(self, log: Log, ledger: Ledger | None = None) -> None:
+    def __init__(self, log: Log, receive: Receive, *, max_reply: int, parent: Handlers | None = None) -> None:
         self._log = log
-        self._ledger = ledger
+        self._receive = receive
+        self._max_reply = max_reply
+        self._parent = parent
         self._data: DataHandler | None = None
         self._money: MoneyHandler | None = None
         self._transactional: TransactionalMoneyHandler | None = None
-        self.closing = False
+        self._stopped = False
         self._wrap: Callable[[str, Any], Any] = _as_it_is
 
     def register_data(self, handler: DataHandler) -> None:
@@ -82,21 +91,15 @@ class Handlers:
         _check_callable("money", handler)
         self._check_no_money_handler()
         self._money = self._wrap("money", handler)
-        if self._ledger is not None:
-            self._ledger.outbox.look_again()
 
     def register_transactional_money(self, handler: TransactionalMoneyHandler) -> None:
         """Set the money handler that runs inside the transaction of the transfer.
 
         Raises:
             TypeError: It cannot be called, or is an async function.
-            InvalidServicesError: There is no transactional store.
             MoneyHandlerAlreadyRegisteredError: One is set already, of either kind.
         """
-        if not callable(handler) or iscoroutinefunction(handler):
-            raise TypeError("a transactional money handler is a plain function: it runs on the store's thread")
-        if self._ledger is None:
-            raise InvalidServicesError("store: a transactional money handler needs one that has transaction()")
+        check_transactional(handler)
         self._check_no_money_handler()
         self._transactional = self._wrap("transactional_money", handler)
 
@@ -107,11 +110,11 @@ class Handlers:
             )
 
     def wrap(self, wrap: Callable[[str, Any], Any]) -> None:
-        """Have something else called in the place of each handler, of those as well that are set already.
+        """Have something else called in the place of each handler, also of those that are set already.
 
         Args:
-            wrap: Given the kind, ``"data"``, ``"money"`` or ``"transactional_money"``, and a handler; returns what is
-                called with the same arguments.
+            wrap: Called with the kind, ``"data"``, ``"money"`` or ``"transactional_money"``, and a handler; returns
+                what is called with the same arguments instead.
         """
         self._wrap = wrap
         self._data = self._data and wrap("data", self._data)
@@ -120,18 +123,41 @@ class Handlers:
 
     @property
     def serves_data(self) -> bool:
-        """Whether a data handler is set."""
+        """Whether a data handler is set here."""
         return self._data is not None
 
     @property
     def serves_money(self) -> bool:
-        """Whether a money handler is set, of either kind."""
+        """Whether a money handler is set here, of either kind."""
         return self._money is not None or self._transactional is not None
 
     @property
+    def is_stopped(self) -> bool:
+        """Whether every request is refused: the plugin is closing."""
+        return self._stopped or (self._parent is not None and self._parent.is_stopped)
+
+    @property
+    def data(self) -> DataHandler | None:
+        """The data handler, this one's own or the parent's."""
+        if self._data is None and self._parent is not None:
+            return self._parent.data
+        return self._data
+
+    @property
     def money(self) -> MoneyHandler | None:
-        """The money handler that is called once a transfer is credited, if one is set."""
-        return self._money
+        """The handler of credited transfers; None where none is set, or a transactional one is."""
+        return self._serving_money()._money
+
+    @property
+    def transactional(self) -> TransactionalMoneyHandler | None:
+        """The handler that runs inside the transaction of a transfer, if one is set."""
+        return self._serving_money()._transactional
+
+    def _serving_money(self) -> Handlers:
+        """Return the handlers that money goes to: these if one is set here, else the parent's."""
+        if self.serves_money or self._parent is None:
+            return self
+        return self._parent._serving_money()
 
     def deregister_data(self) -> None:
         """Remove the data handler, if one is set."""
@@ -141,69 +167,63 @@ class Handlers:
         """Remove the money handler, of either kind, if one is set."""
         self._money = self._transactional = None
 
+    def stop(self) -> None:
+        """Refuse every request from now on: the plugin is closing."""
+        self._stopped = True
+
     async def answer(self, payload: bytes | Transfer) -> Reply:
-        """Have a handler serve a request or a transfer, and return the reply; no exception of a handler's leaves."""
-        if self.closing:
+        """Have a handler serve a request or a transfer, and return the reply; no exception of a handler leaves."""
+        if self.is_stopped:
             return UnreachableError("the plugin is closing")
         try:
             if isinstance(payload, Transfer):
-                return await self._apply(payload)
-            if self._data is None:
+                return await self._receive(payload)
+            handler = self._data or self.data
+            if handler is None:
                 return UnreachableError("no data handler is registered")
-            response = await self._data(payload)
-            return response if response.__class__ is bytes else as_bytes(response, "what a data handler returns")
+            response = await handler(payload)
+            if response.__class__ is not bytes:
+                response = as_bytes(response, "what a data handler returns")
         except Exception as error:  # noqa: BLE001 (whatever a handler raises, the peer gets one reply)
-            return self._refusal("money" if isinstance(payload, Transfer) else "data", error)
+            return self.refuse("money" if isinstance(payload, Transfer) else "data", error)
+        if len(response) > self._max_reply:
+            self._log.error(
+                "a data handler's response has %d bytes; at most %d can be sent", len(response), self._max_reply
+            )
+            return NotAcceptedError("the response is too long")
+        return response
 
-    async def _apply(self, transfer: Transfer) -> LedgerPluginError | None:
-        if self._ledger is not None:
-            if self._transactional is None:
-                return await self._ledger.receive(transfer, None)
-            return await self._apply_within(self._ledger, transfer, self._transactional)
-        if self._money is None:
-            return NotAcceptedError("no money handler is registered")
-        enter_transfer(transfer)
-        await begin_handling(self._money, transfer.amount)
-        return None
-
-    async def _apply_within(
-        self, ledger: Ledger, transfer: Transfer, handler: TransactionalMoneyHandler
-    ) -> LedgerPluginError | None:
-        from ..stores.sqlite_errors import is_storage_error  # noqa: PLC0415 (whoever has a ledger has loaded it)
-
-        failures: list[tuple[str, Exception]] = []
-
-        def apply(connection: sqlite3.Connection, received: Transfer) -> LedgerPluginError | None:
-            # On the store's thread, and perhaps twice: the log is told afterwards.
-            failures.clear()
-            try:
-                _check_plain(handler(connection, received))  # type: ignore[func-returns-value]  # that is checked
-            except Exception as error:
-                if is_storage_error(error):
-                    raise
-                refusal, reference = _judge("money", error)
-                failures.append((reference, error))
-                return refusal
-            return None
-
-        refusal = await ledger.receive(transfer, apply)
-        for reference, error in failures:
-            self._tell("money", reference, error)
+    def refuse(self, kind: str, error: Exception) -> LedgerPluginError:
+        """Return what the peer is told of a handler's error, and log the rest."""
+        refusal, reference = judge_error(kind, error)
+        self.log_error(kind, reference, error)
         return refusal
 
-    def _refusal(self, kind: str, error: Exception) -> LedgerPluginError:
-        refusal, reference = _judge(kind, error)
-        self._tell(kind, reference, error)
-        return refusal
-
-    def _tell(self, kind: str, reference: str, error: Exception) -> None:
+    def log_error(self, kind: str, reference: str, error: Exception) -> None:
+        """Log a handler's error under its reference; an error that the peer is told in full has none."""
         if reference:
             plain = isinstance(error, TypeError) and "await" in str(error)
             hint = "; is it an async function?" if plain else ""
             self._log.error("the %s handler failed, reference %s: %o%s", kind, reference, error, hint)
 
 
-def _judge(kind: str, error: Exception) -> tuple[LedgerPluginError, str]:
+class NotAsyncError(TypeError):
+    """A function was registered as a money handler and called, and is no async function."""
+
+
+def begin_handling(handler: MoneyHandler, amount: str) -> Awaitable[None]:
+    """Call a money handler and return what is to be awaited.
+
+    Raises:
+        NotAsyncError: It has returned something else, and what it did is done.
+    """
+    awaitable = handler(amount)
+    if not isawaitable(awaitable):
+        raise NotAsyncError(f"a money handler is an async function; this one returned {type(awaitable).__name__}")
+    return awaitable
+
+
+def judge_error(kind: str, error: Exception) -> tuple[LedgerPluginError, str]:
     """Return what the peer is told, and a reference for the log, empty where the peer is told the error itself.
 
     The error's own words are told only where its class is one that peers know.
@@ -214,11 +234,14 @@ def _judge(kind: str, error: Exception) -> tuple[LedgerPluginError, str]:
     return NotAcceptedError(f"the {kind} handler failed, reference {reference}"), reference
 
 
-def _check_plain(result: object) -> None:
-    """Refuse what an async function in disguise returns: it has done nothing."""
-    if iscoroutine(result):
-        result.close()
-        raise TypeError("a transactional money handler is a plain function; this one returned a coroutine")
+def check_transactional(handler: object) -> None:
+    """Refuse what cannot be a transactional money handler.
+
+    Raises:
+        TypeError: It cannot be called, or is an async function.
+    """
+    if not callable(handler) or iscoroutinefunction(handler):
+        raise TypeError("a transactional money handler is a plain function: it runs on the store's thread")
 
 
 def as_bytes(data: object, what: str = "data") -> bytes:

@@ -1,8 +1,8 @@
 """Runs the application's handlers in pooled tasks.
 
-The law of this module: a request that was taken is served by exactly one task, in a fresh context, whatever becomes
-of the link it came by. Whoever submits never waits. A data handler past its deadline is answered for at that moment
-and cancelled; a money handler is left to finish, since nobody can say whether it has applied the transfer.
+Invariant: a request that was accepted is served by exactly one task, in a fresh context, whatever happens to the link
+it came by. ``submit`` never waits. A data handler past its deadline is answered for at that moment and cancelled; a
+money handler is left to finish, since only it knows whether it has applied the transfer.
 """
 
 from __future__ import annotations
@@ -12,22 +12,24 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import trio
 
+from ..parking import Waiter, park
 from ..transfer import Transfer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from ..services import Log
+    from .budget import Budget
     from .handlers import Reply
     from .tasks import TaskGroup
 
 __all__ = ["Answer", "RequestQueue", "WorkerPool"]
 
-# What a waiting request takes beside its payload: many empty ones must not grow without bound either.
+# What a waiting request costs besides its payload: many empty ones must not grow without bound either.
 REQUEST_BYTES = 200
 
 
-# A request's id, what it asks, and for how many bytes it counts.
+# A request's id, its payload, and for how many bytes it counts.
 _Job: TypeAlias = "tuple[int, bytes | Transfer, int]"
 Answer: TypeAlias = "Callable[[bytes | Transfer], Awaitable[Reply]]"
 
@@ -45,16 +47,18 @@ class Requester(Protocol):
 class RequestQueue:
     """The requests of one source: how many run, and those that wait for their turn.
 
-    Transfers run on half of the places at the most: they may wait for a store, and while it hangs data goes on.
+    Transfers take at most half of the source's handlers: they may wait for a store, and data goes on while it hangs.
 
     Args:
         pool: The plugin's pool.
+        budget: The account's; what runs is counted there.
         requester: Where the requests come from.
         answer: Runs the application's handler and returns the reply; never raises for it.
     """
 
     __slots__ = (
         "answer",
+        "budget",
         "pool",
         "requester",
         "running",
@@ -65,8 +69,9 @@ class RequestQueue:
         "waiting_transfers",
     )
 
-    def __init__(self, pool: WorkerPool, requester: Requester, answer: Answer) -> None:
+    def __init__(self, pool: WorkerPool, budget: Budget, requester: Requester, answer: Answer) -> None:
         self.pool: WorkerPool = pool
+        self.budget: Budget = budget
         self.requester: Requester = requester
         self.answer: Answer = answer
         self.running: int = 0
@@ -79,12 +84,12 @@ class RequestQueue:
         self.waiting_bytes: int = 0
 
     def submit(self, request_id: int, payload: bytes | Transfer, size: int) -> bool:
-        """Have a request served; false when too many wait already and it was not taken."""
+        """Have a request served; returns False, and does nothing, when too many wait already."""
         if self._may_run(payload, size):
             self._count(payload, size)
             self.pool.run(self, request_id, payload, size)
             return True
-        if self.waiting_bytes + size + REQUEST_BYTES > self.pool.waiting_limit:
+        if self.waiting_bytes + size + REQUEST_BYTES > self.pool.backlog_limit:
             return False
         if payload.__class__ is Transfer:
             waiting = self.waiting_transfers = self.waiting_transfers or deque()
@@ -95,12 +100,12 @@ class RequestQueue:
         return True
 
     def _may_run(self, payload: bytes | Transfer, size: int) -> bool:
-        """Whether a request more may run; one alone always may."""
+        """Whether another request may run; one alone always may."""
         if self.running >= self.pool.limit:
             return False
         if payload.__class__ is Transfer and self.running_transfers >= self.pool.transfer_limit:
             return False
-        return self.running_bytes + size <= self.pool.running_limit or not self.running
+        return self.running_bytes + size <= self.pool.handler_bytes_limit or not self.running
 
     def _count(self, payload: bytes | Transfer, size: int) -> None:
         self.running += 1
@@ -109,7 +114,7 @@ class RequestQueue:
             self.running_transfers += 1
 
     def next_job(self, held: int, *, was_transfer: bool) -> _Job | None:
-        """Take the request whose turn it is now that one has finished, which held so many bytes; or None."""
+        """Return the next request to serve, now that one has finished that held so many bytes; None for none."""
         self.running -= 1
         self.running_bytes -= held
         self.running_transfers -= was_transfer
@@ -133,21 +138,23 @@ class RequestQueue:
         return None
 
     def abandon(self) -> None:
-        """Forget the requests that wait: nobody is there to hear the replies."""
+        """Forget the requests that wait: their replies have no link to go over."""
         self.waiting = self.waiting_transfers = None
         self.waiting_bytes = 0
 
 
-class _Worker:
-    """One pooled task and the request that it serves."""
+class _Worker(Waiter):
+    """One pooled task and the request that it serves; it waits here for the next one."""
 
-    __slots__ = ("answered", "held", "is_transfer", "payload", "pool", "queue", "request_id", "scope", "task")
+    __slots__ = ("answered", "budget", "held", "is_transfer", "payload", "pool", "queue", "request_id", "scope")
 
     def __init__(self, pool: WorkerPool) -> None:
+        super().__init__()
         self.pool: WorkerPool = pool
         self.scope: trio.CancelScope = trio.CancelScope()
-        self.task: trio.lowlevel.Task | None = None
         self.queue: RequestQueue | None = None
+        # The queue's when the worker began: a queue that changes hands gives back what it took.
+        self.budget: Budget | None = None
         self.request_id: int = 0
         self.payload: bytes | Transfer = b""
         self.is_transfer: bool = False
@@ -158,76 +165,68 @@ class _Worker:
         self.queue, self.request_id, self.payload, self.held, self.answered = queue, request_id, payload, size, False
         self.is_transfer = payload.__class__ is Transfer
 
-    def leave_pool(self, _raise_cancel: object) -> trio.lowlevel.Abort:
-        self.pool.idle.remove(self)
-        return trio.lowlevel.Abort.SUCCEEDED
+    def abandon(self, raise_cancel: object) -> trio.lowlevel.Abort:
+        if self in self.pool.idle:
+            self.pool.idle.remove(self)
+        return super().abandon(raise_cancel)
 
 
 class WorkerPool:
-    """The handler tasks of one plugin; a source may have ``limit`` of them run at once.
+    """The tasks of one plugin that run handlers; a source may have ``limit`` of them run at once.
 
     Args:
         tasks: Owns the tasks.
-        log: Told of what a handler raises where no reply can carry it.
+        log: Gets the errors of handlers that no reply can carry.
         limit: How many handlers may run for one source.
-        running_limit: How many bytes the handlers that run for one source may hold; further requests wait.
-        waiting_limit: How many bytes of requests may wait in one source.
+        handler_bytes_limit: How many bytes the running handlers of one source may hold; further requests wait.
+        backlog_limit: How many bytes of requests may wait in one source.
         timeout: Seconds that a data handler may take.
     """
 
     def __init__(
-        self, tasks: TaskGroup, log: Log, *, limit: int, running_limit: int, waiting_limit: int, timeout: float
+        self,
+        tasks: TaskGroup,
+        log: Log,
+        *,
+        limit: int,
+        handler_bytes_limit: int,
+        backlog_limit: int,
+        timeout: float,
     ) -> None:
         self._tasks = tasks
         self._log = log
         self.limit: int = limit
         self.transfer_limit: int = max(1, limit // 2)
-        self.running_limit: int = running_limit
-        self.waiting_limit: int = waiting_limit
+        self.handler_bytes_limit: int = handler_bytes_limit
+        self.backlog_limit: int = backlog_limit
         self._timeout = timeout
         self.idle: list[_Worker] = []
         self._least_idle = 0
         # Deadlines in the order in which the requests began: the first is the first to be due.
         self._deadlines: dict[_Worker, float] = {}
-        self._quiet: trio.Event | None = None
-        self.running: int = 0
 
     def run(self, queue: RequestQueue, request_id: int, payload: bytes | Transfer, size: int) -> None:
         """Serve one request in a task that is free, or in a new one."""
-        self.running += 1
-        if not self.idle:
-            worker = _Worker(self)
-            worker.begin(queue, request_id, payload, size)
+        worker = self.idle.pop() if self.idle else _Worker(self)
+        worker.budget = queue.budget
+        worker.budget.handlers.take()
+        worker.begin(queue, request_id, payload, size)
+        if worker.task is None:
             self._tasks.spawn(self._work, worker)
             return
-        worker = self.idle.pop()
         if len(self.idle) < self._least_idle:
             self._least_idle = len(self.idle)
-        worker.begin(queue, request_id, payload, size)
-        task = worker.task
-        assert task is not None
-        task.context = self._tasks.context.copy()
-        trio.lowlevel.reschedule(task)
+        worker.task.context = self._tasks.context.copy()
+        worker.wake()
 
-    async def wait_quiet(self) -> None:
-        """Wait until no handler runs.
-
-        Cancellation: Safe at any time.
-        """
-        while self.running:
-            if self._quiet is None:
-                self._quiet = trio.Event()
-            await self._quiet.wait()
-
-    def sweep(self, now: float) -> float:
-        """Answer for handlers past their deadline and let workers go that were not needed lately."""
+    def fire(self, now: float) -> float:
+        """Answer for handlers past their deadline, and let workers go that were not needed lately."""
         unneeded = self.idle[: self._least_idle]
         del self.idle[: self._least_idle]
         self._least_idle = len(self.idle)
         for worker in unneeded:
             worker.queue = None
-            assert worker.task is not None
-            trio.lowlevel.reschedule(worker.task)
+            worker.wake()
         for worker, deadline in list(self._deadlines.items()):
             if deadline > now:
                 return deadline
@@ -239,7 +238,6 @@ class WorkerPool:
         return now + self._timeout
 
     async def _work(self, worker: _Worker) -> None:
-        worker.task = trio.lowlevel.current_task()
         try:
             with worker.scope:
                 while worker.queue is not None:
@@ -250,8 +248,8 @@ class WorkerPool:
         finally:
             self._deadlines.pop(worker, None)
             if worker.queue is not None:
-                self._count_end()
-                self._tell_of_cancelled(worker.payload)
+                self._release(worker)
+                self._log_cancelled(worker.payload)
         if worker.queue is not None:
             self._pass_on(worker, worker.queue)
 
@@ -259,11 +257,11 @@ class WorkerPool:
         requester = queue.requester
         self._deadlines[worker] = trio.current_time() + self._timeout
         reply = await queue.answer(worker.payload)
-        # What ends from here on is no handler any more.
+        # The handler has ended; what follows is not part of its time.
         worker.payload = b""
         self._deadlines.pop(worker, None)
         if reply.__class__ is bytes and len(reply) > worker.held:
-            # A peer that does not read has it wait.
+            # It waits where the peer does not read, and counts meanwhile.
             queue.running_bytes += len(reply) - worker.held
             worker.held = len(reply)
         if not worker.answered:
@@ -273,17 +271,16 @@ class WorkerPool:
             await trio.lowlevel.checkpoint()
         job = queue.next_job(worker.held, was_transfer=worker.is_transfer)
         if job is None:
-            self._count_end()
+            self._release(worker)
             worker.queue = None
             self.idle.append(worker)
-            await trio.lowlevel.wait_task_rescheduled(worker.leave_pool)
+            await park(worker)
         else:
             worker.begin(queue, *job)
-            assert worker.task is not None
-            worker.task.context = self._tasks.context.copy()
+            trio.lowlevel.current_task().context = self._tasks.context.copy()
             await trio.lowlevel.cancel_shielded_checkpoint()  # the new context counts from here
 
-    def _tell_of_cancelled(self, payload: bytes | Transfer) -> None:
+    def _log_cancelled(self, payload: bytes | Transfer) -> None:
         if isinstance(payload, Transfer):
             self._log.error(
                 "the plugin ended before a transfer of %s%s was answered; its handler was cancelled",
@@ -297,10 +294,8 @@ class WorkerPool:
         if job is not None:
             self.run(queue, *job)
 
-    def _count_end(self) -> None:
-        self.running -= 1
-        if not self.running and self._quiet is not None:
-            self._quiet.set()
-            self._quiet = None
-        if not self.running and self._tasks.leaving:
-            self._tasks.look_again()
+    def _release(self, worker: _Worker) -> None:
+        assert worker.budget is not None
+        worker.budget.handlers.give_back()
+        worker.budget = None
+        self._tasks.wake()

@@ -17,6 +17,7 @@ import outcome
 import trio
 
 from ..errors import InvalidFieldsError, StoreError, StoreInDoubtError
+from ..parking import Waiter, park
 from .memory import check_text
 from .sqlite_file import Database
 
@@ -40,15 +41,15 @@ PUT = "INSERT INTO lpi_values VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET valu
 DELETE = "DELETE FROM lpi_values WHERE key = ?"
 
 
-class _Job:
+class _Job(Waiter):
     """One caller's work."""
 
-    __slots__ = ("_claimed", "_result", "_task", "withdrawn", "work")
+    __slots__ = ("_claimed", "_result", "withdrawn", "work")
 
     def __init__(self, work: Callable[[sqlite3.Connection], Any]) -> None:
+        super().__init__()
         self.work: Callable[[sqlite3.Connection], Any] = work
         self._claimed = threading.Lock()
-        self._task: trio.lowlevel.Task | None = None
         self._result: outcome.Outcome[Any] | None = None
         self.withdrawn: bool = False
 
@@ -61,22 +62,17 @@ class _Job:
 
         Cancellation: Withdraws the job, unless the thread has begun it.
         """
-        if self._result is not None:
-            return self._result.unwrap()
-        self._task = trio.lowlevel.current_task()
-        return await trio.lowlevel.wait_task_rescheduled(self._leave)
+        return await park(self) if self._result is None else self._result.unwrap()
 
-    def _leave(self, _raise_cancel: object) -> trio.lowlevel.Abort:
-        self._task = None
+    def abandon(self, raise_cancel: object) -> trio.lowlevel.Abort:
         self.withdrawn = self.claim()
-        return trio.lowlevel.Abort.SUCCEEDED
+        return super().abandon(raise_cancel)
 
     def deliver(self, result: outcome.Outcome[Any]) -> None:
         """Give the caller its result, if it still waits."""
-        self._result = result
-        task, self._task = self._task, None
-        if task is not None:
-            trio.lowlevel.reschedule(task, result)
+        if self.task is None:
+            self._result = result
+        self.wake(result)
 
 
 class SqliteStore:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from ..net.sockets import abort_stream, plain_socket, write_socket
+from ..parking import Waiter, park
 from .frames import CLOSE, PONG
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ class FrameWriter:
         "_closing_frame",
         "_frames",
         "_limit",
-        "_parked",
         "_piece_bytes",
         "_pong",
         "_rest",
@@ -48,6 +48,7 @@ class FrameWriter:
         "_room",
         "_running",
         "_send_timeout",
+        "_sleep",
         "_socket",
         "_stopped",
         "_stream",
@@ -75,7 +76,7 @@ class FrameWriter:
         self._closing_frame = b""
         self._stopped = False
         self._running = False
-        self._parked: trio.lowlevel.Task | None = None
+        self._sleep = Waiter()
         self._retire = False
         # Made when first needed: an idle connection must cost little.
         self._room: trio.lowlevel.ParkingLot | None = None
@@ -100,7 +101,7 @@ class FrameWriter:
 
     def write_alone(self, frame: bytes) -> None:
         """Send one message's frame at once when nothing is before it and the socket takes it, or else queue it."""
-        at_work = self._running and self._parked is None
+        at_work = self._running and self._sleep.task is None
         if self._socket is None or at_work or self._stopped:
             self.write(frame)
             return
@@ -145,9 +146,9 @@ class FrameWriter:
 
     def retire(self) -> None:
         """Let the task go if it has nothing to do."""
-        if self._parked is not None:
+        if self._sleep.task is not None:
             self._retire = True
-            self._wake()
+            self._sleep.wake()
 
     async def wait_for_room(self, limit: int) -> None:
         """Wait until fewer bytes than ``limit`` are queued, or the link is lost.
@@ -170,26 +171,17 @@ class FrameWriter:
 
         Cancellation: Safe at any time.
         """
-        while self._running and self._parked is None:
+        while self._running and self._sleep.task is None:
             if self.emptied is None:
                 self.emptied = trio.Event()
             await self.emptied.wait()
 
     def _rouse(self) -> None:
-        if self._parked is not None:
-            self._wake()
+        if self._sleep.task is not None:
+            self._sleep.wake()
         elif not self._running:
             self._running = True
             self._tasks.spawn(self._run)
-
-    def _wake(self) -> None:
-        assert self._parked is not None
-        task, self._parked = self._parked, None
-        trio.lowlevel.reschedule(task)
-
-    def _abandon(self, _raise_cancel: object) -> trio.lowlevel.Abort:
-        self._parked = None
-        return trio.lowlevel.Abort.SUCCEEDED
 
     async def _run(self) -> None:
         broken_until = inf
@@ -199,8 +191,7 @@ class FrameWriter:
                 self._signal_empty()
                 if self._stopped or self._retire:
                     return
-                self._parked = trio.lowlevel.current_task()
-                await trio.lowlevel.wait_task_rescheduled(self._abandon)
+                await park(self._sleep)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             # What is queued can never be sent. The reading side, which mostly meets the same break, may find more.
             self.stop()

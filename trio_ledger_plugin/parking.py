@@ -1,0 +1,47 @@
+"""The one wait that is made by hand: a task sleeps until another part of the program reschedules it.
+
+Invariant: no ``KeyboardInterrupt`` is raised in a task between the moment at which its waiter has it and the moment at
+which it sleeps. A task that went on to wait for something else would be rescheduled in the middle of that, and Trio
+would end with ``TrioInternalError``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import outcome
+import trio
+
+__all__ = ["Waiter", "park"]
+
+
+class Waiter:
+    """What one task waits for; ``park()`` waits and ``wake()`` ends the wait."""
+
+    __slots__ = ("task",)
+
+    def __init__(self) -> None:
+        #: The task that sleeps here; None while no task does.
+        self.task: trio.lowlevel.Task | None = None
+
+    def wake(self, result: outcome.Outcome[Any] | None = None) -> None:
+        """Let the task go on, with a value or an error; does nothing when no task sleeps here."""
+        task, self.task = self.task, None
+        if task is not None:
+            # An outcome can be used once.
+            trio.lowlevel.reschedule(task, outcome.Value(None) if result is None else result)
+
+    def abandon(self, _raise_cancel: object) -> trio.lowlevel.Abort:
+        """Let the task go because Trio cancels it. A subclass that overrides this must not raise."""
+        self.task = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+
+@trio.lowlevel.enable_ki_protection
+async def park(waiter: Waiter) -> Any:  # noqa: ANN401 (the waiter's owner knows what it wakes with)
+    """Sleep until the waiter is woken, and return or raise what it is woken with.
+
+    Cancellation: Wakes the task; ``Waiter.abandon`` is called first.
+    """
+    waiter.task = trio.lowlevel.current_task()
+    return await trio.lowlevel.wait_task_rescheduled(waiter.abandon)

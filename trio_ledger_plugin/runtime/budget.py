@@ -1,0 +1,83 @@
+"""What an account holds of its server, and a server of its machine.
+
+A share counts one resource and is part of its parent's: what an account takes, its server has given out. Links take
+from the share of their account, and what they hold goes on counting when they are lost.
+"""
+
+from __future__ import annotations
+
+from math import inf
+
+import trio
+
+__all__ = ["Budget", "Share"]
+
+
+class Share:
+    """How much of one resource is in use.
+
+    Args:
+        limit: The most that may be in use.
+        parent: The share that this one is part of; None for the widest.
+    """
+
+    __slots__ = ("_parent", "_unused", "limit", "used")
+
+    def __init__(self, limit: float = inf, parent: Share | None = None) -> None:
+        self.limit: float = limit
+        self.used: int = 0
+        self._parent = parent
+        # Made when first needed: most accounts are never waited for.
+        self._unused: trio.Event | None = None
+
+    def has_room(self, amount: int = 1) -> bool:
+        """Whether so much more may be taken, here and of every parent."""
+        share: Share | None = self
+        while share is not None:
+            if share.used + amount > share.limit:
+                return False
+            share = share._parent
+        return True
+
+    def take(self, amount: int = 1) -> None:
+        """Count so much as used, here and of every parent; ``has_room`` says whether that is allowed."""
+        share: Share | None = self
+        while share is not None:
+            share.used += amount
+            share = share._parent
+
+    def give_back(self, amount: int = 1) -> None:
+        """Count so much as used no longer."""
+        share: Share | None = self
+        while share is not None:
+            share.used -= amount
+            if not share.used and share._unused is not None:
+                share._unused.set()
+                share._unused = None
+            share = share._parent
+
+    async def wait_unused(self) -> None:
+        """Wait until nothing is in use.
+
+        Cancellation: Safe at any time.
+        """
+        while self.used:
+            if self._unused is None:
+                self._unused = trio.Event()
+            await self._unused.wait()
+
+
+class Budget:
+    """The shares of one account, or of one server.
+
+    Attributes:
+        handlers: Handlers of the application that run.
+
+    Args:
+        parent: The server's budget, for one of its accounts; None for a server and for a plugin with one peer.
+    """
+
+    __slots__ = ("handlers",)
+
+    def __init__(self, parent: Budget | None = None) -> None:
+        self.handlers: Share = Share(parent=None if parent is None else parent.handlers)
