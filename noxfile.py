@@ -1,4 +1,4 @@
-"""Every check of the project; ``nox`` runs those that continuous integration runs."""
+"""All checks of the project; without arguments ``nox`` runs the ones that continuous integration runs."""
 
 import shutil
 import time
@@ -13,14 +13,14 @@ nox.options.sessions = ["lint", "types", "tests", "docs", "build"]
 nox.options.reuse_existing_virtualenvs = True
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
-# Not those about what starts in a nursery and what could do without async: interfaces decide both here.
+# Interfaces decide what is started in a nursery and what is async, so the rules about those are disabled.
 FLAKE8_ASYNC = ["--enable=ASYNC1", "--disable=ASYNC114,ASYNC124,ASYNC128"]
 PYTHONS = nox.project.python_versions(PYPROJECT)
 
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run the tests, the slow ones and those against the JavaScript packages on Node included, with coverage."""
+    """Run all tests with coverage, including the slow ones and the ones against the JavaScript packages on Node."""
     session.install("-e", ".[test]")
     session.run(
         "pytest",
@@ -34,17 +34,17 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def oldest(session: nox.Session) -> None:
-    """Run the tests with the oldest versions of what pyproject.toml asks for, but not those against Node."""
+    """Run the tests, except those against Node, with the oldest dependencies that pyproject.toml allows."""
     wanted = [*PYPROJECT["project"]["dependencies"], *PYPROJECT["project"]["optional-dependencies"]["cli"]]
     session.install("-e", ".[test]")
-    # Afterwards: what the examples need does not go with all of these, and no test of theirs runs here.
+    # Last, because some of these versions conflict with what the examples need; the examples are not tested here.
     session.install(*(requirement.replace(">=", "==") for requirement in wanted))
     session.run("pytest", "-q", "-m", "not slow and not interop", *session.posargs)
 
 
 @nox.session
 def interop(session: nox.Session) -> None:
-    """Run only the tests against the real JavaScript packages on Node; tests/interop/package.json names them."""
+    """Run only the tests against the JavaScript packages on Node that tests/interop/package.json names."""
     session.install("-e", ".[test]")
     session.run(
         "pytest", "-m", "interop", "tests/interop", *session.posargs, env={"TRIO_LEDGER_PLUGIN_REQUIRE_NODE": "1"}
@@ -53,7 +53,7 @@ def interop(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style, format and Trio's pitfalls."""
+    """Check style, format and common mistakes with Trio."""
     session.install("ruff==0.17.6", "flake8-async>=25")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
@@ -62,7 +62,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Check the types, and that every public name has complete ones."""
+    """Check the types, and that every public name has complete types."""
     session.install("-e", ".[test]", "mypy>=2.4", "pyright==1.1.414", "nox")
     session.run("mypy")
     session.run("pyright", "--verifytypes", "trio_ledger_plugin", "--ignoreexternal")
@@ -70,7 +70,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure against the JavaScript packages on Node, at full size; give options of ``bench`` after ``--``."""
+    """Measure against the JavaScript packages on Node, at full size; ``bench`` gets the options after ``--``."""
     session.install("-e", ".[cli]")
     with session.chdir("tests/interop"):
         session.run("npm", "ci", "--silent", external=True)
@@ -88,16 +88,16 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def crash(session: nox.Session) -> None:
-    """Kill the ends of accounts a thousand times and compare what they say; give ``--kills`` and more after ``--``."""
+    """Kill the two ends of accounts a thousand times and compare their books; the harness gets options after ``--``."""
     session.install("-e", ".")
     session.run("python", "tests/crash/harness.py", "--kills", "1000", *session.posargs)
 
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Try damaged inputs for so many seconds, given after ``--``, 60 by default: by mutation, and guided by coverage.
+    """Try damaged inputs, by mutation and guided by coverage; the seconds are given after ``--``, 60 by default.
 
-    Where atheris cannot be installed, all of the time goes into mutation, which the tests do as well.
+    If atheris cannot be installed, all the time goes to mutation, which the tests run as well.
     """
     session.install("-e", ".[test]")
     seconds = int(session.posargs[0]) if session.posargs else 60
@@ -110,7 +110,7 @@ def fuzz(session: nox.Session) -> None:
     found = Path(session.create_tmp()).resolve()
     with session.chdir("tests"):
         share = seconds // 3 if guided else seconds
-        # A seed of each run's own: the tests try the same inputs each time.
+        # Each run uses a new seed; the tests try the same inputs each time.
         session.run("python", "-m", "fuzz.mutation", "--seconds", str(share), "--seed", str(time.time_ns()))
         for what in ("packets", "streams") if guided else ():
             session.run("python", "-m", "fuzz.coverage_guided", what, "--seconds", str(share), str(found / what))
@@ -131,7 +131,7 @@ def outcomes(session: nox.Session) -> None:
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """Load and faults for so many minutes, 60 by default, given after ``--``: memory, files and tasks must not grow."""
+    """Check that memory, files and tasks do not grow under load and faults; minutes after ``--``, 60 by default."""
     session.install("-e", ".[test]")
     minutes = session.posargs[0] if session.posargs else "60"
     with session.chdir("tests"):
@@ -140,9 +140,9 @@ def soak(session: nox.Session) -> None:
 
 @nox.session
 def autobahn(session: nox.Session) -> None:
-    """Run the Autobahn WebSocket test suite against both ends; a Python 2.7 can be given after ``--``.
+    """Run the Autobahn WebSocket test suite against both ends; the path of a Python 2.7 can be given after ``--``.
 
-    The suite runs on no other Python. An environment for it is made here, and nothing else of it is needed.
+    The suite runs on no other Python. The session makes an environment for it, so only the interpreter is needed.
     """
     wanted = session.posargs[:1] or ["python2.7"]
     old = shutil.which(wanted[0])
@@ -151,7 +151,7 @@ def autobahn(session: nox.Session) -> None:
     if str(said).strip() != "2.7":
         session.error(f"{wanted[0]} is no Python 2.7 that works: the suite needs one; give its path after --")
     where = Path(session.create_tmp()).resolve()
-    # The last virtualenv that makes environments for it.
+    # The last version of virtualenv that supports Python 2.7.
     session.install("-e", ".", "virtualenv<20.22")
     session.run("virtualenv", "-q", "-p", str(old), str(where / "suite"))
     session.run(str(where / "suite/bin/pip"), "install", "-q", "autobahntestsuite", external=True)
@@ -167,9 +167,9 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """Build wheel and sdist, and run the demo from each in a clean environment; the sdist brings its tests along.
+    """Build wheel and sdist, run the demo from each in a clean environment, and run tests from the sdist.
 
-    With ``wheel`` after ``--`` the sdist is only built.
+    With ``wheel`` after ``--`` the sdist is built but not run.
     """
     session.install("build")
     dist = Path(session.create_tmp()).resolve() / "dist"
@@ -184,7 +184,7 @@ def build(session: nox.Session) -> None:
         session.run("python", "-m", "venv", "--clear", str(dist / "venv"))
         programs = dist / "venv" / "bin"
         session.run(str(programs / "pip"), "install", "-q", f"{archive}[{extra}]", external=True)
-        # Not from here: Python would find the sources before what is installed.
+        # Run elsewhere, because here Python would import the sources instead of the installed package.
         with session.chdir(dist):
             session.run(str(programs / "trio-ledger-plugin"), "demo", external=True)
     if not whole:

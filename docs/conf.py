@@ -1,4 +1,4 @@
-"""Sphinx's settings, and the check that the reference has every public name."""
+"""Sphinx settings, and a check that the reference documents every public name."""
 
 from importlib import import_module
 from importlib.metadata import version as installed_version
@@ -23,25 +23,25 @@ myst_heading_anchors = 3
 html_theme = "furo"
 exclude_patterns = ["_build"]
 nitpicky = True
-# No inventories of the standard library, of Trio and of the extras are at hand offline.
+# The inventories of the standard library, of Trio and of the extras are not available offline.
 nitpick_ignore_regex = [
     ("py:exc", r"trio\..+"),
     ("py:class", r"(collections\.abc|contextlib|datetime|logging|os|pytest|sqlite3|ssl|trio|trio_websocket)\..+"),
-    # What annotations name without its module: of others, ...
+    # Names that annotations use without their module: classes of other packages,
     ("py:class", r"AbstractAsyncContextManager|MeterProvider|TracerProvider|WebSocketConnection|datetime"),
-    # ... aliases and type variables, what their docstrings say in words, ...
+    # aliases and type variables, which docstrings describe in words,
     ("py:class", r"(btp\.Packet|.*\bPacketT|.*\bPluginT|T|Answer|DataHandler|MoneyHandler|Reply|PairFactory)"),
     ("py:class", r"TransactionalMoneyHandler|(list|tuple|Mapping)\[str.*"),
-    # ... and what a plugin is made of, which nobody else handles.
+    # and internal parts of a plugin.
     ("py:class", r"(.*\.)?(Account|AccountHost|WorkerPool|Ledger|LoopbackPlugin|MoneyService|Requester|Stage)"),
 ]
 autodoc_member_order = "bysource"
-# A default is shown as it is written: os.environ would be the builder's own, its secrets with it.
+# Show defaults as they are written: the value of os.environ would be the builder's environment, including its secrets.
 autodoc_preserve_defaults = True
 autodoc_typehints = "signature"
 python_use_unqualified_type_names = True
 
-# Whose names are public: all of them have a place in the reference, and of a class all that it does.
+# The reference documents all public names of these modules, and all public methods and properties of their classes.
 PUBLIC_MODULES = (
     "trio_ledger_plugin",
     "trio_ledger_plugin.stores",
@@ -55,7 +55,7 @@ PUBLIC_MODULES = (
 
 
 def _public_names() -> "Iterator[list[str]]":
-    """Give each public name, under all the names that the reference may have it by."""
+    """Yield, for each public name, all the names under which the reference may document it."""
     for module_name in PUBLIC_MODULES:
         module = import_module(module_name)
         for name in module.__all__:
@@ -74,7 +74,7 @@ def _homes(value: type | FunctionType, *modules: str) -> list[str]:
 
 def _is_public(owner: type, member: str) -> bool:
     does = isinstance(vars(owner)[member], FunctionType | property | classmethod | staticmethod)
-    # The conformance suite's checks have a list of their own.
+    # The conformance command lists the suite's checks.
     return does and not member.startswith(("_", "test_"))
 
 
@@ -87,5 +87,5 @@ def _check_reference(app: "Sphinx", env: "BuildEnvironment") -> None:
 
 
 def setup(app: "Sphinx") -> None:
-    """Have the check run with every build."""
+    """Run the check with every build."""
     app.connect("env-check-consistency", _check_reference)
