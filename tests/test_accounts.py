@@ -40,8 +40,8 @@ from trio_ledger_plugin import (
     open_plugin,
 )
 from trio_ledger_plugin.btp.accounts import AccountsPlugin
+from trio_ledger_plugin.btp.auth import auth_message
 from trio_ledger_plugin.btp.options import AccountsOptions, HostInfo
-from trio_ledger_plugin.btp.session import auth_message
 from trio_ledger_plugin.codec import btp, ildcp, ilp
 from trio_ledger_plugin.registry import resolve_plugin
 from trio_ledger_plugin.stores import MemoryStore

@@ -15,7 +15,7 @@ from support.peers import PING, PONG, TEXT, TOKEN, Peer, dial, listening, open_b
 from trio.testing import MockClock
 
 from trio_ledger_plugin import ConnectOptions, LedgerPluginError, PluginServices
-from trio_ledger_plugin.btp.session import auth_message
+from trio_ledger_plugin.btp.auth import auth_message
 from trio_ledger_plugin.codec import btp
 
 NOON = datetime(2018, 8, 31, 12, 0, 0, 899_000, tzinfo=UTC)

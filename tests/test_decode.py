@@ -11,7 +11,7 @@ import trio
 from support.programs import CANARY, PATIENCE, PROGRAM, assert_one_error, environment, run
 from support.strategies import vectors
 
-from trio_ledger_plugin.btp.session import auth_message
+from trio_ledger_plugin.btp.auth import auth_message
 from trio_ledger_plugin.cli import main
 from trio_ledger_plugin.codec import btp, ildcp, ilp
 

@@ -749,7 +749,7 @@ async def test_a_peer_that_talks_and_answers_no_ping_costs_no_more_with_time(aut
                 await trio.sleep(15)
             assert plugin.is_connected()
             link: Any = plugin._link
-            assert len(link._websocket._connection._pings) == 1
+            assert len(link._transport._connection._pings) == 1
             nursery.cancel_scope.cancel()
 
 

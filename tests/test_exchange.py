@@ -3,8 +3,18 @@
 import pytest
 import trio
 import trio.testing
+from support.scripted import start
 
-from trio_ledger_plugin import ConnectionLostError, PluginServices, UnreachableError
+from trio_ledger_plugin import (
+    ConnectionLostError,
+    DecodeError,
+    PluginClosedError,
+    PluginServices,
+    RemoteError,
+    ResponseTimeoutError,
+    TransferInDoubtError,
+    UnreachableError,
+)
 from trio_ledger_plugin.exchange import ExchangePlugin
 from trio_ledger_plugin.options.base import PluginOptions
 
@@ -95,3 +105,57 @@ async def test_numbers_are_never_the_same_twice(wire):
             await trio.testing.wait_all_tasks_blocked()
             wire.receive_reply(wire.requests[-1][0], b"!")
     assert len({number for number, _ in wire.requests}) == 100
+
+
+async def test_unreadable_reply_leaves_a_transfer_in_doubt(wire, nursery):
+    """A caller that is told "refused" pays again, and the peer may have applied the transfer."""
+    outcomes = await start(nursery, wire.send_money, "5")
+    wire.receive_reply(wire.requests[0][0], DecodeError("rubbish"))
+    await trio.testing.wait_all_tasks_blocked()
+    (error,) = outcomes
+    assert isinstance(error, TransferInDoubtError)
+    assert error.amount == "5"
+    assert isinstance(error.__cause__, DecodeError)
+
+
+async def test_unreadable_reply_to_a_request_is_told_as_that(wire, nursery):
+    outcomes = await start(nursery, wire.send_data, b"?")
+    wire.receive_reply(wire.requests[0][0], DecodeError("rubbish"))
+    await trio.testing.wait_all_tasks_blocked()
+    assert isinstance(outcomes[0], DecodeError)
+
+
+@pytest.mark.parametrize(
+    ("loss", "error"),
+    [
+        (lambda wire: wire.peer_left("it was cut"), ConnectionLostError),
+        (lambda wire: wire.fail_calls(lambda: PluginClosedError("closed")), PluginClosedError),
+        (lambda wire: None, ResponseTimeoutError),
+    ],
+    ids=["lost", "closed", "too late"],
+)
+async def test_transfer_without_a_reply_is_in_doubt(wire, nursery, autojump_clock, loss, error):
+    """Every plugin of requests and replies maps the loss of a reply alike."""
+    outcomes = await start(nursery, wire.send_money, "5")
+    loss(wire)
+    await trio.sleep(6)
+    assert isinstance(outcomes[0], TransferInDoubtError)
+    assert isinstance(outcomes[0].__cause__, error)
+
+
+async def test_refused_transfer_is_not_in_doubt(wire, nursery):
+    outcomes = await start(nursery, wire.send_money, "5")
+    wire.receive_reply(wire.requests[0][0], RemoteError("F08", "InsufficientBalanceError"))
+    await trio.testing.wait_all_tasks_blocked()
+    assert isinstance(outcomes[0], RemoteError)
+
+
+async def test_link_lost_while_a_request_is_sent_fails_its_call(wire, monkeypatch):
+    """The caller does not sleep yet when its call fails, and would sleep for ever."""
+
+    def lose(number, request):
+        wire.peer_left("it broke")
+
+    monkeypatch.setattr(wire, "send_request", lose)
+    with trio.fail_after(5), pytest.raises(ConnectionLostError):
+        await wire.send_data(b"?")

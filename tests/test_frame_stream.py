@@ -312,7 +312,7 @@ async def test_the_peers_close_is_answered(server: Any, autojump_clock: MockCloc
 @pytest.mark.parametrize("server", [True, False], ids=["server", "client"])
 async def test_our_close_comes_last_and_ends_with_the_peers(server: Any, autojump_clock: MockClock) -> None:
     async with lane(server=server) as (link, websocket, peer), trio.open_nursery() as nursery:
-        websocket.write(b"last")
+        websocket.writer.write(websocket.frame(b"last"))
         start = trio.current_time()
         nursery.start_soon(websocket.close, 1008, "too much")
         assert await peer.receive() == (BINARY, b"last")
@@ -337,7 +337,7 @@ async def test_a_peer_that_does_not_close_is_left_after_a_second(autojump_clock:
 async def test_a_peer_that_neither_reads_nor_closes_is_left_too(autojump_clock: MockClock) -> None:
     async with lane(make_streams=trio.testing.lockstep_stream_pair) as (link, websocket, _):
         start = trio.current_time()
-        websocket.write(bytes(1000))
+        websocket.writer.write(websocket.frame(bytes(1000)))
         await websocket.close(1000, "")
         assert trio.current_time() <= start + 2
         assert link.ended.is_set()
@@ -385,7 +385,7 @@ async def test_a_flood_leaves_time_for_others() -> None:
 async def test_only_the_newest_pong_waits_for_a_peer_that_does_not_read() -> None:
     """Pings without end from a peer that does not read must not fill the memory."""
     async with lane(make_streams=trio.testing.lockstep_stream_pair) as (_, websocket, peer):
-        websocket.write(b"in the way")
+        websocket.writer.write(websocket.frame(b"in the way"))
         for i in range(100):
             await peer.send(peer.frame(b"%d" % i, PING))
         await trio.testing.wait_all_tasks_blocked()

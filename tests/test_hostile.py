@@ -32,7 +32,7 @@ from support.peers import (
 from test_frame_stream import lane
 from trio.testing import MockClock
 
-from trio_ledger_plugin.btp.session import auth_message
+from trio_ledger_plugin.btp.auth import auth_message
 from trio_ledger_plugin.codec import btp
 
 KIB = 1024

@@ -42,7 +42,7 @@ MAY_IMPORT = {unit: allowed for units, allowed in LAYERS for unit in units}
 # Imports that still run upwards.
 REMAINING = {
     ("trio_ledger_plugin.btp.account", "trio_ledger_plugin.lifecycle"),
-    ("trio_ledger_plugin.net.tokens", "trio_ledger_plugin.btp.session"),
+    ("trio_ledger_plugin.net.tokens", "trio_ledger_plugin.btp.auth"),
     ("trio_ledger_plugin.runtime.handlers", "trio_ledger_plugin.money.ledger"),
     ("trio_ledger_plugin.runtime.handlers", "trio_ledger_plugin.stores.sqlite_errors"),
 }

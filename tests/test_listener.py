@@ -35,7 +35,7 @@ from support.peers import (
 from trio.testing import MockClock
 
 from trio_ledger_plugin import PluginServices
-from trio_ledger_plugin.btp.session import auth_message
+from trio_ledger_plugin.btp.auth import auth_message
 from trio_ledger_plugin.codec import btp
 from trio_ledger_plugin.errors import ConnectionLostError
 from trio_ledger_plugin.events import Connected, Disconnected

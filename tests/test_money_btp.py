@@ -28,7 +28,7 @@ from trio_ledger_plugin import (
     open_plugin,
 )
 from trio_ledger_plugin.btp.accounts import AccountsPlugin
-from trio_ledger_plugin.btp.transfers import read_transfer, transfer_packet
+from trio_ledger_plugin.btp.session import read_transfer, transfer_packet
 from trio_ledger_plugin.codec import btp
 from trio_ledger_plugin.errors import InvalidFieldsError
 from trio_ledger_plugin.money import sender

@@ -35,6 +35,7 @@ from trio_ledger_plugin import (
     PluginClosedError,
     PluginFailedError,
     ResponseTimeoutError,
+    TransferInDoubtError,
     UnreachableError,
 )
 
@@ -430,7 +431,9 @@ async def test_a_nursery_cancelled_under_the_plugin_closes_it(nursery, limit):
         outcomes.append(await start(nursery, plugin.send_money, "1"))
         inner.cancel_scope.cancel()
     await wait_all_tasks_blocked()
-    assert [type(outcome[0]) for outcome in outcomes] == [PluginClosedError] * 4
+    # Of the four, one with a slot may have been applied by the peer.
+    money = PluginClosedError if limit == 1 else TransferInDoubtError
+    assert [type(outcome[0]) for outcome in outcomes] == [PluginClosedError] * 3 + [money]
     assert plugin.statistics().calls_in_flight == 0
     assert names([event async for event in plugin.events]) == ["Connected", "Disconnected"]
     with pytest.raises(PluginClosedError):
@@ -483,9 +486,11 @@ async def test_a_fatal_failure_is_told_to_everybody_once(autojump_clock):
                 await trio.sleep_forever()
         assert [type(error) for error in group.value.exceptions] == [PluginFailedError]
         assert group.value.exceptions[0].__cause__ is cause
-    assert [type(error) for error in caught] == [PluginFailedError] * 3
+    # A transfer that had a slot may have been applied.
+    causes = [error.__cause__ if isinstance(error, TransferInDoubtError) else error for error in caught]
+    assert [type(error) for error in causes] == [PluginFailedError] * 3
     assert len({id(error) for error in caught}) == 3
-    assert all(error.__cause__ is cause for error in caught)
+    assert all(error.__cause__ is cause for error in causes)
     events = [event async for event in plugin.events]
     assert names(events) == ["Connected", "Disconnected", "Failed"]
     assert events[-1] == Failed(cause)
@@ -706,11 +711,6 @@ async def test_a_response_that_does_not_come_is_a_timeout(nursery, autojump_cloc
     plugin = scripted(nursery, response_timeout=4.0)
     await plugin.connect()
 
-    class Sweeper:
-        def fire(self, now):
-            return plugin.calls.expire(now)
-
-    plugin.context.timers.schedule(Sweeper(), trio.current_time())
     begun = trio.current_time()
     with pytest.raises(ResponseTimeoutError, match="the peer may have acted"):
         await plugin.send_data(b"")

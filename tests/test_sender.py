@@ -472,8 +472,8 @@ async def test_it_is_sent_again_once_for_each_link(store):
     """Whether it is in the journal or lives here: not by two tasks at once."""
     async with open_payer(store) as payer, trio.open_nursery() as nursery:
         await pay(payer, nursery, "k")
-        payer.link_up()
-        payer.link_up()
+        payer.desk.link_up()
+        payer.desk.link_up()
         await settle(store)
         assert payer.sent_keys == ["k"]
         payer.answer()

@@ -11,19 +11,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 from support.strategies import vectors
 
-from trio_ledger_plugin.btp.options import BtpOptions
-from trio_ledger_plugin.btp.session import (
+from trio_ledger_plugin.btp.auth import (
     BadAuthError,
-    Session,
-    Verdict,
     auth_accepted,
     auth_message,
     auth_refused,
-    error_reply,
     read_auth,
     read_auth_answer,
-    request_ids,
 )
+from trio_ledger_plugin.btp.options import BtpOptions
+from trio_ledger_plugin.btp.session import Session, SessionEvent, error_reply, request_ids
 from trio_ledger_plugin.codec import btp
 from trio_ledger_plugin.errors import (
     ConnectionLostError,
@@ -35,8 +32,8 @@ from trio_ledger_plugin.errors import (
 )
 
 NOON = datetime(2018, 8, 31, 12, 0, 0, 899_000, tzinfo=UTC)
-NOTHING = (Verdict.NOTHING, None, None)
-UNEXPECTED = (Verdict.UNEXPECTED, None, None)
+NOTHING = (SessionEvent.NOTHING, None, None)
+UNEXPECTED = (SessionEvent.UNEXPECTED, None, None)
 GARBAGE = [b"", b"\x06", b"\x03\x00\x00\x00\x01\x00", b"\x06\x00\x00\x00\x01\x05", bytes(40)]
 
 
@@ -66,7 +63,7 @@ def repeated(packet_type: int, request_id: int) -> bytes:
 
 def test_a_response_answers_its_call() -> None:
     session = session_of(7)
-    assert session.receive(btp.encode_ilp(btp.RESPONSE, 7, b"yes")) == (Verdict.ANSWER, "call", b"yes")
+    assert session.receive(btp.encode_ilp(btp.RESPONSE, 7, b"yes")) == (SessionEvent.ANSWER, "call", b"yes")
     assert session.pending == {}
 
 
@@ -83,13 +80,13 @@ def test_a_response_answers_its_call() -> None:
 def test_a_response_in_any_shape_answers_its_call(entries: Any, data: Any) -> None:
     """An answer that is not understood is a call that hangs for 35 s."""
     session = session_of()
-    assert session.receive(btp.encode(btp.Response(1, entries))) == (Verdict.ANSWER, "call", data)
+    assert session.receive(btp.encode(btp.Response(1, entries))) == (SessionEvent.ANSWER, "call", data)
 
 
 def test_an_error_fails_its_call_with_all_that_the_peer_said() -> None:
     session = session_of()
     verdict, call, error = session.receive(btp.encode(error_packet(1)))
-    assert (verdict, call) == (Verdict.FAILURE, "call")
+    assert (verdict, call) == (SessionEvent.FAILURE, "call")
     assert isinstance(error, RemoteError)
     assert (error.code, error.name, error.data) == ("F00", "NotAcceptedError", b"no")
     assert error.triggered_at == NOON
@@ -100,7 +97,7 @@ def test_an_error_fails_its_call_with_all_that_the_peer_said() -> None:
 def test_an_illegal_answer_fails_its_call_at_once(packet_type: Any) -> None:
     session = session_of()
     verdict, call, error = session.receive(repeated(packet_type, 1))
-    assert (verdict, call) == (Verdict.FAILURE, "call")
+    assert (verdict, call) == (SessionEvent.FAILURE, "call")
     assert isinstance(error, DecodeError)
     assert session.pending == {}
 
@@ -143,7 +140,7 @@ def test_ids_are_fresh_numbers_of_32_bits_even_where_they_wrap() -> None:
 )
 def test_a_message_with_ilp_is_a_request(entries: Any, data: Any) -> None:
     session = session_of()
-    assert session.receive(btp.encode(btp.Message(9, entries))) == (Verdict.REQUEST, 9, data)
+    assert session.receive(btp.encode(btp.Message(9, entries))) == (SessionEvent.REQUEST, 9, data)
     assert session.serving == {9}
 
 
@@ -152,7 +149,7 @@ def test_a_message_without_ilp_gets_an_empty_response(entries: Any) -> None:
     """ilp-plugin-btp answers it so; silence would cost its sender 35 s."""
     session = session_of()
     verdict, request_id, reply = session.receive(btp.encode(btp.Message(9, entries)))
-    assert (verdict, request_id) == (Verdict.REPLY, 9)
+    assert (verdict, request_id) == (SessionEvent.REPLY, 9)
     assert btp.decode(reply) == btp.Response(9)
     assert session.serving == set()
 
@@ -160,7 +157,7 @@ def test_a_message_without_ilp_gets_an_empty_response(entries: Any) -> None:
 def test_a_transfer_is_handed_on_whole() -> None:
     session = session_of()
     transfer = btp.Transfer(9, 2**64 - 1, (entry("claim", b"{}", 2),))
-    assert session.receive(btp.encode(transfer)) == (Verdict.TRANSFER, 9, transfer)
+    assert session.receive(btp.encode(transfer)) == (SessionEvent.TRANSFER, 9, transfer)
 
 
 REQUESTS = {
@@ -176,7 +173,7 @@ REQUESTS = {
 def test_an_id_repeated_in_flight_is_dropped(first: Any, second: Any) -> None:
     """A transfer applied twice is money made of nothing."""
     session = session_of()
-    assert session.receive(REQUESTS[first])[0] in (Verdict.REQUEST, Verdict.TRANSFER)
+    assert session.receive(REQUESTS[first])[0] in (SessionEvent.REQUEST, SessionEvent.TRANSFER)
     assert session.receive(REQUESTS[second]) == NOTHING
     session.serving.discard(9)
     assert session.receive(REQUESTS[second]) != NOTHING
@@ -189,7 +186,7 @@ def test_an_illegal_request_is_answered_with_f01(packet_type: Any) -> None:
     if packet_type == btp.TRANSFER:
         frame = frame[:5] + b"\x12" + bytes(8) + frame[6:]
     verdict, request_id, reply = session.receive(frame)
-    assert (verdict, request_id) == (Verdict.REPLY, 9)
+    assert (verdict, request_id) == (SessionEvent.REPLY, 9)
     packet = btp.decode(reply)
     assert isinstance(packet, btp.Error)
     assert (packet.request_id, packet.code, packet.name) == (9, "F01", "InvalidFieldsError")
@@ -200,7 +197,7 @@ def test_an_illegal_request_is_answered_with_f01(packet_type: Any) -> None:
 def test_an_unreadable_packet_changes_nothing(frame: Any) -> None:
     session = session_of()
     verdict, key, error = session.receive(frame)
-    assert (verdict, key) == (Verdict.MALFORMED, None)
+    assert (verdict, key) == (SessionEvent.MALFORMED, None)
     assert isinstance(error, DecodeError)
     assert (session.pending, session.serving) == ({1: "call"}, set())
 
@@ -209,15 +206,15 @@ def test_a_packet_of_too_many_entries_is_refused() -> None:
     """Thousands of entries would make one small packet cost much memory."""
     session = session_of(max_entries=3)
     entries = (entry("ilp"), *(entry(f"e{i}") for i in range(3)))
-    assert session.receive(btp.encode(btp.Message(8, entries[:3]))) == (Verdict.REQUEST, 8, b"")
+    assert session.receive(btp.encode(btp.Message(8, entries[:3]))) == (SessionEvent.REQUEST, 8, b"")
     verdict, request_id, reply = session.receive(btp.encode(btp.Message(9, entries)))
-    assert (verdict, request_id, btp.decode(reply).type) == (Verdict.REPLY, 9, btp.ERROR)
+    assert (verdict, request_id, btp.decode(reply).type) == (SessionEvent.REPLY, 9, btp.ERROR)
     assert session.serving == {8}
 
 
 def test_text_is_no_packet() -> None:
     verdict, key, error = session_of().reject_text()
-    assert (verdict, key) == (Verdict.MALFORMED, None)
+    assert (verdict, key) == (SessionEvent.MALFORMED, None)
     assert isinstance(error, DecodeError)
 
 
@@ -257,7 +254,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.outcomes[call] = 0
         return request_id
 
-    def judge(self, request_id: int, frame: bytes, verdict: Verdict) -> Any:
+    def judge(self, request_id: int, frame: bytes, verdict: SessionEvent) -> Any:
         got, call, value = self.session.receive(frame)
         if request_id not in self.in_flight:
             assert (got, call, value) == UNEXPECTED
@@ -268,20 +265,20 @@ class SessionMachine(RuleBasedStateMachine):
 
     @rule(request_id=calls | st.integers(0, 20), data=st.binary(max_size=4))
     def answer(self, request_id: int, data: bytes) -> None:
-        value = self.judge(request_id, btp.encode_ilp(btp.RESPONSE, request_id, data), Verdict.ANSWER)
+        value = self.judge(request_id, btp.encode_ilp(btp.RESPONSE, request_id, data), SessionEvent.ANSWER)
         assert value in (None, data)
 
     @rule(request_id=calls)
     def answer_empty(self, request_id: int) -> None:
-        assert self.judge(request_id, btp.encode(btp.Response(request_id)), Verdict.ANSWER) in (None, b"")
+        assert self.judge(request_id, btp.encode(btp.Response(request_id)), SessionEvent.ANSWER) in (None, b"")
 
     @rule(request_id=calls)
     def fail(self, request_id: int) -> None:
-        self.judge(request_id, btp.encode(error_packet(request_id)), Verdict.FAILURE)
+        self.judge(request_id, btp.encode(error_packet(request_id)), SessionEvent.FAILURE)
 
     @rule(request_id=calls)
     def answer_badly(self, request_id: int) -> None:
-        self.judge(request_id, repeated(btp.RESPONSE, request_id), Verdict.FAILURE)
+        self.judge(request_id, repeated(btp.RESPONSE, request_id), SessionEvent.FAILURE)
 
     @rule(request_id=consumes(calls))
     def forget(self, request_id: int) -> None:
@@ -296,9 +293,9 @@ class SessionMachine(RuleBasedStateMachine):
         frame = REQUESTS[kind][:1] + request_id.to_bytes(4, "big") + REQUESTS[kind][5:]
         verdict, key, _ = self.session.receive(frame)
         if request_id in self.serving:
-            assert verdict is Verdict.NOTHING
+            assert verdict is SessionEvent.NOTHING
         else:
-            assert verdict is (Verdict.TRANSFER if kind == "transfer" else Verdict.REQUEST)
+            assert verdict is (SessionEvent.TRANSFER if kind == "transfer" else SessionEvent.REQUEST)
             assert key == request_id
         self.serving.add(request_id)
         return request_id
@@ -310,7 +307,7 @@ class SessionMachine(RuleBasedStateMachine):
 
     @rule(frame=st.sampled_from(GARBAGE) | st.binary(max_size=4))
     def garbage(self, frame: bytes) -> None:
-        assert self.session.receive(frame)[0] is Verdict.MALFORMED
+        assert self.session.receive(frame)[0] is SessionEvent.MALFORMED
 
     @invariant()
     def remembers_what_is_in_flight_and_nothing_else(self) -> None:

@@ -19,7 +19,6 @@ from support.tasks import open_tasks
 
 from trio_ledger_plugin.options.base import PluginOptions
 from trio_ledger_plugin.websocket.connection import BadHandshakeError, WebSocket, accept_websocket, open_websocket
-from trio_ledger_plugin.websocket.frames import binary_frame, masked_binary_frame
 
 if TYPE_CHECKING:
     from trio_ledger_plugin.runtime.tasks import TaskGroup
@@ -43,9 +42,9 @@ class Echo:
 
     replies_blocked = 0
 
-    def __init__(self, websocket: WebSocket, *, client: bool, echoes: bool = True) -> None:
+    def __init__(self, websocket: WebSocket, *, echoes: bool = True) -> None:
         self._websocket = websocket
-        self._frame = masked_binary_frame if client else binary_frame
+        self._frame = websocket.frame
         self._echoes = echoes
         self.texts: list[str] = []
         self.ended = trio.Event()
@@ -58,12 +57,12 @@ class Echo:
             return message
 
         # As WebSocket.open does, but that texts are kept.
-        websocket._writer = websocket._lane.open(self, fetch_and_keep, websocket._verdict)
+        websocket._lane.open(self, fetch_and_keep, websocket._verdict)
         websocket._reader.call_at_end(lambda _cancelled, _error: self.ended.set())
         websocket.authenticated()
 
     def receive(self, message: bytes) -> None:
-        self._websocket.write(message)
+        self._websocket.writer.write(self._frame(message))
 
     def receive_text(self) -> None:
         if self._echoes:
@@ -83,7 +82,7 @@ async def serve(tasks: TaskGroup, stream: trio.SocketStream) -> None:
         websocket = await accept_websocket(stream, tasks, OPTIONS, peer="tester", refuse=lambda handshake: None)
     except BadHandshakeError:
         return
-    await Echo(websocket, client=False).ended.wait()
+    await Echo(websocket).ended.wait()
 
 
 async def run_server(port: int) -> None:
@@ -96,7 +95,7 @@ async def visit(tasks: TaskGroup, port: int, resource: str, *, echoes: bool) -> 
     stream = await trio.open_tcp_stream("127.0.0.1", port)
     host = f"127.0.0.1:{port}"
     websocket = await open_websocket(stream, tasks, OPTIONS, host=host, resource=resource)
-    echo = Echo(websocket, client=True, echoes=echoes)
+    echo = Echo(websocket, echoes=echoes)
     with trio.fail_after(120):
         await echo.ended.wait()
     return echo.texts

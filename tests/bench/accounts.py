@@ -34,7 +34,7 @@ import trio
 from attrs import define, frozen
 
 from trio_ledger_plugin import open_plugin
-from trio_ledger_plugin.btp.session import auth_accepted, auth_message
+from trio_ledger_plugin.btp.auth import auth_accepted, auth_message
 from trio_ledger_plugin.codec import btp, ilp
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from trio_ledger_plugin import LedgerPluginError, open_plugin
-from trio_ledger_plugin.btp.session import auth_message
+from trio_ledger_plugin.btp.auth import auth_message
 from trio_ledger_plugin.codec import btp
 
 HANDSHAKE = (

@@ -19,8 +19,8 @@ from secrets import token_hex
 import trio
 
 from trio_ledger_plugin.btp.accounts import AccountsPlugin
+from trio_ledger_plugin.btp.auth import auth_message
 from trio_ledger_plugin.btp.options import AccountsOptions, HostInfo
-from trio_ledger_plugin.btp.session import auth_message
 from trio_ledger_plugin.events import AccountConnected
 from trio_ledger_plugin.services import PluginServices
 

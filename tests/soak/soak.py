@@ -28,7 +28,7 @@ from attrs import fields, frozen
 from support.peers import CLOSE, Peer, dial
 
 from trio_ledger_plugin import ConnectOptions, LedgerPlugin, LedgerPluginError, PluginServices, open_plugin
-from trio_ledger_plugin.btp.session import auth_message
+from trio_ledger_plugin.btp.auth import auth_message
 from trio_ledger_plugin.codec import btp
 from trio_ledger_plugin.stores import open_sqlite_store
 from trio_ledger_plugin.testing import FaultKind, FaultProxy, RandomFaults, open_fault_proxy

@@ -11,19 +11,13 @@ from trio.testing import wait_all_tasks_blocked
 from support.peers import TOKEN, Peer, dial
 from support.scripted import ScriptedOptions, ScriptedPlugin
 from trio_ledger_plugin import (
-    ConnectionLostError,
-    PluginClosedError,
-    PluginFailedError,
     PluginServices,
-    ResponseTimeoutError,
     StoreError,
     StoreInDoubtError,
-    TransferInDoubtError,
 )
-from trio_ledger_plugin.btp.session import auth_message
+from trio_ledger_plugin.btp.auth import auth_message
 from trio_ledger_plugin.codec import btp
-from trio_ledger_plugin.runtime.calls import CallTable
-from trio_ledger_plugin.transfer import IDEMPOTENCY_KEY, TRANSFER_KEYS, Transfer
+from trio_ledger_plugin.transfer import IDEMPOTENCY_KEY, TRANSFER_KEYS
 
 if TYPE_CHECKING:
     import sqlite3
@@ -130,21 +124,10 @@ class Payer(ScriptedPlugin):
     def peer_retention(self) -> int | None:
         return self.retention if self.is_connected() else None
 
-    async def carry_money(self, transfer: Transfer) -> None:
-        await self.calls.wait_for_slot()
-        self.calls.check_open()
-        assert transfer.key is not None
-        try:
-            await self._call(transfer)
-        except (ConnectionLostError, ResponseTimeoutError, PluginClosedError, PluginFailedError) as error:
-            raise TransferInDoubtError(transfer.key, transfer.amount, str(error)) from error
-
     def lose_link(self) -> None:
-        self.calls.close(lambda: ConnectionLostError("the cable was cut"))
-        self.link_down("the cable was cut")
+        self.peer_left("the cable was cut")
 
     def regain_link(self) -> None:
-        self.calls = CallTable(self._ids, limit=self.options.max_in_flight, timeout=self.options.response_timeout)
         self.link_up()
 
     def answer(self, error: Exception | None = None) -> None:

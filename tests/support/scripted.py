@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import os
 from contextlib import asynccontextmanager
-from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import trio
 from attrs import field, frozen
 from trio.testing import wait_all_tasks_blocked
 
-from trio_ledger_plugin import LedgerPlugin, LedgerPluginError, PluginServices, open_plugin
+from trio_ledger_plugin import LedgerPlugin, PluginServices, open_plugin
+from trio_ledger_plugin.exchange import ExchangePlugin
 from trio_ledger_plugin.options.base import PluginOptions
-from trio_ledger_plugin.parking import park
-from trio_ledger_plugin.runtime.calls import CallTable
-from trio_ledger_plugin.runtime.workers import RequestQueue
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -24,7 +21,9 @@ if TYPE_CHECKING:
     import pytest
 
     from trio_ledger_plugin.events import Event
+    from trio_ledger_plugin.runtime.calls import CallTable
     from trio_ledger_plugin.runtime.handlers import Reply
+    from trio_ledger_plugin.runtime.workers import RequestQueue
     from trio_ledger_plugin.transfer import Transfer
 
 FORMS = ("own nursery", "given nursery")
@@ -90,8 +89,8 @@ class ScriptedOptions(PluginOptions):
     parting: float = field(default=0.0)
 
 
-class ScriptedPlugin(LedgerPlugin):
-    """Connects as its script says; the test answers its calls."""
+class ScriptedPlugin(ExchangePlugin):
+    """Connects as its script says; the test answers its calls, and reads its replies."""
 
     options_class: ClassVar[type[ScriptedOptions]] = ScriptedOptions
     options: ScriptedOptions
@@ -105,53 +104,34 @@ class ScriptedPlugin(LedgerPlugin):
     ) -> None:
         super().__init__(options, services, nursery, on_failed)
         self.attempts = 0
-        self._ids = count(1)
-        self.calls = CallTable(self._ids, limit=options.max_in_flight, timeout=options.response_timeout)
-        self.queue = RequestQueue(self.context.workers, self.context.budget, self, self.handlers.answer)
         self.replies: dict[int, Reply] = {}
         self.sent: list[Any] = []
 
+    @property
+    def calls(self) -> CallTable:
+        return self._exchange.calls
+
+    @property
+    def queue(self) -> RequestQueue:
+        return self._exchange.requests
+
     async def run_connection(self, *, task_status: trio.TaskStatus[None]) -> None:
         self.attempts += 1
-        self.calls = CallTable(self._ids, limit=self.options.max_in_flight, timeout=self.options.response_timeout)
         await self.options.script(self, task_status)
 
-    async def _call(self, payload: bytes | Transfer) -> bytes:
-        await self.calls.wait_for_slot()
-        self.calls.check_open()
-        request_id, call = self.calls.open()
-        self.sent.append(payload)
-        try:
-            response: bytes = await park(call)
-            return response
-        finally:
-            self.calls.forget(request_id)
+    def send_request(self, number: int, request: bytes | Transfer) -> None:
+        self.sent.append(request)
 
-    async def carry_data(self, data: bytes) -> bytes:
-        return await self._call(data)
-
-    async def carry_money(self, transfer: Transfer) -> None:
-        await self._call(transfer)
-
-    def fail_calls(self, make_error: Callable[[], LedgerPluginError]) -> None:
-        self.calls.close(make_error)
-
-    def calls_in_flight(self) -> int:
-        return len(self.calls.pending)
+    def send_reply(self, number: int, reply: Reply) -> None:
+        self.replies[number] = reply
 
     async def finish_calls(self) -> None:
-        await self.calls.drain()
+        await super().finish_calls()
         await trio.sleep(self.options.parting)
 
     def ask(self, request_id: int, payload: bytes | Transfer) -> bool:
         """Have the handler serve a request of the peer's."""
         return self.queue.submit(request_id, payload, len(payload) if isinstance(payload, bytes) else 0)
-
-    async def reply(self, request_id: int, reply: Reply) -> None:
-        self.replies[request_id] = reply
-
-    def expire(self, request_id: int) -> None:
-        self.replies[request_id] = LedgerPluginError("expired")
 
 
 def scripted(nursery: trio.Nursery, script: Any = stay, **options: Any) -> ScriptedPlugin:

@@ -390,4 +390,4 @@ async def part_all(links: Iterable[Link]) -> None:
 
 async def _part(link: Link) -> None:
     await link.drain()
-    await link.close()
+    await link.say_goodbye()

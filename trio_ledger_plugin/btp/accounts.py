@@ -285,7 +285,7 @@ class AccountsPlugin(BtpServer):
         account = self._open_account(link.account)
         account.add(link)
         self.log.debug("account %s connected from %s", account.name, link.peer)
-        link.answer_with(account.answer)
+        link.requests.answer = account.answer
         if account.plugin is None:
             if self.desk.is_unfinished(account.name):
                 account.give_plugin()

@@ -19,8 +19,8 @@ import trio
 from ..errors import InvalidFieldsError, LedgerPluginError, NotAcceptedError, UnreachableError
 from ..net.sockets import abort_stream
 from ..websocket.connection import PermanentlyUnreachableError, WebSocket, open_websocket
+from .auth import auth_message, read_auth_answer, transfer_keys
 from .link import Link
-from .session import auth_message, read_auth_answer, transfer_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -21,8 +21,8 @@ from ..net.shared_reader import SocketReaders, can_share
 from ..net.sockets import abort_stream
 from ..websocket.connection import Accepted, BadHandshakeError, Handshake, WebSocket, accept_websocket
 from ..websocket.messages import MessageStream
+from .auth import AuthRequest, BadAuthError, auth_accepted, auth_refused, read_auth
 from .link import Link
-from .session import AuthRequest, BadAuthError, auth_accepted, auth_refused, read_auth
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -285,7 +285,7 @@ class Door:
             link.send_unauthenticated(auth_refused(error.request_id, str(error)))
         with trio.move_on_after(self._context.options.auth_timeout):
             await link.drain()
-            await link.close()
+            await link.say_goodbye()
 
 
 class _Visitor:

@@ -1,8 +1,8 @@
-"""One live BTP connection: what is sent, what is received, and every deadline of it.
+"""One BTP connection to a peer: its exchange, its keep-alive, and its end.
 
-The law of this module: a link goes from AUTHENTICATING to OPEN to LOST and never back. When it is lost, each of its
-calls fails at that moment, what is queued is forgotten, and its socket is closed soon after. Nothing here waits for
-user code; nothing but requests and replies waits at all.
+Invariant: a link goes from AUTHENTICATING to OPEN to LOST and never back. ``end`` is the one way to LOST: at that
+moment each of its calls fails and what is queued is forgotten, and its socket is closed soon after. Nothing here waits
+for the application's code; only requests and replies wait at all.
 """
 
 from __future__ import annotations
@@ -14,38 +14,25 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from ..codec import btp
-from ..errors import (
-    ConnectionLostError,
-    InvalidFieldsError,
-    LedgerPluginError,
-    NotConnectedError,
-    PluginClosedError,
-    TransferInDoubtError,
-    UnreachableError,
-)
-from ..parking import park
-from ..runtime.calls import IN_DOUBT, Call, CallTable
-from ..runtime.workers import RequestQueue
-from ..transfer import MoneyLevel
+from ..errors import ConnectionLostError, InvalidFieldsError, LedgerPluginError, PluginClosedError
+from ..runtime.exchange import Exchange
 from ..websocket.frame_stream import CLOSE_SECONDS
-from .session import Session, Verdict, error_reply
-from .transfers import read_transfer, transfer_packet
+from .session import Session, SessionEvent, error_reply, read_transfer, transfer_packet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from ..runtime.calls import Call
     from ..runtime.context import Context
     from ..runtime.handlers import Reply
-    from ..runtime.workers import Answer
     from ..transfer import Transfer
     from ..websocket.interface import WebSocketTransport
+    from ..websocket.writer import FrameWriter
 
 __all__ = ["Link"]
 
-ANSWER, REQUEST = Verdict.ANSWER, Verdict.REQUEST
-# What a transfer counts for while it waits for a handler.
-TRANSFER_BYTES = 64
-# What a message that is held takes beside its bytes: many empty ones must not grow without bound either.
+ANSWER, REQUEST = SessionEvent.ANSWER, SessionEvent.REQUEST
+# What a message that is held costs besides its bytes: many empty ones must not grow without bound either.
 HELD_BYTES = 32
 CLOSE_POLICY, CLOSE_TOO_BIG, CLOSE_NORMAL = 1008, 1009, 1000
 MINUTE = 60.0
@@ -57,20 +44,20 @@ class _State(Enum):
     LOST = "lost"
 
 
-class Link:
+class Link(Exchange):
     """One connection to a peer, from its WebSocket handshake to its end.
 
     Args:
         context: What the parts of the plugin share.
-        ids: Where request ids come from.
-        websocket: The connection, its opening handshake done.
+        ids: Where the ids of requests come from.
+        transport: The connection, its opening handshake done.
         on_lost: Called once, when the link is lost, with the reason.
     """
 
     __slots__ = (
         "_abort_at",
-        "_context",
         "_first_message",
+        "_frame",
         "_held",
         "_malformed_since",
         "_malformed_times",
@@ -79,11 +66,10 @@ class Link:
         "_next_ping",
         "_on_lost",
         "_pinging",
-        "_queue",
         "_state",
-        "_websocket",
+        "_transport",
+        "_writer",
         "account",
-        "calls",
         "peer_retention",
         "replies_blocked",
         "session",
@@ -93,19 +79,19 @@ class Link:
         self,
         context: Context,
         ids: Iterator[int],
-        websocket: WebSocketTransport,
+        transport: WebSocketTransport,
         on_lost: Callable[[Link, str], None],
     ) -> None:
-        self._context = context
+        super().__init__(context, ids)
         options = context.options
-        self._websocket = websocket
+        self._transport = transport
+        self._writer: FrameWriter = transport.writer
+        self._frame = transport.frame
         self._on_lost = on_lost
-        self.account: str = ""  # at the other end; empty for a plugin with one peer
-        # For how many seconds the peer keeps transfer keys; None while the link is at PLAIN.
+        #: The account at the other end; empty for a plugin with one peer.
+        self.account: str = ""
         self.peer_retention: int | None = None
-        self.calls: CallTable = CallTable(ids, limit=options.max_in_flight, timeout=options.response_timeout)
         self.session: Session[Call] = Session(self.calls.pending, max_entries=options.max_entries)
-        self._queue = RequestQueue(context.workers, context.budget, self, context.handlers.answer)
         self._state = _State.AUTHENTICATING
         self._max_queued = options.max_send_queue_bytes
         # Half of the queue is for replies: were it full of requests at both ends, neither could answer.
@@ -127,99 +113,74 @@ class Link:
     @property
     def peer(self) -> str:
         """The peer's address, for logs."""
-        return self._websocket.peer
+        return self._transport.peer
 
     @property
     def bytes_sent(self) -> int:
         """Bytes that left in frames."""
-        return self._websocket.writer.bytes_sent
+        return self._writer.bytes_sent
 
     @property
     def bytes_received(self) -> int:
         """Bytes that came in frames."""
-        return self._websocket.bytes_received
+        return self._transport.bytes_received
 
-    # Authentication; how it goes is the client's and the listener's matter.
+    # Authentication; the client and the server decide how it goes.
 
     def begin(self, first_message: Callable[[bytes], None]) -> None:
         """Let messages come; each goes to ``first_message`` until ``authenticated`` is called."""
         self._first_message = first_message
-        self._websocket.open(self, self._reader_ended)
+        self._transport.open(self, self._transport_ended)
 
     def hold(self, message: bytes) -> None:
         """Keep a message that came before the link is authenticated; it is served afterwards."""
         held = sum(map(len, self._held)) + HELD_BYTES * len(self._held)
-        if held + len(message) > self._context.options.max_unauthenticated_bytes:
+        if held + len(message) > self.context.options.max_unauthenticated_bytes:
             self.too_big()
         else:
             self._held.append(message)
 
-    def answer_with(self, answer: Answer) -> None:
-        """Have the peer's requests answered by this instead of the plugin's handlers; before ``authenticated``."""
-        self._queue.answer = answer
-
     def send_unauthenticated(self, packet: bytes) -> None:
         """Send a packet of the authentication itself."""
-        self._websocket.write(packet)
+        self._write(packet)
 
     def authenticated(self) -> None:
         """Open the link, and serve what came before the verdict."""
         if self._state is not _State.AUTHENTICATING:
             return
         self._state = _State.OPEN
-        self._websocket.authenticated()
+        self._transport.authenticated()
         now = trio.current_time()
-        self._next_ping = now + self._context.options.ping_interval
-        self._context.timers.schedule(self, self._next_visit(now, self.calls.expire(now)))
+        self._next_ping = now + self.context.options.ping_interval
+        self.context.timers.schedule(self, self._next_time(now, self.calls.expire(now)))
         held, self._held = self._held, []
         for message in held:
             self.receive(message)
 
-    # Calls of ours.
+    # What is sent.
 
-    # Ctrl-C between the call and its wait would leave a call behind whose caller waits for something else by then.
-    @trio.lowlevel.enable_ki_protection
-    async def request(self, data: bytes) -> bytes:
-        """Send ILP data and return the response's; ``LedgerPlugin.send_data`` documents the errors.
+    def _write(self, packet: bytes) -> None:
+        self._writer.write(self._frame(packet))
 
-        Cancellation: The request may have left; its answer is ignored.
-        """
-        if len(self.calls.pending) >= self.calls.limit or self._websocket.writer.queued >= self._max_asked:
-            await self.wait_for_turn()
-        self.calls.check_open()
-        alone = not self.calls.pending
-        request_id, call = self.calls.open()
-        packet = btp.encode_ilp(btp.MESSAGE, request_id, data)
-        if alone:
-            self._websocket.write_alone(packet)
+    def send_request(self, request_id: int, request: bytes | Transfer) -> None:
+        """Queue a request, or send it at once where it is the only one."""
+        if request.__class__ is not bytes:
+            self._write(transfer_packet(request_id, request))  # type: ignore[arg-type]  # a transfer, by its class
+        elif len(self.calls.pending) == 1:
+            self._writer.write_alone(self._frame(btp.encode_ilp(btp.MESSAGE, request_id, request)))
         else:
-            self._websocket.write(packet)
-        self._context.counters.requests_sent += 1
-        try:
-            response: bytes = await park(call) if call.early is None else call.early.unwrap()
-            return response
-        finally:
-            self.calls.forget(request_id)
+            self._writer.write(self._frame(btp.encode_ilp(btp.MESSAGE, request_id, request)))
 
-    @trio.lowlevel.enable_ki_protection  # as for a request
-    async def transfer(self, transfer: Transfer) -> None:
-        """Send a transfer, once, and return when it is acknowledged; ``carry_money`` documents the errors.
+    def is_full(self) -> bool:
+        """Whether a further request has to wait for room in the queue."""
+        return self._writer.queued >= self._max_asked
 
-        Cancellation: The transfer may have left and may be applied.
+    async def wait_for_room(self) -> None:
+        """Wait for room in the queue.
+
+        Cancellation: Safe at any time.
         """
-        assert transfer.key is not None
-        if transfer.level is MoneyLevel.KEYED and self.peer_retention is None:
-            raise NotConnectedError("the peer does not keep transfer keys on this link; nothing was sent")
-        await self.wait_for_turn()
-        request_id, call = self.calls.open()
-        self._websocket.write(transfer_packet(request_id, transfer))
-        self._context.counters.requests_sent += 1
-        try:
-            await park(call) if call.early is None else call.early.unwrap()
-        except IN_DOUBT as error:
-            raise TransferInDoubtError(transfer.key, transfer.amount, str(error)) from error
-        finally:
-            self.calls.forget(request_id)
+        await self._writer.wait_for_room(self._max_asked)
 
     async def drain(self) -> None:
         """Wait until no call is in flight and all that is queued was sent, or the link is lost.
@@ -227,74 +188,90 @@ class Link:
         Cancellation: Safe at any time.
         """
         await self.calls.drain()
-        await self._websocket.writer.flush()
+        await self._writer.flush()
 
-    async def wait_for_turn(self) -> None:
-        """Wait until a call more may be made; it must be made before anything else is awaited.
+    async def reply(self, request_id: int, reply: Reply) -> None:
+        """Send a handler's reply once the queue has room; dropped when the link is lost.
 
-        Raises:
-            NotConnectedError: The link was lost. Nothing was sent.
-            LedgerPluginError: The plugin was closed, or has failed. Nothing was sent.
-
-        Cancellation: Safe at any time.
+        Cancellation: The reply is dropped.
         """
-        calls, writer = self.calls, self._websocket.writer
-        try:
-            while not calls.closed and (len(calls.pending) >= calls.limit or writer.queued >= self._max_asked):
-                await calls.wait_for_slot()
-                await writer.wait_for_room(self._max_asked)
-        except trio.Cancelled:
-            calls.wake_next()
-            raise
-        calls.check_open()
+        if self._writer.queued >= self._max_queued:
+            self.replies_blocked += 1
+            try:
+                await self._writer.wait_for_room(self._max_queued)
+            finally:
+                self.replies_blocked -= 1
+        self.answer(request_id, reply)
 
-    # What the lane calls, from trio-websocket's reader.
+    def send_reply(self, request_id: int, reply: Reply) -> None:
+        """Queue a reply, or send it at once where no other request is served."""
+        self.session.serving.discard(request_id)
+        if reply.__class__ is bytes:
+            packet = btp.encode_ilp(btp.RESPONSE, request_id, reply)
+        elif isinstance(reply, LedgerPluginError):
+            self._write(error_reply(request_id, reply))
+            return
+        else:
+            packet = btp.encode(btp.Response(request_id))
+        if self.requests.running == 1:
+            self._writer.write_alone(self._frame(packet))
+        else:
+            self._write(packet)
+
+    def send_refusal(self, request_id: int, error: LedgerPluginError) -> None:
+        """Queue an error in the space that is reserved for the reader, which cannot wait."""
+        self.session.serving.discard(request_id)
+        self._write_bounded(error_reply(request_id, error))
+
+    def _write_bounded(self, packet: bytes) -> None:
+        """Queue a packet of the reader, which cannot wait; only little may be queued past the limit."""
+        self._write(packet)
+        if self._writer.queued > self._max_queued + self.context.options.max_error_reply_bytes:
+            self.abort("the peer asks and does not read")
+
+    # What the transport calls, from the task that reads.
 
     def receive(self, message: bytes) -> None:
-        """Take one binary message."""
+        """Handle one binary message."""
         if self._state is _State.OPEN:
-            verdict, key, value = self.session.receive(message)
-            if verdict is ANSWER:
-                self._context.counters.responses_received += 1
+            event, key, value = self.session.receive(message)
+            if event is ANSWER:
+                self.context.counters.responses_received += 1
                 key.answer(value)
-            elif verdict is REQUEST:
-                self._context.counters.requests_received += 1
-                if not self._queue.submit(key, value, len(value)):
-                    self._refuse(key, UnreachableError("too many requests wait already"))
+            elif event is REQUEST:
+                self.receive_request(key, value)
             else:
-                self._receive_other(verdict, key, value)
+                self._receive_other(event, key, value)
         elif self._state is _State.AUTHENTICATING:
             self._first_message(message)
 
     def receive_text(self) -> None:
-        """Take note of a text message."""
+        """Handle a text message: BTP has none."""
         if self._state is _State.OPEN:
             self._receive_other(*self.session.reject_text())
         else:
             self.shut(CLOSE_POLICY, "a text message before authentication")
 
     def too_big(self) -> None:
-        """Take note of a message past the limits."""
+        """Handle a message past the limits."""
         self.shut(CLOSE_TOO_BIG, "a message past the limits")
 
     def peer_left(self, reason: str) -> None:
-        """Take note that nothing more will be received."""
-        self.lost(reason)
+        """Handle the end of what the peer sends."""
+        self.end(reason)
 
-    def _receive_other(self, verdict: Verdict, key: Any, value: Any) -> None:  # noqa: ANN401 (the verdict tells)
-        counters = self._context.counters
-        if verdict is Verdict.FAILURE:
-            counters.errors_received += 1
-            key.fail(value)
-        elif verdict is Verdict.TRANSFER:
-            counters.requests_received += 1
+    def _receive_other(self, event: SessionEvent, key: Any, value: Any) -> None:  # noqa: ANN401 (the event tells)
+        counters = self.context.counters
+        if event is SessionEvent.FAILURE:
+            self.resolve(key, value)
+        elif event is SessionEvent.TRANSFER:
             self._receive_transfer(key, value)
-        elif verdict is Verdict.REPLY:
+        elif event is SessionEvent.REPLY:
             counters.requests_received += 1
             self._write_bounded(value)
-        elif verdict is Verdict.UNEXPECTED:
+        elif event is SessionEvent.UNEXPECTED:
             counters.unexpected_responses += 1
-        elif verdict is Verdict.MALFORMED:
+        elif event is SessionEvent.MALFORMED:
             counters.malformed_packets += 1
             self._count_malformed(value)
 
@@ -302,149 +279,108 @@ class Link:
         try:
             transfer = read_transfer(packet, self.account, keyed=self.peer_retention is not None)
         except InvalidFieldsError as error:
-            self._refuse(request_id, error)
-            return
-        if not self._queue.submit(request_id, transfer, TRANSFER_BYTES):
-            self._refuse(request_id, UnreachableError("too many requests wait already"))
+            self.context.counters.requests_received += 1
+            self.refuse(request_id, error)
+        else:
+            self.receive_request(request_id, transfer)
 
     def _count_malformed(self, error: Exception) -> None:
         now = trio.current_time()
         if now - self._malformed_since > MINUTE:
             self._malformed_since, self._malformed_times = now, 0
         self._malformed_times += 1
-        self._context.log.warn("unreadable message from %s: %s", self.peer, error)
-        if self._malformed_times > self._context.options.max_malformed_per_minute:
+        self.context.log.warn("unreadable message from %s: %s", self.peer, error)
+        if self._malformed_times > self.context.options.max_malformed_per_minute:
             self.shut(CLOSE_POLICY, "too many unreadable messages")
 
-    # Requests of the peer's; the handler pool calls these.
-
-    async def reply(self, request_id: int, reply: Reply) -> None:
-        """Send a handler's reply; dropped when the link is lost.
-
-        Cancellation: The reply is dropped.
-        """
-        if self._websocket.writer.queued >= self._max_queued:
-            self.replies_blocked += 1
-            try:
-                await self._websocket.writer.wait_for_room(self._max_queued)
-            finally:
-                self.replies_blocked -= 1
-        if self._state is not _State.OPEN:
-            return
-        self.session.serving.discard(request_id)
-        if isinstance(reply, LedgerPluginError):
-            self._context.counters.errors_sent += 1
-            self._websocket.write(error_reply(request_id, reply))
-        else:
-            self._context.counters.responses_sent += 1
-            if isinstance(reply, bytes):
-                packet = btp.encode_ilp(btp.RESPONSE, request_id, reply)
-            else:
-                packet = btp.encode(btp.Response(request_id))
-            if self._queue.running == 1:
-                self._websocket.write_alone(packet)
-            else:
-                self._websocket.write(packet)
-
-    def expire(self, request_id: int) -> None:
-        """Answer for a data handler that is past its deadline."""
-        self._refuse(request_id, UnreachableError("the handler took too long"))
-
-    def _refuse(self, request_id: int, error: LedgerPluginError) -> None:
-        if self._state is _State.OPEN:
-            self.session.serving.discard(request_id)
-            self._write_bounded(error_reply(request_id, error))
-            self._context.counters.errors_sent += 1
-
-    def _write_bounded(self, packet: bytes) -> None:
-        """Write for the reader, which cannot wait: what it may queue past the limit is little."""
-        self._websocket.write(packet)
-        if self._websocket.writer.queued > self._max_queued + self._context.options.max_error_reply_bytes:
-            self.lost("the peer asks and does not read")
-            self._websocket.abort()
-
-    # Deadlines and the end.
+    # Deadlines.
 
     def fire(self, now: float) -> float:
         """Act on the deadlines that have passed."""
         if self._state is _State.LOST:
-            # An earlier visit was asked for while the link was open: its goodbye may still be on the way.
+            # It was scheduled while the link was open: its closing handshake may still be under way.
             if now >= self._abort_at:
-                self._websocket.abort()
+                self._transport.abort()
             return inf
         due = self.calls.expire(now)
-        writer = self._websocket.writer
+        writer = self._writer
         if writer.deadline <= now:
-            self.lost("nothing more can be sent" if writer.is_stopped else "the peer does not read")
-            self._websocket.abort()
+            self.abort("nothing more can be sent" if writer.is_stopped else "the peer does not read")
             return inf
         writer.retire()
         if self._next_ping <= now:
-            self._next_ping = now + self._context.options.ping_interval
+            self._next_ping = now + self.context.options.ping_interval
             if self._pinging is None:
-                self._context.tasks.spawn(self._ping)
-        return self._next_visit(now, due)
+                self.context.tasks.spawn(self._ping)
+        return self._next_time(now, due)
 
-    def _next_visit(self, now: float, due: float) -> float:
-        return min(due, self._websocket.writer.deadline, self._next_ping, now + self._context.options.send_timeout)
+    def _next_time(self, now: float, due: float) -> float:
+        return min(due, self._writer.deadline, self._next_ping, now + self.context.options.send_timeout)
 
     async def _ping(self) -> None:
-        """Ask for a sign of life until a pong comes; whatever else comes is one too, and is asked for again."""
+        """Send pings until a pong comes; other bytes are a sign of life too, and then another ping is sent."""
+        timeout = self.context.options.pong_timeout
         answered = False
         while self._state is _State.OPEN and not answered:
-            heard = self._websocket.bytes_received
-            with trio.CancelScope(deadline=trio.current_time() + self._context.options.pong_timeout) as self._pinging:
-                await self._websocket.ping()
+            heard = self._transport.bytes_received
+            with trio.CancelScope(deadline=trio.current_time() + timeout) as self._pinging:
+                await self._transport.ping()
                 answered = True
-            # A program that kept the loop busy meanwhile may find the pong unread: the reader goes first.
+            # A program that kept the loop busy meanwhile may not have read the pong yet: the reader goes first.
             await trio.lowlevel.checkpoint()
-            if self._state is _State.OPEN and self._websocket.bytes_received == heard:
-                self.lost(f"no sign of life for {self._context.options.pong_timeout:g} s after a ping")
-                self._websocket.abort()
+            if self._state is _State.OPEN and self._transport.bytes_received == heard:
+                self.abort(f"no sign of life for {timeout:g} s after a ping")
         self._pinging = None
 
-    def shut(self, code: int, reason: str) -> None:
-        """Lose the link and close the connection with a closing handshake."""
-        if self._state is not _State.LOST:
-            self.lost(reason)
-            self._context.tasks.spawn(self._websocket.close, code, reason)
+    # The end.
 
-    async def close(self) -> None:
-        """Part from the peer with a closing handshake, for at most a second.
+    def shut(self, code: int, reason: str) -> None:
+        """End the link and close the connection with a closing handshake, without waiting for it."""
+        if self._state is not _State.LOST:
+            self.end(reason)
+            self.context.tasks.spawn(self._transport.close, code, reason)
+
+    async def say_goodbye(self) -> None:
+        """End the link from this side with a closing handshake, for at most a second.
 
         Cancellation: The connection is closed at once.
         """
-        self.lost("closed from this side", closed=True)
-        await self._websocket.close(CLOSE_NORMAL, "")
+        self.end("closed from this side", closed=True)
+        await self._transport.close(CLOSE_NORMAL, "")
 
     def abort(self, reason: str, *, closed: bool = False) -> None:
-        """Lose the link and drop the connection without a word; ``closed`` when the plugin is what ends."""
-        self.lost(reason, closed=closed)
-        self._websocket.abort()
+        """End the link and drop the connection without a closing handshake."""
+        self.end(reason, closed=closed)
+        self._transport.abort()
 
-    def lost(self, reason: str, *, closed: bool = False) -> None:
-        """Fail what waits on the link; ``closed`` when this side ended it."""
+    def end(self, reason: str, *, closed: bool = False) -> None:
+        """Lose the link: fail its calls, and forget what is queued; the first reason counts.
+
+        Args:
+            reason: Why, for calls, events and logs.
+            closed: Whether this side has closed the plugin: its calls fail with ``PluginClosedError`` then.
+        """
         if self._state is _State.LOST:
             return
-        was_open, self._state = self.is_open, _State.LOST
+        was_open = self._state is _State.OPEN
+        self._state = _State.LOST
         if closed:
-            self.calls.close(lambda: PluginClosedError("the plugin was closed; the peer may have acted"))
+            self.close(lambda: PluginClosedError("the plugin was closed; the peer may have acted"))
         else:
-            self.calls.close(lambda: ConnectionLostError(f"the link was lost: {reason}; the peer may have acted"))
-        self._websocket.writer.drop_messages()
-        self._queue.abandon()
+            self.close(lambda: ConnectionLostError(f"the link was lost: {reason}; the peer may have acted"))
+        self._writer.drop_messages()
         self.session.serving.clear()
         if self._pinging is not None:
             self._pinging.cancel()
         if was_open:
-            # Nothing of a stranger is visible, not even its bytes.
-            self._context.counters.bytes_sent += self.bytes_sent
-            self._context.counters.bytes_received += self.bytes_received
+            # Nothing of an unauthenticated connection is visible, not even its bytes.
+            self.context.counters.bytes_sent += self.bytes_sent
+            self.context.counters.bytes_received += self.bytes_received
         self._abort_at = trio.current_time() + 2 * CLOSE_SECONDS
-        self._context.timers.schedule(self, self._abort_at)
+        self.context.timers.schedule(self, self._abort_at)
         self._on_lost(self, reason)
 
-    def _reader_ended(self, cancelled: bool, error: Exception | None) -> None:
+    def _transport_ended(self, cancelled: bool, error: Exception | None) -> None:
         if error is not None:
-            self._context.log.error("reading from %s failed: %o", self.peer, error)
-        self.lost("the plugin was closed" if cancelled else "the connection ended", closed=cancelled)
+            self.context.log.error("reading from %s failed: %o", self.peer, error)
+        self.end("the plugin was closed" if cancelled else "the connection ended", closed=cancelled)

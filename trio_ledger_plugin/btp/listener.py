@@ -6,8 +6,8 @@ from hashlib import sha256
 from hmac import compare_digest
 from typing import TYPE_CHECKING
 
+from .auth import AuthRequest, BadAuthError
 from .door import Door
-from .session import AuthRequest, BadAuthError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -142,7 +142,7 @@ class BtpPlugin(BtpServer):
         if self._link is not None:
             await self._link.drain()
         if self._link is not None:
-            await self._link.close()
+            await self._link.say_goodbye()
 
     # What the client and the listener call.
 

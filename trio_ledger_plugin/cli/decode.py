@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 from attrs import fields
 
-from ..btp.session import AUTH_TOKEN, ILP
+from ..btp.auth import AUTH_TOKEN
+from ..btp.session import ILP
 from ..codec import btp, ildcp, ilp
 from ..codec.oer import read_octets, read_utf8
 from ..errors import DecodeError

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from ..btp.session import AuthRequest, BadAuthError
+from ..btp.auth import AuthRequest, BadAuthError
 from ..errors import InvalidServicesError
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 
 import trio
 
-from ..btp.session import ILP, auth_message
+from ..btp.auth import auth_message
+from ..btp.session import ILP
 from ..codec import btp
 from ..runtime.tasks import unwrap_group
 from .raw_frames import BINARY, CLOSE, MASK, PING, PONG, read_head, upgrade_request, upgrade_response, write_frame

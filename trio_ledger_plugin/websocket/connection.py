@@ -131,7 +131,7 @@ class ReaderTask:
 class WebSocket:
     """One open WebSocket connection, as a link uses it."""
 
-    __slots__ = ("_connection", "_frame", "_lane", "_reader", "_writer", "peer")
+    __slots__ = ("_connection", "_lane", "_reader", "frame", "peer", "writer")
 
     def __init__(
         self,
@@ -143,15 +143,11 @@ class WebSocket:
         self._connection = connection
         self._lane = lane
         self._reader = reader
-        self._writer: FrameWriter | None = None
-        self._frame = masked_binary_frame if connection.is_client else binary_frame
+        #: What is sent next goes here, in frames.
+        self.writer: FrameWriter = lane.start_writing()
+        #: Returns the frame of one binary message.
+        self.frame: Callable[[bytes], bytes] = masked_binary_frame if connection.is_client else binary_frame
         self.peer: str = peer
-
-    @property
-    def writer(self) -> FrameWriter:
-        """The queue of frames to send."""
-        assert self._writer is not None
-        return self._writer
 
     @property
     def bytes_received(self) -> int:
@@ -160,20 +156,12 @@ class WebSocket:
 
     def open(self, receiver: MessageReceiver, on_end: OnEnd) -> None:
         """Let messages come; ``on_end`` is called when the connection is closed and its reader has ended."""
-        self._writer = self._lane.open(receiver, self._fetch, self._verdict)
+        self._lane.open(receiver, self._fetch, self._verdict)
         self._reader.call_at_end(on_end)
 
     def authenticated(self) -> None:
         """Allow messages of full size."""
         self._lane.authenticated()
-
-    def write(self, message: bytes) -> None:
-        """Queue one binary message."""
-        self.writer.write(self._frame(message))
-
-    def write_alone(self, message: bytes) -> None:
-        """Send one binary message at once if nothing is queued and the socket takes it, or else queue it."""
-        self.writer.write_alone(self._frame(message))
 
     async def ping(self) -> None:
         """Send a ping and wait for its pong, for ever if the connection ends first.

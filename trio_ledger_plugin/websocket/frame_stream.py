@@ -105,32 +105,32 @@ class FrameStream(trio.abc.Stream):
         self.writer: FrameWriter | None = None
         self.bytes_received: int = 0
 
+    def start_writing(self) -> FrameWriter:
+        """Return the writer of this stream; from now on what trio-websocket sends is a frame, and queued."""
+        self.writer = FrameWriter(self._stream, self._tasks, self._options.send_timeout)
+        return self.writer
+
     def open(
         self,
         receiver: MessageReceiver,
         fetch: Callable[[], Awaitable[bytes | str | None]],
         verdict: Callable[[], int | None],
-    ) -> FrameWriter:
-        """Switch from the handshake to frames.
+    ) -> None:
+        """Let messages come, in frames.
 
         Args:
             receiver: Where the messages go.
             fetch: Gets the message that was passed up last, or None when there is none after all.
             verdict: Gives the code that trio-websocket has ended the connection with, or None while it has not.
-
-        Returns:
-            The writer of this stream.
         """
         self._receiver = receiver
         self._fetch = fetch
         self._verdict = verdict
-        self.writer = FrameWriter(self._stream, self._tasks, self._options.send_timeout)
         assert self._opened is not None
         self._opened.set()
         self._opened = None
         if self._readers is not None and not self._closed:
             self._readers.lanes += 1
-        return self.writer
 
     def authenticated(self) -> None:
         """Allow messages of full size."""
@@ -177,7 +177,7 @@ class FrameStream(trio.abc.Stream):
             self._left("the connection was closed")
             if self.writer is not None:
                 self.writer.stop()
-            if self._readers is not None and self._socket is not None and self.writer is not None:
+            if self._readers is not None and self._socket is not None and self._opened is None:
                 self._readers.lanes -= 1
                 self._readers.closing(self._socket)
             await abort_stream(self._stream)  # noqa: ASYNC102 (it waits for nothing)

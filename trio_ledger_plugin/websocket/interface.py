@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .writer import FrameWriter
 
 __all__ = ["MessageReceiver", "OnEnd", "WebSocketTransport"]
@@ -48,7 +50,11 @@ class WebSocketTransport(Protocol):
 
     @property
     def writer(self) -> FrameWriter:
-        """The queue of what is to be sent."""
+        """The queue of what is sent."""
+
+    @property
+    def frame(self) -> Callable[[bytes], bytes]:
+        """Returns what the writer takes for one binary message."""
 
     @property
     def bytes_received(self) -> int:
@@ -64,12 +70,6 @@ class WebSocketTransport(Protocol):
 
     def authenticated(self) -> None:
         """Allow messages of full size."""
-
-    def write(self, message: bytes) -> None:
-        """Queue one binary message."""
-
-    def write_alone(self, message: bytes) -> None:
-        """Queue one binary message, or send it at once where that cannot wait."""
 
     async def ping(self) -> None:
         """Send a ping and wait for its pong, for ever if the connection ends first.

@@ -1,0 +1,182 @@
+"""The first packet of a BTP connection and its answer, without I/O (RFC-0023, authentication)."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from json import dumps
+from typing import TYPE_CHECKING
+
+from attrs import define, evolve, frozen
+
+from ..codec import btp
+from ..errors import DecodeError, NotAcceptedError, UnreachableError
+from ..transfer import TRANSFER_KEYS, read_retention
+from .session import find_entry, remote_error
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "AUTH_TOKEN",
+    "AuthAnswer",
+    "AuthRequest",
+    "BadAuthError",
+    "auth_accepted",
+    "auth_message",
+    "auth_refused",
+    "read_auth",
+    "read_auth_answer",
+    "transfer_keys",
+]
+
+AUTH = "auth"
+AUTH_USERNAME = "auth_username"
+AUTH_TOKEN = "auth_token"  # noqa: S105 (the name of a sub-protocol, not a token)
+
+
+@define
+class AuthRequest:
+    """The credentials of a peer's first packet (RFC-0023, authentication).
+
+    Attributes:
+        request_id: The id to answer.
+        username: ``auth_username``, or None where there is no such entry.
+        token: ``auth_token`` as it came.
+        extra: The other entries, by name.
+    """
+
+    request_id: int
+    username: str | None
+    token: bytes
+    extra: Mapping[str, bytes]
+
+    @property
+    def peer_retention(self) -> int | None:
+        """For how many seconds the client offers to keep transfer keys; None when it does not."""
+        return read_retention(self.extra.get(TRANSFER_KEYS))
+
+    def __repr__(self) -> str:
+        """Show no credential."""
+        return f"AuthRequest(request_id={self.request_id}, username={self.username!r}, token=***)"
+
+
+def auth_message(request_id: int, account: str, token: str, flags: Mapping[str, object]) -> bytes:
+    """Return the encoded first packet of a client: ``auth``, the username, the token, then the flags."""
+    entries = [
+        btp.ProtocolData(AUTH, btp.OCTET_STREAM, b""),
+        btp.ProtocolData(AUTH_USERNAME, btp.TEXT, account.encode()),
+        btp.ProtocolData(AUTH_TOKEN, btp.TEXT, token.encode()),
+    ]
+    entries += [_flag(*flag) for flag in flags.items()]
+    return btp.encode(btp.Message(request_id, tuple(entries)))
+
+
+@frozen
+class AuthAnswer:
+    """A server's answer to right credentials.
+
+    Attributes:
+        peer_retention: For how many seconds the server keeps transfer keys; None when it does not.
+    """
+
+    peer_retention: int | None
+
+
+class BadAuthError(Exception):
+    """A first packet that authenticates nobody; the text says why, fit for the peer to read.
+
+    Attributes:
+        request_id: The id to answer, or None where none could be read.
+    """
+
+    def __init__(self, reason: str, request_id: int | None = None) -> None:
+        super().__init__(reason)
+        self.request_id = request_id
+
+
+def read_auth(frame: bytes, *, max_entries: int) -> AuthRequest:
+    """Read the first packet of a client.
+
+    Raises:
+        BadAuthError: It is not an auth packet.
+    """
+    try:
+        packet = btp.decode(frame, max_entries=max_entries)
+    except DecodeError as error:
+        raise BadAuthError("the first packet is not readable", error.request_id) from error
+    if not isinstance(packet, btp.Message):
+        raise BadAuthError("the first packet must be a Message", packet.request_id)
+    entries = packet.protocol_data
+    if not entries or entries[0] != btp.ProtocolData(AUTH, btp.OCTET_STREAM, b""):
+        raise BadAuthError("the first entry of the first packet must be auth, without data", packet.request_id)
+    by_name = {entry.protocol_name: entry for entry in entries[1:]}
+    token, username = by_name.pop(AUTH_TOKEN, None), by_name.pop(AUTH_USERNAME, None)
+    if token is None:
+        raise BadAuthError("the first packet has no auth_token entry", packet.request_id)
+    for entry in (token, username):
+        if entry is not None and not _is_text(entry):
+            raise BadAuthError(f"{entry.protocol_name} is not text", packet.request_id)
+    name = None if username is None else username.data.decode()
+    extra = {entry.protocol_name: entry.data for entry in by_name.values()}
+    return AuthRequest(packet.request_id, name, token.data, extra)
+
+
+def _is_text(entry: btp.ProtocolData) -> bool:
+    """Whether an entry is UTF-8; older clients say octet-stream of their text."""
+    try:
+        entry.data.decode()
+    except UnicodeDecodeError:
+        return False
+    return entry.content_type in (btp.TEXT, btp.OCTET_STREAM)
+
+
+def auth_accepted(request_id: int, retention: int | None = None) -> bytes:
+    """Return the encoded answer to right credentials; ``retention`` agrees to keep transfer keys so many seconds."""
+    return btp.encode(btp.Response(request_id, tuple(_flag(*flag) for flag in transfer_keys(retention).items())))
+
+
+def transfer_keys(retention: int | None) -> dict[str, str]:
+    """Return the flag of the authentication that offers to keep transfer keys so many seconds; none for None."""
+    return {} if retention is None else {TRANSFER_KEYS: str(retention)}
+
+
+def _flag(name: str, value: object) -> btp.ProtocolData:
+    """Return an entry of the kind that ilp-plugin-btp makes of such a value."""
+    if isinstance(value, bytes):
+        return btp.ProtocolData(name, btp.OCTET_STREAM, value)
+    if isinstance(value, str):
+        return btp.ProtocolData(name, btp.TEXT, value.encode())
+    return btp.ProtocolData(name, btp.JSON, dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
+
+
+def auth_refused(request_id: int, reason: str) -> bytes:
+    """Return the encoded answer to wrong credentials; its data is plain text, as ilp-plugin-btp sends it."""
+    code, name = NotAcceptedError.code, NotAcceptedError.name
+    return btp.encode(btp.Error(request_id, code, name, datetime.now(UTC), reason.encode()))
+
+
+def read_auth_answer(frame: bytes, request_id: int, *, max_entries: int, token: str) -> AuthAnswer | None:
+    """Read a server's packet while its answer to the auth packet is awaited.
+
+    A refusal that repeats ``token`` is told without it.
+
+    Returns:
+        What it accepts with; None when it is no answer to the auth packet and is to be kept for later.
+
+    Raises:
+        NotAcceptedError: The server refuses the credentials.
+        UnreachableError: The server cannot serve now, or its answer cannot be read.
+    """
+    try:
+        packet = btp.decode(frame, max_entries=max_entries)
+    except DecodeError as error:
+        raise UnreachableError(f"the server's answer to the auth packet is not readable: {error}") from error
+    if not isinstance(packet, btp.Response | btp.Error) or packet.request_id != request_id:
+        return None
+    if isinstance(packet, btp.Response):
+        return AuthAnswer(read_retention(find_entry(packet.protocol_data, TRANSFER_KEYS)))
+    name, data = packet.name.replace(token, "***"), packet.data.replace(token.encode(), b"***")
+    refusal = remote_error(evolve(packet, name=name, data=data, protocol_data=()))
+    if packet.code.startswith("T"):
+        raise UnreachableError(f"the server cannot authenticate now: {refusal}") from refusal
+    raise NotAcceptedError(f"the server refuses the credentials: {refusal}") from refusal

@@ -1,0 +1,234 @@
+"""The engine of calls and requests over one link, for every plugin whose link carries messages.
+
+Invariants: a call belongs to the link that it went over, and so does a request of the peer's. When the exchange is
+closed its calls have failed, and what its handlers answer later goes nowhere, not even over the next link. A transfer
+that was handed to the link and has no reply that can be read may have been applied: it is in doubt.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from math import inf
+from typing import TYPE_CHECKING, TypeAlias
+
+import trio
+
+from ..errors import (
+    LedgerPluginError,
+    NotConnectedError,
+    TransferInDoubtError,
+    UnreachableError,
+)
+from ..parking import park
+from ..transfer import MoneyLevel, Transfer
+from .calls import IN_DOUBT, Call, CallTable
+from .workers import RequestQueue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .context import Context
+    from .handlers import Reply
+
+__all__ = ["Exchange", "MakeError"]
+
+# What a transfer counts for while it waits for a handler.
+TRANSFER_BYTES = 64
+
+# Makes the error of one call: no two calls share one.
+MakeError: TypeAlias = "Callable[[], LedgerPluginError]"
+
+
+class Exchange(ABC):
+    """Requests, replies and transfers over one link, each answered once.
+
+    A subclass writes ``send_request`` and ``send_reply``, calls ``receive_request`` and ``receive_reply`` with what the
+    link brings, and ``close`` when the link is gone.
+
+    Args:
+        context: What the parts of the plugin share.
+        ids: Where the ids of requests come from; one source for all links of a plugin, so that a late reply meets no
+            call of another link.
+    """
+
+    __slots__ = ("calls", "context", "requests")
+
+    def __init__(self, context: Context, ids: Iterator[int]) -> None:
+        options = context.options
+        self.context: Context = context
+        self.calls: CallTable = CallTable(ids, limit=options.max_in_flight, timeout=options.response_timeout)
+        self.requests: RequestQueue = RequestQueue(context.workers, context.budget, self, context.handlers.answer)
+
+    # What a transport writes.
+
+    @abstractmethod
+    def send_request(self, request_id: int, request: bytes | Transfer) -> None:
+        """Send a request or a transfer to the peer, or queue it.
+
+        Raises:
+            LedgerPluginError: Nothing was sent; the caller gets the error.
+        """
+
+    @abstractmethod
+    def send_reply(self, request_id: int, reply: Reply) -> None:
+        """Send the reply to a request of the peer's, or queue it."""
+
+    def send_refusal(self, request_id: int, error: LedgerPluginError) -> None:
+        """Send an error for a request that no handler answers; called by the task that reads, which must not wait."""
+        self.send_reply(request_id, error)
+
+    @property
+    def peer_retention(self) -> int | None:
+        """For how many seconds the peer keeps transfer keys, agreed on this link; None at PLAIN."""
+        return None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether calls can be made."""
+        return not self.calls.closed
+
+    def is_full(self) -> bool:
+        """Whether a further request has to wait for room."""
+        return False
+
+    async def wait_for_room(self) -> None:
+        """Wait while ``is_full``, or until the exchange is closed.
+
+        Cancellation: Safe at any time.
+        """
+        await trio.lowlevel.checkpoint()
+
+    # What a plugin calls.
+
+    # Ctrl-C must not leave a call behind whose caller waits for something else by then.
+    @trio.lowlevel.enable_ki_protection
+    async def request(self, request: bytes | Transfer) -> bytes:
+        """Send a request and return its response; ``LedgerPlugin.send_data`` documents the errors.
+
+        Cancellation: The request may have left; its response is ignored.
+        """
+        calls = self.calls
+        if len(calls.pending) >= calls.limit or self.is_full():
+            await self._wait_for_turn()
+        calls.check_open()
+        request_id, call = calls.open()
+        try:
+            self.send_request(request_id, request)
+            self.context.counters.requests_sent += 1
+            if call.early is not None:
+                await trio.lowlevel.checkpoint()
+                return call.early.unwrap()
+            response: bytes = await park(call)
+            return response
+        finally:
+            calls.forget(request_id)
+
+    async def transfer(self, transfer: Transfer) -> None:
+        """Send a transfer, once, and return when it is acknowledged; ``LedgerPlugin.carry_money`` documents the errors.
+
+        Cancellation: The transfer may have left and may be applied.
+        """
+        assert transfer.key is not None
+        if transfer.level is MoneyLevel.KEYED and self.peer_retention is None:
+            raise NotConnectedError("the peer does not keep transfer keys on this link; nothing was sent")
+        await self._wait_for_turn()
+        # In its turn it is sent before anything else is awaited: an error from here on is one of a call in flight.
+        try:
+            await self.request(transfer)
+        except IN_DOUBT as error:
+            raise TransferInDoubtError(transfer.key, transfer.amount, str(error)) from error
+
+    async def _wait_for_turn(self) -> None:
+        """Wait until another call may be made, which must happen before anything else is awaited."""
+        calls = self.calls
+        try:
+            while not calls.closed and (len(calls.pending) >= calls.limit or self.is_full()):
+                await calls.wait_for_slot()
+                await self.wait_for_room()
+        except trio.Cancelled:
+            calls.wake_next()
+            raise
+        calls.check_open()
+
+    # What a transport calls.
+
+    def receive_request(self, request_id: int, request: bytes | Transfer) -> None:
+        """Have a request or a transfer of the peer's served; its reply is sent later, unless the link is lost."""
+        self.context.counters.requests_received += 1
+        size = TRANSFER_BYTES if isinstance(request, Transfer) else len(request)
+        if not self.requests.submit(request_id, request, size):
+            self.refuse(request_id, UnreachableError("too many requests wait already"))
+
+    def receive_reply(self, request_id: int, reply: Reply) -> None:
+        """Give a reply to the call that it names; a reply to no call is counted and ignored.
+
+        Args:
+            request_id: The id of the request.
+            reply: A response; None, which counts as an empty one; or what the call fails with, a ``DecodeError`` where
+                the peer's reply cannot be read.
+        """
+        call = self.calls.pending.pop(request_id, None)
+        if call is None:
+            self.context.counters.unexpected_responses += 1
+        else:
+            self.resolve(call, reply)
+
+    def resolve(self, call: Call, reply: Reply) -> None:
+        """Give a reply to a call that is in the table no longer."""
+        if isinstance(reply, LedgerPluginError):
+            self.context.counters.errors_received += 1
+            call.fail(reply)
+        else:
+            self.context.counters.responses_received += 1
+            call.answer(reply or b"")
+
+    async def reply(self, request_id: int, reply: Reply) -> None:
+        """Send a handler's reply; dropped when the link is gone.
+
+        Cancellation: The reply is dropped.
+        """
+        self.answer(request_id, reply)
+
+    def answer(self, request_id: int, reply: Reply) -> None:
+        """Count a reply and send it; dropped when the link is gone."""
+        if not self.is_open:
+            return
+        if isinstance(reply, LedgerPluginError):
+            self.context.counters.errors_sent += 1
+        else:
+            self.context.counters.responses_sent += 1
+        self.send_reply(request_id, reply)
+
+    def expire(self, request_id: int) -> None:
+        """Answer for a data handler that is past its deadline."""
+        self.refuse(request_id, UnreachableError("the handler took too long"))
+
+    def refuse(self, request_id: int, error: LedgerPluginError) -> None:
+        """Answer a request with an error, without waiting."""
+        if self.is_open:
+            self.context.counters.errors_sent += 1
+            self.send_refusal(request_id, error)
+
+    def serve_as(self, context: Context) -> None:
+        """Serve the peer's requests, and count, under another context: that of its account."""
+        self.context = context
+        self.requests.budget = context.budget
+        self.requests.answer = context.handlers.answer
+
+    # Deadlines and the end.
+
+    def fire(self, now: float) -> float:
+        """Fail the calls that are past their deadline."""
+        return inf if self.calls.closed else self.calls.expire(now)
+
+    def close(self, make_error: Callable[[], LedgerPluginError]) -> None:
+        """Fail every call, each with an error of its own, and forget requests that wait; the first reason counts."""
+        self.calls.close(make_error)
+        self.requests.abandon()
+
+    async def drain(self) -> None:
+        """Wait until no call is in flight, or the exchange is closed.
+
+        Cancellation: Safe at any time.
+        """
+        await self.calls.drain()
