@@ -32,7 +32,7 @@ def problems_of(cls: Any, mapping: Any) -> list[str]:
 # A mapping
 
 
-def test_javascript_names_and_ours_give_the_same_options() -> None:
+def test_both_spellings_give_the_same_options() -> None:
     camel = {
         "server": "btp+wss://h.example/ilp",
         "btpAccount": "alice",
@@ -65,7 +65,7 @@ def test_javascript_names_and_ours_give_the_same_options() -> None:
 
 
 @pytest.mark.parametrize("name", [each.name for each in attrs.fields(PluginOptions) if isinstance(each.default, float)])
-def test_times_are_milliseconds_under_javascript_names_and_seconds_under_ours(name: Any) -> None:
+def test_times_are_milliseconds_in_camel_case_else_seconds(name: Any) -> None:
     first, *others = name.split("_")
     camel = first + "".join(map(str.title, others))
     seconds = 100_000 if name == "key_retention" else 1.5
@@ -75,13 +75,13 @@ def test_times_are_milliseconds_under_javascript_names_and_seconds_under_ours(na
         assert getattr(options_from_mapping(PluginOptions, {camel: math.inf}), name) == math.inf
 
 
-def test_a_time_of_zero_is_the_default_in_javascript_and_a_slip_here() -> None:
+def test_zero_time_is_the_default_in_camel_case_only() -> None:
     assert options_from_mapping(PluginOptions, {"responseTimeout": 0}).response_timeout == 35.0
     (problem,) = problems_of(PluginOptions, {"response_timeout": 0})
     assert "must be a number of seconds above 0" in problem
 
 
-def test_a_wrong_time_is_named_in_the_spelling_and_the_unit_it_was_given_in() -> None:
+def test_wrong_time_is_named_in_its_spelling_and_unit() -> None:
     right = "must be a number of milliseconds above 0, or infinity for no limit"
     assert problems_of(PluginOptions, {"responseTimeout": "35000", "pingInterval": -5}) == [
         f"- responseTimeout: got '35000', {right}",
@@ -89,7 +89,7 @@ def test_a_wrong_time_is_named_in_the_spelling_and_the_unit_it_was_given_in() ->
     ]
 
 
-def test_null_is_the_same_as_not_given() -> None:
+def test_null_counts_as_not_given() -> None:
     options = options_from_mapping(
         BtpOptions, {"server": None, "listener": {"port": 0, "secret": "s", "host": None}, "btpToken": None}
     )
@@ -97,19 +97,19 @@ def test_null_is_the_same_as_not_given() -> None:
 
 
 @pytest.mark.parametrize("cls", [ListenerOptions, AccountsOptions])
-def test_the_null_of_a_port_means_none(cls: Any) -> None:
+def test_null_port_means_none(cls: Any) -> None:
     """A server that is to be reached through the application's own must not open another port after all."""
     assert options_from_mapping(cls, {"port": None, **({"secret": "s"} if cls is ListenerOptions else {})}).port is None
 
 
-def test_a_listener_is_a_mapping_within() -> None:
+def test_listener_is_a_nested_mapping() -> None:
     options = options_from_mapping(BtpOptions, {"listener": {"port": 7768, "secret": "s", "host": "192.0.2.1"}})
     assert options.listener == ListenerOptions(7768, Secret("s"), "192.0.2.1")
     made = ListenerOptions(0, "s")
     assert options_from_mapping(BtpOptions, {"listener": made}).listener is made
 
 
-def test_every_problem_is_told_at_once_the_listeners_too() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     assert problems_of(
         BtpOptions,
         {
@@ -122,25 +122,25 @@ def test_every_problem_is_told_at_once_the_listeners_too() -> None:
             "zzz": CANARY,
         },
     ) == [
-        "- listener.'prot': unknown, did you mean 'port'?",
-        "- listener.port: got -1, must be a port number from 0 to 65535, or None to open none",
-        "- listener.secret: got a value of type list, must be text (str) or a Secret, not empty",
         "- maxHandlers: given as max_handlers too, must be given once",
         "- 'sever': unknown, did you mean 'server'?",
         "- 3: no name, names are text (str)",
         "- 'zzz': unknown",
         "- maxEntries: got 0, must be a whole number above 0",
+        "- listener.'prot': unknown, did you mean 'port'?",
+        "- listener.port: got -1, must be a port number from 0 to 65535, or None to open none",
+        "- listener.secret: got a value of type list, must be text (str) or a Secret, not empty",
     ]
 
 
-def test_a_listener_without_port_or_secret_is_told_what_it_lacks() -> None:
+def test_missing_fields_of_a_listener_are_named() -> None:
     assert [problem.split(", must")[0] for problem in problems_of(BtpOptions, {"listener": {}})] == [
         "- listener.port: missing",
         "- listener.secret: missing",
     ]
 
 
-def test_a_listener_in_no_form_at_all_does_not_tell_what_was_given() -> None:
+def test_listener_that_is_no_mapping_is_not_shown() -> None:
     assert problems_of(BtpOptions, {"listener": CANARY}) == [
         "- listener: got a value of type str, must be ListenerOptions or None"
     ]
@@ -150,12 +150,12 @@ def test_a_listener_in_no_form_at_all_does_not_tell_what_was_given() -> None:
     ("name", "meant"),
     [("btpTokn", "btpToken"), ("token", "btp_token"), ("responsetimeout", "response_timeout"), ("nmae", "name")],
 )
-def test_a_misspelled_name_is_answered_with_the_right_one(name: Any, meant: Any) -> None:
+def test_misspelled_name_gets_the_right_one_as_a_hint(name: Any, meant: Any) -> None:
     cls = LoopbackOptions if meant == "name" else BtpOptions
     assert f"- {name!r}: unknown, did you mean {meant!r}?" in problems_of(cls, {name: CANARY})
 
 
-def test_fields_that_only_the_npm_plugins_use_are_ignored_with_a_warning_that_shows_no_values() -> None:
+def test_fields_of_npm_plugins_are_ignored_with_a_warning() -> None:
     mapping = {
         "listener": {"port": 0, "secret": "s", "wsOpts": {"server": CANARY}},
         "reconnectInterval": CANARY,
@@ -176,7 +176,7 @@ def test_fields_that_only_the_npm_plugins_use_are_ignored_with_a_warning_that_sh
         assert name in str(warning.message)
 
 
-def test_a_server_whose_port_and_host_stand_in_ws_opts_listens_there() -> None:
+def test_port_and_host_may_be_in_ws_opts() -> None:
     """As in the configurations that moneyd writes; on another port nobody would find it."""
     with pytest.warns(UserWarning, match=r"no use for: wsOpts\.server$"):
         assert options_from_mapping(
@@ -190,12 +190,12 @@ def test_a_server_whose_port_and_host_stand_in_ws_opts_listens_there() -> None:
     ]
 
 
-def test_what_is_wrong_counts_more_than_what_is_ignored() -> None:
+def test_problems_take_precedence_over_ignored_fields() -> None:
     assert problems_of(BtpOptions, {"server": "ws://h", "_log": {}})
 
 
 @pytest.mark.parametrize("mapping", [None, [("server", "x")], "server", 5])
-def test_options_that_are_no_mapping_are_a_type_error(mapping: Any) -> None:
+def test_options_of_another_type_are_a_type_error(mapping: Any) -> None:
     with pytest.raises(TypeError, match=f"options are a mapping, not {type(mapping).__name__}"):
         options_from_mapping(BtpOptions, mapping)
 
@@ -207,13 +207,13 @@ def test_options_that_are_no_mapping_are_a_type_error(mapping: Any) -> None:
     ("name", "canonical"),
     [("ilp-plugin-btp", "btp"), ("ilp-plugin-mini-accounts", "btp-accounts"), ("btp", "btp"), ("other", "other")],
 )
-def test_npm_module_names_are_aliases_of_ours(name: Any, canonical: Any) -> None:
+def test_npm_module_names_are_aliases(name: Any, canonical: Any) -> None:
     assert canonical_plugin_name(name) == canonical
     assert not PLUGIN_ALIASES.keys() & PLUGIN_ALIASES.values()
 
 
 @pytest.mark.parametrize("name", ["", None, 5])
-def test_a_plugin_without_a_name_is_refused(name: Any) -> None:
+def test_empty_plugin_name_is_refused(name: Any) -> None:
     with pytest.raises(InvalidFieldsError, match=f"plugin: got {name!r}, must be the name of a plugin"):
         canonical_plugin_name(name)
 
@@ -233,7 +233,7 @@ def load(mapping: Any) -> BtpOptions:
         ({"ILP_BTP_SERVER": "btp+wss://h.example:1/ilp?a=b"}, "btp+wss://h.example:1/ilp?a=b"),
     ],
 )
-def test_a_server_from_the_environment_gets_a_token_that_nobody_can_guess(environ: Any, address: Any) -> None:
+def test_server_from_the_environment_gets_a_random_token(environ: Any, address: Any) -> None:
     one, other = options_from_environment(environ), options_from_environment(environ)
     assert one["plugin"] == "btp"
     assert load(one).address == address
@@ -243,7 +243,7 @@ def test_a_server_from_the_environment_gets_a_token_that_nobody_can_guess(enviro
     json.dumps(one)
 
 
-def test_credentials_of_a_server_from_the_environment_are_replaced_and_the_user_is_told() -> None:
+def test_replaced_credentials_in_the_environment_warn() -> None:
     with pytest.warns(UserWarning, match="ILP_CREDENTIALS") as caught:
         options = load(options_from_environment({"ILP_BTP_SERVER": f"btp+wss://alice:{CANARY}@h/ilp"}))
     assert options.address == "btp+wss://h/ilp"
@@ -252,7 +252,7 @@ def test_credentials_of_a_server_from_the_environment_are_replaced_and_the_user_
     assert CANARY not in str(caught[0].message)
 
 
-def test_credentials_win_over_a_server() -> None:
+def test_ilp_credentials_win_over_ilp_btp_server() -> None:
     environ = {
         "ILP_PLUGIN": "ilp-plugin-btp",
         "ILP_CREDENTIALS": '{"server": "btp+wss://alice:tok@h/ilp", "responseTimeout": 1000}',
@@ -263,27 +263,27 @@ def test_credentials_win_over_a_server() -> None:
     assert load(options).response_timeout == 1.0
 
 
-def test_the_plugin_of_the_environment_wins_over_that_of_the_credentials() -> None:
+def test_ilp_plugin_wins_over_the_credentials_plugin() -> None:
     credentials = '{"plugin": "ilp-plugin-mini-accounts"}'
     assert options_from_environment({"ILP_CREDENTIALS": credentials}) == {"plugin": "btp-accounts"}
     assert options_from_environment({"ILP_CREDENTIALS": credentials, "ILP_PLUGIN": "x"}) == {"plugin": "x"}
 
 
 @pytest.mark.parametrize("text", [f'{{"btpToken": "{CANARY}"', f'["{CANARY}"]', f'"{CANARY}"', "null", "[" * 100_000])
-def test_broken_credentials_are_not_echoed(text: Any) -> None:
+def test_invalid_ilp_credentials_are_not_shown(text: Any) -> None:
     with pytest.raises(InvalidFieldsError, match="ILP_CREDENTIALS: must be a JSON object") as caught:
         options_from_environment({"ILP_CREDENTIALS": text})
     assert caught.value.__context__ is None
     assert CANARY not in "".join(traceback.format_exception(caught.value))
 
 
-def test_a_broken_server_is_named_when_the_options_are_made() -> None:
+def test_invalid_ilp_btp_server_is_refused_by_the_options() -> None:
     mapping = options_from_environment({"ILP_BTP_SERVER": "localhost:7768"})
     with pytest.raises(InvalidFieldsError, match=r"server: must begin with 'btp\+wss://'"):
         load(mapping)
 
 
-def test_the_process_environment_is_the_default(monkeypatch: Any) -> None:
+def test_process_environment_is_the_default(monkeypatch: Any) -> None:
     monkeypatch.setenv("ILP_CREDENTIALS", '{"server": "btp+ws://h"}')
     monkeypatch.delenv("ILP_PLUGIN", raising=False)
     with warnings.catch_warnings():

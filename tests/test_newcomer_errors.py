@@ -107,12 +107,13 @@ async def test_a_url_that_is_none(server, problem):
 
 async def test_a_token_in_the_clear_to_another_machine():
     server = f"btp+ws://alice:{TOKEN}@connector.example"
-    problem = "would send the token to 'connector.example' unencrypted, must be btp+wss://"
+    problem = "not set, and the token would go to 'connector.example' unencrypted; "
+    problem += "the server must be btp+wss:// (or set this)"
     text = await read_error(InvalidFieldsError, partial(opened, {"server": server}))
-    assert text == f"BtpOptions, 1 wrong:\n- server: {problem} (or set allow_insecure)"
+    assert text == f"BtpOptions, 1 wrong:\n- allow_insecure: {problem}"
     code, _, stderr = await run("ping", server)
     assert code == 2
-    assert stderr == f"error: the URL {problem} (or give --allow-insecure); see trio-ledger-plugin ping --help\n"
+    assert stderr == f"error: --allow-insecure: {problem}; see trio-ledger-plugin ping --help\n"
 
 
 async def test_no_token():

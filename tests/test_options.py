@@ -63,18 +63,18 @@ def problems_of(make: Any, *args: Any, **kwargs: Any) -> list[str]:
         (0.5, 0.0005),
     ],
 )
-def test_the_connect_timeout_is_in_milliseconds_as_in_the_specification(timeout: Any, seconds: Any) -> None:
+def test_connect_timeout_is_in_milliseconds(timeout: Any, seconds: Any) -> None:
     assert ConnectOptions(timeout).seconds(7.0) == seconds
 
 
 @pytest.mark.parametrize("timeout", ["5000", "", True, False, [], b"5", 5j])
-def test_a_connect_timeout_that_is_no_number_is_a_type_error(timeout: Any) -> None:
+def test_connect_timeout_of_another_type_is_a_type_error(timeout: Any) -> None:
     with pytest.raises(TypeError, match=f"timeout is a number of milliseconds, not {type(timeout).__name__}"):
         ConnectOptions(timeout)
 
 
 @pytest.mark.parametrize("timeout", [-1, -0.5, -math.inf])
-def test_a_negative_connect_timeout_is_refused(timeout: Any) -> None:
+def test_negative_connect_timeout_is_refused(timeout: Any) -> None:
     with pytest.raises(InvalidFieldsError, match=f"timeout: got {timeout}, must be milliseconds, 0 or more"):
         ConnectOptions(timeout)
 
@@ -82,7 +82,7 @@ def test_a_negative_connect_timeout_is_refused(timeout: Any) -> None:
 # Limits and times of every link
 
 
-def test_the_defaults_are_those_of_the_documentation() -> None:
+def test_defaults_are_those_of_the_documentation() -> None:
     assert attrs.asdict(PluginOptions()) == {
         "connect_timeout": 30.0,
         "close_timeout": 5.0,
@@ -117,7 +117,7 @@ def test_the_defaults_are_those_of_the_documentation() -> None:
 
 
 @pytest.mark.parametrize("name", DURATIONS)
-def test_a_time_is_above_zero_and_may_be_endless(name: Any) -> None:
+def test_time_is_above_zero_and_may_be_infinite(name: Any) -> None:
     make: Any = PluginOptions
     assert getattr(make(**{name: math.inf}), name) == math.inf
     assert getattr(make(**{name: 1}), name) == 1
@@ -137,14 +137,14 @@ def test_a_time_is_above_zero_and_may_be_endless(name: Any) -> None:
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_a_limit_is_a_whole_number_above_zero(name: Any) -> None:
+def test_limit_is_a_whole_number_above_zero(name: Any) -> None:
     make: Any = PluginOptions
     assert getattr(make(**{name: 1}), name) == 1
     for wrong, shown in [(0, "0"), (-1, "-1"), (1.0, "1.0"), (math.inf, "inf"), (True, "True"), ("9", "'9'")]:
         assert problems_of(PluginOptions, **{name: wrong}) == [f"- {name}: got {shown}, must be a whole number above 0"]
 
 
-def test_trusted_proxies_are_addresses_as_sockets_tell_them() -> None:
+def test_trusted_proxies_are_addresses_in_their_shortest_form() -> None:
     assert PluginOptions(trusted_proxies=["10.0.0.1", "::1"]).trusted_proxies == ("10.0.0.1", "::1")
     for wrong in ["10.0.0.1", ("proxy.example",), ("0:0::1",), (1,), None]:
         (problem,) = problems_of(PluginOptions, trusted_proxies=wrong)
@@ -159,13 +159,13 @@ def test_every_wrong_field_is_named_at_once() -> None:
     assert [problem.split(":")[0] for problem in problems] == [
         "- response_timeout",
         "- max_entries",
+        "- server",
         "- btp_account",
         "- allow_insecure",
-        "- server",
     ]
 
 
-def test_a_value_too_large_to_read_is_cut_or_named_by_its_type() -> None:
+def test_very_long_value_is_cut_or_shown_by_its_type() -> None:
     (problem,) = problems_of(PluginOptions, max_entries="x" * 10_000)
     assert len(problem) < 150
     assert problems_of(PluginOptions, max_entries=-(10**5000)) == [
@@ -173,7 +173,7 @@ def test_a_value_too_large_to_read_is_cut_or_named_by_its_type() -> None:
     ]
 
 
-def test_options_do_not_change_under_a_plugin() -> None:
+def test_options_are_immutable() -> None:
     flags = {"name": "value"}
     options: Any = BtpOptions(server="btp+ws://localhost", btp_auth_flags=flags)
     flags["name"] = "other"
@@ -185,7 +185,7 @@ def test_options_do_not_change_under_a_plugin() -> None:
 # Loopback
 
 
-def test_loopback_options_have_a_name_and_the_limits_of_a_link() -> None:
+def test_loopback_options_have_a_name_and_limits() -> None:
     assert LoopbackOptions().name == "loopback"
     assert LoopbackOptions(name="my pair", max_handlers=2).max_handlers == 2
     for wrong in ["", None, 5]:
@@ -195,33 +195,33 @@ def test_loopback_options_have_a_name_and_the_limits_of_a_link() -> None:
 # A listener
 
 
-def test_a_listener_stays_on_this_machine_unless_told_otherwise() -> None:
+def test_listener_binds_to_localhost_by_default() -> None:
     listener = ListenerOptions(0, "token")
     assert (listener.port, listener.host, listener.ssl_context) == (0, "127.0.0.1", None)
     assert listener.secret == Secret("token") == ListenerOptions(port=1, secret=Secret("token")).secret
 
 
 @pytest.mark.parametrize("port", [-1, 65536, "7768", True, 80.0])
-def test_a_listener_refuses_a_wrong_port(port: Any) -> None:
+def test_listener_refuses_a_wrong_port(port: Any) -> None:
     assert problems_of(ListenerOptions, port, "token") == [
         f"- port: got {port!r}, must be a port number from 0 to 65535, or None to open none"
     ]
 
 
 @pytest.mark.parametrize("secret", ["", Secret(""), None, 5, "\ud800"])
-def test_a_listener_without_a_secret_would_let_everybody_in(secret: Any) -> None:
+def test_listener_refuses_an_empty_secret(secret: Any) -> None:
     (problem,) = problems_of(ListenerOptions, 0, secret)
     assert problem.startswith("- secret: got a value of type ")
     assert problem.endswith("must be text (str) or a Secret, not empty")
 
 
 @pytest.mark.parametrize("host", ["", "a b", "a\n", 5, None])
-def test_a_listener_refuses_a_wrong_host(host: Any) -> None:
+def test_listener_refuses_a_wrong_host(host: Any) -> None:
     (problem,) = problems_of(ListenerOptions, 0, "token", host=host)
     assert problem.startswith(f"- host: got {host!r}, must be text")
 
 
-def test_tls_is_given_as_a_context() -> None:
+def test_tls_is_configured_by_an_ssl_context() -> None:
     context = ssl.create_default_context()
     assert ListenerOptions(0, "token", ssl_context=context).ssl_context is context
     assert BtpOptions(server="btp+wss://h", ssl_context=context).ssl_context is context
@@ -266,7 +266,7 @@ def test_credentials_are_taken_from_the_url_as_written(server: Any, address: Any
         ("btp+ws://127.0.0.1:65535", False, "127.0.0.1", 65535, "/", "127.0.0.1:65535"),
     ],
 )
-def test_the_url_says_where_to_dial_and_what_to_ask_for(
+def test_url_gives_host_port_and_resource(
     server: Any, tls: Any, host: Any, port: Any, resource: Any, host_header: Any
 ) -> None:
     options = BtpOptions(server=server)
@@ -309,14 +309,14 @@ def test_the_url_says_where_to_dial_and_what_to_ask_for(
         ("btp+ws://h/\r\nX-Injected: 1", "percent-encoded"),
     ],
 )
-def test_a_wrong_url_is_refused_with_the_right_one(server: Any, right: Any) -> None:
+def test_wrong_url_is_refused_with_a_hint(server: Any, right: Any) -> None:
     (problem,) = problems_of(BtpOptions, server=server)
     assert problem.startswith("- server: ")
     assert right in problem
 
 
 @pytest.mark.parametrize("server", [5, b"btp+ws://h", "btp+ws://\ud800@h"])
-def test_a_server_that_is_no_text_is_refused(server: Any) -> None:
+def test_server_that_is_not_text_is_refused(server: Any) -> None:
     assert f"- server: got a value of type {type(server).__name__}, must be a URL (str) or None" in problems_of(
         BtpOptions, server=server
     )
@@ -324,13 +324,13 @@ def test_a_server_that_is_no_text_is_refused(server: Any) -> None:
 
 @pytest.mark.parametrize("extra", [{"btp_token": CANARY}, {"btp_account": "bob"}])
 @pytest.mark.parametrize("userinfo", [f"alice:{CANARY}", "alice", f":{CANARY}"])
-def test_credentials_are_given_once(userinfo: Any, extra: Any) -> None:
+def test_credentials_given_twice_are_refused(userinfo: Any, extra: Any) -> None:
     (problem,) = problems_of(BtpOptions, server=f"btp+wss://{userinfo}@h", **extra)
     assert problem.startswith("- server: has an account or token in it")
     assert "btp_account or btp_token" in problem
 
 
-def test_credentials_may_stand_beside_the_url_or_be_missing() -> None:
+def test_credentials_may_be_separate_from_the_url_or_missing() -> None:
     options = BtpOptions(server="btp+wss://h", btp_account="alice", btp_token="tok")
     assert (options.btp_account, options.btp_token.reveal()) == ("alice", "tok")
     assert not BtpOptions(server="btp+ws://h.example").btp_token
@@ -339,14 +339,14 @@ def test_credentials_may_stand_beside_the_url_or_be_missing() -> None:
 @pytest.mark.parametrize(
     "host", ["localhost", "LocalHost.", "a.localhost", "127.0.0.1", "127.255.1.2", "[::1]", "[0:0:0::1]"]
 )
-def test_a_token_may_travel_in_the_clear_within_this_machine(host: Any) -> None:
+def test_token_may_go_unencrypted_to_this_machine(host: Any) -> None:
     assert BtpOptions(server=f"btp+ws://:tok@{host}:7768").btp_token
 
 
 @pytest.mark.parametrize(
     "host", ["h.example", "localhost.example", "127.0.0.1.example", "128.0.0.1", "[::2]", "192.0.2.1"]
 )
-def test_a_token_must_not_travel_in_the_clear_to_others_unless_allowed(host: Any) -> None:
+def test_token_to_another_machine_needs_tls_or_permission(host: Any) -> None:
     in_url: dict[str, Any] = {"server": f"btp+ws://:{CANARY}@{host}"}
     beside: dict[str, Any] = {"server": f"btp+ws://{host}", "btp_token": CANARY}
     for options in (in_url, beside):
@@ -361,7 +361,7 @@ def test_a_token_must_not_travel_in_the_clear_to_others_unless_allowed(host: Any
 # One end
 
 
-def test_a_plugin_dials_or_listens() -> None:
+def test_plugin_dials_or_listens() -> None:
     listener = ListenerOptions(0, "token")
     assert BtpOptions(listener=listener).listener is listener
     assert problems_of(BtpOptions) == ["- server: missing, must be the URL to dial, or give listener instead"]
@@ -370,18 +370,18 @@ def test_a_plugin_dials_or_listens() -> None:
     ]
 
 
-def test_a_listener_has_no_server_to_dial() -> None:
+def test_listener_has_no_server_to_dial() -> None:
     with pytest.raises(AttributeError, match="no server to dial"):
         _ = BtpOptions(listener=ListenerOptions(0, "token")).host
 
 
-def test_a_listener_in_the_wrong_form_does_not_tell_its_secret() -> None:
+def test_wrong_listener_is_refused_without_its_secret() -> None:
     assert problems_of(BtpOptions, listener={"port": 0, "secret": CANARY}) == [
         "- listener: got a value of type dict, must be ListenerOptions or None"
     ]
 
 
-def test_a_tls_context_that_nothing_would_use_is_refused() -> None:
+def test_unused_tls_context_is_refused() -> None:
     context = ssl.create_default_context()
     (problem,) = problems_of(BtpOptions, listener=ListenerOptions(0, "token"), ssl_context=context)
     assert "listener.ssl_context" in problem
@@ -406,7 +406,7 @@ def test_a_tls_context_that_nothing_would_use_is_refused() -> None:
         None,
     ],
 )
-def test_auth_flags_that_would_break_the_auth_message_are_refused(flags: Any) -> None:
+def test_auth_flags_that_break_the_auth_message_are_refused(flags: Any) -> None:
     (problem,) = problems_of(BtpOptions, server="btp+ws://h", btp_auth_flags=flags)
     assert problem.startswith(f"- btp_auth_flags: got a value of type {type(flags).__name__}, must be a mapping")
 
@@ -423,7 +423,7 @@ def test_auth_flags_that_would_break_the_auth_message_are_refused(flags: Any) ->
         ListenerOptions(0, Secret(CANARY)),
     ],
 )
-def test_no_credential_leaves_an_options_object(options: Any) -> None:
+def test_options_object_does_not_reveal_credentials(options: Any) -> None:
     shown = [repr(options), str(options), f"{options}", json.dumps(repr(options))]
     shown.append(repr(attrs.asdict(options, filter=lambda each, _: each.name != "btp_auth_flags")))
     shown.append(json.dumps(attrs.asdict(options, filter=lambda each, _: "flags" not in each.name), default=str))
@@ -447,11 +447,11 @@ def test_no_credential_leaves_an_options_object(options: Any) -> None:
         {"server": "btp+wss://h", "btp_token": CANARY, "max_entries": [CANARY]},
     ],
 )
-def test_no_credential_is_in_the_error_of_a_failed_construction(fields: Any) -> None:
+def test_error_does_not_reveal_credentials(fields: Any) -> None:
     assert problems_of(BtpOptions, **fields)
 
 
-def test_keys_are_kept_for_a_day_at_least() -> None:
+def test_key_retention_is_a_day_or_more() -> None:
     assert PluginOptions(key_retention=86400).key_retention == 86400
     for wrong in (86399, 0, math.inf, math.nan, True, "86400"):
         make: Any = PluginOptions

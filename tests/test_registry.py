@@ -16,11 +16,11 @@ from trio_ledger_plugin.registry import ENTRY_POINT_GROUP, resolve_plugin
 SERVER = "btp+ws://alice:token@localhost:7768"
 
 
-def test_the_group_that_other_packages_use():
+def test_entry_point_group_has_its_public_name():
     assert ENTRY_POINT_GROUP == "trio_ledger_plugin.plugins"
 
 
-def test_a_mapping_without_a_name_means_btp():
+def test_mapping_without_a_plugin_name_means_btp():
     plugin, options = resolve_plugin({"server": SERVER})
     assert plugin is BtpPlugin
     assert isinstance(options, BtpOptions)
@@ -32,45 +32,45 @@ def test_npm_names_are_aliases(name):
     assert resolve_plugin({"plugin": name, "server": SERVER})[0] is BtpPlugin
 
 
-def test_the_mapping_of_the_caller_is_left_as_it_was():
+def test_mapping_of_the_caller_is_not_changed():
     opts = {"plugin": "loopback", "name": "x"}
     resolve_plugin(opts)
     assert opts == {"plugin": "loopback", "name": "x"}
 
 
-def test_an_options_object_means_its_plugin():
+def test_options_object_means_its_plugin():
     options = LoopbackOptions(name="x")
     assert resolve_plugin(options) == (LoopbackPlugin, options)
 
 
-def test_an_unknown_name_lists_what_is_installed_and_what_is_near():
+def test_unknown_plugin_name_lists_the_installed_ones():
     with pytest.raises(InvalidFieldsError, match=r"'loopbak'.*btp, btp-accounts, loopback.*did you mean 'loopback'"):
         resolve_plugin({"plugin": "loopbak"})
 
 
 @pytest.mark.parametrize("name", ["", 3, False, ["btp"]])
-def test_a_name_that_is_none_is_refused(name):
+def test_invalid_plugin_name_is_refused(name):
     with pytest.raises(InvalidFieldsError, match="plugin"):
         resolve_plugin({"plugin": name})
 
 
-def test_a_null_for_a_name_counts_as_not_given():
+def test_null_plugin_name_counts_as_not_given():
     """As every null in a configuration does."""
     assert resolve_plugin({"plugin": None, "server": SERVER})[0] is BtpPlugin
 
 
 @pytest.mark.parametrize("opts", [None, "btp", 7, [("plugin", "btp")], b"{}", ConnectOptions()])
-def test_what_is_neither_options_nor_a_mapping_is_a_type_error(opts):
+def test_opts_of_another_type_are_a_type_error(opts):
     with pytest.raises(TypeError, match="opts is"):
         resolve_plugin(opts)
 
 
-def test_options_of_no_plugin_are_a_type_error():
+def test_options_without_a_plugin_are_a_type_error():
     with pytest.raises(TypeError, match="PluginOptions, which no installed plugin takes"):
         resolve_plugin(PluginOptions())
 
 
-async def test_a_plugin_of_another_package_opens_by_name_and_by_options(monkeypatch, tmp_path):
+async def test_plugin_of_another_package_opens_by_name_and_options(monkeypatch, tmp_path):
     install(monkeypatch, tmp_path)
     for opts in ({"plugin": "scripted", "responseTimeout": 1500}, ScriptedOptions(response_timeout=1.5)):
         async with open_plugin(opts) as plugin:
@@ -79,14 +79,14 @@ async def test_a_plugin_of_another_package_opens_by_name_and_by_options(monkeypa
             assert plugin.options.response_timeout == 1.5
 
 
-def test_the_packages_own_plugins_need_no_metadata(monkeypatch):
+def test_own_plugins_need_no_package_metadata(monkeypatch):
     """A checkout on the path has none, nor a program that was frozen into one file."""
     monkeypatch.setattr("importlib.metadata.entry_points", lambda *, group: ())
     assert resolve_plugin({"server": SERVER})[0] is BtpPlugin
     assert resolve_plugin(LoopbackOptions(name="x"))[0] is LoopbackPlugin
 
 
-def test_what_freezes_programs_finds_the_packages_own_plugins(tmp_path):
+def test_program_freezers_find_the_own_plugins(tmp_path):
     """It takes the modules that import statements name; the frozen program would lack the others."""
     program = tmp_path / "program.py"
     program.write_text("from trio_ledger_plugin import open_plugin\n")
@@ -95,7 +95,7 @@ def test_what_freezes_programs_finds_the_packages_own_plugins(tmp_path):
     assert {cls.__module__ for cls in map(registry._load, registry.OWN_PLUGINS)} <= set(finder.modules)
 
 
-def test_another_packages_broken_plugin_or_one_of_our_names_hurts_nobody(monkeypatch, tmp_path):
+def test_broken_plugins_of_other_packages_are_skipped(monkeypatch, tmp_path):
     install(monkeypatch, tmp_path)
     (tmp_path / "odd.py").write_text("class Plugin:\n    options_class = dict\n")
     (info,) = tmp_path.glob("*.dist-info")
@@ -109,6 +109,6 @@ def test_another_packages_broken_plugin_or_one_of_our_names_hurts_nobody(monkeyp
         resolve_plugin({"plugin": "loopback", "bogus": 1})
 
 
-def test_a_plugin_that_was_not_installed_is_not_found():
+def test_plugin_that_is_not_installed_is_not_found():
     with pytest.raises(InvalidFieldsError, match="'scripted'; installed are"):
         resolve_plugin({"plugin": "scripted"})

@@ -93,9 +93,19 @@ class LedgerPluginError(Exception):
 
 
 class InvalidFieldsError(LedgerPluginError, ValueError):
-    """A value that was passed in is wrong; the text names every bad field and what is right."""
+    """A value that was passed in is wrong; the text names every bad field and what is right.
+
+    Attributes:
+        problems: For wrong options, pairs of an option's name and what is wrong with it. A name is in the spelling that
+            was used, such as ``"listener.port"``, and in quotes if there is no such option. Empty for any other error.
+    """
 
     code = "F01"
+    problems: tuple[tuple[str, str], ...] = ()
+
+    def __init__(self, *args: object, problems: tuple[tuple[str, str], ...] = ()) -> None:
+        super().__init__(*args)
+        self.problems = problems
 
 
 class InvalidServicesError(LedgerPluginError, ValueError):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from .options.base import ConnectOptions
-    from .options.fields import CheckedOptions
+    from .options.checked import CheckedOptions
     from .plugin import LedgerPlugin
     from .runtime.handlers import DataHandler, MoneyHandler, TransactionalMoneyHandler
 

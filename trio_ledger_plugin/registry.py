@@ -7,7 +7,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, cast
 
 from .errors import InvalidFieldsError
-from .options.fields import CheckedOptions, shown
+from .options.checked import CheckedOptions
+from .options.fields import shown
 from .options.load import names_of, options_from_mapping
 
 if TYPE_CHECKING:

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from attrs import field, frozen
 
-from ..codec import ilp
 from ..net.url import ServerUrl, parse_server
 from ..options.base import PluginOptions
+from ..options.checked import CheckedOptions
 from ..options.fields import (
     CREDENTIAL,
-    FLAGS,
     NAME,
+    NESTED,
     PORT,
-    RULE,
     SECRET,
     SSL_CONTEXT,
     SWITCH,
     TEXT,
+    VALIDATOR,
     WORD,
-    CheckedOptions,
-    Rule,
+    Refused,
+    Validator,
     as_secret,
+    as_tuple,
     is_text,
+    is_word,
 )
 from ..secret import Secret
 
@@ -39,6 +42,10 @@ __all__ = ["AccountsOptions", "BtpOptions", "HostInfo", "ListenerOptions"]
 PLAIN_ORIGIN: Final = re.compile(r"[a-z][a-z0-9+-]*://[A-Za-z0-9.:_-]+|null")
 
 
+# Entries of the auth message that the plugin writes itself. RFC-0023 forbids a second entry of the same name.
+OWN_AUTH_ENTRIES: Final = frozenset({"auth", "auth_username", "auth_token", "transfer_keys"})
+
+
 def _are_origins(value: object) -> bool:
     if not isinstance(value, list | tuple):
         return False
@@ -48,16 +55,44 @@ def _are_origins(value: object) -> bool:
         return False
 
 
-def _as_tuple(value: Any) -> Any:  # noqa: ANN401 (whatever it is, the field's rule judges it)
-    return tuple(value) if isinstance(value, list) else value
+def _is_ilp_address(value: object) -> bool:
+    from ..codec.ilp import is_address  # noqa: PLC0415 (for servers of many accounts only)
+
+    return isinstance(value, str) and is_address(value)
 
 
 def _is_scale(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
 
 
+def _are_flags(value: object) -> bool:
+    return isinstance(value, Mapping) and all(
+        is_word(name) and name.isascii() and len(name) < 256 and name not in OWN_AUTH_ENTRIES and _is_flag(flag)
+        for name, flag in value.items()
+    )
+
+
+def _is_flag(value: object) -> bool:
+    if isinstance(value, str | bytes):
+        return isinstance(value, bytes) or is_text(value)
+    try:
+        return is_text(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    except (TypeError, ValueError, RecursionError):
+        return False
+
+
 def _as_copy(value: Mapping[str, object]) -> Mapping[str, object]:
     return dict(value) if isinstance(value, Mapping) else value
+
+
+def _as_url(value: str | None) -> Any:  # noqa: ANN401  # a ServerUrl or Refused until the constructor has ended
+    """Parse a URL, the only time."""
+    if not is_text(value):
+        return value
+    try:
+        return parse_server(value)
+    except ValueError as error:
+        return Refused.because(str(error))
 
 
 @frozen
@@ -101,102 +136,115 @@ class BtpOptions(PluginOptions):
 
     server: str | None = field(
         default=None,
-        metadata={RULE: Rule("a URL (str) or None", lambda value: value is None or is_text(value), shown=False)},
+        converter=_as_url,
+        metadata={
+            VALIDATOR: Validator(
+                "a URL (str) or None", lambda value: value is None or isinstance(value, ServerUrl), shown=False
+            )
+        },
     )
     listener: ListenerOptions | None = field(
         default=None,
         metadata={
-            RULE: Rule(
+            VALIDATOR: Validator(
                 "ListenerOptions or None",
                 lambda value: value is None or isinstance(value, ListenerOptions),
                 shown=False,
-                nested=ListenerOptions,
-            )
+            ),
+            NESTED: ListenerOptions,
         },
     )
     btp_account: str = field(default="", metadata=TEXT)
     btp_token: Secret = field(default=Secret(""), converter=as_secret, metadata=SECRET)
     btp_auth_flags: Mapping[str, object] = field(
-        factory=dict, converter=_as_copy, metadata=FLAGS, repr=lambda flags: repr(sorted(flags))
+        factory=dict,
+        converter=_as_copy,
+        metadata={
+            VALIDATOR: Validator(
+                "a mapping of names of 1 to 255 ASCII characters, none of "
+                f"{', '.join(sorted(OWN_AUTH_ENTRIES))}, to text, bytes or what JSON can hold",
+                _are_flags,
+                shown=False,
+            )
+        },
+        repr=lambda flags: repr(sorted(flags)),
     )
     ssl_context: ssl.SSLContext | None = field(default=None, metadata=SSL_CONTEXT)
     allow_insecure: bool = field(default=False, metadata=SWITCH)
 
+    _url: ServerUrl | None = field(init=False, default=None, eq=False, repr=False)
+
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
-        if self.server is not None:
-            url = parse_server(self.server)
-            # Frozen for everybody else: from here on the credentials stand in one place.
+        url: ServerUrl | None = self.server  # type: ignore[assignment]  # as the converter left it
+        if url is not None:
+            # The class is frozen for everyone else. Now the credentials are in two fields and not in the URL.
             object.__setattr__(self, "server", url.address)
+            object.__setattr__(self, "_url", url)
             if url.account or url.token:
                 object.__setattr__(self, "btp_account", url.account)
                 object.__setattr__(self, "btp_token", url.token)
 
     @classmethod
     def find_conflicts(cls, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """Give what is wrong between the fields: one end only, credentials once, no token in the clear."""
-        server, listener = values.get("server"), values.get("listener")
+        """Check that there is one end, one set of credentials, and no token in the clear."""
+        server, listener = values["server"], values["listener"]
         if server is None and listener is None:
             yield "server", "missing, must be the URL to dial, or give listener instead"
         if server is not None and listener is not None:
             yield "server", "given together with listener, must be one of the two"
-        if server is None and values.get("ssl_context") is not None:
+        if server is None and values["ssl_context"] is not None:
             yield "ssl_context", "is for dialing a server, a listener has its own in listener.ssl_context"
-        if isinstance(server, str):
+        if isinstance(server, ServerUrl):
             yield from _find_server_conflicts(server, values)
 
     @property
     def address(self) -> str:
         """The server's URL without credentials."""
-        return self._url.address
+        return self._dialed.address
 
     @property
     def tls(self) -> bool:
         """Whether the server is dialed with TLS."""
-        return self._url.tls
+        return self._dialed.tls
 
     @property
     def host(self) -> str:
         """The server's host; an IPv6 address without its brackets."""
-        return self._url.host
+        return self._dialed.host
 
     @property
     def port(self) -> int:
         """The server's port; 80, or 443 with TLS, where the URL has none."""
-        return self._url.port
+        return self._dialed.port
 
     @property
     def resource(self) -> str:
         """The path and query to ask the server for; at least ``/``."""
-        return self._url.resource
+        return self._dialed.resource
 
     @property
     def host_header(self) -> str:
         """The value of the HTTP Host header."""
-        return self._url.host_header
+        return self._dialed.host_header
 
     @property
-    def _url(self) -> ServerUrl:
-        if self.server is None:
+    def _dialed(self) -> ServerUrl:
+        if self._url is None:
             raise AttributeError("this end listens: there is no server to dial")
-        return parse_server(self.server)
+        return self._url
 
 
-def _find_server_conflicts(server: str, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    problem = ""
-    try:
-        url = parse_server(server)
-    except ValueError as error:
-        problem = str(error)
-    if problem:
-        yield "server", problem
-        return
-    account, token = values.get("btp_account"), values.get("btp_token")
+def _find_server_conflicts(url: ServerUrl, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    account, token = values["btp_account"], values["btp_token"]
     if (url.account or url.token) and (account or token):
         yield "server", "has an account or token in it, and btp_account or btp_token is given too: give them once"
-    if (url.token or token) and not url.tls and not url.is_loopback and values.get("allow_insecure") is not True:
-        yield "server", f"would send the token to {url.host!r} unencrypted, must be btp+wss:// (or set allow_insecure)"
-    if values.get("ssl_context") is not None and not url.tls:
+    if (url.token or token) and not url.tls and not url.is_loopback and values["allow_insecure"] is not True:
+        yield (
+            "allow_insecure",
+            f"not set, and the token would go to {url.host!r} unencrypted; the server must be btp+wss:// (or set this)",
+        )
+    if values["ssl_context"] is not None and not url.tls:
         yield "ssl_context", "has no use with btp+ws://, the server must be btp+wss://"
 
 
@@ -214,13 +262,9 @@ class HostInfo(CheckedOptions):
     """
 
     client_address: str = field(
-        metadata={
-            RULE: Rule(
-                "an ILP address, such as example.parent", lambda value: isinstance(value, str) and ilp.is_address(value)
-            )
-        }
+        metadata={VALIDATOR: Validator("an ILP address, such as example.parent", _is_ilp_address)}
     )
-    asset_scale: int = field(metadata={RULE: Rule("a whole number from 0 to 255", _is_scale)})
+    asset_scale: int = field(metadata={VALIDATOR: Validator("a whole number from 0 to 255", _is_scale)})
     asset_code: str = field(metadata=NAME)
 
 
@@ -249,17 +293,18 @@ class AccountsOptions(PluginOptions):
     host: str = field(default="127.0.0.1", metadata=WORD)
     allowed_origins: tuple[str, ...] = field(
         default=(),
-        converter=_as_tuple,
-        metadata={RULE: Rule("a tuple of origins or regular expressions", _are_origins)},
+        converter=as_tuple,
+        metadata={VALIDATOR: Validator("a tuple of origins or regular expressions", _are_origins)},
     )
     generate_account: bool | None = field(
         default=None,
-        metadata={RULE: Rule("True, False or None", lambda value: value is None or isinstance(value, bool))},
+        metadata={VALIDATOR: Validator("True, False or None", lambda value: value is None or isinstance(value, bool))},
     )
     debug_host_ildcp_info: HostInfo | None = field(
         default=None,
         metadata={
-            RULE: Rule("HostInfo or None", lambda value: value is None or isinstance(value, HostInfo), nested=HostInfo)
+            VALIDATOR: Validator("HostInfo or None", lambda value: value is None or isinstance(value, HostInfo)),
+            NESTED: HostInfo,
         },
     )
     ssl_context: ssl.SSLContext | None = field(default=None, metadata=SSL_CONTEXT)

@@ -10,7 +10,7 @@ from attrs import frozen
 from ..btp.options import AccountsOptions, HostInfo
 from ..errors import InvalidFieldsError
 from ..stores import MemoryStore
-from .errors import one_line
+from .errors import describe_problems
 from .parameters import Seconds
 from .replies import ADDRESS
 from .serving import CLOSE_SECONDS
@@ -112,11 +112,5 @@ def make_accounts_options(
             close_timeout=CLOSE_SECONDS,
         )
     except InvalidFieldsError as error:
-        text = one_line(error)
-        for field, option in (
-            ("client_address", "--address"),
-            ("asset_code", "--asset-code"),
-            ("host", "--host"),
-        ):
-            text = text.replace(f"{field}:", f"{option}:")
-        raise click.UsageError(text) from error
+        subjects = {"client_address": "--address:", "asset_code": "--asset-code:", "host": "--host:"}
+        raise click.UsageError(describe_problems(error, subjects)) from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import click
 
@@ -22,12 +23,16 @@ from ..errors import (
 )
 from ..log import escape
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 __all__ = [
     "COMMON",
     "ENDED",
     "MEANINGS",
     "Exit",
     "TerminatedError",
+    "describe_problems",
     "exit_code_of",
     "one_line",
     "unwrap_error",
@@ -98,6 +103,16 @@ def one_line(error: BaseException) -> str:
     return re.sub(r"://.*@", "://***@", text)
 
 
+def describe_problems(error: InvalidFieldsError, subjects: Mapping[str, str]) -> str:
+    """Return the problems of options as one line.
+
+    Args:
+        error: The error of an options class.
+        subjects: What stands before a problem in place of the option's name, such as ``"--host:"``, by that name.
+    """
+    return "; ".join(f"{subjects.get(field, f'{field}:')} {text}" for field, text in error.problems)
+
+
 def _text(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return "interrupted"
@@ -110,9 +125,8 @@ def _text(error: BaseException) -> str:
     if isinstance(error, click.ClickException):
         return error.format_message()
     if isinstance(error, InvalidFieldsError):
-        # Errors of options begin with a line that counts them; the user of a command never saw the class it names.
-        first, *problems = str(error).splitlines()
-        return "; ".join(problem.removeprefix("- ") for problem in problems) or first
+        # The error's own text begins with the name of an options class, which the user of a command never saw.
+        return describe_problems(error, {}) or str(error)
     if isinstance(error, OSError):
         return error.strerror or str(error)
     if isinstance(error, LedgerPluginError):

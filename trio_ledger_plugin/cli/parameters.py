@@ -16,7 +16,7 @@ import click
 from ..btp.options import BtpOptions
 from ..errors import InvalidFieldsError
 from ..net.url import split_url
-from .errors import MEANINGS, Exit, one_line
+from .errors import MEANINGS, Exit, describe_problems
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,8 +92,8 @@ def client_options(url: str, timeout: float, *, allow_insecure: bool) -> BtpOpti
             close_timeout=CLOSE_SECONDS,
         )
     except InvalidFieldsError as error:
-        text = one_line(error).removeprefix("server: ").replace("set allow_insecure", "give --allow-insecure")
-        raise click.UsageError(f"the URL {text}") from error
+        subjects = {"server": "the URL", "allow_insecure": "--allow-insecure:"}
+        raise click.UsageError(describe_problems(error, subjects)) from error
     if not options.btp_token:
         raise click.UsageError(f"the URL has no token, as in ACCOUNT:TOKEN@HOST, and {SECRET_VARIABLE} is not set")
     return options

@@ -15,11 +15,12 @@ from rich.text import Text
 
 from ..btp.options import BtpOptions, ListenerOptions
 from ..btp.plugin import BtpPlugin
+from ..errors import InvalidFieldsError
 from ..events import Connected, Disconnected, EventsDropped, Failed
 from ..opening import open_plugin
 from ..services import PluginServices
 from .account_choices import AccountChoices, accounts_choices, make_accounts_options
-from .errors import COMMON, Exit
+from .errors import COMMON, Exit, describe_problems
 from .output import Screen, said
 from .parameters import SECRET_VARIABLE, Command, epilog
 from .replies import REPLIES
@@ -109,7 +110,11 @@ def serve(
         raise click.UsageError("--secret is empty; leave it out to have a random one")
     if secret is None:
         secret = shown = secrets.token_hex(16)
-    listener = ListenerOptions(port=port, secret=secret, host=host, ssl_context=ssl_context)
+    try:
+        listener = ListenerOptions(port=port, secret=secret, host=host, ssl_context=ssl_context)
+    except InvalidFieldsError as error:
+        subjects = {"secret": "--secret:", "host": "--host:"}
+        raise click.UsageError(describe_problems(error, subjects)) from error
     options = BtpOptions(listener=listener, close_timeout=CLOSE_SECONDS)
     try:
         run_until_sigterm(_serve, options, reply, shown, store, as_json)

@@ -9,16 +9,8 @@ from attrs import field, fields, frozen
 
 from ..errors import InvalidFieldsError
 from ..secret import Secret
-from .fields import (
-    ADDRESSES,
-    COUNT,
-    MONEY,
-    NAME,
-    RETENTION,
-    SECONDS,
-    CheckedOptions,
-    shown,
-)
+from .checked import CheckedOptions
+from .fields import ADDRESSES, COUNT, EARLIER_NAME, MONEY, NAME, RETENTION, SECONDS, as_tuple, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,7 +42,8 @@ class ConnectOptions:
         if isinstance(self.timeout, bool) or not isinstance(self.timeout, int | float):
             raise TypeError(f"timeout is a number of milliseconds, not {type(self.timeout).__name__}")
         if self.timeout < 0:
-            raise InvalidFieldsError(f"timeout: got {shown(self.timeout)}, must be milliseconds, 0 or more")
+            problem = f"got {shown(self.timeout)}, must be milliseconds, 0 or more"
+            raise InvalidFieldsError(f"timeout: {problem}", problems=(("timeout", problem),))
 
     def seconds(self, default: float) -> float:
         """Return the timeout in seconds.
@@ -66,10 +59,6 @@ class ConnectOptions:
             return default
         # An int may be larger than any float, and so for ever.
         return self.timeout / 1000 if self.timeout < 1e300 else math.inf
-
-
-def _as_tuple(value: list[str] | tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(value) if isinstance(value, list) else value
 
 
 @frozen(kw_only=True)
@@ -126,17 +115,17 @@ class PluginOptions(CheckedOptions):
     max_unauthenticated_bytes: int = field(default=8 * 1024, metadata=COUNT)
     max_fragments: int = field(default=64, metadata=COUNT)
     max_entries: int = field(default=32, metadata=COUNT)
-    max_send_queue_bytes: int = field(default=1024 * 1024, metadata=COUNT)
-    max_handler_bytes: int = field(default=4 * 1024 * 1024, metadata=COUNT)
-    max_backlog_bytes: int = field(default=2 * 1024 * 1024, metadata=COUNT)
-    max_error_reply_bytes: int = field(default=64 * 1024, metadata=COUNT)
+    max_send_queue_bytes: int = field(default=1024 * 1024, metadata=COUNT | {EARLIER_NAME: "max_queue_bytes"})
+    max_handler_bytes: int = field(default=4 * 1024 * 1024, metadata=COUNT | {EARLIER_NAME: "max_running_bytes"})
+    max_backlog_bytes: int = field(default=2 * 1024 * 1024, metadata=COUNT | {EARLIER_NAME: "max_waiting_bytes"})
+    max_error_reply_bytes: int = field(default=64 * 1024, metadata=COUNT | {EARLIER_NAME: "max_refusal_bytes"})
     max_handlers: int = field(default=256, metadata=COUNT)
     max_in_flight: int = field(default=16384, metadata=COUNT)
     max_malformed_per_minute: int = field(default=8, metadata=COUNT)
     max_unauthenticated: int = field(default=1024, metadata=COUNT)
     max_unauthenticated_per_address: int = field(default=16, metadata=COUNT)
     max_failures_per_minute: int = field(default=5, metadata=COUNT)
-    trusted_proxies: tuple[str, ...] = field(default=(), converter=_as_tuple, metadata=ADDRESSES)
+    trusted_proxies: tuple[str, ...] = field(default=(), converter=as_tuple, metadata=ADDRESSES)
     money: str = field(default="auto", metadata=MONEY)
     ledger_id: str = field(default="main", metadata=NAME)
     key_retention: float = field(default=7 * 24 * 60 * 60.0, metadata=RETENTION)

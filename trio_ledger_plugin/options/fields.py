@@ -1,77 +1,120 @@
-"""Options that check themselves.
+"""The validators of fields: what a field accepts, and the sentence with which an error refuses the rest.
 
-The law here: a wrong options object cannot exist. Construction looks at every field and raises one
-``InvalidFieldsError`` that names each bad field, its value and what is right. Secrets, and whatever may contain
-one, are named by their type only.
+An error shows a refused value only where that value cannot hold a secret; otherwise it shows the value's type.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import ssl
-from collections.abc import Mapping
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, TypeGuard
 
-from attrs import NOTHING, fields, frozen
+from attrs import frozen
 
-from ..errors import InvalidFieldsError
 from ..secret import Secret
 from ..transfer import MIN_RETENTION
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable
 
 __all__ = [
     "ADDRESSES",
+    "ANYTHING",
     "COUNT",
     "CREDENTIAL",
-    "FLAGS",
+    "EARLIER_NAME",
     "MONEY",
     "NAME",
+    "NESTED",
     "PORT",
     "RETENTION",
-    "RULE",
     "SECONDS",
     "SECRET",
     "SSL_CONTEXT",
     "SWITCH",
     "TEXT",
+    "VALIDATOR",
     "WORD",
-    "CheckedOptions",
-    "Rule",
+    "Milliseconds",
+    "Refused",
+    "Validator",
     "as_secret",
+    "as_tuple",
     "is_text",
-    "raise_problems",
+    "is_word",
     "shown",
 ]
 
-# The key of a field's rule in its metadata.
-RULE: Final = "trio_ledger_plugin.rule"
-# Entries of the auth message that the plugin writes itself; one of the same name beside them makes it illegal.
-OWN_AUTH_ENTRIES: Final = frozenset({"auth", "auth_username", "auth_token", "transfer_keys"})
+# The keys of a field's metadata: its validator, a name that it had in earlier versions and that is accepted still, and
+# the options class that a mapping within a mapping is read for.
+VALIDATOR: Final = "trio_ledger_plugin.validator"
+EARLIER_NAME: Final = "trio_ledger_plugin.earlier_name"
+NESTED: Final = "trio_ledger_plugin.nested"
 
 
 @frozen
-class Rule:
-    """What a field accepts; stands in the field's metadata under ``RULE``.
+class Milliseconds:
+    """A time in milliseconds, which a mapping gives under a camelCase name; ``value`` may be of any type."""
+
+    value: object
+
+    def as_seconds(self) -> object:
+        """Return the time in seconds, or ``value`` itself if it is no number."""
+        if isinstance(self.value, bool) or not isinstance(self.value, int | float):
+            return self.value
+        try:
+            return self.value / 1000
+        except OverflowError:  # an int that no float can hold; no time is that long
+            return self.value
+
+
+@frozen
+class Refused:
+    """Stands in a field for a value that could not be made, and says why.
+
+    Converters and the loader return it instead of raising, so that the constructor reports it with all other problems.
 
     Attributes:
-        right: What a right value is, in words that follow "must be".
-        accepts: Whether a value is right.
-        shown: Whether a wrong value may appear in an error.
-        duration: Whether the field is a time in seconds; JavaScript names give it in milliseconds.
-        nested: The options class of a field that a mapping gives as a mapping.
-        null: Whether None in a mapping is a value of the field, and not the same as leaving it out.
+        problems: Pairs of a field and what is wrong with it. The field is one of a nested options class, or an empty
+            string for the value as a whole.
     """
 
-    right: str
+    problems: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def because(cls, text: str) -> Refused:
+        """Return a refusal of the value as a whole."""
+        return cls((("", text),))
+
+
+@frozen
+class Validator:
+    """What a field accepts. It stands in the field's ``metadata`` under ``VALIDATOR``.
+
+    Attributes:
+        expected: What the field accepts, in words that follow "must be".
+        accepts: Returns whether the field accepts a value of any type.
+        shown: Whether an error may show a refused value.
+        milliseconds: Only for times, which are in seconds: ``expected`` in milliseconds, the unit of a camelCase name.
+        null: Whether None in a mapping is a value of the field. If not, None means that the field is not given.
+    """
+
+    expected: str
     accepts: Callable[[object], bool]
     shown: bool = True
-    duration: bool = False
-    nested: type[CheckedOptions] | None = None
+    milliseconds: str = ""
     null: bool = False
+
+    def find_problem(self, value: object) -> str:
+        """Return what is wrong with a value, or an empty string if nothing is."""
+        given, expected = value, self.expected
+        if isinstance(value, Milliseconds):
+            given, expected = value.value, self.milliseconds
+            value = value.as_seconds()
+        if self.accepts(value):
+            return ""
+        return f"got {shown(given) if self.shown else _type_of(given)}, must be {expected}"
 
 
 def _is_duration(value: object) -> bool:
@@ -92,13 +135,14 @@ def _is_retention(value: object) -> bool:
     return _is_duration(value) and MIN_RETENTION <= value < 1e9  # type: ignore[operator]  # a duration is a number
 
 
-def is_text(value: object) -> bool:
-    """Whether a value is text that can go over the network."""
+def is_text(value: object) -> TypeGuard[str]:
+    """Return whether a value is text that can go over the network."""
     # Text that UTF-8 cannot hold would fail much later, with an exception that carries it.
     return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
-def _is_word(value: object) -> bool:
+def is_word(value: object) -> bool:
+    """Return whether a value is text without spaces and control characters, and not empty."""
     return isinstance(value, str) and value != "" and value.isprintable() and " " not in value
 
 
@@ -119,49 +163,36 @@ def _are_addresses(value: object) -> bool:
         return False
 
 
-def _are_flags(value: object) -> bool:
-    return isinstance(value, Mapping) and all(
-        _is_word(name) and name.isascii() and len(name) < 256 and name not in OWN_AUTH_ENTRIES and _is_flag(flag)
-        for name, flag in value.items()
+ANYTHING: Final = Validator("any value", lambda _: True)
+SECONDS: Final = {
+    VALIDATOR: Validator(
+        "a number of seconds above 0, or infinity for no limit",
+        _is_duration,
+        milliseconds="a number of milliseconds above 0, or infinity for no limit",
     )
-
-
-def _is_flag(value: object) -> bool:
-    if isinstance(value, str | bytes):
-        return isinstance(value, bytes) or is_text(value)
-    try:
-        return is_text(json.dumps(value, ensure_ascii=False, allow_nan=False))
-    except (TypeError, ValueError, RecursionError):
-        return False
-
-
-SECONDS: Final = {RULE: Rule("a number of seconds above 0, or infinity for no limit", _is_duration, duration=True)}
-RETENTION: Final = {RULE: Rule("a number of seconds from 86,400 (24 hours) to 1e9", _is_retention, duration=True)}
-MONEY: Final = {RULE: Rule("'auto', 'keyed' or 'plain'", lambda value: value in ("auto", "keyed", "plain"))}
-COUNT: Final = {RULE: Rule("a whole number above 0", _is_count)}
-PORT: Final = {RULE: Rule("a port number from 0 to 65535, or None to open none", _is_port, null=True)}
-TEXT: Final = {RULE: Rule("text (str) that UTF-8 can hold", is_text)}
-NAME: Final = {RULE: Rule("text (str), not empty", lambda value: bool(value) and is_text(value))}
-WORD: Final = {RULE: Rule("text (str), not empty, without spaces or control characters", _is_word)}
-SECRET: Final = {RULE: Rule("text (str) that UTF-8 can hold, or a Secret of it", _is_secret, shown=False)}
+}
+RETENTION: Final = {
+    VALIDATOR: Validator(
+        "a number of seconds from 86,400 (24 hours) to 1e9",
+        _is_retention,
+        milliseconds="a number of milliseconds from 86,400,000 (24 hours) to 1e12",
+    )
+}
+MONEY: Final = {VALIDATOR: Validator("'auto', 'keyed' or 'plain'", lambda value: value in ("auto", "keyed", "plain"))}
+COUNT: Final = {VALIDATOR: Validator("a whole number above 0", _is_count)}
+PORT: Final = {VALIDATOR: Validator("a port number from 0 to 65535, or None to open none", _is_port, null=True)}
+TEXT: Final = {VALIDATOR: Validator("text (str) that UTF-8 can hold", is_text)}
+NAME: Final = {VALIDATOR: Validator("text (str), not empty", lambda value: bool(value) and is_text(value))}
+WORD: Final = {VALIDATOR: Validator("text (str), not empty, without spaces or control characters", is_word)}
+SECRET: Final = {VALIDATOR: Validator("text (str) that UTF-8 can hold, or a Secret of it", _is_secret, shown=False)}
 CREDENTIAL: Final = {
-    RULE: Rule(
-        "text (str) or a Secret, not empty",
-        lambda value: bool(value) and _is_secret(value),
-        shown=False,
+    VALIDATOR: Validator(
+        "text (str) or a Secret, not empty", lambda value: bool(value) and _is_secret(value), shown=False
     )
 }
-SWITCH: Final = {RULE: Rule("True or False", lambda value: isinstance(value, bool))}
-SSL_CONTEXT: Final = {RULE: Rule("an ssl.SSLContext or None", _is_ssl_context)}
-ADDRESSES: Final = {RULE: Rule("a tuple of IP addresses in their shortest form", _are_addresses)}
-FLAGS: Final = {
-    RULE: Rule(
-        "a mapping of names of 1 to 255 ASCII characters, none of "
-        f"{', '.join(sorted(OWN_AUTH_ENTRIES))}, to text, bytes or what JSON can hold",
-        _are_flags,
-        shown=False,
-    )
-}
+SWITCH: Final = {VALIDATOR: Validator("True or False", lambda value: isinstance(value, bool))}
+SSL_CONTEXT: Final = {VALIDATOR: Validator("an ssl.SSLContext or None", _is_ssl_context)}
+ADDRESSES: Final = {VALIDATOR: Validator("a tuple of IP addresses in their shortest form", _are_addresses)}
 
 
 def as_secret(value: str | Secret) -> Secret:
@@ -169,8 +200,13 @@ def as_secret(value: str | Secret) -> Secret:
     return Secret(value) if isinstance(value, str) else value
 
 
+def as_tuple(value: list[str] | tuple[str, ...]) -> tuple[str, ...]:
+    """Return a list, such as JSON has, as a tuple; for the ``converter`` of a field."""
+    return tuple(value) if isinstance(value, list) else value
+
+
 def shown(value: object) -> str:
-    """Return a wrong value as an error may show it: containers and objects may hold a secret and give their type."""
+    """Return a refused value as an error may show it: only the type of what may hold a secret."""
     try:
         if isinstance(value, str):
             return repr(value) if len(value) <= 60 else f"{value[:60]!r}…"
@@ -178,61 +214,8 @@ def shown(value: object) -> str:
             return repr(value)
     except ValueError:  # an int of more digits than Python writes
         pass
+    return _type_of(value)
+
+
+def _type_of(value: object) -> str:
     return f"a value of type {type(value).__name__}"
-
-
-@frozen(kw_only=True)
-class CheckedOptions:
-    """Options that check themselves; the base for the options of a plugin.
-
-    A subclass gives its fields a ``Rule`` in ``metadata`` and overrides ``find_conflicts``.
-    """
-
-    def __attrs_post_init__(self) -> None:
-        problems = self.find_problems({each.name: getattr(self, each.name) for each in fields(type(self))})
-        raise_problems(type(self), problems)
-
-    @classmethod
-    def find_problems(
-        cls, values: Mapping[str, Any], spelled: Mapping[str, str] | None = None, skip: Collection[str] = ()
-    ) -> list[str]:
-        """Say all that is wrong with these values.
-
-        Args:
-            values: Field names to values; a field that is not there takes its default.
-            spelled: Field names to the names that the user wrote.
-            skip: Fields whose problems are known already.
-
-        Returns:
-            One line for each problem.
-        """
-        spelled = spelled or {}
-        problems = []
-        for each in fields(cls):
-            rule: Rule = each.metadata.get(RULE, ANYTHING)
-            name = spelled.get(each.name, each.name)
-            right = rule.right.replace("seconds", "milliseconds") if name != each.name else rule.right
-            if each.name not in values:
-                if each.default is NOTHING and each.name not in skip:
-                    problems.append(f"{name}: missing, must be {right}")
-            elif each.name not in skip and not rule.accepts(value := values[each.name]):
-                got = shown(value) if rule.shown else f"a value of type {type(value).__name__}"
-                problems.append(f"{name}: got {got}, must be {right}")
-        problems += [f"{spelled.get(name, name)}: {what}" for name, what in cls.find_conflicts(values)]
-        return problems
-
-    @classmethod
-    def find_conflicts(cls, values: Mapping[str, Any]) -> Iterable[tuple[str, str]]:  # noqa: ARG003  # for subclasses
-        """Give (field, what is wrong) for rules over several fields; values may be of any type."""
-        return ()
-
-
-ANYTHING: Final = Rule("any value", lambda _: True)
-
-
-def raise_problems(cls: type[CheckedOptions], problems: list[str]) -> None:
-    """Raise ``InvalidFieldsError`` with all the problems, where there are any."""
-    if problems:
-        raise InvalidFieldsError(
-            f"{cls.__name__}, {len(problems)} wrong:" + "".join(f"\n- {each}" for each in problems)
-        )

@@ -6,9 +6,11 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from attrs import fields, frozen
+from attrs import NOTHING, fields
 
-from .fields import RULE, CheckedOptions, raise_problems, shown
+from ..errors import InvalidFieldsError
+from .checked import CheckedOptions, invalid_options, validator_of
+from .fields import EARLIER_NAME, NESTED, Milliseconds, Refused, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["names_of", "options_from_mapping"]
 
-# Fields of ilp-plugin-btp and ilp-plugin-mini-accounts, and what ilp-connector adds, that have no meaning here.
+# Fields of ilp-plugin-btp and ilp-plugin-mini-accounts, and of ilp-connector's, that mean nothing here.
 IGNORED: Final = frozenset(
     {
         "_log",
@@ -39,84 +41,101 @@ def options_from_mapping(
 ) -> OptionsT:
     """Make an options object from a mapping, such as one parsed from JSON.
 
-    A name may be ours (``response_timeout``, seconds) or in JavaScript's spelling (``responseTimeout``). Times
-    under a JavaScript name are milliseconds and 0 means the default, as there. A value of None counts as not given,
-    except where it is one of the field's values, as of ``port``. A mapping within, such as ``listener``, is taken the
-    same way. A server's port and host may stand in ``wsOpts``, where the JavaScript servers take them as well.
+    A name is in this package's spelling (``response_timeout``) or in JavaScript's (``responseTimeout``). A time is in
+    seconds under the former, and in milliseconds under the latter, where 0 means the default as in JavaScript. A value
+    of None counts as not given, except where it is one of the field's values, as of ``port``. A mapping within the
+    mapping, such as ``listener``, is read in the same way. A server's port and host may stand in ``wsOpts``, where the
+    JavaScript servers take them as well.
 
     Args:
         cls: The options class.
         mapping: Names to values, without ``"plugin"``.
-        find_owners: Tells of an option which plugins have it, for the error about one that this class has not.
+        find_owners: Returns the names of the plugins that have an option, for the error about one that ``cls`` lacks.
 
     Raises:
         TypeError: ``mapping`` is no mapping.
-        InvalidFieldsError: Names are unknown or given in both spellings, or values are wrong; each is named.
+        InvalidFieldsError: Names are unknown or a field is given twice, or values are wrong. The text names each.
 
     Warns:
-        UserWarning: Names that the npm plugins know and this package has no use for; they are ignored.
+        UserWarning: Names that the npm plugins know and this package has no use for. They are ignored.
     """
     if not isinstance(mapping, Mapping):
         raise TypeError(f"options are a mapping, not {type(mapping).__name__}")
-    reading = _Reading.of(cls, mapping, find_owners)
-    raise_problems(cls, reading.problems)
-    if reading.ignored:
-        names = ", ".join(reading.ignored)
+    ignored: list[str] = []
+    options = _construct(cls, mapping, ignored, find_owners)
+    if ignored:
+        names = ", ".join(ignored)
         warnings.warn(f"ignored, this plugin has no use for: {names}", UserWarning, stacklevel=2)
-    return cls(**reading.values)
+    return options
 
 
-@frozen
-class _Reading:
-    """What a mapping says for an options class."""
+def _construct(
+    cls: type[OptionsT],
+    mapping: Mapping[str, object],
+    ignored: list[str],
+    find_owners: Callable[[str], list[str]] | None = None,
+) -> OptionsT:
+    """Call the options class with what a mapping gives, and append the names that are ignored to ``ignored``.
 
-    values: dict[str, Any]
-    problems: list[str]
-    ignored: list[str]
-
-    @classmethod
-    def of(
-        cls,
-        options: type[CheckedOptions],
-        mapping: Mapping[str, object],
-        find_owners: Callable[[str], list[str]] | None = None,
-    ) -> _Reading:
-        known = names_of(options)
-        known |= {f"wsOpts.{name}": known[name] for name in ("port", "host") if name in known}
-        values: dict[str, Any] = {}
-        problems: list[str] = []
-        ignored: list[str] = []
-        spelled: dict[str, str] = {}
-        nested_wrong: set[str] = set()
-        for name, value in _unfold_server_options(mapping):
-            each = known.get(name)
-            if each is None:
-                if name in IGNORED or str(name).startswith("wsOpts."):
-                    ignored.append(name)
-                else:
-                    problems.append(f"{shown(name)}: {_unknown(name, options, find_owners)}")
-            elif (value is None and not _takes_null(each)) or (_is_milliseconds(each, name) and value == 0):
-                continue
-            elif each.name in spelled:
-                problems.append(f"{name}: given as {spelled[each.name]} too, must be given once")
+    The constructor judges the values. Only names are judged here, and both kinds of problems are raised together, under
+    the names that the mapping has.
+    """
+    known = names_of(cls)
+    known |= {f"wsOpts.{name}": known[name] for name in ("port", "host") if name in known}
+    values: dict[str, Any] = {}
+    spelled: dict[str, str] = {}
+    problems: list[tuple[str, str]] = []
+    for name, value in _unfold_server_options(mapping):
+        each = known.get(name)
+        if each is None:
+            if name in IGNORED or str(name).startswith("wsOpts."):
+                ignored.append(name)
             else:
-                spelled[each.name] = name
-                values[each.name] = value
-                rule = each.metadata.get(RULE)
-                if rule and rule.nested and isinstance(value, Mapping):
-                    nested = _Reading.of(rule.nested, value)
-                    problems += [f"{name}.{problem}" for problem in nested.problems]
-                    ignored += [f"{name}.{other}" for other in nested.ignored]
-                    if nested.problems:
-                        nested_wrong.add(each.name)
-                    else:
-                        values[each.name] = rule.nested(**nested.values)
-        problems += options.find_problems(values, spelled, nested_wrong)
+                problems.append((shown(name), _unknown(name, cls, find_owners)))
+        elif (value is None and not validator_of(each).null) or (_is_milliseconds(each, name) and value == 0):
+            continue
+        elif each.name in spelled:
+            problems.append((name, f"given as {spelled[each.name]} too, must be given once"))
+        else:
+            spelled[each.name] = name
+            values[each.name] = _read(each, name, value, ignored)
+    for each in fields(cls):
+        if each.init and each.default is NOTHING and each.name not in values:
+            values[each.name] = Refused.because(f"missing, must be {validator_of(each).expected}")
+    try:
+        options = cls(**values)
+    except InvalidFieldsError as error:
+        if not error.problems:  # a subclass's own
+            raise
+        problems += [(_spell(field, spelled), text) for field, text in error.problems]
+    else:
         if not problems:
-            for each in fields(options):
-                if each.name in values and _is_milliseconds(each, spelled[each.name]):
-                    values[each.name] /= 1000
-        return cls(values, problems, ignored)
+            return options
+    raise invalid_options(cls, problems)
+
+
+def _read(each: Attribute[Any], name: str, value: object, ignored: list[str]) -> object:
+    """Return a mapping's value as the constructor takes it."""
+    if _is_milliseconds(each, name):
+        return Milliseconds(value)
+    nested: type[CheckedOptions] | None = each.metadata.get(NESTED)
+    if nested is None or not isinstance(value, Mapping):
+        return value
+    inner: list[str] = []
+    try:
+        return _construct(nested, value, inner)
+    except InvalidFieldsError as error:
+        if not error.problems:
+            raise
+        return Refused(error.problems)
+    finally:
+        ignored += [f"{name}.{other}" for other in inner]
+
+
+def _spell(field: str, spelled: Mapping[str, str]) -> str:
+    """Return a field, or a field within one (``listener.port``), with the name that the mapping has for it."""
+    outer, dot, inner = field.partition(".")
+    return f"{spelled.get(outer, outer)}{dot}{inner}"
 
 
 def _unfold_server_options(mapping: Mapping[str, object]) -> Iterator[tuple[str, object]]:
@@ -128,8 +147,14 @@ def _unfold_server_options(mapping: Mapping[str, object]) -> Iterator[tuple[str,
 
 
 def names_of(options: type[CheckedOptions]) -> dict[str, Attribute[Any]]:
-    """Return the fields of an options class by both spellings of their names."""
-    return {name: each for each in fields(options) for name in (each.name, _camel_case(each.name))}
+    """Return the fields of an options class by all their names: in both spellings, the earlier ones too."""
+    return {
+        spelling: each
+        for each in fields(options)
+        if each.init
+        for name in (each.name, each.metadata.get(EARLIER_NAME, each.name))
+        for spelling in (name, _camel_case(name))
+    }
 
 
 def _camel_case(name: str) -> str:
@@ -138,26 +163,21 @@ def _camel_case(name: str) -> str:
 
 
 def _is_milliseconds(each: Attribute[Any], name: str) -> bool:
-    rule = each.metadata.get(RULE)
-    return rule is not None and rule.duration and name != each.name
-
-
-def _takes_null(each: Attribute[Any]) -> bool:
-    rule = each.metadata.get(RULE)
-    return rule is not None and rule.null
+    snake_case = (each.name, each.metadata.get(EARLIER_NAME))
+    return name not in snake_case and validator_of(each).milliseconds != ""
 
 
 def _unknown(name: object, options: type[CheckedOptions], find_owners: Callable[[str], list[str]] | None) -> str:
-    from difflib import get_close_matches  # noqa: PLC0415  # only a mistake needs it, import time is everybody's
+    from difflib import get_close_matches  # noqa: PLC0415  # only a mistake needs it
 
     if not isinstance(name, str):
         return "no name, names are text (str)"
     for each in fields(options):
-        rule = each.metadata.get(RULE)
-        if rule and rule.nested and name in names_of(rule.nested):
+        nested = each.metadata.get(NESTED)
+        if nested is not None and name in names_of(nested):
             return f"unknown, did you mean {each.name + '.' + name!r}?"
     if owners := find_owners(name) if find_owners else ():
         return f"unknown, an option of {' and '.join(map(repr, owners))}"
-    known = [each.name for each in fields(options)]
+    known = [each.name for each in fields(options) if each.init]
     close = get_close_matches(name, known if name.islower() else list(map(_camel_case, known)), n=1)
     return "unknown" + (f", did you mean {close[0]!r}?" if close else "")
