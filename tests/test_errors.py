@@ -8,6 +8,7 @@ import pytest
 from trio_ledger_plugin import (
     DecodeError,
     InsufficientBalanceError,
+    InvalidFieldsError,
     NotConnectedError,
     RemoteError,
     TransferInDoubtError,
@@ -31,6 +32,8 @@ ERRORS = [
     TransferInDoubtError("k", "5", "why"),
     DecodeError("no", packet_type=6, request_id=1),
     InsufficientBalanceError("no"),
+    InvalidFieldsError("no"),
+    InvalidFieldsError("BtpOptions, 1 wrong:\n- port: no", problems=(("port", "no"),)),
     OSError(98, "in use"),
 ]
 
@@ -58,3 +61,7 @@ def test_what_cannot_be_copied_is_its_own_twin():
     """An application's error must reach its callers, not one about its class."""
     error = TakesTwoError("a", "b")
     assert copy_error(error) is error
+
+
+def test_error_about_no_option_has_no_problems():
+    assert InvalidFieldsError("amount is '0'").problems == InvalidFieldsError().problems == ()

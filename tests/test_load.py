@@ -5,16 +5,21 @@ import json
 import math
 import traceback
 import warnings
+from contextlib import suppress
 from typing import Any
 
 import attrs
 import pytest
+from attrs import field, frozen
 
 from trio_ledger_plugin.btp.options import AccountsOptions, BtpOptions, ListenerOptions
 from trio_ledger_plugin.environment import options_from_environment
 from trio_ledger_plugin.errors import InvalidFieldsError
 from trio_ledger_plugin.loopback import LoopbackOptions
+from trio_ledger_plugin.net.url import ServerUrl, parse_server
 from trio_ledger_plugin.options.base import PluginOptions
+from trio_ledger_plugin.options.checked import CheckedOptions
+from trio_ledger_plugin.options.fields import COUNT, NESTED, SECONDS, VALIDATOR, Validator
 from trio_ledger_plugin.options.load import options_from_mapping
 from trio_ledger_plugin.registry import PLUGIN_ALIASES, canonical_plugin_name
 from trio_ledger_plugin.secret import Secret
@@ -198,6 +203,186 @@ def test_problems_take_precedence_over_ignored_fields() -> None:
 def test_options_of_another_type_are_a_type_error(mapping: Any) -> None:
     with pytest.raises(TypeError, match=f"options are a mapping, not {type(mapping).__name__}"):
         options_from_mapping(BtpOptions, mapping)
+
+
+def test_times_in_camel_case_have_the_bounds_of_seconds() -> None:
+    assert options_from_mapping(PluginOptions, {"keyRetention": 30 * 86_400_000}).key_retention == 30 * 86_400
+    assert problems_of(PluginOptions, {"keyRetention": 86_400, "pongTimeout": 10**400}) == [
+        "- pongTimeout: got 1" + "0" * 400 + ", must be a number of milliseconds above 0, or infinity for no limit",
+        "- keyRetention: got 86400, must be a number of milliseconds from 86,400,000 (24 hours) to 1e12",
+    ]
+
+
+# One round of judgement
+
+
+@frozen
+class CountedInner(CheckedOptions):
+    size: int = field(metadata=COUNT)
+    pause: float = field(default=1.0, metadata=SECONDS)
+
+
+@frozen(kw_only=True)
+class CountedOptions(PluginOptions):
+    inner: CountedInner | None = field(
+        default=None, metadata={VALIDATOR: Validator("CountedInner or None", lambda _: True), NESTED: CountedInner}
+    )
+
+
+@pytest.fixture
+def checks(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Collect the values that validators check."""
+    checked: list[object] = []
+    check = Validator.find_problem
+
+    def find_problem(validator: Validator, value: object) -> str:
+        checked.append(value)
+        return check(validator, value)
+
+    monkeypatch.setattr(Validator, "find_problem", find_problem)
+    return checked
+
+
+FIELDS = len(attrs.fields(CountedOptions)) + len(attrs.fields(CountedInner))
+
+
+def test_constructor_checks_each_field_once(checks: Any) -> None:
+    CountedOptions(max_entries=1, inner=CountedInner(77, 1.5))
+    assert len(checks) == FIELDS
+    assert checks.count(77) == checks.count(1.5) == 1
+
+
+@pytest.mark.parametrize("wrong", [{}, {"maxFragments": -77}, {"sever": 1}])
+def test_mapping_has_each_field_checked_once(checks: Any, wrong: Any) -> None:
+    """One of another plugin may be slow, or count what it is asked."""
+    with suppress(InvalidFieldsError):
+        options_from_mapping(CountedOptions, {"maxEntries": 5, "inner": {"size": 77, "pause": 1.5}, **wrong})
+    assert len(checks) == FIELDS
+
+
+def test_mapping_has_each_field_of_a_wrong_nested_one_checked_once(checks: Any) -> None:
+    assert problems_of(CountedOptions, {"inner": {"size": -77, "pause": "x"}, "maxEntries": 0}) == [
+        "- maxEntries: got 0, must be a whole number above 0",
+        "- inner.size: got -77, must be a whole number above 0",
+        "- inner.pause: got 'x', must be a number of seconds above 0, or infinity for no limit",
+    ]
+    # The nested object was not made, so that there is no value to check.
+    assert len(checks) == FIELDS - 1
+
+
+def test_evolved_options_are_checked_once(checks: Any) -> None:
+    options = options_from_mapping(CountedOptions, {"responseTimeout": 1500, "inner": {"size": 77}})
+    checks.clear()
+    assert attrs.evolve(options, max_entries=2).response_timeout == 1.5
+    assert len(checks) == len(attrs.fields(CountedOptions))
+    with pytest.raises(InvalidFieldsError, match=r"max_entries: got 0"):
+        attrs.evolve(options, max_entries=0)
+
+
+def test_server_url_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[str] = []
+
+    def parse(server: str) -> ServerUrl:
+        parsed.append(server)
+        return parse_server(server)
+
+    monkeypatch.setattr("trio_ledger_plugin.btp.options.parse_server", parse)
+    options = options_from_mapping(BtpOptions, {"server": "btp+wss://alice:tok@h.example:1/ilp"})
+    assert (options.server, options.address) == ("btp+wss://h.example:1/ilp", "btp+wss://h.example:1/ilp")
+    assert (options.tls, options.host, options.port) == (True, "h.example", 1)
+    assert (options.resource, options.host_header) == ("/ilp", "h.example:1")
+    assert (options.btp_account, options.btp_token) == ("alice", Secret("tok"))
+    assert parsed == ["btp+wss://alice:tok@h.example:1/ilp"]
+
+
+def test_problems_have_the_names_that_the_mapping_has() -> None:
+    """A program that shows errors in its own form has to know which option each is about."""
+    mapping = {
+        "debugHostIldcpInfo": {"clientAddress": "no address", "asset_scale": 9, "assetCode": ""},
+        "wsOpts": {"port": -1},
+        "prot": 5,
+    }
+    with pytest.raises(InvalidFieldsError) as caught:
+        options_from_mapping(AccountsOptions, mapping)
+    assert caught.value.problems == (
+        ("'prot'", "unknown, did you mean 'port'?"),
+        ("wsOpts.port", "got -1, must be a port number from 0 to 65535, or None to open none"),
+        ("debugHostIldcpInfo.clientAddress", "got 'no address', must be an ILP address, such as example.parent"),
+        ("debugHostIldcpInfo.assetCode", "got '', must be text (str), not empty"),
+    )
+    lines = [f"- {field}: {text}" for field, text in caught.value.problems]
+    assert str(caught.value).splitlines() == ["AccountsOptions, 4 wrong:", *lines]
+    assert caught.value.__context__ is None
+
+
+@frozen(kw_only=True)
+class PickyOptions(PluginOptions):
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        if self.max_entries == 5:
+            raise InvalidFieldsError("not 5 entries")
+
+
+@frozen
+class PickyOuter(CheckedOptions):
+    inner: PickyOptions = field(metadata={NESTED: PickyOptions})
+
+
+@pytest.mark.parametrize(
+    ("cls", "mapping"), [(PickyOptions, {"maxEntries": 5}), (PickyOuter, {"inner": {"maxEntries": 5}})]
+)
+def test_error_of_a_subclass_itself_is_raised_as_it_is(cls: Any, mapping: Any) -> None:
+    with pytest.raises(InvalidFieldsError, match=r"^not 5 entries$"):
+        options_from_mapping(cls, mapping)
+
+
+# Earlier names
+
+
+EARLIER = [
+    ("max_running_bytes", "max_handler_bytes", "maxRunningBytes"),
+    ("max_waiting_bytes", "max_backlog_bytes", "maxWaitingBytes"),
+    ("max_refusal_bytes", "max_error_reply_bytes", "maxRefusalBytes"),
+    ("max_queue_bytes", "max_send_queue_bytes", "maxQueueBytes"),
+]
+
+
+@pytest.mark.parametrize(("earlier", "name", "camel"), EARLIER)
+def test_earlier_name_of_an_option_is_accepted(earlier: Any, name: Any, camel: Any) -> None:
+    """A configuration that was written for the version before still works."""
+    make: Any = LoopbackOptions
+    for options in (
+        options_from_mapping(LoopbackOptions, {earlier: 5}),
+        options_from_mapping(LoopbackOptions, {camel: 5}),
+        make(**{earlier: 5}),
+    ):
+        assert options == make(**{name: 5})
+        assert getattr(options, name) == 5
+    assert problems_of(PluginOptions, {camel: 0}) == [f"- {camel}: got 0, must be a whole number above 0"]
+
+
+@pytest.mark.parametrize(("earlier", "name", "camel"), EARLIER)
+def test_earlier_name_beside_the_present_one_is_refused(earlier: Any, name: Any, camel: Any) -> None:
+    twice = "too, must be given once"
+    assert problems_of(PluginOptions, {name: 1, camel: 1}) == [f"- {camel}: given as {name} {twice}"]
+    assert problems_of(PluginOptions, {earlier: 1, name: 1}) == [f"- {name}: given as {earlier} {twice}"]
+    make: Any = PluginOptions
+    with pytest.raises(InvalidFieldsError) as caught:
+        make(max_entries=0, **{earlier: 1, name: 1})
+    assert set(caught.value.problems) == {
+        ("max_entries", "got 0, must be a whole number above 0"),
+        (name, f"given as {earlier} {twice}"),
+    }
+
+
+def test_signature_has_the_present_names_only() -> None:
+    names = list(inspect.signature(BtpOptions).parameters)
+    assert names[0] == "connect_timeout"
+    assert "max_handler_bytes" in names
+    assert "max_running_bytes" not in names
+    make: Any = BtpOptions
+    with pytest.raises(TypeError, match="no_such_option"):
+        make(server="btp+ws://h", no_such_option=1)
 
 
 # Names of plugins
