@@ -122,7 +122,9 @@ class RandomDelivery:
 
 
 #: Earlier names.
-Parcel, ParcelKind, RandomFates = Message, MessageKind, RandomDelivery
+Parcel = Message
+ParcelKind = MessageKind
+RandomFates = RandomDelivery
 
 
 class _Carrier:

@@ -145,5 +145,6 @@ class PluginPair:
 PairFactory: TypeAlias = Callable[[PairConfig], AbstractAsyncContextManager[PluginPair]]
 
 #: Earlier names.
-Conditions, Subject = PairConfig, PluginPair
+Conditions = PairConfig
+Subject = PluginPair
 SubjectFactory: TypeAlias = PairFactory
