@@ -182,6 +182,27 @@ def test_options_are_immutable() -> None:
         options.server = "btp+ws://elsewhere"
 
 
+def test_options_are_equal_by_class_and_values() -> None:
+    options = LoopbackOptions(name="a")
+    assert options == LoopbackOptions(name="a")
+    assert hash(options) == hash(LoopbackOptions(name="a"))
+    assert options != LoopbackOptions(name="b")
+    assert PluginOptions() != LoopbackOptions()
+    listener = BtpOptions(listener=ListenerOptions(0, "s"))
+    assert listener == BtpOptions(listener=ListenerOptions(0, "s"))
+    assert listener != BtpOptions(listener=ListenerOptions(0, "other"))
+
+
+def test_repr_shows_every_field() -> None:
+    assert repr(ListenerOptions(0, "s")) == (
+        "ListenerOptions(port=0, secret=Secret(***), host='127.0.0.1', ssl_context=None)"
+    )
+    assert repr(BtpOptions(server="btp+ws://a:b@localhost", btp_auth_flags={"f": 1})).endswith(
+        "server='btp+ws://localhost', listener=None, btp_account='a', btp_token=Secret(***), btp_auth_flags=['f'], "
+        "ssl_context=None, allow_insecure=False)"
+    )
+
+
 # Loopback
 
 

@@ -36,10 +36,15 @@ ERRORS = {
 }
 EVENTS = ("AccountConnected", "AccountDisconnected", "Connected", "Disconnected", "EventsDropped", "Failed")
 OTHERS = (
+    "AccountsOptions",
+    "BtpOptions",
     "ConnectOptions",
+    "HostInfo",
     "JournalEntry",
     "LedgerPlugin",
+    "ListenerOptions",
     "Log",
+    "LoopbackOptions",
     "MoneyLevel",
     "PluginServices",
     "Store",

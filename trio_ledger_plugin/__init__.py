@@ -1,5 +1,6 @@
 """The Interledger Ledger Plugin Interface, version 2 (RFC-0024), for Trio."""
 
+from .btp.options import AccountsOptions, BtpOptions, HostInfo, ListenerOptions
 from .environment import options_from_environment
 from .errors import (
     AlreadyFulfilledError,
@@ -30,6 +31,7 @@ from .errors import (
 )
 from .events import AccountConnected, AccountDisconnected, Connected, Disconnected, EventsDropped, Failed
 from .ilp.configuration import fetch_ildcp
+from .loopback import LoopbackOptions
 from .money.reconciliation import Transfers
 from .opening import create_plugin, loopback_pair, open_plugin
 from .options.base import ConnectOptions
@@ -40,8 +42,10 @@ from .transfer import JournalEntry, MoneyLevel, Totals, Transfer, TransferDirect
 __all__ = [
     "AccountConnected",
     "AccountDisconnected",
+    "AccountsOptions",
     "AlreadyFulfilledError",
     "AlreadyRolledBackError",
+    "BtpOptions",
     "ConnectOptions",
     "ConnectTimeoutError",
     "Connected",
@@ -52,6 +56,7 @@ __all__ = [
     "DuplicateIdError",
     "EventsDropped",
     "Failed",
+    "HostInfo",
     "InsufficientBalanceError",
     "InvalidFieldsError",
     "InvalidFulfillmentError",
@@ -59,7 +64,9 @@ __all__ = [
     "JournalEntry",
     "LedgerPlugin",
     "LedgerPluginError",
+    "ListenerOptions",
     "Log",
+    "LoopbackOptions",
     "MoneyHandlerAlreadyRegisteredError",
     "MoneyLevel",
     "MoneyLevelError",

@@ -26,7 +26,7 @@ __all__ = ["LoopbackOptions", "LoopbackPlugin"]
 _waiting: trio.lowlevel.RunVar[dict[str, list[LoopbackPlugin]]] = trio.lowlevel.RunVar("loopback plugins")
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class LoopbackOptions(PluginOptions):
     """Options of the ``loopback`` plugin: two plugins opened under one name in one process are peers.
 

@@ -38,10 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = ["AccountsOptions", "BtpOptions", "HostInfo", "ListenerOptions"]
 
-# An origin as browsers send it; whatever else stands in allowed_origins is a regular expression.
-PLAIN_ORIGIN: Final = re.compile(r"[a-z][a-z0-9+-]*://[A-Za-z0-9.:_-]+|null")
-
-
+# An origin as browsers send it. Any other text in allowed_origins is a regular expression.
+PLAIN_ORIGIN: Final = r"[a-z][a-z0-9+-]*://[A-Za-z0-9.:_-]+|null"
 # Entries of the auth message that the plugin writes itself. RFC-0023 forbids a second entry of the same name.
 OWN_AUTH_ENTRIES: Final = frozenset({"auth", "auth_username", "auth_token", "transfer_keys"})
 
@@ -95,7 +93,7 @@ def _as_url(value: str | None) -> Any:  # noqa: ANN401  # a ServerUrl or Refused
         return Refused.because(str(error))
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class ListenerOptions(CheckedOptions):
     """Where a plugin listens for its one peer, and the token that the peer must show.
 
@@ -116,7 +114,7 @@ class ListenerOptions(CheckedOptions):
     ssl_context: ssl.SSLContext | None = field(default=None, metadata=SSL_CONTEXT)
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class BtpOptions(PluginOptions):
     """Options of the ``btp`` plugin: a client that dials ``server``, or a ``listener`` for one peer.
 
@@ -248,7 +246,7 @@ def _find_server_conflicts(url: ServerUrl, values: Mapping[str, Any]) -> Iterato
         yield "ssl_context", "has no use with btp+ws://, the server must be btp+wss://"
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class HostInfo(CheckedOptions):
     """What the server's accounts are told of it (RFC-0031).
 
@@ -268,7 +266,7 @@ class HostInfo(CheckedOptions):
     asset_code: str = field(metadata=NAME)
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class AccountsOptions(PluginOptions):
     """Options of the ``btp-accounts`` plugin, a server for many accounts; the fields of ilp-plugin-mini-accounts.
 
@@ -312,6 +310,6 @@ class AccountsOptions(PluginOptions):
     def allows(self, origin: str) -> bool:
         """Whether a page of this origin may connect."""
         return any(
-            allowed == origin or (not PLAIN_ORIGIN.fullmatch(allowed) and re.fullmatch(allowed, origin) is not None)
+            allowed == origin or (not re.fullmatch(PLAIN_ORIGIN, allowed) and re.fullmatch(allowed, origin) is not None)
             for allowed in self.allowed_origins
         )

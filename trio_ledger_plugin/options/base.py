@@ -61,7 +61,7 @@ class ConnectOptions:
         return self.timeout / 1000 if self.timeout < 1e300 else math.inf
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class PluginOptions(CheckedOptions):
     """The limits and times that every link has; times in seconds (``math.inf``: no limit), sizes in bytes.
 
