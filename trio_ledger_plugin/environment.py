@@ -23,24 +23,24 @@ DEFAULT_SERVER: Final = "btp+ws://localhost:7768"
 def options_from_environment(environ: Mapping[str, str] | None = None) -> dict[str, object]:
     """Read options for ``open_plugin`` from the environment, as npm's ``ilp-plugin`` does.
 
-    ``ILP_PLUGIN`` names the plugin (default ``btp``), by our name or npm's. ``ILP_CREDENTIALS`` is its options as a
-    JSON object. Without it, the server is ``ILP_BTP_SERVER``, or else ``btp+ws://localhost:7768``, with a fresh
-    random token as the userinfo's password. Empty variables count as unset.
+    ``ILP_PLUGIN`` names the plugin (default ``btp``), by its name in this package or at npm. ``ILP_CREDENTIALS`` has
+    the plugin's options as a JSON object. If it is unset, the server is ``ILP_BTP_SERVER``, or else
+    ``btp+ws://localhost:7768``, with a fresh random token as the userinfo's password. Empty variables count as unset.
 
     Args:
-        environ: The environment; ``os.environ`` when None.
+        environ: The environment; ``os.environ`` if None.
 
     Returns:
-        A mapping with ``"plugin"`` and the options. It holds the credentials as plain text.
+        A mapping with ``"plugin"`` and the options. It has the credentials as plain text.
 
     Raises:
-        InvalidFieldsError: ``ILP_CREDENTIALS`` is no JSON object. The text shows nothing of it.
+        InvalidFieldsError: ``ILP_CREDENTIALS`` is not a JSON object. The text shows nothing of it.
 
     Warns:
-        UserWarning: ``ILP_BTP_SERVER`` has credentials of its own, which the random token replaces.
+        UserWarning: ``ILP_BTP_SERVER`` has credentials, which the random token replaces.
     """
     if environ is None:
-        # No default of the signature's: help() and signatures would show all that is in it.
+        # Not the default in the signature: help() and signatures would show the whole environment.
         environ = os.environ
     if credentials := environ.get("ILP_CREDENTIALS"):
         options = _parse_credentials(credentials)
@@ -59,7 +59,7 @@ def options_from_environment(environ: Mapping[str, str] | None = None) -> dict[s
 
 def _parse_credentials(text: str) -> dict[str, object]:
     credentials: object = None
-    # Suppressed and not replaced: the decoder's error carries the whole text, and would be the context of ours.
+    # Suppressed: the decoder's error has the whole text, and would be the context of the error below.
     with suppress(ValueError, RecursionError):
         credentials = json.loads(text)
     if not isinstance(credentials, dict):

@@ -34,7 +34,7 @@ class LoopbackOptions(PluginOptions):
         name: The name that the two share.
 
     Raises:
-        InvalidFieldsError: Any field is wrong; every bad one is named.
+        InvalidFieldsError: Fields are wrong. The text names each.
     """
 
     name: str = field(default="loopback", metadata=NAME)

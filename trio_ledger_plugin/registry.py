@@ -1,4 +1,4 @@
-"""Which plugin a name or an options object means."""
+"""Finds the plugin that a name or an options object means."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
 
 __all__ = ["ENTRY_POINT_GROUP", "PLUGIN_ALIASES", "canonical_plugin_name", "resolve_plugin"]
 
-#: npm's module names, and the plugins of this package that do the same.
+#: npm's module names, and the corresponding plugins of this package.
 PLUGIN_ALIASES: Final[Mapping[str, str]] = {"ilp-plugin-btp": "btp", "ilp-plugin-mini-accounts": "btp-accounts"}
 
 ENTRY_POINT_GROUP = "trio_ledger_plugin.plugins"
 DEFAULT_PLUGIN = "btp"
-# Known without the package's metadata, which a checkout has not, nor what a freezer of programs makes.
+# Known without the package's metadata: a checkout has none, nor has a frozen program.
 OWN_PLUGINS: Final = ("btp", "btp-accounts", "loopback")
 
 
 def canonical_plugin_name(name: object) -> str:
-    """Return a plugin's name here for a name from a mapping or from ``ILP_PLUGIN``.
+    """Return the name of a plugin, given a name from a mapping or from ``ILP_PLUGIN``.
 
     Args:
-        name: A name of ours or of another package's plugin, which comes back as it is, or npm's module name.
+        name: npm's module name, or the name of a plugin, which is returned unchanged.
 
     Raises:
-        InvalidFieldsError: ``name`` is not text, or empty.
+        InvalidFieldsError: ``name`` is not text, or is empty.
     """
     if not isinstance(name, str) or not name:
         raise InvalidFieldsError(f"plugin: got {shown(name)}, must be the name of a plugin, such as 'btp'")
@@ -47,11 +47,11 @@ def resolve_plugin(opts: object) -> tuple[type[LedgerPlugin], PluginOptions]:
     """Return the plugin's class and its options.
 
     Args:
-        opts: An options object of some plugin, or a mapping with the plugin's name under ``"plugin"``.
+        opts: A plugin's options object, or a mapping with the plugin's name under ``"plugin"``.
 
     Raises:
-        TypeError: ``opts`` is neither.
-        InvalidFieldsError: A field is bad, or no such plugin is installed.
+        TypeError: ``opts`` is neither, or no plugin takes this options object.
+        InvalidFieldsError: A field is wrong, or no such plugin is installed.
     """
     if isinstance(opts, CheckedOptions):
         return _class_of(opts), cast("PluginOptions", opts)
@@ -78,13 +78,13 @@ def _load(name: str) -> type[LedgerPlugin]:
 
 
 def _load_own(name: str) -> type[LedgerPlugin]:
-    # Statements where that can be: a freezer of programs looks for them.
+    # Import statements, since tools that freeze programs look for them.
     if name == "btp":
-        from .btp.plugin import BtpPlugin  # noqa: PLC0415 (for those who use it)
+        from .btp.plugin import BtpPlugin  # noqa: PLC0415 (only its users need it)
 
         return BtpPlugin
     if name == "btp-accounts":
-        from .btp.accounts import AccountsPlugin  # noqa: PLC0415 (for those who use it)
+        from .btp.accounts import AccountsPlugin  # noqa: PLC0415 (only its users need it)
 
         return AccountsPlugin
     from .loopback import LoopbackPlugin  # noqa: PLC0415 (as the others)
@@ -93,8 +93,8 @@ def _load_own(name: str) -> type[LedgerPlugin]:
 
 
 def _others() -> dict[str, EntryPoint]:
-    # The file readers and the mail parser that it brings are a tenth of the time of importing this package.
-    from importlib.metadata import entry_points  # noqa: PLC0415 (for those who have plugins of others, or err)
+    # It imports file readers and a mail parser, a tenth of the time of importing this package.
+    from importlib.metadata import entry_points  # noqa: PLC0415 (only plugins of other packages need it)
 
     return {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP) if entry.name not in OWN_PLUGINS}
 
@@ -104,7 +104,7 @@ def _load_all() -> Iterator[tuple[str, type[LedgerPlugin]]]:
         yield name, _load_own(name)
     for name, entry in _others().items():
         options_class = None
-        # What is wrong with another package's plugin is not what is wrong with these options.
+        # A broken plugin of another package must not hide the plugin that these options are for.
         with suppress(Exception):
             plugin = entry.load()
             options_class = plugin.options_class

@@ -84,7 +84,7 @@ def _as_copy(value: Mapping[str, object]) -> Mapping[str, object]:
 
 
 def _as_url(value: str | None) -> Any:  # noqa: ANN401  # a ServerUrl or Refused until the constructor has ended
-    """Parse a URL, the only time."""
+    """Parse a URL; the properties below read the result."""
     if not is_text(value):
         return value
     try:
@@ -98,14 +98,14 @@ class ListenerOptions(CheckedOptions):
     """Where a plugin listens for its one peer, and the token that the peer must show.
 
     Attributes:
-        port: The TCP port; 0 takes a free one, which ``plugin.address`` tells. None opens none: connections are
-            handed over with ``serve_stream()`` and ``serve_websocket()`` only.
-        secret: The token that the peer authenticates with; text is taken too.
+        port: The TCP port. 0 takes a free one; ``plugin.address`` then has its number. None opens no port: the
+            application hands over connections with ``serve_stream()`` and ``serve_websocket()``.
+        secret: The token that the peer authenticates with, as text or as a ``Secret``.
         host: The address to listen on.
-        ssl_context: A server's TLS context; None listens without TLS.
+        ssl_context: The server's TLS context. None listens without TLS.
 
     Raises:
-        InvalidFieldsError: Any field is wrong; every bad one is named.
+        InvalidFieldsError: Fields are wrong. The text names each.
     """
 
     port: int | None = field(metadata=PORT)
@@ -119,17 +119,17 @@ class BtpOptions(PluginOptions):
     """Options of the ``btp`` plugin: a client that dials ``server``, or a ``listener`` for one peer.
 
     Attributes:
-        server: ``btp+ws(s)://account:token@host:port/path?query``; the account and the token are taken out of it
-            as written and stand in ``btp_account`` and ``btp_token``.
-        listener: Where to listen instead.
-        btp_account: The account name, instead of one in ``server``.
-        btp_token: The token, instead of one in ``server``; text is taken too.
-        btp_auth_flags: Further entries of the authentication message: text, bytes, or what JSON can hold.
-        ssl_context: The client's TLS context; None verifies the server by the system's certificates.
-        allow_insecure: Send the token without TLS to a host that is not this machine.
+        server: The URL to dial, ``btp+ws(s)://account:token@host:port/path?query``. The account and the token are
+            taken as written and moved to ``btp_account`` and ``btp_token``; ``server`` then has neither.
+        listener: Where to listen, instead of dialing ``server``.
+        btp_account: The account's name, if ``server`` has none.
+        btp_token: The token, if ``server`` has none, as text or as a ``Secret``.
+        btp_auth_flags: Further entries of the auth message: text, bytes, or what JSON can hold.
+        ssl_context: The client's TLS context. None verifies the server with the system's certificates.
+        allow_insecure: Whether the token may go without TLS to a host that is not this machine.
 
     Raises:
-        InvalidFieldsError: Any field is wrong; every bad one is named.
+        InvalidFieldsError: Fields are wrong. The text names each.
     """
 
     server: str | None = field(
@@ -213,7 +213,7 @@ class BtpOptions(PluginOptions):
 
     @property
     def port(self) -> int:
-        """The server's port; 80, or 443 with TLS, where the URL has none."""
+        """The server's port. If the URL has none, it is 80, or 443 with TLS."""
         return self._dialed.port
 
     @property
@@ -248,15 +248,15 @@ def _find_server_conflicts(url: ServerUrl, values: Mapping[str, Any]) -> Iterato
 
 @frozen(eq=False, repr=False)
 class HostInfo(CheckedOptions):
-    """What the server's accounts are told of it (RFC-0031).
+    """The ILP address and the asset that a server gives its accounts (RFC-0031).
 
     Attributes:
-        client_address: The server's own ILP address; its accounts' addresses lie below it.
-        asset_scale: How many decimal places the unit of amounts lies below the asset's own unit, 0 to 255.
+        client_address: The server's own ILP address; its accounts' addresses are below it.
+        asset_scale: The number of decimal places that amounts have in the asset's own unit, 0 to 255.
         asset_code: The asset, such as ``"XRP"``.
 
     Raises:
-        InvalidFieldsError: Any field is wrong; every bad one is named.
+        InvalidFieldsError: Fields are wrong. The text names each.
     """
 
     client_address: str = field(
@@ -271,20 +271,20 @@ class AccountsOptions(PluginOptions):
     """Options of the ``btp-accounts`` plugin, a server for many accounts; the fields of ilp-plugin-mini-accounts.
 
     Attributes:
-        port: The TCP port; 0 takes a free one, which ``plugin.address`` tells. None opens none: connections are
-            handed over with ``serve_stream()`` and ``serve_websocket()`` only.
+        port: The TCP port. 0 takes a free one; ``plugin.address`` then has its number. None opens no port: the
+            application hands over connections with ``serve_stream()`` and ``serve_websocket()``.
         host: The address to listen on.
-        allowed_origins: The web pages whose scripts may connect, by the ``Origin`` header that browsers send:
-            an origin such as ``https://wallet.example``, or a regular expression that the whole of it must match.
-            Without it a browser is refused.
+        allowed_origins: The web pages whose scripts may connect, by the ``Origin`` header that browsers send. Each is
+            an origin such as ``https://wallet.example``, or a regular expression that must match the whole origin.
+            The server refuses browsers from any other origin.
         generate_account: True: an account's name is the hash of its token. False: it is the username that the
-            client gives; needs a store. None: the username where one is given and there is a store, else the hash.
-        debug_host_ildcp_info: The server's ILP address and asset; when None, ``connect()`` asks the data handler,
-            as a child asks its parent.
-        ssl_context: A server's TLS context; None listens without TLS.
+            client gives, which needs a store. None: the username if there is one and a store, else the hash.
+        debug_host_ildcp_info: The server's ILP address and asset. If None, ``connect()`` asks the data handler, as a
+            child asks its parent.
+        ssl_context: The server's TLS context. None listens without TLS.
 
     Raises:
-        InvalidFieldsError: Any field is wrong; every bad one is named.
+        InvalidFieldsError: Fields are wrong. The text names each.
     """
 
     port: int | None = field(default=3000, metadata=PORT)
@@ -308,7 +308,7 @@ class AccountsOptions(PluginOptions):
     ssl_context: ssl.SSLContext | None = field(default=None, metadata=SSL_CONTEXT)
 
     def allows(self, origin: str) -> bool:
-        """Whether a page of this origin may connect."""
+        """Return whether a page of this origin may connect."""
         return any(
             allowed == origin or (not re.fullmatch(PLAIN_ORIGIN, allowed) and re.fullmatch(allowed, origin) is not None)
             for allowed in self.allowed_origins

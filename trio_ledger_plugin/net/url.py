@@ -1,4 +1,4 @@
-"""The URL of a server, taken apart."""
+"""The URL of a BTP server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HOST_CHARACTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQR
 
 @frozen
 class ServerUrl:
-    """A server URL taken apart; the credentials are not in ``address``."""
+    """The parts of a server's URL; ``address`` is the URL without the credentials."""
 
     address: str
     account: str
@@ -28,13 +28,13 @@ class ServerUrl:
 
     @property
     def host_header(self) -> str:
-        """The value of the HTTP Host header: the port only where it is not the scheme's own."""
+        """The value of the HTTP Host header, without the port if it is the scheme's default."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
 
     @property
     def is_loopback(self) -> bool:
-        """Whether the host is this machine, so that nobody can listen in between."""
+        """Whether the host is this machine, so that the traffic crosses no network."""
         name = self.host.lower().removesuffix(".")
         try:
             return ip_address(name).is_loopback
@@ -52,12 +52,12 @@ def split_url(url: str) -> tuple[str, str, str, str]:
 
 
 def parse_server(server: str) -> ServerUrl:
-    """Take a ``btp+ws://`` or ``btp+wss://`` URL apart.
+    """Parse a ``btp+ws://`` or ``btp+wss://`` URL.
 
-    The userinfo, ``account:token``, is taken as written: it is not percent-decoded, as ilp-plugin-btp does not.
+    The userinfo, ``account:token``, is taken as written. It is not percent-decoded: ilp-plugin-btp does not decode it.
 
     Raises:
-        ValueError: It is no such URL. The text shows nothing that may be part of a token.
+        ValueError: ``server`` is not such a URL. The text shows nothing that may be part of a token.
     """
     scheme, userinfo, location, rest = split_url(server)
     if scheme not in {"btp+ws", "btp+wss"} or "://" not in server:
@@ -92,7 +92,7 @@ def _parse_location(location: str, default_port: int) -> tuple[str, int]:
         raise ValueError("has a bad host, must be a name in ASCII, an IPv4 address, or an IPv6 address in []")
     if not port:
         return host, default_port
-    # What stands here may be a token, where a host was forgotten: it is not shown.
+    # The port is not shown: if the host is missing, it may be a token.
     if not (port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65535):
         raise ValueError("has a bad port, must be a number from 1 to 65535")
     return host, int(port)

@@ -1,4 +1,4 @@
-"""The options of ``connect()``, and those that every plugin has."""
+"""The options of ``connect()``, and the options that every plugin has."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ConnectOptions:
             ``math.inf`` means no timeout.
 
     Raises:
-        TypeError: ``timeout`` is no number; ``True`` and ``False`` are none.
+        TypeError: ``timeout`` is not a number; ``True`` and ``False`` are not numbers here.
         InvalidFieldsError: ``timeout`` is negative.
     """
 
@@ -54,51 +54,53 @@ class ConnectOptions:
         Returns:
             Seconds; ``math.inf`` for no timeout.
         """
-        # Not above 0 are 0 and NaN, since a negative timeout cannot exist.
+        # Only 0 and NaN are left, since the constructor refuses a negative timeout.
         if self.timeout is None or not self.timeout > 0:
             return default
-        # An int may be larger than any float, and so for ever.
+        # An int may be too large for a float.
         return self.timeout / 1000 if self.timeout < 1e300 else math.inf
 
 
 @frozen(kw_only=True, eq=False, repr=False)
 class PluginOptions(CheckedOptions):
-    """The limits and times that every link has; times in seconds (``math.inf``: no limit), sizes in bytes.
+    """The limits and times of every plugin. Times are in seconds (``math.inf``: no limit), sizes in bytes.
 
     Attributes:
-        connect_timeout: For ``connect()``: dial, TLS, handshake and authentication together.
-        close_timeout: For a normal exit to drain and say goodbye.
-        response_timeout: For the peer to answer a request.
-        handler_timeout: For a handler to finish; the peer gets an error then.
-        ping_interval: Between pings on a link.
-        pong_timeout: For the peer to answer a ping; the link is lost then.
-        handshake_timeout: For a stranger to finish TLS and the WebSocket handshake.
-        auth_timeout: For a stranger to authenticate.
-        send_timeout: For 64 KiB to leave; the link is aborted then.
+        connect_timeout: How long ``connect()`` may take: dialing, TLS, handshake and authentication together.
+        close_timeout: How long a normal exit may drain and close the link.
+        response_timeout: How long to wait for the peer's reply to a request.
+        handler_timeout: How long a handler may run. The peer gets an error after that.
+        ping_interval: The time between two pings on a link.
+        pong_timeout: How long to wait for the peer's answer to a ping. The link is lost after that.
+        handshake_timeout: How long an unauthenticated peer may take for TLS and the WebSocket handshake.
+        auth_timeout: How long it may take to authenticate after that.
+        send_timeout: How long sending 64 KiB may take. The link is aborted after that.
         redial_max_delay: The longest pause between two redials.
-        max_message_bytes: Of one message.
-        max_unauthenticated_bytes: Of one message before authentication.
-        max_fragments: Of one WebSocket message.
-        max_entries: Of one packet's protocol data.
-        max_send_queue_bytes: Waiting to be sent on a link; callers wait when it is full.
-        max_handler_bytes: Of requests, and of their responses, that running handlers hold on a link; more wait.
-        max_backlog_bytes: Of requests that wait for a handler on a link; more are refused.
-        max_error_reply_bytes: Of refusals waiting to be sent on a link; the link is aborted past it.
-        max_handlers: Running at once on a link.
-        max_in_flight: Requests of ours without an answer on a link.
-        max_malformed_per_minute: Malformed packets before a link is closed.
-        max_unauthenticated: Connections at a listener that have not authenticated.
+        max_message_bytes: The size of one message.
+        max_unauthenticated_bytes: The size of one message before authentication.
+        max_fragments: The number of fragments of one WebSocket message.
+        max_entries: The number of entries in one packet's protocol data.
+        max_send_queue_bytes: What may wait to be sent on a link. Callers wait while it is full.
+        max_handler_bytes: The requests, and their responses, that running handlers may hold on a link. Further
+            requests wait.
+        max_backlog_bytes: The requests that may wait for a handler on a link. Further ones are refused.
+        max_error_reply_bytes: The refusals that may wait to be sent on a link. The link is aborted above that.
+        max_handlers: The number of handlers that run at once on a link.
+        max_in_flight: The number of calls without a reply on a link.
+        max_malformed_per_minute: The number of malformed packets before a link is closed.
+        max_unauthenticated: The number of connections at a listener that have not authenticated.
         max_unauthenticated_per_address: The same from one address.
-        max_failures_per_minute: Failed authentications from one address before answers slow down.
-        trusted_proxies: IP addresses that many peers share, so that limits by address do not apply to them.
-        money: ``"auto"``: at KEYED where both ends can, else at PLAIN; ``"keyed"``: at KEYED or not at all;
-            ``"plain"``: at PLAIN. KEYED needs a transactional store at both ends.
-        ledger_id: Tells the transfers of this plugin from those of others in the same store.
-        key_retention: How long the keys of transfers are remembered; 24 hours at least.
-        max_transfer_keys: Incoming transfers that are remembered for an account; more are refused for the time.
+        max_failures_per_minute: The number of failed authentications from one address before replies slow down.
+        trusted_proxies: IP addresses that many peers share. Limits by address do not apply to them.
+        money: ``"auto"``: transfers are KEYED if both ends can, else PLAIN. ``"keyed"``: they are KEYED or are
+            refused. ``"plain"``: they are PLAIN. KEYED needs a transactional store at both ends.
+        ledger_id: Distinguishes this plugin's transfers from those of other plugins in the same store.
+        key_retention: How long the keys of transfers are remembered; at least 24 hours.
+        max_transfer_keys: The number of incoming transfers that are remembered for an account. Further ones are
+            refused until some are forgotten.
 
     Raises:
-        InvalidFieldsError: Any field is wrong; every bad one is named.
+        InvalidFieldsError: Fields are wrong. The text names each.
     """
 
     connect_timeout: float = field(default=30.0, metadata=SECONDS)
@@ -137,7 +139,7 @@ class PluginOptions(CheckedOptions):
 
     @property
     def max_data_bytes(self) -> int:
-        """The most bytes that ``send_data`` takes and a data handler may return: a message less its envelope."""
+        """The size of the data that ``send_data`` takes and a data handler may return: a message less its envelope."""
         return self.max_message_bytes - ENVELOPE_BYTES
 
 
