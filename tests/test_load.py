@@ -1,4 +1,4 @@
-"""Configuration written for the JavaScript plugins works unchanged, and a slip in it is named."""
+"""Configuration written for the JavaScript plugins works unchanged, and a mistake in it is named."""
 
 import inspect
 import json
@@ -34,7 +34,7 @@ def problems_of(cls: Any, mapping: Any) -> list[str]:
     return str(caught.value).splitlines()[1:]
 
 
-# A mapping
+# Mappings
 
 
 def test_both_spellings_give_the_same_options() -> None:
@@ -103,7 +103,7 @@ def test_null_counts_as_not_given() -> None:
 
 @pytest.mark.parametrize("cls", [ListenerOptions, AccountsOptions])
 def test_null_port_means_none(cls: Any) -> None:
-    """A server that is to be reached through the application's own must not open another port after all."""
+    """A server that the application reaches through its own server must not open a port."""
     assert options_from_mapping(cls, {"port": None, **({"secret": "s"} if cls is ListenerOptions else {})}).port is None
 
 
@@ -182,7 +182,7 @@ def test_fields_of_npm_plugins_are_ignored_with_a_warning() -> None:
 
 
 def test_port_and_host_may_be_in_ws_opts() -> None:
-    """As in the configurations that moneyd writes; on another port nobody would find it."""
+    """As in the configurations that moneyd writes; clients would not find the server on another port."""
     with pytest.warns(UserWarning, match=r"no use for: wsOpts\.server$"):
         assert options_from_mapping(
             AccountsOptions, {"wsOpts": {"host": "localhost", "port": 7768, "server": None}}
@@ -254,19 +254,19 @@ def test_constructor_checks_each_field_once(checks: Any) -> None:
 
 @pytest.mark.parametrize("wrong", [{}, {"maxFragments": -77}, {"sever": 1}])
 def test_mapping_has_each_field_checked_once(checks: Any, wrong: Any) -> None:
-    """One of another plugin may be slow, or count what it is asked."""
+    """Whether the mapping is right, has a wrong value, or has an unknown name."""
     with suppress(InvalidFieldsError):
         options_from_mapping(CountedOptions, {"maxEntries": 5, "inner": {"size": 77, "pause": 1.5}, **wrong})
     assert len(checks) == FIELDS
 
 
-def test_mapping_has_each_field_of_a_wrong_nested_one_checked_once(checks: Any) -> None:
+def test_wrong_nested_mapping_has_each_field_checked_once(checks: Any) -> None:
     assert problems_of(CountedOptions, {"inner": {"size": -77, "pause": "x"}, "maxEntries": 0}) == [
         "- maxEntries: got 0, must be a whole number above 0",
         "- inner.size: got -77, must be a whole number above 0",
         "- inner.pause: got 'x', must be a number of seconds above 0, or infinity for no limit",
     ]
-    # The nested object was not made, so that there is no value to check.
+    # All but the field inner: the nested object was not made.
     assert len(checks) == FIELDS - 1
 
 
@@ -296,7 +296,7 @@ def test_server_url_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_problems_have_the_names_that_the_mapping_has() -> None:
-    """A program that shows errors in its own form has to know which option each is about."""
+    """A program that shows problems in its own form needs the option of each."""
     mapping = {
         "debugHostIldcpInfo": {"clientAddress": "no address", "asset_scale": 9, "assetCode": ""},
         "wsOpts": {"port": -1},
@@ -349,7 +349,7 @@ EARLIER = [
 
 @pytest.mark.parametrize(("earlier", "name", "camel"), EARLIER)
 def test_earlier_name_of_an_option_is_accepted(earlier: Any, name: Any, camel: Any) -> None:
-    """A configuration that was written for the version before still works."""
+    """A configuration that was written for an earlier version must still work."""
     make: Any = LoopbackOptions
     for options in (
         options_from_mapping(LoopbackOptions, {earlier: 5}),

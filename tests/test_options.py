@@ -1,4 +1,4 @@
-"""A wrong option is refused when it is given, by name, with what is right, and without a credential in the text."""
+"""The constructor refuses wrong options: the error names each, says what is expected, and shows no credential."""
 
 import copy
 import json
@@ -79,7 +79,7 @@ def test_negative_connect_timeout_is_refused(timeout: Any) -> None:
         ConnectOptions(timeout)
 
 
-# Limits and times of every link
+# PluginOptions
 
 
 def test_defaults_are_those_of_the_documentation() -> None:
@@ -203,7 +203,7 @@ def test_repr_shows_every_field() -> None:
     )
 
 
-# Loopback
+# LoopbackOptions
 
 
 def test_loopback_options_have_a_name_and_limits() -> None:
@@ -213,7 +213,7 @@ def test_loopback_options_have_a_name_and_limits() -> None:
         assert problems_of(LoopbackOptions, name=wrong) == [f"- name: got {wrong!r}, must be text (str), not empty"]
 
 
-# A listener
+# ListenerOptions
 
 
 def test_listener_binds_to_localhost_by_default() -> None:
@@ -379,7 +379,7 @@ def test_token_to_another_machine_needs_tls_or_permission(host: Any) -> None:
     assert BtpOptions(server=f"btp+wss://:{CANARY}@{host}").tls
 
 
-# One end
+# Server or listener
 
 
 def test_plugin_dials_or_listens() -> None:
@@ -432,7 +432,7 @@ def test_auth_flags_that_break_the_auth_message_are_refused(flags: Any) -> None:
     assert problem.startswith(f"- btp_auth_flags: got a value of type {type(flags).__name__}, must be a mapping")
 
 
-# No credential leaves
+# Credentials
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A plugin is found by its name or its options, other packages' plugins included; a mistake is named at once."""
+"""A plugin of this or another package is found by its name or by its options; the error names a mistake."""
 
 from modulefinder import ModuleFinder
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_invalid_plugin_name_is_refused(name):
 
 
 def test_null_plugin_name_counts_as_not_given():
-    """As every null in a configuration does."""
+    """Like every null in a configuration."""
     assert resolve_plugin({"plugin": None, "server": SERVER})[0] is BtpPlugin
 
 
@@ -80,14 +80,14 @@ async def test_plugin_of_another_package_opens_by_name_and_options(monkeypatch, 
 
 
 def test_own_plugins_need_no_package_metadata(monkeypatch):
-    """A checkout on the path has none, nor a program that was frozen into one file."""
+    """A checkout on the path has none, nor has a program that is frozen into one file."""
     monkeypatch.setattr("importlib.metadata.entry_points", lambda *, group: ())
     assert resolve_plugin({"server": SERVER})[0] is BtpPlugin
     assert resolve_plugin(LoopbackOptions(name="x"))[0] is LoopbackPlugin
 
 
 def test_program_freezers_find_the_own_plugins(tmp_path):
-    """It takes the modules that import statements name; the frozen program would lack the others."""
+    """They take the modules that import statements name; the frozen program would lack any other."""
     program = tmp_path / "program.py"
     program.write_text("from trio_ledger_plugin import open_plugin\n")
     finder = ModuleFinder([str(Path(registry.__file__).parents[1])])

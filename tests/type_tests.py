@@ -10,16 +10,20 @@ import trio
 from trio_ledger_plugin import (
     AccountConnected,
     AccountDisconnected,
+    BtpOptions,
     Connected,
     ConnectOptions,
     Disconnected,
     EventsDropped,
     Failed,
     InsufficientBalanceError,
+    InvalidFieldsError,
     JournalEntry,
     LedgerPlugin,
     LedgerPluginError,
+    ListenerOptions,
     Log,
+    LoopbackOptions,
     MoneyLevel,
     PluginServices,
     RemoteError,
@@ -36,10 +40,9 @@ from trio_ledger_plugin import (
     open_plugin,
     options_from_environment,
 )
-from trio_ledger_plugin.btp.options import BtpOptions, ListenerOptions
 from trio_ledger_plugin.events import Event
 from trio_ledger_plugin.log import StdlibLog
-from trio_ledger_plugin.loopback import LoopbackOptions, LoopbackPlugin
+from trio_ledger_plugin.loopback import LoopbackPlugin
 from trio_ledger_plugin.secret import Secret
 from trio_ledger_plugin.statistics import Statistics
 from trio_ledger_plugin.stores import MemoryStore, SqliteStore, open_sqlite_store
@@ -108,6 +111,10 @@ async def opening(nursery: trio.Nursery, opts: Mapping[str, object]) -> None:
         pass
     await open_plugin(opts)  # type: ignore[misc]  # likewise
     await open_plugin(opts).send_data(b"")  # type: ignore[attr-defined]  # likewise
+    try:
+        BtpOptions(server="btp+wss://h", btp_token="t", max_handler_bytes=1)
+    except InvalidFieldsError as error:
+        assert_type(error.problems, tuple[tuple[str, str], ...])
 
 
 async def using(plugin: LedgerPlugin) -> None:

@@ -176,7 +176,7 @@ class BtpOptions(PluginOptions):
         super().__attrs_post_init__()
         url: ServerUrl | None = self.server  # type: ignore[assignment]  # as the converter left it
         if url is not None:
-            # The class is frozen for everyone else. Now the credentials are in two fields and not in the URL.
+            # The object is still under construction. The credentials are in fields of their own from here on.
             object.__setattr__(self, "server", url.address)
             object.__setattr__(self, "_url", url)
             if url.account or url.token:

@@ -29,7 +29,7 @@ class _AcceptsEarlierNames(type):
     # Type checkers see the constructor that attrs generates, with the present names only.
     if not TYPE_CHECKING:
 
-        def __call__(cls, *args: object, **values: object) -> CheckedOptions:
+        def __call__(cls, /, *args: object, **values: object) -> CheckedOptions:
             for each in fields(cls):
                 if (earlier := each.metadata.get(EARLIER_NAME)) in values:
                     value = values.pop(earlier)
@@ -59,15 +59,15 @@ class CheckedOptions(metaclass=_AcceptsEarlierNames):
             problems += _find_problems(each, value)
             if isinstance(value, Milliseconds):
                 value = value.as_seconds()
-                # The class is frozen for everyone else.
+                # The object is still under construction.
                 object.__setattr__(self, each.name, value)
             values[each.name] = value
         problems += self.find_conflicts(values)
         if problems:
             raise invalid_options(type(self), problems)
 
-    # For all options classes of this package, which are declared with eq=False and repr=False: attrs would compile both
-    # for the thirty fields and more of each class, half a millisecond whenever the package is imported.
+    # The options classes of this package have eq=False and repr=False and inherit these methods. For classes of thirty
+    # fields, attrs takes half a millisecond each to compile such methods when the package is imported.
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
             return NotImplemented

@@ -46,8 +46,8 @@ __all__ = [
     "shown",
 ]
 
-# The keys of a field's metadata: its validator, a name that it had in earlier versions and that is accepted still, and
-# the options class that a mapping within a mapping is read for.
+# The keys of a field's metadata: its validator; its name in earlier versions, which is still accepted; and the options
+# class of a field whose value is a mapping within the mapping.
 VALIDATOR: Final = "trio_ledger_plugin.validator"
 EARLIER_NAME: Final = "trio_ledger_plugin.earlier_name"
 NESTED: Final = "trio_ledger_plugin.nested"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["names_of", "options_from_mapping"]
 
-# Fields of ilp-plugin-btp and ilp-plugin-mini-accounts, and of ilp-connector's, that mean nothing here.
+# Fields of ilp-plugin-btp and ilp-plugin-mini-accounts, and fields that ilp-connector adds, without a meaning here.
 IGNORED: Final = frozenset(
     {
         "_log",
