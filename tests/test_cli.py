@@ -277,7 +277,7 @@ async def test_only_a_terminal_sees_lines_that_change() -> None:
         (["serve", "--tls-cert", "/nowhere/cert.pem"], "/nowhere/cert.pem"),
         (["serve", "--tls-cert", __file__], "no certificate"),
         (["serve", "--tls-key", __file__], "--tls-cert"),
-        (["serve", "--host", "a b", "--secret", CANARY], "host"),
+        (["serve", "--host", "a b", "--secret", CANARY], "--host: got 'a b'"),
         (["decode", "--as", "smtp", "00"], "--as"),
         (["demo", "--deadline", "0"], "--deadline"),
     ],
