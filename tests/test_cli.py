@@ -182,7 +182,7 @@ async def answer_with_another_prepare(data: bytes) -> bytes:
     [
         (None, "refused", "no data handler is registered"),
         (answer_never, "lost", "no answer"),
-        (answer_junk, "answered wrongly", "no type of an ILPv4 packet"),
+        (answer_junk, "answered wrongly", "not a packet type of ILPv4"),
         (answer_with_a_wrong_preimage, "answered wrongly", "without the right preimage"),
         (answer_with_another_prepare, "answered wrongly", "another Prepare"),
     ],

@@ -103,7 +103,7 @@ def test_rejected_request_tells_its_code() -> None:
     [
         (ildcp.IldcpResponse("nowhere", 9, "XRP"), "client_address must be an ILP address"),
         (ildcp.IldcpResponse("g.a", 256, "XRP"), "asset_scale is too large: it must be an integer from 0 to 255"),
-        (ildcp.IldcpResponse("g.a", 9, NO_TEXT), "asset_code must be text that UTF-8 can write"),
+        (ildcp.IldcpResponse("g.a", 9, NO_TEXT), "asset_code must be text that UTF-8 can encode"),
         (ildcp.IldcpRequest(amount=-1), "amount is negative"),
     ],
 )

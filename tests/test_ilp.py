@@ -145,8 +145,8 @@ def test_message_is_limited_in_characters_both_ways() -> None:
         (ilp.Reject("F\u00e90", "g.a"), "code must be text of ASCII"),
         (ilp.Reject("F00", "nowhere"), "triggered_by must be an ILP address or empty"),
         (ilp.Reject("F00", NO_TEXT), "triggered_by must be an ILP address or empty"),
-        (ilp.Reject("F00", "g.a", "\ud800"), "message must be text that UTF-8 can write"),
-        (ilp.Reject("F00", "g.a", NO_TEXT), "message must be text that UTF-8 can write"),
+        (ilp.Reject("F00", "g.a", "\ud800"), "message must be text that UTF-8 can encode"),
+        (ilp.Reject("F00", "g.a", NO_TEXT), "message must be text that UTF-8 can encode"),
         (ilp.Reject("F00", "g.a", "", bytes(32_768)), "data has 32768 bytes"),
     ],
 )

@@ -314,4 +314,4 @@ async def test_a_log_that_fails_ends_nothing_and_is_told_of(caplog: Any) -> None
         for _ in range(2):
             with pytest.raises(RemoteError):
                 await first.send_data(b"")
-    assert [record.getMessage() for record in caplog.records] == ["the host's log failed: OSError"] * 2
+    assert [record.getMessage() for record in caplog.records] == ["the application's log failed: OSError"] * 2

@@ -462,7 +462,10 @@ async def test_a_key_that_is_none(tmp_path):
     ("digits", "problem"),
     [
         ("0c", "this is no ILP packet, or not a whole one: the data ends before a length"),
-        ("06 00 00 00 01 05", "this is no BTP packet, or not a whole one: a length announces 5 bytes, and 0 follow"),
+        (
+            "06 00 00 00 01 05",
+            "this is no BTP packet, or not a whole one: a length announces 5 bytes, but 0 follow",
+        ),
         ("hello", "this is not hexadecimal: digit 1 is none"),
         ("ff", "255 is no type of a BTP or ILP packet"),
     ],

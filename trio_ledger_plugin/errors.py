@@ -13,20 +13,19 @@ The tree::
     ├── NotConnectedError                     no link is up: nothing was sent
     ├── PluginClosedError                     you closed it
     ├── PluginFailedError                     it broke for good
-    ├── ConnectionLostError                   the link died under a call: the peer may have acted
+    ├── ConnectionLostError                   the link died during a call: the peer may have acted
     ├── ResponseTimeoutError (TimeoutError)   no answer in time: the peer may have acted
     ├── RemoteError                           the peer answered with an error
     ├── TransferInDoubtError                  money was sent and its acknowledgement is lost
-    ├── MoneyLevelError                       the peer's link lacks the money level that is asked for
-    ├── StoreError                            the store failed: what was asked of it has not happened
-    │   └── StoreInDoubtError                 it failed in a commit that may or may not count
-    ├── DecodeError (ValueError)              bytes that are no packet
+    ├── MoneyLevelError                       the link is PLAIN, and the transfer needs KEYED
+    ├── StoreError                            the store failed: nothing has changed
+    │   └── StoreInDoubtError                 it failed during a commit, which may or may not count
+    ├── DecodeError (ValueError)              the bytes are not a packet
     └── TransferNotFoundError, InvalidFulfillmentError, DuplicateIdError, AlreadyRolledBackError,
         AlreadyFulfilledError, InsufficientBalanceError    raised by handlers, sent to the peer under their codes
 
-Each class has ``name``, the name that RFC-0024 or RFC-0023 gives it, so that a program written against the
-JavaScript interface finds the names it knows. A class whose ``code`` is set travels to the peer as that BTP
-error when a handler raises it.
+Each class has a ``name``, as in RFC-0024 or RFC-0023, so that a program written for the JavaScript interface
+finds the same names. When a handler raises an error whose class has a ``code``, the peer gets that BTP error.
 """
 
 from __future__ import annotations
@@ -77,23 +76,23 @@ class LedgerPluginError(Exception):
     """The root of every error of this package.
 
     Attributes:
-        name: The error's name in RFC-0024 or RFC-0023; the class's own name unless said otherwise.
-        code: The BTP error code (RFC-0023) under which a handler's exception of this class, or of an application's
-            subclass, reaches the peer, or an empty string: then the peer is told nothing but that something went wrong.
+        name: The error's name in RFC-0024 or RFC-0023; by default the name of the class.
+        code: The BTP error code (RFC-0023) that the peer gets when a handler raises this class or an application's
+            subclass of it. If empty, the peer learns only that the request failed.
     """
 
     name: str = "LedgerPluginError"
     code: ClassVar[str] = ""
 
     def __init_subclass__(cls) -> None:
-        """Give each class its own name, unless it says another."""
+        """Set ``name`` to the name of the class, unless the class defines it."""
         super().__init_subclass__()
         if "name" not in cls.__dict__:
             cls.name = cls.__name__
 
 
 class InvalidFieldsError(LedgerPluginError, ValueError):
-    """A value that was passed in is wrong; the text names every bad field and what is right.
+    """A value that was passed in is wrong; the text names every bad field and says what is expected.
 
     Attributes:
         problems: For wrong options, pairs of an option's name and what is wrong with it. A name is in the spelling that
@@ -109,7 +108,7 @@ class InvalidFieldsError(LedgerPluginError, ValueError):
 
 
 class InvalidServicesError(LedgerPluginError, ValueError):
-    """A service that the plugin needs, such as a store, was not given or cannot do what is asked."""
+    """A service that the plugin needs, such as a store, is missing or lacks a feature that the options ask for."""
 
 
 class DataHandlerAlreadyRegisteredError(LedgerPluginError):
@@ -162,12 +161,12 @@ class RemoteError(LedgerPluginError):
     Attributes:
         code: The peer's error code, such as ``"F00"``.
         name: The peer's error name, such as ``"NotAcceptedError"``.
-        triggered_at: When the peer says the error arose (an aware ``datetime``), or None where it was not told.
-        data: The peer's error data as it came, often JSON text.
+        triggered_at: When the error arose according to the peer (an aware ``datetime``), or None if it did not say.
+        data: The peer's error data, unchanged; often JSON text.
         protocol_data: The sub-protocol entries that came with the error.
     """
 
-    code: str  # type: ignore[misc]  # the class-wide code is of errors that we send; this one is the peer's
+    code: str  # type: ignore[misc]  # the base's ClassVar is for errors that this end sends; this code is the peer's
 
     def __init__(
         self,
@@ -186,7 +185,7 @@ class RemoteError(LedgerPluginError):
         self.protocol_data = protocol_data
 
     def __str__(self) -> str:
-        """Say what the peer said, its control characters escaped, cut to a readable length."""
+        """Return the peer's code, name and data, with control characters escaped, cut to a readable length."""
         text = f"the peer answered {_printable(self.code)} {_printable(self.name)}"
         return f"{text}: {_printable(self.data.decode('utf-8', 'replace'))}" if self.data else text
 
@@ -206,29 +205,29 @@ class TransferInDoubtError(LedgerPluginError):
         self.reason = reason
 
     def __str__(self) -> str:
-        """Say which transfer is in doubt and why."""
+        """Return which transfer is in doubt, and why."""
         return f"transfer {self.key!r} of {self.amount} is in doubt: {self.reason}"
 
 
 class MoneyLevelError(LedgerPluginError):
-    """Money is refused, since the link is PLAIN where KEYED is asked for, or was agreed before. Nothing was sent."""
+    """The link is PLAIN, but the options ask for KEYED or the account was KEYED before. Nothing was sent."""
 
 
 class StoreError(LedgerPluginError):
-    """The store failed, or cannot be opened; what was asked of it has not happened. The text says what to do."""
+    """The store failed or cannot be opened; nothing has changed. The text says what to do."""
 
 
 class StoreInDoubtError(StoreError):
-    """The store failed while it made a change last; nobody can say yet whether the change counts."""
+    """The store failed during a commit; it is not known yet whether the change counts."""
 
 
 class DecodeError(LedgerPluginError, ValueError):
-    """Bytes that are not a packet of the protocol.
+    """The bytes are not a packet of the protocol.
 
     Attributes:
-        packet_type: The packet's type where it could be read although it breaks a rule, else None.
-        request_id: The packet's request id, likewise. RFC-0023 answers such a request with an error, and
-            leaves an unreadable one (both None) unanswered.
+        packet_type: The packet's type, if the packet is readable but breaks a rule; None if it is unreadable.
+        request_id: The packet's request id, likewise. RFC-0023 requires an error reply to a readable request,
+            and none to an unreadable one.
     """
 
     def __init__(self, message: str, *, packet_type: int | None = None, request_id: int | None = None) -> None:
@@ -238,7 +237,7 @@ class DecodeError(LedgerPluginError, ValueError):
 
 
 class TransferNotFoundError(LedgerPluginError):
-    """BTP F03: the transfer that the request speaks of is not known."""
+    """BTP F03: the transfer that the request refers to is not known."""
 
     code = "F03"
 
@@ -273,7 +272,7 @@ class InsufficientBalanceError(LedgerPluginError):
     code = "F08"
 
 
-# RFC-0023 has a name for each code. A subclass travels under it, whatever an application has called it.
+# RFC-0023 has a name for each code. An application's subclass is sent under that name, not under its own.
 _BTP_NAMES: Final = {
     each.code: each.name
     for each in (
@@ -291,10 +290,10 @@ _BTP_NAMES: Final = {
 
 
 def wire_error(error: LedgerPluginError) -> tuple[str, str, bytes]:
-    """Return the code, name and data under which an error reaches the peer (RFC-0023, ERROR).
+    """Return the code, name and data that an error has in a BTP packet (RFC-0023, ERROR).
 
-    An error without a code of BTP's becomes F00 ``NotAcceptedError``, as ilp-plugin-btp has it. Never raises: a peer
-    whose request an application's own class of errors refused must be answered too.
+    An error without a BTP code becomes F00 ``NotAcceptedError``, as in ilp-plugin-btp. Never raises, even if an
+    application's error class fails in ``__str__``: the peer still needs a reply.
     """
     code = error.code if error.code in _BTP_NAMES else NotAcceptedError.code
     try:
@@ -308,16 +307,19 @@ ErrorT = TypeVar("ErrorT", bound=Exception)
 
 
 def copy_error(error: ErrorT) -> ErrorT:
-    """Return an error like this one, for one more caller: raised in two tasks, one object tells each of the other's.
+    """Return a copy of an error, so that another task can raise it.
 
-    The error itself, where its class cannot be copied.
+    Raising changes an exception's traceback and context: if two tasks raised one object, each would show the other's.
+
+    Returns:
+        The copy, or the error itself if its class cannot be copied.
     """
     try:
-        twin = copy(error)
+        duplicate = copy(error)
     except Exception:  # noqa: BLE001 (an application's class may take other arguments than it keeps)
         return error
-    twin.__cause__ = error.__cause__
-    return twin.with_traceback(error.__traceback__)
+    duplicate.__cause__ = error.__cause__
+    return duplicate.with_traceback(error.__traceback__)
 
 
 def _printable(text: str, limit: int = 500) -> str:

@@ -1,7 +1,7 @@
 """The events of a plugin, and the channel that delivers them.
 
-The law of the channel: publishing never waits and never grows. When the application does not read, the newest
-events are kept, and ``EventsDropped`` stands before the survivors and counts the lost ones. ``Failed`` is last.
+Invariants: publishing never waits, and the buffer has a fixed size. When the application does not read, the newest
+events are kept, preceded by ``EventsDropped`` with the number of lost ones. ``Failed`` is always last.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Connected:
 
 @frozen
 class Disconnected:
-    """The connection is gone, by ``disconnect()`` or by a loss (RFC-0024, event ``disconnect``).
+    """The connection was closed by ``disconnect()`` or lost (RFC-0024, event ``disconnect``).
 
     Attributes:
-        reason: Why, for a reader of logs.
+        reason: Why, as text for logs.
     """
 
     reason: str
@@ -54,7 +54,7 @@ class Failed:
 
 @frozen
 class EventsDropped:
-    """Events that came before this one were dropped because nobody read them.
+    """Events before this one were dropped because the application did not read them in time.
 
     Attributes:
         count: How many.
@@ -95,22 +95,22 @@ class EventStream:
         sender, receiver = trio.open_memory_channel[Event](BUFFERED_EVENTS)
         self._sender = sender
         self.receiver: trio.MemoryReceiveChannel[Event] = receiver
-        # A clone of ours, so that the oldest can be dropped when the application has closed its own end or sleeps.
+        # A clone, so that old events can be dropped even after the application has closed its own end.
         self._overflow = self.receiver.clone()
         self._closed = False
         self.dropped: int = 0
 
     def publish(self, event: Event) -> None:
-        """Deliver an event without waiting; events after ``close()`` vanish."""
+        """Deliver an event without waiting; events after ``close()`` are discarded."""
         if self._closed:
             return
         try:
             self._sender.send_nowait(event)
         except trio.WouldBlock:
-            self._publish_over(event)
+            self._publish_when_full(event)
 
-    def _publish_over(self, event: Event) -> None:
-        # A full buffer means that no reader waits, and nothing here awaits: nobody can see the buffer in between.
+    def _publish_when_full(self, event: Event) -> None:
+        # A full buffer means that no reader is waiting. Nothing here awaits, so no reader sees the buffer in between.
         buffered: list[Event] = []
         lost = 0
         for _ in range(BUFFERED_EVENTS):
@@ -126,7 +126,7 @@ class EventStream:
             self._sender.send_nowait(kept)
 
     def close(self, last: Event | None = None) -> None:
-        """End the stream: what is buffered can still be read, then the application's loop ends."""
+        """End the stream: buffered events can still be read, then the application's loop ends."""
         if last is not None:
             self.publish(last)
         self._closed = True

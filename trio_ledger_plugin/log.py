@@ -1,7 +1,7 @@
-"""Logging as RFC-0024 has it: the ``%`` tokens, the default log, and credentials kept out of every log.
+"""Logging as in RFC-0024: the ``%`` tokens, the default log, and redaction of credentials.
 
-The law here: logging never fails, and what a parameter says stays within its line. A parameter may come from the
-peer, so its control characters are escaped; only ``%O`` breaks lines, between the parts of what it shows.
+Invariants: logging never raises, and a parameter cannot break its line. A parameter may come from the peer, so its
+control characters are escaped; only ``%O`` inserts line breaks, between the items of the value that it shows.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 __all__ = ["RedactingLog", "StdlibLog", "escape", "format_message"]
 
 TOKEN: Final = re.compile("%[Oosdj%]")
-# Past these a parameter is data rather than something to read.
+# How deeply nested values are shown, and how wide a line of %O may be, in characters.
 DEEPEST: Final = 10
 LINE_WIDTH: Final = 100
-# A shorter secret would blacken half of every line, and hides nothing from one who guesses.
+# A shorter secret occurs in ordinary text, so redacting it would make the log unreadable; and it is easy to guess.
 SHORTEST_SECRET: Final = 4
 
 
 def escape(text: str) -> str:
-    r"""Return text with everything unprintable escaped (``\n``, ``\x1b``, ``\u202e``), so that it stays in its line."""
+    r"""Return text with unprintable characters escaped (``\n``, ``\x1b``, ``\u202e``), so that it stays on one line."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
@@ -40,37 +40,38 @@ def format_message(message: str, *params: object) -> str:
     """Fill the tokens of a message (RFC-0024, PluginServices#log). Never raises an ``Exception``.
 
     Args:
-        message: Text with tokens. ``%s`` text, ``%d`` a number or NaN, ``%j`` JSON, ``%o`` the object in one line,
-            ``%O`` in many, ``%%`` a percent sign. Any other token stays as it is.
-        params: One for each token but ``%%``. Where they run out, tokens stay; those left over are appended.
+        message: Text with tokens. ``%s`` is text, ``%d`` a number or NaN, ``%j`` JSON, ``%o`` the object on one line,
+            ``%O`` the object on several lines, ``%%`` a percent sign. Any other token is left unchanged.
+        params: One for each token except ``%%``. A token without a parameter is left unchanged; parameters without a
+            token are appended.
 
     Returns:
-        The text, the parameters' control characters escaped.
+        The text, with control characters of the parameters escaped.
     """
-    left = iter(params)
+    remaining = iter(params)
 
     def fill(token: re.Match[str]) -> str:
         kind = token[0]
         if kind == "%%":
             return "%"
-        for param in left:
+        for param in remaining:
             return _guarded(FORMATTERS[kind], param)
         return kind
 
     text = TOKEN.sub(fill, message) if isinstance(message, str) else _guarded(_text, message)
-    rest = (_guarded(_text if isinstance(param, str) else _one_line, param) for param in left)
-    return " ".join((text, *rest))
+    appended = (_guarded(_text if isinstance(param, str) else _one_line, param) for param in remaining)
+    return " ".join((text, *appended))
 
 
 def _guarded(show: Callable[[object], str], value: object) -> str:
     try:
         return show(value)
-    except Exception:  # noqa: BLE001  # whatever a stranger's __repr__ raises, the log line must come out
+    except Exception:  # noqa: BLE001  # an object's __repr__ may raise anything; the message must still be logged
         return "<unprintable>"
 
 
 def _text(value: object) -> str:
-    # str(bytes) is an error under python -bb. str.__str__ makes a plain str of a subclass with ways of its own.
+    # str(bytes) is an error under python -bb. str.__str__ turns a subclass with overridden methods into a plain str.
     return escape(str.__str__(repr(value) if isinstance(value, bytes) else str(value)))
 
 
@@ -88,7 +89,7 @@ def _json(value: object) -> str:
         if "NaN" in text or "Infinity" in text:
             text = _dumps(_finite(value))
     except ValueError as error:
-        # The only sign that json gives of a cycle.
+        # json reports a cycle only in the text of its ValueError.
         return "[Circular]" if "Circular" in str(error) else _one_line(value)
     except (TypeError, RecursionError):
         return _one_line(value)
@@ -100,7 +101,7 @@ def _dumps(value: object) -> str:
 
 
 def _finite(value: object) -> object:
-    """Return a value without cycles in which null stands for the numbers that JSON lacks, as in JavaScript."""
+    """Return a copy of a value without cycles, with None for NaN and infinities, as JavaScript does."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -109,7 +110,7 @@ def _finite(value: object) -> object:
 
 
 def _json_escape(character: str) -> str:
-    # json escapes all of these but DEL when it keeps to ASCII.
+    # With ensure_ascii, json escapes all unprintable characters except DEL.
     return "\\u007f" if character == "\x7f" else json.dumps(character)[1:-1]
 
 
@@ -126,9 +127,9 @@ def _many_lines(value: object) -> str:
 
 
 def _show(value: object, indent: int | None, above: tuple[int, ...]) -> str:
-    """Show a value in one line, or over many where it is too long for one.
+    """Return a value on one line, or on several lines if it is too long for one.
 
-    The standard library's pprint would break bytes and text apart, and with them a secret that is to be found there.
+    Not the standard library's pprint: it splits long bytes and text, and redaction would not find a split secret.
     """
     kind = type(value)
     if not isinstance(value, dict | list | tuple) or kind not in BRACKETS:
@@ -171,7 +172,7 @@ FORMATTERS: Final[dict[str, Callable[[object], str]]] = {
 
 
 class StdlibLog:
-    """The log of a plugin whose host gave none: the standard library's.
+    """The default log: the standard library's ``logging``.
 
     Args:
         logger: Where to log; None means ``logging.getLogger("trio_ledger_plugin")``.
@@ -181,7 +182,7 @@ class StdlibLog:
         self._logger = logger or logging.getLogger("trio_ledger_plugin")
 
     def is_enabled(self, level: int) -> bool:
-        """Whether a message of a ``logging`` level would be logged; where not, it is not even formatted."""
+        """Whether messages of a ``logging`` level are logged; others are not even formatted."""
         return self._logger.isEnabledFor(level)
 
     def debug(self, message: str, *params: object) -> None:
@@ -202,38 +203,40 @@ class StdlibLog:
 
     def _write(self, level: int, message: str, params: tuple[object, ...]) -> None:
         if self.is_enabled(level):
-            # Without arguments the logger takes the text as it is. The record names the caller of debug() and so on.
+            # Without arguments the logger does not format the text. The stack level makes the record name the caller of
+            # debug(), info(), warn() or error().
             self._logger.log(level, format_message(message, *params), stacklevel=3)
 
 
 class RedactingLog:
-    """A host's log that never sees a credential: each message is finished here and its secrets become ``***``.
+    """A log that formats each message, replaces secrets with ``***``, and passes the text on to another log.
 
     Args:
-        log: The host's log. It gets finished text, ``%`` doubled, and no parameters.
-        secrets: What must not appear; those under four characters are too short to be told from other text.
+        log: The application's log. It gets formatted text, with ``%`` doubled, and no parameters.
+        secrets: The credentials to redact. Those under four characters are not redacted, since they occur in ordinary
+            text.
     """
 
     def __init__(self, log: Log, secrets: Iterable[Secret]) -> None:
         self._log = log
         texts = {form for secret in secrets for form in _forms(secret.reveal()) if len(form) >= SHORTEST_SECRET}
-        # The longest first: one secret may be the beginning of another.
+        # The longest first: one secret may be a prefix of another.
         self._secrets = re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)) or "(?!)")
 
     def debug(self, message: str, *params: object) -> None:
-        """Pass the message on to the host's ``debug``."""
+        """Pass the message on to the application's ``debug``."""
         self._write(logging.DEBUG, self._log.debug, message, params)
 
     def info(self, message: str, *params: object) -> None:
-        """Pass the message on to the host's ``info``."""
+        """Pass the message on to the application's ``info``."""
         self._write(logging.INFO, self._log.info, message, params)
 
     def warn(self, message: str, *params: object) -> None:
-        """Pass the message on to the host's ``warn``."""
+        """Pass the message on to the application's ``warn``."""
         self._write(logging.WARNING, self._log.warn, message, params)
 
     def error(self, message: str, *params: object) -> None:
-        """Pass the message on to the host's ``error``."""
+        """Pass the message on to the application's ``error``."""
         self._write(logging.ERROR, self._log.error, message, params)
 
     def _write(self, level: int, write: Callable[[str], None], message: str, params: tuple[object, ...]) -> None:
@@ -242,15 +245,15 @@ class RedactingLog:
         text = self._secrets.sub("***", format_message(message, *params)).replace("%", "%%")
         try:
             write(text)
-        except Exception as error:  # noqa: BLE001 (a full disk, say: it must not end what the message tells of as well)
-            logging.getLogger("trio_ledger_plugin").error("the host's log failed: %s", type(error).__name__)
+        except Exception as error:  # noqa: BLE001 (the disk may be full; a failing log must not stop the plugin)
+            logging.getLogger("trio_ledger_plugin").error("the application's log failed: %s", type(error).__name__)
 
 
 def _forms(secret: str) -> set[str]:
-    """Give a secret as each formatter writes it."""
+    """Return the forms in which the formatters may write a secret."""
     if len(secret) < SHORTEST_SECRET:
         return set()
-    # What repr() does to a quote depends on the other quotes in the text around it: these two force it.
+    # How repr() escapes a quote depends on the other quotes in the text; appending both kinds forces the escape.
     quoted = escape(repr(secret + "'\"")[1:-4]), repr(secret.encode("utf-8", "surrogatepass") + b"'\"")[2:-4]
     plain = {secret, escape(secret), *quoted, *(text.replace("\\'", "'") for text in quoted)}
     return plain | {_json(text)[1:-1] for text in plain}

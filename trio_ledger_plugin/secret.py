@@ -1,4 +1,4 @@
-"""A text that must not be seen: in no log line, repr, exception, event or statistic."""
+"""Text that must not appear in a log line, repr, exception, event or statistic."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ __all__ = ["Secret", "shown_size"]
 
 
 class Secret:
-    """Text that shows itself only to ``reveal()``.
+    """Text that only ``reveal()`` returns.
 
-    ``repr``, ``str`` and formatting give ``Secret(***)``; pickling, copying and JSON refuse. An empty secret is
-    false. Two secrets are compared in constant time. Secrets are not hashable.
+    ``repr``, ``str`` and formatting give ``Secret(***)``; pickling, copying and JSON encoding raise ``TypeError``. An
+    empty secret is false. Comparing two secrets takes constant time. Secrets are not hashable.
     """
 
-    # No attrs class: attrs.asdict() would walk into it and bring the text out.
+    # Not an attrs class: attrs.asdict() would recurse into it and expose the text.
     __slots__ = ("_value",)
 
     def __hash__(self) -> int:
-        """Refuse: a secret's hash would tell of its text."""
+        """Raise ``TypeError``: a hash would reveal something about the text."""
         raise TypeError("a Secret cannot be hashed")
 
     def __init__(self, value: str) -> None:
@@ -51,10 +51,10 @@ class Secret:
 
 
 def shown_size(data: bytes) -> str:
-    """Return what a ``repr`` shows in place of bytes that may be secret or long: how many there are."""
+    """Return the text that a ``repr`` shows instead of bytes that may be secret or long: their number."""
     return f"<{len(data)} bytes>"
 
 
 def _equal(left: str, right: str) -> bool:
-    # Digests, because compare_digest() tells the lengths of what it compares.
+    # Digests, because the time of compare_digest() reveals the lengths of its arguments.
     return compare_digest(*(sha256(text.encode("utf-8", "surrogatepass")).digest() for text in (left, right)))

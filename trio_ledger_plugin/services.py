@@ -1,4 +1,4 @@
-"""The services that a host gives to a plugin (RFC-0024, class PluginServices)."""
+"""The services that an application gives to a plugin (RFC-0024, class PluginServices)."""
 
 from __future__ import annotations
 
@@ -17,47 +17,45 @@ T = TypeVar("T")
 
 
 class Store(Protocol):
-    """The host's persistence: text under keys (RFC-0024, PluginServices#store)."""
+    """The application's persistent store: text under keys (RFC-0024, PluginServices#store)."""
 
     async def put(self, key: str, value: str) -> None:
-        """Store a value under a key, replacing what was there."""
+        """Store a value under a key, replacing an earlier one."""
         ...
 
     async def get(self, key: str) -> str | None:
-        """Return the value under a key, or None when there is none."""
+        """Return the value under a key, or None if there is none."""
         ...
 
     async def delete(self, key: str) -> None:
-        """Remove a key and its value; a key that is not there is no error."""
+        """Remove a key and its value; a missing key is not an error."""
         ...
 
 
 class TransactionalStore(Store, Protocol):
-    """A store that can also change several things at once, all or nothing; money that survives crashes needs one.
-
-    ``open_sqlite_store()`` gives one.
-    """
+    """A store with transactions, which money that survives crashes needs; ``open_sqlite_store()`` returns one."""
 
     async def transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run ``work(connection)`` inside a transaction and return its result once that is safely on disk.
+        """Run ``work(connection)`` inside a transaction and return its result once the changes are safely on disk.
 
         Args:
-            work: Called in the store's own thread, one at a time. It may be run again when a commit fails, so it
-                changes nothing but the database. An exception that it raises undoes what it did, and is raised here.
+            work: Called in the store's own thread, one call at a time. It may run again when a commit fails, so it
+                must change nothing but the database. If it raises an exception, its changes are undone and this method
+                raises that exception.
 
         Raises:
             StoreError: The store failed; nothing has changed.
-            StoreInDoubtError: The store failed during the commit, and cannot tell whether it counts.
+            StoreInDoubtError: The store failed during the commit; it is not known whether the changes count.
 
-        Cancellation: ``work`` is not run if it has not begun; once begun it commits all the same.
+        Cancellation: ``work`` does not run if it has not begun. Once begun, it commits anyway.
         """
         ...
 
 
 class Log(Protocol):
-    """The host's log (RFC-0024, PluginServices#log).
+    """The application's log (RFC-0024, PluginServices#log).
 
-    Messages hold the tokens ``%O %o %s %d %j %%``; ``trio_ledger_plugin.log.format_message`` fills them in.
+    Messages contain the tokens ``%O %o %s %d %j %%``; ``trio_ledger_plugin.log.format_message`` fills them in.
     """
 
     def debug(self, message: str, *params: object) -> None:
@@ -79,10 +77,10 @@ class Log(Protocol):
 
 @frozen
 class PluginServices:
-    """What the host offers; every service is optional.
+    """The services that the application offers; each is optional.
 
     Attributes:
-        store: Where the plugin keeps what must outlive it. None: nothing is kept.
+        store: Where the plugin keeps data that must survive a restart. None: it keeps nothing.
         log: Where the plugin logs. None: the standard library's logger ``trio_ledger_plugin``.
 
     Raises:
@@ -95,13 +93,13 @@ class PluginServices:
     def __attrs_post_init__(self) -> None:
         _check("store", self.store, ("put", "get", "delete"))
         if isinstance(self.log, logging.Logger):
-            # It has all the methods, and cannot read %j and %O.
+            # It has all four methods, but does not know the tokens %j and %O.
             raise TypeError("log: a logging.Logger formats otherwise; give trio_ledger_plugin.log.StdlibLog(logger)")
         _check("log", self.log, ("debug", "info", "warn", "error"))
 
 
 def _check(service: str, value: object, methods: tuple[str, ...]) -> None:
-    # By hand: isinstance() with a runtime protocol neither says what is missing nor asks whether it can be called.
+    # Not isinstance() with a runtime protocol: it neither names the missing method nor checks that it is callable.
     if value is None:
         return
     if isinstance(value, type):

@@ -1,4 +1,4 @@
-"""What a plugin counts, and the snapshot that users get of it."""
+"""The counters of a plugin, and the snapshot of them that users get."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ __all__ = ["Counters", "Statistics"]
 
 @frozen(kw_only=True)
 class Statistics:
-    """A snapshot of what a plugin has done since it was made; ``plugin.statistics()`` gives it.
+    """What a plugin has done since it was created; ``plugin.statistics()`` returns this snapshot.
 
     Attributes:
-        requests_sent: Requests of ours that were handed to a link, transfers included.
-        responses_received: How many of them were answered with a response.
-        errors_received: How many of them were answered with an error.
-        requests_received: Requests of the peer's that were readable, transfers included.
-        responses_sent: How many of them were answered with a response.
-        errors_sent: How many of them were answered with an error.
+        requests_sent: Requests that this end handed to a link, transfers included.
+        responses_received: How many of them the peer answered with a response.
+        errors_received: How many of them the peer answered with an error.
+        requests_received: Readable requests from the peer, transfers included.
+        responses_sent: How many of them this end answered with a response.
+        errors_sent: How many of them this end answered with an error.
         bytes_sent: Bytes written to the network on authenticated links; 0 for a plugin without a network.
         bytes_received: Bytes read from it, likewise.
-        calls_in_flight: Requests of ours that wait for their answer now.
-        handlers_running: Handlers that run now.
-        redials: How often the connection was made again after a loss.
-        malformed_packets: Messages of the peer's that were no readable packet.
-        unexpected_responses: Answers to no call of ours: late, repeated or made up.
-        events_dropped: Events that nobody read in time.
+        calls_in_flight: Requests of this end that are waiting for their reply now.
+        handlers_running: Handlers that are running now.
+        redials: How often the connection was established again after a loss.
+        malformed_packets: Messages from the peer that were not readable packets.
+        unexpected_responses: Replies that match no call: late, repeated or made up.
+        events_dropped: Events that the application did not read in time.
     """
 
     requests_sent: int
@@ -46,7 +46,7 @@ class Statistics:
 
 @define
 class Counters:
-    """The counts of one plugin, added to where the things happen."""
+    """The counts of one plugin; each is incremented where the counted thing happens."""
 
     requests_sent: int = 0
     responses_received: int = 0

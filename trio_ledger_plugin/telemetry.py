@@ -1,7 +1,7 @@
 """OpenTelemetry: spans of requests and transfers, and the counts of ``statistics()``. Needs the extra ``otel``.
 
-The law of this module: what leaves it tells who, when, how long, how big and how it ended. It never tells a payload, an
-amount, a credential, or the words of an error.
+Invariant: spans and metrics contain account, time, duration, size and outcome. They never contain a payload, an amount,
+a credential or the text of an error.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ if TYPE_CHECKING:
 __all__ = ["Telemetry"]
 
 SCOPE: Final = "trio_ledger_plugin"
-# What goes up and down; all else in the statistics only grows.
+# Values that go up and down; all other statistics only grow.
 GAUGES: Final = frozenset({"calls_in_flight", "handlers_running"})
 
 
 class Telemetry:
-    """Tells OpenTelemetry what plugins do; one for a program.
+    """Reports to OpenTelemetry what plugins do; one object for a program.
 
     Args:
-        tracer_provider: Gets the spans; OpenTelemetry's global one when None.
-        meter_provider: Gets the metrics; likewise.
+        tracer_provider: Receives the spans; OpenTelemetry's global one if None.
+        meter_provider: Receives the metrics; likewise.
     """
 
     def __init__(
         self, *, tracer_provider: TracerProvider | None = None, meter_provider: MeterProvider | None = None
     ) -> None:
         self._tracer = get_tracer(SCOPE, version("trio-ledger-plugin"), tracer_provider)
-        # Not the plugins themselves: what a program has let go is not kept for its counts.
+        # Weak references, so that telemetry does not keep a plugin alive that the program no longer uses.
         self._observed: list[tuple[ref[LedgerPlugin], dict[str, str]]] = []
         meter = get_meter(SCOPE, version("trio-ledger-plugin"), meter_provider)
         for name in (each.name for each in fields(Statistics)):
@@ -66,25 +66,25 @@ class Telemetry:
         meter.create_observable_gauge("ledger_plugin.connected", [self._connected], "1", "1 while a peer is connected")
 
     def observe(self, plugin: LedgerPlugin, *, account: str = "") -> None:
-        """Trace and count what a plugin does from now on; a second time changes nothing.
+        """Trace and count what a plugin does from now on; a second call for the same plugin changes nothing.
 
-        Spans of the kind ``CLIENT`` are made around ``send_data`` and ``send_money``, within the caller's span; of the
-        kind ``SERVER`` around handlers, those included that are registered already or will be. BTP carries no trace
-        context: the spans of the two ends are in different traces.
+        ``send_data`` and ``send_money`` get spans of the kind ``CLIENT``, within the caller's span. Handlers get spans
+        of the kind ``SERVER``, whether they are registered before or after this call. BTP has no field for trace
+        context, so the spans of the two ends are in different traces.
 
         Args:
             plugin: The plugin.
-            account: The name of the account, as it should stand in spans and metrics; the options' own when empty.
+            account: The account's name in spans and metrics; if empty, the name from the plugin's options.
         """
         self._observed = [each for each in self._observed if each[0]() is not None]
         if any(each() is plugin for each, _ in self._observed):
             return
-        told = {
+        known = {
             "ledger_plugin.class": type(plugin).__name__,
             "ledger_plugin.account": account or str(getattr(plugin.options, "btp_account", "")),
             "ledger_plugin.address": plugin.address,
         }
-        attributes = {name: value for name, value in told.items() if value}
+        attributes = {name: value for name, value in known.items() if value}
         self._observed.append((ref(plugin), attributes))
         plugin.handlers.wrap(partial(self._wrap_handler, attributes))
         send_data, send_money = plugin.send_data, plugin.send_money
@@ -101,15 +101,18 @@ class Telemetry:
             with self._span("send_money", SpanKind.CLIENT, attributes):
                 await send_money(amount, idempotency_key=idempotency_key)
 
-        # On this one object: a plugin that nobody observes runs no line of this module.
-        plugin.send_data = traced_send_data  # type: ignore[method-assign]  # that is the purpose
+        # Replaced on this object only, so that plugins without telemetry pay nothing.
+        plugin.send_data = traced_send_data  # type: ignore[method-assign]  # replacing the method is the purpose
         plugin.send_money = traced_send_money  # type: ignore[method-assign]  # likewise
 
     @contextmanager
     def _span(self, method: str, kind: SpanKind, attributes: Mapping[str, str]) -> Iterator[Span]:
-        told = {"rpc.system.name": "ledger_plugin", "rpc.method": method, **attributes}
         with self._tracer.start_as_current_span(
-            f"ledger_plugin {method}", kind=kind, attributes=told, record_exception=False, set_status_on_exception=False
+            f"ledger_plugin {method}",
+            kind=kind,
+            attributes={"rpc.system.name": "ledger_plugin", "rpc.method": method, **attributes},
+            record_exception=False,
+            set_status_on_exception=False,
         ) as span:
             try:
                 yield span
@@ -152,12 +155,12 @@ class Telemetry:
     ) -> TransactionalMoneyHandler:
         def traced(connection: sqlite3.Connection, transfer: Transfer) -> None:
             with self._span("handle_money", SpanKind.SERVER, attributes):
-                # What it returns, which must be nothing, is the plugin's to judge.
+                # Returned unchanged: the plugin refuses a coroutine, which an async function would return.
                 return handler(connection, transfer)
 
         return traced
 
-    # The callbacks of the metrics: an exporter calls them, in a thread of its own.
+    # Callbacks of the metrics, called by an exporter in its own thread.
 
     def _plugins(self) -> Iterator[tuple[LedgerPlugin, dict[str, str]]]:
         for each, attributes in self._observed:

@@ -1,4 +1,4 @@
-"""One transfer, how surely its effect happens once, and what the journal says of it."""
+"""Transfers: the value itself, its level and state, and its entry in the journal."""
 
 from __future__ import annotations
 
@@ -34,26 +34,27 @@ __all__ = [
     "read_retention",
 ]
 
-# The entry of the authentication that offers KEYED and agrees to it; its text is the retention in seconds.
+# The sub-protocol in which the two ends offer and accept KEYED when they authenticate; its text is the retention in
+# seconds.
 TRANSFER_KEYS: Final = "transfer_keys"
-# The entry of a transfer that holds its key.
+# The sub-protocol of a transfer's key.
 IDEMPOTENCY_KEY: Final = "idempotency_key"
-# An end that forgets keys sooner could be sent a transfer again that it has forgotten.
+# With a shorter retention, an end could forget a key while the other end still sends the transfer again.
 MIN_RETENTION: Final = 24 * 60 * 60
 MAX_KEY = 64
 MAX_RETENTION_DIGITS = 10
 
 
-# From when until when a transfer may be sent, in seconds since the epoch.
+# The earliest and the latest time at which a transfer may be sent, in seconds since the epoch.
 Window: TypeAlias = tuple[float, float]
 
 
 class MoneyLevel(Enum):
-    """How surely a transfer has its effect once.
+    """Whether a transfer takes effect exactly once or at most once.
 
     Attributes:
         KEYED: Exactly once: both ends remember the transfer's key, so it is sent again until it is acknowledged.
-        PLAIN: At most once: never sent again by itself; a lost acknowledgement leaves it in doubt.
+        PLAIN: At most once: the plugin never sends it again; a lost acknowledgement leaves it in doubt.
     """
 
     KEYED = "keyed"
@@ -62,15 +63,15 @@ class MoneyLevel(Enum):
 
 @frozen
 class Transfer:
-    """One transfer, as ``current_transfer()`` gives it inside a money handler.
+    """One transfer, as ``current_transfer()`` returns it inside a money handler.
 
     Attributes:
-        amount: Units of the ledger's smallest denomination, as decimal text.
-        account: The account that it came from; empty for a plugin with one peer.
-        key: The transfer's idempotency key: the sender's at KEYED, one made on arrival where there is a journal,
-            else None. A handler that may be called twice for one transfer tells by it.
-        level: The level at which it travels.
-        digest: What tells a transfer that is sent again from another under the same key; empty where no key counts.
+        amount: The amount in the ledger's smallest unit, as decimal text.
+        account: The account that sent it; empty for a plugin with one peer.
+        key: The transfer's idempotency key: the sender's at KEYED; at PLAIN one that is generated on arrival if there
+            is a journal, else None. A handler that may be called twice for one transfer can recognise it by the key.
+        level: The level at which it is sent.
+        digest: Distinguishes a transfer that is sent again from another one under the same key; may be empty at PLAIN.
     """
 
     amount: str
@@ -87,7 +88,7 @@ def current_transfer() -> Transfer:
     """Return the transfer that the running money handler was called for.
 
     Raises:
-        RuntimeError: No money handler runs here.
+        RuntimeError: The caller is not inside a money handler.
     """
     try:
         return _transfer.get()
@@ -96,19 +97,19 @@ def current_transfer() -> Transfer:
 
 
 def enter_transfer(transfer: Transfer) -> None:
-    """Make a transfer the current one; each handler's context is its own, so nothing takes it back."""
+    """Set the current transfer; each handler has its own context, so it is not reset afterwards."""
     _transfer.set(transfer)
 
 
 class NotAsyncError(TypeError):
-    """What was registered as a money handler has been called, and is no async function."""
+    """A money handler turned out, when it was called, not to be an async function."""
 
 
 def begin_handling(handler: Callable[[str], Awaitable[None]], amount: str) -> Awaitable[None]:
-    """Call a money handler and return what is to be awaited.
+    """Call a money handler and return its awaitable.
 
     Raises:
-        NotAsyncError: It has returned something else, and what it did is done.
+        NotAsyncError: It returned something else; the effects of the call remain.
     """
     awaitable = handler(amount)
     if not isawaitable(awaitable):
@@ -122,7 +123,7 @@ def is_key(text: str) -> bool:
 
 
 def read_retention(text: bytes | None) -> int | None:
-    """Read for how many seconds a peer keeps keys; None when it does not say so, or keeps them too briefly."""
+    """Return for how many seconds a peer keeps keys; None if it does not say or keeps them for less than a day."""
     if text is None or not text.isdigit() or len(text) > MAX_RETENTION_DIGITS:
         return None
     seconds = int(text)
@@ -130,23 +131,23 @@ def read_retention(text: bytes | None) -> int | None:
 
 
 class TransferDirection(Enum):
-    """Which way a transfer goes."""
+    """The direction of a transfer, seen from this end."""
 
     OUT = "out"
     IN = "in"
 
 
 class TransferState(Enum):
-    """How far a transfer has come.
+    """The state of a transfer in the journal.
 
     Attributes:
-        SENT: It may have left, and is not answered; at KEYED it will be sent again.
-        ACKED: The peer has applied it.
-        REJECTED: The peer has refused it.
-        IN_DOUBT: Nobody here can tell whether the peer has applied it, and it is not sent again.
-        APPLIED: It is credited, and the money handler has not finished with it.
-        DELIVERED: It is credited, and the money handler has finished.
-        REFUSED: The transactional money handler refused it.
+        SENT: Outgoing: it may have been sent, and there is no reply yet; at KEYED it will be sent again.
+        ACKED: Outgoing: the peer has applied it.
+        REJECTED: Outgoing: the peer has refused it.
+        IN_DOUBT: Outgoing: it is not known whether the peer has applied it, and it is not sent again.
+        APPLIED: Incoming: it is credited, and the money handler has not finished with it.
+        DELIVERED: Incoming: it is credited, and the money handler has finished.
+        REFUSED: Incoming: the transactional money handler refused it.
     """
 
     SENT = "sent"
@@ -163,18 +164,19 @@ class JournalEntry:
     """One transfer in the journal.
 
     Attributes:
-        number: Its place in the journal; later ones have higher numbers.
+        number: Its position in the journal; later transfers have higher numbers.
         account: The account; empty for a plugin with one peer.
-        direction: Which way it goes.
+        direction: Outgoing or incoming.
         key: Its idempotency key.
-        amount: Units of the ledger's smallest denomination.
-        level: The level at which it travels.
-        state: How far it has come.
-        error: What it was refused with, a ``RemoteError`` with the code, the name and the data on the wire; None where
-            it was not refused, or was settled by hand.
+        amount: The amount in the ledger's smallest unit.
+        level: The level at which it is sent.
+        state: Its state.
+        error: The refusal, a ``RemoteError`` with the code, name and data on the wire; None if it was not refused, or
+            if it was settled by hand.
         created: When it was entered (aware).
-        changed: When its state changed last (aware).
-        window: From when until when it may be sent, in seconds since the epoch; None where it is not sent again.
+        changed: When its state last changed (aware).
+        window: The earliest and the latest time at which it may be sent, in seconds since the epoch; None if it is not
+            sent again.
     """
 
     number: int
@@ -192,12 +194,12 @@ class JournalEntry:
 
 @frozen
 class Totals:
-    """What has moved, in units of the ledger's smallest denomination.
+    """Sums of transfers, in the ledger's smallest unit.
 
     Attributes:
-        sent: What the peer has acknowledged.
-        received: What was credited here.
-        in_doubt: What was sent and is neither acknowledged nor refused, or may have been applied.
+        sent: Outgoing transfers that the peer has acknowledged.
+        received: Incoming transfers that were credited.
+        in_doubt: Outgoing transfers in the state SENT or IN_DOUBT: the peer may have applied them or not.
     """
 
     sent: int

@@ -1,11 +1,11 @@
 """BTP/2.0 packets to bytes and back (RFC-0023).
 
 A frame is a type, a request id and a length-prefixed body; every body ends with the sub-protocol entries. Bytes
-behind the last known field, or behind the packet, are ignored, as RFC-0030 asks for the sake of later extensions.
-All else is strict: one canonical form is written, and only that is read, but for the time of an Error.
+after the last known field, or after the packet, are ignored: RFC-0030 requires this for later extensions. Everything
+else is strict: packets are written in one canonical form, and only that form is read, except for the time of an Error.
 
-Two ways lead in and out. `encode` and `decode` take every packet. `encode_ilp` and `decode_ilp` take only the one
-shape that nearly all traffic has, a request or response that carries one ILP packet, and build no objects.
+There are two pairs of functions. `encode` and `decode` handle every packet. `encode_ilp` and `decode_ilp` are fast
+paths: they build no objects and handle only a request or response with one ILP packet, which is nearly all traffic.
 """
 
 from __future__ import annotations
@@ -74,11 +74,11 @@ def _as_tuple(entries: list[ProtocolData] | tuple[ProtocolData, ...]) -> tuple[P
 
 @frozen
 class Response:
-    """The answer to a request that succeeded.
+    """The reply to a request that succeeded.
 
     Attributes:
-        request_id: The id of the request that is answered, 0 to 2**32-1.
-        protocol_data: The sub-protocol entries, in order, no two of one name.
+        request_id: The id of that request, 0 to 2**32-1.
+        protocol_data: The sub-protocol entries, in order; each name is unique.
     """
 
     type: ClassVar[int] = RESPONSE
@@ -89,15 +89,15 @@ class Response:
 
 @frozen
 class Error:
-    """The answer to a request that failed.
+    """The reply to a request that failed.
 
     Attributes:
-        request_id: The id of the request that is answered, 0 to 2**32-1.
+        request_id: The id of that request, 0 to 2**32-1.
         code: The error's code, three ASCII characters, such as ``"F00"``.
         name: The error's name, ASCII text, such as ``"NotAcceptedError"``.
-        triggered_at: When the error arose, an aware time; it travels in milliseconds.
+        triggered_at: When the error arose, an aware time; the packet has a resolution of one millisecond.
         data: More about the error, at most 8192 bytes, often JSON text.
-        protocol_data: The sub-protocol entries, in order, no two of one name.
+        protocol_data: The sub-protocol entries, in order; each name is unique.
     """
 
     type: ClassVar[int] = ERROR
@@ -115,8 +115,9 @@ class Message:
     """A request that moves no money.
 
     Attributes:
-        request_id: The id that the answer will bear, 0 to 2**32-1.
-        protocol_data: The sub-protocol entries, in order, no two of one name; the first decides what is asked.
+        request_id: The id that the reply will have, 0 to 2**32-1.
+        protocol_data: The sub-protocol entries, in order; each name is unique. The first one determines the kind of
+            request.
     """
 
     type: ClassVar[int] = MESSAGE
@@ -130,9 +131,9 @@ class Transfer:
     """A request that moves money.
 
     Attributes:
-        request_id: The id that the answer will bear, 0 to 2**32-1.
+        request_id: The id that the reply will have, 0 to 2**32-1.
         amount: The amount in the ledger's smallest unit, 0 to 2**64-1.
-        protocol_data: The sub-protocol entries, in order, no two of one name.
+        protocol_data: The sub-protocol entries, in order; each name is unique.
     """
 
     type: ClassVar[int] = TRANSFER
@@ -149,19 +150,20 @@ _ILP_TYPES = frozenset({RESPONSE, MESSAGE})
 
 _HEADER = struct.Struct(">BI")
 
-# Two fraction digits of which the last is zero have no known writer; JavaScript peers write three whatever they are.
+# No known implementation writes fewer than three fraction digits ending in zero; JavaScript peers always write three.
 _TIME = re.compile(rb"(\d{14})(?:\.(\d{3}|\d?[1-9]))?Z")
 
 
 def encode(packet: Packet) -> bytes:
     """Return the frame of a packet, in canonical form (RFC-0023, RFC-0030).
 
-    An Error's time is written in milliseconds whose last digit is not zero: canonical OER forbids trailing zeros, and
-    JavaScript peers read nothing but three digits. Where the last digit is zero a millisecond is added.
+    An Error's time is written in milliseconds, with three fraction digits of which the last is not zero: canonical OER
+    forbids trailing zeros, and JavaScript peers read only three digits. If the last digit is zero, a millisecond is
+    added.
 
     Raises:
-        InvalidFieldsError: A field is of the wrong type or out of its range, or two entries have one name.
-        TypeError: ``packet`` is no packet.
+        InvalidFieldsError: A field has the wrong type or is out of range, or two entries have the same name.
+        TypeError: ``packet`` is not a BTP packet.
     """
     match packet:
         case Response() | Message():
@@ -179,23 +181,21 @@ def encode(packet: Packet) -> bytes:
 def decode(data: BytesLike, *, max_entries: int | None = None) -> Packet:
     """Return the packet in a frame (RFC-0023).
 
-    An Error's time may have none to three fraction digits. A leap second reads as the second after it, which is the
-    nearest that a ``datetime`` can say.
+    An Error's time may have zero to three fraction digits. A leap second is read as the second after it, the nearest
+    time that a ``datetime`` can represent.
 
     Args:
-        data: The frame. Bytes behind the packet are ignored.
-        max_entries: The greatest number of sub-protocol entries to accept, or None: then the frame's own size is
-            the only bound.
+        data: The frame. Bytes after the packet are ignored.
+        max_entries: The greatest number of sub-protocol entries to accept; if None, only the frame's size limits it.
 
     Raises:
-        DecodeError: The frame holds no packet. ``packet_type`` and ``request_id`` are set where the frame is readable
-            but illegal, because two entries have one name or there are more than ``max_entries``; both are None where
-            it is unreadable.
+        DecodeError: The frame is not a valid packet. If it is readable, but two entries have the same name or there are
+            more than ``max_entries``, ``packet_type`` and ``request_id`` are set. If it is unreadable, both are None.
     """
     frame = as_bytes(data)
     packet_type, offset = read_uint(frame, 0, 1)
     if packet_type not in _TYPES:
-        raise DecodeError(f"{packet_type} is no type of a BTP/2.0 packet")
+        raise DecodeError(f"{packet_type} is not a packet type of BTP/2.0")
     request_id, offset = read_uint(frame, offset, 4)
     body, _ = read_octets(frame, offset)
     offset = 0
@@ -207,11 +207,13 @@ def decode(data: BytesLike, *, max_entries: int | None = None) -> Packet:
     count, offset = _decode_count(body, offset)
     if max_entries is not None and count > max_entries:
         raise DecodeError(
-            f"{count} sub-protocol entries, {max_entries} are accepted", packet_type=packet_type, request_id=request_id
+            f"{count} sub-protocol entries: at most {max_entries} are accepted",
+            packet_type=packet_type,
+            request_id=request_id,
         )
     entries = _decode_entries(body, offset, count)
     if len({entry.protocol_name for entry in entries}) < count:
-        raise DecodeError("two sub-protocol entries have one name", packet_type=packet_type, request_id=request_id)
+        raise DecodeError("two sub-protocol entries have the same name", packet_type=packet_type, request_id=request_id)
 
     if packet_type == MESSAGE:
         return Message(request_id, entries)
@@ -223,7 +225,7 @@ def decode(data: BytesLike, *, max_entries: int | None = None) -> Packet:
 
 
 def _encode_error_fields(packet: Error) -> bytes:
-    """Return the fields of an Error that stand before its entries."""
+    """Return the fields of an Error before its entries."""
     code = ia5(packet.code, "code")
     if len(code) != 3:
         raise InvalidFieldsError(f"code has {len(code)} characters: it must have 3, such as F00")
@@ -240,30 +242,30 @@ def _encode_error_fields(packet: Error) -> bytes:
 
 
 def _decode_error_fields(body: bytes) -> tuple[str, str, datetime, bytes, int]:
-    """Return code, name, time and data of an Error, and the offset behind them."""
+    """Return code, name, time and data of an Error, and the offset after them."""
     code, offset = read_fixed(body, 0, 3)
     name, offset = read_octets(body, offset)
     time, offset = read_octets(body, offset)
     data, offset = read_octets(body, offset)
     if len(data) > MAX_ERROR_DATA:
-        raise DecodeError(f"an error's data has {len(data)} bytes, {MAX_ERROR_DATA} are allowed")
+        raise DecodeError(f"an error's data has {len(data)} bytes: at most {MAX_ERROR_DATA} are allowed")
     return read_ia5(code, "an error's code"), read_ia5(name, "an error's name"), _decode_time(time), data, offset
 
 
 def _decode_time(text: bytes) -> datetime:
-    """Return the time that a GeneralizedTime says (RFC-0030, variable-length timestamps)."""
+    """Return the time of a GeneralizedTime (RFC-0030, variable-length timestamps)."""
     found = _TIME.fullmatch(text)
     if found is None:
-        raise DecodeError(f"{text[:40]!r} is no time")
+        raise DecodeError(f"{text[:40]!r} is not a time")
     seconds, fraction = found[1], found[2] or b""
-    # Leap seconds exist at no other time of the day, and datetime has none at all.
+    # A leap second occurs only at the end of a day, and datetime cannot represent it.
     leap = seconds.endswith(b"235960")
     if leap:
         seconds = seconds[:12] + b"59"
     try:
         return read_time(seconds + fraction.ljust(3, b"0")) + timedelta(seconds=leap)
     except OverflowError:
-        raise DecodeError(f"{text!r} is past the last year") from None
+        raise DecodeError(f"{text!r} is after the year 9999") from None
 
 
 def _encode_entries(entries: tuple[ProtocolData, ...]) -> bytes:
@@ -277,19 +279,19 @@ def _encode_entries(entries: tuple[ProtocolData, ...]) -> bytes:
         parts.append(uint(entry.content_type, 1, "content_type"))
         parts.append(octets(entry.data, f"data of {entry.protocol_name!r}"))
     if len({entry.protocol_name for entry in entries}) < count:
-        raise InvalidFieldsError("protocol_data has two entries of one name: each name must be unique")
+        raise InvalidFieldsError("protocol_data has two entries with the same name: each name must be unique")
     return b"".join(parts)
 
 
 def _decode_count(body: bytes, offset: int) -> tuple[int, int]:
-    """Return the number of entries, known to be possible in what is left of the body, and the offset behind it."""
+    """Return the number of entries, checked against the size of the remaining body, and the offset after it."""
     digits, offset = read_octets(body, offset)
     if not 1 <= len(digits) <= 8 or (digits[0] == 0 and len(digits) > 1):
-        raise DecodeError("the number of entries is not written in its shortest form")
+        raise DecodeError("the number of entries is not in its shortest form")
     count = int.from_bytes(digits)
-    # An entry takes three bytes at the least: two lengths and the content type.
+    # An entry takes at least three bytes: two lengths and the content type.
     if count > (len(body) - offset) // 3:
-        raise DecodeError(f"{count} entries are announced, and {len(body) - offset} bytes follow")
+        raise DecodeError(f"{count} entries are announced, but only {len(body) - offset} bytes follow")
     return count, offset
 
 
@@ -304,26 +306,27 @@ def _decode_entries(body: bytes, offset: int, count: int) -> tuple[ProtocolData,
     return tuple(entries)
 
 
-# The hot path. One ILP entry in a Message or Response begins with these bytes: count 1, name "ilp", content type 0.
+# The fast path. One ILP entry in a Message or Response begins with these bytes: count 1, name "ilp", content type 0.
 _ILP = b"\x01\x01\x03ilp\x00"
 _ILP_2 = _ILP + b"\x82"
 
 
 def _ilp_body_head(size: int) -> bytes:
-    """Return what stands between the header and the data of an ``ilp`` entry of ``size`` bytes."""
+    """Return the bytes between the header and the data of an ``ilp`` entry of ``size`` bytes."""
     head = _ILP + length_prefix(size)
     return length_prefix(len(head) + size) + head
 
 
 _SHORT_HEADS = tuple(_ilp_body_head(size) for size in range(256))
-# From 256 bytes up to this size both lengths take two bytes behind 0x82.
+# From 256 bytes up to this size, both lengths take two bytes after 0x82.
 _LONG_MOST = 0xFFFF - len(_ILP_2) - 2
 _LONG_HEAD = struct.Struct(">BIBH8sH")
 
-# How a frame begins, by the first byte of its body's length: an unpacker of (type, request id, body's length, entry's
-# beginning, data's size), the right beginning, the least canonical size, the offsets of the body and of the data. Both
-# lengths are short, or take one byte each, or two each. The few sizes between, and the huge, take the slower way.
-_SHAPES = {
+# The layout of a frame, by the first byte of its body's length: an unpacker of (type, request id, length of the body,
+# first bytes of the entry, size of the data), the expected first bytes of the entry, the smallest size with a canonical
+# length, and the offsets of the body and the data. In each layout the two lengths have the same form: short, one byte
+# or two bytes. The few sizes in between and the largest ones are left to `_decode_rare_ilp`.
+_LAYOUTS = {
     **dict.fromkeys(range(0x80), (struct.Struct(">BIB7sB").unpack_from, _ILP, 0, 6, 14)),
     0x81: (struct.Struct(">BIxB8sB").unpack_from, _ILP + b"\x81", 0x80, 7, 16),
     0x82: (struct.Struct(">BIxH8sH").unpack_from, _ILP_2, 0x100, 8, 18),
@@ -331,7 +334,7 @@ _SHAPES = {
 
 
 def encode_ilp(packet_type: int, request_id: int, data: bytes) -> bytes:
-    """Return the frame of a Message or Response with one entry, ``ilp``, as `encode` would, but at once.
+    """Return the frame of a Message or Response with one entry, ``ilp``: the same bytes as from `encode`, but faster.
 
     Args:
         packet_type: `MESSAGE` or `RESPONSE`.
@@ -339,7 +342,7 @@ def encode_ilp(packet_type: int, request_id: int, data: bytes) -> bytes:
         data: The ILP packet, of any size.
 
     Raises:
-        InvalidFieldsError: The type or the id is another.
+        InvalidFieldsError: The type is neither of the two, or the id is out of range.
     """
     if packet_type not in _ILP_TYPES:
         raise InvalidFieldsError(f"packet_type must be {RESPONSE} or {MESSAGE}, not {packet_type!r}")
@@ -355,27 +358,30 @@ def encode_ilp(packet_type: int, request_id: int, data: bytes) -> bytes:
 
 
 def decode_ilp(frame: bytes) -> tuple[int, int, bytes] | None:
-    """Return type, request id and data of a frame that `encode_ilp` could have made, whatever follows the entry.
+    """Return type, request id and data of a frame as `encode_ilp` writes it; bytes after the entry are ignored.
 
-    Never raises. None says only that the frame is something else, legal or not: then `decode` tells.
+    Never raises.
 
     Args:
-        frame: The frame, as ``bytes``; of another type, the answer is None.
+        frame: The frame, as ``bytes``.
+
+    Returns:
+        None if the frame is anything else, legal or not (use `decode` then), or is not ``bytes``.
     """
     if type(frame) is not bytes:
         return None
     try:
-        unpack, right, least, start, head = _SHAPES[frame[5]]
+        unpack, expected, least, start, head = _LAYOUTS[frame[5]]
         packet_type, request_id, length, entry, size = unpack(frame)
     except (LookupError, struct.error):
         return _decode_rare_ilp(frame)
-    if entry == right and least <= size <= start + length - head <= len(frame) - head and packet_type in _ILP_TYPES:
+    if entry == expected and least <= size <= start + length - head <= len(frame) - head and packet_type in _ILP_TYPES:
         return packet_type, request_id, frame[head : head + size]
     return _decode_rare_ilp(frame)
 
 
 def _decode_rare_ilp(frame: bytes) -> tuple[int, int, bytes] | None:
-    """Do what `decode_ilp` does for every size."""
+    """Do the same as `decode_ilp`, for every size."""
     try:
         packet_type, request_id = _HEADER.unpack_from(frame)
         length, start = read_length(frame, 5)

@@ -1,6 +1,6 @@
-"""ILDCP packets to bytes and back (RFC-0031): a child asks its parent for an address and an asset, and is told.
+"""ILDCP packets to bytes and back (RFC-0031): a child asks its parent for an address and an asset.
 
-Both are ILP packets: the request a Prepare to ``peer.config``, the response a Fulfill whose fulfillment is zero.
+Both are ILP packets: the request is a Prepare to ``peer.config``, the response a Fulfill whose fulfillment is zero.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ CONDITION: Final = hashlib.sha256(FULFILLMENT).digest()
 
 
 def _in_a_minute() -> datetime:
-    """Return the time a minute from now, as a packet can carry it."""
+    """Return the time a minute from now, in whole milliseconds as in a packet."""
     return whole_milliseconds(datetime.now(UTC) + timedelta(minutes=1))
 
 
 @frozen
 class IldcpRequest:
-    """A child's question for its configuration.
+    """A child's request for its configuration.
 
     Attributes:
-        expires_at: When the question ends, an aware time; a minute from now where it is left out.
-        amount: What the child pays for the answer, in the account's smallest unit; 0 by default.
+        expires_at: When the request expires, an aware time; a minute from now by default.
+        amount: What the child pays for the response, in the account's smallest unit; 0 by default.
         data: Empty by default; RFC-0031 gives it no meaning.
     """
 
@@ -46,11 +46,12 @@ class IldcpRequest:
 
 @frozen
 class IldcpResponse(LazyText):
-    """A parent's answer.
+    """A parent's response.
 
     Attributes:
-        client_address: The ILP address that the child is to use.
-        asset_scale: How many decimal places the unit of amounts lies below the asset's own unit, 0 to 255.
+        client_address: The ILP address for the child to use.
+        asset_scale: How many decimal places an amount has: at a scale of 9, the amount 1 is 10**-9 of the asset's own
+            unit. 0 to 255.
         asset_code: The asset that the two settle in, such as ``"XRP"``.
     """
 
@@ -63,44 +64,46 @@ Packet = IldcpRequest | IldcpResponse
 
 
 def encode(packet: Packet) -> bytes:
-    """Return the ILP packet that carries an ILDCP packet (RFC-0031).
+    """Return the ILP packet that contains an ILDCP packet (RFC-0031).
 
     Raises:
-        InvalidFieldsError: A field is of the wrong type or out of its range.
-        TypeError: ``packet`` is no ILDCP packet.
+        InvalidFieldsError: A field has the wrong type or is out of range.
+        TypeError: ``packet`` is not an ILDCP packet.
     """
     match packet:
         case IldcpRequest():
             return ilp.encode(ilp.Prepare(packet.amount, packet.expires_at, CONDITION, DESTINATION, packet.data))
         case IldcpResponse():
-            return ilp.encode(ilp.Fulfill(FULFILLMENT, _encode_answer(packet)))
+            return ilp.encode(ilp.Fulfill(FULFILLMENT, _encode_response(packet)))
         case _:
             raise TypeError(f"an ILDCP packet is an IldcpRequest or IldcpResponse, not {type(packet).__name__}")
 
 
 def decode(data: BytesLike) -> Packet:
-    """Return the request or the response that an ILP packet carries (RFC-0031).
+    """Return the request or the response that an ILP packet contains (RFC-0031).
 
     Args:
-        data: The ILP packet. Bytes behind it, or behind the response's last field, are ignored.
+        data: The ILP packet. Bytes after it, or after the response's last field, are ignored.
 
     Raises:
-        DecodeError: The data is no ILP packet, or one that is not of ILDCP; a Reject's text gives its code.
+        DecodeError: The data is not an ILP packet, or not one of ILDCP. For a Reject, the text contains its code.
     """
     packet = ilp.decode(data)
     match packet:
         case ilp.Prepare():
             if (packet.destination, packet.execution_condition) != (DESTINATION, CONDITION):
-                raise DecodeError(f"an ILDCP request goes to {DESTINATION} with the condition of 32 zero bytes")
+                raise DecodeError(
+                    f"not an ILDCP request: that goes to {DESTINATION} with the condition of 32 zero bytes"
+                )
             return IldcpRequest(packet.expires_at, packet.amount, packet.data)
         case ilp.Fulfill():
             if packet.fulfillment != FULFILLMENT:
-                raise DecodeError("an ILDCP response has a fulfillment of 32 zero bytes")
-            return _decode_answer(packet.data)
+                raise DecodeError("not an ILDCP response: that has a fulfillment of 32 zero bytes")
+            return _decode_response(packet.data)
     raise DecodeError(f"the ILDCP request was rejected with code {packet.code!r}")
 
 
-def _encode_answer(packet: IldcpResponse) -> bytes:
+def _encode_response(packet: IldcpResponse) -> bytes:
     """Return the data of a response's Fulfill."""
     if not ilp.is_address(packet.client_address):
         raise InvalidFieldsError("client_address must be an ILP address, such as example.parent.child")
@@ -111,13 +114,13 @@ def _encode_answer(packet: IldcpResponse) -> bytes:
     )
 
 
-def _decode_answer(data: bytes) -> IldcpResponse:
-    """Return the response that the data of a Fulfill says."""
+def _decode_response(data: bytes) -> IldcpResponse:
+    """Return the response that the data of a Fulfill contains."""
     address, offset = read_octets(data, 0)
     asset_scale, offset = read_uint(data, offset, 1)
     asset_code, _ = read_octets(data, offset)
     client_address = read_ia5(address, "the client address")
     if not ilp.is_address(client_address):
-        raise DecodeError(f"the client address {client_address[:80]!r} is no ILP address")
+        raise DecodeError(f"the client address {client_address[:80]!r} is not an ILP address")
     count_utf8(asset_code, "the asset code")
     return with_text(IldcpResponse(client_address, asset_scale, ""), "asset_code", asset_code)

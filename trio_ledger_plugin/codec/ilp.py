@@ -1,7 +1,7 @@
 """ILPv4 packets to bytes and back (RFC-0027), addresses (RFC-0015) and error codes.
 
-A packet is a type and a length-prefixed body. Bytes behind the last known field, or behind the packet, are ignored,
-as RFC-0030 asks; all else is strict, and one canonical form is written.
+A packet is a type and a length-prefixed body. Bytes after the last known field, or after the packet, are ignored, as
+RFC-0030 requires. Everything else is strict: packets are written in one canonical form, and only that form is read.
 """
 
 from __future__ import annotations
@@ -80,9 +80,9 @@ _ADDRESS = re.compile(r"(?:g|private|example|peer|self|test[1-3]?|local)(?:\.[A-
 
 
 class ErrorCode(StrEnum):
-    """The codes that a Reject may bear, by their names in RFC-0027. F is final, T temporary, R relative.
+    """The codes of a Reject, by their names in RFC-0027. F is final, T temporary, R relative.
 
-    A peer may send others: a Reject takes any three ASCII characters.
+    A peer may send others: a Reject accepts any three ASCII characters.
     """
 
     BAD_REQUEST = "F00"
@@ -110,14 +110,14 @@ class ErrorCode(StrEnum):
 
 @frozen
 class Prepare:
-    """An offer of money to the destination, good until it expires, for the fulfillment of its condition.
+    """A conditional payment: the receiver gets the money if it sends the fulfillment before the packet expires.
 
     Attributes:
-        amount: The amount in the smallest unit of the account that it travels on, 0 to 2**64-1.
-        expires_at: When the offer ends, an aware time; it travels in milliseconds, and what is finer is cut off.
+        amount: The amount in the smallest unit of the account over which the packet is sent, 0 to 2**64-1.
+        expires_at: When the packet expires, an aware time; cut off to whole milliseconds when it is written.
         execution_condition: The SHA-256 digest of the fulfillment, 32 bytes.
         destination: The receiver's ILP address.
-        data: What the receiver's protocol needs, at most 32,767 bytes; ``repr`` shows their number alone.
+        data: What the receiver's protocol needs, at most 32,767 bytes; ``repr`` shows only their number.
     """
 
     type: ClassVar[int] = PREPARE
@@ -131,11 +131,11 @@ class Prepare:
 
 @frozen
 class Fulfill:
-    """The receiver's proof that it took the money.
+    """The receiver's proof that it accepted the money.
 
     Attributes:
         fulfillment: The condition's preimage, 32 bytes; ``repr`` does not show it, since it is worth the money.
-        data: What the sender's protocol needs, at most 32,767 bytes; ``repr`` shows their number alone.
+        data: What the sender's protocol needs, at most 32,767 bytes; ``repr`` shows only their number.
     """
 
     type: ClassVar[int] = FULFILL
@@ -150,10 +150,10 @@ class Reject(LazyText):
 
     Attributes:
         code: Three ASCII characters, usually an `ErrorCode`.
-        triggered_by: The ILP address of who refused, or an empty string where that is not known.
-        message: A text for people who debug, at most 8191 characters. A peer's may hold control characters: escape
-            them before they reach a log.
-        data: What the code needs, at most 32,767 bytes; ``repr`` shows their number alone.
+        triggered_by: The ILP address of the node that refused, or an empty string if it is not known.
+        message: Text for debugging, at most 8191 characters. In a packet from the peer it may contain control
+            characters: escape them before you log it.
+        data: Details that depend on the code, at most 32,767 bytes; ``repr`` shows only their number.
     """
 
     type: ClassVar[int] = REJECT
@@ -171,8 +171,8 @@ def encode(packet: Packet) -> bytes:
     """Return the bytes of a packet, in canonical form (RFC-0027, RFC-0030).
 
     Raises:
-        InvalidFieldsError: A field is of the wrong type or out of its range.
-        TypeError: ``packet`` is no packet.
+        InvalidFieldsError: A field has the wrong type or is out of range.
+        TypeError: ``packet`` is not an ILP packet.
     """
     match packet:
         case Prepare():
@@ -194,18 +194,18 @@ def encode(packet: Packet) -> bytes:
 
 
 def decode(data: BytesLike) -> Packet:
-    """Return the packet that the data begins with (RFC-0027).
+    """Return the packet at the beginning of the data (RFC-0027).
 
     Args:
-        data: The packet. Bytes behind it are ignored.
+        data: The packet. Bytes after it are ignored.
 
     Raises:
-        DecodeError: The data holds no packet, or one with a field that is not allowed.
+        DecodeError: The data is not a packet, or a field of it is not allowed.
     """
     octet_string = as_bytes(data)
     packet_type, offset = read_uint(octet_string, 0, 1)
     if packet_type not in {PREPARE, FULFILL, REJECT}:
-        raise DecodeError(f"{packet_type} is no type of an ILPv4 packet")
+        raise DecodeError(f"{packet_type} is not a packet type of ILPv4")
     body, _ = read_octets(octet_string, offset)
     if packet_type == PREPARE:
         return _decode_prepare(body)
@@ -216,7 +216,7 @@ def decode(data: BytesLike) -> Packet:
 
 
 def is_address(text: str) -> bool:
-    """Whether a text is an ILP address (RFC-0015): a scheme and one or more segments, at most 1023 characters."""
+    """Whether text is an ILP address (RFC-0015): a scheme and one or more segments, at most 1023 characters."""
     return isinstance(text, str) and len(text) <= MAX_ADDRESS and _ADDRESS.fullmatch(text) is not None
 
 
@@ -237,7 +237,7 @@ def make_prepare(
         condition: The SHA-256 digest of the fulfillment.
         lifetime: Seconds until the Prepare expires, more than 0.
         data: What the receiver's protocol needs.
-        now: The aware time to count from; the system's clock when None.
+        now: The aware time to count from; if None, the system clock's time.
 
     Raises:
         InvalidFieldsError: The lifetime is not positive, or ends after the year 9999. Other fields are checked when
@@ -257,7 +257,7 @@ def fulfills(fulfillment: bytes, condition: bytes) -> bool:
     return len(fulfillment) == 32 and hmac.compare_digest(hashlib.sha256(fulfillment).digest(), condition)
 
 
-# The first class that fits decides. What is not here, a handler's own error above all, is an internal error.
+# The first matching class determines the code. Any other error, such as one of a handler, is an internal error.
 _CODES: Final = (
     (DecodeError, ErrorCode.INVALID_PACKET),
     ((InvalidFieldsError, NotAcceptedError), ErrorCode.BAD_REQUEST),
@@ -272,12 +272,12 @@ _CODES: Final = (
 
 
 def reject_from(error: BaseException, triggered_by: str) -> Reject:
-    """Return the Reject that tells the sender of a Prepare about an error met on the way.
+    """Return the Reject that reports an error to the sender of a Prepare.
 
-    The message is the code's name and nothing else: an exception's text may hold what no stranger may see.
+    The message is only the code's name: an exception's text may contain data that the sender must not see.
 
     Args:
-        error: What was raised. Errors of this package get the code that fits, all others ``T00``, internal error.
+        error: The exception. Errors of this package get a matching code, all others ``T00``, internal error.
         triggered_by: The ILP address of this node, or an empty string.
     """
     code = next((code for kinds, code in _CODES if isinstance(error, kinds)), ErrorCode.INTERNAL_ERROR)
@@ -285,7 +285,7 @@ def reject_from(error: BaseException, triggered_by: str) -> Reject:
 
 
 def _encode_reject_fields(packet: Reject) -> bytes:
-    """Return the fields of a Reject that stand before its data."""
+    """Return the fields of a Reject before its data."""
     code = ia5(packet.code, "code")
     if len(code) != 3:
         raise InvalidFieldsError(f"code has {len(code)} characters: it must have 3, such as F00")
@@ -305,7 +305,7 @@ def _decode_prepare(body: bytes) -> Prepare:
     address, offset = read_octets(body, offset)
     destination = read_ia5(address, "the destination")
     if not is_address(destination):
-        raise DecodeError(f"the destination {destination[:80]!r} is no ILP address")
+        raise DecodeError(f"the destination {destination[:80]!r} is not an ILP address")
     return Prepare(amount, read_time(expires_at), condition, destination, _decode_data(body, offset))
 
 
@@ -316,10 +316,10 @@ def _decode_reject(body: bytes) -> Reject:
     text, offset = read_octets(body, offset)
     code, triggered_by = read_ia5(three, "a Reject's code"), read_ia5(address, "a Reject's address")
     if triggered_by and not is_address(triggered_by):
-        raise DecodeError(f"a Reject with code {code!r} comes from {triggered_by[:80]!r}, which is no ILP address")
+        raise DecodeError(f"a Reject with code {code!r} comes from {triggered_by[:80]!r}, which is not an ILP address")
     characters = count_utf8(text, "a Reject's message")
     if characters > MAX_MESSAGE:
-        raise DecodeError(f"a Reject's message has {characters} characters, {MAX_MESSAGE} are allowed")
+        raise DecodeError(f"a Reject's message has {characters} characters: at most {MAX_MESSAGE} are allowed")
     return with_text(Reject(code, triggered_by, data=_decode_data(body, offset)), "message", text)
 
 
@@ -327,7 +327,7 @@ def _decode_data(body: bytes, offset: int) -> bytes:
     """Return the data, the last field of every packet."""
     data, _ = read_octets(body, offset)
     if len(data) > MAX_DATA:
-        raise DecodeError(f"the data has {len(data)} bytes, {MAX_DATA} are allowed")
+        raise DecodeError(f"the data has {len(data)} bytes: at most {MAX_DATA} are allowed")
     return data
 
 

@@ -1,8 +1,8 @@
 """The parts of Canonical OER that Interledger uses (RFC-0030), as plain functions over bytes and an offset.
 
-The law kept here: a length is believed only once that many bytes are there, so no announced size allocates
-anything. Readers take ``(data, offset)``, return the value and the offset behind it, and raise `DecodeError`
-alone. Writers return bytes and raise `InvalidFieldsError` naming the field, what is wrong and what is right.
+Invariant: a length is used only after a check that so many bytes follow, so an announced size allocates no memory.
+Readers take ``(data, offset)``, return the value and the offset after it, and raise only `DecodeError`. Writers return
+bytes and raise `InvalidFieldsError`, which names the field, what is wrong and what is expected.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ __all__ = [
 
 BytesLike = bytes | bytearray | memoryview
 
-# Text is decoded in pieces of so many bytes.
+# Text is decoded in pieces of this many bytes.
 PIECE = 256
 
 _UTF8_DECODER = codecs.getincrementaldecoder("utf-8")
 
 
 def as_bytes(data: BytesLike) -> bytes:
-    """Return what a decoder was given as bytes; bytes themselves are not copied.
+    """Return a decoder's input as ``bytes``; an object that is ``bytes`` already is not copied.
 
     Raises:
         DecodeError: It is not bytes-like.
@@ -57,13 +57,13 @@ def as_bytes(data: BytesLike) -> bytes:
 
 
 def read_length(data: bytes, offset: int) -> tuple[int, int]:
-    """Read a length determinant in its one canonical form, and check that as many bytes follow it.
+    """Read a length determinant in its only canonical form, and check that so many bytes follow it.
 
     Returns:
-        The length in bytes, and the offset of the first byte that it counts.
+        The length in bytes, and the offset after the determinant.
 
     Raises:
-        DecodeError: The length is cut off, not canonical, or greater than what is left of the data.
+        DecodeError: The length is cut off, not canonical, or greater than the rest of the data.
     """
     if offset >= len(data):
         raise DecodeError("the data ends before a length")
@@ -76,14 +76,14 @@ def read_length(data: bytes, offset: int) -> tuple[int, int]:
         digits, offset = read_fixed(data, offset, width)
         length = int.from_bytes(digits)
         if digits[0] == 0 or length < 0x80:
-            raise DecodeError(f"the length {length} is not written in its shortest form")
+            raise DecodeError(f"the length {length} is not in its shortest form")
     if length > len(data) - offset:
-        raise DecodeError(f"a length announces {length} bytes, and {len(data) - offset} follow")
+        raise DecodeError(f"a length announces {length} bytes, but {len(data) - offset} follow")
     return length, offset
 
 
 def read_octets(data: bytes, offset: int) -> tuple[bytes, int]:
-    """Read a variable-length octet string: a length determinant and as many bytes.
+    """Read a variable-length octet string: a length determinant and so many bytes.
 
     Raises:
         DecodeError: As `read_length`.
@@ -101,7 +101,7 @@ def read_fixed(data: bytes, offset: int, size: int) -> tuple[bytes, int]:
     """
     end = offset + size
     if end > len(data):
-        raise DecodeError(f"a field takes {size} bytes, and {len(data) - offset} are left")
+        raise DecodeError(f"a field takes {size} bytes, but {len(data) - offset} are left")
     return data[offset:end], end
 
 
@@ -124,7 +124,7 @@ def read_ia5(value: bytes, field: str) -> str:
     try:
         return value.decode("ascii")
     except UnicodeDecodeError:
-        raise DecodeError(f"{field} holds a byte above 0x7F") from None
+        raise DecodeError(f"{field} contains a byte above 0x7F") from None
 
 
 def read_utf8(value: bytes, field: str) -> str:
@@ -137,7 +137,7 @@ def read_utf8(value: bytes, field: str) -> str:
 
 
 def count_utf8(value: bytes, field: str) -> int:
-    """Return how many characters of UTF-8 the bytes are; never is more than a small piece of the text in memory.
+    """Return how many characters of UTF-8 the bytes are; at most a small piece of the text is in memory at once.
 
     Raises:
         DecodeError: They are not UTF-8; the text names the field.
@@ -146,7 +146,7 @@ def count_utf8(value: bytes, field: str) -> int:
 
 
 def _utf8_pieces(value: bytes, field: str) -> Iterator[str]:
-    """Give the text piece by piece: for each, Python takes up to seven times its bytes where a character is wide."""
+    """Yield the text piece by piece: with a wide character in a text, Python needs up to seven times its bytes."""
     decoder = _UTF8_DECODER()
     try:
         for at in range(0, len(value), PIECE):
@@ -157,10 +157,10 @@ def _utf8_pieces(value: bytes, field: str) -> Iterator[str]:
 
 
 def read_time(digits: bytes) -> datetime:
-    """Return the UTC time that 17 digits write: year, month, day, hour, minute, second, milliseconds.
+    """Return the UTC time of 17 digits: year, month, day, hour, minute, second, milliseconds.
 
     Raises:
-        DecodeError: They are not 17 digits, or not a time of the calendar.
+        DecodeError: The bytes are not 17 digits, or the time does not exist in the calendar.
     """
     if len(digits) == 17 and digits.isdigit():
         number = int(digits)
@@ -171,7 +171,7 @@ def read_time(digits: bytes) -> datetime:
             return datetime(year, month, day, hour, minute, second, milliseconds * 1000, tzinfo=UTC)
         except ValueError:
             pass
-    raise DecodeError(f"{digits!r} is no time")
+    raise DecodeError(f"{digits!r} is not a time")
 
 
 def length_prefix(length: int) -> bytes:
@@ -183,12 +183,12 @@ def length_prefix(length: int) -> bytes:
 
 
 def octets(value: BytesLike, field: str, most: int | None = None) -> bytes:
-    """Return a variable-length octet string: ``value`` behind its length.
+    """Return a variable-length octet string: the length of ``value``, then ``value``.
 
     Args:
         value: The bytes to write.
         field: The field's name, for the error.
-        most: The greatest number of bytes allowed, or None for any.
+        most: The greatest number of bytes allowed; None means any.
 
     Raises:
         InvalidFieldsError: ``value`` is not bytes-like, or longer than ``most``.
@@ -205,7 +205,7 @@ def uint(value: object, size: int, field: str) -> bytes:
     """Return ``value`` as a big-endian unsigned integer of ``size`` bytes.
 
     Raises:
-        InvalidFieldsError: ``value`` is no integer or does not fit.
+        InvalidFieldsError: ``value`` is not an integer or does not fit.
     """
     most = (1 << 8 * size) - 1
     if not isinstance(value, int):
@@ -221,7 +221,7 @@ def ia5(value: str, field: str) -> bytes:
     """Return the bytes of an IA5String, without a length.
 
     Raises:
-        InvalidFieldsError: ``value`` is no text, or has a character outside ASCII.
+        InvalidFieldsError: ``value`` is not text, or has a character outside ASCII.
     """
     if isinstance(value, str) and value.isascii():
         return value.encode()
@@ -232,21 +232,21 @@ def utf8(value: str, field: str) -> bytes:
     """Return the bytes of a UTF8String, without a length.
 
     Raises:
-        InvalidFieldsError: ``value`` is no text, or has a lone surrogate, which UTF-8 cannot write.
+        InvalidFieldsError: ``value`` is not text, or has a lone surrogate, which UTF-8 cannot encode.
     """
     if isinstance(value, str):
         try:
             return value.encode()
         except UnicodeEncodeError:
             pass
-    raise InvalidFieldsError(f"{field} must be text that UTF-8 can write")
+    raise InvalidFieldsError(f"{field} must be text that UTF-8 can encode")
 
 
 def time_digits(moment: datetime, field: str) -> str:
-    """Return an aware time in UTC as 17 digits, down to milliseconds; what is finer is cut off.
+    """Return an aware time in UTC as 17 digits, cut off to milliseconds.
 
     Raises:
-        InvalidFieldsError: ``moment`` is no aware ``datetime``, or outside the years 1 to 9999 in UTC.
+        InvalidFieldsError: ``moment`` is not an aware ``datetime``, or is outside the years 1 to 9999 in UTC.
     """
     if isinstance(moment, datetime) and moment.utcoffset() is not None:
         try:
@@ -259,5 +259,5 @@ def time_digits(moment: datetime, field: str) -> str:
 
 
 def whole_milliseconds(moment: datetime) -> datetime:
-    """Return a time without what is finer than the millisecond, as a packet carries it."""
+    """Return a time cut off to whole milliseconds, as in a packet."""
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
