@@ -174,7 +174,7 @@ async def test_a_file_without_transfers_says_so(tmp_path):
     (tmp_path / "text").write_text("no database, but long enough to have a header of its own" * 20)
     async with open_sqlite_store(tmp_path / "empty.db"):
         pass
-    for name, right in (("text", "no SQLite database"), ("empty.db", "no transfers")):
+    for name, right in (("text", "not an SQLite database"), ("empty.db", "no transfers")):
         code, out, err = await run("transfers", str(tmp_path / name))
         assert (code, out) == (1, "")
         assert_one_error(err)

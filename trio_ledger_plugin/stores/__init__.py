@@ -1,4 +1,4 @@
-"""Stores for hosts that have none of their own."""
+"""Stores for applications that have none of their own."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""The lock that keeps a second program from a store's file.
+"""The lock that keeps a second program from opening a store's file.
 
-It is a file of its own beside the database: to open and close the database by hand would drop SQLite's own locks.
-It stays when the store is closed; removing it could take it from under a program that has just opened it.
+The lock is a separate file next to the database: opening and closing the database file itself would release the locks
+that SQLite holds on it. The lock file stays when the store is closed: another program may just have opened it, and
+removing it would let a third one lock a new file.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if sys.platform == "win32":
     import msvcrt
 
     def _lock(descriptor: int) -> None:
-        # A locked byte cannot be read by others: one far behind the pid that they are to read.
+        # Other programs cannot read a locked byte, so lock one far behind the pid, which they do read.
         os.lseek(descriptor, 1 << 30, os.SEEK_SET)
         msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         os.lseek(descriptor, 0, os.SEEK_SET)
@@ -31,13 +32,13 @@ else:
 
 
 def hold_lock(path: str) -> int:
-    """Take the lock of a database for this process and return a descriptor; closing that, or dying, lets go of it.
+    """Lock a database for this process, until the returned descriptor is closed or the process ends.
 
     Args:
         path: The database's path, without symbolic links.
 
     Raises:
-        StoreError: Another program, or another store of this one, has it; or the lock file cannot be made.
+        StoreError: Another program or another store of this program holds the lock, or the lock file cannot be created.
     """
     try:
         descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o644)

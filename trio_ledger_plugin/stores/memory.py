@@ -1,4 +1,4 @@
-"""A store that lives as long as its object: for tests, demonstrations, and plugins that may forget."""
+"""A store in memory: for tests, demonstrations, and plugins whose data need not survive a restart."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["MemoryStore", "check_text"]
 class MemoryStore:
     """Text under keys in memory (RFC-0024, PluginServices#store).
 
-    Cancellation: Each method is a checkpoint first; a cancelled call has changed nothing.
+    Cancellation: Each method begins with a checkpoint; a cancelled call changes nothing.
     Concurrency: Any number of tasks of one Trio run may use it at once; the last ``put`` wins.
     """
 
@@ -22,11 +22,13 @@ class MemoryStore:
         self._values: dict[str, str] = {}
 
     async def put(self, key: str, value: str) -> None:
-        """Store a value under a key, replacing what was there. Cancelled: nothing is stored.
+        """Store a value under a key, replacing an earlier one.
 
         Raises:
             TypeError: ``key`` or ``value`` is not a str.
-            InvalidFieldsError: One of them is text that UTF-8 cannot hold.
+            InvalidFieldsError: One of them is text that UTF-8 cannot encode.
+
+        Cancellation: Nothing is stored.
         """
         check_text("key", key)
         check_text("value", value)
@@ -34,22 +36,26 @@ class MemoryStore:
         self._values[key] = value
 
     async def get(self, key: str) -> str | None:
-        """Return the value under a key, or None when there is none. Cancelled: nothing happens.
+        """Return the value under a key, or None if there is none.
 
         Raises:
             TypeError: ``key`` is not a str.
-            InvalidFieldsError: ``key`` is text that UTF-8 cannot hold.
+            InvalidFieldsError: ``key`` is text that UTF-8 cannot encode.
+
+        Cancellation: Safe at any time.
         """
         check_text("key", key)
         await trio.lowlevel.checkpoint()
         return self._values.get(key)
 
     async def delete(self, key: str) -> None:
-        """Remove a key; a missing one is no error. Cancelled: nothing is removed.
+        """Remove a key and its value; a missing key is not an error.
 
         Raises:
             TypeError: ``key`` is not a str.
-            InvalidFieldsError: ``key`` is text that UTF-8 cannot hold.
+            InvalidFieldsError: ``key`` is text that UTF-8 cannot encode.
+
+        Cancellation: Nothing is removed.
         """
         check_text("key", key)
         await trio.lowlevel.checkpoint()
@@ -57,22 +63,23 @@ class MemoryStore:
 
 
 def check_text(what: str, value: object) -> None:
-    """Refuse what is not text, for every store alike.
+    """Check that a key or a value is text; used by every store.
 
     Args:
-        what: What it is to be: ``"key"`` or ``"value"``.
-        value: What was given.
+        what: ``"key"`` or ``"value"``, for the error.
+        value: The argument to check.
 
     Raises:
         TypeError: It is not a str.
-        InvalidFieldsError: It is text that UTF-8 cannot hold.
+        InvalidFieldsError: It is text that UTF-8 cannot encode.
     """
     if not isinstance(value, str):
         raise TypeError(f"a store's {what} is text (str), not {type(value).__name__}")
-    sound = False
-    # Suppressed and not replaced: the codec's error carries the whole text, and would be the context of ours.
+    encodable = False
+    # Suppressed, and the new error is raised outside: the UnicodeEncodeError contains the whole text, which may be
+    # secret, and would otherwise be the new error's context.
     with suppress(UnicodeEncodeError):
         value.encode()
-        sound = True
-    if not sound:
-        raise InvalidFieldsError(f"a store's {what} has a lone surrogate; it must be text that UTF-8 can hold")
+        encodable = True
+    if not encodable:
+        raise InvalidFieldsError(f"a store's {what} has a lone surrogate; it must be text that UTF-8 can encode")

@@ -1,7 +1,7 @@
-"""The tables of a store: how they come to be, and how a newer version of this package changes them.
+"""The tables of a store: how they are created, and how a newer version of this package changes them.
 
-The law of this module: what a file says of itself is the number of steps that made it, component by component. Steps
-are only ever appended; those that have been released never change.
+Invariant: for each component, the file records how many steps have been applied to it. Steps are only ever appended; a
+released step never changes.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ VALUES: Steps = (("CREATE TABLE lpi_values (key TEXT PRIMARY KEY, value TEXT NOT
 
 
 def migrate(connection: sqlite3.Connection, component: str, steps: Steps) -> None:
-    """Bring a component's tables to the newest version; does nothing when they are.
+    """Upgrade a component's tables to the newest version, unless they already have it.
 
     Args:
-        connection: In a transaction, which the caller commits: a step counts wholly or not at all.
-        component: Whose tables they are.
-        steps: The statements that lead from each version to the next; a file's version is how many were applied.
+        connection: Inside a transaction, which the caller commits, so that a step is applied completely or not at all.
+        component: The name of the component that owns the tables.
+        steps: The statements that lead from each version to the next; a file's version is the number of applied steps.
 
     Raises:
-        StoreError: The file was made by a version of this package that knows more steps.
+        StoreError: The file was made by a newer version of this package, which has more steps.
     """
     connection.execute("CREATE TABLE IF NOT EXISTS lpi_schema (component TEXT PRIMARY KEY, version INTEGER NOT NULL)")
     row = connection.execute("SELECT version FROM lpi_schema WHERE component = ?", (component,)).fetchone()
     version: int = row[0] if row else 0
     if version > len(steps):
         raise StoreError(
-            f"the store's tables of {component!r} have version {version}, and this program knows {len(steps)}: they "
-            "were made by a newer version of trio_ledger_plugin; upgrade it"
+            f"the store's tables of {component!r} have version {version}, but this program knows only versions up to "
+            f"{len(steps)}: a newer version of trio_ledger_plugin made them; upgrade it"
         )
     if version == len(steps):
         return
@@ -48,10 +48,10 @@ def migrate(connection: sqlite3.Connection, component: str, steps: Steps) -> Non
 
 
 def add_functions(connection: sqlite3.Connection) -> None:
-    """Give a connection the SQL functions that statements on the tables may use.
+    """Define the SQL functions that statements on the tables may use.
 
-    ``lpi_add(a, b)`` is the sum of two whole numbers written as text, exact at any size: SQLite's own integers end at
-    2**63. It is NULL when either is.
+    ``lpi_add(a, b)`` returns the sum of two whole numbers as text. The sum is exact at any size, whereas SQLite's
+    integers end at 2**63. The result is NULL if either argument is NULL.
     """
     connection.create_function("lpi_add", 2, _add, deterministic=True)
 

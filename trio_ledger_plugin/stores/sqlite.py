@@ -1,8 +1,8 @@
-"""A store in an SQLite file, for Trio: what it says is stored has reached the disk.
+"""A store in an SQLite file, for Trio: when a call returns, its changes are on the disk.
 
-The law of this module: one thread has the file, and Trio's side has the callers. A job goes to the thread through a
-queue, and belongs to whoever claims it first: the thread that begins it, or the caller who gives it up. The thread
-takes all that wait at once, so that they share one commit, and hands their results back in one go.
+Invariants: only the store's thread uses the file, and only Trio's thread wakes callers. A job goes to the store's
+thread through a queue and is claimed exactly once: by that thread when it begins the job, or by the caller when it
+gives up. The thread takes all waiting jobs at once, so that they share one commit, and returns their results together.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ __all__ = ["SqliteStore", "open_sqlite_store"]
 
 T = TypeVar("T")
 
-# Seconds that a block which did not end as planned waits for the thread.
+# Seconds that a block waits for the thread when it is cancelled or left by an exception.
 CLOSING = 5.0
-# How long a call that is cancelled in the middle waits for the disk.
+# How long a cancelled call whose work has begun waits for the disk.
 GRACE_SECONDS = 0.2
-# Works that share a commit; it bounds what is run again when one of them has to be undone.
+# How many works may share a commit. It limits how much is run again when one of them has to be undone.
 MOST_AT_ONCE = 256
 
 GET = "SELECT value FROM lpi_values WHERE key = ?"
@@ -54,7 +54,7 @@ class _Job(Waiter):
         self.withdrawn: bool = False
 
     def claim(self) -> bool:
-        """Take the job, to run it or to give it up; return False to all but the first."""
+        """Claim the job, to run it or to withdraw it; return False if it has been claimed already."""
         return self._claimed.acquire(blocking=False)
 
     async def wait(self) -> Any:  # noqa: ANN401 (what the work returns)
@@ -69,23 +69,23 @@ class _Job(Waiter):
         return super().abandon(raise_cancel)
 
     def deliver(self, result: outcome.Outcome[Any]) -> None:
-        """Give the caller its result, if it still waits."""
+        """Give the caller its result, if it is still waiting."""
         if self.task is None:
             self._result = result
         self.wake(result)
 
 
 class SqliteStore:
-    """Text under keys, and transactions, in an SQLite file; made by ``open_sqlite_store()`` (a ``TransactionalStore``).
+    """A ``TransactionalStore`` in an SQLite file; ``open_sqlite_store()`` returns it.
 
-    Cancellation: A cancelled call that has not begun changes nothing; one that has begun is finished first, and
+    Cancellation: A cancelled call whose work has not begun changes nothing. One whose work has begun finishes it and
     returns, unless the disk takes longer than 0.2 s.
-    Concurrency: Any number of tasks may use it at once, of the Trio run that opened it. What waits at the same time
-    shares one commit, so that many tasks together are much faster than one.
+    Concurrency: Any number of tasks of the Trio run that opened the store may use it at once. Calls that wait at the
+    same time share one commit, so many tasks together are much faster than one.
 
     Every method raises:
         StoreError: The file could not be written or read, or the store is closed; nothing has changed.
-        StoreInDoubtError: The file failed in a commit, and again right after: the change may count or not.
+        StoreInDoubtError: The file failed in a commit and in the write after it: the change may count or not.
     """
 
     def __init__(self, path: str) -> None:
@@ -94,15 +94,15 @@ class SqliteStore:
         self._token = trio.lowlevel.current_trio_token()
         self._ended = trio.Event()
         self._closed = False
-        # A daemon: a disk that hangs must not keep the program from ending.
+        # A daemon thread: a disk that hangs must not keep the program from exiting.
         self._thread = threading.Thread(target=self._serve, name=f"store {os.path.basename(path)}", daemon=True)
 
     async def put(self, key: str, value: str) -> None:
-        """Store a value under a key, replacing what was there; it is on the disk on return.
+        """Store a value under a key, replacing an earlier one; it is on the disk when the call returns.
 
         Raises:
             TypeError: ``key`` or ``value`` is not a str.
-            InvalidFieldsError: One of them is text that UTF-8 cannot hold.
+            InvalidFieldsError: One of them is text that UTF-8 cannot encode.
             StoreError: See the class.
 
         Cancellation: See the class.
@@ -112,11 +112,11 @@ class SqliteStore:
         await self.transaction(lambda connection: _run(connection, PUT, key, value))
 
     async def get(self, key: str) -> str | None:
-        """Return the value under a key, or None when there is none. What it returns is on the disk.
+        """Return the value under a key, or None if there is none. A returned value is on the disk.
 
         Raises:
             TypeError: ``key`` is not a str.
-            InvalidFieldsError: ``key`` is text that UTF-8 cannot hold.
+            InvalidFieldsError: ``key`` is text that UTF-8 cannot encode.
             StoreError: See the class.
 
         Cancellation: See the class.
@@ -125,11 +125,11 @@ class SqliteStore:
         return await self.transaction(lambda connection: _value(connection, key))
 
     async def delete(self, key: str) -> None:
-        """Remove a key; a missing one is no error. It is gone from the disk on return.
+        """Remove a key and its value; a missing key is not an error. They are off the disk when the call returns.
 
         Raises:
             TypeError: ``key`` is not a str.
-            InvalidFieldsError: ``key`` is text that UTF-8 cannot hold.
+            InvalidFieldsError: ``key`` is text that UTF-8 cannot encode.
             StoreError: See the class.
 
         Cancellation: See the class.
@@ -138,26 +138,26 @@ class SqliteStore:
         await self.transaction(lambda connection: _run(connection, DELETE, key))
 
     async def transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run ``work(connection)`` inside a transaction and return its result once that is safely on the disk.
+        """Run ``work(connection)`` inside a transaction and return its result once the changes are safely on the disk.
 
         Args:
-            work: A plain function, called in the store's own thread, one at a time. It changes nothing but the
-                database, for it may be run again; what it did before is undone then. It does not begin, commit or roll
-                back (savepoints are allowed), and keeps no cursor. An exception that it raises undoes what it did,
-                and is raised here. Foreign keys are enforced. ``lpi_add(a, b)`` adds whole numbers written as text,
-                exactly.
+            work: A plain function, called in the store's own thread, one call at a time. It must change nothing but the
+                database, because it may run again after its changes were undone. It must not begin, commit or roll
+                back (savepoints are allowed), and must not keep a cursor. If it raises an exception, its changes are
+                undone and this method raises that exception. Foreign keys are enforced. The SQL function
+                ``lpi_add(a, b)`` adds whole numbers that are text, exactly.
 
         Raises:
             StoreError: The store failed or is closed; nothing has changed.
-            StoreInDoubtError: The store failed during the commit, and cannot tell whether it counts.
+            StoreInDoubtError: The store failed during the commit; it is not known whether the changes count.
             RuntimeError: ``work`` tried to begin, commit or roll back, to attach a database, to set a PRAGMA, to close
-                the connection, or to go on after SQLite rolled back by itself; nothing has changed.
+                the connection, or to continue after SQLite rolled back by itself; nothing has changed.
             TypeError: ``work`` is an async function.
 
-        Cancellation: ``work`` is not run if it has not begun. Once begun it commits all the same, and the call returns
-            its result; only when the disk takes longer than 0.2 s for it, the caller is let go without one.
-        Concurrency: Any number of tasks may call this at once; works run in the order of the calls, and those that
-            wait together are committed together. A long one keeps all others waiting.
+        Cancellation: ``work`` does not run if it has not begun. Once begun, it commits anyway, and the call returns its
+            result; only if the disk takes longer than 0.2 s, the call raises ``trio.Cancelled`` and the result is lost.
+        Concurrency: Any number of tasks may call this at once. Works run in the order of the calls, and those that
+            wait at the same time share a commit. A slow one delays all others.
         """
         if self._closed:
             raise StoreError(f"{self._path}: the store is closed")
@@ -169,7 +169,7 @@ class SqliteStore:
         except trio.Cancelled:
             if job.withdrawn:
                 raise
-            # It has begun: how it ends is known soon, unless the disk hangs.
+            # The work has begun: its result is known soon, unless the disk hangs.
             with trio.CancelScope(shield=True, deadline=trio.current_time() + GRACE_SECONDS):
                 late: T = await job.wait()
                 return late  # noqa: ASYNC104 (the cancellation is met at the next checkpoint; the work is done)
@@ -177,7 +177,7 @@ class SqliteStore:
         return result
 
     async def _aclose(self) -> None:
-        """Finish what was asked for, close the file and end the thread."""
+        """Finish all queued jobs, close the file and end the thread."""
         if not self._closed:
             self._closed = True
             self._jobs.put(None)
@@ -185,9 +185,9 @@ class SqliteStore:
         self._thread.join()
 
     def _serve(self) -> None:
-        """Do the jobs until there are no more to come; this is what the thread runs."""
+        """Run jobs until the store is closed; the body of the store's thread."""
         database = Database(self._path)
-        # Trio's run is over when the host was torn down around the store; then nobody waits.
+        # The Trio run may have ended without closing the store; then no caller is waiting.
         with suppress(trio.RunFinishedError):
             try:
                 while self._serve_batch(database):
@@ -197,7 +197,7 @@ class SqliteStore:
                 self._token.run_sync_soon(self._ended.set)
 
     def _serve_batch(self, database: Database) -> bool:
-        """Wait for jobs and do those that are there, together; return whether more may come."""
+        """Wait for jobs, run all that are queued together, and return whether more may come."""
         waiting = [self._jobs.get()]
         with suppress(Empty):
             while len(waiting) < MOST_AT_ONCE and waiting[-1] is not None:
@@ -206,7 +206,7 @@ class SqliteStore:
         if jobs:
             done = outcome.capture(database.run, [job.work for job in jobs])
             if isinstance(done, outcome.Error):
-                # Nothing should come here; whatever it is, nobody is left waiting.
+                # A bug in this package, but its callers must not wait for ever.
                 results: Sequence[outcome.Outcome[Any]] = [_unexpected(done.error) for _ in jobs]
             else:
                 results = done.value
@@ -216,12 +216,12 @@ class SqliteStore:
 
 @asynccontextmanager
 async def open_sqlite_store(path: str | os.PathLike[str]) -> AsyncIterator[SqliteStore]:
-    """Open a store in a file, which is made when it is not there, for the length of a block.
+    """Open a store in a file, which is created if it does not exist, for the duration of a block.
 
-    Beside the file are ``<path>-wal`` and ``<path>-shm`` while it is open, and ``<path>.lock``, which stays.
+    While the store is open, ``<path>-wal`` and ``<path>-shm`` exist next to it. ``<path>.lock`` also stays afterwards.
 
     Args:
-        path: The file, on a local disk. One program may have it open at a time.
+        path: The file, on a local disk. Only one program may have it open at a time.
 
     Yields:
         The store. It is usable within the block.
@@ -229,16 +229,16 @@ async def open_sqlite_store(path: str | os.PathLike[str]) -> AsyncIterator[Sqlit
     Raises:
         StoreError: The file is in use by another program, is damaged, was made by a newer version of this package, or
             cannot be opened or written; the text says what to do.
-        InvalidFieldsError: ``":memory:"`` or an empty path: what is to be forgotten goes into a ``MemoryStore``.
-        TypeError: ``path`` is no path.
+        InvalidFieldsError: ``":memory:"`` or an empty path, for which SQLite keeps nothing; use a ``MemoryStore``.
+        TypeError: ``path`` is not a path.
 
-    Cancellation: The block ends once all that was asked for is on the disk; when it is cancelled or left by an
+    Cancellation: The block ends once all requested changes are on the disk. If it is cancelled or left by an
         exception, it waits for that for at most 5 s.
     """
     store = SqliteStore(_checked(path))
     store._thread.start()
     try:
-        # The thread opens the file when something is first asked of it.
+        # The first job makes the thread open the file, so that errors are raised here.
         await store.transaction(lambda _connection: None)
         yield store
         await store._aclose()
@@ -252,8 +252,8 @@ def _checked(path: str | os.PathLike[str]) -> str:
     if not isinstance(name, str):
         raise TypeError(f"a store's path is text (str), not {type(name).__name__}")
     if name in ("", ":memory:"):
-        raise InvalidFieldsError(f"path: {name!r} names no file, and would be forgotten; use MemoryStore for that")
-    # So that the lock is the same by whatever name, and the file stays the same when the directory is changed.
+        raise InvalidFieldsError(f"path: {name!r} is not a file, and its data would be lost; use MemoryStore for that")
+    # Resolved, so that every name of the file leads to the same lock, and a later chdir() changes nothing.
     return os.path.realpath(name)
 
 
@@ -263,7 +263,7 @@ def _deliver(jobs: Sequence[_Job], results: Sequence[outcome.Outcome[Any]]) -> N
 
 
 def _unexpected(error: BaseException) -> outcome.Error:
-    in_doubt = StoreInDoubtError(f"the store met an error that it did not expect: {error!r}")
+    in_doubt = StoreInDoubtError(f"the store failed with an unexpected error: {error!r}")
     in_doubt.__cause__ = error
     return outcome.Error(in_doubt)
 

@@ -1,4 +1,4 @@
-"""What goes wrong with a store's file, told so that an operator knows what to do."""
+"""Which SQLite and OS errors are about a store's file, and a text for each that says what the operator can do."""
 
 from __future__ import annotations
 
@@ -14,22 +14,25 @@ NOT_AUTHORIZED = sqlite3.SQLITE_AUTH
 
 _OUT_OF_ROOM = "the disk is full; make room and try again"
 _UNREADABLE = "it cannot be read or written; check the disk and the system's log"
-_NO_ACCESS = "this user may not write it, or the directory that it is in; check their owner and permissions"
-_NO_DIRECTORY = "the directory that it is to be in is not there; make it first"
-_DAMAGED = "it is damaged; restore it from a backup, together with the files beside it, or move them away to start anew"
+_NO_ACCESS = "this user may not write to it or to its directory; check the owner and permissions of both"
+_NO_DIRECTORY = "its directory does not exist; create it first"
+_DAMAGED = (
+    "it is damaged; restore it from a backup, together with the files next to it, or move them all away to start with "
+    "an empty store"
+)
 
-# SQLite's primary result codes. What is not among them is about the statement, not about the file.
+# SQLite's primary result codes. Any other code is about the statement, not about the file.
 _ADVICE = {
     sqlite3.SQLITE_FULL: _OUT_OF_ROOM,
     sqlite3.SQLITE_IOERR: _UNREADABLE,
     sqlite3.SQLITE_PROTOCOL: _UNREADABLE,
     sqlite3.SQLITE_NOLFS: "it is too large for this file system",
     sqlite3.SQLITE_CORRUPT: _DAMAGED,
-    sqlite3.SQLITE_NOTADB: "it is no SQLite database; name another path, or restore it from a backup",
+    sqlite3.SQLITE_NOTADB: "it is not an SQLite database; use another path, or restore it from a backup",
     sqlite3.SQLITE_READONLY: _NO_ACCESS,
     sqlite3.SQLITE_CANTOPEN: "it cannot be opened; check the path, its permissions and the number of open files",
     sqlite3.SQLITE_PERM: _NO_ACCESS,
-    sqlite3.SQLITE_BUSY: "another program writes it; nothing but this one may while the store is open",
+    sqlite3.SQLITE_BUSY: "another program is writing to it; no other program may do so while the store is open",
 }
 _OS_ADVICE = {
     errno.ENOENT: _NO_DIRECTORY,
@@ -43,22 +46,22 @@ _OS_ADVICE = {
 
 
 def primary_code(error: BaseException) -> int:
-    """Return SQLite's primary result code of an error, or 0 where there is none."""
+    """Return SQLite's primary result code of an error, or 0 if it has none."""
     code: int = getattr(error, "sqlite_errorcode", 0)
     return code & 0xFF
 
 
 def is_storage_error(error: BaseException) -> bool:
-    """Return whether an error is the file's, and no fault of the statement that met it."""
+    """Return whether an error is about the file, not about the statement."""
     return primary_code(error) in _ADVICE
 
 
 def told(path: str, error: BaseException) -> StoreError:
-    """Return the error that tells an operator what befell the file and what to do."""
+    """Return a ``StoreError`` that says what is wrong with the file and what the operator can do."""
     advice = _OS_ADVICE.get(error.errno or 0) if isinstance(error, OSError) else _ADVICE.get(primary_code(error))
     if advice is None:
         advice = _UNREADABLE
     if primary_code(error) == sqlite3.SQLITE_CANTOPEN and os.path.isdir(path):
-        advice = "it is a directory; name a file"
+        advice = "it is a directory; use the path of a file"
     detail = getattr(error, "sqlite_errorname", None) or type(error).__name__
     return StoreError(f"{path}: {advice} ({detail}: {error})")

@@ -1,12 +1,12 @@
 """One SQLite file, and transactions on it that share their commits; without Trio and without threads.
 
-The law of this module: work that is said to be done is on the disk, work that is said to have failed is nowhere, and
-what cannot be told is said to be in doubt. Many works share a transaction; as soon as one of them has to be undone,
-all are, and each is run again in a transaction of its own.
+Invariants: work that is reported as done is on the disk, work that is reported as failed has changed nothing, and if
+neither is certain, it is reported as in doubt. Many works share a transaction; if one of them has to be undone, all are
+undone, and each runs again in its own transaction.
 
-A commit that fails with an I/O error is the hard case. Its pages may stand in the write-ahead log, where a recovery
-after a crash would find them, although the connection does not count them. So another commit is made at once, which
-overwrites them: then it is certain that the first does not count. When that fails as well, it is in doubt.
+The hard case is a commit that fails with an I/O error. The connection does not count its changes, but its pages may be
+in the write-ahead log, where a recovery after a crash would find them. Therefore another commit follows at once and
+overwrites them: then it is certain that the first commit does not count. If that fails too, the first is in doubt.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = ["Database", "read_sqlite"]
 T = TypeVar("T")
 
 BUSY_TIMEOUT = 1.0
-# How often a work is committed alone before its caller is told that it failed.
+# How often a work is tried in its own transaction before it is reported as failed.
 TRIES = 2
 SETTINGS = (
     "PRAGMA synchronous = FULL",
@@ -44,27 +44,28 @@ SETTINGS = (
     "PRAGMA wal_autocheckpoint = 1000",
     "PRAGMA journal_size_limit = 67108864",
 )
-# The comment keeps it apart from what works execute: a statement in the cache is not put to the authorizer again.
+# The SQL comment distinguishes it from statements of works: SQLite does not authorize a cached statement again, so a
+# work could otherwise reuse this one.
 BEGIN = "BEGIN IMMEDIATE -- by the store"
 FORBIDDEN = frozenset((sqlite3.SQLITE_TRANSACTION, sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH))
 READING_PRAGMAS = frozenset(
     ("table_info", "table_xinfo", "table_list", "index_info", "index_xinfo", "index_list", "foreign_key_list")
 )
 MISUSE = (
-    "a transaction's work must not begin, commit or roll back, go on after SQLite rolled back, attach a database, set "
-    "a PRAGMA or close the connection; savepoints are allowed"
+    "a transaction's work must not begin, commit or roll back, continue after SQLite rolled back, attach a database, "
+    "set a PRAGMA or close the connection; savepoints are allowed"
 )
-# A commit that ends so has left nothing in the log that a recovery would count.
+# A commit that fails with one of these has left nothing in the log that a recovery would count.
 NOT_COMMITTED = frozenset((sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY))
-# What SQLite raises; it may run out of memory anywhere.
+# What SQLite raises; any statement may run out of memory.
 TROUBLE = (sqlite3.Error, MemoryError)
 
 
 class _UndoneError(Exception):
-    """Nothing of a transaction counts; its works may be run again, each alone.
+    """A transaction was undone completely; its works may run again, each in its own transaction.
 
     Attributes:
-        error: What to say where that has been done already.
+        error: The error to report if the work was already in its own transaction.
     """
 
     def __init__(self, error: BaseException) -> None:
@@ -73,7 +74,7 @@ class _UndoneError(Exception):
 
 
 class _Connection(sqlite3.Connection):
-    """A connection that knows while a work has it, and then lets no more be done than a work may do."""
+    """A connection that restricts what a work may do while ``at_work`` is set."""
 
     at_work = False
     blob_opened = False
@@ -87,7 +88,7 @@ class _Connection(sqlite3.Connection):
     def blobopen(
         self, table: str, column: str, row: int, /, *, readonly: bool = False, name: str = "main"
     ) -> sqlite3.Blob:
-        # What is written through a blob is not among total_changes.
+        # total_changes does not count writes through a blob.
         self.blob_opened = True
         return super().blobopen(table, column, row, readonly=readonly, name=name)
 
@@ -101,7 +102,7 @@ class Database:
     """One database file, for one thread.
 
     Args:
-        path: The file, absolute and without symbolic links. It is opened when first needed, and again after trouble.
+        path: The file, absolute and without symbolic links. It is opened when first needed, and again after an error.
     """
 
     def __init__(self, path: str) -> None:
@@ -112,23 +113,23 @@ class Database:
         self._schema_version = 0
 
     def run(self, works: Sequence[Work]) -> list[Result]:
-        """Run works, in one transaction where that can be, and return what became of each once it is on the disk."""
+        """Run works, in one transaction if possible, and return the result of each once all are on the disk."""
         try:
             return self._transaction(works)
         except _UndoneError:
-            return [self._alone(work) for work in works]
+            return [self._run_alone(work) for work in works]
         except StoreError as error:
-            # An error of its own for each: an exception grows a traceback wherever it is raised.
-            return [outcome.Error(_again(error)) for _ in works]
+            # A separate error for each: raising an exception changes its traceback.
+            return [outcome.Error(_copy(error)) for _ in works]
 
     def close(self) -> None:
-        """Close the file, and let others have it."""
+        """Close the file and release its lock."""
         self._drop()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
-    def _alone(self, work: Work) -> Result:
+    def _run_alone(self, work: Work) -> Result:
         for _ in range(TRIES):
             try:
                 return self._transaction([work])[0]
@@ -142,10 +143,10 @@ class Database:
         """Run works in one transaction.
 
         Raises:
-            StoreError: It could not begin; nothing counts.
-            _UndoneError: Nothing counts, and it is worth another try, each alone.
+            StoreError: It could not begin; nothing has changed.
+            _UndoneError: Nothing has changed, and each work should be tried again in its own transaction.
         """
-        connection = self._opened()
+        connection = self._connect()
         try:
             connection.execute(BEGIN)
         except TROUBLE as error:
@@ -153,9 +154,9 @@ class Database:
             raise told(self._path, error) from error
         results = []
         for work in works:
-            result, undone = self._work(connection, work)
+            result, undone = self._run_work(connection, work)
             if undone and len(works) > 1:
-                raise _UndoneError(StoreError("undone with another"))
+                raise _UndoneError(StoreError("undone together with another work"))
             if undone:
                 return [result]
             results.append(result)
@@ -165,14 +166,14 @@ class Database:
             return self._commit_failed(connection, works, error)
         return results
 
-    def _work(self, connection: _Connection, work: Work) -> tuple[Result, bool]:
-        """Run one work in the transaction; return its result, and whether the whole transaction was undone for it."""
+    def _run_work(self, connection: _Connection, work: Work) -> tuple[Result, bool]:
+        """Run one work in the transaction; return its result, and whether the whole transaction was undone."""
         before = connection.total_changes
         connection.blob_opened = False
         connection.at_work = True
         result: Result = outcome.capture(work, connection)
         connection.at_work = False
-        # Another work is not to meet what this one set.
+        # Reset, so that the next work does not inherit what this one set.
         connection.row_factory = None
         connection.text_factory = str
         if isinstance(result, outcome.Value):
@@ -182,35 +183,35 @@ class Database:
             elif connection.in_transaction:
                 return result, False
             else:
-                result = outcome.Error(StoreError(f"{self._path}: SQLite undid the transaction, and its work went on"))
+                result = outcome.Error(StoreError(f"{self._path}: SQLite rolled back, but the work continued"))
         broken = is_storage_error(result.error) and primary_code(result.error) not in NOT_COMMITTED
         undone = broken or not connection.in_transaction or self._has_changed(connection, before)
         if broken:
-            # The next transaction may fare better on a connection of its own.
+            # The next transaction may succeed on a new connection.
             self._drop()
         elif undone:
             self._undo(connection)
-        return outcome.Error(self._plainly(result.error)), undone
+        return outcome.Error(self._caller_error(result.error)), undone
 
-    def _plainly(self, error: BaseException) -> BaseException:
-        """Return the error that a work's caller gets for what the work raised."""
+    def _caller_error(self, error: BaseException) -> BaseException:
+        """Return the error that the caller gets for an exception of its work."""
         if not isinstance(error, sqlite3.Error):
             return error
         if primary_code(error) == NOT_AUTHORIZED:
-            plain: BaseException = RuntimeError(MISUSE)
+            translated: BaseException = RuntimeError(MISUSE)
         elif is_storage_error(error):
-            plain = told(self._path, error)
+            translated = told(self._path, error)
         else:
             return error
-        plain.__cause__ = error
-        return plain
+        translated.__cause__ = error
+        return translated
 
     def _has_changed(self, connection: _Connection, before: int) -> bool:
-        """Return whether a work that failed may have changed anything before it did."""
+        """Return whether a failed work may have changed anything."""
         if connection.total_changes != before or connection.blob_opened:
             return True
         try:
-            # Making and dropping tables is not among total_changes either.
+            # total_changes does not count creating and dropping tables either.
             return _schema_version(connection) != self._schema_version
         except TROUBLE:
             return True
@@ -223,45 +224,45 @@ class Database:
             self._drop()
 
     def _commit_failed(self, connection: _Connection, works: Sequence[Work], error: BaseException) -> list[Result]:
-        """Find out what a failed commit means, and say so.
+        """Find out whether a failed commit counts, and return the results of its works.
 
         Raises:
-            _UndoneError: Nothing counts, and it is worth another try, each alone.
+            _UndoneError: Nothing has changed, and each work should be tried again in its own transaction.
         """
         self._undo(connection)
         code = primary_code(error)
         if not isinstance(error, sqlite3.Error) or (is_storage_error(error) and code not in NOT_COMMITTED):
-            if not self._settle(connection):
-                doubt = f"{self._path}: the commit failed, and may count or not ({error}); check the disk"
-                return [outcome.Error(_caused(StoreInDoubtError(doubt), error)) for _ in works]
-            raise _UndoneError(_caused(told(self._path, error), error))
-        own = self._plainly(error)
+            if not self._overwrite_commit(connection):
+                doubt = f"{self._path}: the commit failed and may count or not ({error}); check the disk"
+                return [outcome.Error(_with_cause(StoreInDoubtError(doubt), error)) for _ in works]
+            raise _UndoneError(_with_cause(told(self._path, error), error))
+        translated = self._caller_error(error)
         if code == sqlite3.SQLITE_BUSY:
-            # A statement runs on, whose cursor a work has kept: it would be in the way of every commit to come.
+            # A work has kept the cursor of a running statement, which would block every later commit.
             self._drop()
-            own = error
+            translated = error
         if len(works) > 1:
-            raise _UndoneError(own)
-        return [outcome.Error(own)]
+            raise _UndoneError(translated)
+        return [outcome.Error(translated)]
 
-    def _settle(self, connection: _Connection) -> bool:
-        """Make a commit that overwrites what a failed one may have left in the log; return whether that is certain."""
+    def _overwrite_commit(self, connection: _Connection) -> bool:
+        """Commit again, to overwrite what a failed commit may have left in the log; return whether that succeeded."""
         if connection is not self._connection:
             return False
         try:
             connection.execute(BEGIN)
-            _write(connection)
+            _write_same_value(connection)
             connection.commit()
         except TROUBLE:
             self._drop()
             return False
         return True
 
-    def _opened(self) -> _Connection:
-        """Return the connection, opened where it is not.
+    def _connect(self) -> _Connection:
+        """Return the connection; open it first if necessary.
 
         Raises:
-            StoreError: It cannot be; the text says why.
+            StoreError: It cannot be opened; the text says why.
         """
         if self._connection is None:
             if self._lock is None:
@@ -271,8 +272,8 @@ class Database:
 
     def _open(self) -> _Connection:
         try:
-            # Not autocommit: where SQLite has rolled back by itself, the next change would count at once. As it is,
-            # the module begins a transaction for it first, and that a work may not do.
+            # Not autocommit: if SQLite has rolled back by itself, the next change of the work would be committed at
+            # once. With this level, the sqlite3 module tries to begin a transaction first, which a work may not do.
             connection = sqlite3.connect(
                 self._path, timeout=BUSY_TIMEOUT, isolation_level="DEFERRED", cached_statements=512, factory=_Connection
             )
@@ -287,8 +288,8 @@ class Database:
             connection.execute(BEGIN)
             migrate(connection, "values", VALUES)
             if self._known_good:
-                # It is open anew after trouble: better to find out here than with a payment that is in doubt then.
-                _write(connection)
+                # It is open again after an error: if it still fails, that shows here and leaves no payment in doubt.
+                _write_same_value(connection)
             connection.commit()
             self._known_good = True
             self._schema_version = _schema_version(connection)
@@ -301,7 +302,7 @@ class Database:
         return connection
 
     def _drop(self) -> None:
-        """Close a connection that is not to be trusted; the next transaction opens another."""
+        """Close a connection that may be broken; the next transaction opens a new one."""
         connection, self._connection = self._connection, None
         if connection is not None:
             with suppress(*TROUBLE):
@@ -309,15 +310,15 @@ class Database:
 
 
 def read_sqlite(path: str | os.PathLike[str], work: Callable[[sqlite3.Connection], T]) -> T:
-    """Read a store's file, also while another program has it open; for command-line tools.
+    """Read a store's file, even while another program has it open; for command-line tools.
 
     Args:
         path: The store's file.
-        work: Called with a connection that cannot write. All that it reads is of one moment.
+        work: Called with a read-only connection, which sees one consistent snapshot.
 
     Raises:
-        StoreError: The file is not there, or cannot be read; the text says what to do.
-        Exception: What ``work`` raises, unless it is the file's trouble.
+        StoreError: The file does not exist or cannot be read; the text says what to do.
+        Exception: An exception of ``work`` that is not about the file.
     """
     real = os.path.realpath(path)
     if not os.path.exists(real):
@@ -340,7 +341,7 @@ def read_sqlite(path: str | os.PathLike[str], work: Callable[[sqlite3.Connection
 def _set_up(path: str, connection: sqlite3.Connection) -> None:
     mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
     if mode != "wal":
-        raise StoreError(f"{path}: its file system cannot do write-ahead logging; use a local disk")
+        raise StoreError(f"{path}: its file system does not support write-ahead logging; use a local disk")
     for setting in SETTINGS:
         connection.execute(setting)
 
@@ -353,8 +354,8 @@ def _check(path: str, connection: sqlite3.Connection) -> None:
         raise told(path, error)
 
 
-def _write(connection: sqlite3.Connection) -> None:
-    """Write something and change nothing."""
+def _write_same_value(connection: sqlite3.Connection) -> None:
+    """Write a value that is the same as before, so that a commit has something to write."""
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     connection.execute(f"PRAGMA user_version = {version}")
 
@@ -364,13 +365,13 @@ def _schema_version(connection: sqlite3.Connection) -> int:
     return version
 
 
-def _again(error: StoreError) -> StoreError:
-    return _caused(type(error)(*error.args), error)
+def _copy(error: StoreError) -> StoreError:
+    return _with_cause(type(error)(*error.args), error)
 
 
 E = TypeVar("E", bound=BaseException)
 
 
-def _caused(error: E, cause: BaseException) -> E:
+def _with_cause(error: E, cause: BaseException) -> E:
     error.__cause__ = cause
     return error
