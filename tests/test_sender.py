@@ -370,7 +370,7 @@ async def test_what_was_to_go_on_and_could_not_be_entered_is_in_the_log(store, c
         await settle(store)
         store.refuses = False
         assert (payer.sent, await states(payer)) == ([], {})
-    told = "transfer k was not sent, though its caller was told otherwise: the disk is full"
+    told = "transfer k was not sent, although its caller was told that it goes on: the disk is full"
     assert [record.getMessage() for record in caplog.records] == [told]
 
 
@@ -430,7 +430,7 @@ async def test_who_comes_after_a_withdrawal_has_a_deadline_while_the_store_hangs
         store.may_begin = trio.Event()
         with trio.move_on_after(0.02):
             await payer.send_money(7, idempotency_key="k")
-        with trio.fail_after(2), pytest.raises(TransferInDoubtError, match="does not tell"):
+        with trio.fail_after(2), pytest.raises(TransferInDoubtError, match="may not have been withdrawn"):
             await payer.send_money(7, idempotency_key="k")
         store.may_begin.set()
         await settle(store)
@@ -791,7 +791,7 @@ async def test_without_a_link_and_while_the_store_hangs_a_known_key_is_in_doubt_
         await settle(store)
         payer.lose_link()
         store.may_begin = trio.Event()
-        with trio.fail_after(2), pytest.raises(TransferInDoubtError, match="does not tell what is known"):
+        with trio.fail_after(2), pytest.raises(TransferInDoubtError, match="not known whether its key was used"):
             await payer.send_money(7, idempotency_key="k")
         store.may_begin.set()
         await settle(store)

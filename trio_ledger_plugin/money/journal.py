@@ -1,16 +1,16 @@
-"""The journal of transfers: what is remembered of each, in SQL, without Trio.
+"""The journal of transfers, in SQL, without Trio.
 
-The law of this module: a transfer stands under its key from before its first byte leaves, or from the moment that it
-is applied, until nobody can send it again; and an account's totals change in the same transaction as the state of the
-transfer that changes them. Amounts are whole numbers of any size, kept as text and summed exactly.
+Invariants: the journal holds an outgoing transfer from before its first byte is sent, and an incoming one from the
+moment that it is applied, until it cannot be sent again. An account's totals change in the same transaction as the
+state of the transfer. Amounts are whole numbers of any size, stored as text and summed exactly.
 
-Every method runs inside a transaction of the caller's, on the store's thread. Each looks first at what is there, so
-that one that is run again after a commit that failed does no harm.
+Every method runs inside the caller's transaction, on the store's thread. Each first reads the current state, so that
+running it again after a failed commit does no harm.
 
-The states of a transfer of ours, and of the peer's::
+The states of an outgoing transfer, and of an incoming one::
 
-    SENT ── answered ──> ACKED or REJECTED        APPLIED ── the money handler is done ──> DELIVERED
-      └── nobody can tell ──> IN_DOUBT            REFUSED, by a handler within the transaction
+    SENT ── answered ──> ACKED or REJECTED        APPLIED ── the money handler has finished ──> DELIVERED
+      └── outcome unknown ──> IN_DOUBT            REFUSED, by a handler within the transaction
             └── confirm, reject ──> ACKED or REJECTED
 """
 
@@ -46,11 +46,11 @@ if TYPE_CHECKING:
 __all__ = ["Journal", "ledgers_in"]
 
 LOST_KEYS: Final = (
-    "this account is at KEYED, and this transfer has no key: the other end has lost its journal or is another program;"
-    " reset the account's level to let PLAIN in"
+    "this account is at KEYED, but this transfer has no key: the other end has lost its journal or is another program;"
+    " reset the account's level to allow PLAIN"
 )
-NO_KEYS: Final = "money is taken at KEYED only"
-# How many rows are looked at or forgotten in one transaction: others wait meanwhile.
+NO_KEYS: Final = "money is accepted at KEYED only"
+# How many rows are read or removed in one transaction; it limits how long other transactions wait.
 PAGE: Final = 1000
 
 COLUMNS: Final = (
@@ -60,7 +60,7 @@ COLUMNS: Final = (
 
 
 class _StoredRefusalError(LedgerPluginError):
-    """The refusal that a transfer was answered with before."""
+    """The refusal of an earlier reply, for a transfer that the peer sends again."""
 
     code: str  # type: ignore[misc]  # one class for all codes
 
@@ -73,23 +73,23 @@ class Journal:
     """The transfers of one ledger.
 
     Args:
-        ledger: Tells this ledger's rows from those of others in the same database.
-        max_keys: How many incoming transfers are remembered for an account; past it money is refused.
+        ledger: The name of the ledger, which distinguishes its rows from those of others in the same database.
+        max_keys: How many incoming transfers are kept for an account; further ones are refused.
     """
 
     def __init__(self, ledger: str, *, max_keys: int) -> None:
         self.ledger: str = ledger
-        self._balances = AccountTotals(ledger, max_keys=max_keys)
-        # None while the ledger does not age: it is not this journal's to write.
+        self._account_totals = AccountTotals(ledger, max_keys=max_keys)
+        # None while the ledger does not age, because this journal may not write to it.
         self._opened_at: float | None = None
         self._age_before = 0.0
 
     def open(self, connection: sqlite3.Connection, *, settle: bool) -> set[str]:
-        """Make the tables, and return the accounts with transfers to send again.
+        """Create or upgrade the tables, and return the accounts with transfers to send again.
 
         Args:
-            connection: Where.
-            settle: Whether to settle what a stop left behind: what was SENT at PLAIN is in doubt.
+            connection: The connection, inside a transaction.
+            settle: Whether to settle transfers of an earlier run: those SENT at PLAIN become IN_DOUBT.
         """
         migrate(connection, "transfers", STEPS)
         self._age_before = self._age_known(connection)
@@ -106,7 +106,7 @@ class Journal:
         return {account for (account,) in rows}
 
     def _age_known(self, connection: sqlite3.Connection) -> float:
-        """Return the age that was saved last, or that the last transfer was entered at."""
+        """Return the saved age or the age at which the last transfer was entered, whichever is greater."""
         saved = connection.execute("SELECT age FROM lpi_ledgers WHERE ledger = ?", (self.ledger,)).fetchone()
         last = connection.execute(
             "SELECT remembered_from FROM lpi_transfers WHERE ledger = ? ORDER BY id DESC LIMIT 1", (self.ledger,)
@@ -114,7 +114,7 @@ class Journal:
         return max(*(saved or (0.0,)), *(last or (0.0,)))
 
     def save_age(self, connection: sqlite3.Connection) -> None:
-        """Keep the ledger's age for the next time it is opened."""
+        """Save the ledger's age for the next time it is opened."""
         connection.execute(
             "INSERT INTO lpi_ledgers (ledger, age) VALUES (?, ?)"
             " ON CONFLICT (ledger) DO UPDATE SET age = max(age, excluded.age)",
@@ -122,32 +122,32 @@ class Journal:
         )
 
     def rest(self) -> None:
-        """Let the ledger age no more: from here on it is another plugin's to write, or nobody's."""
+        """Stop the ledger's age: from now on another plugin may write to it."""
         self._opened_at, self._age_before = None, self._age()
 
     def _age(self) -> float:
-        """Return for how many seconds this ledger has been open in all: a clock that nobody can set."""
+        """Return for how many seconds in total this ledger has been open: a clock that cannot be set."""
         return self._age_before + (0.0 if self._opened_at is None else monotonic() - self._opened_at)
 
-    # Transfers of ours.
+    # Outgoing transfers.
 
     def begin(
         self, connection: sqlite3.Connection, transfer: Transfer, window: Window | None, *, plain_allowed: bool
     ) -> JournalEntry | None:
-        """Enter a transfer as SENT, and return None; or return what is known under its key already.
+        """Enter a transfer as SENT and return None, or return the entry that its key already has.
 
         Raises:
             MoneyLevelError: It is new and PLAIN, and PLAIN is not allowed, or its account is KEYED.
         """
         account, plain = transfer.account, transfer.level is MoneyLevel.PLAIN
-        # First: whoever is refused under a key that is known would believe that nothing was sent, and pay again.
+        # Before the checks: a caller whose known key is refused would believe that nothing was sent, and pay again.
         known = self.find(connection, account, TransferDirection.OUT, transfer.key)
         if known is not None:
             return known
         if plain and not plain_allowed:
             raise MoneyLevelError("the peer does not keep transfer keys, and money is set to KEYED; nothing was sent")
         created, until = window or (time(), None)
-        if plain and self._balances.level(connection, account) is MoneyLevel.KEYED:
+        if plain and self._account_totals.level(connection, account) is MoneyLevel.KEYED:
             raise MoneyLevelError(LOST_KEYS)
         connection.execute(
             "INSERT INTO lpi_transfers"
@@ -158,18 +158,18 @@ class Journal:
                 *(created, created, self._age(), until),
             ),
         )
-        if not plain and self._balances.level(connection, account) is MoneyLevel.PLAIN:
-            self._balances.set_level(connection, account, MoneyLevel.KEYED)
+        if not plain and self._account_totals.level(connection, account) is MoneyLevel.PLAIN:
+            self._account_totals.set_level(connection, account, MoneyLevel.KEYED)
         return None
 
     def answered(self, connection: sqlite3.Connection, transfer: Transfer, error: RemoteError | None) -> None:
-        """Record the peer's answer: an acknowledgement, or the error that refuses the transfer."""
+        """Record the peer's reply: an acknowledgement (None), or the error that refuses the transfer."""
         state = TransferState.ACKED if error is None else TransferState.REJECTED
         for before in (TransferState.SENT, TransferState.IN_DOUBT):
             self._move(connection, transfer, before, state, error)
 
     def doubt(self, connection: sqlite3.Connection, transfer: Transfer) -> None:
-        """Record that nobody can tell whether the peer has applied a transfer."""
+        """Record that it is not known whether the peer has applied a transfer."""
         self._move(connection, transfer, TransferState.SENT, TransferState.IN_DOUBT, None)
 
     def _move(
@@ -180,18 +180,18 @@ class Journal:
         after: TransferState,
         error: RemoteError | None,
     ) -> None:
-        """Change the state of a transfer of ours, if it is in the one before."""
-        told = (None, None, None) if error is None else (error.code, error.name, error.data)
+        """Change the state of an outgoing transfer from ``before`` to ``after``, if it is in ``before``."""
+        refusal = (None, None, None) if error is None else (error.code, error.name, error.data)
         moved = connection.execute(
             "UPDATE lpi_transfers SET state = ?, error_code = ?, error_name = ?, error_data = ?, changed = ?,"
             " remembered_from = ? WHERE ledger = ? AND account = ? AND direction = 'out' AND key = ? AND state = ?",
-            (after.value, *told, time(), self._age(), self.ledger, transfer.account, transfer.key, before.value),
+            (after.value, *refusal, time(), self._age(), self.ledger, transfer.account, transfer.key, before.value),
         )
         if moved.rowcount and after is TransferState.ACKED:
-            self._balances.count_sent(connection, transfer.account, transfer.amount)
+            self._account_totals.count_sent(connection, transfer.account, transfer.amount)
 
     def withdraw(self, connection: sqlite3.Connection, transfer: Transfer) -> None:
-        """Forget a transfer that is known not to be applied, so that its key may be used again."""
+        """Remove a transfer that was certainly not applied, so that its key may be used again."""
         connection.execute(
             "DELETE FROM lpi_transfers"
             " WHERE ledger = ? AND account = ? AND direction = 'out' AND key = ? AND state IN ('sent', 'in_doubt')",
@@ -201,7 +201,7 @@ class Journal:
     def unanswered(
         self, connection: sqlite3.Connection, account: str, after: int
     ) -> list[tuple[int, Transfer, Window]]:
-        """Return a page of transfers at KEYED that are to be sent again, with their numbers and windows."""
+        """Return a page of KEYED transfers that must be sent again, with their numbers and windows."""
         rows = connection.execute(
             "SELECT id, amount, key, created, resend_until FROM lpi_transfers"
             " WHERE ledger = ? AND state = 'sent' AND account = ? AND level = 'keyed' AND id > ?"
@@ -213,26 +213,26 @@ class Journal:
             for number, amount, key, created, until in rows
         ]
 
-    # Transfers of the peer's.
+    # Incoming transfers.
 
     def receive(
         self, connection: sqlite3.Connection, transfer: Transfer, apply: Apply | None, *, plain_allowed: bool
     ) -> LedgerPluginError | None:
-        """Credit a transfer once and return None, or return what it is refused with.
+        """Credit a transfer once and return None, or return its refusal.
 
-        A transfer that was received before gets the answer of that time. One that is refused for now only (the
-        codes that begin with T) leaves nothing behind.
+        A transfer that was received before gets the same reply as then. A temporary refusal (a code that begins with T)
+        is not recorded.
 
         Args:
-            connection: Where.
-            transfer: What the peer sent; its key is set.
-            apply: The transactional money handler, told to return its refusal. None: the transfer waits in the
-                outbox for the other kind.
-            plain_allowed: Whether an account that never had KEYED may receive at PLAIN.
+            connection: The connection, inside a transaction.
+            transfer: The transfer that the peer sent; its key is set.
+            apply: Calls the transactional money handler and returns its refusal or None. If None, the transfer waits in
+                the outbox for the ordinary money handler.
+            plain_allowed: Whether an account that was never at KEYED may receive at PLAIN.
         """
         account, now = transfer.account, time()
         if transfer.level is MoneyLevel.PLAIN:
-            level = self._balances.level(connection, account)
+            level = self._account_totals.level(connection, account)
             if level is MoneyLevel.KEYED or not plain_allowed:
                 return NotAcceptedError(LOST_KEYS if level is MoneyLevel.KEYED else NO_KEYS)
         state = TransferState.APPLIED if apply is None else TransferState.DELIVERED
@@ -246,18 +246,18 @@ class Journal:
             ),
         )
         if not entered.rowcount:
-            return self._answer_again(connection, transfer)
+            return self._repeat_reply(connection, transfer)
         number = entered.lastrowid
-        if not self._balances.credit(connection, account, transfer.amount, transfer.level):
+        if not self._account_totals.credit(connection, account, transfer.amount, transfer.level):
             connection.execute("DELETE FROM lpi_transfers WHERE id = ?", (number,))
             return UnreachableError("too many transfers are remembered already")
         refusal = None if apply is None else _run(connection, transfer, apply)
         if refusal is not None:
-            self._balances.take_back(connection, account, transfer.amount)
+            self._account_totals.take_back(connection, account, transfer.amount)
             self._refuse(connection, account, number, refusal)
         return refusal
 
-    def _answer_again(self, connection: sqlite3.Connection, transfer: Transfer) -> LedgerPluginError | None:
+    def _repeat_reply(self, connection: sqlite3.Connection, transfer: Transfer) -> LedgerPluginError | None:
         digest, code, name, data = connection.execute(
             "SELECT digest, error_code, error_name, error_data FROM lpi_transfers"
             " WHERE ledger = ? AND account = ? AND direction = 'in' AND key = ?",
@@ -282,12 +282,12 @@ class Journal:
 
     def _forget(self, connection: sqlite3.Connection, account: str, numbers: list[int | None]) -> None:
         connection.executemany("DELETE FROM lpi_transfers WHERE id = ?", [(number,) for number in numbers])
-        self._balances.forget_keys(connection, account, len(numbers))
+        self._account_totals.forget_keys(connection, account, len(numbers))
 
     def undelivered(
         self, connection: sqlite3.Connection, after: int, limit: int, without: Sequence[str] = ()
     ) -> list[tuple[int, Transfer]]:
-        """Return credited transfers that no handler has finished with, in order, ``without`` those of some accounts."""
+        """Return the next credited transfers that no handler has finished with, except those of some accounts."""
         rows = connection.execute(
             "SELECT id, amount, account, key, level FROM lpi_transfers"
             " WHERE ledger = ? AND state = 'applied' AND id > ?"
@@ -307,12 +307,12 @@ class Journal:
         )
 
     def purge(self, connection: sqlite3.Connection, after: int, retention: float) -> int | None:
-        """Forget, of one page of transfers, those that were finished longer than ``retention`` seconds ago.
+        """Remove the transfers of one page that were finished longer than ``retention`` seconds ago.
 
-        What counts is the time for which the ledger was open since: a clock that is set makes nobody forget a key.
+        Only the time during which the ledger was open counts, so setting the clock never removes a key too early.
 
         Returns:
-            The number to go on after, or None at the end.
+            The number to continue after, or None at the end.
         """
         self.save_age(connection)
         rows = connection.execute(
@@ -330,11 +330,11 @@ class Journal:
             self._forget(connection, account, numbers)
         return rows[-1][0] if len(rows) == PAGE else None
 
-    # Looking, and reconciling.
+    # Reading, and reconciling.
 
     def reset_level(self, connection: sqlite3.Connection, account: str) -> None:
-        """Let an account have PLAIN again; what it has SENT at KEYED is in doubt from here on."""
-        self._balances.set_level(connection, account, MoneyLevel.PLAIN)
+        """Set an account's level to PLAIN again; its transfers SENT at KEYED become IN_DOUBT."""
+        self._account_totals.set_level(connection, account, MoneyLevel.PLAIN)
         connection.execute(
             "UPDATE lpi_transfers SET state = 'in_doubt', changed = ?"
             " WHERE ledger = ? AND state = 'sent' AND account = ?",
@@ -342,14 +342,14 @@ class Journal:
         )
 
     def totals(self, connection: sqlite3.Connection, account: str | None) -> Totals:
-        """Return the sums of one account, or of all."""
-        sent, received = self._balances.sums(connection, account)
-        open_ones = connection.execute(
+        """Return the totals of one account, or of all."""
+        sent, received = self._account_totals.sums(connection, account)
+        unsettled = connection.execute(
             "SELECT amount FROM lpi_transfers WHERE ledger = ? AND state IN ('sent', 'in_doubt')"
             " AND (? IS NULL OR account = ?)",
             (self.ledger, account, account),
         )
-        return Totals(sent, received, in_doubt=sum(int(amount) for (amount,) in open_ones))
+        return Totals(sent, received, in_doubt=sum(int(amount) for (amount,) in unsettled))
 
     def find(
         self, connection: sqlite3.Connection, account: str, direction: TransferDirection, key: str | None
@@ -379,19 +379,19 @@ class Journal:
         return [_read_entry(row) for row in rows]
 
     def confirm(self, connection: sqlite3.Connection, account: str, key: str) -> None:
-        """Settle a transfer in doubt: the peer has applied it.
+        """Settle a transfer in doubt that the peer has applied.
 
         Raises:
-            TransferNotFoundError: No transfer of ours has this key.
+            TransferNotFoundError: No outgoing transfer has this key.
             InvalidFieldsError: It is not in doubt.
         """
         self._settle(connection, account, key, TransferState.ACKED)
 
     def reject(self, connection: sqlite3.Connection, account: str, key: str) -> None:
-        """Settle a transfer in doubt: the peer has not applied it.
+        """Settle a transfer in doubt that the peer has not applied.
 
         Raises:
-            TransferNotFoundError: No transfer of ours has this key.
+            TransferNotFoundError: No outgoing transfer has this key.
             InvalidFieldsError: It is not in doubt.
         """
         self._settle(connection, account, key, TransferState.REJECTED)
@@ -408,7 +408,7 @@ class Journal:
 
 
 def _read_entry(row: tuple[Any, ...]) -> JournalEntry:
-    """Return what a row of ``COLUMNS`` says."""
+    """Return the entry for a row of ``COLUMNS``."""
     number, account, direction, key, amount, level, state, code, name, data, created, changed, until = row
     return JournalEntry(
         number,
@@ -426,14 +426,14 @@ def _read_entry(row: tuple[Any, ...]) -> JournalEntry:
 
 
 def ledgers_in(connection: sqlite3.Connection) -> list[str]:
-    """Return the names of the ledgers in a store; each table may know one before the others do."""
+    """Return the names of the ledgers in a store; a ledger may be in only some of the tables."""
     tables = ("lpi_ledgers", "lpi_accounts", "lpi_transfers")
     query = " UNION ".join(f"SELECT ledger FROM {table}" for table in tables)  # noqa: S608 (constants)
     return [ledger for (ledger,) in connection.execute(query)]
 
 
 def _run(connection: sqlite3.Connection, transfer: Transfer, apply: Apply) -> LedgerPluginError | None:
-    """Run a transactional money handler; what it did stays only if it does not refuse."""
+    """Run a transactional money handler; if it refuses, undo its changes."""
     connection.execute("SAVEPOINT lpi_handler")
     refusal = apply(connection, transfer)
     if refusal is not None:

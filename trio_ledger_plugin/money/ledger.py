@@ -1,7 +1,7 @@
-"""One plugin's money: its journal in its store, and what is to be done about both while the plugin lives.
+"""A plugin's ledger: the journal in its store, and the tasks that receive transfers and remove old ones.
 
-The law of this module: one open plugin writes a ledger. While the store fails, money is refused, and nothing that may
-have happened is denied.
+Invariants: at most one open plugin writes to a ledger. While the store fails, transfers are refused; but if a transfer
+may have been applied, the peer gets no reply before the store can tell.
 """
 
 from __future__ import annotations
@@ -37,24 +37,25 @@ __all__ = ["Ledger", "receive_within"]
 T = TypeVar("T")
 
 PURGE_SECONDS: Final = 3600.0
-# Between two tries while the store cannot tell whether a transfer is applied.
+# The pause between two tries while the store cannot tell whether a transfer is applied.
 DOUBT_SECONDS: Final = 1.0
-# How long a store that hangs may hold up what does not need it.
+# How long a store that hangs may delay the parts of the plugin that do not need it.
 OPEN_SECONDS: Final = 2.0
 
-# The ledgers that open plugins write; a store is told by its identity, for one of a host's may not be hashable.
+# The ledgers that open plugins write to. The key is the store's identity, since an application's store may not be
+# hashable.
 _taken: dict[tuple[int, str], TransactionalStore] = {}
 
 
 class Ledger:
-    """The money of one plugin that has a transactional store.
+    """The journal of one plugin with a transactional store.
 
     Args:
-        store: Where the journal is kept.
+        store: Contains the journal.
         options: The plugin's options.
-        log: Told of the store's failures.
-        tasks: Owns the tasks.
-        find_handler: Gives the money handler of an account.
+        log: Where failures of the store are logged.
+        tasks: The task group that runs the tasks.
+        find_handler: Returns the money handler of an account.
     """
 
     def __init__(
@@ -76,18 +77,18 @@ class Ledger:
         self._opening = trio.Lock()
         self._opened = False
         self._claimed = False
-        # The accounts that had something to be sent again when the journal was opened.
+        # The accounts with transfers to send again that no plugin is sending yet.
         self.unfinished: set[str] = set()
-        # Called when ``unfinished`` is known.
+        # Called once ``unfinished`` is known.
         self.on_open: Callable[[], None] = _do_nothing
 
-    # Whose it is.
+    # Ownership.
 
     def claim(self) -> None:
-        """Take the ledger for this plugin; does nothing when it has it.
+        """Claim the ledger for this plugin; does nothing if it has claimed it already.
 
         Raises:
-            InvalidServicesError: Another open plugin has it.
+            InvalidServicesError: Another open plugin has claimed it.
         """
         if self._claimed:
             return
@@ -99,7 +100,7 @@ class Ledger:
         self._claimed = True
 
     def release(self) -> None:
-        """Leave the ledger to others."""
+        """Release the ledger, so that another plugin can claim it."""
         if self._claimed:
             self._claimed = False
             self.journal.rest()
@@ -108,13 +109,13 @@ class Ledger:
     # Working with the journal.
 
     async def run(self, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:  # noqa: ANN401 (the work's own)
-        """Run ``work(connection, ...)`` in a transaction; the journal is opened first, when that has not been done.
+        """Run ``work(connection, ...)`` in a transaction; open the journal first if necessary.
 
         Raises:
             StoreError: The store failed; nothing has changed.
-            StoreInDoubtError: The store cannot tell whether it has changed.
+            StoreInDoubtError: The store cannot tell whether the change counts.
 
-        Cancellation: The work may be done all the same.
+        Cancellation: The work may be done anyway.
         """
         if not self._opened:
             await self._open()
@@ -127,7 +128,7 @@ class Ledger:
             raise StoreError(f"the journal of transfers cannot be used: {error}") from error
 
     async def open(self) -> None:
-        """Open the journal, if the store lets it; whatever is done with money later tries again.
+        """Open the journal; if the store fails, log it: the next use of the journal tries again.
 
         Cancellation: Safe at any time.
         """
@@ -144,7 +145,7 @@ class Ledger:
     async def _open(self) -> None:
         async with self._opening:
             if not self._opened:
-                # What a stop left behind is settled by the plugin that has the ledger; others may look at it.
+                # Only the plugin that has claimed the ledger may settle what an earlier run left; others only read.
                 self.unfinished = await self._transaction(partial(self.journal.open, settle=self._claimed))
                 self._opened = True
                 self.on_open()
@@ -152,12 +153,12 @@ class Ledger:
     # Receiving.
 
     async def receive(self, transfer: Transfer, apply: Apply | None) -> LedgerPluginError | None:
-        """Credit a transfer of the peer's once, and return what the peer is told: None, or a refusal.
+        """Credit a transfer from the peer once, and return None, or the refusal that the peer gets.
 
-        Cancellation: The transfer may be credited; the peer sends it again at KEYED, and is in doubt at PLAIN.
+        Cancellation: The transfer may be credited. At KEYED the peer sends it again; at PLAIN the peer is in doubt.
         """
         if transfer.key is None:
-            # Found again by it, should the commit fail in a way that leaves it open.
+            # If a commit is in doubt, the transfer is found again by its key.
             transfer = evolve(transfer, key=str(uuid4()))
         with self._tasks.committing():
             refusal = await self._receive(transfer, apply)
@@ -171,7 +172,7 @@ class Ledger:
             try:
                 return await self.run(self.journal.receive, transfer, apply, plain_allowed=self.plain_allowed)
             except StoreError as error:
-                # Once a try is in doubt, neither answer is true before the store can tell.
+                # Once a try is in doubt, neither reply is certain to be true before the store can tell.
                 in_doubt = in_doubt or isinstance(error, StoreInDoubtError)
                 if not in_doubt:
                     self._log.error("refused a transfer of %s: %s", transfer.amount, error)
@@ -179,15 +180,15 @@ class Ledger:
                 self._log.error("a transfer of %s waits for the store: %s", transfer.amount, error)
                 await trio.sleep(DOUBT_SECONDS)
 
-    # Forgetting.
+    # Removing old transfers.
 
     def fire(self, now: float) -> float:
-        """Forget, from time to time, what nobody can send again."""
+        """Start a task that removes transfers whose keys need not be kept any longer; return when to do it next."""
         self._tasks.spawn(self._purge)
         return now + PURGE_SECONDS
 
     async def save_age(self) -> None:
-        """Keep the ledger's age: a program that often starts anew would otherwise remember all keys for ever.
+        """Save the ledger's age; otherwise a program that often restarts would keep all keys for ever.
 
         Cancellation: The age may be saved.
         """

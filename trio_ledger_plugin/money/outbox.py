@@ -1,9 +1,9 @@
-"""Calls the money handler for transfers that are credited: at least once for each, until it succeeds.
+"""Calls the money handler for credited transfers: at least once for each, until it succeeds.
 
-The law of this module: a transfer leaves the outbox when the handler has finished with it and that is recorded.
-Whatever comes between, the handler is called again, if not by this process then by the next; it tells by the
-transfer's key what it has seen before. Transfers are handed over in the order in which they came, several at once; one
-whose handler fails or hangs holds up no other.
+Invariant: a transfer leaves the outbox only when the handler has finished with it and the journal has recorded that.
+Until then the handler is called again, by this process or by the next one; it can recognise a transfer by its key.
+Transfers are handed over in the order in which they arrived, several at once. A handler that fails or hangs does not
+delay other transfers.
 """
 
 from __future__ import annotations
@@ -30,113 +30,117 @@ if TYPE_CHECKING:
 
 __all__ = ["FindHandler", "Outbox"]
 
-# How many handlers run at once, in all and for one of many accounts; those that are late do not count.
+# How many handlers may run at once, for all accounts together and for one of many; late ones are not counted.
 AT_ONCE: Final = 64
 OF_AN_ACCOUNT: Final = 16
-# How many transfers of an account may have failed, or be late, before its others are left in the journal.
+# How many transfers of an account may have failed or be late before its other transfers stay in the journal.
 MAX_IN_TROUBLE: Final = 100
 FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 60.0
 
 
-class _Ledger(Protocol):
-    """Where the transfers stand."""
+class _JournalRunner(Protocol):
+    """The part of a ledger that the outbox uses."""
 
     journal: Journal
 
     async def run(self, work: Callable[..., object], *args: object) -> object:
-        """Work on the journal inside a transaction."""
+        """Run ``work(connection, ...)`` on the journal inside a transaction."""
 
 
 class Outbox:
-    """The transfers of one ledger that the money handler is still to be called for.
+    """The transfers of one ledger whose money handler has not finished yet.
 
     Args:
-        ledger: Where they stand.
-        log: Told of what a handler raises.
-        tasks: Owns the tasks.
-        find_handler: Gives the money handler of an account, or None while there is none.
-        patience: After so many seconds a handler that runs is late, and others run in its place.
+        ledger: The ledger with the journal.
+        log: Where exceptions of handlers are logged.
+        tasks: The task group that runs the tasks.
+        find_handler: Returns the money handler of an account, or None while there is none.
+        patience: A handler that runs for more seconds than this is late, and other handlers run in its place.
     """
 
-    def __init__(self, ledger: _Ledger, log: Log, tasks: TaskGroup, find_handler: FindHandler, patience: float) -> None:
+    def __init__(
+        self, ledger: _JournalRunner, log: Log, tasks: TaskGroup, find_handler: FindHandler, patience: float
+    ) -> None:
         self._ledger = ledger
         self._log = log
         self._tasks = tasks
-        self._find_any = find_handler
-        # Those that turned out to be no async functions.
+        self._find_registered = find_handler
+        # Handlers that turned out not to be async functions.
         self._not_async: list[Handler] = []
         self._patience = patience
-        self._news = trio.Event()
+        self._wake_up = trio.Event()
+        # Transfers are named by their numbers in the journal. The number to read the next page after:
         self._after = 0
         self._from_start = False
-        # Those that are not to be read from the journal again: they run, or wait for another try.
+        # Transfers that are running or wait for another try, and must be skipped when a page is read.
         self._taken: set[int] = set()
-        # Those that were finished with while a page was read, which may still hold them.
+        # Transfers that were finished while a page was read, and may still be in that page.
         self._finished: set[int] = set()
+        # A heap of failed transfers: when to try again, the number, the transfer, and the pause after the next failure.
         self._failed: list[tuple[float, int, Transfer, float]] = []
-        # Those whose handlers run: in the order in which they become late, and late.
+        # Running handlers that are not late, in the order in which they become late, and running ones that are.
         self._in_time: dict[int, tuple[float, str]] = {}
         self._late: set[int] = set()
-        self._of_account: Counter[str] = Counter()
-        # Those that have failed or are late, until they are finished with, and how many that are of each account.
+        self._running_of: Counter[str] = Counter()
+        # Transfers that have failed or are late and are not finished, and their number for each account.
         self._in_trouble: dict[int, str] = {}
-        self._troubles: Counter[str] = Counter()
-        # The accounts of which transfers were left in the journal, for one reason or the other.
-        self._left: set[str] = set()
-        self._quiet = trio.Event()
+        self._trouble_of: Counter[str] = Counter()
+        # The accounts at a limit, whose transfers were skipped and are still in the journal.
+        self._skipped: set[str] = set()
+        self._idle = trio.Event()
         self._active = False
 
     @property
     def running(self) -> int:
-        """How many handlers run."""
+        """How many handlers are running."""
         return len(self._in_time) + len(self._late)
 
     def look(self) -> None:
-        """Look for new transfers."""
-        self._news.set()
+        """Wake the outbox, to look for new transfers."""
+        self._wake_up.set()
 
     def look_again(self) -> None:
-        """Look from the start: a handler was registered."""
-        # Not at once: a page that is being read says how far it went when it comes.
+        """Wake the outbox, to look at all transfers in the journal again after a handler was registered."""
+        # Only a flag: a page that is being read sets the number to go on after when it arrives.
         self._from_start = True
-        self._news.set()
+        self._wake_up.set()
 
     def fire(self, _now: float) -> float:
-        """Begin, with the plugin's other tasks."""
+        """Start the outbox's task, together with the plugin's other tasks; called once."""
         self._tasks.spawn(self._run)
         return inf
 
     async def wait_quiet(self) -> None:
-        """Wait until every transfer has been tried, and no handler runs.
+        """Wait until every transfer has been tried and no handler is running.
 
         Cancellation: Safe at any time.
         """
         if self._active:
-            if self._quiet.is_set():
-                self._quiet = trio.Event()
+            if self._idle.is_set():
+                self._idle = trio.Event()
             self.look()
-            await self._quiet.wait()
+            await self._idle.wait()
 
     async def _run(self) -> None:
         self._after = 0
         self._taken.clear()
         self._failed.clear()
         self._in_trouble.clear()
-        self._troubles.clear()
-        self._left.clear()
+        self._trouble_of.clear()
+        self._skipped.clear()
         self._active = True
         try:
             await self._hand_over()
         finally:
             self._active = False
-            self._quiet.set()
+            self._idle.set()
 
     async def _hand_over(self) -> None:
         pause = FIRST_PAUSE
         while True:
-            self._news = trio.Event()
-            self._set_late_aside()
+            self._wake_up = trio.Event()
+            self._mark_late()
             due = self._retry()
             try:
                 while self._has_room() and await self._take_page():
@@ -147,74 +151,75 @@ class Outbox:
                 pause = min(2 * pause, LONGEST_PAUSE)
             else:
                 pause = FIRST_PAUSE
-            if not self.running and not self._news.is_set():
-                self._quiet.set()
+            if not self.running and not self._wake_up.is_set():
+                self._idle.set()
             late_at, _ = next(iter(self._in_time.values()), (inf, ""))
             with trio.move_on_at(min(due, late_at)):
-                await self._news.wait()
+                await self._wake_up.wait()
 
     def _find_handler(self, account: str) -> Handler | None:
-        handler = self._find_any(account)
+        handler = self._find_registered(account)
         return None if any(handler is each for each in self._not_async) else handler
 
     def _has_room(self) -> bool:
         return len(self._in_time) < AT_ONCE and not self._tasks.closing_when_idle
 
-    def _set_late_aside(self) -> None:
-        """Let those that hang take no room from the others."""
+    def _mark_late(self) -> None:
+        """Stop counting handlers that have become late, so that others can run in their place."""
         now = trio.current_time()
         late = [(number, account) for number, (late_at, account) in self._in_time.items() if late_at <= now]
         for number, account in late:
             self._note_trouble(number, account)
             self._late.add(number)
-            self._no_longer_in_time(number)
-            self._log.warn("a money handler has been running for %d s; others run beside it", int(self._patience))
+            self._remove_in_time(number)
+            self._log.warn("a money handler has been running for %d s; others run in its place", int(self._patience))
 
     def _note_trouble(self, number: int, account: str) -> None:
         if number not in self._in_trouble:
             self._in_trouble[number] = account
-            self._troubles[account] += 1
+            self._trouble_of[account] += 1
 
     def _end_trouble(self, number: int) -> None:
         account = self._in_trouble.pop(number, None)
         if account is not None:
-            self._one_less(self._troubles, account)
+            self._decrement(self._trouble_of, account)
 
-    def _no_longer_in_time(self, number: int) -> None:
+    def _remove_in_time(self, number: int) -> None:
         _, account = self._in_time.pop(number, (0.0, None))
         if account is not None:
-            self._one_less(self._of_account, account)
+            self._decrement(self._running_of, account)
 
-    def _one_less(self, counts: Counter[str], account: str) -> None:
-        """Count one less; look again for what was left of the account, when it is worth the reading."""
+    def _decrement(self, counts: Counter[str], account: str) -> None:
+        """Decrement a count; read the journal from the start once enough skipped transfers of the account may run."""
         counts[account] -= 1
         if not counts[account]:
             del counts[account]
-        if account in self._left and not self._is_held(account) and self._of_account[account] <= _share(account) // 2:
-            self._left.remove(account)
+        limit = _max_running(account)
+        if account in self._skipped and not self._is_at_limit(account) and self._running_of[account] <= limit // 2:
+            self._skipped.remove(account)
             self._from_start = True
 
-    def _is_held(self, account: str) -> bool:
-        """Whether an account has as many handlers, or transfers in trouble, as leave the others theirs."""
-        return self._of_account[account] >= _share(account) or self._troubles[account] >= MAX_IN_TROUBLE
+    def _is_at_limit(self, account: str) -> bool:
+        """Whether an account has as many running handlers, or transfers in trouble, as it may have."""
+        return self._running_of[account] >= _max_running(account) or self._trouble_of[account] >= MAX_IN_TROUBLE
 
     def _retry(self) -> float:
-        """Begin the tries that are due; return when the next one is."""
+        """Start the tries that are due; return when the next one is due."""
         now = trio.current_time()
         while self._failed and self._failed[0][0] <= now and self._has_room():
             _, number, transfer, pause = heapq.heappop(self._failed)
             self._begin(number, transfer, pause)
-        # Those that are due and find no room are looked at when a handler has finished, or is late.
+        # If there is no room, the end of a handler or a late handler wakes the outbox.
         return self._failed[0][0] if self._failed and self._has_room() else inf
 
     async def _take_page(self) -> bool:
-        """Begin with the next transfers in the journal; false when there are none."""
+        """Read the next page of the journal and start its transfers; return False if there are none."""
         self._finished.clear()
         if self._from_start:
             self._from_start, self._after = False, 0
-        held = [account for account in {*self._troubles, *self._of_account} if self._is_held(account)]
-        self._left.update(held)
-        page = await self._ledger.run(self._ledger.journal.undelivered, self._after, AT_ONCE, held)
+        at_limit = [account for account in {*self._trouble_of, *self._running_of} if self._is_at_limit(account)]
+        self._skipped.update(at_limit)
+        page = await self._ledger.run(self._ledger.journal.undelivered, self._after, AT_ONCE, at_limit)
         assert isinstance(page, list)
         for number, transfer in page:
             if not self._has_room():
@@ -222,8 +227,8 @@ class Outbox:
             self._after = number
             if number in self._taken or number in self._finished:
                 continue
-            if self._is_held(transfer.account):
-                self._left.add(transfer.account)
+            if self._is_at_limit(transfer.account):
+                self._skipped.add(transfer.account)
                 continue
             if self._find_handler(transfer.account) is not None:
                 self._begin(number, transfer, FIRST_PAUSE)
@@ -232,11 +237,11 @@ class Outbox:
     def _begin(self, number: int, transfer: Transfer, pause: float) -> None:
         self._taken.add(number)
         self._in_time[number] = trio.current_time() + self._patience, transfer.account
-        self._of_account[transfer.account] += 1
+        self._running_of[transfer.account] += 1
         self._tasks.spawn(self._deliver, number, transfer, pause)
 
     async def _deliver(self, number: int, transfer: Transfer, pause: float) -> None:
-        """Call the handler once; its task and its context are its own."""
+        """Call the handler once; each call has its own task and context."""
         handler = self._find_handler(transfer.account)
         try:
             if handler is not None:
@@ -248,7 +253,7 @@ class Outbox:
             self._taken.discard(number)
             self._finished.add(number)
         except NotAsyncError as error:
-            # It may have done its work, and would do it at each try.
+            # The call may have done the handler's work, and another call would do it again.
             assert handler is not None
             self._not_async.append(handler)
             self._end_trouble(number)
@@ -263,14 +268,14 @@ class Outbox:
                 *(transfer.key, transfer.amount, int(pause), error),
             )
             self._note_trouble(number, transfer.account)
-            again = trio.current_time() + pause
-            heapq.heappush(self._failed, (again, number, transfer, min(2 * pause, LONGEST_PAUSE)))
+            retry_at = trio.current_time() + pause
+            heapq.heappush(self._failed, (retry_at, number, transfer, min(2 * pause, LONGEST_PAUSE)))
         finally:
-            self._no_longer_in_time(number)
+            self._remove_in_time(number)
             self._late.discard(number)
             if not self.running:
                 self._tasks.wake()
-            self._news.set()
+            self._wake_up.set()
 
     async def _record(self, number: int) -> None:
         pause = FIRST_PAUSE
@@ -285,6 +290,6 @@ class Outbox:
                 return
 
 
-def _share(account: str) -> int:
-    """Return how many handlers may run for an account; a plugin with one peer has no name for its own."""
+def _max_running(account: str) -> int:
+    """Return how many handlers may run for an account; the account of a plugin with one peer has no name."""
     return OF_AN_ACCOUNT if account else AT_ONCE

@@ -1,7 +1,7 @@
-"""One transfer of ours on its way, and those who wait for it.
+"""One outgoing transfer, and the callers that wait for its outcome.
 
-The law of this module: each who waits gets one verdict, in time. What is not in the journal when the last of them
-leaves is withdrawn, unless somebody was told that it goes on.
+Invariants: each caller gets one outcome, before its deadline. If the transfer is not in the journal when the last
+caller is cancelled, it is withdrawn, unless a caller was told that it will still be sent.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ if TYPE_CHECKING:
 
 __all__ = ["PendingTransfer"]
 
-# At PLAIN the link's own deadline decides; how much longer its callers wait, so that its verdict is recorded first.
+# At PLAIN the link's own deadline applies. Callers wait this much longer, so that its outcome is recorded first.
 RECORDING_SECONDS: Final = 1.0
 
 
 class PendingTransfer:
-    """One transfer of ours on its way, and those who wait for it.
+    """One outgoing transfer, and the callers that wait for its outcome.
 
     Args:
         transfer: The transfer.
-        window: From when until when it may be sent, in seconds since the epoch; None at PLAIN.
-        sent_before: Whether an earlier task, perhaps of an earlier process, may have sent it: it is in the journal.
+        window: The earliest and the latest time at which it may be sent, in seconds since the epoch; None at PLAIN.
+        sent_before: Whether an earlier task, perhaps of an earlier process, may have sent it. If so, it is in the
+            journal.
     """
 
     __slots__ = (
@@ -50,25 +51,29 @@ class PendingTransfer:
         self.transfer: Transfer = transfer
         self.window: Window | None = window
         self.sent_before: bool = sent_before
-        # Whether it is decided if it enters the journal; until then it can be withdrawn.
+        # Set once it is decided whether the transfer enters the journal; until then it can be withdrawn.
         self.entered: trio.Event = trio.Event()
         self.withdrawn: bool = False
-        # Whether it may be in the journal, as it is while it is being entered.
+        # Whether it may be in the journal; true while it is being entered.
         self.begun: bool = sent_before
-        # Whether somebody was told that it goes on, so that nobody who leaves later withdraws it.
+        # Whether a caller was told that it will still be sent; then it is never withdrawn.
         self.promised: bool = False
         self._settled = trio.Event()
         self._make_error: Callable[[], Exception] | None = None
         self._waiting = 0
 
     def settle(self, make_error: Callable[[], Exception] | None = None) -> None:
-        """Let the callers go, each with an error of its own, or without one; the first verdict counts."""
+        """Set the outcome and wake the callers; only the first outcome counts.
+
+        Args:
+            make_error: Called once for each caller, which raises its result. None: the callers return.
+        """
         if not self._settled.is_set():
             self._make_error = make_error
             self._settled.set()
 
     def doubt(self, reason: str) -> TransferInDoubtError:
-        """Return the error of a transfer whose fate is not known."""
+        """Return the error of a transfer whose outcome is not known."""
         assert self.transfer.key is not None
         return TransferInDoubtError(self.transfer.key, self.transfer.amount, reason)
 
@@ -77,25 +82,27 @@ class PendingTransfer:
         return self.transfer.level is MoneyLevel.KEYED
 
     async def wait(self, deadline: float, seconds: float) -> None:
-        """Wait for the verdict; the last caller to leave withdraws what is not in the journal yet.
+        """Wait for the outcome.
 
         Args:
-            deadline: Until when, on Trio's clock.
-            seconds: How long that is from the beginning of the call, for the error.
+            deadline: Until when to wait, on Trio's clock.
+            seconds: The time from the beginning of the call to the deadline, for the error.
+
+        Cancellation: If this is the last caller, the transfer is withdrawn, unless it is in the journal already.
         """
         self._waiting += 1
         try:
             with trio.move_on_at(deadline + (0.0 if self._is_keyed else RECORDING_SECONDS)):
                 await self._settled.wait()
-            # Asked again: what is known of its key may be that it was sent at KEYED before.
+            # The level may have changed while waiting: the journal may hold the key from an earlier KEYED transfer.
             self.promised = self.promised or self._is_keyed
         finally:
             self._waiting -= 1
             if not (self._waiting or self.promised or self.entered.is_set()):
                 self.withdrawn = True
         if not self._settled.is_set():
-            goes_on = "goes on from the journal" if self.entered.is_set() else "goes on when the store has recorded it"
-            fate = goes_on if self._is_keyed else "is not sent again"
-            raise self.doubt(f"no acknowledgement within {seconds:g} s; it {fate}")
+            retried = "goes on from the journal" if self.entered.is_set() else "goes on when the store has recorded it"
+            next_step = retried if self._is_keyed else "is not sent again"
+            raise self.doubt(f"no acknowledgement within {seconds:g} s; it {next_step}")
         if self._make_error is not None:
             raise self._make_error()

@@ -1,4 +1,4 @@
-"""``plugin.transfers``: what has moved, and what to do about a transfer in doubt."""
+"""``plugin.transfers``: the totals and the journal, and how to settle transfers in doubt."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["Transfers"]
 
 
 class Transfers:
-    """The transfers of a plugin, from its journal; ``plugin.transfers`` gives it.
+    """The transfers in a plugin's journal, as ``plugin.transfers`` returns them.
 
-    Of a server of many accounts it shows all accounts; of ``account(name)``, that one.
+    For a server of many accounts, it shows all accounts; for ``account(name)``, only that one.
 
     Args:
-        ledger: The journal's keeper.
+        ledger: The ledger with the journal.
         account: The account; None for all.
     """
 
@@ -31,7 +31,7 @@ class Transfers:
         self._account = account
 
     async def totals(self) -> Totals:
-        """Return what was sent, what was received, and what is in doubt.
+        """Return the sums of what was sent, received and is in doubt.
 
         Raises:
             StoreError: The store failed.
@@ -43,16 +43,16 @@ class Transfers:
     def walk(
         self, *, state: TransferState | None = None, direction: TransferDirection | None = None
     ) -> AsyncIterator[JournalEntry]:
-        """Go through the journal, in the order in which the transfers were entered.
+        """Iterate over the journal, in the order in which the transfers were entered.
 
-        What is entered meanwhile is seen as well. Finished transfers are forgotten after ``key_retention``.
+        Transfers that are entered meanwhile are included. Finished transfers are removed after ``key_retention``.
 
         Args:
-            state: Only those in this state.
-            direction: Only those that go this way.
+            state: Only transfers in this state.
+            direction: Only transfers in this direction.
 
         Returns:
-            What gives one transfer after the other. A loop over it may be left at any time.
+            An asynchronous iterator over the entries. A loop over it may be left at any time.
 
         Raises:
             TypeError: An argument has another type.
@@ -65,13 +65,13 @@ class Transfers:
         return _Walk(self._ledger, self._account, direction, state)
 
     async def confirm(self, key: str, *, account: str | None = None) -> None:
-        """Settle a transfer of ours in doubt: the peer has applied it. It counts as sent from here on.
+        """Settle an outgoing transfer in doubt that the peer has applied; it then counts as sent.
 
-        Does nothing when it is acknowledged already.
+        Does nothing if it is acknowledged already.
 
         Args:
             key: Its idempotency key.
-            account: Its account, where this object shows all accounts of a server.
+            account: Its account; required if this object shows all accounts of a server.
 
         Raises:
             TypeError: An argument has another type.
@@ -79,19 +79,19 @@ class Transfers:
             TransferNotFoundError: No transfer was sent under this key.
             StoreError: The store failed; nothing has changed.
 
-        Cancellation: It may be settled.
+        Cancellation: The transfer may be settled anyway.
         """
         await self._settle(self._ledger.journal.confirm, key, account)
 
     async def reject(self, key: str, *, account: str | None = None) -> None:
-        """Settle a transfer of ours in doubt: the peer has not applied it, and never will. It may be sent anew.
+        """Settle an outgoing transfer in doubt that the peer has not applied and never will apply.
 
-        Does nothing when it is rejected already. A new transfer needs a key of its own: who sends under this one
-        again gets a ``NotAcceptedError``, which says that it was settled by hand.
+        Does nothing if it is rejected already. To pay again, send a new transfer under a new key: sending under this
+        key raises a ``NotAcceptedError``, which says that the transfer was settled by hand.
 
         Args:
             key: Its idempotency key.
-            account: Its account, where this object shows all accounts of a server.
+            account: Its account; required if this object shows all accounts of a server.
 
         Raises:
             TypeError: An argument has another type.
@@ -99,34 +99,34 @@ class Transfers:
             TransferNotFoundError: No transfer was sent under this key.
             StoreError: The store failed; nothing has changed.
 
-        Cancellation: It may be settled.
+        Cancellation: The transfer may be settled anyway.
         """
         await self._settle(self._ledger.journal.reject, key, account)
 
     async def reset_level(self, *, account: str | None = None) -> None:
-        """Let money of an account that was at KEYED go over a link at PLAIN again.
+        """Allow an account that was at KEYED to use links at PLAIN again.
 
-        To be called once it is certain that the peer's journal is gone for good, or that the peer is another program
-        now. Transfers that were to be sent again are in doubt from here on; reconcile them.
+        Call this only once it is certain that the peer has lost its journal for good, or is another program now.
+        Transfers that were waiting to be sent again are in doubt afterwards; reconcile them.
 
         Args:
-            account: The account, where this object shows all accounts of a server.
+            account: The account; required if this object shows all accounts of a server.
 
         Raises:
             TypeError: ``account`` has another type.
             InvalidFieldsError: ``account`` is missing.
             StoreError: The store failed; nothing has changed.
 
-        Cancellation: It may be reset.
+        Cancellation: The level may be reset anyway.
         """
-        await self._ledger.run(self._ledger.journal.reset_level, self._one(account))
+        await self._ledger.run(self._ledger.journal.reset_level, self._one_account(account))
 
     async def _settle(self, settle: Callable[..., None], key: str, account: str | None) -> None:
         if not isinstance(key, str):
             raise TypeError(f"key is text, not {type(key).__name__}")
-        await self._ledger.run(settle, self._one(account), key)
+        await self._ledger.run(settle, self._one_account(account), key)
 
-    def _one(self, account: str | None) -> str:
+    def _one_account(self, account: str | None) -> str:
         _check("account", account, str)
         if self._account is not None and account not in (None, self._account):
             raise InvalidFieldsError(f"account is {account!r}; this object shows {self._account!r}")
@@ -136,13 +136,13 @@ class Transfers:
 
 
 class _Walk:
-    """The journal, page by page. No generator: one that is left in the middle would have to be closed."""
+    """Iterates over the journal, page by page. Not a generator, which would have to be closed if a loop is left."""
 
     def __init__(
         self, ledger: Ledger, account: str | None, direction: TransferDirection | None, state: TransferState | None
     ) -> None:
         self._ledger = ledger
-        self._which = account, direction, state
+        self._filter = account, direction, state
         self._page: deque[JournalEntry] = deque()
         self._after = 0
 
@@ -151,7 +151,7 @@ class _Walk:
 
     async def __anext__(self) -> JournalEntry:
         if not self._page:
-            self._page.extend(await self._ledger.run(self._ledger.journal.page, *self._which, self._after))
+            self._page.extend(await self._ledger.run(self._ledger.journal.page, *self._filter, self._after))
             if not self._page:
                 raise StopAsyncIteration
         entry = self._page.popleft()
@@ -159,6 +159,6 @@ class _Walk:
         return entry
 
 
-def _check(name: str, value: object, right: type) -> None:
-    if value is not None and not isinstance(value, right):
-        raise TypeError(f"{name} is a {right.__name__} or None, not {type(value).__name__}")
+def _check(name: str, value: object, expected: type) -> None:
+    if value is not None and not isinstance(value, expected):
+        raise TypeError(f"{name} is a {expected.__name__} or None, not {type(value).__name__}")

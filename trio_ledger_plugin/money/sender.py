@@ -1,8 +1,8 @@
-"""Sends the transfers of one account: each is in the journal before it leaves, and until its fate is known.
+"""Sends the transfers of one account.
 
-The law of this module: a transfer belongs to a task of the plugin's from the moment that it is in the journal; its
-callers only wait. At PLAIN it is handed to a link once. At KEYED it is handed to one link after another until the peer
-answers, or until the peer may have forgotten its key.
+Invariants: a transfer is in the journal before its first byte is sent, and stays there until its outcome is known. From
+then on one of the plugin's tasks owns it; its callers only wait. At PLAIN, the task hands it to a link once. At KEYED,
+the task hands it to one link after another until the peer answers, or until the peer may have forgotten its key.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ T = TypeVar("T")
 
 FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 30.0
-# How many transfers of before are sent again at once.
+# Transfers in the journal are sent again only while fewer than this many are in flight.
 RESUMED_AT_ONCE: Final = 256
-# By how much a clock may be set back without leaving it open how old a transfer is.
+# By how many seconds the clock may be set back before the age of a transfer counts as unknown.
 CLOCK_SECONDS: Final = 3600.0
 
 
 class SenderHost(Protocol):
-    """The plugin's side of its sender."""
+    """What a sender needs from its plugin."""
 
     context: Context
 
@@ -69,14 +69,14 @@ class SenderHost(Protocol):
         """Where to log."""
 
     def peer_retention(self) -> int | None:
-        """Return for how many seconds the peer keeps keys, agreed on the present link; None at PLAIN."""
+        """Return for how many seconds the peer keeps keys, as agreed on the current link; None at PLAIN."""
 
     async def carry_money(self, transfer: Transfer) -> None:
-        """Carry a transfer over the present link, once."""
+        """Send a transfer over the current link, once."""
 
 
-class _Withdrawn(Exception):  # noqa: N818 (no error: nobody waits for the transfer any more)
-    """All callers have left before the transfer was in the journal."""
+class _Withdrawn(Exception):  # noqa: N818 (not an error: the transfer has no callers)
+    """All callers were cancelled before the transfer was in the journal."""
 
 
 class Sender:
@@ -84,8 +84,8 @@ class Sender:
 
     Args:
         host: The plugin.
-        ledger: Its journal.
-        tasks: Owns the tasks.
+        ledger: The ledger with its journal.
+        tasks: The task group that runs the tasks.
         account: The account's name; empty for a plugin with one peer.
     """
 
@@ -96,37 +96,40 @@ class Sender:
         self._account = account
         self._live: dict[str, PendingTransfer] = {}
         self._resuming = False
-        # Whether the journal holds transfers of before that nobody has looked for yet.
+        # Whether the journal may hold transfers of an earlier plugin that this sender has not read yet.
         self.behind: bool = False
         self._closed = False
-        self._one_less = trio.Event()
-        self._link_came = trio.Event()
+        self._transfer_ended = trio.Event()
+        self._new_link = trio.Event()
 
     async def send(self, transfer: Transfer) -> None:
-        """Send a transfer and return when it is acknowledged; ``LedgerPlugin.send_money`` tells what it raises."""
+        """Send a transfer and return when it is acknowledged; ``LedgerPlugin.send_money`` documents what it raises."""
         assert transfer.key is not None
         outgoing = self._live.get(transfer.key)
         seconds = self._host.options.response_timeout
         deadline = trio.current_time() + seconds
         with trio.move_on_at(deadline) as patience:
             while outgoing is not None and outgoing.withdrawn and not outgoing.entered.is_set():
-                # Its callers have left; whether in time is known soon.
+                # Its callers were cancelled; whether that was before it entered the journal is known soon.
                 await outgoing.entered.wait()
                 if not outgoing.begun:
                     outgoing = self._live.get(transfer.key)
         if patience.cancelled_caught:
-            reason = "the store does not tell whether an earlier call under its key was withdrawn in time"
+            reason = "the store did not answer in time, so an earlier call with its key may not have been withdrawn"
             raise TransferInDoubtError(transfer.key, transfer.amount, reason)
         if outgoing is None:
             if self._closed:
                 raise PluginClosedError("the plugin was closed; nothing was sent")
             outgoing = self._enter(evolve(transfer, account=self._account))
         elif outgoing.transfer.amount != transfer.amount:
-            raise _another(transfer.key, outgoing.transfer.amount)
+            raise _key_conflict(transfer.key, outgoing.transfer.amount)
         await outgoing.wait(deadline, seconds)
 
     async def recall(self, transfer: Transfer) -> bool:
-        """Have the outcome of a transfer whose key is known, while there is no link; false when it is not known."""
+        """Report the outcome of a transfer whose key is known, while there is no link; return False if it is unknown.
+
+        Returns or raises as ``send()`` does.
+        """
         assert transfer.key is not None
         if transfer.key in self._live:
             await self.send(transfer)
@@ -137,18 +140,19 @@ class Sender:
             known = await self._ledger.run(find, self._account, TransferDirection.OUT, transfer.key)
             if known is None:
                 return False
-            if await self._is_open(outgoing, known):
+            if await self._must_send(outgoing, known):
                 outgoing.settle(partial(outgoing.doubt, "it is in the journal, and goes on once there is a link"))
             await outgoing.wait(inf, inf)
             return True
-        raise outgoing.doubt("the store does not tell what is known of its key")
+        raise outgoing.doubt("the store did not answer in time, so it is not known whether its key was used before")
 
     def _enter(self, transfer: Transfer) -> PendingTransfer:
         retention = self._host.peer_retention()
         if retention is None:
             outgoing = PendingTransfer(transfer, None)
         else:
-            # The peer keeps a key from when it sees it; the other half is for clocks that are set, and slow networks.
+            # The peer keeps a key from when it receives it. Using only half of that time leaves a margin for slow
+            # networks and for clocks that are set.
             now = time()
             outgoing = PendingTransfer(evolve(transfer, level=MoneyLevel.KEYED), (now, now + retention / 2))
         self._begin(outgoing)
@@ -163,29 +167,29 @@ class Sender:
         self._live[outgoing.transfer.key] = outgoing
 
     def link_up(self) -> None:
-        """Send again what is not answered, if the link is at KEYED."""
-        self._link_came.set()
-        self._link_came = trio.Event()
+        """Send unanswered transfers again, if the link is at KEYED."""
+        self._new_link.set()
+        self._new_link = trio.Event()
         if self._host.peer_retention() is not None and not self._resuming:
             self._resuming = True
             self._tasks.spawn(self._resume)
 
     def abandon(self, reason: str) -> None:
-        """Let the callers go whose transfers go on in the journal; those at PLAIN are told by their link."""
+        """Release callers waiting on KEYED transfers; the link itself ends the wait of those at PLAIN."""
         for outgoing in self._live.values():
             if outgoing.transfer.level is MoneyLevel.KEYED:
                 outgoing.settle(partial(outgoing.doubt, reason))
 
     def close(self, reason: str) -> None:
-        """Send nothing any more; what goes on in the journal is for the next plugin of the account."""
+        """Stop sending; the next plugin of the account sends the KEYED transfers in the journal."""
         self.abandon(reason)
         self._closed = True
-        self._link_came.set()
+        self._new_link.set()
         if self.behind or any(outgoing.transfer.level is MoneyLevel.KEYED for outgoing in self._live.values()):
             self._ledger.unfinished.add(self._account)
 
     async def _resume(self) -> None:
-        """Send what the journal holds from before, some of it at a time."""
+        """Send the unanswered transfers in the journal again, a limited number at once."""
         after, pause = 0, FIRST_PAUSE
         try:
             while not self._closed:
@@ -202,18 +206,18 @@ class Sender:
                 for number, transfer, window in page:
                     after = number
                     while len(self._live) >= RESUMED_AT_ONCE:
-                        self._one_less = trio.Event()
-                        await self._one_less.wait()
+                        self._transfer_ended = trio.Event()
+                        await self._transfer_ended.wait()
                     if transfer.key not in self._live:
                         self._begin(PendingTransfer(transfer, window, sent_before=True))
         finally:
             self._resuming = False
 
-    # One transfer, in a task of its own.
+    # One transfer, in its own task.
 
     async def _run(self, outgoing: PendingTransfer) -> None:
         try:
-            to_send = outgoing.sent_before or await self._journal(outgoing)
+            to_send = outgoing.sent_before or await self._enter_journal(outgoing)
             outgoing.entered.set()
             if to_send:
                 if outgoing.transfer.level is MoneyLevel.KEYED:
@@ -226,14 +230,14 @@ class Sender:
             assert outgoing.transfer.key is not None
             del self._live[outgoing.transfer.key]
             outgoing.entered.set()
-            self._one_less.set()
+            self._transfer_ended.set()
             outgoing.settle(partial(outgoing.doubt, "the plugin was closed before it was acknowledged"))
 
-    async def _journal(self, outgoing: PendingTransfer) -> bool:
-        """Enter a transfer as SENT; false when its fate is decided without sending it."""
+    async def _enter_journal(self, outgoing: PendingTransfer) -> bool:
+        """Enter a transfer as SENT; return False if its outcome is known without sending it."""
 
         def enter(connection: sqlite3.Connection) -> JournalEntry | None:
-            # In this order: on Trio's thread it is withdrawn first, and then asked whether this has begun.
+            # The order matters: Trio's thread first sets ``withdrawn``, then reads ``begun``.
             outgoing.begun = True
             if outgoing.withdrawn:
                 outgoing.begun = False
@@ -245,30 +249,34 @@ class Sender:
         try:
             known = await self._ledger.run(enter)
         except StoreInDoubtError as error:
-            outgoing.settle(partial(outgoing.doubt, f"nothing was sent yet, and the store cannot tell: {error}"))
+            outgoing.settle(
+                partial(outgoing.doubt, f"nothing was sent yet, but the store may have recorded it: {error}")
+            )
         except (StoreError, MoneyLevelError) as error:
             if outgoing.promised:
                 key = outgoing.transfer.key
-                self._host.log.error("transfer %s was not sent, though its caller was told otherwise: %s", key, error)
+                self._host.log.error(
+                    "transfer %s was not sent, although its caller was told that it goes on: %s", key, error
+                )
             outgoing.settle(partial(type(error), str(error)))
         else:
             if known is not None:
-                return await self._is_open(outgoing, known)
+                return await self._must_send(outgoing, known)
             if not outgoing.withdrawn or outgoing.transfer.level is MoneyLevel.KEYED:
                 return True
-            # The store took its time to commit it: whoever gave up may have paid otherwise meanwhile.
+            # The callers were cancelled while the store committed it, and may have paid in another way since.
             await self._record(self._withdraw, outgoing.transfer)
             outgoing.begun = False
         return False
 
-    async def _is_open(self, outgoing: PendingTransfer, known: JournalEntry) -> bool:
-        """Tell the callers what is known of a transfer; true when it is for this task to send it again."""
+    async def _must_send(self, outgoing: PendingTransfer, known: JournalEntry) -> bool:
+        """Settle a transfer from its entry in the journal; return True if this task has to send it again instead."""
         if known.amount != int(outgoing.transfer.amount):
-            outgoing.settle(partial(_another, known.key, str(known.amount)))
+            outgoing.settle(partial(_key_conflict, known.key, str(known.amount)))
         elif known.state is TransferState.ACKED:
             outgoing.settle()
         elif known.state is TransferState.REJECTED:
-            by_hand = "the transfer was settled by hand as not applied; a new one needs a key of its own"
+            by_hand = "the transfer was settled by hand as not applied; use a new key for a new transfer"
             outgoing.settle(partial(copy_error, known.error or NotAcceptedError(by_hand)))
         elif known.state is TransferState.SENT and known.level is MoneyLevel.KEYED:
             outgoing.transfer = evolve(outgoing.transfer, level=MoneyLevel.KEYED)
@@ -276,7 +284,7 @@ class Sender:
             return True
         else:
             await self._record(self._ledger.journal.doubt, outgoing.transfer)
-            outgoing.settle(partial(outgoing.doubt, "it was sent before, and not acknowledged"))
+            outgoing.settle(partial(outgoing.doubt, "it was sent before and not acknowledged"))
         return False
 
     async def _send_plain(self, outgoing: PendingTransfer) -> None:
@@ -287,10 +295,10 @@ class Sender:
             await self._record(journal.doubt, transfer)
             outgoing.settle(partial(outgoing.doubt, error.reason))
         except RemoteError as error:
-            await self._refused(outgoing, error)
+            await self._record_refusal(outgoing, error)
         except LedgerPluginError as error:
-            await self._not_sent(outgoing, error)
-        except Exception as error:  # noqa: BLE001 (a plugin of somebody else's may raise anything)
+            await self._forget_unsent(outgoing, error)
+        except Exception as error:  # noqa: BLE001 (a plugin of another package may raise anything)
             self._host.log.error("carrying transfer %s failed: %o", transfer.key, error)
             await self._record(journal.doubt, transfer)
             outgoing.settle(partial(outgoing.doubt, "the plugin failed to carry it"))
@@ -299,9 +307,9 @@ class Sender:
             outgoing.settle()
 
     async def _send_keyed(self, outgoing: PendingTransfer) -> None:
-        # Whether the peer may have applied it already: then a temporary refusal says nothing of that.
+        # Whether the peer may have applied it already; if so, a temporary refusal does not mean that it has not.
         sent_before = outgoing.sent_before
-        # Whether it has just been entered: what has been there for longer may have been settled by hand.
+        # Whether it has just been entered; an older entry may have been settled by hand since.
         fresh = not sent_before
         pause = FIRST_PAUSE
         while True:
@@ -309,38 +317,38 @@ class Sender:
                 fresh = False
                 with trio.move_on_after(_time_left(outgoing.window, None)):
                     while self._host.peer_retention() is None and not self._closed:
-                        await self._link_came.wait()
+                        await self._new_link.wait()
             if self._closed:
                 return
-            # Asked of the clock: one that Trio measures time by may stand still while the machine sleeps.
+            # Checked with the system clock again: Trio's clock may stand still while the machine sleeps.
             if not _time_left(outgoing.window, self._host.peer_retention()):
-                await self._in_doubt(outgoing, "the peer may have forgotten its key; it is not sent again")
+                await self._leave_in_doubt(outgoing, "the peer may have forgotten its key; it is not sent again")
                 return
-            if not fresh and not await self._is_still_open(outgoing):
+            if not fresh and not await self._must_still_send(outgoing):
                 return
-            fresh, next_link = False, self._link_came
+            fresh, next_link = False, self._new_link
             try:
                 await self._host.carry_money(outgoing.transfer)
             except TransferInDoubtError:
                 sent_before = True
-                if self._host.peer_retention() is None or next_link is not self._link_came:
+                if self._host.peer_retention() is None or next_link is not self._new_link:
                     continue
             except RemoteError as error:
                 if sent_before and error.code == DuplicateIdError.code:
-                    # Of another request under this key; the one that came first may have been ours.
-                    await self._in_doubt(outgoing, f"it was sent again, and {error}")
+                    # The peer says that the key belongs to another request; that may be this transfer as sent before.
+                    await self._leave_in_doubt(outgoing, f"it was sent again, and {error}")
                     return
                 if not (sent_before and _is_temporary(error)):
-                    await self._refused(outgoing, error)
+                    await self._record_refusal(outgoing, error)
                     return
             except (PluginClosedError, PluginFailedError):
-                # It waited for its turn. Where the plugin was only disconnected, it is for the next link.
+                # The plugin ended while the transfer waited to be sent. After a disconnect(), the next link sends it.
                 pass
             except LedgerPluginError as error:
                 if not sent_before and not isinstance(error, NotConnectedError):
-                    await self._not_sent(outgoing, error)
+                    await self._forget_unsent(outgoing, error)
                     return
-            except Exception as error:  # noqa: BLE001 (a plugin of somebody else's may raise anything)
+            except Exception as error:  # noqa: BLE001 (a plugin of another package may raise anything)
                 self._host.log.error("carrying transfer %s failed: %o", outgoing.transfer.key, error)
                 sent_before = True
             else:
@@ -350,23 +358,23 @@ class Sender:
             await trio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    async def _is_still_open(self, outgoing: PendingTransfer) -> bool:
-        """Look whether a transfer is still to be sent; where it is not, its callers are told."""
+    async def _must_still_send(self, outgoing: PendingTransfer) -> bool:
+        """Read a transfer's entry again; settle it and return False if it does not have to be sent any longer."""
         transfer = outgoing.transfer
         known = await self._record(self._ledger.journal.find, transfer.account, TransferDirection.OUT, transfer.key)
-        return known is not None and await self._is_open(outgoing, known)
+        return known is not None and await self._must_send(outgoing, known)
 
-    async def _in_doubt(self, outgoing: PendingTransfer, reason: str) -> None:
+    async def _leave_in_doubt(self, outgoing: PendingTransfer, reason: str) -> None:
         await self._record(self._ledger.journal.doubt, outgoing.transfer)
         outgoing.settle(partial(outgoing.doubt, reason))
 
-    async def _not_sent(self, outgoing: PendingTransfer, error: LedgerPluginError) -> None:
-        """Forget a transfer that has not left."""
+    async def _forget_unsent(self, outgoing: PendingTransfer, error: LedgerPluginError) -> None:
+        """Remove a transfer that was not sent from the journal."""
         await self._record(self._withdraw, outgoing.transfer)
         outgoing.settle(partial(copy_error, error))
 
-    async def _refused(self, outgoing: PendingTransfer, error: RemoteError) -> None:
-        """Record a refusal; one that is temporary leaves nothing under the key."""
+    async def _record_refusal(self, outgoing: PendingTransfer, error: RemoteError) -> None:
+        """Record a refusal; after a temporary one, the key may be used again."""
         if _is_temporary(error):
             await self._record(self._withdraw, outgoing.transfer)
         else:
@@ -374,27 +382,28 @@ class Sender:
         outgoing.settle(partial(copy_error, error))
 
     def _withdraw(self, connection: sqlite3.Connection, transfer: Transfer) -> None:
-        # On the store's thread. After the end a transfer at KEYED is the next plugin's, which may be sending it again.
+        # Runs on the store's thread. Once this sender is closed, the next plugin may be sending a KEYED transfer again.
         if not (self._closed and transfer.level is MoneyLevel.KEYED):
             self._ledger.journal.withdraw(connection, transfer)
 
     async def _record(self, work: Callable[..., T], *args: object) -> T:
-        """Work on the journal, however long the store does not let it: write, above all, what has happened."""
+        """Run ``work`` on the journal, and retry until the store works: the outcome of a transfer must be recorded."""
         pause = FIRST_PAUSE
         with self._tasks.committing():
             while True:
                 try:
                     return await self._ledger.run(work, *args)
                 except StoreError as error:
-                    self._host.log.error("cannot record what became of a transfer: %s", error)
+                    self._host.log.error("cannot record the outcome of a transfer: %s", error)
                     await trio.sleep(pause)
                     pause = min(2 * pause, LONGEST_PAUSE)
 
 
 def _time_left(window: Window | None, retention: int | None) -> float:
-    """Return for how many seconds a transfer may be sent; 0 as well when the clock was set back to before it.
+    """Return for how many more seconds a transfer may be sent.
 
-    A peer that keeps keys for less time than when it was entered may have forgotten it sooner.
+    The result is 0 if the clock was set back to before the transfer. A peer whose retention is shorter now than when
+    the transfer was entered may have forgotten the key sooner.
     """
     now = time()
     if window is None or now < window[0] - CLOCK_SECONDS:
@@ -407,5 +416,5 @@ def _is_temporary(error: RemoteError) -> bool:
     return error.code.startswith("T")
 
 
-def _another(key: str, amount: str) -> DuplicateIdError:
+def _key_conflict(key: str, amount: str) -> DuplicateIdError:
     return DuplicateIdError(f"the key {key!r} belongs to a transfer of {amount}")

@@ -1,7 +1,7 @@
-"""All that one plugin does about money, behind one face.
+"""The money service of one plugin: everything that the plugin does about transfers.
 
-The law of this module: with a transactional store every transfer goes through the journal; without one, transfers are
-PLAIN and nothing is remembered of them.
+Invariant: with a transactional store, every transfer goes through the journal. Without one, transfers are PLAIN and
+nothing about them is kept.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ __all__ = ["MoneyService", "make_ledger", "receive_plain"]
 def make_ledger(
     store: Store | None, options: PluginOptions, log: Log, tasks: TaskGroup, find_handler: FindHandler
 ) -> Ledger | None:
-    """Return the ledger of a plugin that has a transactional store, and None of another.
+    """Return the ledger of a plugin with a transactional store, or None without one.
 
     Raises:
-        InvalidServicesError: KEYED is asked for, and the store cannot have it.
+        InvalidServicesError: The options ask for KEYED, which needs a transactional store.
     """
     if callable(getattr(store, "transaction", None)):
-        from .ledger import Ledger  # noqa: PLC0415 (SQLite and the journal are for those who keep one)
+        from .ledger import Ledger  # noqa: PLC0415 (programs without a journal need not import SQLite)
 
         return Ledger(cast("TransactionalStore", store), options, log, tasks, find_handler)
     if options.money == "keyed":
@@ -45,15 +45,15 @@ def make_ledger(
 
 
 class MoneyService:
-    """The money of one plugin.
+    """The transfers of one plugin.
 
     Args:
         host: The plugin.
-        ledger: The journal's keeper; None where there is no transactional store.
-        tasks: Owns the tasks.
-        account: The account that is sent to; empty for a plugin with one peer, None for one that sends nothing.
+        ledger: The ledger with the journal; None without a transactional store.
+        tasks: The task group that runs the tasks.
+        account: The account to send to; empty for a plugin with one peer, None for a plugin that sends nothing.
         shows: The account that ``transfers`` shows; None for all.
-        keeps_ledger: Whether the ledger is this plugin's own, and not lent by a server of many accounts.
+        keeps_ledger: Whether the ledger belongs to this plugin, not to the server of many accounts around it.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class MoneyService:
         self._own = ledger if keeps_ledger else None
         self._sender: Sender | None = None
         if ledger is not None and account is not None:
-            from .sender import Sender  # noqa: PLC0415 (for those who keep a journal)
+            from .sender import Sender  # noqa: PLC0415 (programs without a journal need not import it)
 
             self._sender = Sender(host, ledger, tasks, account)
         if self._own is not None:
@@ -81,13 +81,13 @@ class MoneyService:
 
     @property
     def offered_retention(self) -> int | None:
-        """For how many seconds this end keeps keys, as it offers to the peer; None where it offers PLAIN only."""
+        """For how many seconds this end offers to keep keys; None if it offers only PLAIN."""
         options = self._host.options
         return None if self.ledger is None or options.money == "plain" else int(options.key_retention)
 
     @property
     def transfers(self) -> Transfers:
-        """What has moved.
+        """The transfers in the journal.
 
         Raises:
             InvalidServicesError: There is no transactional store.
@@ -98,18 +98,18 @@ class MoneyService:
 
     @property
     def is_busy(self) -> bool:
-        """Whether money handlers run that are left to finish."""
+        """Whether money handlers are running that must be left to finish."""
         return self._own is not None and self._own.outbox.running > 0
 
     async def send(self, transfer: Transfer) -> None:
-        """Send a transfer; ``LedgerPlugin.send_money`` tells what it raises."""
+        """Send a transfer; ``LedgerPlugin.send_money`` documents what it raises."""
         if self._sender is None:
             await self._host.carry_money(transfer)
         else:
             await self._sender.send(transfer)
 
     async def recall(self, transfer: Transfer) -> bool:
-        """Have the outcome of a transfer that is known under its key; false when none is. For want of a link."""
+        """Report the outcome of a transfer in the journal, while there is no link; return False if it is not there."""
         return self._sender is not None and await self._sender.recall(transfer)
 
     async def receive(self, transfer: Transfer, handlers: Handlers) -> LedgerPluginError | None:
@@ -149,10 +149,10 @@ class MoneyService:
     # The plugin's life.
 
     def claim(self) -> None:
-        """Take the ledger for this plugin.
+        """Claim the ledger for this plugin.
 
         Raises:
-            InvalidServicesError: Another open plugin has it.
+            InvalidServicesError: Another open plugin has claimed it.
         """
         if self._own is not None:
             self._own.claim()
@@ -164,45 +164,45 @@ class MoneyService:
         """
         if self._own is not None:
             await self._own.open()
-            # After disconnect() under a handler that runs, it is the outbox of before.
+            # If disconnect() was called while a handler ran, the outbox is still running and has to be woken.
             self._own.outbox.look()
 
     def link_up(self) -> None:
-        """Take note of a new link."""
+        """Handle a new link: look for received transfers to deliver and for transfers to send again."""
         if self._own is not None:
             self._own.outbox.look()
         if self._sender is not None:
             self._sender.link_up()
 
     def abandon(self, reason: str) -> None:
-        """Let those go who wait for transfers that go on in the journal."""
+        """Release callers waiting on KEYED transfers; the journal keeps retrying them."""
         if self._sender is not None:
             self._sender.abandon(reason)
 
     def close(self, reason: str) -> None:
-        """Send nothing any more, and leave the ledger to others once no task works on it."""
+        """Stop sending, and release the ledger once no task uses it."""
         if self._sender is not None:
             self._sender.close(reason)
         if self._tasks.ended:
             self.release()
 
     def release(self) -> None:
-        """Leave the ledger to others."""
+        """Release the ledger, so that another plugin can claim it."""
         if self._own is not None:
             self._own.release()
 
     def is_unfinished(self, account: str) -> bool:
-        """Whether an account has transfers of an earlier plugin to be sent again, which nobody looks after yet."""
+        """Whether an account has transfers of an earlier plugin that no plugin is sending again yet."""
         return self.ledger is not None and account in self.ledger.unfinished
 
     def take_unfinished(self, account: str) -> None:
-        """Look after an account's transfers of an earlier plugin from here on."""
+        """Take over sending an account's transfers of an earlier plugin."""
         if self._sender is not None and self.ledger is not None and account in self.ledger.unfinished:
             self.ledger.unfinished.remove(account)
             self._sender.behind = True
 
     async def finish_handlers(self) -> None:
-        """Wait for the money handlers that run.
+        """Wait for running money handlers.
 
         Cancellation: Safe at any time.
         """
@@ -210,7 +210,7 @@ class MoneyService:
             await self._own.outbox.wait_quiet()
 
     async def finish_records(self) -> None:
-        """Wait until what the peer has answered is recorded, and the ledger's age with it.
+        """Wait until the peer's replies and the ledger's age are recorded.
 
         Cancellation: Safe at any time.
         """

@@ -1,4 +1,4 @@
-"""The journal's tables, step by step: a database of any earlier version is brought to the last one."""
+"""The journal's tables, as steps that upgrade a database of any earlier version."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ STEPS: Final = (
             resend_until REAL,
             UNIQUE (ledger, account, direction, key)
         )""",
-        # Of those alone that something is still to be done for.
+        # Only of unfinished transfers, so that its size does not grow with the history.
         """CREATE INDEX lpi_unfinished ON lpi_transfers (ledger, state, account)
             WHERE state IN ('sent', 'in_doubt', 'applied')""",
     ),

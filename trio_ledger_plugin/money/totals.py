@@ -1,7 +1,7 @@
-"""What each account has sent and received in all, its level, and how many keys are kept for it.
+"""The totals of each account: what it has sent and received, its level, and how many keys are kept for it.
 
-The law of this module: sums are whole numbers of any size, kept as text and added exactly, since SQLite's own integers
-end at 2**63.
+Invariant: sums are whole numbers of any size. They are stored as text and added exactly, because SQLite's integers end
+at 2**63.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class AccountTotals:
     """The accounts of one ledger.
 
     Args:
-        ledger: Tells this ledger's rows from those of others in the same database.
-        max_keys: How many incoming transfers are remembered for an account.
+        ledger: The name of the ledger, which distinguishes its rows from those of others in the same database.
+        max_keys: How many incoming transfers are kept for an account.
     """
 
     def __init__(self, ledger: str, *, max_keys: int) -> None:
@@ -39,9 +39,9 @@ class AccountTotals:
         self._max_keys = max_keys
 
     def credit(self, connection: sqlite3.Connection, account: str, amount: str, level: MoneyLevel) -> bool:
-        """Count an incoming transfer that is remembered from now on; false when there is no room for one more.
+        """Credit an incoming transfer whose key is kept from now on; return False if no more keys can be kept.
 
-        An account that receives at KEYED is at KEYED from then on.
+        An account that receives at KEYED stays at KEYED from then on.
         """
         credit = (
             "UPDATE lpi_accounts SET received = lpi_add(received, ?), keys_kept = keys_kept + 1,"
@@ -55,17 +55,17 @@ class AccountTotals:
         return connection.execute(credit, values).rowcount > 0
 
     def take_back(self, connection: sqlite3.Connection, account: str, amount: str) -> None:
-        """Undo the credit of a transfer that is refused after all."""
+        """Undo the credit of a transfer that the handler then refused."""
         self._add(connection, account, "received", f"-{amount}")
 
     def count_sent(self, connection: sqlite3.Connection, account: str, amount: str) -> None:
-        """Count a transfer that the peer has acknowledged."""
+        """Add a transfer that the peer has acknowledged to the sum of what was sent."""
         if not self._add(connection, account, "sent", amount):
             self._enter(connection, account)
             self._add(connection, account, "sent", amount)
 
     def _add(self, connection: sqlite3.Connection, account: str, column: str, amount: str) -> bool:
-        """Add to a sum; false when there is no such account yet."""
+        """Add to a sum; return False if the account has no row yet."""
         added = connection.execute(
             f"UPDATE lpi_accounts SET {column} = lpi_add({column}, ?) WHERE ledger = ? AND account = ?",  # noqa: S608 (constants)
             (amount, self._ledger, account),
@@ -73,14 +73,14 @@ class AccountTotals:
         return added.rowcount > 0
 
     def forget_keys(self, connection: sqlite3.Connection, account: str, number: int) -> None:
-        """Count transfers that are remembered no longer."""
+        """Subtract transfers that were removed from the number of kept keys."""
         connection.execute(
             "UPDATE lpi_accounts SET keys_kept = keys_kept - ? WHERE ledger = ? AND account = ?",
             (number, self._ledger, account),
         )
 
     def level(self, connection: sqlite3.Connection, account: str) -> MoneyLevel:
-        """Return the level that an account has had at best."""
+        """Return an account's level: KEYED once it has been at KEYED, until it is reset."""
         row = connection.execute(
             "SELECT level FROM lpi_accounts WHERE ledger = ? AND account = ?", (self._ledger, account)
         ).fetchone()
@@ -94,7 +94,7 @@ class AccountTotals:
         )
 
     def sums(self, connection: sqlite3.Connection, account: str | None) -> tuple[int, int]:
-        """Return what was sent and acknowledged, and what was received, by one account or by all."""
+        """Return the sums of what was sent and acknowledged and of what was received, for one account or for all."""
         rows = connection.execute(
             "SELECT sent, received FROM lpi_accounts WHERE ledger = ? AND (? IS NULL OR account = ?)",
             (self._ledger, account, account),
