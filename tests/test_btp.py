@@ -1,4 +1,4 @@
-"""BTP packets: every recorded vector, every truncation, and the hot path held against the plain one."""
+"""BTP packets: every recorded vector, every truncation, and the fast path compared with the general one."""
 
 import struct
 from datetime import UTC, datetime, timedelta, timezone
@@ -42,8 +42,8 @@ def assert_is_recorded(packet: Any, decoded: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("vector", vectors("btp-valid"))
-def test_recorded_packet_means_what_it_meant_and_is_written_alike(vector: dict[str, Any]) -> None:
-    """A packet of the JavaScript plugins read differently here would be another request, or another amount."""
+def test_recorded_packet_is_read_and_written_unchanged(vector: dict[str, Any]) -> None:
+    """If a packet of the JavaScript plugins were read differently, it would be another request or another amount."""
     frame = bytes.fromhex(vector["hex"])
     if vector["legacy"]:
         with pytest.raises(DecodeError, match=r"not a packet type of BTP/2\.0"):
@@ -57,8 +57,8 @@ def test_recorded_packet_means_what_it_meant_and_is_written_alike(vector: dict[s
 
 
 @pytest.mark.parametrize("vector", vectors("btp-invalid"))
-def test_recorded_bad_packet_gets_its_verdict(vector: dict[str, Any]) -> None:
-    """What is refused here and nowhere else, or the other way round, is a request that hangs or a rule evaded."""
+def test_recorded_bad_packet_gets_its_error(vector: dict[str, Any]) -> None:
+    """A packet that only one end refuses is a request that hangs, or a rule that can be evaded."""
     frame, strict = bytes.fromhex(vector["hex"]), vector["strict"]
     if strict["verdict"] == "accept" or vector.get("context") == "first-packet":
         packet = btp.decode(frame)
@@ -82,7 +82,7 @@ SAMPLES: list[btp.Packet] = [
 
 @pytest.mark.parametrize("packet", SAMPLES, ids=lambda packet: type(packet).__name__)
 def test_packet_cut_anywhere_is_unreadable(packet: Any) -> None:
-    """Half a packet taken for a whole one would be a request that nobody sent."""
+    """Half a packet taken for a whole one would be a request that the peer did not send."""
     frame = btp.encode(packet)
     for size in range(len(frame)):
         with pytest.raises(DecodeError) as caught:
@@ -92,16 +92,16 @@ def test_packet_cut_anywhere_is_unreadable(packet: Any) -> None:
 
 
 @pytest.mark.parametrize("packet", SAMPLES, ids=lambda packet: type(packet).__name__)
-def test_bytes_behind_the_packet_are_ignored(packet: Any) -> None:
-    """RFC-0030 adds later fields there: refusing them would shut newer peers out."""
+def test_bytes_after_the_packet_are_ignored(packet: Any) -> None:
+    """RFC-0030 adds later fields there: refusing them would lock out newer peers."""
     frame = btp.encode(packet)
     assert btp.decode(frame + b"\x00\xff" * 40) == packet
     assert btp.decode(bytearray(frame)) == btp.decode(memoryview(frame)) == packet
 
 
 @given(btp_packets)
-def test_packet_comes_back(packet: Any) -> None:
-    """Nothing that a caller may send changes on its way."""
+def test_packet_round_trips(packet: Any) -> None:
+    """A field that a caller sends must not change on the way."""
     assert btp.decode(btp.encode(packet)) == packet
 
 
@@ -109,7 +109,7 @@ def test_packet_comes_back(packet: Any) -> None:
     st.binary(max_size=120)
     | st.builds(lambda kind, rest: kind + rest, st.sampled_from([b"\1", b"\2", b"\6", b"\7"]), st.binary())
 )
-def test_any_bytes_are_a_packet_or_a_decode_error(data: Any) -> None:
+def test_any_bytes_give_a_packet_or_a_decode_error(data: Any) -> None:
     """Any other exception would end the reader, and with it every call of the link."""
     try:
         packet = btp.decode(data)
@@ -119,21 +119,21 @@ def test_any_bytes_are_a_packet_or_a_decode_error(data: Any) -> None:
 
 
 @given(btp_packets.map(btp.encode) | st.builds(btp.encode_ilp, ILP_TYPES, request_ids, payloads), st.data())
-def test_mutated_packet_is_a_packet_or_a_decode_error(frame: bytes, data: Any) -> None:
-    """Random bytes seldom get past the header; a damaged packet does, and both ways must read it alike."""
+def test_mutated_bytes_give_a_packet_or_a_decode_error(frame: bytes, data: Any) -> None:
+    """Random bytes seldom get past the header; a damaged packet does, and both decoders must read it alike."""
     at = data.draw(st.integers(0, min(len(frame) - 1, 30)))
     mutated = frame[:at] + data.draw(st.binary(min_size=1, max_size=3)) + frame[at + 1 :]
     assert btp.decode_ilp(mutated) == answer_of_the_plain_way(mutated)
 
 
 @pytest.mark.parametrize("value", [None, "text", 7, object()])
-def test_what_is_not_bytes_is_a_decode_error(value: Any) -> None:
+def test_other_types_than_bytes_are_a_decode_error(value: Any) -> None:
     with pytest.raises(DecodeError):
         btp.decode(value)
     assert btp.decode_ilp(value) is None
 
 
-def test_entries_beyond_the_callers_limit_are_refused_and_can_be_answered() -> None:
+def test_too_many_entries_are_refused_with_the_request_id() -> None:
     """One frame must not cost a server thousands of objects; the peer still learns that its request failed."""
     frame = btp.encode(SAMPLES[2])
     assert btp.decode(frame, max_entries=300) == SAMPLES[2]
@@ -142,14 +142,14 @@ def test_entries_beyond_the_callers_limit_are_refused_and_can_be_answered() -> N
     assert (caught.value.packet_type, caught.value.request_id) == (btp.MESSAGE, 3)
 
 
-def test_count_that_cannot_be_is_refused_before_any_entry_is_read() -> None:
+def test_impossible_count_is_refused_before_the_entries() -> None:
     """Four bytes must not make the reader loop, or allocate, four thousand million times."""
     with pytest.raises(DecodeError, match="4294967295 entries are announced, but only 3 bytes follow"):
         btp.decode(bytes.fromhex("0600000001" + "08" + "04ffffffff" + "000000"), max_entries=32)
 
 
-def test_error_data_past_its_limit_is_neither_read_nor_sent() -> None:
-    """8192 bytes are the most that RFC-0023 lets a peer send, and a peer may drop the link for more."""
+def test_too_long_error_data_is_neither_read_nor_written() -> None:
+    """RFC-0023 allows at most 8192 bytes, and a peer may drop the link for more."""
     most = btp.Error(1, "F00", "E", NOON, bytes(8192))
     frame = btp.encode(most)
     assert btp.decode(frame) == most
@@ -161,7 +161,7 @@ def test_error_data_past_its_limit_is_neither_read_nor_sent() -> None:
 
 
 def test_repr_shows_no_entry_data() -> None:
-    """An entry may be a token, and a repr ends in logs and tracebacks."""
+    """An entry may be a token, and a repr ends up in logs and tracebacks."""
     shown = repr(btp.Message(1, (btp.ProtocolData("auth_token", btp.TEXT, b"s3cret"),)))
     assert "s3cret" not in shown
     assert "auth_token" in shown
@@ -199,8 +199,8 @@ def test_packet_with_a_wrong_field_is_not_written(packet: Any, complaint: str) -
         btp.encode(packet)
 
 
-def test_entries_given_as_a_list_make_the_same_packet() -> None:
-    """Else what is read back would not equal what was sent, and the packet could not be hashed."""
+def test_list_of_entries_makes_the_same_packet() -> None:
+    """Otherwise a packet would not equal itself after a round trip, and could not be hashed."""
     entry = btp.ProtocolData("ilp", btp.OCTET_STREAM, b"x")
     packet = btp.Message(1, [entry])
     assert packet == btp.Message(1, (entry,)) == btp.decode(btp.encode(packet))
@@ -216,8 +216,8 @@ def test_only_packets_are_encoded() -> None:
     ("microsecond", "written"),
     [(0, ".001Z"), (200_000, ".201Z"), (279_999, ".279Z"), (990_000, ".991Z"), (5_000, ".005Z")],
 )
-def test_error_time_is_written_so_that_every_peer_reads_it(microsecond: int, written: str) -> None:
-    """JavaScript reads three digits only, canonical OER forbids a trailing zero: anything else is an Invalid Date."""
+def test_error_time_is_written_with_three_digits_not_ending_in_0(microsecond: int, written: str) -> None:
+    """JavaScript reads only three digits, canonical OER forbids a trailing zero: anything else is an Invalid Date."""
     moment = datetime(2018, 8, 31, 14, 0, 0, microsecond, tzinfo=timezone(timedelta(hours=2)))
     frame = btp.encode(btp.Error(1, "F00", "E", moment))
     assert b"\x1320180831120000" + written.encode() in frame
@@ -240,12 +240,12 @@ def test_leap_second_is_read_as_the_next_second() -> None:
 
 
 @pytest.mark.parametrize("text", ["99991231235960Z", "20171224161460Z", "20171224161432.0Z", "20171224161432.10Z", ""])
-def test_error_time_that_no_clock_shows_is_refused(text: str) -> None:
+def test_impossible_error_time_is_refused(text: str) -> None:
     with pytest.raises(DecodeError):
         btp.decode(error_with_time(text))
 
 
-# The hot path.
+# The fast path.
 
 SIZES = [0, 1, 118, 119, 120, 121, 126, 127, 128, 129, 245, 246, 247, 248, 254, 255, 256, 257, 300, 32_830]
 SIZES += [65_524, 65_525, 65_526, 65_535, 65_536, 70_000]
@@ -257,8 +257,8 @@ def plain(packet_type: int, request_id: int, data: Any) -> btp.Packet:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_hot_path_writes_and_reads_every_length_form(size: int) -> None:
-    """A size at the border of two forms is where a fast codec and a plain one part."""
+def test_fast_path_handles_every_length_form(size: int) -> None:
+    """A size at the border between two forms is where the fast and the general codec may differ."""
     data = bytes(i % 251 for i in range(size))
     frame = btp.encode_ilp(btp.MESSAGE, 7, data)
     assert frame == btp.encode(plain(btp.MESSAGE, 7, data))
@@ -268,13 +268,13 @@ def test_hot_path_writes_and_reads_every_length_form(size: int) -> None:
 
 
 @given(ILP_TYPES, request_ids, payloads, st.binary(max_size=9))
-def test_hot_path_agrees_with_the_plain_one(packet_type: int, request_id: int, data: Any, behind: bytes) -> None:
-    """The fast way and the plain way are one protocol: a peer must not see which was taken."""
+def test_fast_path_agrees_with_encode_and_decode(packet_type: int, request_id: int, data: Any, trailing: bytes) -> None:
+    """Both are one protocol: a peer must not notice which one was used."""
     frame = btp.encode_ilp(packet_type, request_id, data)
     packet = plain(packet_type, request_id, data)
     assert frame == btp.encode(packet)
-    assert btp.decode(frame + behind) == packet
-    assert btp.decode_ilp(frame + behind) == (packet_type, request_id, data)
+    assert btp.decode(frame + trailing) == packet
+    assert btp.decode_ilp(frame + trailing) == (packet_type, request_id, data)
 
 
 def length_forms(size: int) -> list[bytes]:
@@ -288,12 +288,12 @@ def length_forms(size: int) -> list[bytes]:
 @pytest.mark.parametrize(
     "entry", [b"\x01\x01\x03ilp\x00", b"\x01\x02\x03ilp\x00", b"\x01\x01\x03ilq\x00", b"\x01\x01\x03ilp\x01"]
 )
-def test_hot_path_answers_where_the_plain_one_does_and_nowhere_else(packet_type: int, entry: bytes, size: int) -> None:
-    """Frames that are almost right, in every form of both lengths, with the body cut or drawn out."""
-    for form, body_error, behind in product(length_forms(size), (-1, 0, 2), (b"", bytes(300))):
+def test_fast_path_accepts_exactly_what_decode_accepts(packet_type: int, entry: bytes, size: int) -> None:
+    """Frames that are almost right, in every form of both lengths, with the body cut or extended."""
+    for form, body_error, trailing in product(length_forms(size), (-1, 0, 2), (b"", bytes(300))):
         body = entry + form + bytes(size)
         for length in length_forms(len(body) + body_error):
-            frame = struct.pack(">BI", packet_type, 9) + length + body + behind
+            frame = struct.pack(">BI", packet_type, 9) + length + body + trailing
             assert btp.decode_ilp(frame) == answer_of_the_plain_way(frame), frame
 
 
@@ -310,12 +310,12 @@ def answer_of_the_plain_way(frame: bytes) -> tuple[int, int, bytes] | None:
 
 @given(st.binary(max_size=300))
 @example(bytes.fromhex("060000000180") + b"\x01\x01\x03ilp\x00\x02" + bytes(200))
-def test_hot_path_never_raises(data: Any) -> None:
+def test_fast_path_never_raises(data: Any) -> None:
     assert btp.decode_ilp(data) == answer_of_the_plain_way(data)
 
 
-def test_hot_path_leaves_the_rest_to_the_plain_one() -> None:
-    """A frame that the fast way takes wrongly would lose the side protocols that ride along."""
+def test_fast_path_returns_none_for_other_packets() -> None:
+    """If the fast path accepted such a frame, the other sub-protocols in it would be lost."""
     assert [btp.decode_ilp(btp.encode(packet)) for packet in SAMPLES] == [None] * 4
     not_bytes: Any = bytearray(btp.encode_ilp(btp.MESSAGE, 1, b"x"))
     assert btp.decode_ilp(not_bytes) is None
@@ -325,8 +325,8 @@ def test_hot_path_leaves_the_rest_to_the_plain_one() -> None:
     ("packet_type", "request_id", "complaint"),
     [(btp.TRANSFER, 1, "packet_type must be 1 or 6, not 7"), (6, 2**32, "request_id must"), (6, -1, "request_id must")],
 )
-def test_hot_path_refuses_wrong_fields(packet_type: int, request_id: int, complaint: str) -> None:
-    """A wrapped request id would hand one caller's answer to another."""
+def test_fast_path_refuses_wrong_fields(packet_type: int, request_id: int, complaint: str) -> None:
+    """A wrapped request id would give one caller's reply to another."""
     for size in (3, 300, 70_000):
         with pytest.raises(InvalidFieldsError, match=complaint):
             btp.encode_ilp(packet_type, request_id, bytes(size))

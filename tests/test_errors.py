@@ -1,4 +1,4 @@
-"""Errors that several callers get: each has one of its own."""
+"""Errors that several callers get: each gets its own copy."""
 
 import pickle
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
 
 class TakesTwoError(LedgerPluginError):
-    """An application's own, whose arguments are not those of its base."""
+    """An application's error, whose arguments are not those of its base."""
 
     def __init__(self, one: str, two: str) -> None:
         super().__init__(f"{one} and {two}")
@@ -39,26 +39,26 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_a_twin_says_the_same_and_is_another(error):
-    """Were it the same object, the traceback of one task would stand in the other's."""
+def test_copied_error_has_the_same_text_and_cause(error):
+    """If two tasks raised the same object, each would show the other's traceback."""
     with pytest.raises(type(error)):
         raise error from OSError("why")
-    twin = copy_error(error)
-    assert twin is not error
-    assert type(twin) is type(error)
-    assert (str(twin), twin.args, twin.__dict__) == (str(error), error.args, error.__dict__)
-    assert twin.__cause__ is error.__cause__
-    assert twin.__traceback__ is error.__traceback__
+    duplicate = copy_error(error)
+    assert duplicate is not error
+    assert type(duplicate) is type(error)
+    assert (str(duplicate), duplicate.args, duplicate.__dict__) == (str(error), error.args, error.__dict__)
+    assert duplicate.__cause__ is error.__cause__
+    assert duplicate.__traceback__ is error.__traceback__
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_errors_travel_between_processes(error):
+def test_errors_can_be_pickled(error):
     copy = pickle.loads(pickle.dumps(error))  # noqa: S301  # it was written here
     assert (type(copy), str(copy), copy.__dict__) == (type(error), str(error), error.__dict__)
 
 
-def test_what_cannot_be_copied_is_its_own_twin():
-    """An application's error must reach its callers, not one about its class."""
+def test_error_that_cannot_be_copied_is_returned_itself():
+    """The caller must get the application's error, not an error about its class."""
     error = TakesTwoError("a", "b")
     assert copy_error(error) is error
 

@@ -1,4 +1,4 @@
-"""An application that reads its events learns every change in order; one that never reads costs nothing more."""
+"""An application that reads its events gets every change in order; one that never reads costs no extra memory."""
 
 import pytest
 import trio
@@ -34,7 +34,7 @@ async def test_events_are_values():
     assert AccountConnected("alice").name == "alice"
 
 
-async def test_the_buffer_holds_64_and_none_of_them_is_lost():
+async def test_buffer_holds_64_events_without_loss():
     assert BUFFERED_EVENTS == 64
     stream = EventStream()
     publish(stream, 0, 64)
@@ -43,7 +43,7 @@ async def test_the_buffer_holds_64_and_none_of_them_is_lost():
 
 
 @pytest.mark.parametrize("published", [65, 66, 100, 127, 128, 129, 1000])
-async def test_the_newest_are_kept_and_the_lost_are_counted_before_them(published):
+async def test_newest_events_are_kept_after_a_count_of_lost_ones(published):
     stream = EventStream()
     publish(stream, 0, published)
     events = take_all(stream)
@@ -57,7 +57,7 @@ async def test_the_newest_are_kept_and_the_lost_are_counted_before_them(publishe
 
 
 @pytest.mark.parametrize("read", [1, 2, 3, 10, 63, 64])
-async def test_a_slow_reader_can_add_up_what_it_read_and_what_it_lost(read):
+async def test_read_and_dropped_events_add_up_for_a_slow_reader(read):
     stream = EventStream()
     seen = 0
     for start in range(0, 600, 60):
@@ -72,7 +72,7 @@ async def test_a_slow_reader_can_add_up_what_it_read_and_what_it_lost(read):
 
 
 @pytest.mark.parametrize("published", [0, 1, 63, 64, 65, 200])
-async def test_failed_is_never_dropped_and_is_last(published):
+async def test_failed_is_never_dropped_and_always_last(published):
     stream = EventStream()
     publish(stream, 0, published)
     error = OSError("gone")
@@ -84,14 +84,14 @@ async def test_failed_is_never_dropped_and_is_last(published):
     assert len(events) <= BUFFERED_EVENTS
 
 
-async def test_what_was_buffered_can_still_be_read_after_the_end():
+async def test_buffered_events_can_be_read_after_close():
     stream = EventStream()
     publish(stream, 0, 3)
     stream.close()
     assert numbers([event async for event in stream.receiver]) == [0, 1, 2]
 
 
-async def test_closing_twice_says_nothing_more():
+async def test_second_close_publishes_nothing():
     stream = EventStream()
     stream.close(Failed(OSError()))
     stream.close(Failed(ValueError()))
@@ -99,14 +99,14 @@ async def test_closing_twice_says_nothing_more():
     assert len([event async for event in stream.receiver]) == 1
 
 
-async def test_an_application_that_closed_its_end_disturbs_nobody():
+async def test_publishing_works_after_the_reader_closed_its_end():
     stream = EventStream()
     stream.receiver.close()
     publish(stream, 0, 500)
     stream.close(Failed(OSError()))
 
 
-async def test_clones_compete():
+async def test_each_event_reaches_one_clone():
     stream = EventStream()
     other = stream.receiver.clone()
     publish(stream, 0, 2)
@@ -117,7 +117,7 @@ async def test_clones_compete():
         await other.receive()
 
 
-async def test_a_waiting_reader_gets_the_event_and_the_end(autojump_clock):
+async def test_waiting_reader_gets_the_event_and_the_end(autojump_clock):
     stream = EventStream()
     seen = []
 

@@ -1,4 +1,4 @@
-"""ILDCP packets: every recorded vector, and ILP packets that are something else."""
+"""ILDCP packets: every recorded vector, and ILP packets that are not ILDCP."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -19,8 +19,8 @@ responses = st.builds(ildcp.IldcpResponse, addresses, st.integers(0, 255), st.te
 
 
 @pytest.mark.parametrize("vector", vectors("ildcp-valid"))
-def test_recorded_packet_means_what_it_meant_and_is_written_alike(vector: dict[str, Any]) -> None:
-    """An asset scale read wrongly is every later amount wrong by powers of ten."""
+def test_recorded_packet_is_read_and_written_unchanged(vector: dict[str, Any]) -> None:
+    """With a wrong asset scale, every later amount is wrong by powers of ten."""
     data, recorded = bytes.fromhex(vector["hex"]), vector["decoded"]
     packet = ildcp.decode(data)
     if vector["kind"] == "request":
@@ -32,7 +32,7 @@ def test_recorded_packet_means_what_it_meant_and_is_written_alike(vector: dict[s
 
 
 @pytest.mark.parametrize("vector", vectors("ildcp-invalid"))
-def test_recorded_bad_packet_gets_its_verdict(vector: dict[str, Any]) -> None:
+def test_recorded_bad_packet_gets_its_error(vector: dict[str, Any]) -> None:
     data = bytes.fromhex(vector["hex"])
     if vector["strict"]["verdict"] == "accept":
         assert ildcp.encode(ildcp.decode(data)) == data
@@ -42,13 +42,13 @@ def test_recorded_bad_packet_gets_its_verdict(vector: dict[str, Any]) -> None:
 
 
 @given(requests | responses)
-def test_packet_comes_back(packet: ildcp.Packet) -> None:
+def test_packet_round_trips(packet: ildcp.Packet) -> None:
     assert ildcp.decode(ildcp.encode(packet)) == packet
 
 
 @given(responses)
-def test_later_fields_of_a_response_are_ignored_and_missing_ones_are_not(packet: ildcp.IldcpResponse) -> None:
-    """RFC-0030 adds fields at the end; an answer cut short must not give a child half an address."""
+def test_additional_fields_are_ignored_and_missing_ones_are_not(packet: ildcp.IldcpResponse) -> None:
+    """RFC-0030 adds fields at the end; a response cut short must not give a child half an address."""
     answer = ilp.decode(ildcp.encode(packet)).data
     assert ildcp.decode(ilp.encode(ilp.Fulfill(bytes(32), answer + b"\xff"))) == packet
     for size in range(len(answer)):
@@ -61,8 +61,8 @@ def test_later_fields_of_a_response_are_ignored_and_missing_ones_are_not(packet:
     | ilp_packets.map(ilp.encode)
     | st.binary().map(lambda d: ilp.encode(ilp.Fulfill(bytes(32), d)))
 )
-def test_any_bytes_are_a_packet_or_a_decode_error(data: bytes) -> None:
-    """A parent that answers rubbish must fail the one call that asked, in the one way that it expects."""
+def test_any_bytes_give_a_packet_or_a_decode_error(data: bytes) -> None:
+    """A parent that sends rubbish must fail only the call that asked, with the error that it expects."""
     try:
         packet = ildcp.decode(data)
     except DecodeError:
@@ -70,8 +70,8 @@ def test_any_bytes_are_a_packet_or_a_decode_error(data: bytes) -> None:
     assert ildcp.decode(ildcp.encode(packet)) == packet
 
 
-def test_request_ends_after_a_minute_unless_told_otherwise() -> None:
-    """A request that never expires would be answered after its asker is gone; one expired, not at all."""
+def test_request_expires_after_a_minute_by_default() -> None:
+    """A request that never expires would be answered after its caller has gone; an expired one, not at all."""
     packet = ildcp.IldcpRequest()
     assert timedelta(seconds=50) < packet.expires_at - datetime.now(UTC) <= timedelta(seconds=60)
     assert (packet.amount, packet.data) == (0, b"")
@@ -79,21 +79,21 @@ def test_request_ends_after_a_minute_unless_told_otherwise() -> None:
 
 
 @given(moments, digests.filter(lambda digest: digest != ildcp.CONDITION))
-def test_other_prepares_are_no_request(expires_at: datetime, condition: bytes) -> None:
-    """A plugin answers ILDCP requests itself: a payment taken for one would be swallowed."""
+def test_other_prepares_are_not_a_request(expires_at: datetime, condition: bytes) -> None:
+    """A plugin answers ILDCP requests itself: a payment mistaken for one would be lost."""
     for condition_, destination in [(ildcp.CONDITION, "peer.configure"), (condition, "peer.config")]:
         with pytest.raises(DecodeError, match=r"goes to peer\.config with the condition of 32 zero bytes"):
             ildcp.decode(ilp.encode(ilp.Prepare(0, expires_at, condition_, destination)))
 
 
-def test_other_fulfills_are_no_response() -> None:
+def test_other_fulfills_are_not_a_response() -> None:
     answer = ilp.decode(ildcp.encode(ildcp.IldcpResponse("g.a", 9, "XRP"))).data
     with pytest.raises(DecodeError, match="fulfillment of 32 zero bytes"):
         ildcp.decode(ilp.encode(ilp.Fulfill(b"\x01" + bytes(31), answer)))
 
 
-def test_rejected_request_tells_its_code() -> None:
-    """A child that has no parent's answer should at least say why."""
+def test_rejected_request_names_the_code() -> None:
+    """A child that gets no response should at least log the reason."""
     with pytest.raises(DecodeError, match="rejected with code 'F02'"):
         ildcp.decode(ilp.encode(ilp.Reject("F02", "g.a", "no")))
 

@@ -1,4 +1,4 @@
-"""ILPv4 packets: every recorded vector, every truncation, addresses, and what the helpers promise."""
+"""ILPv4 packets: every recorded vector, every truncation, addresses, and the helper functions."""
 
 import hashlib
 from datetime import UTC, datetime, timedelta, timezone
@@ -41,8 +41,8 @@ def assert_is_recorded(packet: ilp.Packet, decoded: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("vector", vectors("ilp-valid"))
-def test_recorded_packet_means_what_it_meant_and_is_written_alike(vector: dict[str, Any]) -> None:
-    """A Prepare read differently from other implementations is money sent elsewhere, or too late."""
+def test_recorded_packet_is_read_and_written_unchanged(vector: dict[str, Any]) -> None:
+    """A Prepare that is read differently from other implementations is money sent elsewhere, or too late."""
     data = bytes.fromhex(vector["hex"])
     packet = ilp.decode(data)
     assert_is_recorded(packet, vector["decoded"])
@@ -50,7 +50,7 @@ def test_recorded_packet_means_what_it_meant_and_is_written_alike(vector: dict[s
 
 
 @pytest.mark.parametrize("vector", vectors("ilp-invalid"))
-def test_recorded_bad_packet_gets_its_verdict(vector: dict[str, Any]) -> None:
+def test_recorded_bad_packet_gets_its_error(vector: dict[str, Any]) -> None:
     """A packet that only some nodes of a path accept is stuck between them until it expires."""
     data = bytes.fromhex(vector["hex"])
     if vector["strict"]["verdict"] == "accept":
@@ -76,15 +76,15 @@ def test_packet_cut_anywhere_is_refused(packet: ilp.Packet) -> None:
 
 
 @pytest.mark.parametrize("packet", SAMPLES, ids=lambda packet: type(packet).__name__)
-def test_bytes_behind_the_packet_are_ignored(packet: ilp.Packet) -> None:
-    """RFC-0030 adds later fields there: refusing them would shut newer nodes out."""
+def test_bytes_after_the_packet_are_ignored(packet: ilp.Packet) -> None:
+    """RFC-0030 adds later fields there: refusing them would lock out newer nodes."""
     data = ilp.encode(packet)
     assert ilp.decode(data + b"\x00\xff") == packet
     assert ilp.decode(bytearray(data)) == ilp.decode(memoryview(data)) == packet
 
 
 @given(ilp_packets)
-def test_packet_comes_back(packet: ilp.Packet) -> None:
+def test_packet_round_trips(packet: ilp.Packet) -> None:
     assert ilp.decode(ilp.encode(packet)) == packet
 
 
@@ -92,8 +92,8 @@ def test_packet_comes_back(packet: ilp.Packet) -> None:
     st.binary(max_size=120)
     | st.builds(lambda kind, rest: kind + rest, st.sampled_from([b"\x0c", b"\x0d", b"\x0e"]), st.binary())
 )
-def test_any_bytes_are_a_packet_or_a_decode_error(data: bytes) -> None:
-    """A peer must not be able to raise anything that a handler does not expect."""
+def test_any_bytes_give_a_packet_or_a_decode_error(data: bytes) -> None:
+    """A peer must not be able to cause an exception that a handler does not expect."""
     try:
         packet = ilp.decode(data)
     except DecodeError:
@@ -102,7 +102,7 @@ def test_any_bytes_are_a_packet_or_a_decode_error(data: bytes) -> None:
 
 
 @given(ilp_packets.map(ilp.encode), st.data())
-def test_mutated_packet_is_a_packet_or_a_decode_error(data: bytes, choose: st.DataObject) -> None:
+def test_mutated_bytes_give_a_packet_or_a_decode_error(data: bytes, choose: st.DataObject) -> None:
     at = choose.draw(st.integers(0, min(len(data) - 1, 120)))
     try:
         packet = ilp.decode(data[:at] + choose.draw(st.binary(min_size=1, max_size=3)) + data[at + 1 :])
@@ -112,13 +112,13 @@ def test_mutated_packet_is_a_packet_or_a_decode_error(data: bytes, choose: st.Da
 
 
 @pytest.mark.parametrize("value", [None, "text", 7])
-def test_what_is_not_bytes_is_a_decode_error(value: Any) -> None:
+def test_other_types_than_bytes_are_a_decode_error(value: Any) -> None:
     with pytest.raises(DecodeError):
         ilp.decode(value)
 
 
-def test_message_is_limited_in_characters_both_ways() -> None:
-    """RFC-0027 counts characters: a text of 8191 that are not ASCII is legal, one more is not."""
+def test_message_length_is_limited_in_characters() -> None:
+    """RFC-0027 counts characters: 8191 that are not ASCII are legal, one more is not."""
     longest = ilp.Reject("F00", "g.a", "é" * 8191)
     data = ilp.encode(longest)
     assert ilp.decode(data) == longest
@@ -151,7 +151,7 @@ def test_message_is_limited_in_characters_both_ways() -> None:
     ],
 )
 def test_packet_with_a_wrong_field_is_not_written(packet: ilp.Packet, complaint: str) -> None:
-    """A silent wrap would offer another amount; a packet that others refuse would only time out."""
+    """A silent wrap would offer another amount; a packet that other nodes refuse would only time out."""
     with pytest.raises(InvalidFieldsError, match=complaint):
         ilp.encode(packet)
 
@@ -161,14 +161,14 @@ def test_only_packets_are_encoded() -> None:
         ilp.encode(NO_PACKET)
 
 
-def test_rejected_code_is_told_even_where_the_reject_is_illegal() -> None:
-    """The sender learns why its payment failed although the node that says so names itself wrongly."""
+def test_illegal_reject_still_shows_its_code() -> None:
+    """The sender learns why its payment failed, even if the rejecting node has an invalid address."""
     with pytest.raises(DecodeError, match=r"code 'T01' comes from 'foo\.a'"):
         ilp.decode(bytes.fromhex("0e0b54303105666f6f2e610000"))
 
 
 @given(addresses)
-def test_addresses_of_every_scheme_are_known(address: str) -> None:
+def test_addresses_of_every_scheme_are_accepted(address: str) -> None:
     assert ilp.is_address(address)
     assert not ilp.is_address(f"{address}.")
     assert not ilp.is_address(f"{address}\n")
@@ -179,23 +179,23 @@ def test_addresses_of_every_scheme_are_known(address: str) -> None:
     "text",
     ["", "g", "g.", "g..a", "G.a", "test4.a", "foo.a", "g.a b", "g.\u00e9", "g.a/b", "ag.a", "g." + "a" * 1022, None],
 )
-def test_what_is_no_address_is_known(text: Any) -> None:
-    """A connector routes by address: a malformed one must stop at the door."""
+def test_invalid_address_is_refused(text: Any) -> None:
+    """A connector routes by address: a malformed one must be refused when it arrives."""
     assert not ilp.is_address(text)
 
 
-def test_longest_address_is_one() -> None:
+def test_address_of_1023_characters_is_the_longest() -> None:
     assert ilp.is_address("g." + "a" * 1021)
 
 
-def test_prepare_is_made_to_expire_after_its_lifetime() -> None:
+def test_make_prepare_sets_the_expiry_from_the_lifetime() -> None:
     now = datetime(2030, 1, 2, 14, 0, 0, 123_456, tzinfo=timezone(timedelta(hours=2)))
     packet = ilp.make_prepare(5, "g.a", CONDITION, 30.5, b"x", now=now)
     assert packet == ilp.Prepare(5, datetime(2030, 1, 2, 12, 0, 30, 623_000, tzinfo=UTC), CONDITION, "g.a", b"x")
     assert ilp.decode(ilp.encode(packet)) == packet
 
 
-def test_prepare_is_made_from_the_clock_on_the_wall() -> None:
+def test_make_prepare_uses_the_system_clock_by_default() -> None:
     before = datetime.now(UTC)
     packet = ilp.make_prepare(5, "g.a", CONDITION, 30)
     milliseconds = timedelta(milliseconds=1)
@@ -206,14 +206,14 @@ def test_prepare_is_made_from_the_clock_on_the_wall() -> None:
 
 
 @pytest.mark.parametrize("lifetime", [0, -1, float("nan"), float("inf"), 10**12])
-def test_lifetime_that_cannot_be_is_refused(lifetime: float) -> None:
-    """A Prepare that is born expired is rejected by every node, with a text that explains nothing."""
+def test_impossible_lifetime_is_refused(lifetime: float) -> None:
+    """Every node rejects a Prepare that has expired when it is made, with a text that explains nothing."""
     with pytest.raises(InvalidFieldsError, match="lifetime must be a number of seconds, more than 0"):
         ilp.make_prepare(5, "g.a", CONDITION, lifetime)
 
 
 def test_only_the_preimage_fulfills() -> None:
-    """Anything else accepted here is paid out of this node's own pocket."""
+    """If anything else were accepted, this node would pay for it out of its own pocket."""
     preimage = bytes(range(32))
     condition = hashlib.sha256(preimage).digest()
     assert ilp.fulfills(preimage, condition)
@@ -244,10 +244,8 @@ def test_only_the_preimage_fulfills() -> None:
         (KeyboardInterrupt("secret"), "T00", "internal error"),
     ],
 )
-def test_error_becomes_a_reject_that_tells_the_sender_what_to_do_and_no_more(
-    error: BaseException, code: str, message: str
-) -> None:
-    """The wrong class of code makes senders retry for ever, or never; the error's text is not for strangers."""
+def test_reject_has_a_matching_code_and_no_error_text(error: BaseException, code: str, message: str) -> None:
+    """With the wrong class of code, senders retry for ever or never; the error's text is not for other nodes."""
     packet = ilp.reject_from(error, "g.a")
     assert packet == ilp.Reject(code, "g.a", message)
     assert ilp.decode(ilp.encode(packet)) == packet
@@ -260,7 +258,7 @@ def test_codes_have_names() -> None:
 
 
 def test_repr_shows_neither_fulfillment_nor_data() -> None:
-    """A fulfillment is worth its packet's money until it is delivered, and a repr ends in logs."""
+    """A fulfillment is worth its packet's money until it is delivered, and a repr ends up in logs."""
     assert repr(ilp.Fulfill(b"f" * 32, b"secret")) == "Fulfill(fulfillment=<32 bytes>, data=<6 bytes>)"
     assert "secret" not in repr(
         [ilp.Prepare(1, NOON, CONDITION, "g.a", b"secret"), ilp.Reject("F00", "", "", b"secret")]

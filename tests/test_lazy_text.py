@@ -1,4 +1,4 @@
-"""A packet whose text is still bytes: to whoever has it, it is the packet with the text."""
+"""A packet whose text is not decoded yet behaves like one with the text."""
 
 import copy
 import pickle
@@ -19,19 +19,19 @@ def read_reject(message: str) -> Any:
     return ilp.decode(ilp.encode(ilp.Reject("F00", "g.a", message, b"data")))
 
 
-def read_answer(asset_code: str) -> Any:
+def read_response(asset_code: str) -> Any:
     return ildcp.decode(ildcp.encode(ildcp.IldcpResponse("g.a", 9, asset_code)))
 
 
 READERS = {
     "a Reject": (read_reject, "message", lambda text: ilp.Reject("F00", "g.a", text, b"data")),
-    "an ILDCP answer": (read_answer, "asset_code", lambda text: ildcp.IldcpResponse("g.a", 9, text)),
+    "an ILDCP response": (read_response, "asset_code", lambda text: ildcp.IldcpResponse("g.a", 9, text)),
 }
 readers = pytest.mark.parametrize(("read", "name", "make"), READERS.values(), ids=READERS.keys())
 
 
 def is_read(packet: Any, name: str) -> bool:
-    """Whether the text has been built."""
+    """Whether the text has been decoded."""
     try:
         type(packet).__dict__[name].__get__(packet)
     except AttributeError:
@@ -40,8 +40,8 @@ def is_read(packet: Any, name: str) -> bool:
 
 
 @readers
-def test_a_long_text_is_built_when_it_is_read_and_once(read, name, make):
-    """A peer could fill the memory of a program that never looks at the text."""
+def test_long_text_is_decoded_once_when_it_is_read(read, name, make):
+    """Otherwise a peer could fill the memory of a program that never reads the text."""
     packet = read(LONG)
     assert not is_read(packet, name)
     assert getattr(packet, name) == LONG
@@ -51,7 +51,7 @@ def test_a_long_text_is_built_when_it_is_read_and_once(read, name, make):
 
 @readers
 @pytest.mark.parametrize("text", ["", "short: é\N{GRINNING FACE}", "a" * 5000], ids=["none", "short", "ASCII"])
-def test_a_text_that_takes_no_more_than_its_bytes_is_there_at_once(read, name, make, text):
+def test_short_or_ascii_text_is_decoded_at_once(read, name, make, text):
     packet = read(text)
     assert is_read(packet, name)
     assert packet == make(text)
@@ -75,14 +75,14 @@ def test_a_text_that_takes_no_more_than_its_bytes_is_there_at_once(read, name, m
     ],
     ids=["==", "reversed", "hash", "repr", "asdict", "astuple", "evolve", "copy", "deepcopy", "pickle", "!="],
 )
-def test_what_is_read_is_what_was_written_however_it_is_looked_at(read, name, make, use):
-    """Programs compare, copy and store packets; none of them knows that a text was not read yet."""
+def test_undecoded_packet_behaves_like_a_decoded_one(read, name, make, use):
+    """Programs compare, copy and store packets; none of them knows that a text is not decoded yet."""
     packet = read(LONG)
     assert not is_read(packet, name)
     assert use(packet, make(LONG))
 
 
-def test_patterns_match():
+def test_undecoded_packet_matches_patterns():
     match read_reject(LONG):
         case ilp.Reject("F00", _, message):
             assert message == LONG
@@ -90,13 +90,13 @@ def test_patterns_match():
             pytest.fail("a Reject is no Reject")
 
 
-def test_what_was_read_is_written_again():
+def test_undecoded_packet_can_be_encoded_again():
     packet = read_reject(LONG)
     assert ilp.encode(packet) == ilp.encode(ilp.Reject("F00", "g.a", LONG, b"data"))
 
 
 @readers
-def test_it_stays_frozen(read, name, make):
+def test_undecoded_packet_is_frozen(read, name, make):
     packet = read(LONG)
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         setattr(packet, name, "another")
@@ -105,7 +105,7 @@ def test_it_stays_frozen(read, name, make):
 
 @readers
 @pytest.mark.parametrize("text", ["", LONG], ids=["read", "not read"])
-def test_other_names_are_missed_as_ever(read, name, make, text):
+def test_other_attributes_raise_an_attribute_error(read, name, make, text):
     """A typing error must not read as a text."""
     packet = read(text)
     with pytest.raises(AttributeError, match="has no attribute 'messages'"):
@@ -114,7 +114,7 @@ def test_other_names_are_missed_as_ever(read, name, make, text):
 
 
 @pytest.mark.parametrize("at", [0, PIECE - 3, PIECE - 2, PIECE - 1, PIECE, 3 * PIECE - 1, 8000])
-def test_characters_that_lie_across_pieces_are_read_whole(at):
+def test_characters_across_two_pieces_are_decoded(at):
     text = "a" * at + "\N{GRINNING FACE}" + "b" * (8001 - at)
     assert read_reject(text).message == text
 
@@ -123,14 +123,14 @@ def test_characters_that_lie_across_pieces_are_read_whole(at):
 @pytest.mark.parametrize(
     "bad", [b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\xf0\x9f\x98", b"\xf4\x90\x80\x80"], ids=bytes.hex
 )
-def test_bytes_that_are_no_text_are_refused_when_the_packet_is_decoded(bad, at):
-    """Found when the text is read, they would come as an error where nobody expects one."""
+def test_invalid_utf8_is_refused_when_the_packet_is_decoded(bad, at):
+    """If it were found only when the text is read, the error would come where no program expects it."""
     message = b"a" * at + bad + b"b" * (8000 - at)
     with pytest.raises(DecodeError, match="a Reject's message is not UTF-8 text"):
         ilp.decode(b"\x0e" + octets(b"F00\x00" + octets(message, "message") + b"\x00", "packet"))
 
 
-def test_the_text_of_one_packet_is_not_another_s():
+def test_packets_do_not_share_their_text():
     one, other = ilp.Reject("F00", ""), ilp.Reject("F00", "")
     with_text(one, "message", ("1" + LONG).encode())
     with_text(other, "message", ("2" + LONG).encode())

@@ -1,4 +1,4 @@
-"""A log line comes out whatever is logged, is one line, and holds no credential."""
+"""A log message is written with any parameters, is one line, and contains no credential."""
 
 import decimal
 import logging
@@ -94,11 +94,11 @@ def nested(levels: Any) -> list[Any]:
         (ValueError("why"), (), "why"),
     ],
 )
-def test_the_table_of_tokens(message: Any, params: Any, text: Any) -> None:
+def test_each_token_formats_its_parameter(message: Any, params: Any, text: Any) -> None:
     assert format_message(message, *params) == text
 
 
-def test_pretty_printing_breaks_lines_between_parts_only_where_one_is_too_short() -> None:
+def test_pretty_print_breaks_only_long_values_between_items() -> None:
     assert format_message("%O", {"first": "x" * 60, "then": ["y" * 60, {"z": 1}]}) == (
         f"{{\n  'first': '{'x' * 60}',\n  'then': ['{'y' * 60}', {{'z': 1}}]\n}}"
     )
@@ -126,25 +126,25 @@ def test_pretty_printing_breaks_lines_between_parts_only_where_one_is_too_short(
     ],
     ids=lambda param: type(param).__name__,
 )
-def test_nothing_that_is_logged_can_stop_the_line(token: Any, param: Any) -> None:
+def test_no_parameter_makes_formatting_fail(token: Any, param: Any) -> None:
     text = format_message(f"before {token} after", param)
     assert text.startswith("before ")
     assert "after" in text
     text.encode()
 
 
-def test_a_message_that_cannot_be_shown_does_not_take_its_parameters_along() -> None:
+def test_parameters_are_shown_if_the_message_cannot_be() -> None:
     message: Any = Broken()
     assert format_message(message, "kept") == "<unprintable> kept"
 
 
-def test_one_broken_part_does_not_hide_the_others() -> None:
+def test_broken_item_does_not_hide_the_others() -> None:
     assert format_message("%o %O", [Broken(), "kept"], {"k": Broken()}) == (
         "[<unprintable>, 'kept'] {'k': <unprintable>}"
     )
 
 
-def test_depth_ends_where_nobody_reads_on() -> None:
+def test_nesting_is_shown_to_a_limited_depth() -> None:
     assert format_message("%o", nested(30)) == "[" * 10 + "[...]" + "]" * 10
 
 
@@ -163,11 +163,11 @@ def test_depth_ends_where_nobody_reads_on() -> None:
     ],
     ids=lambda param: type(param).__name__,
 )
-def test_a_peer_cannot_forge_a_log_line(token: Any, param: Any) -> None:
+def test_peer_cannot_forge_a_log_line(token: Any, param: Any) -> None:
     assert format_message(token, param).isprintable()
 
 
-def test_a_peer_cannot_forge_a_line_in_a_pretty_print_either() -> None:
+def test_peer_cannot_forge_a_line_in_a_pretty_print() -> None:
     text = format_message("%O", {"\nkey": Multiline(), "long": ["\nforged \x1b" * 20, "x" * 99]})
     assert all(line.isprintable() for line in text.split("\n"))
     assert not [line for line in text.split("\n") if line.lstrip().startswith(("key", "two", "forged"))]
@@ -177,12 +177,12 @@ def test_escaped_json_is_still_json() -> None:
     assert format_message("%j", "\x7f\x9b\U000e0001") == '"\\u007f\\u009b\\udb40\\udc01"'
 
 
-def test_escape_leaves_readable_text_alone() -> None:
+def test_escape_leaves_printable_text_unchanged() -> None:
     assert escape("a é 漢 😀") == "a é 漢 😀"
     assert escape("a\tb\\\ud800") == "a\\tb\\\\ud800"
 
 
-def test_the_default_log_uses_the_standard_levels_and_names_the_caller(caplog: Any) -> None:
+def test_default_log_uses_standard_levels_and_names_the_caller(caplog: Any) -> None:
     caplog.set_level(logging.DEBUG, "trio_ledger_plugin")
     default = StdlibLog()
     default.debug("%s", 1)
@@ -198,9 +198,9 @@ def test_the_default_log_uses_the_standard_levels_and_names_the_caller(caplog: A
     assert {record.filename for record in caplog.records} == {"test_log.py"}
 
 
-def test_the_default_log_takes_another_logger(caplog: Any) -> None:
-    StdlibLog(logging.getLogger("host.plugin")).error("text")
-    assert [record.name for record in caplog.records] == ["host.plugin"]
+def test_default_log_accepts_another_logger(caplog: Any) -> None:
+    StdlibLog(logging.getLogger("application.plugin")).error("text")
+    assert [record.name for record in caplog.records] == ["application.plugin"]
 
 
 class Counting:
@@ -213,7 +213,7 @@ class Counting:
 
 
 @pytest.mark.parametrize("wrap", [lambda log: log, lambda log: RedactingLog(log, [])], ids=["plain", "safe"])
-def test_a_message_nobody_wants_costs_no_formatting(wrap: Any, caplog: Any) -> None:
+def test_message_below_the_level_is_not_formatted(wrap: Any, caplog: Any) -> None:
     caplog.set_level(logging.INFO, "trio_ledger_plugin")
     param = Counting()
     log = wrap(StdlibLog())
@@ -223,8 +223,8 @@ def test_a_message_nobody_wants_costs_no_formatting(wrap: Any, caplog: Any) -> N
     assert param.shown == 1
 
 
-class HostLog:
-    """A host's log: it has a formatter of its own, as RFC-0024 wants it, and keeps the lines."""
+class ListLog:
+    """An application's log with its own formatter, as in RFC-0024, that keeps the lines."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[str, str]] = []
@@ -242,23 +242,23 @@ class HostLog:
         self.lines.append(("error", format_message(message, *params)))
 
 
-def test_each_level_reaches_the_host_as_finished_text() -> None:
-    host = HostLog()
-    safe = RedactingLog(host, [])
+def test_each_level_reaches_the_application_as_formatted_text() -> None:
+    target = ListLog()
+    safe = RedactingLog(target, [])
     safe.debug("%s%%", "%s")
     safe.info("%d", 1)
     safe.warn("%j", "%%")
     safe.error("%s")
-    assert host.lines == [("debug", "%s%"), ("info", "1"), ("warn", '"%%"'), ("error", "%s")]
+    assert target.lines == [("debug", "%s%"), ("info", "1"), ("warn", '"%%"'), ("error", "%s")]
 
 
 @pytest.mark.parametrize(
     "canary", [CANARY, 'it\'s "quoted" \\ too', "tab\there", "schlüssel-é", "\x7f\x9besc", "a" * 200]
 )
 @pytest.mark.parametrize("token", ["%s", "%j", "%o", "%O", ""])
-def test_no_credential_reaches_the_host(canary: Any, token: Any) -> None:
-    host = HostLog()
-    log = RedactingLog(host, [Secret("other-secret"), Secret(canary)])
+def test_no_credential_reaches_the_log(canary: Any, token: Any) -> None:
+    target = ListLog()
+    log = RedactingLog(target, [Secret("other-secret"), Secret(canary)])
     for param in (
         canary,
         f"Bearer {canary}",
@@ -269,33 +269,33 @@ def test_no_credential_reaches_the_host(canary: Any, token: Any) -> None:
         [f"{canary} 'both' \"quotes\"", f'{canary} "one"'],
     ):
         log.info(token, param)
-    lines = "".join(line for _, line in host.lines)
+    lines = "".join(line for _, line in target.lines)
     assert lines.count("***") == 9
     for form in (canary, escape(canary), repr(canary)[1:-1], repr(canary.encode())[2:-1]):
         assert form not in lines
 
 
-def test_a_credential_in_the_message_itself_is_hidden_too() -> None:
-    host = HostLog()
-    RedactingLog(host, [Secret(CANARY)]).warn(f"refused {CANARY} twice {CANARY}")
-    assert host.lines == [("warn", "refused *** twice ***")]
+def test_credential_in_the_message_itself_is_redacted() -> None:
+    target = ListLog()
+    RedactingLog(target, [Secret(CANARY)]).warn(f"refused {CANARY} twice {CANARY}")
+    assert target.lines == [("warn", "refused *** twice ***")]
 
 
-def test_of_two_secrets_the_longer_one_leaves_no_tail() -> None:
-    host = HostLog()
-    RedactingLog(host, [Secret("abcd"), Secret("abcd-tail")]).info("abcd-tail abcd")
-    assert host.lines == [("info", "*** ***")]
+def test_longer_of_two_secrets_is_redacted_completely() -> None:
+    target = ListLog()
+    RedactingLog(target, [Secret("abcd"), Secret("abcd-tail")]).info("abcd-tail abcd")
+    assert target.lines == [("info", "*** ***")]
 
 
 @pytest.mark.parametrize("short", ["", "abc"])
-def test_a_secret_too_short_to_tell_does_not_blacken_the_log(short: Any) -> None:
-    host = HostLog()
-    RedactingLog(host, [Secret(short)]).info("abc \\x")
-    assert host.lines == [("info", "abc \\x")]
+def test_very_short_secret_is_not_redacted(short: Any) -> None:
+    target = ListLog()
+    RedactingLog(target, [Secret(short)]).info("abc \\x")
+    assert target.lines == [("info", "abc \\x")]
 
 
 class FullDisk:
-    """A host's log that cannot write, when that is what there is to tell."""
+    """An application's log that fails, as on a full disk."""
 
     def debug(self, message: str, *params: object) -> None:
         raise OSError(f"no space left for {message}")
@@ -303,8 +303,8 @@ class FullDisk:
     info = warn = error = debug
 
 
-async def test_a_log_that_fails_ends_nothing_and_is_told_of(caplog: Any) -> None:
-    """One request whose handler fails would end the plugin, and every transfer under way with it."""
+async def test_failing_log_is_reported_and_stops_nothing(caplog: Any) -> None:
+    """One request whose handler fails would end the plugin, and every transfer in flight with it."""
 
     async def fail(data: bytes) -> bytes:
         raise ValueError(CANARY)

@@ -1,4 +1,4 @@
-"""The OER parts: lengths are canonical and believed only when the bytes are there."""
+"""The OER parts: lengths are canonical, and are used only if so many bytes follow."""
 
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -19,7 +19,7 @@ NO_BYTES: Any = "text"
     [(0, "00"), (127, "7f"), (128, "8180"), (255, "81ff"), (256, "820100"), (65535, "82ffff"), (65536, "83010000")],
 )
 def test_length_takes_its_shortest_form(length: int, written: str) -> None:
-    """Another form, and every peer drops the packet as unreadable."""
+    """In another form, every peer would drop the packet as unreadable."""
     assert oer.length_prefix(length).hex() == written
     data = bytes.fromhex(written) + bytes(length)
     assert oer.read_length(data, 0) == (length, len(written) // 2)
@@ -40,21 +40,21 @@ def test_length_takes_its_shortest_form(length: int, written: str) -> None:
         ("0200", "2 bytes, but 1 follow"),
     ],
 )
-def test_wrong_length_is_refused_saying_why(written: str, complaint: str) -> None:
-    """A lenient reader gives one packet two meanings; a trusting one gives its memory away."""
+def test_wrong_length_is_refused_with_a_reason(written: str, complaint: str) -> None:
+    """A lenient reader would give one packet two meanings; a trusting one could be made to allocate any size."""
     with pytest.raises(DecodeError, match=complaint):
         oer.read_octets(bytes.fromhex(written), 0)
 
 
 @given(st.binary(max_size=300), st.binary(max_size=20), st.binary(max_size=20))
-def test_octets_come_back_from_among_other_bytes(value: Any, before: bytes, after: bytes) -> None:
-    """Losing count here would read every later field from the wrong place."""
+def test_octets_round_trip_between_other_bytes(value: Any, before: bytes, after: bytes) -> None:
+    """With a wrong offset, every later field would be read from the wrong place."""
     written = oer.octets(value, "data")
     assert oer.read_octets(before + written + after, len(before)) == (value, len(before) + len(written))
 
 
 @given(st.integers(0, 2**64 - 1))
-def test_integers_come_back(value: Any) -> None:
+def test_integers_round_trip(value: Any) -> None:
     assert oer.read_uint(b"-" + oer.uint(value, 8, "amount"), 1, 8) == (value, 9)
 
 
@@ -75,7 +75,7 @@ def test_integer_out_of_range_is_named(value: Any, complaint: str) -> None:
         oer.uint(value, 1, "amount")
 
 
-def test_octets_too_long_or_of_another_type_are_named() -> None:
+def test_octets_too_long_or_of_wrong_type_are_refused() -> None:
     with pytest.raises(InvalidFieldsError, match="data has 4 bytes: at most 3 are allowed"):
         oer.octets(b"1234", "data", 3)
     with pytest.raises(InvalidFieldsError, match="data is str: it must be bytes"):
@@ -85,7 +85,7 @@ def test_octets_too_long_or_of_another_type_are_named() -> None:
 
 @pytest.mark.parametrize("value", ["é", "\x80", b"ilp", None])
 def test_text_outside_ascii_is_never_written(value: Any) -> None:
-    """A peer in JavaScript masks the high bit, so that other text may read there as a reserved name."""
+    """JavaScript peers mask the high bit, so such text could become a reserved name there."""
     with pytest.raises(InvalidFieldsError, match="name must be text of ASCII characters only"):
         oer.ia5(value, "name")
 
@@ -98,7 +98,7 @@ def test_only_bytes_are_decoded(value: Any) -> None:
 
 
 @given(moments)
-def test_times_come_back(moment: Any) -> None:
+def test_times_round_trip(moment: Any) -> None:
     assert oer.read_time(oer.time_digits(moment, "time").encode()) == moment
 
 
@@ -117,7 +117,7 @@ def test_time_is_written_in_utc() -> None:
         None,
     ],
 )
-def test_time_without_zone_or_outside_the_calendar_is_named(moment: Any) -> None:
+def test_naive_or_impossible_time_is_refused(moment: Any) -> None:
     with pytest.raises(InvalidFieldsError, match="triggered_at must be an aware datetime"):
         oer.time_digits(moment, "triggered_at")
 
@@ -138,14 +138,14 @@ def test_time_without_zone_or_outside_the_calendar_is_named(moment: Any) -> None
         "\N{FULLWIDTH DIGIT TWO}01712241614322".encode(),
     ],
 )
-def test_what_is_no_time_is_refused(digits: bytes) -> None:
-    """JavaScript rolls a 13th month over into the next year: both ends would differ on when a packet expires."""
+def test_invalid_time_is_refused(digits: bytes) -> None:
+    """JavaScript turns a 13th month into the next year: the two ends would disagree on when a packet expires."""
     with pytest.raises(DecodeError, match="is not a time"):
         oer.read_time(digits)
 
 
-def test_errors_of_decoding_have_no_packet_to_answer() -> None:
-    """An unreadable packet must not be answered (RFC-0023), so its error names no request."""
+def test_decode_errors_name_no_request() -> None:
+    """An unreadable packet must not get a reply (RFC-0023), so its error names no request."""
     with pytest.raises(DecodeError) as caught:
         oer.read_ia5(b"\xe9", "a name")
     assert (caught.value.packet_type, caught.value.request_id) == (None, None)

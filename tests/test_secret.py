@@ -1,4 +1,4 @@
-"""A secret stays inside its object whatever somebody does with it by accident."""
+"""The text of a secret stays inside its object, even if a program shows or copies it by accident."""
 
 import copy
 import json
@@ -23,20 +23,20 @@ CANARY = "canary-7f3a"
         lambda secret: json.dumps({"token": secret}, default=str),
     ],
 )
-def test_no_way_of_showing_a_secret_shows_its_text(show: Any) -> None:
+def test_no_representation_shows_the_text(show: Any) -> None:
     shown = show(Secret(CANARY))
     assert "Secret(***)" in shown
     assert CANARY not in shown
 
 
 @pytest.mark.parametrize("leave", [pickle.dumps, copy.copy, copy.deepcopy, json.dumps])
-def test_a_secret_is_not_written_anywhere_by_accident(leave: Any) -> None:
+def test_secret_cannot_be_pickled_copied_or_serialised(leave: Any) -> None:
     with pytest.raises(TypeError) as caught:
         leave(Secret(CANARY))
     assert CANARY not in str(caught.value)
 
 
-def test_the_one_who_asks_gets_the_text() -> None:
+def test_reveal_returns_the_text() -> None:
     assert Secret(CANARY).reveal() == CANARY
 
 
@@ -44,23 +44,23 @@ def test_the_one_who_asks_gets_the_text() -> None:
     ("left", "right", "equal"),
     [("a", "a", True), ("a", "b", False), ("a", "aa", False), ("é", "é", True), ("\ud800", "\ud800", True)],
 )
-def test_secrets_compare_by_their_text(left: Any, right: Any, equal: Any) -> None:
+def test_secrets_compare_by_text(left: Any, right: Any, equal: Any) -> None:
     assert (Secret(left) == Secret(right)) is equal
     assert (Secret(left) != Secret(right)) is not equal
 
 
-def test_a_secret_is_no_text_and_no_key() -> None:
+def test_secret_is_not_text_and_not_hashable() -> None:
     assert Secret("a") != "a"
     with pytest.raises(TypeError):
         hash(Secret("a"))
 
 
-def test_a_missing_credential_is_false() -> None:
+def test_empty_secret_is_false() -> None:
     assert not Secret("")
     assert Secret("0")
 
 
-def test_only_text_is_a_secret() -> None:
+def test_secret_of_another_type_is_refused() -> None:
     token: Any = b"token"
     with pytest.raises(TypeError, match="not bytes"):
         Secret(token)

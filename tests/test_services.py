@@ -1,4 +1,4 @@
-"""A host learns at once, and by name, what its services lack."""
+"""An application learns at once, and by name, what its services lack."""
 
 import logging
 from typing import Any
@@ -23,11 +23,11 @@ class QuietLog:
     def error(self, message: Any, *params: object) -> None: ...
 
 
-def test_all_services_may_be_missing() -> None:
+def test_all_services_are_optional() -> None:
     assert PluginServices() == PluginServices(store=None, log=None)
 
 
-def test_objects_with_the_methods_are_services() -> None:
+def test_objects_with_the_methods_are_accepted() -> None:
     store, log = MemoryStore(), StdlibLog()
     services = PluginServices(store=store, log=log)
     assert (services.store, services.log) == (store, log)
@@ -44,12 +44,12 @@ def test_objects_with_the_methods_are_services() -> None:
         ({"log": logging.getLogger()}, r"log: .*StdlibLog\(logger\)"),
     ],
 )
-def test_a_wrong_service_is_refused_before_it_is_needed(services: Any, message: Any) -> None:
+def test_wrong_service_is_refused_when_it_is_given(services: Any, message: Any) -> None:
     with pytest.raises(TypeError, match=message):
         PluginServices(**services)
 
 
-def test_services_do_not_change_under_a_plugin() -> None:
+def test_services_are_frozen() -> None:
     services: Any = PluginServices()
     with pytest.raises(AttributeError):
         services.store = MemoryStore()

@@ -1,4 +1,4 @@
-"""What a host's plugin stores comes back, and a cancelled call has done nothing."""
+"""A stored value comes back, and a cancelled call changes nothing."""
 
 from typing import Any
 
@@ -19,14 +19,14 @@ async def store(request: Any, tmp_path: Any) -> Any:
             yield store
 
 
-async def test_what_was_stored_comes_back(store: Any) -> None:
+async def test_stored_values_come_back(store: Any) -> None:
     await store.put("key", "one")
     await store.put("key", "two")
     assert await store.get("key") == "two"
     assert await store.get("other") is None
 
 
-async def test_deleting_is_final_and_safe_twice(store: Any) -> None:
+async def test_delete_removes_the_value_and_is_safe_twice(store: Any) -> None:
     await store.put("key", "value")
     await store.delete("key")
     await store.delete("key")
@@ -50,7 +50,7 @@ async def test_two_stores_share_nothing(store: Any, tmp_path: Any) -> None:
         ("delete", (None,), "key"),
     ],
 )
-async def test_anything_but_text_is_refused(store: Any, method: Any, arguments: Any, what: Any) -> None:
+async def test_other_types_than_text_are_refused(store: Any, method: Any, arguments: Any, what: Any) -> None:
     with pytest.raises(TypeError, match=f"store's {what} is text"):
         await getattr(store, method)(*arguments)
 
@@ -59,17 +59,15 @@ async def test_anything_but_text_is_refused(store: Any, method: Any, arguments: 
     ("method", "arguments", "what"),
     [("put", ("\ud800", "value"), "key"), ("put", ("key", "a\udfff"), "value"), ("get", ("\ud800",), "key")],
 )
-async def test_text_that_cannot_be_written_is_refused(store: Any, method: Any, arguments: Any, what: Any) -> None:
-    """And not by an error of Python's codec, which shows all of it."""
+async def test_text_that_utf8_cannot_encode_is_refused(store: Any, method: Any, arguments: Any, what: Any) -> None:
+    """Python's UnicodeEncodeError, which contains the whole text, must not leave the store."""
     with pytest.raises(InvalidFieldsError, match=f"store's {what} has a lone surrogate") as caught:
         await getattr(store, method)(*arguments)
     assert caught.value.__context__ is None
 
 
 @pytest.mark.parametrize(("method", "arguments"), [("put", ("key", "new")), ("get", ("key",)), ("delete", ("key",))])
-async def test_every_call_lets_others_run_and_changes_nothing_when_cancelled(
-    store: Any, method: Any, arguments: Any
-) -> None:
+async def test_calls_are_checkpoints_and_change_nothing_if_cancelled(store: Any, method: Any, arguments: Any) -> None:
     with trio.testing.assert_checkpoints():
         await getattr(store, method)(*arguments)
     await store.put("key", "old")

@@ -1,4 +1,4 @@
-"""What OpenTelemetry is told of a plugin, by its own SDK: who, how long, how big and how it ended, and nothing else."""
+"""What a plugin reports to OpenTelemetry, checked with its SDK: account, time, size and outcome, and nothing else."""
 
 import gc
 import subprocess
@@ -45,15 +45,15 @@ class Observatory:
         )
 
     def spans(self) -> list[tuple[str, SpanKind, dict[str, Any]]]:
-        """Return what each span that has ended says: its method, its kind, and its attributes."""
-        told = []
+        """Return the method, the kind and the attributes of each span that has ended."""
+        ended = []
         for span in self.exporter.get_finished_spans():
             values = {name.rpartition("ledger_plugin.")[2]: value for name, value in (span.attributes or {}).items()}
-            told.append((str(values["rpc.method"]), span.kind, values))
-        return told
+            ended.append((str(values["rpc.method"]), span.kind, values))
+        return ended
 
     def metrics(self) -> dict[str, dict[str, int]]:
-        """Return each metric's values, by the account that they are of."""
+        """Return each metric's values, by account."""
         data = self.reader.get_metrics_data()
         if data is None:
             return {}
@@ -67,7 +67,7 @@ class Observatory:
         return values
 
     def everything(self):
-        """Return all that left, as text."""
+        """Return everything that was exported, as text."""
         spans = "".join(span.to_json() for span in self.exporter.get_finished_spans())
         data = self.reader.get_metrics_data()
         return spans + ("" if data is None else data.to_json())
@@ -88,8 +88,8 @@ async def take(amount: str) -> None:
     pass
 
 
-async def test_a_request_is_a_span_at_each_end_with_its_sizes(observatory):
-    """Whoever looks for what is slow would see half of it, or requests that never were."""
+async def test_request_is_a_span_at_each_end_with_its_sizes(observatory):
+    """An operator who looks for slow requests would see half of them, or requests that never happened."""
     async with loopback_pair() as (alice, bob):
         bob.register_data_handler(shout)
         observatory.telemetry.observe(alice, account="alice")
@@ -113,8 +113,8 @@ async def test_a_request_is_a_span_at_each_end_with_its_sizes(observatory):
     )
 
 
-async def test_a_call_is_within_its_callers_span_and_a_handler_in_a_trace_of_its_own(observatory):
-    """A trace would end at the plugin's door, or claim that BTP carried it over."""
+async def test_call_is_in_the_callers_trace_and_handler_in_its_own(observatory):
+    """A trace would end at the plugin, or claim that BTP carried it to the peer."""
     tracer = observatory.tracers.get_tracer("the application")
     async with loopback_pair() as (alice, bob):
         for plugin in (alice, bob):
@@ -135,7 +135,7 @@ async def test_a_call_is_within_its_callers_span_and_a_handler_in_a_trace_of_its
     assert spans["within the handler"].parent.span_id == handled.context.span_id
 
 
-async def test_every_kind_of_handler_is_traced_whenever_it_was_registered(observatory, tmp_path):
+async def test_handlers_registered_before_and_after_observe_are_traced(observatory, tmp_path):
     async with open_sqlite_store(tmp_path / "store.db") as store, open_plugin({"plugin": "loopback"}) as alice:
         applied: list[str] = []
 
@@ -168,8 +168,8 @@ async def test_every_kind_of_handler_is_traced_whenever_it_was_registered(observ
     assert [method for method, _, _ in observatory.spans()] == ["handle_data"] * 2 + ["handle_money"] * 2
 
 
-async def test_a_span_tells_how_it_ended(observatory):
-    """An operator would count refusals as successes, or a client's cancellation as an error of the peer's."""
+async def test_span_has_the_outcome(observatory):
+    """An operator would count refusals as successes, or a client's cancellation as an error of the peer."""
     options = {"plugin": "loopback", "close_timeout": 0.01}
     async with open_plugin(options) as alice, open_plugin(options) as bob:
         observatory.telemetry.observe(alice)
@@ -226,8 +226,8 @@ async def test_a_span_tells_how_it_ended(observatory):
     assert CANARY not in observatory.everything()
 
 
-async def test_no_payload_amount_or_token_leaves(observatory):
-    """Whoever may read the traces could read, or spend, other people's money."""
+async def test_no_payload_amount_or_token_is_exported(observatory):
+    """A reader of the traces could read, or spend, other people's money."""
     amount = "918273645"
     listener = {"listener": {"port": 0, "secret": CANARY}}
     async with open_plugin(listener, data_handler=shout, money_handler=take) as server:
@@ -244,7 +244,7 @@ async def test_no_payload_amount_or_token_leaves(observatory):
         assert secret not in told
 
 
-async def test_metrics_are_the_statistics(observatory):
+async def test_metrics_equal_the_statistics(observatory):
     """Dashboards would show other numbers than the program itself."""
     async with loopback_pair() as (alice, bob):
         bob.register_data_handler(shout)
@@ -263,8 +263,8 @@ async def test_metrics_are_the_statistics(observatory):
     assert set(metrics) >= GAUGES
 
 
-async def test_an_exporter_asks_from_a_thread_of_its_own_while_accounts_come_and_go(observatory):
-    """A scrape would fail, or the exporter's thread end, whenever a client connects at that moment."""
+async def test_metrics_can_be_read_in_a_thread_while_accounts_change(observatory):
+    """A scrape would fail, or the exporter's thread would end, whenever a client connects at that moment."""
     options = {
         "plugin": "btp-accounts",
         "port": 0,
@@ -291,8 +291,8 @@ async def test_an_exporter_asks_from_a_thread_of_its_own_while_accounts_come_and
         done = True
 
 
-async def test_a_plugin_that_is_let_go_is_not_kept_for_its_counts(observatory):
-    """A server that opens and closes plugins all day would grow."""
+async def test_telemetry_keeps_no_plugin_alive(observatory):
+    """The memory of a server that opens and closes plugins all day would grow."""
     async with trio.open_nursery() as nursery:
         plugin = create_plugin({"plugin": "loopback"}, nursery=nursery)
         observatory.telemetry.observe(plugin)
@@ -305,13 +305,13 @@ async def test_a_plugin_that_is_let_go_is_not_kept_for_its_counts(observatory):
         assert "requests_sent" not in observatory.metrics()
 
 
-def test_nobody_else_loads_opentelemetry():
-    """Everybody would pay for it in time and memory, whether they use it or not."""
+def test_opentelemetry_is_imported_only_on_demand():
+    """Every program would pay for it in time and memory, whether it uses it or not."""
     program = "import sys, trio_ledger_plugin.btp.accounts; sys.exit('opentelemetry' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
-def test_without_the_extra_the_import_says_what_to_install():
+def test_import_without_the_extra_says_what_to_install():
     program = "import sys; sys.modules['opentelemetry'] = None; import trio_ledger_plugin.telemetry"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.stderr.splitlines()[-1] == (
