@@ -1,4 +1,4 @@
-"""The journal against a model of it in plain Python: whatever happens in whatever order, no unit is lost or made."""
+"""The journal compared with a model of it in plain Python: in any order of operations, no unit is lost or made."""
 
 import sqlite3
 from typing import Any
@@ -83,7 +83,7 @@ class JournalMachine(RuleBasedStateMachine):
     def level_of(self, account):
         return self.levels.get(account, PLAIN)
 
-    # Ours.
+    # Outgoing transfers.
 
     @rule(account=accounts, key=keys, amount=amounts, level=levels, plain_allowed=st.booleans())
     def begin(self, account, key, amount, level, plain_allowed):
@@ -160,7 +160,7 @@ class JournalMachine(RuleBasedStateMachine):
 
     @rule(settle=st.booleans())
     def open_again(self, settle):
-        """As after a crash: what the clock of the ledger had reached is what was written down last."""
+        """Open again as after a crash: the ledger's age is the one that was saved last."""
         waiting = self.journal.open(self.connection, settle=settle)
         if settle:
             for row in self.rows.values():
@@ -171,7 +171,7 @@ class JournalMachine(RuleBasedStateMachine):
         if settle:
             assert waiting == expected
 
-    # Theirs.
+    # Incoming transfers.
 
     def kept(self, account):
         return sum(1 for (whose, direction, _) in self.rows if (whose, direction) == (account, IN))
@@ -200,28 +200,28 @@ class JournalMachine(RuleBasedStateMachine):
         reply = self.journal.receive(
             self.connection, transfer, None if verdict == "outbox" else apply, plain_allowed=plain_allowed
         )
-        told: Any = None if reply is None else wire_error(reply)
+        wire: Any = None if reply is None else wire_error(reply)
         if level is PLAIN and (self.level_of(account) is KEYED or not plain_allowed):
-            assert told[0] == "F00"
+            assert wire[0] == "F00"
             assert ran == []
         elif known is not None:
             assert ran == []
             if known.amount != amount:
-                assert told[0] == "F05"
+                assert wire[0] == "F05"
             else:
-                assert told == known.refusal
+                assert wire == known.refusal
         elif self.kept(account) >= MAX_KEYS:
-            assert told[0] == "T00"
+            assert wire[0] == "T00"
             assert ran == []
         else:
             assert bool(ran) is (verdict != "outbox")
             if level is KEYED:
                 self.levels[account] = KEYED
-            assert told == (None if error is None else wire_error(error))
+            assert wire == (None if error is None else wire_error(error))
             if verdict != "later":
                 state = {"outbox": "applied", "accept": "delivered", "refuse": "refused"}[verdict]
                 row = self.rows[account, IN, key] = Row(amount, level, state, self.now)
-                row.refusal = told
+                row.refusal = wire
                 if verdict == "accept":
                     self.written.append((account, key))
                 if error is None:
@@ -251,12 +251,12 @@ class JournalMachine(RuleBasedStateMachine):
         left = {key for key, _ in self.entries().items()}
         for place, row in list(self.rows.items()):
             if place not in left:
-                # It may keep something longer than promised, never shorter.
+                # It may keep a transfer for longer than promised, never for less time.
                 assert row.state in ("acked", "rejected", "delivered", "refused")
                 assert self.now - row.since > RETENTION
                 del self.rows[place]
 
-    # What is always true.
+    # Invariants.
 
     def entries(self):
         entries = self.journal.page(self.connection, None, None, None, 0)
@@ -331,19 +331,19 @@ def journal(connection):
     return journal
 
 
-def test_the_second_opening_changes_nothing(connection, journal):
+def test_second_opening_changes_nothing(connection, journal):
     journal.begin(connection, transfer_of("", "k", 5, KEYED), (1.0, 2.0), plain_allowed=True)
     assert journal.open(connection, settle=True) == {""}
     assert journal.find(connection, "", OUT, "k").state is TransferState.SENT
 
 
-def test_a_file_of_a_newer_version_is_refused_by_name(connection, journal):
+def test_file_of_a_newer_version_is_refused(connection, journal):
     connection.execute("UPDATE lpi_schema SET version = 99 WHERE component = 'transfers'")
     with pytest.raises(StoreError, match="newer version"):
         journal.open(connection, settle=True)
 
 
-def test_what_runs_again_after_a_failed_commit_does_no_harm(connection, journal):
+def test_running_again_after_a_failed_commit_is_harmless(connection, journal):
     transfer = transfer_of("", "k", 5, KEYED)
     assert journal.begin(connection, transfer, (1.0, 2.0), plain_allowed=True) is None
     for _ in range(2):
@@ -357,7 +357,7 @@ def test_what_runs_again_after_a_failed_commit_does_no_harm(connection, journal)
     assert journal.find(connection, "", OUT, "k").state is TransferState.ACKED
 
 
-def test_an_entry_tells_all_that_is_known(connection, journal):
+def test_entry_contains_all_that_is_known(connection, journal):
     journal.begin(connection, transfer_of("alice", "k", 2**64 - 1, KEYED), (100.0, 200.0), plain_allowed=True)
     journal.answered(connection, transfer_of("alice", "k", 2**64 - 1, KEYED), REFUSAL)
     entry = journal.find(connection, "alice", OUT, "k")
@@ -368,7 +368,7 @@ def test_an_entry_tells_all_that_is_known(connection, journal):
     assert entry.changed > entry.created
 
 
-def test_pages_are_walked_to_the_end(connection, journal):
+def test_pages_cover_the_whole_journal(connection, journal):
     for number in range(2 * module.PAGE + 1):
         journal.receive(connection, transfer_of("", f"k{number}", 1, KEYED), None, plain_allowed=True)
     seen, after = [], 0
@@ -380,8 +380,8 @@ def test_pages_are_walked_to_the_end(connection, journal):
     assert journal.page(connection, "nobody", None, None, 0) == []
 
 
-def test_what_is_settled_late_is_remembered_for_as_long_as_any_other(connection, journal, monkeypatch):
-    """Forgotten at once, it would be sent anew by a program that asks for it under its key."""
+def test_late_settled_transfer_is_kept_for_the_full_retention(connection, journal, monkeypatch):
+    """If it were removed at once, a program that asks for it under its key would send it again."""
     now = 0.0
     monkeypatch.setattr(module, "monotonic", lambda: now)
     journal.open(connection, settle=True)
@@ -399,7 +399,7 @@ def test_what_is_settled_late_is_remembered_for_as_long_as_any_other(connection,
     assert journal.totals(connection, "").sent == 5
 
 
-def test_what_is_not_finished_is_never_forgotten(connection, journal, monkeypatch):
+def test_unfinished_transfers_are_never_removed(connection, journal, monkeypatch):
     now = 0.0
     monkeypatch.setattr(module, "monotonic", lambda: now)
     journal.open(connection, settle=True)
@@ -412,7 +412,7 @@ def test_what_is_not_finished_is_never_forgotten(connection, journal, monkeypatc
     assert {entry.key for entry in journal.page(connection, None, None, None, 0)} == {"sent", "in_doubt", "applied"}
 
 
-def test_a_clock_that_is_set_makes_nobody_forget_a_key(connection, journal, monkeypatch):
+def test_setting_the_clock_removes_no_key(connection, journal, monkeypatch):
     journal.receive(connection, transfer_of("", "k", 5, KEYED), lambda *_: None, plain_allowed=True)
     monkeypatch.setattr(module, "time", lambda: 1e12)
     journal.purge(connection, 0, RETENTION)
@@ -420,8 +420,8 @@ def test_a_clock_that_is_set_makes_nobody_forget_a_key(connection, journal, monk
 
 
 @pytest.mark.parametrize("saved", [True, False], ids=["closed in peace", "killed"])
-def test_a_program_that_often_starts_anew_forgets_in_the_end(connection, monkeypatch, saved):
-    """Remembered for ever, its keys would fill the account, and money would be refused."""
+def test_old_keys_are_removed_even_with_frequent_restarts(connection, monkeypatch, saved):
+    """Its keys would otherwise fill the account, and money would be refused."""
     now = 0.0
     monkeypatch.setattr(module, "monotonic", lambda: now)
     for number in range(4):
@@ -432,7 +432,7 @@ def test_a_program_that_often_starts_anew_forgets_in_the_end(connection, monkeyp
             journal.receive(connection, transfer_of("", key, 5, KEYED), lambda *_: None, plain_allowed=True)
         if saved:
             journal.save_age(connection)
-        # The machine is started anew as well: its clock begins at nothing.
+        # The machine restarts too: its monotonic clock begins at 0.
         now = 0.0
     journal = Journal("main", max_keys=100)
     journal.open(connection, settle=True)

@@ -1,4 +1,4 @@
-"""One open plugin writes a ledger; while its store fails money is refused, and nothing that may have been is denied."""
+"""At most one open plugin writes to a ledger; while its store fails, money is refused and nothing is denied."""
 
 import sqlite3
 import threading
@@ -43,10 +43,10 @@ async def store(tmp_path):
         yield HeldStore(inner)
 
 
-# Whose a ledger is.
+# Ownership of a ledger.
 
 
-async def test_two_open_plugins_do_not_write_one_ledger(store):
+async def test_two_open_plugins_cannot_share_a_ledger(store):
     """Each would send the other's transfers again."""
     async with open_payer(store):
         with pytest.raises(ExceptionGroup) as caught:
@@ -60,8 +60,8 @@ async def test_two_open_plugins_do_not_write_one_ledger(store):
 
 
 @pytest.mark.parametrize("ending", ["aclose", "disconnect", "cancel"])
-async def test_a_ledger_is_free_when_its_plugin_has_ended(store, ending):
-    """A host that knows connect() and disconnect() only makes another plugin of the same store."""
+async def test_ledger_is_released_when_its_plugin_ends(store, ending):
+    """An application that uses only connect() and disconnect() opens another plugin with the same store."""
     options = LoopbackOptions(name="a")
     async with trio.open_nursery() as nursery:
         plugin = create_plugin(options, PluginServices(store=store), nursery=nursery)
@@ -74,7 +74,7 @@ async def test_a_ledger_is_free_when_its_plugin_has_ended(store, ending):
         pass
 
 
-async def test_a_plugin_has_its_ledger_again_when_it_connects_again(store):
+async def test_plugin_claims_its_ledger_again_when_it_reconnects(store):
     async with trio.open_nursery() as nursery:
         first = create_plugin(LoopbackOptions(name="a"), PluginServices(store=store), nursery=nursery)
         second = create_plugin(LoopbackOptions(name="b"), PluginServices(store=store), nursery=nursery)
@@ -90,8 +90,8 @@ async def test_a_plugin_has_its_ledger_again_when_it_connects_again(store):
         nursery.cancel_scope.cancel()
 
 
-async def test_a_plugin_whose_nursery_has_ended_keeps_no_ledger(store):
-    """The plugin that is made in its place could not open before the program ends."""
+async def test_ledger_is_released_when_the_nursery_ends(store):
+    """The plugin that replaces it could not open before the program ends."""
     async with trio.open_nursery() as nursery:
         plugin = create_plugin(LoopbackOptions(name="a"), PluginServices(store=store), nursery=nursery)
     with pytest.raises(PluginClosedError):
@@ -100,8 +100,8 @@ async def test_a_plugin_whose_nursery_has_ended_keeps_no_ledger(store):
         pass
 
 
-async def test_a_plugin_that_closes_keeps_its_ledger_until_nothing_works_on_it(store, mock_clock):
-    """What is being recorded there would be undone under the hands of the next plugin."""
+async def test_closing_plugin_keeps_its_ledger_until_its_tasks_end(store, mock_clock):
+    """The next plugin would change the journal while this one is still recording in it."""
     async with open_payer(store) as payer, trio.open_nursery() as nursery:
         await start(nursery, lambda: payer.send_money(7, idempotency_key="k"))
         await settle(store)
@@ -129,8 +129,8 @@ async def test_a_plugin_that_closes_keeps_its_ledger_until_nothing_works_on_it(s
         await following.aclose()
 
 
-async def test_a_store_is_told_by_what_it_is_not_by_what_it_equals(store):
-    """A host's store may be a class that cannot be hashed."""
+async def test_stores_are_distinguished_by_identity(store):
+    """An application's store may be a class that cannot be hashed."""
 
     @define
     class Wrapper:
@@ -152,8 +152,8 @@ async def test_a_store_is_told_by_what_it_is_not_by_what_it_equals(store):
         assert await sums(plugin) == (0, 0, 0)
 
 
-async def test_looking_at_a_journal_changes_nothing_in_it(store):
-    """A plugin that is not connected may belong to a program that only looks; the transfer is another's, and alive."""
+async def test_reading_a_journal_changes_nothing(store):
+    """A plugin that is not connected may belong to a program that only reads; another one is sending the transfer."""
     async with open_payer(store, retention=None) as payer, trio.open_nursery() as nursery:
         outcome = await start(nursery, lambda: payer.send_money(7, idempotency_key="k"))
         await settle(store)
@@ -165,7 +165,7 @@ async def test_looking_at_a_journal_changes_nothing_in_it(store):
         assert await sums(onlooker) == (7, 0, 0)
 
 
-async def test_ledgers_in_one_store_know_nothing_of_each_other(store):
+async def test_ledgers_in_one_store_are_independent(store):
     async with open_payer(store) as first, open_payer(store, ledger_id="other") as second:
         receive(first, 1, "k", 5)
         receive(second, 1, "k", 6)
@@ -174,14 +174,14 @@ async def test_ledgers_in_one_store_know_nothing_of_each_other(store):
         assert (await sums(first), await sums(second)) == ((0, 5, 0), (0, 6, 0))
 
 
-async def test_keyed_asked_of_a_store_that_cannot_is_refused():
+async def test_keyed_without_a_transactional_store_is_refused():
     async with trio.open_nursery() as nursery:
         for store in (None, MemoryStore()):
             with pytest.raises(InvalidServicesError, match=r"transaction\(\)"):
                 create_plugin(LoopbackOptions(name="a", money="keyed"), PluginServices(store=store), nursery=nursery)
 
 
-async def test_a_plugin_without_a_journal_says_so(store):
+async def test_transfers_without_a_journal_are_an_error(store):
     async with open_payer(MemoryStore()) as plugin:
         with pytest.raises(InvalidServicesError):
             _ = plugin.transfers
@@ -189,10 +189,10 @@ async def test_a_plugin_without_a_journal_says_so(store):
             plugin.register_transactional_money_handler(lambda connection, transfer: None)
 
 
-# A store that fails.
+# Failing stores.
 
 
-async def test_while_the_store_fails_money_is_refused_for_now_and_data_goes_on(store):
+async def test_failing_store_refuses_money_temporarily_and_data_goes_on(store):
     log = Recorder()
 
     async def echo(data):
@@ -215,7 +215,7 @@ async def test_while_the_store_fails_money_is_refused_for_now_and_data_goes_on(s
         assert await sums(plugin) == (0, 5, 0)
 
 
-async def test_a_store_that_fails_at_the_start_is_opened_when_it_works(store):
+async def test_store_that_fails_at_the_start_is_opened_later(store):
     log = Recorder()
     store.refuses = True
     async with open_payer(store, log=log) as plugin:
@@ -231,8 +231,8 @@ async def test_a_store_that_fails_at_the_start_is_opened_when_it_works(store):
 
 @pytest.mark.parametrize("money_handler", [None, lambda connection, transfer: None])
 @pytest.mark.parametrize("trouble", ["lost", "committed"])
-async def test_the_peer_hears_nothing_before_the_store_can_tell(store, mock_clock, trouble, money_handler):
-    """ "Not applied" would have it pay again, "applied" would have it lose the money."""
+async def test_peer_gets_no_reply_while_the_commit_is_in_doubt(store, mock_clock, trouble, money_handler):
+    """The reply "not applied" would make the peer pay again, "applied" would make it lose the money."""
     async with open_payer(store) as plugin:
         if money_handler is not None:
             plugin.register_transactional_money_handler(money_handler)
@@ -248,8 +248,8 @@ async def test_the_peer_hears_nothing_before_the_store_can_tell(store, mock_cloc
 
 
 @pytest.mark.parametrize("trouble", ["lost", "committed"])
-async def test_a_store_that_refuses_after_a_doubt_does_not_settle_it(store, mock_clock, trouble):
-    """The commit may count; were the peer told that nothing was applied, it would pay a second time."""
+async def test_store_error_after_a_doubt_does_not_settle_it(store, mock_clock, trouble):
+    """The commit may count; a peer that is told that nothing was applied would pay a second time."""
     async with open_payer(store) as plugin:
         await settle(store)
         store.troubles += [trouble]
@@ -267,7 +267,7 @@ async def test_a_store_that_refuses_after_a_doubt_does_not_settle_it(store, mock
         assert await sums(plugin) == (0, 5, 0)
 
 
-async def test_a_plain_transfer_in_doubt_is_credited_once(store, mock_clock):
+async def test_plain_transfer_in_doubt_is_credited_once(store, mock_clock):
     async with open_payer(store) as plugin:
         await settle(store)
         store.troubles += ["committed", "lost", "committed"]
@@ -284,7 +284,7 @@ async def test_a_plain_transfer_in_doubt_is_credited_once(store, mock_clock):
 # Keys.
 
 
-async def test_a_duplicate_has_the_answer_of_the_first_and_no_effect(store):
+async def test_duplicate_gets_the_first_reply_and_has_no_effect(store):
     handler = Handler()
     async with open_payer(store) as plugin:
         plugin.register_money_handler(handler)
@@ -302,7 +302,7 @@ async def test_a_duplicate_has_the_answer_of_the_first_and_no_effect(store):
         assert await sums(plugin) == (0, 5, 0)
 
 
-async def test_when_no_more_keys_can_be_kept_money_is_refused_and_keys_are_not_forgotten(store):
+async def test_full_account_refuses_money_and_removes_no_key(store):
     async with open_payer(store, max_transfer_keys=2) as plugin:
         for number, key in enumerate("abc"):
             receive(plugin, number, key)
@@ -314,7 +314,7 @@ async def test_when_no_more_keys_can_be_kept_money_is_refused_and_keys_are_not_f
         assert await sums(plugin) == (0, 10, 0)
 
 
-async def test_keys_are_forgotten_once_nobody_can_send_them_again(store, mock_clock, monkeypatch):
+async def test_keys_are_removed_once_they_cannot_be_sent_again(store, mock_clock, monkeypatch):
     shift = 0.0
     monkeypatch.setattr(journal, "monotonic", lambda: time.monotonic() + shift)
     handler = Handler()
@@ -356,7 +356,7 @@ def note(connection, transfer):
     connection.execute("INSERT INTO mine VALUES (?)", (transfer.amount,))
 
 
-async def test_what_a_transactional_handler_writes_counts_exactly_when_the_transfer_does(store, mock_clock):
+async def test_transactional_handler_commits_with_the_transfer(store, mock_clock):
     await make_table(store)
     async with open_payer(store) as plugin:
         plugin.register_transactional_money_handler(note)
@@ -382,7 +382,7 @@ async def test_what_a_transactional_handler_writes_counts_exactly_when_the_trans
 @pytest.mark.parametrize(
     ("error", "reply"), [(InsufficientBalanceError("too much"), "F08"), (RuntimeError("my own text"), "F00")]
 )
-async def test_an_error_of_a_transactional_handler_undoes_and_refuses(store, error, reply):
+async def test_error_of_a_transactional_handler_undoes_and_refuses(store, error, reply):
     await make_table(store)
     log = Recorder()
 
@@ -398,18 +398,18 @@ async def test_an_error_of_a_transactional_handler_undoes_and_refuses(store, err
         assert "my own text" not in str(plugin.replies[1])
         assert (await rows(store), await sums(plugin)) == ([], (0, 0, 0))
         assert await states(plugin) == {"k": "refused"}
-        told = str(plugin.replies[1])
+        refusal = str(plugin.replies[1])
         plugin.deregister_money_handler()
         plugin.register_transactional_money_handler(note)
         receive(plugin, 2, "k")
         await settle(store)
         assert (plugin.replies[2].code, plugin.replies[2].name) == (reply, plugin.replies[1].name)
-        assert str(plugin.replies[2]) == told
+        assert str(plugin.replies[2]) == refusal
         assert (await rows(store), await sums(plugin)) == ([], (0, 0, 0))
         assert any("reference" in line for line in log.lines) is (reply == "F00")
 
 
-async def test_a_refusal_for_now_leaves_nothing_under_the_key(store):
+async def test_temporary_refusal_leaves_nothing_under_the_key(store):
     await make_table(store)
     full = True
 
@@ -433,8 +433,8 @@ async def test_a_refusal_for_now_leaves_nothing_under_the_key(store):
 
 
 @pytest.mark.parametrize("misuse", ["commit", "rollback", "execute"])
-async def test_a_transactional_handler_cannot_commit_by_itself(store, misuse):
-    """What it wrote would stay although the transfer is refused afterwards."""
+async def test_transactional_handler_cannot_commit(store, misuse):
+    """Its changes would stay although the transfer is refused afterwards."""
     await make_table(store)
 
     def handle(connection, transfer):
@@ -452,8 +452,8 @@ async def test_a_transactional_handler_cannot_commit_by_itself(store, misuse):
         assert (await rows(store), await sums(plugin)) == ([], (0, 0, 0))
 
 
-async def test_an_async_function_cannot_be_transactional(store):
-    """It would never run, and the money would count all the same."""
+async def test_async_function_is_no_transactional_handler(store):
+    """It would never run, but the money would count."""
 
     async def handle(connection, transfer):
         raise AssertionError
@@ -475,8 +475,8 @@ async def test_an_async_function_cannot_be_transactional(store):
         assert await sums(plugin) == (0, 0, 0)
 
 
-async def test_storage_trouble_inside_a_handler_is_the_stores_not_the_handlers(store):
-    """A lasting refusal would have the peer believe that the transfer can never be applied."""
+async def test_storage_error_in_a_handler_is_a_temporary_refusal(store):
+    """After a final refusal, the peer would believe that the transfer can never be applied."""
 
     def handle(connection, transfer):
         error = sqlite3.OperationalError("database or disk is full")
@@ -491,11 +491,11 @@ async def test_storage_trouble_inside_a_handler_is_the_stores_not_the_handlers(s
         assert await states(plugin) == {}
 
 
-# Commit to reply.
+# From the commit to the reply.
 
 
 async def held_up(nursery, store, plugin):
-    """Have a transfer under way whose commit is held up, in a plugin whose nursery is cancelled."""
+    """Receive a transfer whose commit is held up, in a plugin whose nursery is cancelled."""
     await settle(store)
     store.may_return = trio.Event()
     receive(plugin, 1, "k")
@@ -506,7 +506,7 @@ async def held_up(nursery, store, plugin):
         await wait_all_tasks_blocked(0.01)
 
 
-async def test_a_commit_under_way_is_still_told_when_the_nursery_is_cancelled(store):
+async def test_running_commit_is_acknowledged_after_a_cancellation(store):
     async with trio.open_nursery() as outer, open_payer(store) as plugin:
         await held_up(outer, store, plugin)
         assert plugin.replies == {}
@@ -514,7 +514,7 @@ async def test_a_commit_under_way_is_still_told_when_the_nursery_is_cancelled(st
     assert plugin.replies == {1: None}
 
 
-async def test_a_store_that_hangs_for_good_does_not_hold_up_the_end(store):
+async def test_hanging_store_does_not_block_the_end_of_the_plugin(store):
     async with trio.open_nursery() as outer, open_payer(store) as plugin:
         await held_up(outer, store, plugin)
         began = trio.current_time()
@@ -522,13 +522,13 @@ async def test_a_store_that_hangs_for_good_does_not_hold_up_the_end(store):
     assert plugin.replies == {}
 
 
-async def test_an_sqlite_file_that_hangs_for_good_does_not_hold_up_the_end(tmp_path):
-    """The store's thread cannot be interrupted; the program must end all the same."""
-    stuck, let_go = threading.Event(), threading.Event()
+async def test_hanging_sqlite_file_does_not_block_the_end(tmp_path):
+    """The store's thread cannot be interrupted, but the program must end."""
+    stuck, may_end = threading.Event(), threading.Event()
 
     def handle(connection, transfer):
         stuck.set()
-        let_go.wait(20)
+        may_end.wait(20)
 
     async with open_sqlite_store(tmp_path / "money.db") as inner:
         began = 0.0
@@ -541,13 +541,13 @@ async def test_an_sqlite_file_that_hangs_for_good_does_not_hold_up_the_end(tmp_p
                 nursery.cancel_scope.cancel()
         finally:
             took = trio.current_time() - began
-            let_go.set()
-    # The store gives what has begun a moment of its own.
+            may_end.set()
+    # The store waits for a moment for work that has begun.
     assert took < 0.9
     assert plugin.replies == {}
 
 
-async def test_loopback_is_keyed_and_survives_its_end_as_links_do(store):
+async def test_loopback_is_keyed_and_resumes_after_a_restart(store):
     async with trio.open_nursery() as nursery, loopback_pair(PluginServices(store=store)) as (payer, payee):
         await settle(store)
         assert payer.peer_retention() == payee.peer_retention() == WEEK
@@ -565,8 +565,8 @@ async def test_loopback_is_keyed_and_survives_its_end_as_links_do(store):
         assert (await sums(payer), await sums(payee)) == ((15, 0, 0), (0, 15, 0))
 
 
-async def test_a_plugin_that_is_closed_late_does_not_set_back_the_age_of_anothers_ledger(store, monkeypatch):
-    """Its keys would be as good as forgotten, and a transfer that is sent again would be credited again."""
+async def test_plugin_closed_late_does_not_set_back_the_ledgers_age(store, monkeypatch):
+    """Keys would be removed too early, and a transfer that is sent again would be credited again."""
     now = 0.0
     monkeypatch.setattr(journal, "monotonic", lambda: now)
     transfer = Transfer("5", key="k", level=MoneyLevel.KEYED, digest=b"d")
@@ -580,7 +580,7 @@ async def test_a_plugin_that_is_closed_late_does_not_set_back_the_age_of_another
             assert kept is not None
             await kept.receive(transfer, lambda *_: None)
             await old.aclose()
-        # As if that one was killed: it saves nothing.
+        # As if that plugin was killed: it saves nothing.
         now += 1
         async with open_payer(store) as plugin:
             await settle(store)

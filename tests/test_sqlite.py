@@ -1,4 +1,4 @@
-"""The SQLite store: what was stored is there later, and all of a transaction or nothing, whoever misbehaves."""
+"""The SQLite store: stored values come back, and a transaction counts completely or not at all."""
 
 import os
 import sqlite3
@@ -27,7 +27,7 @@ def path(tmp_path):
 @pytest.fixture
 async def store(path):
     async with open_sqlite_store(path) as opened:
-        # What mypy says of this line is the test that it has all the methods.
+        # mypy checks here that the store has all methods of the protocol.
         store: TransactionalStore = opened
         yield store
 
@@ -50,7 +50,7 @@ def insert(name):
 
 @asynccontextmanager
 async def held(store):
-    """Keep the store's thread busy for the length of the block, so that what is asked meanwhile waits together."""
+    """Keep the store's thread busy for the duration of the block, so that calls made in it wait together."""
     begun, over, token = trio.Event(), threading.Event(), trio.lowlevel.current_trio_token()
 
     def work(_connection):
@@ -67,24 +67,24 @@ async def held(store):
 
 
 async def outcomes(store, works):
-    """Run works together, in one transaction if the store can; return what became of each, in order."""
+    """Run works together, in one transaction if possible; return the result or the error of each, in order."""
     found: list[object] = [None] * len(works)
 
     async def one(i, work):
         try:
             found[i] = await store.transaction(work)
-        except Exception as error:  # noqa: BLE001  # whatever it is, the test looks at it
+        except Exception as error:  # noqa: BLE001  # the test examines the error
             found[i] = error
 
     async with trio.open_nursery() as nursery, held(store):
         for i, work in enumerate(works):
             nursery.start_soon(one, i, work)
-            # One after the other, so that their order is known.
+            # One after another, so that their order is known.
             await trio.testing.wait_all_tasks_blocked()
     return found
 
 
-async def test_what_was_stored_is_there_when_the_file_is_opened_again(path):
+async def test_stored_values_survive_reopening_the_file(path):
     async with open_sqlite_store(path) as store:
         await store.put("kept", "käse\0\N{CHEESE WEDGE}")
         await store.put("gone", "1")
@@ -94,7 +94,7 @@ async def test_what_was_stored_is_there_when_the_file_is_opened_again(path):
         assert await store.get("gone") is None
 
 
-async def test_a_transaction_returns_its_result_and_an_exception_undoes_it(store):
+async def test_transaction_returns_its_result_or_undoes_its_changes(store):
     await store.transaction(make_table)
     assert await store.transaction(insert("one")) == "one"
 
@@ -107,19 +107,19 @@ async def test_a_transaction_returns_its_result_and_an_exception_undoes_it(store
     assert await store.transaction(names) == ["one"]
 
 
-async def test_what_waits_together_shares_one_commit(store):
-    """Or a hundred tasks would wait for a hundred commits."""
+async def test_waiting_transactions_share_one_commit(store):
+    """A hundred tasks would wait for a hundred commits."""
     statements: list[str] = []
     await store.transaction(lambda connection: connection.set_trace_callback(statements.append))
     async with trio.open_nursery() as nursery, held(store):
         for i in range(100):
             nursery.start_soon(store.put, str(i), "value")
         await trio.testing.wait_all_tasks_blocked()
-    assert statements.count("COMMIT") == 3  # of what set the callback, of what held the thread, of the hundred
+    assert statements.count("COMMIT") == 3  # of setting the callback, of the held thread, and of the hundred
     assert sum(statement.startswith("INSERT") for statement in statements) == 100
 
 
-async def test_a_lone_transaction_costs_one_sync(path):
+async def test_single_transaction_costs_one_sync(path):
     with faulty_vfs() as faults:
         async with open_sqlite_store(path) as store:
             await store.put("key", "one")
@@ -202,7 +202,7 @@ def is_no_sql(connection):
         (is_no_sql, sqlite3.OperationalError, "syntax"),
     ],
 )
-async def test_one_that_fails_is_undone_and_harms_no_other(store, bad, error, text, together):
+async def test_failed_work_is_undone_without_harm_to_others(store, bad, error, text, together):
     def prepare(connection):
         make_table(connection)
         connection.execute("CREATE TABLE parents (id INTEGER PRIMARY KEY)")
@@ -248,14 +248,14 @@ async def test_one_that_fails_is_undone_and_harms_no_other(store, bad, error, te
         lambda connection: connection.execute("PRAGMA defer_foreign_keys(1)"),
     ],
 )
-async def test_work_cannot_end_the_transaction_it_shares_with_others(store, misuse):
+async def test_work_cannot_end_a_shared_transaction(store, misuse):
     await store.transaction(make_table)
 
     def work(connection):
         insert("bad")(connection)
         misuse(connection)
 
-    # Twice, for SQLite asks about a statement only when it is not in its cache.
+    # Twice, because SQLite does not authorize a cached statement again.
     for name in ("one", "two"):
         error = (await outcomes(store, [work, insert(name)]))[0]
         assert isinstance(error, RuntimeError)
@@ -277,7 +277,7 @@ async def test_work_may_use_savepoints_and_read_the_schema(store):
     assert await store.transaction(names) == ["kept"]
 
 
-async def test_work_has_foreign_keys_full_sync_and_no_other_works_settings(store):
+async def test_work_has_its_own_settings_foreign_keys_and_full_sync(store):
     def work(connection):
         connection.row_factory = sqlite3.Row
         connection.text_factory = bytes
@@ -288,7 +288,7 @@ async def test_work_has_foreign_keys_full_sync_and_no_other_works_settings(store
     assert row == ("wal",)
 
 
-async def test_an_async_work_is_refused_and_not_forgotten(store):
+async def test_async_work_is_refused_without_a_warning(store):
     async def work(connection):
         raise AssertionError
 
@@ -296,7 +296,7 @@ async def test_an_async_work_is_refused_and_not_forgotten(store):
         await store.transaction(work)
 
 
-async def test_work_that_uses_the_store_itself_is_told_so_and_hangs_nothing(store):
+async def test_work_that_calls_the_store_fails_and_blocks_nothing(store):
     def work(_connection):
         trio.from_thread.run(store.put, "key", "value")
 
@@ -305,7 +305,7 @@ async def test_work_that_uses_the_store_itself_is_told_so_and_hangs_nothing(stor
     assert await store.get("key") is None
 
 
-async def test_work_that_breaks_the_connection_leaves_nobody_waiting(store):
+async def test_work_that_breaks_the_connection_leaves_no_call_waiting(store):
     await store.transaction(make_table)
     found = await outcomes(store, [insert("one"), sqlite3.Connection.close, insert("two")])
     assert all(isinstance(error, StoreInDoubtError) for error in found)
@@ -314,11 +314,11 @@ async def test_work_that_breaks_the_connection_leaves_nobody_waiting(store):
     assert await store.transaction(names) == []
 
 
-async def test_it_is_what_a_plugin_asks_for(store):
+async def test_store_is_accepted_by_plugin_services(store):
     assert PluginServices(store=store).store is store
 
 
-async def test_a_call_cancelled_before_it_begins_is_never_run(store):
+async def test_call_cancelled_before_it_begins_never_runs(store):
     await store.transaction(make_table)
     with trio.CancelScope() as scope:
         scope.cancel()
@@ -332,7 +332,7 @@ async def test_a_call_cancelled_before_it_begins_is_never_run(store):
     assert await store.transaction(names) == ["after"]
 
 
-async def test_a_call_cancelled_once_it_has_begun_commits_and_returns(store):
+async def test_call_cancelled_after_it_begins_commits_and_returns(store):
     await store.transaction(make_table)
     begun, over, token = trio.Event(), threading.Event(), trio.lowlevel.current_trio_token()
     results = []
@@ -354,7 +354,7 @@ async def test_a_call_cancelled_once_it_has_begun_commits_and_returns(store):
     assert await store.transaction(names) == ["begun"]
 
 
-async def test_cancelled_at_any_moment_a_call_either_raises_or_counts(store):
+async def test_call_cancelled_at_any_moment_raises_or_counts(store):
     await store.transaction(make_table)
     returned = set()
 
@@ -371,7 +371,7 @@ async def test_cancelled_at_any_moment_a_call_either_raises_or_counts(store):
     assert set(await store.transaction(names)) == returned
 
 
-async def test_a_disk_that_hangs_does_not_hold_up_a_cancellation_for_long(path):
+async def test_cancellation_waits_only_briefly_for_a_hanging_disk(path):
     begun, over, token = trio.Event(), threading.Event(), trio.lowlevel.current_trio_token()
 
     def hang(_connection):
@@ -386,11 +386,11 @@ async def test_a_disk_that_hangs_does_not_hold_up_a_cancellation_for_long(path):
             nursery.cancel_scope.cancel()
         assert 0.15 < trio.current_time() - start < 2
         over.set()
-        # What was begun is finished before what comes after it.
+        # The work that has begun is finished before this one.
         await store.put("after", "it")
 
 
-async def test_nothing_is_left_when_the_block_ends_and_the_store_says_so(path):
+async def test_closed_store_leaves_no_thread_and_refuses_calls(path):
     before = threading.enumerate()
     async with open_sqlite_store(path) as store:
         assert len(threading.enumerate()) == len(before) + 1
@@ -401,7 +401,7 @@ async def test_nothing_is_left_when_the_block_ends_and_the_store_says_so(path):
         await store.get("key")
 
 
-async def test_what_waits_when_the_block_ends_is_finished(path):
+async def test_waiting_calls_finish_when_the_block_ends(path):
     async with trio.open_nursery() as nursery, open_sqlite_store(path) as store:
         for i in range(300):
             nursery.start_soon(store.put, str(i), "value")
@@ -410,7 +410,7 @@ async def test_what_waits_when_the_block_ends_is_finished(path):
         assert [await store.get(str(i)) for i in (0, 299)] == ["value", "value"]
 
 
-async def test_a_cancelled_block_does_not_wait_for_ever_for_a_disk_that_hangs(path, autojump_clock):
+async def test_cancelled_block_ends_although_the_disk_hangs(path, autojump_clock):
     begun, over, token = trio.Event(), threading.Event(), trio.lowlevel.current_trio_token()
 
     def hang(_connection):
@@ -431,7 +431,7 @@ async def test_a_cancelled_block_does_not_wait_for_ever_for_a_disk_that_hangs(pa
             thread.join(PATIENCE)
 
 
-async def test_opening_that_is_cancelled_leaves_nothing(path):
+async def test_cancelled_opening_leaves_no_thread_and_no_lock(path):
     before = threading.enumerate()
     with trio.CancelScope() as scope:
         scope.cancel()
@@ -442,7 +442,7 @@ async def test_opening_that_is_cancelled_leaves_nothing(path):
         pass
 
 
-# Who else has it
+# Other programs
 
 
 HOLDER = """
@@ -470,7 +470,7 @@ trio.run(main)
 
 @asynccontextmanager
 async def holder(path, what):
-    """Run a process that has the file open, from when it has."""
+    """Run a process that opens the file; the block begins once it is open."""
     line = b""
     with trio.fail_after(PATIENCE):
         process = await trio.lowlevel.open_process(
@@ -491,7 +491,7 @@ async def holder(path, what):
 
 
 @posix
-async def test_a_second_program_is_refused_and_let_in_once_the_first_was_killed(path):
+async def test_second_program_is_refused_until_the_first_has_ended(path):
     async with holder(path, "wait") as process:
         with pytest.raises(StoreError, match=rf"in use by another program \(pid {process.pid}\)"):
             async with open_sqlite_store(path):
@@ -502,7 +502,7 @@ async def test_a_second_program_is_refused_and_let_in_once_the_first_was_killed(
 
 @posix
 @pytest.mark.parametrize("lines", [1, 50, 300])
-async def test_all_that_was_acknowledged_is_there_after_a_kill(path, lines):
+async def test_acknowledged_values_survive_a_kill(path, lines):
     acknowledged = b""
     async with holder(path, "write") as process:
         while acknowledged.count(b"\n") < lines:
@@ -515,7 +515,7 @@ async def test_all_that_was_acknowledged_is_there_after_a_kill(path, lines):
             assert await store.get(key) == "value" * 50
 
 
-async def test_a_second_store_on_one_file_is_refused_by_whatever_name(path, store):
+async def test_second_store_is_refused_under_any_name_of_the_file(path, store):
     link = path.with_name("link.db")
     link.symlink_to(path)
     for name in (path, link, path.parent / ".." / path.parent.name / path.name):
@@ -525,7 +525,7 @@ async def test_a_second_store_on_one_file_is_refused_by_whatever_name(path, stor
     await store.put("key", "value")
 
 
-async def test_another_program_that_writes_is_an_error_that_passes(path, store):
+async def test_another_writer_is_a_temporary_error(path, store):
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreError, match="another program is writing to it"):
@@ -535,7 +535,7 @@ async def test_another_program_that_writes_is_an_error_that_passes(path, store):
     assert await store.get("key") == "two"
 
 
-# Files that are not as they should be
+# Unusable files
 
 
 async def refusal(path):
@@ -546,7 +546,7 @@ async def refusal(path):
     return str(caught.value)
 
 
-async def test_a_file_that_cannot_be_used_is_told_with_what_to_do(tmp_path):
+async def test_unusable_file_is_an_error_that_says_what_to_do(tmp_path):
     assert "directory" in await refusal(tmp_path / "missing" / "store.db")
     assert "it is a directory" in await refusal(tmp_path)
     (tmp_path / "file").write_text("no directory")
@@ -556,7 +556,7 @@ async def test_a_file_that_cannot_be_used_is_told_with_what_to_do(tmp_path):
 
 
 @pytest.mark.parametrize("page", range(1, 12, 2))
-async def test_a_damaged_file_is_found_when_it_is_opened(path, page):
+async def test_damaged_file_is_found_when_it_is_opened(path, page):
     async with open_sqlite_store(path) as store:
         for i in range(60):
             await store.put(f"{i}", "value" * 200)
@@ -566,7 +566,7 @@ async def test_a_damaged_file_is_found_when_it_is_opened(path, page):
     assert "damaged; restore it from a backup" in await refusal(path)
 
 
-async def test_a_file_of_a_newer_version_is_left_alone(path):
+async def test_file_of_a_newer_version_is_left_unchanged(path):
     async with open_sqlite_store(path) as store:
         await store.put("key", "value")
         await store.transaction(lambda connection: connection.execute("UPDATE lpi_schema SET version = 9").rowcount)
@@ -578,23 +578,23 @@ async def test_a_file_of_a_newer_version_is_left_alone(path):
 
 
 @pytest.mark.parametrize(("path", "error"), [(":memory:", InvalidFieldsError), ("", InvalidFieldsError)])
-async def test_a_path_that_would_be_forgotten_is_refused(path, error):
+async def test_path_without_a_file_is_refused(path, error):
     with pytest.raises(error, match="MemoryStore"):
         async with open_sqlite_store(path):
             pytest.fail("opened")
 
 
 @pytest.mark.parametrize("path", [b"bytes.db", None, 5])
-async def test_what_is_no_path_is_refused(path):
+async def test_path_of_another_type_is_refused(path):
     with pytest.raises(TypeError):
         async with open_sqlite_store(path):
             pytest.fail("opened")
 
 
-# Disks that are full
+# Full disks
 
 
-async def test_on_a_full_disk_nothing_is_stored_reading_goes_on_and_room_mends_it(path):
+async def test_full_disk_stops_writing_but_not_reading_until_there_is_room(path):
     with faulty_vfs() as faults:
         async with open_sqlite_store(path) as store:
             await store.put("key", "old")
@@ -665,14 +665,14 @@ async def fill(*command):
 
 
 @posix
-async def test_a_file_that_may_not_grow_is_told_and_mended_by_room(path):
+async def test_file_size_limit_is_reported_and_passes(path):
     (error,) = await fill(sys.executable, "-c", FILLER, str(path), "rlimit")
     assert error.startswith(f"{path}: ")
     assert "check the disk" in error
 
 
 @posix
-async def test_a_full_file_system_is_told_and_mended_by_room(tmp_path):
+async def test_full_file_system_is_reported_and_passes(tmp_path):
     alone = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
     mount = f"mount -t tmpfs -o size=1m tmpfs {tmp_path}"
     try:
@@ -686,14 +686,14 @@ async def test_a_full_file_system_is_told_and_mended_by_room(tmp_path):
     assert error.startswith(f"{path}: the disk is full; make room and try again")
 
 
-# Reading from outside
+# Reading from another program
 
 
 def value(connection):
     return connection.execute("SELECT value FROM lpi_values WHERE key = 'key'").fetchone()[0]
 
 
-async def test_a_command_reads_a_store_that_is_in_use_and_one_that_is_not(path):
+async def test_read_sqlite_reads_a_store_in_use_or_not(path):
     async with open_sqlite_store(path) as store:
         await store.put("key", "one")
         assert read_sqlite(path, value) == "one"
@@ -705,14 +705,14 @@ async def test_a_command_reads_a_store_that_is_in_use_and_one_that_is_not(path):
 
 
 @posix
-async def test_a_command_reads_what_a_killed_program_left_in_the_log(path):
+async def test_read_sqlite_reads_the_log_of_a_killed_program(path):
     async with holder(path, "write") as process:
         assert await process.stdout.receive_some()
     count = "SELECT count(*) FROM lpi_values"
     assert read_sqlite(path, lambda connection: connection.execute(count).fetchone()[0]) > 0
 
 
-async def test_a_command_that_reads_cannot_write_and_says_what_is_wrong(path, tmp_path):
+async def test_read_sqlite_cannot_write_and_says_what_is_wrong(path, tmp_path):
     with pytest.raises(StoreError, match="no such file"):
         read_sqlite(path, value)
     assert not path.exists()

@@ -1,4 +1,4 @@
-"""Whatever a disk does: what a caller was told to be stored is there, what failed is not, and nothing is half done."""
+"""On a failing disk, acknowledged values are kept, failed ones are not, and no change is kept in part."""
 
 from collections import Counter
 from contextlib import suppress
@@ -28,8 +28,8 @@ def make_tables(connection):
     connection.execute("CREATE TABLE IF NOT EXISTS credits (name TEXT)")
 
 
-async def transfer(store, name, filling, told):
-    """Change two tables, in a way that shows when it is done twice or by half; keep what the caller is told."""
+async def transfer(store, name, filling, outcomes):
+    """Change two tables, so that a change done twice or by half can be seen; record the caller's outcome."""
 
     def work(connection):
         connection.execute("INSERT INTO debits VALUES (?, zeroblob(?))", (name, filling))
@@ -39,15 +39,15 @@ async def transfer(store, name, filling, told):
 
     try:
         await store.transaction(work)
-        told[name] = "done"
+        outcomes[name] = "done"
     except StoreInDoubtError:
-        told[name] = "in doubt"
+        outcomes[name] = "in doubt"
     except (StoreError, ValueError):
-        told[name] = "failed"
+        outcomes[name] = "failed"
 
 
-async def busy_day(path, filling, told):
-    """Open the store, let several tasks use it at once, close it; and so once more."""
+async def busy_day(path, filling, outcomes):
+    """Open the store, let several tasks use it at once, and close it; repeat for each round."""
     for round_ in range(ROUNDS):
         async with open_sqlite_store(path) as store:
             await store.transaction(make_tables)
@@ -55,7 +55,7 @@ async def busy_day(path, filling, told):
             async def customer(number, round_=round_, store=store):
                 for i in range(EACH):
                     name = f"{round_}.{number}.{i}{'refused' if number == i else ''}"
-                    await transfer(store, name, filling, told)
+                    await transfer(store, name, filling, outcomes)
 
             async with trio.open_nursery() as nursery:
                 for number in range(TASKS):
@@ -73,14 +73,14 @@ async def read_tables(path):
         return await store.transaction(work)
 
 
-async def check(path, told):
+async def check(path, outcomes):
     debited, credited = await read_tables(path)
     assert debited == credited, "half a transaction is there"
     assert set(debited.values()) <= {1}, "a transaction was done twice"
-    for name, word in told.items():
+    for name, word in outcomes.items():
         if word != "in doubt":
-            assert debited[name] == (word == "done"), f"{name} was told to be {word}"
-    assert set(debited) <= set(told)
+            assert debited[name] == (word == "done"), f"{name} was reported as {word}"
+    assert set(debited) <= set(outcomes)
 
 
 async def count_operations(faults, path, filling):
@@ -91,20 +91,20 @@ async def count_operations(faults, path, filling):
 @pytest.mark.parametrize("forever", [False, True])
 @pytest.mark.parametrize("kind", ["ioerr", "full"])
 @pytest.mark.parametrize(("filling", "points"), [(10, 60), (150_000, 5)])
-async def test_what_a_failing_disk_is_told_to_hold_it_holds(tmp_path, faults, kind, forever, filling, points):
-    """With the large filling the log is brought into the database while the store is in use."""
+async def test_acknowledged_values_survive_a_failing_disk(tmp_path, faults, kind, forever, filling, points):
+    """With the large filling, the log is checkpointed into the database while the store is in use."""
     total = await count_operations(faults, tmp_path / "none.db", filling)
     whole = 0
-    # How many operations there are varies with what happens to wait together; the last point is past them all.
+    # The number of operations depends on which calls happen to wait together; the last point is after all of them.
     for after in (*range(1, total, max(total // points, 1)), 10 * total):
         path = tmp_path / f"{after}.db"
-        told: dict[str, str] = {}
+        outcomes: dict[str, str] = {}
         faults.arm(after=after, kind=kind, forever=forever)
-        with suppress(StoreError):  # where it is the opening that fails
-            await busy_day(path, filling, told)
+        with suppress(StoreError):  # opening the store may fail
+            await busy_day(path, filling, outcomes)
         faults.disarm()
-        await check(path, told)
-        words = Counter(told.values())
+        await check(path, outcomes)
+        words = Counter(outcomes.values())
         whole += words["done"] == TASKS * EACH * ROUNDS - REFUSED
         if forever:
             assert words["in doubt"] <= TASKS, "a disk that is known to be dead leaves no more in doubt"
@@ -116,15 +116,15 @@ async def test_what_a_failing_disk_is_told_to_hold_it_holds(tmp_path, faults, ki
 
 @pytest.mark.parametrize("random", [None, Random(1), Random(2)], ids=["nothing", "some", "others"])
 @pytest.mark.parametrize(("filling", "points"), [(10, 60), (150_000, 5)])
-async def test_what_was_acknowledged_survives_a_loss_of_power(tmp_path, faults, random, filling, points):
-    """The disk keeps what was synced, and of the rest whatever it likes."""
+async def test_acknowledged_values_survive_a_loss_of_power(tmp_path, faults, random, filling, points):
+    """The disk keeps what was synced, and any part of the rest."""
     total = await count_operations(faults, tmp_path / "none.db", filling)
     for after in range(1, total, max(total // points, 1)):
         path = tmp_path / f"{after}.db"
-        told: dict[str, str] = {}
+        outcomes: dict[str, str] = {}
         faults.arm(after=after, kind="crash")
         with suppress(StoreError):
-            await busy_day(path, filling, told)
+            await busy_day(path, filling, outcomes)
         assert faults.crashed
         faults.recover(random)
-        await check(path, told)
+        await check(path, outcomes)
