@@ -1,4 +1,4 @@
-"""The pages that explain the code keep true to it."""
+"""The pages that explain the code agree with it."""
 
 import re
 from importlib import import_module
@@ -19,7 +19,8 @@ ROWS = [
 ]
 
 
-def test_the_drawing_of_the_layers_is_the_one_that_is_held():
+def test_drawing_of_the_layers_matches_the_layer_test():
+    """A newcomer would read an architecture that the code does not have."""
     drawing = (EXPLANATION / "architecture.md").read_text().partition("```text\n")[2].partition("```")[0]
     layers = []
     for box in re.split(r"^[┌├└].*\n", drawing, flags=re.MULTILINE)[1:-1]:
@@ -29,13 +30,13 @@ def test_the_drawing_of_the_layers_is_the_one_that_is_held():
     assert layers == [units for units, _ in reversed(LAYERS)]
 
 
-def test_every_sentence_has_code_and_a_test():
+def test_every_row_names_code_and_a_test():
     assert len(ROWS) > 50
     assert all(len(row) == 3 and all("`" in cell for cell in row[1:]) for row in ROWS)
 
 
 @pytest.mark.parametrize("name", sorted({name for row in ROWS for name in re.findall(r"`([\w.]+)`", row[1])}))
-def test_a_name_in_the_table_is_in_the_code(name):
+def test_names_in_the_table_exist_in_the_code(name):
     parts = name.split(".")
     module = next(
         ".".join(parts[:end])
@@ -50,7 +51,7 @@ def test_a_name_in_the_table_is_in_the_code(name):
 
 
 @pytest.mark.parametrize("name", sorted({name for row in ROWS for name in re.findall(r"`([\w.]+)`", row[2])}))
-def test_a_test_in_the_table_exists(name):
+def test_tests_in_the_table_exist(name):
     file, _, test = name.partition(".")
     source = (Path(__file__).parent / f"{file}.py").read_text()
     assert re.search(rf"^(async )?def {test}\(", source, re.MULTILINE)

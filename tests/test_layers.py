@@ -1,4 +1,4 @@
-"""Imports run one way, so that the codec works without Trio and a change stays where it was made."""
+"""Imports go one way, so that the codec works without Trio and a change affects few modules."""
 
 import ast
 import re
@@ -39,7 +39,7 @@ LAYERS = (
     ),
 )
 MAY_IMPORT = {unit: allowed for units, allowed in LAYERS for unit in units}
-# Imports that still run upwards.
+# Imports that still go upwards.
 REMAINING = {
     ("trio_ledger_plugin.btp.account", "trio_ledger_plugin.lifecycle"),
     ("trio_ledger_plugin.net.tokens", "trio_ledger_plugin.btp.auth"),
@@ -49,7 +49,7 @@ REMAINING = {
 
 
 def imports(path, *, typing_too=False):
-    """Return the absolute names of what a module imports when it runs."""
+    """Return the absolute names that a module imports when it runs."""
     module = next(name for name, at in MODULES.items() if at == path)
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     tree = ast.parse(path.read_text())
@@ -74,7 +74,7 @@ def unit(module):
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: ", ".join(layer[0]))
-def test_a_layer_imports_nothing_from_above(layer):
+def test_layer_imports_nothing_from_above(layer):
     """Imports for type checkers count."""
     units, allowed = layer
     upwards = {
@@ -91,7 +91,7 @@ def test_every_file_has_a_layer():
     assert {unit(name) for name in MODULES} - set(MAY_IMPORT) == set()
 
 
-def test_no_circle_of_imports():
+def test_imports_have_no_circle():
     """Imports for type checkers and imports inside functions count: each module can be read after those it names."""
     graph = {name: imports(path, typing_too=True) & set(MODULES) - {name} for name, path in MODULES.items()}
     while leaves := {name for name, targets in graph.items() if not targets & set(graph)}:
@@ -99,8 +99,8 @@ def test_no_circle_of_imports():
     assert not graph, {name: sorted(targets & set(graph)) for name, targets in graph.items()}
 
 
-def test_no_import_of_this_package_is_hidden():
-    """A user's module may be imported by its name; one of this package by a statement alone, which is counted here."""
+def test_package_imports_itself_only_by_statements():
+    """import_module() may import a user's module; an import of this package by it would not be counted here."""
     for name, path in MODULES.items():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
@@ -110,7 +110,7 @@ def test_no_import_of_this_package_is_hidden():
 
 
 @pytest.mark.parametrize("module", [*(name for name in MODULES if ".codec" in name), f"{PACKAGE}.btp.session"])
-def test_codec_and_session_know_no_trio_themselves(module):
+def test_codec_and_session_do_not_import_trio(module):
     known = {name.partition(".")[0] for name in imports(MODULES[module], typing_too=True)}
     assert not known & {"trio", "trio_websocket", "wsproto", "socket", "ssl", "outcome"}
 
@@ -119,7 +119,7 @@ def test_codec_and_session_know_no_trio_themselves(module):
     "module", ["codec.oer", "codec.btp", "codec.ilp", "codec.ildcp", "btp.session", "websocket.frames"]
 )
 def test_codec_and_session_run_without_trio(module):
-    """In an interpreter of its own, with the packages' own __init__ left out: those are for whoever uses Trio."""
+    """In a separate interpreter, without the packages' own __init__ modules, which import Trio."""
     program = f"""
 import sys, types
 for name, at in (({PACKAGE!r}, {str(ROOT)!r}), ({PACKAGE + ".btp"!r}, {str(ROOT / "btp")!r})):
@@ -134,8 +134,8 @@ print(*({{'trio', 'trio_websocket', 'wsproto', 'outcome'}} & {{name.partition('.
     assert run.stdout.split() == []
 
 
-def test_what_few_need_is_not_imported_with_the_package():
-    """Every program that imports the package would start later by it."""
+def test_optional_modules_are_not_imported_with_the_package():
+    """Every program that imports the package would start later."""
     program = f"""
 import sys, trio
 before = set(sys.modules)
@@ -151,7 +151,7 @@ print(*(set(sys.modules) - before))
     assert {name for name in loaded if ".btp." in name} == {f"{PACKAGE}.btp.options"}
 
 
-def test_one_module_knows_trio_websocket():
+def test_only_one_module_imports_trio_websocket():
     knowing = [
         name
         for name, path in MODULES.items()
@@ -160,19 +160,19 @@ def test_one_module_knows_trio_websocket():
     assert knowing == [f"{PACKAGE}.websocket.connection"]
 
 
-def test_the_packages_init_only_imports():
+def test_init_modules_only_import():
     for path in (ROOT / "__init__.py", ROOT / "stores" / "__init__.py"):
         kinds = {type(node).__name__ for node in ast.parse(path.read_text()).body}
         assert kinds <= {"Expr", "ImportFrom", "Assign"}, path
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_module_can_be_read_at_one_sitting(module):
+def test_module_has_at_most_450_lines(module):
     assert len(MODULES[module].read_text().splitlines()) <= LINES
 
 
-def test_nothing_is_swallowed_with_base_exception():
-    """An ``except BaseException`` that does not raise again eats Trio's cancellation."""
+def test_base_exception_is_never_swallowed():
+    """An ``except BaseException`` that does not raise again swallows Trio's cancellation."""
     for name, path in MODULES.items():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ExceptHandler) and ast.unparse(node.type or ast.Name("bare")) in (
@@ -197,7 +197,7 @@ def test_every_shield_has_a_deadline():
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_sql_numbers_no_placeholders(module):
-    """Python 3.12 takes them for named ones and warns: a program that has errors made of warnings would fail."""
+def test_sql_has_no_numbered_placeholders(module):
+    """Python 3.12 warns about them: a program that turns warnings into errors would fail."""
     texts = (node.value for node in ast.walk(ast.parse(MODULES[module].read_text())) if isinstance(node, ast.Constant))
     assert not [text for text in texts if isinstance(text, str) and re.search(r"[=(, ]\?\d", text)]

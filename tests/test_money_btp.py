@@ -60,7 +60,7 @@ async def listener(store, *, money_handler=None, transactional=None, **more):
 
 
 async def give(peer, packet):
-    """Send a transfer and return its answer."""
+    """Send a transfer and return its reply."""
     await peer.send_packet(packet)
     return await peer.receive_packet()
 
@@ -73,7 +73,7 @@ def entry_of(packet, name):
 
 
 @pytest.mark.parametrize("offer", [str(WEEK), str(DAY)])
-async def test_a_listener_agrees_to_keys_with_a_peer_that_offers_them(store, offer):
+async def test_listener_agrees_to_keyed_with_a_peer_that_offers_it(store, offer):
     async with listener(store) as plugin:
         peer, answer = await dial_keyed(plugin.address, offer=offer)
         assert entry_of(answer, TRANSFER_KEYS) == str(WEEK).encode()
@@ -82,8 +82,8 @@ async def test_a_listener_agrees_to_keys_with_a_peer_that_offers_them(store, off
 
 
 @pytest.mark.parametrize("offer", [None, "", str(DAY - 1), "0", "-604800", "6e5", " 604800", "٦٠٤٨٠٠", "9" * 11])
-async def test_a_listener_is_at_plain_with_all_others(store, offer):
-    """A peer that forgets keys within hours would credit a transfer again that is sent again later."""
+async def test_listener_is_plain_with_other_peers(store, offer):
+    """A peer that removes keys within hours would credit a transfer again that is sent again later."""
     async with listener(store) as plugin:
         peer, answer = await dial_keyed(plugin.address, offer=offer)
         assert answer.protocol_data == ()
@@ -92,7 +92,7 @@ async def test_a_listener_is_at_plain_with_all_others(store, offer):
 
 
 @pytest.mark.parametrize("more", [{"money": "plain"}, None])
-async def test_a_listener_that_keeps_no_keys_agrees_to_nothing(store, more):
+async def test_listener_without_keys_agrees_to_nothing(store, more):
     async with listener(None if more is None else store, **(more or {})) as plugin:
         peer, answer = await dial_keyed(plugin.address)
         assert answer.protocol_data == ()
@@ -110,8 +110,8 @@ async def test_a_listener_that_keeps_no_keys_agrees_to_nothing(store, more):
         (False, str(WEEK), None),
     ],
 )
-async def test_a_client_is_at_keyed_only_when_both_said_so(store, has_store, answer, agreed):
-    """What was not offered cannot be agreed to."""
+async def test_client_is_keyed_only_if_both_ends_agree(store, has_store, answer, agreed):
+    """An end must not use a level that it did not offer."""
     offers = []
 
     async def serve(stream):
@@ -130,7 +130,7 @@ async def test_a_client_is_at_keyed_only_when_both_said_so(store, has_store, ans
     assert offers == [str(WEEK).encode() if has_store else None]
 
 
-async def test_keyed_or_nothing_pays_nothing_at_plain_and_takes_nothing(store):
+async def test_money_keyed_neither_sends_nor_accepts_at_plain(store):
     async with listener(store, money="keyed") as plugin:
         peer = await dial_in(plugin.address)
         with pytest.raises(MoneyLevelError):
@@ -145,7 +145,7 @@ async def test_keyed_or_nothing_pays_nothing_at_plain_and_takes_nothing(store):
 
 
 @pytest.mark.parametrize("key", [b"", b"k" * 65, "ü".encode(), b"\x80", b"\xff"])
-async def test_a_bad_key_is_refused(store, key):
+async def test_bad_key_is_refused(store, key):
     async with listener(store) as plugin:
         peer, _ = await dial_keyed(plugin.address)
         refusal = await give(peer, keyed(9, 5, key))
@@ -155,7 +155,7 @@ async def test_a_bad_key_is_refused(store, key):
 
 
 @pytest.mark.parametrize("key", [b"k", b"k" * 64, b"a b", b"~", b"\x00\r\n\x1b\x7f"])
-async def test_a_key_is_found_at_any_place_among_the_entries(store, key):
+async def test_key_is_found_at_any_position_among_the_entries(store, key):
     async with listener(store) as plugin:
         peer, _ = await dial_keyed(plugin.address)
         before = (btp.ProtocolData("first", btp.OCTET_STREAM, b"1"), btp.ProtocolData("second", btp.TEXT, b"2"))
@@ -164,7 +164,7 @@ async def test_a_key_is_found_at_any_place_among_the_entries(store, key):
         await peer.aclose()
 
 
-async def test_an_amount_of_nothing_is_refused(store):
+async def test_amount_of_zero_is_refused(store):
     async with listener(store) as plugin:
         peer, _ = await dial_keyed(plugin.address)
         assert (await give(peer, keyed(9, 0, b"k"))).code == "F01"
@@ -172,15 +172,15 @@ async def test_an_amount_of_nothing_is_refused(store):
         await peer.aclose()
 
 
-async def test_a_key_is_sent_at_keyed_only(store):
+async def test_key_is_sent_at_keyed_only(store):
     for level in MoneyLevel:
         packet: Any = btp.decode(transfer_packet(7, Transfer("5", key="k", level=level)))
         assert packet.amount == 5
         assert entry_of(packet, IDEMPOTENCY_KEY) == (b"k" if level is MoneyLevel.KEYED else None)
 
 
-def test_the_same_transfer_looks_the_same_whenever_it_is_sent():
-    """The digest is what tells it from another under its key."""
+def test_digest_is_the_same_for_a_resent_transfer():
+    """The digest distinguishes a transfer that is sent again from another one under its key."""
     once: Any = btp.decode(transfer_packet(7, Transfer("5", key="k", level=MoneyLevel.KEYED)))
     again: Any = btp.decode(transfer_packet(8, Transfer("5", key="k", level=MoneyLevel.KEYED)))
     read = read_transfer(once, "", keyed=True)
@@ -194,7 +194,7 @@ def test_the_same_transfer_looks_the_same_whenever_it_is_sent():
 # Receiving.
 
 
-async def test_a_transfer_sent_again_has_the_same_answer_and_one_effect(store):
+async def test_resent_transfer_gets_the_same_reply_and_has_one_effect(store):
     handler = Handler()
     async with listener(store, money_handler=handler) as plugin:
         peer, _ = await dial_keyed(plugin.address)
@@ -211,7 +211,7 @@ async def test_a_transfer_sent_again_has_the_same_answer_and_one_effect(store):
         await peer.aclose()
 
 
-async def test_duplicates_at_the_same_moment_have_one_effect(store):
+async def test_concurrent_duplicates_have_one_effect(store):
     handler = Handler()
     async with listener(store, money_handler=handler) as plugin:
         peer, _ = await dial_keyed(plugin.address)
@@ -226,8 +226,8 @@ async def test_duplicates_at_the_same_moment_have_one_effect(store):
 
 
 @pytest.mark.parametrize("error", [NotAcceptedError("not today"), RuntimeError("secret")])
-async def test_a_stored_refusal_is_told_again_byte_for_byte(store, error):
-    """A peer that was refused under a reference must not see another one, nor the transfer applied."""
+async def test_stored_refusal_is_repeated_byte_for_byte(store, error):
+    """A peer that got a reference with its refusal must not get another one, and the transfer must not be applied."""
     calls = []
 
     def handle(connection, transfer):
@@ -246,8 +246,8 @@ async def test_a_stored_refusal_is_told_again_byte_for_byte(store, error):
         await peer.aclose()
 
 
-async def test_once_keyed_an_account_takes_no_transfer_without_a_key(store):
-    """A peer that lost its journal cannot tell what it has sent already."""
+async def test_keyed_account_refuses_a_transfer_without_a_key(store):
+    """A peer that lost its journal does not know which transfers it has sent already."""
     async with listener(store) as plugin:
         peer, _ = await dial_keyed(plugin.address)
         assert await give(peer, keyed(9, 5, b"k")) == btp.Response(9)
@@ -265,7 +265,7 @@ async def test_once_keyed_an_account_takes_no_transfer_without_a_key(store):
         await peer.aclose()
 
 
-async def test_a_plain_transfer_is_in_the_journal_under_a_key_of_ours(store):
+async def test_plain_transfer_gets_a_generated_key_in_the_journal(store):
     seen: list[Any] = []
 
     async def handle(amount):
@@ -283,7 +283,7 @@ async def test_a_plain_transfer_is_in_the_journal_under_a_key_of_ours(store):
         await peer.aclose()
 
 
-async def test_a_handlers_deadline_does_not_answer_a_transfer(store):
+async def test_handler_timeout_sends_no_reply_to_a_transfer(store):
     async with listener(store, handler_timeout=0.05, ping_interval=0.05) as plugin:
         peer, _ = await dial_keyed(plugin.address)
         await settle(store)
@@ -297,7 +297,7 @@ async def test_a_handlers_deadline_does_not_answer_a_transfer(store):
         await peer.aclose()
 
 
-async def test_a_link_lost_under_a_commit_leaves_one_effect(store):
+async def test_link_lost_during_a_commit_leaves_one_effect(store):
     async with listener(store) as plugin:
         peer, _ = await dial_keyed(plugin.address)
         await settle(store)
@@ -312,7 +312,7 @@ async def test_a_link_lost_under_a_commit_leaves_one_effect(store):
         await peer.aclose()
 
 
-async def test_a_commit_under_way_is_told_over_the_wire_when_the_nursery_is_cancelled(store):
+async def test_running_commit_is_acknowledged_when_the_nursery_ends(store):
     async with trio.open_nursery() as outer, listener(store) as plugin:
         peer, _ = await dial_keyed(plugin.address)
         await settle(store)
@@ -334,7 +334,7 @@ async def test_a_commit_under_way_is_told_over_the_wire_when_the_nursery_is_canc
 
 @asynccontextmanager
 async def both(store, other, *, handler=None, **more):
-    """A client that pays and a listener that is paid, each with its store."""
+    """A client that pays and a listener that is paid, each with its own store."""
     async with listener(other, money_handler=handler) as payee:
         url = payee.address.replace("btp+ws://", f"btp+ws://:{TOKEN}@")
         async with open_btp({"server": url, **more}, PluginServices(store=store)) as payer:
@@ -354,7 +354,7 @@ async def test_money_goes_both_ways_at_keyed(store, other):
         assert [(entry.key, entry.level) for entry in entries] == [("k", MoneyLevel.KEYED)]
 
 
-async def test_a_link_cut_again_and_again_neither_loses_nor_doubles(store, other):
+async def test_repeatedly_cut_link_neither_loses_nor_doubles_money(store, other):
     handler = Handler()
     async with both(store, other, handler=handler) as (payer, payee), trio.open_nursery() as nursery:
         for number in range(60):
@@ -374,7 +374,7 @@ async def test_a_link_cut_again_and_again_neither_loses_nor_doubles(store, other
     assert await_sums == [(total, 0, 0), (0, total, 0)]
 
 
-async def test_the_payee_refuses_while_its_store_fails_and_nothing_is_lost(store, other):
+async def test_failing_store_of_the_payee_loses_no_money(store, other):
     async with both(store, other) as (payer, payee):
         await settle(store, other)
         other.refuses = True
@@ -386,7 +386,7 @@ async def test_the_payee_refuses_while_its_store_fails_and_nothing_is_lost(store
         assert (await sums(payer), await sums(payee)) == ((7, 0, 0), (0, 7, 0))
 
 
-async def test_a_plain_peer_that_takes_the_money_and_leaves_costs_it_once(store):
+async def test_plain_peer_that_drops_the_link_is_paid_only_once(store):
     taken = []
 
     async def serve(stream):
@@ -418,8 +418,8 @@ async def enter_keyed(plugin, account) -> Peer:
     return peer
 
 
-async def test_keys_belong_to_accounts(store):
-    """One client could otherwise have another's transfers taken for duplicates of its own."""
+async def test_keys_are_separate_for_each_account(store):
+    """Otherwise one client's transfers could be taken for duplicates of another's."""
     async with open_accounts(options(generateAccount=False), store=store) as plugin:
         alice, bob = await enter_keyed(plugin, "alice"), await enter_keyed(plugin, "bob")
         assert await give(alice, keyed(9, 5, b"k")) == btp.Response(9)
@@ -434,7 +434,7 @@ async def test_keys_belong_to_accounts(store):
         await bob.aclose()
 
 
-async def test_an_accounts_own_money_handler_comes_before_the_servers(store):
+async def test_accounts_money_handler_comes_before_the_servers(store):
     common, own = Handler(), Handler()
     async with open_accounts(options(generateAccount=False), store=store) as plugin:
         plugin.register_money_handler(common)
@@ -447,7 +447,7 @@ async def test_an_accounts_own_money_handler_comes_before_the_servers(store):
         assert (own.keys, common.keys) == (["alice"], ["bob"])
 
 
-async def test_a_transactional_handler_of_an_account_is_its_own(store):
+async def test_transactional_handler_of_an_account_is_separate(store):
     def refuse(connection, transfer):
         raise NotAcceptedError(f"nothing from {transfer.account}")
 
@@ -461,7 +461,7 @@ async def test_a_transactional_handler_of_an_account_is_its_own(store):
         await bob.aclose()
 
 
-async def test_after_a_restart_an_account_is_sent_what_is_open_although_nobody_asks_for_it(store):
+async def test_restart_resends_to_an_account_that_is_not_used(store):
     async with open_accounts(options(generateAccount=False), store=store) as plugin, trio.open_nursery() as nursery:
         peer = await enter_keyed(plugin, "alice")
         outcome = await start(nursery, lambda: plugin.account("alice").send_money(7, idempotency_key="k"))
@@ -480,10 +480,10 @@ async def test_after_a_restart_an_account_is_sent_what_is_open_although_nobody_a
         await peer.aclose()
 
 
-@pytest.mark.parametrize("asked", ["never", "before the client came", "while a transfer was open"])
-async def test_an_account_that_is_closed_leaves_its_transfers_to_the_next(store, asked):
-    hasty = options(generateAccount=False, close_timeout=0.05)
-    async with open_accounts(hasty, store=store) as plugin, trio.open_nursery() as nursery:
+@pytest.mark.parametrize("asked", ["never", "before the client connected", "while a transfer was open"])
+async def test_closed_account_leaves_its_transfers_to_the_next(store, asked):
+    opts = options(generateAccount=False, close_timeout=0.05)
+    async with open_accounts(opts, store=store) as plugin, trio.open_nursery() as nursery:
         peer = await enter_keyed(plugin, "alice")
         outcome = await start(nursery, lambda: plugin.account("alice").send_money(7, idempotency_key="k"))
         await peer.receive_packet()
@@ -497,7 +497,7 @@ async def test_an_account_that_is_closed_leaves_its_transfers_to_the_next(store,
         await peer.aclose()
         nursery.cancel_scope.cancel()
     async with open_accounts(options(generateAccount=False), store=store) as plugin:
-        if asked == "before the client came":
+        if asked == "before the client connected":
             await plugin.account("alice").aclose()
         peer = await enter_keyed(plugin, "alice")
         with trio.fail_after(5):
@@ -510,8 +510,8 @@ async def test_an_account_that_is_closed_leaves_its_transfers_to_the_next(store,
         await peer.aclose()
 
 
-async def test_a_closed_account_takes_nothing_back_that_the_next_one_sends(store, monkeypatch):
-    """The peer would have the money, and the journal would know nothing of it."""
+async def test_closed_account_withdraws_nothing_that_the_next_sends(store, monkeypatch):
+    """The peer would have the money, but the journal would have no record of it."""
     monkeypatch.setattr(sender, "FIRST_PAUSE", 0.1)
     log, opts = Recorder(), options(generateAccount=False)
     async with open_accounts(opts, store=store, log=log) as plugin, trio.open_nursery() as nursery:
@@ -542,7 +542,7 @@ async def test_a_closed_account_takes_nothing_back_that_the_next_one_sends(store
         await peer.aclose()
 
 
-async def test_a_servers_operator_names_the_account(store):
+async def test_reconciliation_on_a_server_needs_the_account(store):
     async with open_accounts(options(generateAccount=False), store=store) as plugin, trio.open_nursery() as nursery:
         for name in ("alice", "bob"):
             peer = await enter(plugin, name)
@@ -563,14 +563,14 @@ async def test_a_servers_operator_names_the_account(store):
         assert [entry.state.value async for entry in plugin.transfers.walk()] == ["acked", "rejected"]
 
 
-async def test_a_server_itself_sends_no_money(store):
+async def test_server_itself_sends_no_money(store):
     async with open_accounts(options(generateAccount=False), store=store) as plugin:
         with pytest.raises(InvalidFieldsError, match=r"account\(name\)"):
             await plugin.send_money(5)
         assert await states(plugin) == {}
 
 
-async def test_while_the_servers_store_fails_an_account_is_refused_for_now(store):
+async def test_failing_store_of_a_server_is_a_temporary_refusal(store):
     async with open_accounts(options(generateAccount=False), store=store) as plugin:
         peer = await enter_keyed(plugin, "alice")
         await settle(store)
@@ -581,8 +581,8 @@ async def test_while_the_servers_store_fails_an_account_is_refused_for_now(store
 
 
 @pytest.mark.parametrize("kind", ["listener", "account", "account with a plugin of its own"])
-async def test_what_is_committed_under_a_cancellation_is_told_to_the_peer(store, kind):
-    """Credited and not told: at PLAIN the peer would be in doubt about money that has moved."""
+async def test_commit_during_a_cancellation_is_acknowledged(store, kind):
+    """Without the reply, a peer at PLAIN would be in doubt about money that has moved."""
     opts = listening() if kind == "listener" else options(generateAccount=True)
     scope = trio.CancelScope()
 
@@ -608,7 +608,7 @@ async def test_what_is_committed_under_a_cancellation_is_told_to_the_peer(store,
         await peer.aclose()
 
 
-async def test_what_an_account_is_owed_goes_out_although_the_store_was_slow_at_the_start(store):
+async def test_account_is_resent_to_although_the_store_started_slowly(store):
     """It would wait for the client's next connection, for weeks if the network is good."""
     opts = options(generateAccount=True, closeTimeout=500)
     async with open_accounts(opts, store=store) as server, trio.open_nursery() as nursery:
@@ -633,8 +633,8 @@ async def test_what_an_account_is_owed_goes_out_although_the_store_was_slow_at_t
         await peer.aclose()
 
 
-async def test_a_servers_disconnect_lets_those_go_who_pay_its_accounts(store):
-    """With a handler that runs they would wait for the whole response timeout."""
+async def test_server_disconnect_releases_callers_paying_its_accounts(store):
+    """While a handler runs, they would wait for the whole response timeout."""
     async with trio.open_nursery() as nursery:
         services = PluginServices(store=store)
         server = create_plugin(options(generateAccount=True), services, nursery=nursery)
@@ -658,8 +658,8 @@ async def test_a_servers_disconnect_lets_those_go_who_pay_its_accounts(store):
         nursery.cancel_scope.cancel()
 
 
-async def test_while_the_store_hangs_data_goes_on_however_much_money_comes(store):
-    """Transfers that wait for a disk would hold all the handlers of the link."""
+async def test_hanging_store_does_not_block_data_requests(store):
+    """Transfers that wait for a disk would occupy all handlers of the link."""
 
     async def echo(data: bytes) -> bytes:
         return data

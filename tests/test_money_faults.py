@@ -1,6 +1,7 @@
-"""Whatever the disks do under money: nothing is lost, nothing is doubled, and data goes on."""
+"""On failing disks, no money is lost or doubled, and data requests continue."""
 
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from random import Random
 
 import pytest
@@ -22,9 +23,9 @@ pytestmark = pytest.mark.slow
 AMOUNTS = {f"key-{i}": 10**i for i in range(6)}
 TOTAL = sum(AMOUNTS.values())
 KNOWN = {"acknowledged", "refused here", "refused there: T00"}
-# Each of them with a fault of every kind: 208 points in all.
+# With a fault of each kind at each of them: 208 points in total.
 POINTS = 26
-# Transactions and their retries of a transfer in doubt take a fraction of it.
+# Much longer than the transactions of a transfer in doubt and their retries take.
 TIMEOUT = 0.1
 
 
@@ -39,27 +40,27 @@ async def echo(data):
 
 
 def book(connection, transfer):
-    """Keep a book of one's own, as a transactional money handler would."""
+    """Write to the application's own table, as a transactional money handler does."""
     connection.execute("CREATE TABLE IF NOT EXISTS book (key TEXT, amount TEXT)")
     connection.execute("INSERT INTO book VALUES (?, ?)", (transfer.key, transfer.amount))
 
 
-async def pay(plugin, key, told):
-    """Send one transfer and keep what its sender is told."""
+async def pay(plugin, key, outcomes):
+    """Send one transfer and record its outcome."""
     try:
         await plugin.send_money(AMOUNTS[key], idempotency_key=key)
     except TransferInDoubtError as error:
-        told[key] = f"in doubt: {error.key} of {error.amount}"
+        outcomes[key] = f"in doubt: {error.key} of {error.amount}"
     except StoreError:
-        told[key] = "refused here"
+        outcomes[key] = "refused here"
     except RemoteError as error:
-        told[key] = f"refused there: {error.code}"
+        outcomes[key] = f"refused there: {error.code}"
     else:
-        told[key] = "acknowledged"
+        outcomes[key] = "acknowledged"
 
 
-async def day(directory, name, faulty, told):
-    """Open both ends, each with a store of its own, and send all transfers at once, with data beside them."""
+async def day(directory, name, inject, outcomes):
+    """Open both ends, each with its own store, and send all transfers at once, and a data request."""
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(open_sqlite_store(directory / "payer.db"))
         second = await stack.enter_async_context(open_sqlite_store(directory / "payee.db"))
@@ -68,10 +69,10 @@ async def day(directory, name, faulty, told):
             open_plugin(options, PluginServices(store=second), data_handler=echo, transactional_money_handler=book)
         )
         payer = await stack.enter_async_context(open_plugin(options, PluginServices(store=first)))
-        faulty()
+        inject()
         async with trio.open_nursery() as nursery:
             for key in AMOUNTS:
-                nursery.start_soon(pay, payer, key, told)
+                nursery.start_soon(pay, payer, key, outcomes)
         assert await payer.send_data(b"data goes on") == b"data goes on"
         with suppress(StoreError):
             return (
@@ -100,14 +101,14 @@ async def count_operations(faults, directory):
     return faults.operations - before
 
 
-async def check_the_next_day(directory, name, told):
-    """Ask for every key again: the answer is the one of before where there was one, and the sums agree to the unit."""
+async def check_the_next_day(directory, name, outcomes):
+    """Send under every key again: each transfer is acknowledged, and the sums agree to the unit."""
     again: dict[str, str] = {}
     for attempt in range(5):
         payer, payee, entries = await day(directory, f"{name}, again {attempt}", lambda: None, again)
         if set(again.values()) == {"acknowledged"}:
             break
-    assert set(again.values()) == {"acknowledged"}, (told, again)
+    assert set(again.values()) == {"acknowledged"}, (outcomes, again)
     assert (payer.sent, payer.in_doubt) == (TOTAL, 0)
     assert payee.received == TOTAL
     assert entries == sorted((key, str(amount)) for key, amount in AMOUNTS.items())
@@ -115,38 +116,40 @@ async def check_the_next_day(directory, name, told):
 
 @pytest.mark.parametrize("forever", [False, True], ids=["once", "for good"])
 @pytest.mark.parametrize("kind", ["ioerr", "full"])
-async def test_a_disk_that_fails_loses_and_doubles_no_money(tmp_path, faults, kind, forever):
+async def test_failing_disk_loses_and_doubles_no_money(tmp_path, faults, kind, forever):
     total = await count_operations(faults, tmp_path / "counted")
     words: set[str] = set()
     for point in range(POINTS):
         after = 1 + point * total // POINTS
         directory = tmp_path / str(point)
         directory.mkdir()
-        told: dict[str, str] = {}
-        await day(directory, str(point), lambda after=after: faults.arm(after=after, kind=kind, forever=forever), told)
+        outcomes: dict[str, str] = {}
+        await day(
+            directory, str(point), lambda after=after: faults.arm(after=after, kind=kind, forever=forever), outcomes
+        )
         faults.disarm()
-        words.update(told.values())
-        assert set(told.values()) <= {*KNOWN, *(f"in doubt: {key} of {amount}" for key, amount in AMOUNTS.items())}
-        await check_the_next_day(directory, str(point), told)
+        words.update(outcomes.values())
+        assert set(outcomes.values()) <= {*KNOWN, *(f"in doubt: {key} of {amount}" for key, amount in AMOUNTS.items())}
+        await check_the_next_day(directory, str(point), outcomes)
     assert "acknowledged" in words
     if forever:
-        assert len(words) > 1, "a disk that is dead has money refused"
+        assert len(words) > 1, "with a dead disk, money is refused"
     elif kind == "ioerr":
-        assert words == {"acknowledged"}, "an error that is over costs no transfer"
+        assert words == {"acknowledged"}, "a temporary error costs no transfer"
 
 
 @pytest.mark.parametrize("random", [None, Random(1), Random(2), Random(3)], ids=["nothing", "some", "others", "more"])
-async def test_a_loss_of_power_loses_and_doubles_no_money(tmp_path, faults, random):
-    """What was not synced is gone, or is there in part."""
+async def test_loss_of_power_loses_and_doubles_no_money(tmp_path, faults, random):
+    """Data that was not synced is gone, or is there in part."""
     total = await count_operations(faults, tmp_path / "counted")
     acknowledged = 0
     for point in range(POINTS):
         after = 1 + point * total // POINTS
         directory = tmp_path / str(point)
         directory.mkdir()
-        told: dict[str, str] = {}
-        await day(directory, str(point), lambda after=after: faults.arm(after=after, kind="crash"), told)
+        outcomes: dict[str, str] = {}
+        await day(directory, str(point), partial(faults.arm, after=after, kind="crash"), outcomes)
         faults.recover(random)
-        acknowledged += list(told.values()).count("acknowledged")
-        await check_the_next_day(directory, str(point), told)
+        acknowledged += list(outcomes.values()).count("acknowledged")
+        await check_the_next_day(directory, str(point), outcomes)
     assert acknowledged > 0

@@ -1,4 +1,4 @@
-"""All that a plugin does about money, behind one face: with a journal, without one, and for a part of one."""
+"""The money service: with a journal, without one, and for one account of a server."""
 
 from typing import Any
 
@@ -21,12 +21,12 @@ async def store(tmp_path):
     ("options", "offered"),
     [({}, WEEK), ({"key_retention": DAY + 0.5}, DAY), ({"money": "keyed"}, WEEK), ({"money": "plain"}, None)],
 )
-async def test_what_is_offered_to_the_peer_is_what_is_kept(store, options, offered):
+async def test_offered_retention_is_the_configured_one(store, options, offered):
     async with open_payer(store, **options) as plugin:
         assert plugin.desk.offered_retention == offered
 
 
-async def test_without_a_journal_nothing_is_offered_and_a_transfer_is_carried_once():
+async def test_money_without_a_journal_is_plain_and_sent_once():
     async with open_payer(MemoryStore(), retention=None) as payer, trio.open_nursery() as nursery:
         assert payer.desk.offered_retention is None
         outcomes: list[Any] = []
@@ -58,7 +58,7 @@ async def test_without_a_journal_nothing_is_offered_and_a_transfer_is_carried_on
             _ = payer.transfers
 
 
-async def test_without_a_journal_a_made_key_is_another_each_time():
+async def test_generated_keys_differ_without_a_journal():
     async with open_payer(None, retention=None) as payer, trio.open_nursery() as nursery:
         for _ in range(2):
             nursery.start_soon(payer.send_money, 7)

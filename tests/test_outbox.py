@@ -1,4 +1,4 @@
-"""The money handler is called for every transfer that is credited: at least once, until it succeeds, whatever fails."""
+"""The money handler is called for every credited transfer: at least once, until it succeeds, even after failures."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ async def store(tmp_path):
 
 
 class Handler:
-    """A money handler that keeps what it was called for, and fails as told."""
+    """A money handler that records its transfers, and fails a given number of times."""
 
     def __init__(self, *, failures=0):
         self.keys: list[Any] = []
@@ -48,7 +48,7 @@ class Handler:
 
 
 def receive(plugin, request_id, key, amount=5):
-    """Have the peer send a transfer."""
+    """Receive a transfer from the peer."""
     assert plugin.ask(request_id, Transfer(str(amount), key=key, level=MoneyLevel.KEYED, digest=b"d"))
 
 
@@ -58,7 +58,7 @@ async def pass_time(clock, store, seconds):
     await settle(store)
 
 
-async def test_a_credited_transfer_reaches_the_handler_and_then_counts_as_delivered(store):
+async def test_credited_transfer_reaches_the_handler_and_is_delivered(store):
     handler = Handler()
     async with open_payer(store) as plugin:
         plugin.register_money_handler(handler)
@@ -70,7 +70,7 @@ async def test_a_credited_transfer_reaches_the_handler_and_then_counts_as_delive
         assert await sums(plugin) == (0, 5, 0)
 
 
-async def test_it_is_credited_and_answered_before_the_handler_runs(store):
+async def test_transfer_is_acknowledged_before_the_handler_runs(store):
     handler = Handler()
     handler.may_end = trio.Event()
     async with open_payer(store) as plugin:
@@ -82,7 +82,7 @@ async def test_it_is_credited_and_answered_before_the_handler_runs(store):
         assert await sums(plugin) == (0, 5, 0)
 
 
-async def test_a_handler_that_fails_is_called_again_less_and_less_often(store, mock_clock):
+async def test_failing_handler_is_retried_with_growing_pauses(store, mock_clock):
     handler = Handler(failures=3)
     async with open_payer(store) as plugin:
         plugin.register_money_handler(handler)
@@ -98,7 +98,7 @@ async def test_a_handler_that_fails_is_called_again_less_and_less_often(store, m
         assert await sums(plugin) == (0, 5, 0)
 
 
-async def test_the_pause_has_an_end(store, mock_clock):
+async def test_retry_pause_has_a_maximum(store, mock_clock):
     handler = Handler(failures=100)
     async with open_payer(store) as plugin:
         plugin.register_money_handler(handler)
@@ -109,7 +109,7 @@ async def test_the_pause_has_an_end(store, mock_clock):
         assert len(handler.keys) == 13
 
 
-async def test_a_transfer_that_fails_does_not_hold_up_the_others(store, mock_clock):
+async def test_failed_transfer_does_not_delay_others(store, mock_clock):
     keys: list[Any] = []
 
     async def handle(amount):
@@ -127,7 +127,7 @@ async def test_a_transfer_that_fails_does_not_hold_up_the_others(store, mock_clo
         assert await states(plugin) == {"bad": "applied", "good": "delivered", "better": "delivered"}
 
 
-async def test_transfers_come_in_order_and_64_at_once(store):
+async def test_transfers_are_handled_in_order_and_64_at_once(store):
     handler = Handler()
     handler.may_end = trio.Event()
     async with open_payer(store) as plugin:
@@ -147,7 +147,7 @@ async def test_transfers_come_in_order_and_64_at_once(store):
         assert set((await states(plugin)).values()) == {"delivered"}
 
 
-async def test_what_came_before_the_handler_waits_for_it(store):
+async def test_transfers_wait_for_a_handler_to_be_registered(store):
     handler = Handler()
     async with open_payer(store) as plugin:
         receive(plugin, 1, "k")
@@ -158,8 +158,8 @@ async def test_what_came_before_the_handler_waits_for_it(store):
         assert handler.keys == ["k"]
 
 
-async def test_what_came_before_the_handler_is_found_even_while_a_page_is_read(store):
-    """Else it would rest, credited and never handed over, until the next start."""
+async def test_handler_registered_while_a_page_is_read_gets_it(store):
+    """Otherwise the transfer would stay credited but not handed over until the next start."""
     handler = Handler()
     async with open_payer(store) as plugin:
         receive(plugin, 1, "first")
@@ -167,7 +167,7 @@ async def test_what_came_before_the_handler_is_found_even_while_a_page_is_read(s
         store.may_return = trio.Event()
         receive(plugin, 2, "second")
         await wait_all_tasks_blocked(0.05)
-        # It is committed; now the outbox reads the page that it stands on.
+        # The transfer is committed; now the outbox reads the page that contains it.
         store.may_return.set()
         store.may_return = trio.Event()
         await wait_all_tasks_blocked(0.05)
@@ -177,7 +177,7 @@ async def test_what_came_before_the_handler_is_found_even_while_a_page_is_read(s
         assert sorted(handler.keys) == ["first", "second"]
 
 
-async def test_without_its_handler_transfers_wait_for_the_next_one(store):
+async def test_transfers_wait_for_the_next_handler(store):
     first, second = Handler(), Handler()
     async with open_payer(store) as plugin:
         plugin.register_money_handler(first)
@@ -193,7 +193,7 @@ async def test_without_its_handler_transfers_wait_for_the_next_one(store):
         assert (first.keys, second.keys) == (["a"], ["b"])
 
 
-async def test_a_failed_transfer_waits_for_the_next_handler_too(store, mock_clock):
+async def test_failed_transfer_waits_for_the_next_handler(store, mock_clock):
     first, second = Handler(failures=1), Handler()
     async with open_payer(store) as plugin:
         plugin.register_money_handler(first)
@@ -207,7 +207,7 @@ async def test_a_failed_transfer_waits_for_the_next_handler_too(store, mock_cloc
         assert await states(plugin) == {"k": "delivered"}
 
 
-async def test_a_plugin_that_was_killed_in_a_handler_calls_the_next_ones(store):
+async def test_transfer_of_a_killed_handler_is_handled_after_a_restart(store):
     handler = Handler()
     handler.may_end = trio.Event()
     async with open_payer(store) as plugin:
@@ -229,7 +229,7 @@ async def test_a_plugin_that_was_killed_in_a_handler_calls_the_next_ones(store):
         assert third.keys == []
 
 
-async def test_closing_waits_for_handlers_that_run(store):
+async def test_closing_waits_for_running_handlers(store):
     handler = Handler()
     handler.may_end = trio.Event()
     async with open_payer(store) as plugin, trio.open_nursery() as nursery:
@@ -244,7 +244,7 @@ async def test_closing_waits_for_handlers_that_run(store):
         assert await states(plugin) == {"k": "delivered"}
 
 
-async def test_closing_twice_at_once_is_as_quick(store, mock_clock):
+async def test_two_concurrent_closes_take_no_longer(store, mock_clock):
     handler = Handler()
     handler.may_end = trio.Event()
     async with open_payer(store) as plugin, trio.open_nursery() as nursery:
@@ -258,7 +258,7 @@ async def test_closing_twice_at_once_is_as_quick(store, mock_clock):
     assert trio.current_time() == 0
 
 
-async def test_disconnecting_leaves_handlers_to_finish_and_begins_no_more(store, mock_clock):
+async def test_disconnect_lets_handlers_finish_and_starts_no_more(store, mock_clock):
     handler = Handler(failures=1)
     async with open_payer(store) as plugin:
         plugin.register_money_handler(handler)
@@ -280,7 +280,7 @@ async def test_disconnecting_leaves_handlers_to_finish_and_begins_no_more(store,
 
 
 async def disconnect_while_committing(payer, nursery):
-    """Have the plugin disconnected, and its tasks not ended yet: an acknowledgement is being recorded."""
+    """Disconnect the plugin while a task is still recording an acknowledgement, so that its tasks have not ended."""
     store = payer.services.store
     await start(nursery, lambda: payer.send_money(7, idempotency_key="k"))
     await settle(store)
@@ -290,8 +290,8 @@ async def disconnect_while_committing(payer, nursery):
     await start(nursery, payer.disconnect)
 
 
-async def test_connecting_again_while_the_tasks_end_is_not_fatal(store, mock_clock):
-    """The outbox would begin what nobody can run any more, and the plugin would fail for good."""
+async def test_reconnecting_while_the_tasks_end_is_not_fatal(store, mock_clock):
+    """The outbox would start handlers in a task group that has ended, and the plugin would fail for good."""
     handler = Handler()
     async with open_payer(store) as plugin, trio.open_nursery() as nursery:
         receive(plugin, 1, "credited")
@@ -307,8 +307,8 @@ async def test_connecting_again_while_the_tasks_end_is_not_fatal(store, mock_clo
 
 
 @pytest.mark.parametrize("_again", range(8))
-async def test_one_who_gives_up_connecting_does_not_stop_the_outbox_of_another(store, mock_clock, _again):
-    """Money would be credited, and the application never told."""
+async def test_cancelled_connect_does_not_stop_the_outbox(store, mock_clock, _again):
+    """Money would be credited, but the application would never be called."""
     handler = Handler()
     async with open_payer(store) as plugin, trio.open_nursery() as nursery:
         plugin.register_money_handler(handler)
@@ -327,7 +327,7 @@ async def test_one_who_gives_up_connecting_does_not_stop_the_outbox_of_another(s
 
 
 @pytest.mark.parametrize("trouble", ["refuse", "lost", "committed"])
-async def test_a_store_that_fails_after_the_handler_does_not_call_it_again(store, mock_clock, trouble):
+async def test_failing_store_after_the_handler_does_not_repeat_it(store, mock_clock, trouble):
     handler = Handler()
     handler.may_end = trio.Event()
     async with open_payer(store) as plugin:
@@ -341,7 +341,7 @@ async def test_a_store_that_fails_after_the_handler_does_not_call_it_again(store
         assert await states(plugin) == {"k": "delivered"}
 
 
-async def test_the_outbox_goes_on_when_the_store_works_again(store, mock_clock):
+async def test_outbox_continues_when_the_store_works_again(store, mock_clock):
     handler = Handler()
     async with open_payer(store) as plugin:
         receive(plugin, 1, "k")
@@ -355,7 +355,7 @@ async def test_the_outbox_goes_on_when_the_store_works_again(store, mock_clock):
         assert handler.keys == ["k"]
 
 
-async def test_each_handler_has_a_context_of_its_own(store):
+async def test_each_handler_call_has_its_own_context(store):
     seen = []
 
     async def handle(amount):
@@ -378,8 +378,8 @@ def running(plugin):
     return ledger.outbox.running
 
 
-async def test_those_that_hang_hold_up_no_others(store, mock_clock):
-    """64 calls to a server that does not answer, and no account would ever hear of its money again."""
+async def test_hanging_handlers_do_not_block_others(store, mock_clock):
+    """After 64 calls to a server that does not respond, no account would get its money handled."""
     done: list[Any] = []
     may_end = trio.Event()
 
@@ -405,7 +405,7 @@ async def test_those_that_hang_hold_up_no_others(store, mock_clock):
         assert set((await states(plugin)).values()) == {"delivered"}
 
 
-async def test_no_more_hang_than_memory_has_room_for(store, mock_clock, monkeypatch):
+async def test_number_of_hanging_handlers_is_bounded(store, mock_clock, monkeypatch):
     monkeypatch.setattr(outbox, "MAX_IN_TROUBLE", 5)
     monkeypatch.setattr(outbox, "AT_ONCE", 5)
     handler = Handler()
@@ -424,8 +424,8 @@ async def test_no_more_hang_than_memory_has_room_for(store, mock_clock, monkeypa
 
 
 @pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "wrapped by telemetry"])
-async def test_a_plain_function_is_called_once_and_not_for_ever(store, mock_clock, wrapped):
-    """It does its work and then cannot be awaited: called again, it would pay out again and again."""
+async def test_plain_function_as_handler_is_called_only_once(store, mock_clock, wrapped):
+    """It does its work and then cannot be awaited: if it were called again, it would pay out again and again."""
     called: list[Any] = []
 
     def handle(amount: Any) -> Any:
@@ -448,8 +448,8 @@ async def test_a_plain_function_is_called_once_and_not_for_ever(store, mock_cloc
 
 
 @pytest.mark.parametrize("how", ["fails", "hangs"])
-async def test_what_befalls_one_account_holds_up_no_other(store, mock_clock, monkeypatch, how):
-    """A client could stop everybody's money with some transfers that a handler does not like."""
+async def test_trouble_of_one_account_does_not_block_others(store, mock_clock, monkeypatch, how):
+    """A client could stop the money of all others with some transfers that the handler refuses."""
     monkeypatch.setattr(outbox, "MAX_IN_TROUBLE", 5)
     monkeypatch.setattr(outbox, "AT_ONCE", 5)
     done: list[Any] = []
@@ -474,7 +474,7 @@ async def test_what_befalls_one_account_holds_up_no_other(store, mock_clock, mon
         await ledger.receive(Transfer("5", "alice", key="a", digest=b"d"), None)
         await settle(store)
         assert done == ["a"]
-        # More than are in trouble are not even tried.
+        # Past the limit, no more transfers of the account are tried.
         assert running(plugin) <= 10
         mended.set()
         for _ in range(10):
@@ -482,8 +482,8 @@ async def test_what_befalls_one_account_holds_up_no_other(store, mock_clock, mon
         assert sorted(done) == sorted(["a", *(f"m{number}" for number in range(30))])
 
 
-async def test_more_failures_than_are_kept_are_called_again_as_well(store, mock_clock, monkeypatch):
-    """A handler whose database is down fails for all of them; none may be forgotten."""
+async def test_all_failed_transfers_are_retried_past_the_limit(store, mock_clock, monkeypatch):
+    """A handler whose database is down fails for all transfers; none may be lost."""
     monkeypatch.setattr(outbox, "MAX_IN_TROUBLE", 3)
     down = True
     done: list[Any] = []
@@ -504,8 +504,8 @@ async def test_more_failures_than_are_kept_are_called_again_as_well(store, mock_
         assert sorted(done) == sorted(f"k{number}" for number in range(10))
 
 
-async def test_what_failed_before_a_disconnect_is_tried_after_the_next_connect(store, mock_clock):
-    """Under a data handler that runs on, the outbox is the one of before, and slept until a link came."""
+async def test_failed_transfer_is_retried_after_a_reconnect(store, mock_clock):
+    """While a data handler runs on, the outbox survives a disconnect, and used to sleep until a link came."""
     handler = Handler(failures=1)
     async with open_payer(store) as plugin:
         plugin.register_money_handler(handler)
@@ -529,8 +529,8 @@ async def test_what_failed_before_a_disconnect_is_tried_after_the_next_connect(s
         assert await states(plugin) == {"k": "delivered"}
 
 
-async def test_one_account_takes_a_quarter_of_the_handlers(store):
-    """The others would wait for half a minute, until those that hang are late."""
+async def test_one_account_gets_a_quarter_of_the_handlers(store):
+    """The other accounts would wait for half a minute, until the hanging handlers are late."""
     handler = Handler()
     handler.may_end = trio.Event()
     async with open_payer(store) as plugin:

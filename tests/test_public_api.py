@@ -1,4 +1,4 @@
-"""What other programs import by name: names, signatures, the exceptions' LPI2 names."""
+"""What other programs import by name: names, signatures, and the names of the errors in LPI2."""
 
 import inspect
 
@@ -63,14 +63,14 @@ OTHERS = (
 )
 
 
-def test_the_public_names_are_these_and_no_others():
+def test_public_names_are_exactly_these():
     assert sorted(trio_ledger_plugin.__all__) == sorted((*ERRORS, *EVENTS, *OTHERS))
     assert len(set(trio_ledger_plugin.__all__)) == len(trio_ledger_plugin.__all__)
     for name in trio_ledger_plugin.__all__:
         assert hasattr(trio_ledger_plugin, name)
 
 
-def test_the_package_is_typed():
+def test_package_is_typed():
     assert (inspect.getfile(trio_ledger_plugin).removesuffix("__init__.py") + "py.typed").endswith("py.typed")
     from importlib.resources import files  # noqa: PLC0415 (what this test is about)
 
@@ -78,7 +78,7 @@ def test_the_package_is_typed():
 
 
 @pytest.mark.parametrize("name", sorted(ERRORS))
-def test_an_error_has_the_name_that_the_specifications_give_it(name):
+def test_errors_have_the_names_of_the_specifications(name):
     error = getattr(trio_ledger_plugin, name)
     assert error.name == name
     assert issubclass(error, LedgerPluginError)
@@ -102,7 +102,7 @@ def test_every_error_of_the_module_is_public():
         ("DecodeError", ValueError),
     ],
 )
-def test_an_error_is_what_its_callers_may_catch(name, also):
+def test_errors_have_the_documented_base_classes(name, also):
     assert issubclass(getattr(trio_ledger_plugin, name), also)
 
 
@@ -117,7 +117,7 @@ def signature(function):
 REQUIRED, POSITIONAL, KEYWORD = inspect.Parameter.empty, "POSITIONAL_OR_KEYWORD", "KEYWORD_ONLY"
 
 
-def test_the_functions_signatures():
+def test_signatures_of_the_functions():
     assert signature(trio_ledger_plugin.open_plugin) == [
         ("opts", POSITIONAL, REQUIRED),
         ("services", POSITIONAL, None),
@@ -155,7 +155,7 @@ METHODS = {
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_methods_of_a_plugin(name):
+def test_signatures_of_the_plugins_methods(name):
     parameters, is_async = METHODS[name]
     method = getattr(LedgerPlugin, name)
     assert signature(method) == parameters
@@ -166,17 +166,17 @@ def test_the_methods_of_a_plugin(name):
     ("protocol", "methods", "is_async"),
     [(Store, ("put", "get", "delete"), True), (Log, ("debug", "info", "warn", "error"), False)],
 )
-def test_the_methods_of_the_services(protocol, methods, is_async):
+def test_methods_of_the_services_are_async_or_not(protocol, methods, is_async):
     for name in methods:
         assert inspect.iscoroutinefunction(getattr(protocol, name)) is is_async
 
 
 @pytest.mark.parametrize("name", [name for name, (_, is_async) in METHODS.items() if is_async])
-def test_an_async_method_says_what_cancellation_does(name):
+def test_docstrings_of_async_methods_explain_cancellation(name):
     assert "Cancellation: " in (inspect.getdoc(getattr(LedgerPlugin, name)) or "")
 
 
-def test_every_public_thing_is_documented():
+def test_every_public_name_has_a_docstring():
     for name in trio_ledger_plugin.__all__:
         assert inspect.getdoc(getattr(trio_ledger_plugin, name)), name
     for name in METHODS:

@@ -1,4 +1,4 @@
-"""``plugin.transfers``: an operator finds every transfer, and settles one in doubt once and for all."""
+"""``plugin.transfers``: an operator finds every transfer, and settles each one in doubt once."""
 
 import gc
 from typing import Any
@@ -30,7 +30,7 @@ async def store(tmp_path):
 
 
 async def pay_in_doubt(payer, key, amount=7):
-    """Lose the answer to a transfer at PLAIN."""
+    """Lose the reply to a transfer at PLAIN."""
     async with trio.open_nursery() as nursery:
         outcome = await start(nursery, lambda: payer.send_money(amount, idempotency_key=key))
         await settle(payer.services.store)
@@ -39,7 +39,7 @@ async def pay_in_doubt(payer, key, amount=7):
     payer.regain_link()
 
 
-async def test_one_in_doubt_is_confirmed_and_counts_as_sent(store):
+async def test_confirmed_transfer_counts_as_sent(store):
     async with open_payer(store, retention=None) as payer:
         await pay_in_doubt(payer, "k")
         for _ in range(2):
@@ -50,7 +50,7 @@ async def test_one_in_doubt_is_confirmed_and_counts_as_sent(store):
         assert await states(payer) == {"k": "acked"}
 
 
-async def test_one_in_doubt_is_rejected_and_counts_nowhere(store):
+async def test_rejected_transfer_counts_nowhere(store):
     async with open_payer(store, retention=None) as payer:
         await pay_in_doubt(payer, "k")
         for _ in range(2):
@@ -63,8 +63,8 @@ async def test_one_in_doubt_is_rejected_and_counts_nowhere(store):
         assert len(payer.sent) == 1
 
 
-async def test_what_is_still_on_its_way_cannot_be_settled_by_hand(store):
-    """Its answer may come a moment later, and say the contrary."""
+async def test_transfer_in_flight_cannot_be_settled_by_hand(store):
+    """The peer's reply may come a moment later and contradict it."""
     async with open_payer(store) as payer, trio.open_nursery() as nursery:
         await start(nursery, lambda: payer.send_money(7, idempotency_key="k"))
         await settle(store)
@@ -74,7 +74,7 @@ async def test_what_is_still_on_its_way_cannot_be_settled_by_hand(store):
         nursery.cancel_scope.cancel()
 
 
-async def test_a_key_that_nobody_used_is_not_found(store):
+async def test_unused_key_is_not_found(store):
     async with open_payer(store) as plugin:
         receive(plugin, 1, "theirs")
         await settle(store)
@@ -83,7 +83,7 @@ async def test_a_key_that_nobody_used_is_not_found(store):
                 await plugin.transfers.confirm(key)
 
 
-async def test_wrong_types_are_told_at_once(store):
+async def test_wrong_types_are_refused_at_once(store):
     async with open_payer(store) as plugin:
         wrong: Any
         for wrong in (5, None, b"k"):
@@ -101,7 +101,7 @@ async def test_wrong_types_are_told_at_once(store):
             await plugin.transfers.confirm("k", account="alice")
 
 
-async def test_the_journal_is_walked_by_state_and_direction_over_many_pages(store, monkeypatch):
+async def test_walk_filters_by_state_and_direction_over_many_pages(store, monkeypatch):
     monkeypatch.setattr(journal, "PAGE", 3)
     async with open_payer(store, retention=None) as payer:
         for number in range(8):
@@ -121,7 +121,7 @@ async def test_the_journal_is_walked_by_state_and_direction_over_many_pages(stor
         assert await states(payer, state=TransferState.IN_DOUBT, direction=TransferDirection.IN) == {}
 
 
-async def test_those_in_doubt_can_be_settled_while_they_are_walked(store, monkeypatch):
+async def test_transfers_can_be_settled_during_a_walk(store, monkeypatch):
     monkeypatch.setattr(journal, "PAGE", 2)
     async with open_payer(store, retention=None) as payer:
         for number in range(5):
@@ -131,7 +131,7 @@ async def test_those_in_doubt_can_be_settled_while_they_are_walked(store, monkey
         assert await sums(payer) == (35, 0, 0)
 
 
-async def test_while_the_store_fails_nothing_is_settled(store):
+async def test_failing_store_settles_nothing(store):
     async with open_payer(store, retention=None) as payer:
         await pay_in_doubt(payer, "k")
         store.refuses = True
@@ -142,8 +142,8 @@ async def test_while_the_store_fails_nothing_is_settled(store):
         assert await states(payer) == {"k": "in_doubt"}
 
 
-async def test_a_walk_may_be_left_in_the_middle(store):
-    """Whoever looks for the first one in doubt would be told to close what they never opened."""
+async def test_walk_can_be_left_early(store):
+    """A program that only looks for the first transfer in doubt would get a warning about an unclosed generator."""
     async with open_payer(store) as plugin:
         for number in range(3):
             receive(plugin, number, f"k{number}")

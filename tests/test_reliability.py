@@ -1,4 +1,4 @@
-"""What docs/explanation/reliability.md promises and no other module tests; and that the tests that it names exist."""
+"""Promises of docs/explanation/reliability.md that no other module tests; and the tests named there exist."""
 
 import ast
 import re
@@ -28,12 +28,12 @@ PAGE = ROOT / "docs" / "explanation" / "reliability.md"
 
 @pytest.fixture
 def clock() -> MockClock:
-    """A clock that jumps when nothing has happened for a while; sockets on this machine are faster."""
+    """A clock that jumps once no task has run for a while; local sockets are faster than that."""
     return MockClock(autojump_threshold=0.03)
 
 
-def test_every_test_that_the_page_names_exists():
-    """A promise whose test was renamed or deleted is nobody's any more."""
+def test_tests_named_on_the_page_exist():
+    """If a test were renamed or deleted, its promise would no longer be checked."""
     named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PAGE.read_text(encoding="utf-8"))
     assert len(named) >= 50
     functions = {}
@@ -47,8 +47,8 @@ def test_every_test_that_the_page_names_exists():
 
 
 @pytest.mark.parametrize("how", ["cut", "reset"])
-async def test_a_lost_link_fails_every_call_within_100_ms(how: Any) -> None:
-    """Over TCP and by the real clock; the JavaScript plugin lets them wait for 35 s."""
+async def test_lost_link_fails_every_call_within_100_ms(how: Any) -> None:
+    """Over TCP and with the real clock; the JavaScript plugin lets calls wait for 35 s."""
     asked = 0
     all_asked, over = trio.Event(), trio.Event()
 
@@ -85,8 +85,8 @@ async def test_a_lost_link_fails_every_call_within_100_ms(how: Any) -> None:
         over.set()
 
 
-async def test_a_client_that_was_sent_garbage_says_why_and_comes_back(clock: MockClock) -> None:
-    """A server that was updated badly may be well again in a minute."""
+async def test_client_reports_garbage_and_reconnects(clock: MockClock) -> None:
+    """A server after a bad update may work again in a minute."""
     codes: list[int] = []
 
     async def serve(stream: trio.SocketStream) -> None:
@@ -110,10 +110,10 @@ async def test_a_client_that_was_sent_garbage_says_why_and_comes_back(clock: Moc
 
 
 @pytest.mark.parametrize("jump", [timedelta(hours=1), timedelta(days=-400)], ids=["forward", "back"])
-async def test_a_clock_that_jumps_expires_nothing_and_keeps_nothing(
+async def test_clock_jump_neither_expires_nor_extends_packets(
     jump: Any, clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A machine whose time is set would otherwise refuse what it was paid for, or pay for what has expired."""
+    """A machine whose clock is set would refuse packets that it was paid for, or pay for expired ones."""
     shift = timedelta()
 
     class ShiftedTime(datetime):
@@ -147,8 +147,8 @@ async def test_a_clock_that_jumps_expires_nothing_and_keeps_nothing(
         await peer.aclose()
 
 
-async def test_while_the_store_fails_data_goes_on(tmp_path: Path) -> None:
-    """Money fails closed; packets move no money, and need no store."""
+async def test_data_continues_while_the_store_fails(tmp_path: Path) -> None:
+    """Money is refused while the store fails; packets move no money, and need no store."""
 
     async def echo(data: bytes) -> bytes:
         return data
@@ -169,8 +169,8 @@ async def test_while_the_store_fails_data_goes_on(tmp_path: Path) -> None:
             assert (await plugin.transfers.totals()).received == 0
 
 
-async def test_two_may_wait_for_the_same_end(autojump_clock: MockClock) -> None:
-    """Draining and closing do so at once where a refused stranger breaks the protocol; one must not break the other."""
+async def test_two_tasks_can_flush_the_same_writer(autojump_clock: MockClock) -> None:
+    """Draining and closing both flush if a refused connection breaks the protocol; neither may break the other."""
     near, _far = trio.testing.lockstep_stream_pair()
     async with open_tasks() as tasks:
         writer = FrameWriter(near, tasks, 10.0)

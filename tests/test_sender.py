@@ -1,4 +1,4 @@
-"""Money that is sent: once at most at PLAIN, exactly once at KEYED, whatever befalls caller, link or store."""
+"""Sending money: at most once at PLAIN, exactly once at KEYED, even if callers, links or the store fail."""
 
 import time
 from typing import Any
@@ -41,7 +41,7 @@ async def store(tmp_path):
 
 @pytest.fixture
 def wall(monkeypatch):
-    """A wall clock that a test can set; Trio's own goes on."""
+    """A wall clock that a test can set; Trio's clock is not affected."""
 
     class Wall:
         shift = 0.0
@@ -52,7 +52,7 @@ def wall(monkeypatch):
 
 
 async def pay(payer, nursery, key, amount=7):
-    """Begin a transfer; give the list that its outcome comes into."""
+    """Start a transfer; return the list to which its outcome is appended."""
 
     async def call():
         await payer.send_money(amount, idempotency_key=key)
@@ -62,8 +62,8 @@ async def pay(payer, nursery, key, amount=7):
     return outcomes
 
 
-async def forget_caller(payer, key, amount=7):
-    """Begin a transfer whose caller leaves once it is on its way."""
+async def start_and_cancel(payer, key, amount=7):
+    """Start a transfer and cancel its caller once it has been sent."""
     async with trio.open_nursery() as nursery:
         await pay(payer, nursery, key, amount)
         nursery.cancel_scope.cancel()
@@ -73,7 +73,7 @@ async def forget_caller(payer, key, amount=7):
 
 
 @pytest.mark.parametrize("retention", [WEEK, None])
-async def test_an_acknowledged_transfer_is_counted_once_as_sent(store, retention):
+async def test_acknowledged_transfer_is_counted_once_as_sent(store, retention):
     async with open_payer(store, retention=retention) as payer, trio.open_nursery() as nursery:
         outcome = await pay(payer, nursery, "k")
         assert outcome == []
@@ -88,8 +88,8 @@ async def test_an_acknowledged_transfer_is_counted_once_as_sent(store, retention
 
 
 @pytest.mark.parametrize("retention", [WEEK, None])
-async def test_nothing_leaves_before_it_is_in_the_journal(store, retention):
-    """Were the process killed after the first byte, nobody would know of the transfer."""
+async def test_transfer_is_in_the_journal_before_it_is_sent(store, retention):
+    """If the process were killed after the first byte, no record of the transfer would exist."""
     async with open_payer(store, retention=retention) as payer, trio.open_nursery() as nursery:
         await settle(store)
         store.may_return = trio.Event()
@@ -105,7 +105,7 @@ async def test_nothing_leaves_before_it_is_in_the_journal(store, retention):
 
 
 @pytest.mark.parametrize("retention", [WEEK, None])
-async def test_a_refused_transfer_is_remembered_as_refused(store, retention):
+async def test_refused_transfer_is_recorded_as_refused(store, retention):
     async with open_payer(store, retention=retention) as payer, trio.open_nursery() as nursery:
         outcome = await pay(payer, nursery, "k")
         payer.answer(NO)
@@ -119,7 +119,7 @@ async def test_a_refused_transfer_is_remembered_as_refused(store, retention):
 
 
 @pytest.mark.parametrize("retention", [WEEK, None])
-async def test_a_temporary_refusal_leaves_the_key_free(store, retention):
+async def test_temporary_refusal_leaves_the_key_free(store, retention):
     async with open_payer(store, retention=retention) as payer, trio.open_nursery() as nursery:
         outcome = await pay(payer, nursery, "k")
         payer.answer(BUSY)
@@ -133,11 +133,11 @@ async def test_a_temporary_refusal_leaves_the_key_free(store, retention):
         assert await sums(payer) == (7, 0, 0)
 
 
-# Keys that are known.
+# Known keys.
 
 
 @pytest.mark.parametrize("retention", [WEEK, None])
-async def test_an_acknowledged_key_is_not_sent_again(store, retention):
+async def test_acknowledged_key_is_not_sent_again(store, retention):
     async with open_payer(store, retention=retention) as payer, trio.open_nursery() as nursery:
         await pay(payer, nursery, "k")
         payer.answer()
@@ -164,8 +164,8 @@ async def test_two_callers_of_one_key_share_one_transfer(store):
 
 
 @pytest.mark.parametrize("retention", [WEEK, None])
-async def test_a_known_key_has_its_outcome_on_a_link_without_keys_too(store, retention):
-    """Told "nothing was sent" of a transfer that is acknowledged, a program would pay again."""
+async def test_known_key_has_its_outcome_on_a_plain_link(store, retention):
+    """A program that gets "nothing was sent" for an acknowledged transfer would pay again."""
     async with open_payer(store) as payer, trio.open_nursery() as nursery:
         await pay(payer, nursery, "acked")
         payer.answer()
@@ -178,7 +178,7 @@ async def test_a_known_key_has_its_outcome_on_a_link_without_keys_too(store, ret
         assert len(payer.sent) == 2
 
 
-async def test_a_known_key_has_its_outcome_where_keyed_is_asked_for(store):
+async def test_known_key_has_its_outcome_with_money_set_to_keyed(store):
     async with open_payer(store, money="keyed") as payer, trio.open_nursery() as nursery:
         await pay(payer, nursery, "acked")
         payer.answer()
@@ -190,7 +190,7 @@ async def test_a_known_key_has_its_outcome_where_keyed_is_asked_for(store):
         assert await states(payer) == {"acked": "acked"}
 
 
-async def test_a_transfer_in_doubt_is_not_sent_under_its_key(store):
+async def test_transfer_in_doubt_is_not_sent_again_under_its_key(store):
     async with open_payer(store, retention=None) as payer, trio.open_nursery() as nursery:
         first = await pay(payer, nursery, "k")
         payer.lose_link()
@@ -206,7 +206,7 @@ async def test_a_transfer_in_doubt_is_not_sent_under_its_key(store):
         assert await sums(payer) == (7, 0, 0)
 
 
-async def test_a_key_of_a_run_before_is_known(store):
+async def test_key_of_an_earlier_run_is_known(store):
     async with open_payer(store) as payer, trio.open_nursery() as nursery:
         await pay(payer, nursery, "k")
         payer.answer()
@@ -216,10 +216,10 @@ async def test_a_key_of_a_run_before_is_known(store):
         assert payer.sent == []
 
 
-# Callers that leave.
+# Cancelled callers.
 
 
-async def test_a_caller_that_leaves_before_the_journal_withdraws(store):
+async def test_cancellation_before_the_journal_withdraws_the_transfer(store):
     async with open_payer(store) as payer:
         await settle(store)
         store.may_begin = trio.Event()
@@ -231,19 +231,19 @@ async def test_a_caller_that_leaves_before_the_journal_withdraws(store):
         assert await states(payer) == {}
 
 
-async def leave_and_come_again(store: Any, held: str, payer: Any, nursery: trio.Nursery) -> Any:
-    """Ask, give up while the store is held, and ask again under the key; return the second outcome."""
+async def cancel_and_retry(store: Any, held: str, payer: Any, nursery: trio.Nursery) -> Any:
+    """Call, cancel while the store is held, and call again under the key; return the second outcome."""
     setattr(store, held, trio.Event())
     with trio.move_on_after(0.05):
         await payer.send_money(7, idempotency_key="k")
     return await start(nursery, lambda: payer.send_money(7, idempotency_key="k"))
 
 
-async def test_a_caller_that_comes_again_at_once_is_not_told_of_the_withdrawal(store):
-    """It would wait for a transfer that nobody sends, and hear that it is in doubt."""
+async def test_immediate_retry_after_a_cancellation_is_sent(store):
+    """It would wait for a transfer that no task sends, and be left in doubt."""
     async with open_payer(store) as payer, trio.open_nursery() as nursery:
         await settle(store)
-        again = await leave_and_come_again(store, "may_begin", payer, nursery)
+        again = await cancel_and_retry(store, "may_begin", payer, nursery)
         store.may_begin.set()
         await settle(store)
         assert payer.sent_keys == ["k"]
@@ -253,12 +253,12 @@ async def test_a_caller_that_comes_again_at_once_is_not_told_of_the_withdrawal(s
 
 
 @pytest.mark.parametrize("ending", ["disconnect", "aclose", "cancel"])
-async def test_a_caller_that_comes_again_while_the_plugin_ends_learns_that_nothing_was_sent(store, ending):
-    """A bare RuntimeError says nothing of the money, and the key would stay taken by a transfer that nobody sends."""
+async def test_retry_while_the_plugin_ends_says_nothing_was_sent(store, ending):
+    """A bare RuntimeError says nothing about the money, and the key would stay taken by a transfer that is not sent."""
     async with trio.open_nursery() as nursery:
         async with open_payer(store, close_timeout=0.01) as payer:
             await settle(store)
-            again = await leave_and_come_again(store, "may_begin", payer, nursery)
+            again = await cancel_and_retry(store, "may_begin", payer, nursery)
             if ending != "cancel":
                 await getattr(payer, ending)()
             if ending == "disconnect":
@@ -275,12 +275,12 @@ async def test_a_caller_that_comes_again_while_the_plugin_ends_learns_that_nothi
 
 
 @pytest.mark.parametrize("ending", ["disconnect", "aclose", "cancel"])
-async def test_a_caller_that_comes_again_is_not_told_that_nothing_was_sent_of_what_is_in_the_journal(store, ending):
-    """The next plugin sends it, and a program that was told so would have paid once more."""
+async def test_retry_of_a_transfer_in_the_journal_is_in_doubt(store, ending):
+    """The next plugin sends it; a program that gets "nothing was sent" would have paid once more."""
     async with trio.open_nursery() as nursery:
         async with open_payer(store, close_timeout=0.01) as payer:
             await settle(store)
-            again = await leave_and_come_again(store, "may_return", payer, nursery)
+            again = await cancel_and_retry(store, "may_return", payer, nursery)
             if ending != "cancel":
                 await getattr(payer, ending)()
         await wait_all_tasks_blocked()
@@ -291,7 +291,7 @@ async def test_a_caller_that_comes_again_is_not_told_that_nothing_was_sent_of_wh
         assert payer.sent_keys == ["k"]
 
 
-async def test_one_of_two_callers_can_leave(store):
+async def test_one_of_two_callers_can_be_cancelled(store):
     async with open_payer(store) as payer, trio.open_nursery() as nursery:
         await settle(store)
         store.may_begin = trio.Event()
@@ -306,9 +306,9 @@ async def test_one_of_two_callers_can_leave(store):
 
 
 @pytest.mark.parametrize("retention", [WEEK, None])
-async def test_a_caller_that_leaves_later_does_not_stop_the_transfer(store, retention):
+async def test_cancellation_after_the_journal_does_not_stop_the_transfer(store, retention):
     async with open_payer(store, retention=retention) as payer, trio.open_nursery() as nursery:
-        await forget_caller(payer, "k")
+        await start_and_cancel(payer, "k")
         assert await states(payer) == {"k": "sent"}
         payer.answer()
         await settle(store)
@@ -317,7 +317,7 @@ async def test_a_caller_that_leaves_later_does_not_stop_the_transfer(store, rete
         assert len(payer.sent) == 1
 
 
-async def test_a_caller_cancelled_beforehand_sends_nothing(store):
+async def test_caller_that_is_cancelled_already_sends_nothing(store):
     async with open_payer(store) as payer:
         with trio.CancelScope() as scope:
             scope.cancel()
@@ -327,7 +327,7 @@ async def test_a_caller_cancelled_beforehand_sends_nothing(store):
         assert await states(payer) == {}
 
 
-async def test_a_callers_deadline_is_not_the_transfers(store):
+async def test_callers_deadline_does_not_end_the_transfer(store):
     clock_seconds = 0.1
     async with open_payer(store, response_timeout=clock_seconds) as payer:
         await settle(store)
@@ -339,8 +339,8 @@ async def test_a_callers_deadline_is_not_the_transfers(store):
         assert await states(payer) == {"k": "acked"}
 
 
-async def test_a_deadline_before_the_journal_does_not_withdraw_at_keyed(store):
-    """The caller is told that the transfer goes on, and would wait for money that nobody sends."""
+async def test_timeout_before_the_journal_does_not_withdraw_at_keyed(store):
+    """The error says that the transfer goes on; the caller would wait for money that is never sent."""
     async with open_payer(store, response_timeout=0.05) as payer:
         await settle(store)
         store.may_begin = trio.Event()
@@ -358,8 +358,8 @@ async def test_a_deadline_before_the_journal_does_not_withdraw_at_keyed(store):
         assert await sums(payer) == (7, 0, 0)
 
 
-async def test_what_was_to_go_on_and_could_not_be_entered_is_in_the_log(store, caplog):
-    """Nobody waits for its verdict any more, and no other trace of it is left."""
+async def test_transfer_that_could_not_be_entered_is_logged(store, caplog):
+    """No caller waits for its outcome, and there is no other trace of it."""
     async with open_payer(store, response_timeout=0.05) as payer:
         await settle(store)
         store.may_begin = trio.Event()
@@ -370,14 +370,14 @@ async def test_what_was_to_go_on_and_could_not_be_entered_is_in_the_log(store, c
         await settle(store)
         store.refuses = False
         assert (payer.sent, await states(payer)) == ([], {})
-    told = "transfer k was not sent, although its caller was told that it goes on: the disk is full"
-    assert [record.getMessage() for record in caplog.records] == [told]
+    message = "transfer k was not sent, although its caller was told that it goes on: the disk is full"
+    assert [record.getMessage() for record in caplog.records] == [message]
 
 
-async def test_on_a_link_without_keys_what_was_keyed_before_is_told_to_go_on(store):
+async def test_keyed_transfer_goes_on_even_on_a_plain_link(store):
     """A program that is told that it is not sent again would pay under another key."""
     async with open_payer(store) as payer:
-        await forget_caller(payer, "k")
+        await start_and_cancel(payer, "k")
     async with open_payer(store, retention=None, response_timeout=0.05) as payer:
         with pytest.raises(TransferInDoubtError, match="goes on from the journal"):
             await payer.send_money(7, idempotency_key="k")
@@ -389,8 +389,8 @@ async def test_on_a_link_without_keys_what_was_keyed_before_is_told_to_go_on(sto
 
 
 @pytest.mark.parametrize("held", ["may_begin", "may_return"])
-async def test_a_deadline_before_the_journal_withdraws_at_plain(store, mock_clock, held):
-    """Nobody expects a transfer that cannot be sent again to leave hours later: it may have been paid otherwise."""
+async def test_timeout_before_the_journal_withdraws_at_plain(store, mock_clock, held):
+    """A transfer that cannot be sent again must not be sent hours later: it may have been paid in another way."""
     async with open_payer(store, retention=None, response_timeout=5) as payer, trio.open_nursery() as nursery:
         await settle(store)
         setattr(store, held, trio.Event())
@@ -411,10 +411,10 @@ async def test_a_deadline_before_the_journal_withdraws_at_plain(store, mock_cloc
         assert await sums(payer) == (7, 0, 0)
 
 
-async def test_who_asks_again_while_a_plain_transfer_is_withdrawn_has_one_of_their_own(store):
+async def test_retry_during_a_withdrawal_gets_its_own_transfer(store):
     async with open_payer(store, retention=None) as payer, trio.open_nursery() as nursery:
         await settle(store)
-        again = await leave_and_come_again(store, "may_return", payer, nursery)
+        again = await cancel_and_retry(store, "may_return", payer, nursery)
         store.may_return.set()
         await settle(store)
         assert payer.sent_keys == ["k"]
@@ -424,7 +424,7 @@ async def test_who_asks_again_while_a_plain_transfer_is_withdrawn_has_one_of_the
         assert await sums(payer) == (7, 0, 0)
 
 
-async def test_who_comes_after_a_withdrawal_has_a_deadline_while_the_store_hangs(store):
+async def test_retry_after_a_withdrawal_times_out_if_the_store_hangs(store):
     async with open_payer(store, response_timeout=0.1) as payer:
         await settle(store)
         store.may_begin = trio.Event()
@@ -440,7 +440,7 @@ async def test_who_comes_after_a_withdrawal_has_a_deadline_while_the_store_hangs
 # Lost links at KEYED.
 
 
-async def test_a_keyed_transfer_outlives_its_link(store):
+async def test_keyed_transfer_survives_a_lost_link(store):
     async with open_payer(store) as payer, trio.open_nursery() as nursery:
         outcome = await pay(payer, nursery, "k")
         for _ in range(3):
@@ -456,9 +456,9 @@ async def test_a_keyed_transfer_outlives_its_link(store):
         assert await sums(payer) == (7, 0, 0)
 
 
-async def test_a_keyed_transfer_outlives_its_process(store):
+async def test_keyed_transfer_survives_a_restart(store):
     async with open_payer(store) as payer:
-        await forget_caller(payer, "k")
+        await start_and_cancel(payer, "k")
     async with open_payer(store) as payer:
         await settle(store)
         assert payer.sent_keys == ["k"]
@@ -468,8 +468,8 @@ async def test_a_keyed_transfer_outlives_its_process(store):
         assert await states(payer) == {"k": "acked"}
 
 
-async def test_it_is_sent_again_once_for_each_link(store):
-    """Whether it is in the journal or lives here: not by two tasks at once."""
+async def test_keyed_transfer_is_sent_once_on_each_link(store):
+    """Whether it was read from the journal or is still in memory, two tasks must not send it at once."""
     async with open_payer(store) as payer, trio.open_nursery() as nursery:
         await pay(payer, nursery, "k")
         payer.desk.link_up()
@@ -480,8 +480,8 @@ async def test_it_is_sent_again_once_for_each_link(store):
         await settle(store)
 
 
-async def test_a_temporary_refusal_of_a_transfer_that_may_be_applied_says_nothing(store):
-    """The first try may have been applied; forgetting the key would have the money paid twice."""
+async def test_temporary_refusal_of_a_resent_transfer_is_retried(store):
+    """The first try may have been applied; if the key were removed, the money would be paid twice."""
     async with open_payer(store) as payer, trio.open_nursery() as nursery:
         outcome = await pay(payer, nursery, "k")
         payer.lose_link()
@@ -498,9 +498,9 @@ async def test_a_temporary_refusal_of_a_transfer_that_may_be_applied_says_nothin
         assert payer.sent_keys == ["k"] * 3
 
 
-async def test_a_temporary_refusal_after_a_restart_says_nothing_either(store):
+async def test_temporary_refusal_after_a_restart_is_retried(store):
     async with open_payer(store) as payer:
-        await forget_caller(payer, "k")
+        await start_and_cancel(payer, "k")
     async with open_payer(store) as payer:
         await settle(store)
         payer.answer(BUSY)
@@ -508,7 +508,7 @@ async def test_a_temporary_refusal_after_a_restart_says_nothing_either(store):
         assert await states(payer) == {"k": "sent"}
 
 
-async def test_a_lasting_refusal_of_a_transfer_sent_again_is_the_first_ones(store):
+async def test_final_refusal_of_a_resent_transfer_is_its_outcome(store):
     async with open_payer(store) as payer, trio.open_nursery() as nursery:
         outcome = await pay(payer, nursery, "k")
         payer.lose_link()
@@ -520,8 +520,8 @@ async def test_a_lasting_refusal_of_a_transfer_sent_again_is_the_first_ones(stor
         assert await states(payer) == {"k": "rejected"}
 
 
-async def test_a_peer_that_denies_the_key_of_a_transfer_sent_again_leaves_it_in_doubt(store):
-    """The first try may be applied under the key, and the second looked different to the peer."""
+async def test_duplicate_id_reply_to_a_resent_transfer_is_in_doubt(store):
+    """The first try may have been applied under the key, and the second looked different to the peer."""
     async with open_payer(store) as payer, trio.open_nursery() as nursery:
         outcome = await pay(payer, nursery, "k")
         payer.lose_link()
@@ -533,8 +533,8 @@ async def test_a_peer_that_denies_the_key_of_a_transfer_sent_again_leaves_it_in_
         assert await states(payer) == {"k": "in_doubt"}
 
 
-async def test_an_unreadable_answer_is_not_met_with_a_flood(store):
-    """A peer whose acknowledgements are broken would be sent the same transfer as fast as the network can."""
+async def test_unreadable_reply_does_not_cause_a_flood(store):
+    """A peer with broken acknowledgements would be sent the same transfer as fast as the network allows."""
     async with open_payer(store) as payer, trio.open_nursery() as nursery:
         outcome = await pay(payer, nursery, "k")
         with trio.move_on_after(0.4):
@@ -547,7 +547,7 @@ async def test_an_unreadable_answer_is_not_met_with_a_flood(store):
         nursery.cancel_scope.cancel()
 
 
-async def test_an_unlinked_transfer_waits_for_a_link_with_keys(store):
+async def test_keyed_transfer_waits_for_a_keyed_link(store):
     async with open_payer(store) as payer, trio.open_nursery() as nursery:
         outcome = await pay(payer, nursery, "k")
         payer.lose_link()
@@ -565,7 +565,7 @@ async def test_an_unlinked_transfer_waits_for_a_link_with_keys(store):
         assert outcome == [None]
 
 
-async def test_many_transfers_of_before_are_sent_again_some_at_a_time(store):
+async def test_old_transfers_are_resent_a_limited_number_at_once(store):
     number = 3 * sender.RESUMED_AT_ONCE // 2
     async with open_payer(store) as payer, trio.open_nursery() as nursery:
         for index in range(number):
@@ -584,10 +584,10 @@ async def test_many_transfers_of_before_are_sent_again_some_at_a_time(store):
         assert await sums(payer) == (number, 0, 0)
 
 
-async def test_resuming_goes_on_when_the_store_works_again(store):
-    """Else transfers would rest until the next loss of the link."""
+async def test_resending_continues_when_the_store_works_again(store):
+    """Otherwise transfers would wait until the link is lost again."""
     async with open_payer(store) as payer:
-        await forget_caller(payer, "k")
+        await start_and_cancel(payer, "k")
     async with open_payer(store) as payer:
         await settle(store)
         payer.lose_link()
@@ -604,7 +604,7 @@ async def test_resuming_goes_on_when_the_store_works_again(store):
 # Retention.
 
 
-async def test_after_half_of_the_peers_retention_it_is_in_doubt(store, wall):
+async def test_transfer_is_in_doubt_after_half_of_the_peers_retention(store, wall):
     async with open_payer(store) as payer, trio.open_nursery() as nursery:
         outcome = await pay(payer, nursery, "k")
         payer.lose_link()
@@ -618,9 +618,9 @@ async def test_after_half_of_the_peers_retention_it_is_in_doubt(store, wall):
         assert await sums(payer) == (0, 0, 7)
 
 
-async def test_after_half_of_the_retention_a_restart_does_not_send_it_either(store, wall):
+async def test_restart_does_not_resend_after_half_of_the_retention(store, wall):
     async with open_payer(store) as payer:
-        await forget_caller(payer, "k")
+        await start_and_cancel(payer, "k")
     wall.shift = WEEK / 2 + 1
     async with open_payer(store) as payer:
         await settle(store)
@@ -628,10 +628,10 @@ async def test_after_half_of_the_retention_a_restart_does_not_send_it_either(sto
         assert await states(payer) == {"k": "in_doubt"}
 
 
-async def test_a_peer_that_keeps_keys_for_less_time_than_before_is_sent_nothing_old(store, wall):
-    """It was restarted with another retention, and may have forgotten the key already."""
+async def test_shorter_retention_of_the_peer_stops_old_transfers(store, wall):
+    """The peer was restarted with another retention, and may have removed the key already."""
     async with open_payer(store) as payer:
-        await forget_caller(payer, "old")
+        await start_and_cancel(payer, "old")
     wall.shift = 2 * DAY
     async with open_payer(store, retention=DAY) as payer:
         await settle(store)
@@ -639,9 +639,9 @@ async def test_a_peer_that_keeps_keys_for_less_time_than_before_is_sent_nothing_
         assert await states(payer) == {"old": "in_doubt"}
 
 
-async def test_just_before_half_of_the_retention_it_is_sent(store, wall):
+async def test_transfer_is_resent_just_before_half_of_the_retention(store, wall):
     async with open_payer(store) as payer:
-        await forget_caller(payer, "k")
+        await start_and_cancel(payer, "k")
     wall.shift = WEEK / 2 - 60
     async with open_payer(store) as payer:
         await settle(store)
@@ -651,8 +651,8 @@ async def test_just_before_half_of_the_retention_it_is_sent(store, wall):
 # Levels.
 
 
-async def test_an_account_that_was_keyed_pays_nothing_over_a_plain_link(store):
-    """A peer could otherwise have money without remembering that it had it."""
+async def test_keyed_account_sends_nothing_over_a_plain_link(store):
+    """Otherwise a peer could get money without a record that it got it."""
     async with open_payer(store) as payer, trio.open_nursery() as nursery:
         await pay(payer, nursery, "k")
         payer.answer()
@@ -669,8 +669,8 @@ async def test_an_account_that_was_keyed_pays_nothing_over_a_plain_link(store):
         assert outcome == [None]
 
 
-async def test_what_was_keyed_is_not_sent_once_its_account_was_reset(store):
-    """The operator reconciles it by hand; sent on top of that, it would be paid twice."""
+async def test_keyed_transfer_is_not_sent_after_a_level_reset(store):
+    """The operator reconciles it by hand; if it were sent as well, it would be paid twice."""
     async with open_payer(store) as payer, trio.open_nursery() as nursery:
         outcome = await pay(payer, nursery, "k")
         payer.lose_link()
@@ -688,7 +688,7 @@ async def test_what_was_keyed_is_not_sent_once_its_account_was_reset(store):
 # PLAIN.
 
 
-async def test_a_plain_transfer_is_never_sent_again(store):
+async def test_plain_transfer_is_never_sent_again(store):
     async with open_payer(store, retention=None) as payer, trio.open_nursery() as nursery:
         outcome = await pay(payer, nursery, "k")
         payer.lose_link()
@@ -703,8 +703,8 @@ async def test_a_plain_transfer_is_never_sent_again(store):
         assert len(payer.sent) == 1
 
 
-async def test_a_doubt_that_was_told_can_be_settled_at_once(store):
-    """Whoever is told of a doubt and settles it would be told that there is none."""
+async def test_transfer_can_be_settled_as_soon_as_it_is_in_doubt(store):
+    """An operator who settles it right after the error would get the error that it is not in doubt."""
     opts = {"plugin": "loopback", "name": "doubt", "response_timeout": 0.02, "close_timeout": 0.02}
 
     async def never_answer(amount):
@@ -721,9 +721,9 @@ async def test_a_doubt_that_was_told_can_be_settled_at_once(store):
         assert (await payer.transfers.totals()).sent == 70
 
 
-async def test_a_plain_transfer_of_a_process_that_died_is_in_doubt(store):
+async def test_plain_transfer_of_a_killed_process_is_in_doubt(store):
     async with open_payer(store, retention=None) as payer:
-        await forget_caller(payer, "k")
+        await start_and_cancel(payer, "k")
     async with open_payer(store) as payer:
         await settle(store)
         assert payer.sent == []
@@ -731,7 +731,7 @@ async def test_a_plain_transfer_of_a_process_that_died_is_in_doubt(store):
         assert await sums(payer) == (0, 0, 7)
 
 
-async def test_a_plain_transfer_that_found_no_link_is_forgotten(store):
+async def test_plain_transfer_without_a_link_is_removed(store):
     async with open_payer(store, retention=None) as payer, trio.open_nursery() as nursery:
         await settle(store)
         store.may_return = trio.Event()
@@ -744,7 +744,7 @@ async def test_a_plain_transfer_that_found_no_link_is_forgotten(store):
         assert payer.sent == []
 
 
-async def test_an_unreadable_answer_leaves_a_plain_transfer_in_doubt(store):
+async def test_unreadable_reply_leaves_a_plain_transfer_in_doubt(store):
     async with open_payer(store, retention=None) as payer, trio.open_nursery() as nursery:
         outcome = await pay(payer, nursery, "k")
         payer.answer(TransferInDoubtError("k", "7", str(DecodeError("rubbish"))))
@@ -756,7 +756,7 @@ async def test_an_unreadable_answer_leaves_a_plain_transfer_in_doubt(store):
 # Not connected, closing.
 
 
-async def test_without_a_link_a_new_transfer_is_refused(store):
+async def test_new_transfer_without_a_link_is_refused(store):
     async with open_payer(store) as payer:
         payer.lose_link()
         with pytest.raises(NotConnectedError):
@@ -764,8 +764,8 @@ async def test_without_a_link_a_new_transfer_is_refused(store):
         assert await states(payer) == {}
 
 
-async def test_without_a_link_a_known_key_has_its_outcome(store):
-    """Told "nothing was sent" of a transfer that is under way, a program would pay again."""
+async def test_known_key_has_its_outcome_without_a_link(store):
+    """A program that gets "nothing was sent" for a transfer in flight would pay again."""
     async with open_payer(store) as payer, trio.open_nursery() as nursery:
         for key, answer in (("acked", None), ("refused", NO)):
             await pay(payer, nursery, key)
@@ -786,7 +786,7 @@ async def test_without_a_link_a_known_key_has_its_outcome(store):
         assert payer.sent_keys.count("live") == 2
 
 
-async def test_without_a_link_and_while_the_store_hangs_a_known_key_is_in_doubt_in_time(store):
+async def test_known_key_is_in_doubt_while_the_store_hangs(store):
     async with open_payer(store, response_timeout=0.1) as payer:
         await settle(store)
         payer.lose_link()
@@ -799,7 +799,7 @@ async def test_without_a_link_and_while_the_store_hangs_a_known_key_is_in_doubt_
 
 @pytest.mark.parametrize("ending", ["disconnect", "aclose", "cancelled"])
 @pytest.mark.parametrize("retention", [WEEK, None])
-async def test_whoever_waits_when_the_plugin_ends_is_told_that_it_is_in_doubt(store, retention, ending):
+async def test_callers_are_in_doubt_when_the_plugin_ends(store, retention, ending):
     async with trio.open_nursery() as nursery:
         async with open_payer(store, retention=retention, close_timeout=0.01) as payer:
             outcome = await pay(payer, nursery, "k")
@@ -815,8 +815,8 @@ async def test_whoever_waits_when_the_plugin_ends_is_told_that_it_is_in_doubt(st
 
 @pytest.mark.parametrize("ending", ["disconnect", "aclose"])
 @pytest.mark.parametrize("retention", [WEEK, None])
-async def test_ending_while_the_journal_is_written_loses_nothing(store, retention, ending):
-    """It is entered or not; either way the caller's error and the journal agree."""
+async def test_ending_during_a_journal_write_loses_nothing(store, retention, ending):
+    """The transfer is entered or not; in both cases the caller's error and the journal agree."""
     async with trio.open_nursery() as nursery:
         async with open_payer(store, retention=retention, close_timeout=0.01) as payer:
             await settle(store)
@@ -836,7 +836,7 @@ async def test_ending_while_the_journal_is_written_loses_nothing(store, retentio
             assert isinstance(outcome[0], PluginClosedError | NotConnectedError | TransferInDoubtError)
 
 
-async def test_disconnecting_and_connecting_goes_on_with_the_transfer(store):
+async def test_transfer_continues_after_disconnect_and_connect(store):
     async with open_payer(store) as payer, trio.open_nursery() as nursery:
         outcome = await pay(payer, nursery, "k")
         await payer.disconnect()
@@ -853,7 +853,7 @@ async def test_disconnecting_and_connecting_goes_on_with_the_transfer(store):
 # The store.
 
 
-async def test_while_the_store_fails_nothing_is_sent(store):
+async def test_failing_store_stops_sending(store):
     async with open_payer(store) as payer, trio.open_nursery() as nursery:
         await settle(store)
         store.refuses = True
@@ -866,7 +866,7 @@ async def test_while_the_store_fails_nothing_is_sent(store):
 
 @pytest.mark.parametrize("trouble", ["lost", "committed"])
 @pytest.mark.parametrize("retention", [WEEK, None])
-async def test_a_store_in_doubt_sends_nothing_twice(store, retention, trouble):
+async def test_store_in_doubt_sends_nothing_twice(store, retention, trouble):
     async with open_payer(store, retention=retention) as payer, trio.open_nursery() as nursery:
         await settle(store)
         store.troubles.append(trouble)
@@ -886,7 +886,7 @@ async def test_a_store_in_doubt_sends_nothing_twice(store, retention, trouble):
 
 
 @pytest.mark.parametrize("trouble", ["refuse", "lost", "committed"])
-async def test_an_acknowledgement_is_recorded_however_long_that_takes(store, trouble):
+async def test_acknowledgement_is_recorded_even_if_the_store_is_slow(store, trouble):
     async with open_payer(store) as payer, trio.open_nursery() as nursery:
         outcome = await pay(payer, nursery, "k")
         store.troubles.append(trouble)
@@ -897,7 +897,7 @@ async def test_an_acknowledgement_is_recorded_however_long_that_takes(store, tro
         assert await sums(payer) == (7, 0, 0)
 
 
-async def test_sums_are_exact_past_what_sqlite_can_count(store):
+async def test_sums_are_exact_beyond_sqlite_integers(store):
     most = 2**64 - 1
     async with open_payer(store) as payer, trio.open_nursery() as nursery:
         for index in range(3):
@@ -911,9 +911,9 @@ async def test_sums_are_exact_past_what_sqlite_can_count(store):
         nursery.cancel_scope.cancel()
 
 
-async def test_a_peer_that_only_says_later_is_asked_less_and_less_often(store, mock_clock):
+async def test_temporary_refusals_are_retried_with_growing_pauses(store, mock_clock):
     async with open_payer(store, response_timeout=600) as payer:
-        await forget_caller(payer, "k")
+        await start_and_cancel(payer, "k")
         payer.lose_link()
         payer.regain_link()
         times = []
@@ -930,10 +930,8 @@ async def test_a_peer_that_only_says_later_is_asked_less_and_less_often(store, m
         assert times == [3, 4, 5, 6]
 
 
-async def test_what_waited_for_its_turn_when_the_plugin_was_disconnected_goes_over_the_next_link(
-    store, mock_clock, monkeypatch
-):
-    """It is in the journal, and whoever looks there for what is to be sent again may have passed it already."""
+async def test_transfer_queued_at_disconnect_is_sent_on_the_next_link(store, mock_clock, monkeypatch):
+    """It is in the journal, but the task that reads unanswered transfers may have passed it already."""
     monkeypatch.setattr(sender, "RESUMED_AT_ONCE", 4)
     async with open_payer(store) as payer, trio.open_nursery() as nursery:
         for number in range(10):
@@ -949,7 +947,7 @@ async def test_what_waited_for_its_turn_when_the_plugin_was_disconnected_goes_ov
 
     async with open_payer(store, max_in_flight=2) as payer:
         payer.register_data_handler(run_on)
-        assert payer.ask(77, b"keeps the home open")
+        assert payer.ask(77, b"keeps the tasks running")
         await settle(store)
         await payer.disconnect()
         await settle(store)
@@ -963,13 +961,13 @@ async def test_what_waited_for_its_turn_when_the_plugin_was_disconnected_goes_ov
         assert set((await states(payer)).values()) == {"acked"}
 
 
-async def test_one_deadline_counts_for_all_that_a_call_waits_for(store, mock_clock):
-    """A caller who comes while an earlier call is withdrawn would wait for twice the response timeout."""
+async def test_one_deadline_covers_all_waits_of_a_call(store, mock_clock):
+    """A call made while an earlier one is withdrawn would wait for twice the response timeout."""
     async with open_payer(store, response_timeout=35.0) as payer, trio.open_nursery() as nursery:
         await settle(store)
         store.may_begin = trio.Event()
         with trio.CancelScope() as first:
-            nursery.start_soon(let_go, first)
+            nursery.start_soon(cancel_later, first)
             await payer.send_money(7, idempotency_key="k")
         again = await start(nursery, lambda: payer.send_money(7, idempotency_key="k"))
         mock_clock.jump(34)
@@ -983,6 +981,6 @@ async def test_one_deadline_counts_for_all_that_a_call_waits_for(store, mock_clo
         assert "35 s" in str(again[0])
 
 
-async def let_go(scope):
+async def cancel_later(scope):
     await wait_all_tasks_blocked()
     scope.cancel()

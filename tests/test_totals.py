@@ -1,4 +1,4 @@
-"""What each account has sent and received in all: exact at any size, and bounded in how much it remembers."""
+"""The totals of each account: exact at any size, with a bounded number of kept keys."""
 
 import sqlite3
 
@@ -20,23 +20,23 @@ def connection():
     connection.close()
 
 
-def test_an_account_that_nobody_knows_has_nothing_and_is_plain(connection):
-    balances = AccountTotals("main", max_keys=10)
-    assert balances.sums(connection, "a") == (0, 0)
-    assert balances.level(connection, "a") is PLAIN
+def test_unknown_account_has_zero_totals_and_is_plain(connection):
+    totals = AccountTotals("main", max_keys=10)
+    assert totals.sums(connection, "a") == (0, 0)
+    assert totals.level(connection, "a") is PLAIN
 
 
-def test_sums_are_exact_past_what_sqlite_can_count(connection):
-    balances, most = AccountTotals("main", max_keys=1000), 2**64 - 1
+def test_sums_are_exact_beyond_sqlite_integers(connection):
+    totals, most = AccountTotals("main", max_keys=1000), 2**64 - 1
     for _ in range(100):
-        assert balances.credit(connection, "a", str(most), KEYED)
-        balances.count_sent(connection, "a", str(most))
-    assert balances.sums(connection, "a") == (100 * most, 100 * most)
-    balances.take_back(connection, "a", str(most))
-    assert balances.sums(connection, None) == (100 * most, 99 * most)
+        assert totals.credit(connection, "a", str(most), KEYED)
+        totals.count_sent(connection, "a", str(most))
+    assert totals.sums(connection, "a") == (100 * most, 100 * most)
+    totals.take_back(connection, "a", str(most))
+    assert totals.sums(connection, None) == (100 * most, 99 * most)
 
 
-def test_accounts_and_ledgers_are_kept_apart(connection):
+def test_accounts_and_ledgers_are_independent(connection):
     first, second = AccountTotals("first", max_keys=10), AccountTotals("second", max_keys=10)
     first.credit(connection, "a", "1", PLAIN)
     first.credit(connection, "b", "2", KEYED)
@@ -52,27 +52,27 @@ def test_accounts_and_ledgers_are_kept_apart(connection):
     assert second.level(connection, "b") is PLAIN
 
 
-def test_no_more_keys_are_kept_than_agreed(connection):
-    balances = AccountTotals("main", max_keys=2)
-    assert [balances.credit(connection, "a", "1", PLAIN) for _ in range(3)] == [True, True, False]
-    assert balances.sums(connection, "a") == (0, 2)
-    assert balances.credit(connection, "b", "1", PLAIN)
-    balances.forget_keys(connection, "a", 1)
-    assert [balances.credit(connection, "a", "1", PLAIN) for _ in range(2)] == [True, False]
+def test_number_of_kept_keys_is_bounded(connection):
+    totals = AccountTotals("main", max_keys=2)
+    assert [totals.credit(connection, "a", "1", PLAIN) for _ in range(3)] == [True, True, False]
+    assert totals.sums(connection, "a") == (0, 2)
+    assert totals.credit(connection, "b", "1", PLAIN)
+    totals.forget_keys(connection, "a", 1)
+    assert [totals.credit(connection, "a", "1", PLAIN) for _ in range(2)] == [True, False]
 
 
-def test_receiving_at_keyed_makes_an_account_keyed_and_plain_does_not_undo_it(connection):
-    balances = AccountTotals("main", max_keys=10)
-    balances.credit(connection, "a", "1", KEYED)
-    balances.credit(connection, "a", "1", PLAIN)
-    assert balances.level(connection, "a") is KEYED
-    balances.set_level(connection, "a", PLAIN)
-    assert balances.level(connection, "a") is PLAIN
-    assert balances.sums(connection, "a") == (0, 2)
+def test_account_that_received_at_keyed_stays_keyed(connection):
+    totals = AccountTotals("main", max_keys=10)
+    totals.credit(connection, "a", "1", KEYED)
+    totals.credit(connection, "a", "1", PLAIN)
+    assert totals.level(connection, "a") is KEYED
+    totals.set_level(connection, "a", PLAIN)
+    assert totals.level(connection, "a") is PLAIN
+    assert totals.sums(connection, "a") == (0, 2)
 
 
-def test_an_account_that_is_full_is_not_made_keyed_by_what_it_refuses(connection):
-    balances = AccountTotals("main", max_keys=1)
-    assert balances.credit(connection, "a", "1", PLAIN)
-    assert not balances.credit(connection, "a", "1", KEYED)
-    assert balances.level(connection, "a") is PLAIN
+def test_refused_transfer_does_not_make_an_account_keyed(connection):
+    totals = AccountTotals("main", max_keys=1)
+    assert totals.credit(connection, "a", "1", PLAIN)
+    assert not totals.credit(connection, "a", "1", KEYED)
+    assert totals.level(connection, "a") is PLAIN
