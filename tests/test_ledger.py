@@ -249,7 +249,7 @@ async def test_peer_gets_no_reply_while_the_commit_is_in_doubt(store, mock_clock
 
 @pytest.mark.parametrize("trouble", ["lost", "committed"])
 async def test_store_error_after_a_doubt_does_not_settle_it(store, mock_clock, trouble):
-    """The commit may count; a peer that is told that nothing was applied would pay a second time."""
+    """The commit may count; a peer that gets a refusal would pay a second time."""
     async with open_payer(store) as plugin:
         await settle(store)
         store.troubles += [trouble]

@@ -375,7 +375,7 @@ async def test_transfer_that_could_not_be_entered_is_logged(store, caplog):
 
 
 async def test_keyed_transfer_goes_on_even_on_a_plain_link(store):
-    """A program that is told that it is not sent again would pay under another key."""
+    """If the error said that it is not sent again, the program would pay under another key."""
     async with open_payer(store) as payer:
         await start_and_cancel(payer, "k")
     async with open_payer(store, retention=None, response_timeout=0.05) as payer:

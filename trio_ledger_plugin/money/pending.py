@@ -1,7 +1,7 @@
 """One outgoing transfer, and the callers that wait for its outcome.
 
 Invariants: each caller gets one outcome, before its deadline. If the transfer is not in the journal when the last
-caller is cancelled, it is withdrawn, unless a caller was told that it will still be sent.
+caller is cancelled, it is withdrawn, unless a caller got an error that says that it goes on.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class PendingTransfer:
         self.withdrawn: bool = False
         # Whether it may be in the journal; true while it is being entered.
         self.begun: bool = sent_before
-        # Whether a caller was told that it will still be sent; then it is never withdrawn.
+        # Whether a caller got an error that says that the transfer goes on; then it is never withdrawn.
         self.promised: bool = False
         self._settled = trio.Event()
         self._make_error: Callable[[], Exception] | None = None

@@ -156,7 +156,7 @@ class SqliteStore:
 
         Cancellation: ``work`` does not run if it has not begun. Once begun, it commits anyway, and the call returns its
             result; only if the disk takes longer than 0.2 s, the call raises ``trio.Cancelled`` and the result is lost.
-        Concurrency: Any number of tasks may call this at once. Works run in the order of the calls, and those that
+        Concurrency: Any number of tasks may call this at once. Works run in the order of the calls, and calls that
             wait at the same time share a commit. A slow one delays all others.
         """
         if self._closed:
