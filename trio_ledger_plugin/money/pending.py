@@ -1,7 +1,7 @@
 """One outgoing transfer, and the callers that wait for its outcome.
 
 Invariants: each caller gets one outcome, before its deadline. If the transfer is not in the journal when the last
-caller is cancelled, it is withdrawn, unless a caller got an error that says that it goes on.
+caller stops waiting, it is withdrawn, unless a caller got an error that says that it goes on.
 """
 
 from __future__ import annotations
@@ -82,13 +82,13 @@ class PendingTransfer:
         return self.transfer.level is MoneyLevel.KEYED
 
     async def wait(self, deadline: float, seconds: float) -> None:
-        """Wait for the outcome.
+        """Wait for the outcome. When the last caller stops waiting, a transfer that is not in the journal is withdrawn.
 
         Args:
             deadline: Until when to wait, on Trio's clock.
             seconds: The time from the beginning of the call to the deadline, for the error.
 
-        Cancellation: If this is the last caller, the transfer is withdrawn, unless it is in the journal already.
+        Cancellation: Safe at any time; a transfer that is in the journal goes on.
         """
         self._waiting += 1
         try:

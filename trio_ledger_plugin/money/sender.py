@@ -76,7 +76,7 @@ class SenderHost(Protocol):
 
 
 class _Withdrawn(Exception):  # noqa: N818 (not an error: the transfer has no callers)
-    """All callers were cancelled before the transfer was in the journal."""
+    """All callers stopped waiting before the transfer was in the journal."""
 
 
 class Sender:
@@ -110,7 +110,7 @@ class Sender:
         deadline = trio.current_time() + seconds
         with trio.move_on_at(deadline) as patience:
             while outgoing is not None and outgoing.withdrawn and not outgoing.entered.is_set():
-                # Its callers were cancelled; whether that was before it entered the journal is known soon.
+                # Its callers stopped waiting; whether that was before it entered the journal is known soon.
                 await outgoing.entered.wait()
                 if not outgoing.begun:
                     outgoing = self._live.get(transfer.key)
@@ -264,7 +264,7 @@ class Sender:
                 return await self._must_send(outgoing, known)
             if not outgoing.withdrawn or outgoing.transfer.level is MoneyLevel.KEYED:
                 return True
-            # The callers were cancelled while the store committed it, and may have paid in another way since.
+            # The callers stopped waiting while the store committed it, and may have paid in another way since.
             await self._record(self._withdraw, outgoing.transfer)
             outgoing.begun = False
         return False

@@ -125,7 +125,7 @@ class SqliteStore:
         return await self.transaction(lambda connection: _value(connection, key))
 
     async def delete(self, key: str) -> None:
-        """Remove a key and its value; a missing key is not an error. They are off the disk when the call returns.
+        """Remove a key and its value; a missing key is not an error. The removal is on the disk when the call returns.
 
         Raises:
             TypeError: ``key`` is not a str.
