@@ -115,7 +115,7 @@ async def test_router_forwards_and_says_what_it_cannot():
             assert isinstance(away, ilp.Reject)
             assert isinstance(elsewhere, ilp.Reject)
             assert (away.code, elsewhere.code) == ("T01", "F02")
-        await router.wait_for(rf"({re.escape(bobs)} has gone)")
+        await router.wait_for(rf"({re.escape(bobs)} disconnected)")
         await end_well(router)
 
 

@@ -1,0 +1,125 @@
+"""Forwarding ILP packets from one account to another (RFC-0027).
+
+Invariant: a Prepare that was forwarded has exactly one answer. It is the next hop's Fulfill or Reject, or a Reject by
+this node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Final, TypeAlias
+
+import trio
+
+from ..codec import ilp
+from ..errors import DecodeError, InvalidFieldsError, LedgerPluginError
+
+__all__ = ["Send", "child_segment", "forward", "read_prepare", "route"]
+
+#: Sends an ILP packet to a peer and returns the peer's answer, as ``LedgerPlugin.send_data`` does.
+Send: TypeAlias = Callable[[bytes], Awaitable[bytes]]
+
+# Addresses between two peers: what is sent to one is never forwarded.
+PEER_PREFIX: Final = "peer."
+
+
+async def route(data: bytes, send: Send, address: str, reply: Send | None = None) -> bytes:
+    """Answer a request: forward it, or reply if it is for this node itself.
+
+    Args:
+        data: The request.
+        send: Forwards the request and returns its answer. Its errors become Rejects, as `codec.ilp.reject_from` has
+            them.
+        address: This node's ILP address.
+        reply: Answers what is for this node: a Prepare to ``address`` or to an address that begins with ``peer.``, and
+            what is not a Prepare. If None, every request is forwarded.
+
+    Cancellation: As ``send`` and ``reply`` say.
+    """
+    if reply is not None and _is_local(data, address):
+        return await reply(data)
+    try:
+        return await send(data)
+    except LedgerPluginError as error:
+        return ilp.encode(ilp.reject_from(error, address))
+
+
+def _is_local(data: bytes, address: str) -> bool:
+    try:
+        packet = ilp.decode(data)
+    except DecodeError:
+        return True
+    if not isinstance(packet, ilp.Prepare):
+        return True
+    return packet.destination == address or packet.destination.startswith(PEER_PREFIX)
+
+
+async def forward(prepare: ilp.Prepare, send: Send, address: str, data: bytes | None = None) -> bytes:
+    """Send a Prepare to the next hop, and return its answer unless that comes too late or is wrong.
+
+    Args:
+        prepare: The packet.
+        send: Sends the packet to the next hop and returns the answer.
+        address: This node's ILP address, for its own Rejects.
+        data: The packet's bytes as they came; if None, ``prepare`` is encoded.
+
+    Returns:
+        The next hop's answer, unchanged; or a Reject by this node: ``R00`` if the Prepare expires first, ``F05`` if
+        the fulfillment is not the condition's preimage.
+
+    Raises:
+        DecodeError: The answer is not an ILP Fulfill or Reject; the peer may have acted.
+        LedgerPluginError: ``send`` raised it.
+
+    Cancellation: As ``send`` says.
+    """
+    # Computed once: a wall clock that is set meanwhile changes nothing.
+    deadline = trio.current_time() + (prepare.expires_at - datetime.now(UTC)).total_seconds()
+    rejection = ilp.Reject(ilp.ErrorCode.TRANSFER_TIMED_OUT, address, "the packet expired")
+    if trio.current_time() < deadline:
+        with trio.move_on_at(deadline):
+            answer = await send(ilp.encode(prepare) if data is None else data)
+            wrong = _check_answer(answer, prepare, address)
+            if trio.current_time() < deadline:
+                if wrong is None:
+                    return answer
+                rejection = wrong
+    await trio.lowlevel.checkpoint()
+    return ilp.encode(rejection)
+
+
+def _check_answer(answer: bytes, prepare: ilp.Prepare, address: str) -> ilp.Reject | None:
+    """Return the Reject that takes the place of a wrong answer; None if the answer is right.
+
+    Raises:
+        DecodeError: The answer is not a Fulfill or Reject.
+    """
+    packet = ilp.decode(answer)
+    if isinstance(packet, ilp.Prepare):
+        raise DecodeError("the answer to a Prepare is a Prepare")
+    if isinstance(packet, ilp.Fulfill) and not ilp.fulfills(packet.fulfillment, prepare.execution_condition):
+        return ilp.Reject(ilp.ErrorCode.WRONG_CONDITION, address, "the fulfillment is not the condition's preimage")
+    return None
+
+
+def read_prepare(data: bytes) -> ilp.Prepare:
+    """Return the Prepare that the data holds.
+
+    Raises:
+        InvalidFieldsError: It holds another ILP packet, or none.
+    """
+    problem = "another ILP packet"
+    try:
+        packet = ilp.decode(data)
+        if isinstance(packet, ilp.Prepare):
+            return packet
+    except DecodeError as error:
+        problem = str(error)
+    raise InvalidFieldsError(f"data must be an ILP Prepare, whose destination names the account: {problem}")
+
+
+def child_segment(destination: str, address: str) -> str | None:
+    """Return the first segment of a destination below an address; None if the destination is not below it."""
+    prefix = f"{address}."
+    return destination[len(prefix) :].partition(".")[0] if destination.startswith(prefix) else None
