@@ -275,7 +275,7 @@ async def test_only_a_terminal_sees_lines_that_change() -> None:
         (["serve", "--secret", ""], "leave it out"),
         (["serve", "--reply", "shout"], "--reply"),
         (["serve", "--tls-cert", "/nowhere/cert.pem"], "/nowhere/cert.pem"),
-        (["serve", "--tls-cert", __file__], "no certificate"),
+        (["serve", "--tls-cert", __file__], "not a certificate"),
         (["serve", "--tls-key", __file__], "--tls-cert"),
         (["serve", "--host", "a b", "--secret", CANARY], "--host: got 'a b'"),
         (["decode", "--as", "smtp", "00"], "--as"),

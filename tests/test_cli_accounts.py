@@ -25,8 +25,8 @@ from trio_ledger_plugin.btp.options import BtpOptions, ListenerOptions
 from trio_ledger_plugin.cli import main
 from trio_ledger_plugin.cli.accounts_table import Meter, accounts_table
 from trio_ledger_plugin.cli.replies import fulfill, make_question
-from trio_ledger_plugin.cli.serve_accounts import route
 from trio_ledger_plugin.codec import btp, ildcp, ilp
+from trio_ledger_plugin.ilp.routing import route
 from trio_ledger_plugin.stores import MemoryStore
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 ADDRESS = "test.server"
-NAMED = ("--accounts", "--names", "username", "--address", ADDRESS)
+NAMED = ("--accounts", "--account-mode", "username", "--address", ADDRESS)
 
 
 @asynccontextmanager
@@ -111,8 +111,8 @@ async def silence(data: bytes) -> bytes:
     [
         (None, "does not answer ILDCP requests: .*no data handler"),
         (refuse, r"does not answer ILDCP requests: .*F02 Reject: no route\\x1b"),
-        (echo, "no ILDCP response: .*only echoes"),
-        (junk, "no ILDCP response: .*ILPv4"),
+        (echo, "not an ILDCP response: .*only echoes"),
+        (junk, "not an ILDCP response: .*ILPv4"),
         (fulfill, "does not answer ILDCP requests: .*F05"),
         (silence, "no answer within 0.3 s"),
     ],
@@ -210,7 +210,7 @@ async def all_of_it(server: Any) -> str:
 @posix
 async def test_machines_are_told_in_json_lines() -> None:
     """A program that watches the server would have to guess at sentences."""
-    async with serving(*NAMED, "--json", "--totals", "0.05") as server:
+    async with serving(*NAMED, "--json", "--report-interval", "0.05") as server:
         address = await server.wait_for(r'"address": "(\S+)",')
         async with client(address, "alice") as alice:
             await alice.send_money("250")
@@ -245,7 +245,7 @@ async def test_machines_are_told_in_json_lines() -> None:
 
 @posix
 async def test_totals_are_told_now_and_then() -> None:
-    async with serving("--accounts", "--totals", "0.05") as server:
+    async with serving("--accounts", "--report-interval", "0.05") as server:
         address = await server.wait_for(r"listening on (\S+),")
         await run("ping", address.replace("://", f"://:{CANARY}@"), "--count", "3", "--interval", "0")
         await server.wait_for(r"(accounts: 0, connections: 0, [\d,]+ requests/s; in all 3 in, 0 out, 0 refused)")
@@ -276,16 +276,18 @@ async def test_serve_accounts_at_an_address_in_use_says_which() -> None:
         (["--address", ADDRESS], "--address needs --accounts"),
         (["--asset-scale", "9"], "--asset-scale needs --accounts"),
         (["--asset-code", "XRP"], "--asset-code needs --accounts"),
-        (["--names", "token"], "--names needs --accounts"),
+        (["--account-mode", "token"], "--account-mode needs --accounts"),
         (["--allow-origin", "null"], "--allow-origin needs --accounts"),
-        (["--totals", "1"], "--totals needs --accounts"),
-        (["--accounts", "--secret", CANARY], "each brings a token of its own"),
+        (["--report-interval", "1"], "--report-interval needs --accounts"),
+        (["--accounts", "--secret", CANARY], "each has its own token"),
         (["--accounts", "--address", "no address"], "--address: "),
         (["--accounts", "--asset-code", ""], "--asset-code: "),
         (["--accounts", "--asset-scale", "256"], "--asset-scale"),
         (["--accounts", "--allow-origin", "("], "an origin such as"),
-        (["--accounts", "--names", "email"], "--names"),
-        (["--accounts", "--totals", "0"], "--totals"),
+        (["--accounts", "--account-mode", "email"], "--account-mode"),
+        (["--accounts", "--report-interval", "0"], "--report-interval"),
+        (["--accounts", "--names", "email"], "--account-mode"),
+        (["--accounts", "--totals", "0"], "--report-interval"),
         (["--accounts", "--tls-key", __file__], "--tls-cert"),
         (["--accounts", "--host", "a b"], "--host: "),
     ],
@@ -305,7 +307,7 @@ def test_options_that_do_not_go_together_are_told(args: list[str], text: str, ca
 async def test_what_befalls_a_forwarded_packet_is_an_ilp_reject() -> None:
     """A BTP error says nothing to the ILP sender, who would have to wait for the expiry."""
     async with open_accounts({**OPTIONS, "responseTimeout": 200}, store=MemoryStore()) as plugin:
-        plugin.register_data_handler(partial(route, plugin, HOST, echo))
+        plugin.register_data_handler(partial(route, send=plugin.send_data, address=HOST, reply=echo))
         alice = await enter(plugin, "alice")
 
         async def reject_for(request_id: int) -> ilp.Reject:
@@ -354,7 +356,7 @@ async def refuse_btp(peer: Any) -> None:
 async def test_what_is_no_prepare_is_for_the_server_itself() -> None:
     async with open_accounts(store=MemoryStore()) as plugin:
         for data in (b"", b"raw", FULFILL, prepare(HOST), prepare("peer.ping")):
-            assert await route(plugin, HOST, echo, data) == data
+            assert await route(data, plugin.send_data, HOST, echo) == data
         told = ildcp.decode(await plugin.send_data(ildcp.encode(ildcp.IldcpRequest())))
         assert isinstance(told, ildcp.IldcpResponse)
 

@@ -95,7 +95,7 @@ def test_decode_escapes_what_a_peer_wrote_and_says_what_it_left_out(capsys: Any)
     assert "\x1b" not in out
     assert r"\x1b[31mred\n" in out
     assert "not UTF-8" in out
-    assert "no ILP packet" in out
+    assert "not an ILP packet" in out
     assert "long (77)" in out
     assert "... (600 characters)" in out
     assert "ignored_bytes: 2" in out
@@ -128,8 +128,8 @@ def test_decode_takes_every_recorded_packet(vector: Any, capsys: Any) -> None:
     [
         ("", "no packet was given"),
         ("0c1", "3 digits are an odd number"),
-        (f"0c{CANARY}zz", "digit 5 is none"),
-        ("09", "9 is no type"),
+        (f"0c{CANARY}zz", "character 5 is not a digit"),
+        ("09", "9 is not the type"),
         ("0c", "not a whole one"),
     ],
 )

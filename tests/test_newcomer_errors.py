@@ -206,7 +206,7 @@ async def test_ildcp_of_a_server_that_only_echoes():
             assert await read_error(DecodeError, partial(fetch_ildcp, client)) == problem
         code, _, stderr = await run("ildcp", url)
         hint = "connectors answer ILDCP, and so does 'trio-ledger-plugin serve --accounts'"
-        assert (code, stderr) == (1, f"error: the peer's answer is no ILDCP response: {problem}; {hint}\n")
+        assert (code, stderr) == (1, f"error: the peer's answer is not an ILDCP response: {problem}; {hint}\n")
 
 
 # Options and services
@@ -454,20 +454,20 @@ async def test_a_key_that_is_none(tmp_path):
         pass
     for option in ("--confirm", "--reject"):
         code, _, stderr = await run("transfers", str(path), option, "nokey")
-        hint = f"without {option} the keys are listed, and the account of each"
+        hint = f"without {option} this command lists the keys, each with its account"
         assert (code, stderr) == (1, f"error: no transfer was sent under the key 'nokey'; {hint}\n")
 
 
 @pytest.mark.parametrize(
     ("digits", "problem"),
     [
-        ("0c", "this is no ILP packet, or not a whole one: the data ends before a length"),
+        ("0c", "this is not an ILP packet, or not a whole one: the data ends before a length"),
         (
             "06 00 00 00 01 05",
-            "this is no BTP packet, or not a whole one: a length announces 5 bytes, but 0 follow",
+            "this is not a BTP packet, or not a whole one: a length announces 5 bytes, but 0 follow",
         ),
-        ("hello", "this is not hexadecimal: digit 1 is none"),
-        ("ff", "255 is no type of a BTP or ILP packet"),
+        ("hello", "this is not hexadecimal: character 1 is not a digit"),
+        ("ff", "255 is not the type of a BTP or ILP packet"),
     ],
 )
 async def test_a_packet_that_is_none(digits, problem):

@@ -1,4 +1,4 @@
-"""The command line; ``main`` is its entry point."""
+"""The command line. ``main`` is its entry point."""
 
 from .entry import main
 

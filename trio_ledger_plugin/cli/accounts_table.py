@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 __all__ = ["Meter", "View", "accounts_table"]
 
 HEADINGS = ("account", "conns", "requests in", "out", "per s", "received", "sent", "connected")
-# What a narrow terminal has no room for, the least needed first; half a number would be another number.
-NEEDLESS = ("connected", "conns", "sent", "received", "out", "requests in")
+# The columns that a narrow terminal leaves out, in this order. A number that is cut would be another number.
+OPTIONAL = ("connected", "conns", "sent", "received", "out", "requests in")
 SHORTEST_NAME = 8
 BETWEEN_COLUMNS = 2
 
 
 @frozen(kw_only=True)
 class View:
-    """What a server does, at one moment.
+    """What a server does at one moment.
 
     Attributes:
-        at: When it was, in seconds of Trio's clock.
+        at: The moment, in seconds of Trio's clock.
         accounts: The connected accounts.
-        totals: What the server has done since it began, accounts that are gone included.
-        rates: Requests a second, both ways, of each account since the view before, by name.
-        rate: The server's.
+        totals: What the server has done since it started, including accounts that have disconnected.
+        rates: Requests a second, both ways, of each account since the previous view, by name.
+        rate: Requests a second of the whole server.
     """
 
     at: float
@@ -48,12 +48,12 @@ class View:
 
     @property
     def connections(self) -> int:
-        """How many connections the accounts have together."""
+        """How many connections all accounts have."""
         return sum(account.connections for account in self.accounts)
 
 
 class Meter:
-    """Looks at a server now and then, and tells how fast it was between.
+    """Computes a server's rates between one look and the next.
 
     Args:
         plugin: The server.
@@ -72,7 +72,7 @@ class Meter:
         rates = {}
         for account in accounts:
             connected_at, before = self._seen.get(account.name, (account.connected_at, 0))
-            # One that went and came back counts from zero again.
+            # An account that disconnected and connected again counts from zero.
             done = _requests(account) - (before if connected_at == account.connected_at else 0)
             rates[account.name] = _per_second(done, elapsed)
         rate = _per_second(_requests(totals) - self._total, elapsed)
@@ -82,12 +82,12 @@ class Meter:
 
 
 def accounts_table(view: View, rows: int, width: int) -> Table:
-    """Return the table: a line for each account, the longest connected first, and a line for the server.
+    """Return the table: a line for each account, the longest connected first, and one for the server.
 
     Args:
         view: What to show.
-        rows: How many accounts there is room for; of more, the busiest are shown.
-        width: How many characters there is room for in a line; columns that do not fit are left out.
+        rows: How many accounts fit; if there are more, the busiest are shown.
+        width: How many characters fit in a line; columns that do not fit are left out.
     """
     shown, totals = view.accounts, view.totals
     if len(shown) > rows:
@@ -106,7 +106,7 @@ def accounts_table(view: View, rows: int, width: int) -> Table:
     footers = (total, f"{view.connections:,}", *_numbers(totals, view.rate), "")
     fitting = _fitting([HEADINGS, *cells, footers], width)
     table = Table(show_footer=True, box=None, header_style="bold", footer_style="bold", pad_edge=False)
-    # Rich makes those columns narrower that may wrap: names are cut, and no number.
+    # Rich shrinks only columns that may wrap, so names are cut and numbers are not.
     for at in fitting:
         table.add_column(HEADINGS[at], _cut(footers[at]), justify="right" if at else "left", no_wrap=at > 0)
     for row in cells:
@@ -115,11 +115,11 @@ def accounts_table(view: View, rows: int, width: int) -> Table:
 
 
 def _fitting(lines: Sequence[Sequence[str]], width: int) -> list[int]:
-    """Return the numbers of the columns that a width has room for."""
+    """Return the numbers of the columns that fit in a width."""
     # Names can be cut.
     widths = [SHORTEST_NAME, *(max(map(len, column)) for column in list(zip(*lines, strict=True))[1:])]
     left = list(range(len(HEADINGS)))
-    for heading in NEEDLESS:
+    for heading in OPTIONAL:
         if sum(widths[at] + BETWEEN_COLUMNS for at in left) - BETWEEN_COLUMNS <= width:
             break
         left.remove(HEADINGS.index(heading))
@@ -127,7 +127,7 @@ def _fitting(lines: Sequence[Sequence[str]], width: int) -> list[int]:
 
 
 def _cut(text: str) -> Text:
-    """Return a text that stays in its line."""
+    """Return a text that is cut rather than wrapped."""
     return Text(text, no_wrap=True, overflow="ellipsis")
 
 

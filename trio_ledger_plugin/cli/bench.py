@@ -1,4 +1,4 @@
-"""``bench``: how many calls a second this package does on this machine."""
+"""``bench``: how many calls a second this package makes on this machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["bench"]
 
 OURS, NODE = "this package", "ilp-plugin-btp"
-# What people read where JSON has another name.
+# Names for people, where JSON has another one.
 SHOWN = {FLOOR: "bare Trio echo"}
 # Measured calls at full size, by bytes and calls in flight: each measurement takes about a second.
 FULL = {
@@ -42,24 +42,26 @@ EXAMPLES = """
 
 
 @click.command(
-    cls=Command, epilog=epilog(EXAMPLES, *COMMON, *ENDED), short_help="How many calls a second this machine does."
+    cls=Command, epilog=epilog(EXAMPLES, *COMMON, *ENDED), short_help="How many calls a second on this machine."
 )
-@click.option("--rounds", type=click.IntRange(1, 99), default=3, show_default=True, help="How often each is measured.")
-@click.option("--scale", type=click.FloatRange(0.001, 100), default=1.0, show_default=True, help="Times as many calls.")
+@click.option("--rounds", type=click.IntRange(1, 99), default=3, show_default=True, help="How often to measure each.")
+@click.option(
+    "--scale", type=click.FloatRange(0.001, 100), default=1.0, show_default=True, help="Factor for the calls."
+)
 @click.option(
     "--node",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A Node program that runs ilp-plugin-btp, to compare with: tests/bench/btp_bench.js of a checkout.",
+    help="A Node program that runs ilp-plugin-btp, for comparison: tests/bench/btp_bench.js of a checkout.",
 )
-@click.option("--plot", type=click.Path(dir_okay=False, writable=True, path_type=Path), help="Where to draw an SVG.")
-@click.option("--save", type=click.Path(dir_okay=False, writable=True, path_type=Path), help="Where to write the JSON.")
+@click.option("--plot", type=click.Path(dir_okay=False, writable=True, path_type=Path), help="A file for a plot (SVG).")
+@click.option("--save", type=click.Path(dir_okay=False, writable=True, path_type=Path), help="A file for the JSON.")
 @json_option
 def bench(rounds: int, scale: float, node: Path | None, plot: Path | None, save: Path | None, as_json: bool) -> int:
     """Measure calls a second between two processes on this machine, in alternating rounds.
 
-    Payloads of 300 bytes and 32 KiB, with 1, 100 and 1,000 calls in flight. Compared are a bare Trio echo, which is
-    the limit, with one call at a time, and with --node the Node implementation, at both ends and crosswise. The machine
-    is never quiet: trust the ratios, which are medians over the rounds, more than the rates.
+    Payloads have 300 bytes and 32 KiB, with 1, 100 and 1,000 calls in flight. The results are compared with a bare Trio
+    echo with one call at a time, which is the limit; and if --node is given with the Node implementation, at both ends
+    and crosswise. Other programs disturb the rates: the ratios, medians over the rounds, are more reliable.
     """
     screen = Screen()
     pairings: dict[str, tuple[Sequence[str], Sequence[str]]] = {
@@ -92,11 +94,11 @@ def bench(rounds: int, scale: float, node: Path | None, plot: Path | None, save:
     summary = [_summary(results, case, pairings) for case in cases]
     if plot is not None:
         plot.write_text(draw("Calls a second, 300-byte payload", _curves(summary)))
-    told = json.dumps({"summary": summary, "results": [result.as_json() for result in results]})
+    as_text = json.dumps({"summary": summary, "results": [result.as_json() for result in results]})
     if save is not None:
-        save.write_text(told + "\n")
+        save.write_text(as_text + "\n")
     if as_json:
-        click.echo(told)
+        click.echo(as_text)
     else:
         _show(screen, summary)
     return Exit.OK
@@ -107,7 +109,7 @@ def _shown(pairing: str) -> str:
 
 
 def _summary(results: Sequence[Result], case: Case, pairings: Mapping[str, object]) -> dict[str, object]:
-    """Return what the rounds of one case come to."""
+    """Return the summary of one case over all rounds."""
     measured = {
         name: [result for result in results if (result.case, result.pairing) == (case, name)] for name in pairings
     }

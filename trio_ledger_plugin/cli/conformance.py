@@ -1,4 +1,4 @@
-"""``conformance``: does a plugin do what the Ledger Plugin Interface says?"""
+"""``conformance``: does a plugin conform to the Ledger Plugin Interface?"""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ if TYPE_CHECKING:
 __all__ = ["conformance"]
 
 EXAMPLES = """
-  trio-ledger-plugin conformance btp                       both ends, without a store
+  trio-ledger-plugin conformance btp                       both ends, without stores
   trio-ledger-plugin conformance btp --store               the same with transactional stores
-  trio-ledger-plugin conformance my_tests:my_pair --json   a plugin of your own
+  trio-ledger-plugin conformance my_tests:my_pair --json   your own plugin
 """
 # How each verdict begins its line, and its colour.
 WORDS = {Verdict.PASSED: ("PASS", "green"), Verdict.FAILED: ("FAIL", "red"), Verdict.NOT_APPLICABLE: ("N/A ", "dim")}
 
 
 @click.command(
-    cls=Command, epilog=epilog(EXAMPLES, *COMMON, *ENDED), short_help="Does a plugin do what the interface says?"
+    cls=Command, epilog=epilog(EXAMPLES, *COMMON, *ENDED), short_help="Does a plugin conform to the interface?"
 )
 @click.argument("plugin")
 @click.option("--store", "transactional", is_flag=True, help="Give both ends a transactional store.")
-@click.option("--check", "names", multiple=True, metavar="NAME", help="Run this check only; may be repeated.")
+@click.option("--check", "names", multiple=True, metavar="NAME", help="Run only this check; may be repeated.")
 @json_option
 def conformance(plugin: str, transactional: bool, names: Sequence[str], as_json: bool) -> int:
     """Check a plugin against the Ledger Plugin Interface (RFC-0024) and the promises of this package.
 
-    PLUGIN is loopback, btp or btp-accounts, or MODULE:FACTORY for a plugin of your own: a function that gives pairs of
-    plugins, as the guide on testing a plugin shows. The module is looked for in the working directory too. What a pair
-    cannot show is not applicable, and the line says why.
+    PLUGIN is loopback, btp or btp-accounts, or MODULE:FACTORY for your own plugin: a function that gives pairs of
+    plugins, as the guide on testing a plugin shows. The module may be in the working directory. If a pair lacks what a
+    check needs, the check is not applicable, and its line says why.
     """
     factories = _find(plugin)
     checks = _choose(names)
@@ -55,15 +55,15 @@ def conformance(plugin: str, transactional: bool, names: Sequence[str], as_json:
     for pair, factory in factories.items():
         if not as_json:
             screen.line(f"{pair}, with transactional stores" if transactional else pair, "bold")
-        tell = None if as_json else partial(_show, screen)
+        report_outcome = None if as_json else partial(_show, screen)
         reports[pair] = run_until_sigterm(
-            partial(run_conformance, factory, transactional=transactional, checks=checks, tell=tell)
+            partial(run_conformance, factory, transactional=transactional, checks=checks, tell=report_outcome)
         )
     counts = {verdict: sum(len(report.of(verdict)) for report in reports.values()) for verdict in Verdict}
     passed = not counts[Verdict.FAILED] and counts[Verdict.PASSED] > 0
     if as_json:
-        told = [_told(pair, report) for pair, report in reports.items()]
-        click.echo(json.dumps({"passed": passed, "transactional": transactional, "pairs": told}))
+        pairs = [_as_json(pair, report) for pair, report in reports.items()]
+        click.echo(json.dumps({"passed": passed, "transactional": transactional, "pairs": pairs}))
     else:
         screen.line(
             f"{'PASS' if passed else 'FAIL'}: {counts[Verdict.PASSED]} passed, {counts[Verdict.FAILED]} failed, "
@@ -77,14 +77,14 @@ def _find(plugin: str) -> Mapping[str, PairFactory]:
     """Return the factories that an argument names.
 
     Raises:
-        click.UsageError: It names none.
+        click.UsageError: It does not name a factory.
     """
     if plugin in FACTORIES:
         return FACTORIES[plugin]
     module, colon, name = plugin.partition(":")
     if not colon:
         raise click.UsageError(f"PLUGIN is {', '.join(FACTORIES)} or MODULE:FACTORY")
-    # The program's own folder is searched, where nobody's tests are.
+    # As ``python -m`` does; a console script searches its own folder instead.
     sys.path.insert(0, "")
     try:
         factory = getattr(import_module(module), name, None)
@@ -96,14 +96,14 @@ def _find(plugin: str) -> Mapping[str, PairFactory]:
 
 
 def _choose(names: Sequence[str]) -> Sequence[Check]:
-    """Return the checks of these names; all when there are none.
+    """Return the checks of these names; without names, all.
 
     Raises:
-        click.UsageError: A name is no check's.
+        click.UsageError: There is no check of one of the names.
     """
     known = {check.name: check for check in CHECKS}
     if not set(names) <= known.keys():
-        raise click.UsageError("there is no check of that name; without --check all are listed")
+        raise click.UsageError("there is no check of that name; without --check all checks run, with their names")
     return [known[name] for name in names] or CHECKS
 
 
@@ -113,7 +113,7 @@ def _show(screen: Screen, outcome: Outcome) -> None:
     screen.line(f"{word}  {outcome.check.name}{detail}", style)
 
 
-def _told(pair: str, report: Report) -> dict[str, object]:
+def _as_json(pair: str, report: Report) -> dict[str, object]:
     return {
         "pair": pair,
         "passed": report.passed,

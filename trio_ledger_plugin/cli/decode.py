@@ -1,6 +1,6 @@
 """``decode``: what is in a packet.
 
-The law here: the data of an ``auth_token`` entry is never shown, nor its size, nor the input that it came in.
+Invariant: the data of an ``auth_token`` entry is never shown, nor its size, nor the input that contains it.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 __all__ = ["decode"]
 
-# Where the body's length stands, behind the type and, in BTP, the request id.
+# The decoder, and the offset of the body's length: after the type and, in BTP, the request id.
 CODECS: dict[str, tuple[Callable[[bytes], Any], int]] = {
     "btp": (btp.decode, 5),
     "ilp": (ilp.decode, 1),
     "ildcp": (ildcp.decode, 1),
 }
 CONTENT_TYPES = {btp.OCTET_STREAM: "octet-stream", btp.TEXT: "text", btp.JSON: "json"}
-MOST_SHOWN = 96
+MAX_SHOWN = 96
 
 Description = dict[str, Any]
 
@@ -55,14 +55,14 @@ EXAMPLES = """
     short_help="What is in a BTP, ILP or ILDCP packet.",
 )
 @click.argument("digits", metavar="HEX")
-@click.option("--as", "protocol", type=click.Choice(list(CODECS)), help="The protocol; found out when not given.")
+@click.option("--as", "protocol", type=click.Choice(list(CODECS)), help="The protocol; detected if not given.")
 @json_option
 def decode(digits: str, protocol: str | None, as_json: bool) -> int:
-    """Show what is in a BTP, ILP or ILDCP packet.
+    """Show the contents of a BTP, ILP or ILDCP packet.
 
-    HEX is the packet in hexadecimal, with or without spaces, colons and 0x; - reads it from stdin. An ILP packet
-    within a BTP packet is shown too. Authentication tokens are shown as ***. Long data are cut, except with --json,
-    where amounts are text, since 64 bits are more than many readers of JSON keep.
+    HEX is the packet in hexadecimal, with or without spaces, colons and 0x; - reads it from stdin. An ILP packet in a
+    BTP packet is shown too. Authentication tokens are shown as ***. Long data is cut, except with --json. There amounts
+    are text, since many JSON readers do not keep 64 bits.
     """
     packet = _from_hex(_read_stdin() if digits == "-" else digits)
     description = describe(packet, protocol)
@@ -76,21 +76,22 @@ def decode(digits: str, protocol: str | None, as_json: bool) -> int:
 
 
 def describe(data: bytes, protocol: str | None = None) -> Description:
-    """Return what is in a packet, as text and numbers.
+    """Return a packet's contents as text and numbers.
 
     Args:
         data: The packet.
-        protocol: ``"btp"``, ``"ilp"`` or ``"ildcp"``; when None, the first byte and the content tell.
+        protocol: ``"btp"``, ``"ilp"`` or ``"ildcp"``; if None, it is detected from the first byte and the content.
 
     Raises:
-        DecodeError: It is none.
+        DecodeError: The data is not a packet.
     """
     protocol = protocol or _protocol_of(data)
     read, body_at = CODECS[protocol]
     try:
         packet = read(data)
     except DecodeError as error:
-        raise DecodeError(f"this is no {protocol.upper()} packet, or not a whole one: {error}") from error
+        article = "a" if protocol == "btp" else "an"
+        raise DecodeError(f"this is not {article} {protocol.upper()} packet, or not a whole one: {error}") from error
     description = {"protocol": protocol, "packet": type(packet).__name__, **_fields_of(packet)}
     _, end = read_octets(data, body_at)
     if end < len(data):
@@ -100,7 +101,7 @@ def describe(data: bytes, protocol: str | None = None) -> Description:
 
 def _read_stdin() -> str:
     chunks, stdin = [], cast("io.BufferedReader", sys.stdin.buffer)
-    # By pieces: between them Ctrl-C is heard.
+    # In pieces: Ctrl-C takes effect between them.
     while chunk := stdin.read1(65536):
         chunks.append(chunk)
     return b"".join(chunks).decode("ascii", "replace")
@@ -115,7 +116,9 @@ def _from_hex(text: str) -> bytes:
     except ValueError:
         pass
     wrong = len(digits) - len(digits.lstrip("0123456789abcdef"))
-    problem = f"digit {wrong + 1} is none" if wrong < len(digits) else f"{len(digits)} digits are an odd number"
+    problem = (
+        f"character {wrong + 1} is not a digit" if wrong < len(digits) else f"{len(digits)} digits are an odd number"
+    )
     raise DecodeError(f"this is not hexadecimal: {problem}")
 
 
@@ -123,7 +126,7 @@ def _protocol_of(data: bytes) -> str:
     if data[0] in {btp.RESPONSE, btp.ERROR, btp.MESSAGE, btp.TRANSFER}:
         return "btp"
     if data[0] not in {ilp.PREPARE, ilp.FULFILL, ilp.REJECT}:
-        raise DecodeError(f"{data[0]} is no type of a BTP or ILP packet")
+        raise DecodeError(f"{data[0]} is not the type of a BTP or ILP packet")
     try:
         ildcp.decode(data)
     except DecodeError:
@@ -167,12 +170,12 @@ def _entry(entry: btp.ProtocolData) -> Description:
 
 
 def _ilp_protocol_of(data: bytes) -> str:
-    # A BTP packet within a BTP packet is none that anybody sends.
+    # BTP packets do not nest.
     return "ilp" if (protocol := _protocol_of(data)) == "btp" else protocol
 
 
 def _lines(description: Description, indent: int) -> Iterator[str]:
-    """Give a description as lines for people."""
+    """Yield the lines that show a description to people."""
     margin = "  " * indent
     if "packet" in description:
         yield f"{margin}{description['protocol'].upper()} {description['packet']}"
@@ -194,4 +197,4 @@ def _lines(description: Description, indent: int) -> Iterator[str]:
 
 def _cut(value: object) -> str:
     text = escape(str(value)) or "(empty)"
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}... ({len(text)} characters)"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... ({len(text)} characters)"

@@ -1,4 +1,4 @@
-"""``demo``: the whole plugin in two seconds, over a real TCP connection that breaks halfway."""
+"""``demo``: the plugin at work over a real TCP connection that breaks halfway."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from ..events import Connected, Disconnected
 from ..options.base import ConnectOptions
 from ..services import PluginServices
 from ..statistics import Statistics
+from ..testing.proxy import FaultProxy, open_fault_proxy
 from .errors import COMMON, ENDED, Exit, one_line, unwrap_error
-from .output import Screen, said
+from .output import Screen, event_text
 from .parameters import Command, Seconds, epilog, json_option
-from .relay import Relay
 from .replies import fulfill, make_question
 from .signals import run_until_sigterm
 
@@ -40,12 +40,12 @@ AT_ONCE = 200
 
 
 class StepFailedError(Exception):
-    """A step did not end as it should."""
+    """A step did not do what it should."""
 
 
 @frozen
 class Outcome:
-    """What became of a step; ``passed`` is None where it was not tried."""
+    """The outcome of a step; ``passed`` is None if the step was not tried."""
 
     step: str
     passed: bool | None = None
@@ -55,25 +55,25 @@ class Outcome:
 
 @define
 class Side:
-    """One end: its plugin, and what was seen of it."""
+    """One end: its plugin, its events so far, and the money that it received."""
 
     name: str
     plugin: BtpPlugin
-    seen: list[Event]
+    events: list[Event]
     ended: bool = False
     received: int = 0
 
     async def take_money(self, amount: str) -> None:
-        """Handle the other end's transfer."""
+        """Count a transfer of the other end."""
         self.received += int(amount)
 
 
 class Demonstration:
-    """The two ends, the relay between them, and the steps.
+    """The two ends, the network between them, and the steps.
 
     Args:
-        nursery: Where all of it runs.
-        tell: Called with a side's name and what happened there, as it happens.
+        nursery: Runs the plugins and the network.
+        tell: Called with the name of a side and a text for each of its events.
     """
 
     def __init__(self, nursery: trio.Nursery, tell: Callable[[str, str], None]) -> None:
@@ -82,11 +82,11 @@ class Demonstration:
         self._secret = secrets.token_hex(16)
         self._news = trio.Event()
         self.sides: dict[str, Side] = {}
-        self.relay: Relay
+        self.network: FaultProxy
 
     @property
     def steps(self) -> tuple[tuple[str, Callable[[], Awaitable[str]]], ...]:
-        """What is done, in order; each step returns what it found."""
+        """The steps in order; each returns what it found."""
         return (
             ("listen", self.listen),
             ("connect", self.connect),
@@ -101,35 +101,34 @@ class Demonstration:
         )
 
     async def listen(self) -> str:
-        """Open the server, and the relay in front of it."""
+        """Open the server, and the network in front of it."""
         server = self._add("server", BtpOptions(listener=ListenerOptions(port=0, secret=self._secret)))
         await server.plugin.connect()
-        self.relay = Relay(int(server.plugin.address.rpartition(":")[2]))
-        await self._nursery.start(self.relay.run)
-        return f"{server.plugin.address}, reached through port {self.relay.port}"
+        self.network = await self._nursery.start(self._run_network, int(server.plugin.address.rpartition(":")[2]))
+        return f"{server.plugin.address}, reached through port {self._port}"
 
     async def connect(self) -> str:
         """Open the client."""
-        url = f"btp+ws://demo:{self._secret}@127.0.0.1:{self.relay.port}"
+        url = f"btp+ws://demo:{self._secret}@127.0.0.1:{self._port}"
         client = self._add("client", BtpOptions(server=url))
         await client.plugin.connect(ConnectOptions(timeout=CONNECT_MILLISECONDS))
-        await self._until(lambda: all(Connected() in side.seen for side in self.sides.values()))
+        await self._until(lambda: all(Connected() in side.events for side in self.sides.values()))
         return "authenticated"
 
     async def fulfill(self) -> str:
-        """Send a Prepare each way, and check the preimage that comes back."""
+        """Send a Prepare each way, and check the preimage in the answer."""
         for side in self.sides.values():
             await _ask_fulfilled(side.plugin)
         return "each preimage matches its condition"
 
     async def reject(self) -> str:
-        """Send a Prepare whose condition nobody can meet."""
+        """Send a Prepare whose condition has no known preimage."""
         prepare = ilp.make_prepare(100, "peer.ping", bytes(32), LIFETIME_SECONDS)
         answer = await _ask(self.sides["client"].plugin, prepare)
         if not isinstance(answer, ilp.Reject):
             raise StepFailedError(f"the answer is a {type(answer).__name__}")
         _check(answer.code == ilp.ErrorCode.WRONG_CONDITION, f"the code is {answer.code}")
-        return f"code {answer.code}, since nobody has the preimage"
+        return f"code {answer.code}, since the preimage is unknown"
 
     async def send_many(self) -> str:
         """Have many requests in flight; each must get its own answer."""
@@ -147,34 +146,34 @@ class Demonstration:
     async def cut(self) -> str:
         """Cut the connection while a request is in flight: it must fail at once."""
         client = self.sides["client"].plugin
-        self.relay.stall()
+        self.network.stall()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._expect_loss, client)
-            while client.calls_in_flight() == 0:  # noqa: ASYNC110 (a count has no event; it takes a turn or two)
+            while client.calls_in_flight() == 0:  # noqa: ASYNC110 (a count has no event; this takes a turn or two)
                 await trio.lowlevel.checkpoint()
             began = trio.current_time()
-            self.relay.cut()
+            self.network.cut()
         took = trio.current_time() - began
-        await self._until(lambda: all(isinstance(side.seen[-1], Disconnected) for side in self.sides.values()))
+        await self._until(lambda: all(isinstance(side.events[-1], Disconnected) for side in self.sides.values()))
         return f"the call in flight failed after {took * 1000:.0f} ms"
 
     async def redial(self) -> str:
-        """Repair the network after a while, and have the client come back by itself."""
+        """End the outage after a while: the client connects again by itself."""
         await trio.sleep(OUTAGE_SECONDS)
-        self.relay.mend()
-        await self._until(lambda: all(side.seen.count(Connected()) == 2 for side in self.sides.values()))
+        self.network.resume()
+        await self._until(lambda: all(side.events.count(Connected()) == 2 for side in self.sides.values()))
         redials = self.sides["client"].plugin.statistics().redials
         _check(redials == 1, f"the client counts {redials} redials")
         return f"connected again after an outage of {OUTAGE_SECONDS:g} s"
 
     async def send_again(self) -> str:
-        """Do over the new link what was done over the old one."""
+        """Send packets and money over the new link."""
         await self.fulfill()
         await self._pay("client", "server", 50)
         return "client sent 50 more"
 
     async def close(self) -> str:
-        """Close both ends; nothing may be left."""
+        """Close both ends; no call may be left."""
         for side in reversed(self.sides.values()):
             await side.plugin.aclose()
         await self._until(lambda: all(side.ended for side in self.sides.values()))
@@ -191,13 +190,24 @@ class Demonstration:
         return side
 
     async def _follow(self, side: Side) -> None:
-        """Tell a side's events as they come."""
+        """Report a side's events as they come."""
         async for event in side.plugin.events:
-            side.seen.append(event)
-            self._tell(side.name, said(event))
+            side.events.append(event)
+            self._tell(side.name, event_text(event))
             self._wake()
         side.ended = True
         self._wake()
+
+    async def _run_network(self, port: int, *, task_status: trio.TaskStatus[FaultProxy]) -> None:
+        async with open_fault_proxy(("127.0.0.1", port)) as network:
+            task_status.started(network)
+            await trio.sleep_forever()
+
+    @property
+    def _port(self) -> int:
+        """The port at which the network leads to the server."""
+        assert self.network.address is not None
+        return self.network.address[1]
 
     def _wake(self) -> None:
         self._news.set()
@@ -246,18 +256,18 @@ EXAMPLES = """
 @click.command(
     cls=Command,
     epilog=epilog(EXAMPLES, *COMMON, *ENDED),
-    short_help="Two plugins, a real TCP connection, and its loss, in two seconds.",
+    short_help="Two plugins over a real TCP connection that breaks.",
 )
-@click.option("--deadline", type=Seconds(), default=20.0, show_default=True, help="Seconds for all of it.")
+@click.option("--deadline", type=Seconds(), default=20.0, show_default=True, help="Seconds for all steps.")
 @json_option
 def demo(deadline: float, as_json: bool) -> int:
     """Show two plugins at work over a TCP connection on this machine.
 
-    A server listens on a free port and a client dials it. They send ILP packets and money both ways; then the
-    connection is cut under a call, and made again by the client. Each event is shown as it comes, and each step ends
-    in PASS or FAIL. Nothing needs to be installed or configured for it, and nothing leaves this machine.
+    A server listens on a free port and a client dials it. They send ILP packets and money both ways. Then the
+    connection is cut during a call, and the client connects again. Each event is shown as it comes, and each step
+    ends in PASS or FAIL. The demo needs no configuration, and nothing leaves this machine.
     """
-    report = Report(Screen(), silent=as_json)
+    report = DemoReport(Screen(), silent=as_json)
     run_until_sigterm(_run, report, deadline)
     if as_json:
         click.echo(json.dumps(report.as_dict()))
@@ -266,12 +276,12 @@ def demo(deadline: float, as_json: bool) -> int:
     return Exit.OK if report.passed else Exit.FAILED
 
 
-class Report:
-    """What happened, told as it happens and summed up in the end.
+class DemoReport:
+    """What happened: a line for each event and step, and a summary.
 
     Args:
-        screen: Where to tell.
-        silent: Tell nothing.
+        screen: Stdout.
+        silent: Whether to write no lines.
     """
 
     def __init__(self, screen: Screen, *, silent: bool) -> None:
@@ -284,7 +294,7 @@ class Report:
 
     @property
     def seconds(self) -> float:
-        """Seconds since the beginning."""
+        """Seconds since the start."""
         return round(time.perf_counter() - self._began, 3)
 
     @property
@@ -293,12 +303,12 @@ class Report:
         return bool(self.outcomes) and all(outcome.passed for outcome in self.outcomes)
 
     def add_event(self, side: str, text: str) -> None:
-        """Tell an event of one side."""
+        """Add an event of one side."""
         self.events.append({"seconds": self.seconds, "side": side, "event": text})
         self._line(f"{self.seconds:6.3f}  {side}: {text}", "cyan")
 
     def add_outcome(self, outcome: Outcome) -> None:
-        """Tell what became of a step."""
+        """Add the outcome of a step."""
         self.outcomes.append(outcome)
         word, style = {True: ("PASS", "green"), False: ("FAIL", "red"), None: ("SKIP", "yellow")}[outcome.passed]
         self._line(f"{self.seconds:6.3f}  {word}  {outcome.step}: {outcome.detail}", style)
@@ -308,7 +318,7 @@ class Report:
             self._screen.line(text, style)
 
     def show_summary(self) -> None:
-        """Tell the counts and the result."""
+        """Write the counts and the result."""
         self._screen.line()
         self._screen.line(f"{'':<22}" + "".join(f"{side:>10}" for side in self.statistics))
         for name in fields_dict(Statistics):
@@ -321,7 +331,7 @@ class Report:
         self._screen.line(text, "bold green" if self.passed else "bold red")
 
     def as_dict(self) -> dict[str, object]:
-        """Return all of it for ``--json``."""
+        """Return the report as ``--json`` prints it."""
         return {
             "passed": self.passed,
             "seconds": self.seconds,
@@ -331,8 +341,8 @@ class Report:
         }
 
 
-async def _run(report: Report, deadline: float) -> None:
-    """Try the steps, up to the first that fails."""
+async def _run(report: DemoReport, deadline: float) -> None:
+    """Run the steps, up to the first that fails."""
     async with trio.open_nursery() as nursery:
         demonstration = Demonstration(nursery, report.add_event)
         left = list(demonstration.steps)

@@ -1,6 +1,7 @@
-"""The program ``trio-ledger-plugin``: where it begins.
+"""The entry point of the program ``trio-ledger-plugin``.
 
-The commands live in ``commands``, which needs the extra ``cli``; this module says so where the extra is missing.
+The commands need the extra ``cli``. This module does not import them at the top, so that it can say when the extra is
+missing.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        args: The arguments behind the program's name; the process's own when None.
+        args: The arguments after the program's name; if None, those of the process.
 
     Returns:
-        The exit code, as ``trio-ledger-plugin --help`` lists them.
+        The exit code; ``trio-ledger-plugin --help`` lists them.
     """
     try:
         from .program import run  # noqa: PLC0415 (the extra may be missing)

@@ -1,18 +1,20 @@
-"""What the program says and returns when it ends: the exit codes, and errors as one line.
+"""How the program ends: its exit codes, and its errors as one line with advice.
 
-The law here: an error is one line on stderr, without control characters, and without what stands between ``://``
-and ``@``, where a URL has its token.
+Invariant: an error is one line on stderr, without control characters, and without what stands between ``://`` and
+``@``, where a URL has its token.
 """
 
 from __future__ import annotations
 
 import re
+import ssl
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
 import click
 
 from ..errors import (
+    ConnectTimeoutError,
     DecodeError,
     InvalidFieldsError,
     InvalidServicesError,
@@ -30,13 +32,17 @@ __all__ = [
     "COMMON",
     "ENDED",
     "MEANINGS",
+    "SECRET_VARIABLE",
     "Exit",
     "TerminatedError",
+    "advice",
     "describe_problems",
     "exit_code_of",
     "one_line",
     "unwrap_error",
 ]
+
+SECRET_VARIABLE = "TRIO_LEDGER_PLUGIN_SECRET"  # noqa: S105 (a variable's name)
 
 
 class Exit(IntEnum):
@@ -54,11 +60,11 @@ class Exit(IntEnum):
 
 MEANINGS = {
     Exit.OK: "it worked",
-    Exit.FAILED: "it failed: a step, an answer that did not come, an address in use",
+    Exit.FAILED: "it failed: a step, a missing answer, an address in use",
     Exit.USAGE: "wrong arguments or options",
     Exit.UNREACHABLE: "the peer cannot be reached",
     Exit.REFUSED: "the peer refuses the credentials",
-    Exit.NO_PACKET: "what was to be decoded is no packet",
+    Exit.NO_PACKET: "the input is not a packet",
     Exit.INTERRUPTED: "interrupted (Ctrl-C)",
     Exit.TERMINATED: "ended by SIGTERM",
 }
@@ -67,7 +73,7 @@ ENDED = (Exit.INTERRUPTED, Exit.TERMINATED)
 
 
 class TerminatedError(BaseException):
-    """SIGTERM came. Like KeyboardInterrupt it is for nobody who handles errors on the way."""
+    """The program received SIGTERM. Not an ``Exception``, so that no error handler on the way catches it."""
 
 
 _CODES: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], Exit], ...] = (
@@ -81,7 +87,7 @@ _CODES: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], Exit]
 
 
 def unwrap_error(error: BaseException) -> BaseException:
-    """Return what happened, taken out of exception groups and of the failure that only reports it."""
+    """Return the original error of exception groups and of failures that only report it."""
     while True:
         if isinstance(error, BaseExceptionGroup):
             ended, _ = error.split((KeyboardInterrupt, TerminatedError))
@@ -93,12 +99,12 @@ def unwrap_error(error: BaseException) -> BaseException:
 
 
 def exit_code_of(error: BaseException) -> Exit:
-    """Return the exit code for an error of ``unwrap_error()``'s."""
+    """Return the exit code for an error that ``unwrap_error()`` returned."""
     return next((code for kinds, code in _CODES if isinstance(error, kinds)), Exit.FAILED)
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error as the line that the user reads, without ``error:``."""
+    """Return an error as the line that the user reads, without ``error:`` in front."""
     text = " ".join(escape(line.strip()) for line in _text(error).splitlines() if line.strip())
     return re.sub(r"://.*@", "://***@", text)
 
@@ -108,7 +114,7 @@ def describe_problems(error: InvalidFieldsError, subjects: Mapping[str, str]) ->
 
     Args:
         error: The error of an options class.
-        subjects: What stands before a problem in place of the option's name, such as ``"--host:"``, by that name.
+        subjects: By the name of a field, the text that replaces it before its problem, such as ``"--host:"``.
     """
     return "; ".join(f"{subjects.get(field, f'{field}:')} {text}" for field, text in error.problems)
 
@@ -119,16 +125,28 @@ def _text(error: BaseException) -> str:
     if isinstance(error, TerminatedError):
         return "ended by SIGTERM"
     if isinstance(error, click.UsageError):
-        # Click prints the command's usage in two lines more.
+        # Click itself would print the command's usage in two more lines.
         path = error.ctx.command_path if error.ctx is not None else "trio-ledger-plugin"
         return f"{error.format_message().rstrip('.')}; see {path} --help"
     if isinstance(error, click.ClickException):
         return error.format_message()
     if isinstance(error, InvalidFieldsError):
-        # The error's own text begins with the name of an options class, which the user of a command never saw.
+        # The error's own text begins with the name of an options class, which users of a command do not know.
         return describe_problems(error, {}) or str(error)
     if isinstance(error, OSError):
         return error.strerror or str(error)
     if isinstance(error, LedgerPluginError):
         return str(error)
     return f"a bug in trio-ledger-plugin, please report it: {type(error).__name__}: {error}"
+
+
+def advice(error: BaseException) -> str:
+    """Return what the user can try after an error; empty if there is nothing to suggest."""
+    if isinstance(error, NotAcceptedError):
+        return f"check the token in the URL or in {SECRET_VARIABLE}"
+    if isinstance(error, ConnectTimeoutError) and error.__cause__ is not None:
+        error = error.__cause__
+    cause = error.__cause__
+    if isinstance(error, UnreachableError) and isinstance(cause, OSError) and not isinstance(cause, ssl.SSLError):
+        return "is the server running, and are host and port right?"
+    return ""

@@ -1,4 +1,4 @@
-"""``ildcp``: which ILP address and asset a peer gives this end of the account."""
+"""``ildcp``: which ILP address and asset a peer assigns to this end of the account."""
 
 from __future__ import annotations
 
@@ -26,39 +26,39 @@ __all__ = ["ildcp"]
 
 EXAMPLES = """
   trio-ledger-plugin serve --accounts                            (in another terminal) a server that answers
-  trio-ledger-plugin ildcp btp+ws://:TOKEN@localhost:7768        ask it, with a token that you make up
+  trio-ledger-plugin ildcp btp+ws://:TOKEN@localhost:7768        ask it, with a token of your choice
   TRIO_LEDGER_PLUGIN_SECRET=TOKEN trio-ledger-plugin ildcp btp+wss://alice@connector.example/ilp --json
 """
-WHO = "connectors answer ILDCP, and so does 'trio-ledger-plugin serve --accounts'"
+HINT = "connectors answer ILDCP, and so does 'trio-ledger-plugin serve --accounts'"
 
 
 @click.command(
     cls=Command,
     epilog=epilog(EXAMPLES, *COMMON, Exit.UNREACHABLE, Exit.REFUSED, *ENDED),
-    short_help="Which ILP address and asset a peer gives you.",
+    short_help="Which ILP address and asset a peer assigns to you.",
 )
 @click.argument("url")
 @click.option(
-    "--timeout", type=Seconds(), default=5.0, show_default=True, help="Seconds to connect in, and for the answer."
+    "--timeout", type=Seconds(), default=5.0, show_default=True, help="Seconds for connecting, and for the answer."
 )
 @insecure_option
 @json_option
 def ildcp(url: str, timeout: float, allow_insecure: bool, as_json: bool) -> int:
     """Ask a BTP server for this account's ILP address, and for the asset and scale of its amounts (RFC-0031).
 
-    URL is btp+ws://account:token@host:port/path, or btp+wss:// for TLS. A token in the environment variable
-    TRIO_LEDGER_PLUGIN_SECRET is used where the URL has none. Servers are verified by the system's certificates;
+    URL is btp+ws://account:token@host:port/path, or btp+wss:// for TLS. If the URL has no token, the one in the
+    environment variable TRIO_LEDGER_PLUGIN_SECRET is used. Servers are verified with the system's certificates;
     SSL_CERT_FILE names others.
     """
     options = client_options(url, timeout, allow_insecure=allow_insecure)
-    told = run_until_sigterm(_ask, options)
+    response = run_until_sigterm(_ask, options)
     if as_json:
-        click.echo(json.dumps({"address": options.address, **asdict(told)}))
+        click.echo(json.dumps({"address": options.address, **asdict(response)}))
         return Exit.OK
     screen = Screen()
-    screen.line(f"client address: {told.client_address}")
-    screen.line(f"asset scale: {told.asset_scale}")
-    screen.line(f"asset code: {escape(told.asset_code)}")
+    screen.line(f"client address: {response.client_address}")
+    screen.line(f"asset scale: {response.asset_scale}")
+    screen.line(f"asset code: {escape(response.asset_code)}")
     return Exit.OK
 
 
@@ -66,12 +66,14 @@ async def _ask(options: BtpOptions) -> IldcpResponse:
     """Connect and ask.
 
     Raises:
-        click.ClickException: The peer's answer is a refusal, or none to an ILDCP request.
+        click.ClickException: The peer refuses the request, or its answer is not an ILDCP response.
     """
     async with open_plugin(options, connect=ConnectOptions(timeout=options.connect_timeout * 1000)) as plugin:
         try:
             return await fetch_ildcp(plugin)
         except RemoteError as error:
-            raise click.ClickException(f"the peer does not answer ILDCP requests: {one_line(error)}; {WHO}") from error
+            raise click.ClickException(f"the peer does not answer ILDCP requests: {one_line(error)}; {HINT}") from error
         except DecodeError as error:
-            raise click.ClickException(f"the peer's answer is no ILDCP response: {one_line(error)}; {WHO}") from error
+            raise click.ClickException(
+                f"the peer's answer is not an ILDCP response: {one_line(error)}; {HINT}"
+            ) from error

@@ -1,10 +1,11 @@
 """What the commands write to stdout.
 
-The law here: colours and lines that change are for a terminal; everybody else gets plain lines, as they come.
+Invariant: colours and lines that change are written to terminals only. Files and pipes get plain lines, as they come.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from contextlib import contextmanager
 from datetime import datetime
@@ -15,35 +16,36 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-from ..events import Connected, Disconnected, EventsDropped, Failed
+from ..events import AccountConnected, AccountDisconnected, Connected, Disconnected, EventsDropped, Failed
 from ..log import escape, format_message
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ..events import Event
+    from ..services import Log
 
-__all__ = ["Screen", "ScreenLog", "said"]
+__all__ = ["LiveOutput", "Screen", "event_text"]
 
 
 class Screen:
-    """Stdout, a terminal or not.
+    """Stdout, which may be a terminal.
 
     Attributes:
-        console: Rich's console on it, for lines that change.
+        console: Rich's console for stdout, for lines that change.
         is_terminal: Whether lines may change and have colours.
     """
 
     def __init__(self) -> None:
         terminal = sys.stdout.isatty()
-        # Told outright: some environment variables would have Rich colour a pipe.
+        # Set explicitly: some environment variables would make Rich colour a pipe.
         self.console: Console = Console(
             file=sys.stdout, force_terminal=terminal, markup=False, highlight=False, emoji=False
         )
         self.is_terminal: bool = terminal and not self.console.is_dumb_terminal
 
     def line(self, text: str = "", style: str = "") -> None:
-        """Write one line; ``style`` is Rich's, and for terminals only."""
+        """Write one line; ``style`` is a style of Rich, for terminals only."""
         if self.is_terminal:
             self.console.print(Text(text, style), soft_wrap=True)
         else:
@@ -55,54 +57,108 @@ class Screen:
 
     @contextmanager
     def progress(self, text: str, *, silent: bool) -> Iterator[Progress]:
-        """Give a bar behind a text, which a terminal shows as long as the block runs unless it is to be ``silent``."""
+        """Give a progress bar after a text, visible on a terminal for the length of the block unless ``silent``."""
         shown = self.is_terminal and not silent
         columns = TextColumn(text), BarColumn(), MofNCompleteColumn()
-        # Rich would refresh from a thread of its own.
+        # By default Rich refreshes from a thread.
         bar = Progress(*columns, console=self.console, auto_refresh=False, transient=True, disable=not shown)
         if not shown:
-            # Entered, it would write an empty line in the end, in some versions of Rich.
+            # On exit some versions of Rich write an empty line even for a disabled bar.
             yield bar
             return
         with bar:
             yield bar
 
 
-class ScreenLog:
-    """The log of a plugin whose user watches: everything but ``debug`` is a line.
+class LiveOutput:
+    """What a server writes while it runs: lines for people, or JSON objects for programs.
 
     Args:
-        screen: Where to write.
+        screen: Stdout.
+        as_json: Whether to write JSON.
     """
 
-    def __init__(self, screen: Screen) -> None:
-        self._screen = screen
+    def __init__(self, screen: Screen, *, as_json: bool) -> None:
+        self.screen: Screen = screen
+        self.as_json: bool = as_json
+
+    @property
+    def log(self) -> Log:
+        """The log for the server's plugin."""
+        return _OutputLog(self)
+
+    @property
+    def has_live_lines(self) -> bool:
+        """Whether lines may change: people read, on a terminal."""
+        return self.screen.is_terminal and not self.as_json
+
+    def write(self, event: str, text: str, style: str = "", /, **values: object) -> None:
+        """Write what happened.
+
+        Args:
+            event: Its name, for programs.
+            text: The line for people.
+            style: The line's style.
+            values: The details, for programs.
+        """
+        if self.as_json:
+            click.echo(json.dumps({"event": event, **values}))
+        else:
+            self.screen.timed_line(text, style)
+
+    def write_event(self, event: Event) -> None:
+        """Write an event of a plugin."""
+        text = event_text(event)
+        match event:
+            case Connected():
+                self.write("connected", text, "cyan")
+            case Disconnected(reason):
+                self.write("disconnected", text, "cyan", reason=reason)
+            case AccountConnected(account):
+                self.write("account_connected", text, account=account)
+            case AccountDisconnected(account):
+                self.write("account_disconnected", text, account=account)
+            case Failed(error):
+                self.write("failed", text, "red", error=str(error))
+            case EventsDropped(count):
+                self.write("events_dropped", text, "cyan", count=count)
+
+
+class _OutputLog:
+    """A log that writes everything above ``debug``."""
+
+    def __init__(self, output: LiveOutput) -> None:
+        self._output = output
 
     def debug(self, message: str, *params: object) -> None:
-        """Say nothing."""
+        """Write nothing."""
 
     def info(self, message: str, *params: object) -> None:
-        """Write a line."""
-        self._screen.timed_line(format_message(message, *params))
+        self._write("info", "", message, params)
 
     def warn(self, message: str, *params: object) -> None:
-        """Write a line."""
-        self._screen.timed_line(format_message(message, *params), "yellow")
+        self._write("warn", "yellow", message, params)
 
     def error(self, message: str, *params: object) -> None:
-        """Write a line."""
-        self._screen.timed_line(format_message(message, *params), "red")
+        self._write("error", "red", message, params)
+
+    def _write(self, level: str, style: str, message: str, params: tuple[object, ...]) -> None:
+        text = format_message(message, *params)
+        self._output.write("log", text, style, level=level, text=text)
 
 
-def said(event: Event) -> str:
-    """Return an event in words."""
+def event_text(event: Event) -> str:
+    """Return an event as a text for people."""
     match event:
         case Connected():
             return "connected"
         case Disconnected(reason):
             return f"disconnected: {escape(reason)}"
+        case AccountConnected(account):
+            return f"{account} connected"
+        case AccountDisconnected(account):
+            return f"{account} disconnected"
         case Failed(error):
             return f"failed: {escape(str(error))}"
         case EventsDropped(count):
             return f"{count} events were lost"
-    return escape(str(event))

@@ -1,6 +1,6 @@
-"""What the commands' arguments have in common.
+"""Parameters that several commands share.
 
-The law here: a mistyped command line is never repeated back, since it may hold a token.
+Invariant: an error never repeats the command line, which may hold a token.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ import click
 from ..btp.options import BtpOptions
 from ..errors import InvalidFieldsError
 from ..net.url import split_url
-from .errors import MEANINGS, Exit, describe_problems
+from .errors import MEANINGS, SECRET_VARIABLE, Exit, describe_problems
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
-    "SECRET_VARIABLE",
     "Command",
     "Group",
     "Seconds",
@@ -33,7 +32,6 @@ __all__ = [
 ]
 
 CLOSE_SECONDS = 1.0
-SECRET_VARIABLE = "TRIO_LEDGER_PLUGIN_SECRET"  # noqa: S105 (a variable's name)
 
 _Decorated = TypeVar("_Decorated", bound="Callable[..., object] | click.Command")
 
@@ -59,14 +57,14 @@ class Seconds(click.FloatRange):
 
     def convert(
         self,
-        value: Any,  # noqa: ANN401 (a click type takes whatever comes)
+        value: Any,  # noqa: ANN401 (as click has it)
         param: click.Parameter | None,
         ctx: click.Context | None,
     ) -> float:
-        """Return the number; NaN is within every range, and refused here."""
+        """Return the number. NaN passes click's check of the range, so it is refused here."""
         seconds = float(super().convert(value, param, ctx))
         if math.isnan(seconds):
-            self.fail("NaN is no number of seconds", param, ctx)
+            self.fail("NaN is not a number of seconds", param, ctx)
         return seconds
 
 
@@ -74,12 +72,12 @@ def client_options(url: str, timeout: float, *, allow_insecure: bool) -> BtpOpti
     """Return the options of a client that dials a URL from the command line.
 
     Args:
-        url: As BTP has it. Where it has no token, the environment variable's is used.
-        timeout: Seconds to connect in, and for each answer.
+        url: A BTP URL. If it has no token, the one in the environment variable is used.
+        timeout: Seconds for connecting, and for each answer.
         allow_insecure: Whether the token may go without TLS to another machine.
 
     Raises:
-        click.UsageError: The URL is none, or there is no token; in the words of the command line.
+        click.UsageError: The URL is wrong, or there is no token. The text names the command line's options.
     """
     token = "" if split_url(url)[1] else os.environ.get(SECRET_VARIABLE, "")
     try:
@@ -100,34 +98,34 @@ def client_options(url: str, timeout: float, *, allow_insecure: bool) -> BtpOpti
 
 
 def epilog(examples: str, *codes: Exit) -> str:
-    """Return what a command's help ends with: lines of examples, and the exit codes that the command has."""
+    """Return the end of a command's help: examples, and the command's exit codes."""
     listed = "\n".join(f"  {code:<5}{MEANINGS[code]}" for code in codes)
     # The backspace keeps click from joining the lines of a paragraph.
     return f"\b\nExamples:\n{indent(dedent(examples).strip(), '  ')}\n\n\b\nExit codes:\n{listed}"
 
 
 class Command(click.Command):
-    """A command that shows nothing of arguments that it did not ask for."""
+    """A command whose errors do not repeat arguments that it does not have."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the arguments."""
         ctx.allow_extra_args = True
         rest = super().parse_args(ctx, args)
-        # What is completed is not finished yet.
+        # During completion the line is not finished yet.
         if rest and not ctx.resilient_parsing:
             ctx.fail(f"{len(rest)} argument{'s' if len(rest) > 1 else ''} too many")
         return rest
 
 
 class Group(click.Group):
-    """The program, whose commands are of the class above."""
+    """The program, whose commands are ``Command`` objects."""
 
     command_class: type[click.Command] | None = Command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command that is asked for."""
+        """Find the command."""
         if args[0] not in self.commands and not ctx.resilient_parsing:
             near = get_close_matches(args[0], self.commands, n=1)
             commands = ", ".join(sorted(self.commands))

@@ -1,4 +1,4 @@
-"""``ping``: how long a peer takes to answer."""
+"""``ping``: how fast a peer answers."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 __all__ = ["ping"]
 
-# Behind the answer's own deadline, so that a peer cannot answer a packet that has expired.
+# The Prepare expires after the answer's deadline, so that no peer has to answer an expired packet.
 LIFETIME_MARGIN_SECONDS = 1.0
 
 
 @define
 class Results:
-    """What came of the pings so far; times in seconds."""
+    """The results of the pings so far; times in seconds."""
 
     sent: int = 0
     answers: dict[str, int] = Factory(dict)
@@ -46,11 +46,11 @@ class Results:
 
     @property
     def all_answered(self) -> bool:
-        """Whether every ping has been answered, and rightly."""
+        """Whether every ping has a right answer."""
         return self.sent > 0 and sum(self.answers.values()) == self.sent
 
     def as_dict(self) -> dict[str, object]:
-        """Return all of it for ``--json``; times in milliseconds, None where nothing was answered."""
+        """Return the results as ``--json`` prints them; times in milliseconds, None if nothing was answered."""
         times = sorted(self.times)
         return {
             "sent": self.sent,
@@ -95,7 +95,7 @@ EXAMPLES = """
 @click.command(
     cls=Command,
     epilog=epilog(EXAMPLES, *COMMON, Exit.UNREACHABLE, Exit.REFUSED, *ENDED),
-    short_help="How long a peer takes to answer.",
+    short_help="How fast a peer answers.",
 )
 @click.argument("url")
 @click.option("--count", type=click.IntRange(1), default=10, show_default=True, help="How many requests to send.")
@@ -104,17 +104,17 @@ EXAMPLES = """
 )
 @click.option("--interval", type=Seconds(zero=True), default=0.1, show_default=True, help="Seconds between them.")
 @click.option(
-    "--timeout", type=Seconds(), default=5.0, show_default=True, help="Seconds to connect in, and for each answer."
+    "--timeout", type=Seconds(), default=5.0, show_default=True, help="Seconds for connecting, and for each answer."
 )
 @insecure_option
 @json_option
 def ping(url: str, count: int, size: int, interval: float, timeout: float, allow_insecure: bool, as_json: bool) -> int:
-    """Send requests to a BTP server, one after the other, and tell how long the answers took.
+    """Send requests to a BTP server, one after the other, and show how long the answers took.
 
-    URL is btp+ws://account:token@host:port/path, or btp+wss:// for TLS. A token in the environment variable
-    TRIO_LEDGER_PLUGIN_SECRET is used where the URL has none. Each request is an ILP Prepare of amount 0 to peer.ping;
-    an echo of it, its Fulfill and any Reject count as answers, a BTP error does not. Servers are verified by
-    the system's certificates; SSL_CERT_FILE names others. Exit code 0 means that all were answered.
+    URL is btp+ws://account:token@host:port/path, or btp+wss:// for TLS. If the URL has no token, the one in the
+    environment variable TRIO_LEDGER_PLUGIN_SECRET is used. Each request is an ILP Prepare of amount 0 to peer.ping;
+    an echo of it, its Fulfill and any Reject count as answers, a BTP error does not. Servers are verified with the
+    system's certificates; SSL_CERT_FILE names others. Exit code 0 means that all were answered.
     """
     options = client_options(url, timeout, allow_insecure=allow_insecure)
     screen = Screen()
@@ -168,10 +168,10 @@ async def _ping_once(plugin: LedgerPlugin, results: Results, prepare: ilp.Prepar
 
 
 def _kind_of(answer: bytes, question: bytes, prepare: ilp.Prepare) -> str:
-    """Say what kind of answer this is.
+    """Return the kind of an answer.
 
     Raises:
-        DecodeError: It is no answer to a Prepare.
+        DecodeError: It is not an answer to a Prepare.
     """
     if answer == question:
         return "echo"

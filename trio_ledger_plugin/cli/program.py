@@ -1,4 +1,4 @@
-"""The program: its commands together, and what becomes of their errors."""
+"""The program: all commands, and how their errors are reported."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .advice import advice
 from .bench import bench
 from .conformance import conformance
 from .decode import decode
 from .demo import demo
-from .errors import Exit, TerminatedError, exit_code_of, one_line, unwrap_error
+from .errors import Exit, TerminatedError, advice, exit_code_of, one_line, unwrap_error
 from .ildcp import ildcp
 from .parameters import Group, epilog
 from .ping import ping
@@ -34,11 +33,11 @@ PROGRAM = "trio-ledger-plugin"
 EXAMPLES = """
   trio-ledger-plugin demo                     see all of it work
   trio-ledger-plugin serve                    a server for one client
-  trio-ledger-plugin serve --accounts         a server for many, which forwards between them
+  trio-ledger-plugin serve --accounts         a server for many clients, which forwards packets
   trio-ledger-plugin ping URL                 how fast does a peer answer?
   trio-ledger-plugin ildcp URL                which ILP address does a peer give me?
   trio-ledger-plugin decode HEX               what is in this packet?
-  trio-ledger-plugin transfers DB             what has moved, and what is in doubt?
+  trio-ledger-plugin transfers DB             which transfers were made, and which are in doubt?
   trio-ledger-plugin conformance PLUGIN       does a plugin do what the interface says?
   trio-ledger-plugin bench                    how many calls a second on this machine?
   trio-ledger-plugin COMMAND --help           more about one command
@@ -60,9 +59,9 @@ Completion by the tab key, for ~/.bashrc (with zsh_source for ~/.zshrc):
 @click.version_option(version(PROGRAM), prog_name=PROGRAM, message="%(prog)s %(version)s")
 @click.pass_context
 def root(context: click.Context) -> None:
-    """Send packets and money to one Interledger peer, and look at what goes over the wire.
+    """Send packets and money to an Interledger peer, and look at what goes over the wire.
 
-    An error is one line on stderr. Tokens are never shown, but for the one that serve makes up itself.
+    An error is one line on stderr. Tokens are never shown, except the one that serve makes itself.
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
@@ -73,12 +72,12 @@ for _command in (demo, serve, ping, ildcp, decode, transfers, conformance, bench
 
 
 def run(args: Sequence[str] | None = None) -> int:
-    """Run the command that the arguments ask for, and return its exit code."""
+    """Run the command that the arguments name, and return its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A peer's text may hold what the terminal's encoding does not.
+            # A peer's text may hold characters that the terminal's encoding lacks.
             stream.reconfigure(errors="backslashreplace")
-    # Commands show what their users need to know; logging would write it to stderr once more.
+    # Commands print what users need to know; logging would write it to stderr as well.
     logging.getLogger("trio_ledger_plugin").addHandler(logging.NullHandler())
     try:
         with raise_at_sigterm():
@@ -86,7 +85,7 @@ def run(args: Sequence[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt, TerminatedError, BaseExceptionGroup) as raised:  # noqa: BLE001 (never a traceback)
         error = unwrap_error(raised)
     if isinstance(error, BrokenPipeError):
-        # Whoever read has enough; Python would complain when it flushes stdout in the end.
+        # The reader of the pipe has gone. Python would report an error when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.FAILED
     click.echo(f"error: {'; '.join(filter(None, (one_line(error), advice(error))))}", err=True)

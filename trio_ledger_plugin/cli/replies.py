@@ -1,6 +1,6 @@
-"""The answers that ``serve`` and ``demo`` give, and the packets that ``ping`` and ``demo`` ask with.
+"""The answers of ``serve`` and ``demo``, and the packets that ``ping`` and ``demo`` send.
 
-Here a Fulfill's preimage is the SHA-256 digest of the Prepare's data, so that both ends know it without having met.
+A Fulfill's preimage is the SHA-256 digest of the Prepare's data, so that both ends can compute it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..errors import DecodeError
 __all__ = ["ADDRESS", "REPLIES", "echo", "fulfill", "make_question", "reject"]
 
 ADDRESS = "example.trio-ledger-plugin"
-# Addresses of this scheme are between two peers: no connector forwards what is sent to one.
+# Addresses of this scheme are between two peers: connectors do not forward packets to them.
 DESTINATION = "peer.ping"
 
 
@@ -31,13 +31,13 @@ def make_question(amount: int, lifetime: float, *, size: int = 32) -> ilp.Prepar
     return ilp.make_prepare(amount, DESTINATION, sha256(_preimage(data)).digest(), lifetime, data)
 
 
-async def echo(data: bytes, address: str = ADDRESS) -> bytes:  # noqa: ARG001 (as the others take it)
-    """Answer with what was asked."""
+async def echo(data: bytes, address: str = ADDRESS) -> bytes:  # noqa: ARG001 (all replies take it)
+    """Answer with the same bytes."""
     return data
 
 
 async def fulfill(data: bytes, address: str = ADDRESS) -> bytes:
-    """Answer a Prepare with its Fulfill, or with a Reject of this address that says why not."""
+    """Answer a Prepare with its Fulfill, or with a Reject by this address that gives the reason."""
     try:
         prepare = ilp.decode(data)
     except DecodeError as error:
@@ -53,8 +53,8 @@ async def fulfill(data: bytes, address: str = ADDRESS) -> bytes:
     return ilp.encode(ilp.Fulfill(preimage))
 
 
-async def reject(data: bytes, address: str = ADDRESS) -> bytes:  # noqa: ARG001 (as the others take it)
-    """Answer everything with a Reject of this address."""
+async def reject(data: bytes, address: str = ADDRESS) -> bytes:  # noqa: ARG001 (all replies take it)
+    """Answer everything with a Reject by this address."""
     return ilp.encode(ilp.Reject(ilp.ErrorCode.UNREACHABLE, address, "this server rejects everything"))
 
 

@@ -4,123 +4,211 @@ from __future__ import annotations
 
 import signal
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+import click
 import trio
-from rich.live import Live
+from attrs import frozen
 
 from ..btp.accounts import AccountsPlugin
-from ..codec import ilp
-from ..errors import DecodeError, LedgerPluginError
+from ..btp.options import AccountsOptions, HostInfo
+from ..errors import InvalidFieldsError
 from ..events import AccountConnected, AccountDisconnected, EventsDropped
+from ..ilp.routing import route
 from ..opening import create_plugin
 from ..services import PluginServices
+from ..stores import MemoryStore
 from ..transfer import current_transfer
 from .accounts_table import Meter, accounts_table
-from .output import Screen
-from .replies import REPLIES
-from .report import Report
-from .serving import REFRESH_SECONDS, client_url, not_listening, open_store, tell_closed
+from .errors import describe_problems
+from .output import LiveOutput, Screen
+from .parameters import Seconds
+from .replies import ADDRESS, REPLIES
+from .serving import (
+    CLOSE_SECONDS,
+    client_url,
+    introduce,
+    open_store,
+    reporting_bind_errors,
+    show_live,
+    write_closed,
+    write_events,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    import ssl
+    from collections.abc import Callable
 
-    from ..btp.options import AccountsOptions
-    from .account_choices import AccountChoices
+    from rich.table import Table
 
-__all__ = ["route", "serve_accounts"]
+    from ..services import Store
 
-# What the table needs besides its rows: the heading, the totals, and a line for the cursor.
+__all__ = ["AccountChoices", "accounts_choices", "make_accounts_options", "serve_accounts"]
+
+_Decorated = TypeVar("_Decorated", bound="Callable[..., object]")
+
+# The table's lines besides its rows: the heading, the totals, and one for the cursor.
 OTHER_LINES = 3
+# Connected and Disconnected only say that the server listens.
+EVENTS = (AccountConnected, AccountDisconnected, EventsDropped)
 
 
-async def route(plugin: AccountsPlugin, address: str, reply: Callable[[bytes], Awaitable[bytes]], data: bytes) -> bytes:
-    """Answer a client's request: forward what is for another account, and reply to what is for the server itself.
+def _checked_origins(_: click.Context, __: click.Parameter, origins: tuple[str, ...]) -> tuple[str, ...]:
+    try:
+        AccountsOptions(allowed_origins=origins)
+    except InvalidFieldsError as error:
+        raise click.BadParameter("it is an origin such as https://wallet.example, or a regular expression") from error
+    return origins
 
-    Args:
-        plugin: The server.
-        address: Its ILP address.
-        reply: Answers what is for the server: a Prepare to its address or between two peers, and what is no Prepare.
-        data: The request.
+
+CHOICES = (
+    click.option("--accounts", is_flag=True, help="Serve many clients, and forward packets between their accounts."),
+    click.option(
+        "--address", default=ADDRESS, show_default=True, help="The server's ILP address; accounts are below it."
+    ),
+    click.option(
+        "--asset-scale", type=click.IntRange(0, 255), default=9, show_default=True, help="The accounts' scale."
+    ),
+    click.option("--asset-code", default="XRP", show_default=True, help="The accounts' asset."),
+    click.option(
+        "--account-mode",
+        "--names",
+        "account_mode",
+        type=click.Choice(["token", "username"]),
+        default="token",
+        show_default=True,
+        help="How accounts are named. token: by the hash of the client's token. username: by the username in the "
+        "client's URL, which belongs to the first token used with it, until the server ends unless there is a --store.",
+    ),
+    click.option(
+        "--allow-origin",
+        multiple=True,
+        callback=_checked_origins,
+        help="The origin of a web page that may connect, or a regular expression; may be repeated.",
+    ),
+    click.option(
+        "--report-interval",
+        "--totals",
+        "report_interval",
+        type=Seconds(),
+        default=10.0,
+        show_default=True,
+        help="Seconds between lines of totals, when stdout is not a terminal.",
+    ),
+)
+
+
+@frozen(kw_only=True)
+class AccountChoices:
+    """The values of the options above, except ``--accounts`` itself."""
+
+    address: str
+    asset_scale: int
+    asset_code: str
+    account_mode: str
+    allow_origin: tuple[str, ...]
+    report_interval: float
+
+    @property
+    def forgetful_store(self) -> Store | None:
+        """A store that keeps the tokens of usernames until the server ends; None if accounts are named by tokens."""
+        return MemoryStore() if self.account_mode == "username" else None
+
+
+def accounts_choices(command: _Decorated) -> _Decorated:
+    """Give a command the options above."""
+    for option in reversed(CHOICES):
+        command = option(command)
+    return command
+
+
+def make_accounts_options(
+    choices: AccountChoices, host: str, port: int, ssl_context: ssl.SSLContext | None
+) -> AccountsOptions:
+    """Return the server's options.
+
+    Raises:
+        click.UsageError: One is wrong. The text names the command line's options.
     """
     try:
-        packet = ilp.decode(data)
-    except DecodeError:
-        return await reply(data)
-    if not isinstance(packet, ilp.Prepare) or packet.destination == address or packet.destination.startswith("peer."):
-        return await reply(data)
-    try:
-        return await plugin.send_data(data)
-    except LedgerPluginError as error:
-        return ilp.encode(ilp.reject_from(error, address))
+        info = HostInfo(client_address=choices.address, asset_scale=choices.asset_scale, asset_code=choices.asset_code)
+        return AccountsOptions(
+            port=port,
+            host=host,
+            ssl_context=ssl_context,
+            allowed_origins=choices.allow_origin,
+            generate_account=choices.account_mode == "token",
+            debug_host_ildcp_info=info,
+            close_timeout=CLOSE_SECONDS,
+        )
+    except InvalidFieldsError as error:
+        subjects = {"client_address": "--address:", "asset_code": "--asset-code:", "host": "--host:"}
+        raise click.UsageError(describe_problems(error, subjects)) from error
 
 
-async def serve_accounts(options: AccountsOptions, choices: AccountChoices, reply: str, path: str | None) -> None:
-    """Serve until SIGINT or SIGTERM comes; a path is that of the store.
+async def serve_accounts(
+    options: AccountsOptions, choices: AccountChoices, reply: str, path: str | None, as_json: bool
+) -> None:
+    """Serve until SIGINT or SIGTERM arrives.
+
+    Args:
+        options: The server's options.
+        choices: The options of the command line.
+        reply: How the server answers requests to itself, a key of ``REPLIES``.
+        path: The store's file, if there is one.
+        as_json: Whether to write JSON.
 
     Raises:
         click.ClickException: The server cannot listen at its address.
     """
-    screen = Screen()
-    report = Report(screen, as_json=choices.as_json)
+    output = LiveOutput(Screen(), as_json=as_json)
 
     async def take_money(amount: str) -> None:
         account = current_transfer().account
-        report.tell("money", f"received money from {account}: {amount}", "green", account=account, amount=amount)
+        output.write("money", f"received money from {account}: {amount}", "green", account=account, amount=amount)
 
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with open_store(path) as store, trio.open_nursery() as nursery:
-            services = PluginServices(store=store or choices.forgetful_store, log=report.log)
+            services = PluginServices(store=store or choices.forgetful_store, log=output.log)
             plugin = create_plugin(options, services, nursery=nursery)
             assert isinstance(plugin, AccountsPlugin)
             own_reply = partial(REPLIES[reply], address=choices.address)
-            plugin.register_data_handler(partial(route, plugin, choices.address, own_reply))
+            plugin.register_data_handler(
+                partial(route, send=plugin.send_data, address=choices.address, reply=own_reply)
+            )
             plugin.register_money_handler(take_money)
-            try:
+            with reporting_bind_errors():
                 await plugin.connect()
-            except OSError as error:
-                raise not_listening(error) from error
-            _introduce(screen, report, plugin, choices, reply)
-            if screen.is_terminal and not choices.as_json:
-                nursery.start_soon(_show_table, screen, plugin)
+            _introduce(output, plugin, choices, reply)
+            if output.has_live_lines:
+                nursery.start_soon(show_live, output.screen, partial(_table, output.screen, Meter(plugin)))
             else:
-                nursery.start_soon(_tell_events, report, plugin)
-                nursery.start_soon(_tell_totals, report, plugin, choices.totals)
+                nursery.start_soon(write_events, output, plugin, EVENTS)
+                nursery.start_soon(_write_totals, output, Meter(plugin), choices.report_interval)
             await anext(signals)
             await plugin.aclose()
             nursery.cancel_scope.cancel()
-    tell_closed(report, plugin)
+    write_closed(output, plugin)
 
 
-def _introduce(screen: Screen, report: Report, plugin: AccountsPlugin, choices: AccountChoices, reply: str) -> None:
-    url = client_url(plugin.address, ":TOKEN" if choices.names == "token" else "NAME:TOKEN")
-    if choices.as_json:
-        asset = {"asset_scale": choices.asset_scale, "asset_code": choices.asset_code}
-        report.tell("listening", "", address=plugin.address, ilp_address=choices.address, **asset)
-        return
-    screen.line(
+def _introduce(output: LiveOutput, plugin: AccountsPlugin, choices: AccountChoices, reply: str) -> None:
+    url = client_url(plugin.address, ":TOKEN" if choices.account_mode == "token" else "NAME:TOKEN")
+    where = (
         f"listening on {plugin.address}, for accounts below {choices.address}, {choices.asset_code} with scale "
-        f"{choices.asset_scale}; answering what is for the server with: {reply}"
+        f"{choices.asset_scale}; answering requests to the server with: {reply}"
     )
-    screen.line(f"a client's URL: {url}, with a token that it makes up")
-    screen.line("try it: trio-ledger-plugin ildcp URL (Ctrl-C ends the server)")
+    lines = (
+        where,
+        f"a client's URL: {url}, with a token that the client chooses",
+        "try it: trio-ledger-plugin ildcp URL (Ctrl-C ends the server)",
+    )
+    asset = {"asset_scale": choices.asset_scale, "asset_code": choices.asset_code}
+    introduce(output, lines, address=plugin.address, ilp_address=choices.address, **asset)
 
 
-async def _tell_events(report: Report, plugin: AccountsPlugin) -> None:
-    async for event in plugin.events:
-        match event:
-            case AccountConnected(name):
-                report.tell("account_connected", f"{name} connected", account=name)
-            case AccountDisconnected(name):
-                report.tell("account_disconnected", f"{name} disconnected", account=name)
-            case EventsDropped(count):
-                report.tell("events_dropped", f"{count} events were lost", count=count)
-
-
-async def _tell_totals(report: Report, plugin: AccountsPlugin, seconds: float) -> None:
-    """Write a line of totals now and then, while they change."""
-    meter = Meter(plugin)
-    told: tuple[int, ...] = (0,) * 6
+async def _write_totals(output: LiveOutput, meter: Meter, seconds: float) -> None:
+    """Write a line of totals at intervals, if they have changed."""
+    written: tuple[int, ...] = (0,) * 6
     while True:
         await trio.sleep(seconds)
         view = meter.look()
@@ -133,24 +221,17 @@ async def _tell_totals(report: Report, plugin: AccountsPlugin, seconds: float) -
             "responses_sent": totals.responses_sent,
             "errors_sent": totals.errors_sent,
         }
-        # Not of bytes: heartbeats alone change those.
-        if told == (told := tuple(values.values())):
+        # Without the bytes, which heartbeats change.
+        if written == (written := tuple(values.values())):
             continue
         text = (
             f"accounts: {values['accounts']:,}, connections: {values['connections']:,}, {view.rate:,.0f} requests/s; "
             f"in all {totals.requests_received:,} in, {totals.requests_sent:,} out, {totals.errors_sent:,} refused"
         )
         traffic = {"bytes_received": totals.bytes_received, "bytes_sent": totals.bytes_sent}
-        report.tell("totals", text, **values, **traffic, requests_per_second=round(view.rate, 1))
+        output.write("totals", text, **values, **traffic, requests_per_second=round(view.rate, 1))
 
 
-async def _show_table(screen: Screen, plugin: AccountsPlugin) -> None:
-    """Keep a table up to date at the bottom of the terminal."""
-    meter = Meter(plugin)
-    # Rich would refresh from a thread of its own.
-    with Live(console=screen.console, auto_refresh=False, transient=True) as live:
-        while True:
-            width, height = screen.console.size
-            table = accounts_table(meter.look(), max(1, height - OTHER_LINES), width)
-            live.update(table, refresh=True)
-            await trio.sleep(REFRESH_SECONDS)
+def _table(screen: Screen, meter: Meter) -> Table:
+    width, height = screen.console.size
+    return accounts_table(meter.look(), max(1, height - OTHER_LINES), width)

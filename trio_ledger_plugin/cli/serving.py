@@ -1,67 +1,49 @@
-"""What the command ``serve`` has in common for one client and for many."""
+"""What ``serve`` needs for one client and for many."""
 
 from __future__ import annotations
 
 import socket
 import ssl
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 import click
+import trio
+from rich.live import Live
 
 from ..stores import open_sqlite_store
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from rich.console import RenderableType
 
     from ..plugin import LedgerPlugin
     from ..stores import SqliteStore
-    from .report import Report
+    from .output import LiveOutput, Screen
 
 __all__ = [
     "CLOSE_SECONDS",
-    "REFRESH_SECONDS",
     "client_url",
-    "not_listening",
+    "introduce",
     "open_store",
-    "tell_closed",
+    "reporting_bind_errors",
+    "show_live",
     "tls_context",
+    "write_closed",
+    "write_events",
 ]
 
 CLOSE_SECONDS = 0.5
 REFRESH_SECONDS = 0.5
 
 
-def client_url(address: str, credentials: str) -> str:
-    """Return the URL that a client dials, ``credentials`` as they stand before the ``@``."""
-    scheme, _, location = address.partition("://")
-    host, _, port = location.rpartition(":")
-    try:
-        anywhere = ip_address(host.strip("[]")).is_unspecified
-    except ValueError:
-        anywhere = False
-    return f"{scheme}://{credentials}@{socket.gethostname() if anywhere else host}:{port}"
-
-
-def tell_closed(report: Report, plugin: LedgerPlugin) -> None:
-    """Tell what a server that has closed did in all."""
-    counts = plugin.statistics()
-    values = {name: getattr(counts, name) for name in ("requests_received", "responses_sent", "errors_sent")}
-    text = "closed; {requests_received} requests, {responses_sent} answered, {errors_sent} refused".format(**values)
-    report.tell("closed", text, **values)
-
-
-def not_listening(error: OSError) -> click.ClickException:
-    """Return what the user is told when the server cannot listen at its address."""
-    return click.ClickException(f"{error.strerror or error}; choose another with --host or --port")
-
-
 def tls_context(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
-    """Return what serves TLS with a certificate and its key, both files; None where none is given.
+    """Return the TLS context of a server with a certificate and its key, both files; None without a certificate.
 
     Raises:
-        click.UsageError: They are none.
+        click.UsageError: The files are not a certificate and its key.
     """
     if certificate is None:
         if key is not None:
@@ -72,17 +54,17 @@ def tls_context(certificate: str | None, key: str | None) -> ssl.SSLContext | No
         # Without a password function OpenSSL would ask on the terminal, and a service would hang.
         context.load_cert_chain(certificate, key, password=_no_password)
     except (OSError, ValueError) as error:
-        raise click.UsageError(f"--tls-cert and --tls-key are no certificate with its key: {error}") from error
+        raise click.UsageError(f"--tls-cert and --tls-key are not a certificate and its key: {error}") from error
     return context
 
 
 def _no_password() -> str:
-    raise ValueError("the key is encrypted; give one that is not")
+    raise ValueError("the key is encrypted; give an unencrypted one")
 
 
 @asynccontextmanager
 async def open_store(path: str | None) -> AsyncIterator[SqliteStore | None]:
-    """Open the store at a path, or none.
+    """Open the store at a path; without a path there is none.
 
     Raises:
         StoreError: It cannot be opened.
@@ -92,3 +74,62 @@ async def open_store(path: str | None) -> AsyncIterator[SqliteStore | None]:
         return
     async with open_sqlite_store(path) as store:
         yield store
+
+
+@contextmanager
+def reporting_bind_errors() -> Iterator[None]:
+    """Turn a failure to listen into an error that names the options for the address.
+
+    Raises:
+        click.ClickException: The block raised ``OSError``, other than for a closed stdout.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise click.ClickException(f"{error.strerror or error}; choose another with --host or --port") from error
+
+
+def client_url(address: str, credentials: str) -> str:
+    """Return the URL that a client dials; ``credentials`` is the part before the ``@``."""
+    scheme, _, location = address.partition("://")
+    host, _, port = location.rpartition(":")
+    try:
+        anywhere = ip_address(host.strip("[]")).is_unspecified
+    except ValueError:
+        anywhere = False
+    return f"{scheme}://{credentials}@{socket.gethostname() if anywhere else host}:{port}"
+
+
+def introduce(output: LiveOutput, lines: tuple[str, ...], **values: object) -> None:
+    """Write where the server listens: lines for people, or the values for programs."""
+    if output.as_json:
+        output.write("listening", "", **values)
+        return
+    for line in lines:
+        output.screen.line(line)
+
+
+async def write_events(output: LiveOutput, plugin: LedgerPlugin, kinds: tuple[type, ...] = (object,)) -> None:
+    """Write the plugin's events of these classes as they come."""
+    async for event in plugin.events:
+        if isinstance(event, kinds):
+            output.write_event(event)
+
+
+async def show_live(screen: Screen, make: Callable[[], RenderableType]) -> None:
+    """Keep the bottom of the terminal up to date until cancelled; ``make`` gives what to show now."""
+    # By default Rich refreshes from a thread.
+    with Live(console=screen.console, auto_refresh=False, transient=True) as live:
+        while True:
+            live.update(make(), refresh=True)
+            await trio.sleep(REFRESH_SECONDS)
+
+
+def write_closed(output: LiveOutput, plugin: LedgerPlugin) -> None:
+    """Write what a server did until it closed."""
+    counts = plugin.statistics()
+    values = {name: getattr(counts, name) for name in ("requests_received", "responses_sent", "errors_sent")}
+    text = "closed; {requests_received} requests, {responses_sent} answered, {errors_sent} refused".format(**values)
+    output.write("closed", text, **values)

@@ -1,6 +1,6 @@
-"""SIGTERM, by which service managers and ``timeout`` end a program: commands end in order, as they do after Ctrl-C.
+"""SIGTERM, which service managers and ``timeout`` send to end a program. Commands clean up, as they do after Ctrl-C.
 
-The law here: nothing is raised within Trio's own code, which would not survive it.
+Invariant: no signal handler raises inside Trio's own code, which would be left in a broken state.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ T = TypeVar("T")
 
 @contextmanager
 def raise_at_sigterm() -> Iterator[None]:
-    """Have SIGTERM raise ``TerminatedError`` within a block, but for what ``run_until_sigterm`` runs in it."""
+    """Make SIGTERM raise ``TerminatedError`` within a block, except in what ``run_until_sigterm`` runs there."""
 
     def on_signal(*_: object) -> NoReturn:
-        # A second one ends the program at once: the first may be lost, as in a finalizer.
+        # A second SIGTERM ends the program at once: the first may be lost, for example in a finalizer.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         raise TerminatedError
 
@@ -36,13 +36,13 @@ def raise_at_sigterm() -> Iterator[None]:
 
 
 def run_until_sigterm(function: Callable[..., Awaitable[T]], *args: object) -> T:
-    """Do what ``trio.run`` does, for a function that SIGTERM cancels unless it receives the signal itself.
+    """Run a function as ``trio.run`` does. SIGTERM cancels it, unless the function receives the signal itself.
 
     Raises:
-        TerminatedError: SIGTERM came.
-        BaseException: What the function raised.
+        TerminatedError: SIGTERM arrived.
+        BaseException: The function raised it.
     """
-    # Those that come while Trio starts or ends.
+    # Signals that arrive while Trio starts or ends.
     missed: list[object] = []
     with _handling(lambda *_: missed.append(None)):
         result = trio.run(_until_sigterm, function, args, missed)
@@ -56,7 +56,7 @@ async def _until_sigterm(function: Callable[..., Awaitable[T]], args: tuple[obje
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
         _raise_if(missed)
         try:
-            # Within the receiver: whoever still waited for a signal when it closes would end in an error.
+            # Inside the receiver: a task that still waits for a signal when the receiver closes gets an error.
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_cancel_at_first, signals, nursery.cancel_scope)
                 results.append(await function(*args))

@@ -1,4 +1,4 @@
-"""``transfers``: what a store's journal holds, and settling a transfer in doubt from the shell."""
+"""``transfers``: lists the transfers in a store, and settles those in doubt."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["transfers"]
 
 EXAMPLES = """
   trio-ledger-plugin transfers wallet.db                       all transfers, and the totals
-  trio-ledger-plugin transfers wallet.db --state in_doubt      those that somebody has to look into
+  trio-ledger-plugin transfers wallet.db --state in_doubt      those that an operator has to settle
   trio-ledger-plugin transfers wallet.db --confirm KEY         the peer has applied it
   trio-ledger-plugin transfers wallet.db --reject KEY          the peer has not, and never will
 """
@@ -42,22 +42,22 @@ DIRECTIONS = click.Choice([direction.value for direction in TransferDirection])
 @click.command(
     cls=Command,
     epilog=epilog(EXAMPLES, *COMMON, *ENDED),
-    short_help="What a store's journal holds; settle a doubt.",
+    short_help="List a store's transfers; settle those in doubt.",
 )
 @click.argument("db", type=click.Path(exists=True, dir_okay=False))
 @click.option("--ledger", default="main", show_default=True, help="The plugin's ledger_id.")
-@click.option("--account", help="Only this account, of a server of many.")
+@click.option("--account", help="Only this account of a server with many.")
 @click.option("--state", type=STATES, help="Only transfers in this state.")
-@click.option("--direction", type=DIRECTIONS, help="Only transfers that go out, or come in.")
+@click.option("--direction", type=DIRECTIONS, help="Only outgoing or incoming transfers.")
 @click.option("--confirm", metavar="KEY", help="Settle a transfer in doubt: the peer has applied it.")
 @click.option("--reject", metavar="KEY", help="Settle a transfer in doubt: the peer has not applied it.")
-@click.option("--reset-level", is_flag=True, help="Let money go without keys (PLAIN) to a peer that had them (KEYED).")
+@click.option("--reset-level", is_flag=True, help="Allow money without keys (PLAIN) to a peer that had them (KEYED).")
 @json_option
 def transfers(db: str, ledger: str, account: str | None, as_json: bool, **choices: Any) -> int:  # noqa: ANN401 (click's)
     """List the transfers in a store, or settle one that is in doubt.
 
-    DB is the file that open_sqlite_store() was given. Listing works while a program has it open; settling does not:
-    stop that program, or have it use plugin.transfers.
+    DB is the file of open_sqlite_store(). Listing works while a program has it open; settling does not: stop that
+    program, or have it use plugin.transfers.
     """
     actions = [name for name in ("confirm", "reject", "reset_level") if choices[name]]
     if len(actions) > 1:
@@ -81,24 +81,24 @@ def _wanted(account: str | None, direction: str | None, state: str | None) -> tu
 
 
 class _Journal:
-    """A journal that is only read."""
+    """Reads a journal."""
 
     def __init__(self, journal: Journal, connection: sqlite3.Connection) -> None:
         self._journal = journal
         self._connection = connection
 
     def check_ledger(self) -> None:
-        """Check that a ledger with rows is asked for, where there are any.
+        """Check that the file has rows of the ledger, if it has rows at all.
 
         Raises:
-            click.UsageError: It is another; the text names those that there are.
+            click.UsageError: It has rows of other ledgers only; the text names them.
         """
         ledgers = self._read(ledgers_in)
         if ledgers and self._journal.ledger not in ledgers:
             names = ", ".join(map(repr, ledgers))
             raise click.UsageError(f"this file has no ledger {self._journal.ledger!r}; --ledger takes one of: {names}")
 
-    def entries(self, account: str | None, *wanted: Any) -> Iterator[JournalEntry]:  # noqa: ANN401 (page() tells)
+    def entries(self, account: str | None, *wanted: Any) -> Iterator[JournalEntry]:  # noqa: ANN401 (as page() has them)
         after = 0
         while page := self._read(self._journal.page, account, *wanted, after):
             yield from page
@@ -108,7 +108,7 @@ class _Journal:
         totals: Totals = self._read(self._journal.totals, account)
         return totals
 
-    def _read(self, method: Callable[..., Any], *args: object) -> Any:  # noqa: ANN401 (the method's own)
+    def _read(self, method: Callable[..., Any], *args: object) -> Any:  # noqa: ANN401 (as the method has it)
         try:
             return method(self._connection, *args)
         except sqlite3.OperationalError as error:
@@ -153,16 +153,16 @@ def _as_json(entry: JournalEntry) -> dict[str, str | None]:
 
 
 async def _settle(db: str, journal: Journal, account: str, action: str, key: str) -> str:
-    """Do what is asked for, in the store of a program that does not run."""
+    """Settle in a store that no program has open."""
     async with open_sqlite_store(db) as store:
         if action == "reset_level":
             await store.transaction(lambda connection: journal.reset_level(connection, account))
-            return "money may go without keys (PLAIN) to this peer again; what it has not answered is in doubt"
+            return "money may be sent to this peer without keys (PLAIN) again; unanswered transfers are in doubt"
         settle = journal.confirm if action == "confirm" else journal.reject
         try:
             await store.transaction(lambda connection: settle(connection, account, key))
         except TransferNotFoundError as error:
-            text = f"{one_line(error)}; without --{action} the keys are listed, and the account of each"
+            text = f"{one_line(error)}; without --{action} this command lists the keys, each with its account"
             raise click.ClickException(text) from error
         except LedgerPluginError as error:
             raise click.ClickException(one_line(error)) from error
