@@ -82,7 +82,7 @@ async def test_echo_answers_and_takes_money():
 @posix
 async def test_ilp_ping_tells_a_fulfillment_from_everything_else():
     assert re.fullmatch(r"fulfilled in \d+\.\d ms\n", await run("ilp_ping.py"))
-    answers = {"fulfill": "fulfilled in ", "reject": "rejected: F02 ", "echo": "that is no answer"}
+    answers = {"fulfill": "fulfilled in ", "reject": "rejected: F02 ", "echo": "not an answer"}
     for reply, shown in answers.items():
         async with serving("--reply", reply, TRIO_LEDGER_PLUGIN_SECRET="t0ken") as server:
             port = await server.wait_for(r"127\.0\.0\.1:(\d+)")

@@ -250,7 +250,7 @@ async def test_limits_are_options_of_both_and_are_checked() -> None:
 
 @pytest.mark.parametrize("wrong", [{"lose": -0.1}, {"lose": 0.5, "double": 0.6}, {"max_delay": -1.0}])
 async def test_wrong_odds_are_refused(wrong: Any) -> None:
-    with pytest.raises(ValueError, match="parts of one whole"):
+    with pytest.raises(ValueError, match="sum of at most 1"):
         RandomDelivery(**wrong)
 
 

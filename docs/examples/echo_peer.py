@@ -1,6 +1,6 @@
-"""A peer that answers every request with what it was asked, and shows who comes and goes.
+"""A peer that answers every request with the same bytes, and shows when clients connect and disconnect.
 
-python echo_peer.py [PORT]      waits for a client at PORT, 7768 unless given; Ctrl-C ends it
+python echo_peer.py [PORT]      listens for a client on PORT, 7768 by default; Ctrl-C ends it
 
 A client to try it with: trio-ledger-plugin ping 'btp+ws://:open sesame@localhost:7768'
 """

@@ -1,7 +1,7 @@
-"""Ask for a fulfillment and check it: one ILP packet there, its answer back.
+"""Send one ILP Prepare and check the fulfillment in the answer.
 
-python ilp_ping.py         asks a peer within this program
-python ilp_ping.py URL     asks the peer at URL, such as one that `trio-ledger-plugin serve --reply fulfill` runs
+python ilp_ping.py         asks a peer in this program
+python ilp_ping.py URL     asks the peer at URL, such as `trio-ledger-plugin serve --reply fulfill`
 """
 
 import hashlib
@@ -15,12 +15,12 @@ from trio_ledger_plugin.codec import ilp
 
 
 def preimage(data: bytes) -> bytes:
-    """Both ends know it without having met: it is the digest of the packet's data."""
+    """Return the digest of the packet's data, which both ends can compute."""
     return hashlib.sha256(data).digest()
 
 
 async def fulfill(data: bytes) -> bytes:
-    """Answer a Prepare with the preimage of its condition; the peer within this program does."""
+    """Answer a Prepare with the preimage of its condition, as the peer in this program does."""
     try:
         prepare = ilp.decode(data)
         assert isinstance(prepare, ilp.Prepare)
@@ -47,7 +47,7 @@ async def ping(plugin: LedgerPlugin) -> None:
         case ilp.Reject():
             print(f"rejected: {answer.code} {answer.message}")
         case _:
-            print("that is no answer: the peer sent a Prepare")
+            print("not an answer: the peer sent a Prepare")
 
 
 async def main(url: str | None) -> None:

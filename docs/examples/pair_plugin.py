@@ -1,4 +1,4 @@
-"""No program: a plugin of one's own over a connected socket, such as an end of a socketpair. A line is a JSON array."""
+"""A plugin over a connected socket, such as one end of a socketpair. Each line is a JSON array."""
 
 import json
 import socket
@@ -27,7 +27,7 @@ class PairPlugin(ExchangePlugin):
     async def run_connection(self, *, task_status: trio.TaskStatus[None]) -> None:
         if hasattr(self, "_lines"):
             raise UnreachableError("its socket is closed, and a socketpair cannot be dialed again")
-        # Room for every call in flight and every reply: nobody waits for it.
+        # Room for every call in flight and every reply, so that sending never waits.
         self._lines, lines = trio.open_memory_channel[bytes](2 * self.options.max_in_flight)
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(socket.socket(fileno=self.options.fd)))
         async with stream, trio.open_nursery() as nursery:
@@ -73,7 +73,7 @@ class PairPlugin(ExchangePlugin):
 
 
 async def _write(stream: trio.SocketStream, lines: trio.MemoryReceiveChannel[bytes]) -> None:
-    """Write whole lines, in one task: a caller that is cancelled tears none."""
-    with suppress(trio.BrokenResourceError):  # the reader finds out as well
+    """Write whole lines in one task, so that a cancelled caller cannot write half a line."""
+    with suppress(trio.BrokenResourceError):  # the reader notices too
         async for line in lines:
             await stream.send_all(line)

@@ -1,9 +1,9 @@
-"""Two programs that settle a debt: whichever is killed, and whenever, every payment counts once.
+"""Two programs that settle a debt. Either may be killed at any time; every payment counts once.
 
-python settle.py receive DB [PORT]         is paid; DB is the file of its store
+python settle.py receive DB [PORT]         receives money; DB is the file of its store
 python settle.py pay DB COUNT [PORT]       pays COUNT bills of 10, then ends; run it again after a kill
 
-The bills are named bill-1, bill-2 and so on. A name that was paid before is not paid again.
+The bills are named bill-1, bill-2 and so on. A bill that was paid before is not paid again.
 """
 
 import sys
@@ -37,14 +37,14 @@ async def pay(path: str, count: int, port: int) -> None:
 
 
 async def pay_bill(plugin: LedgerPlugin, key: str) -> None:
-    """Pay until it is acknowledged: under one key that cannot pay twice."""
+    """Pay until it is acknowledged. The key keeps it from being paid twice."""
     while True:
         try:
             await plugin.send_money(10, idempotency_key=key)
         except NotConnectedError:
             await plugin.wait_connected()
         except TransferInDoubtError as error:
-            print(error, flush=True)  # the journal goes on with it; ask again
+            print(error, flush=True)  # the journal keeps trying; ask again
         else:
             return
 

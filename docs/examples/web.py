@@ -1,7 +1,7 @@
 """A web application on quart-trio and Hypercorn that embeds a server of many accounts.
 
-python web.py [WEB-PORT [BTP-PORT]]     ports 8000 and 7768 unless given; Ctrl-C ends both
-curl localhost:8000/accounts            tells who is connected
+python web.py [WEB-PORT [BTP-PORT]]     ports 8000 and 7768 by default; Ctrl-C ends both
+curl localhost:8000/accounts            shows the connected accounts
 
 The plugin's tasks run in the application's nursery, from before the first web request until after the last one.
 """
@@ -51,7 +51,7 @@ def make_app(btp_port: int) -> QuartTrio:
 
     @app.post("/accounts/<name>/ask/<text>")
     async def ask(name: str, text: str):
-        """Send a request to an account's client, and show its answer."""
+        """Send a request to an account's client, and return its answer."""
         try:
             answer = await server().account(name).send_data(text.encode())
         except LedgerPluginError as error:

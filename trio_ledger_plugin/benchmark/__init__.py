@@ -1,1 +1,1 @@
-"""Measures plugins: an end a process, alternating rounds in one run, ratios of medians."""
+"""Measures plugins: one process for each end, alternating rounds, medians of ratios."""

@@ -1,8 +1,8 @@
-"""One end of a measurement, run as a process of its own.
+"""One end of a measurement, which runs as its own process.
 
-``server`` echoes what it gets and prints ``{"port"}``; when its stdin ends it prints ``{"cpu_seconds"}`` and ends.
-``client`` keeps so many calls in flight until so many were answered, and prints one line of JSON. ``floor-server`` and
-``floor-client`` do the same as a bare Trio echo, one call at a time: the limit of what a plugin could reach.
+``server`` prints ``{"port"}`` and echoes requests; at the end of its stdin it prints ``{"cpu_seconds"}`` and exits.
+``client`` keeps a number of calls in flight until all calls are answered, and prints one line of JSON. ``floor-server``
+and ``floor-client`` do the same with a bare Trio echo, one call at a time: the limit of what a plugin can reach.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..opening import open_plugin
 
 __all__ = ["main"]
 
-TOKEN = "bench"  # noqa: S105 (both ends are this process's siblings on the loopback interface)
+TOKEN = "bench"  # noqa: S105 (both ends run on this machine)
 FLOOR_OVERHEAD = 26
 
 
@@ -35,7 +35,7 @@ def _print(**result: object) -> None:
         sys.stdout.write(json.dumps(result) + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever measures was ended. At once: Python would complain of the pipe once more.
+        # The process that measures has ended. A normal exit would report the broken pipe again.
         os._exit(1)
 
 
@@ -57,13 +57,13 @@ async def _load(url: str, calls: int, in_flight: int, size: int, warmup: int) ->
         latencies: list[float] = []
         left = 0
 
-        async def lane() -> None:
+        async def caller() -> None:
             nonlocal left
             while left > 0:
                 left -= 1
                 sent = time.perf_counter()
                 if await plugin.send_data(request) != request:
-                    raise RuntimeError("an answer came back changed")
+                    raise RuntimeError("an answer is not its request")
                 latencies.append(time.perf_counter() - sent)
 
         async def run(count: int) -> None:
@@ -71,7 +71,7 @@ async def _load(url: str, calls: int, in_flight: int, size: int, warmup: int) ->
             left = count
             async with trio.open_nursery() as nursery:
                 for _ in range(min(in_flight, count)):
-                    nursery.start_soon(lane)
+                    nursery.start_soon(caller)
 
         await run(warmup)
         latencies.clear()
@@ -135,7 +135,7 @@ async def _load_floor(port: int, calls: int, size: int, warmup: int) -> None:
 
 
 def main() -> None:
-    """Be the end that the arguments ask for."""
+    """Run the end that the arguments name."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("end", choices=["server", "client", "floor-server", "floor-client"])
     parser.add_argument("--url", default="")
@@ -157,6 +157,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # Ctrl-C reaches all processes in front of a terminal; the one that started this has the word.
+    # Ctrl-C reaches all processes of a terminal; the process that started this one reports it.
     with suppress(KeyboardInterrupt):
         main()

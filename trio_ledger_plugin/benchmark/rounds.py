@@ -1,7 +1,7 @@
-"""Alternating rounds of measurements, and what is made of them.
+"""Alternating rounds of measurements, and the ratios between them.
 
-The machine is never quiet, so single rates mean little. Every pairing of ends is measured in every round, one after
-the other, and what counts is the median of the ratios within the rounds.
+Other programs disturb single rates. So every round measures every pairing of ends, one after the other, and the result
+is the median of the ratios within the rounds.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Case:
     Attributes:
         in_flight: Calls in flight at any time.
         size: Bytes of a request and of its response.
-        calls: Calls that are measured.
+        calls: The number of measured calls.
     """
 
     in_flight: int
@@ -43,7 +43,7 @@ class Case:
 
 @frozen
 class Result:
-    """What one pairing did in one round.
+    """The result of one pairing in one round.
 
     Attributes:
         pairing: The name of the pairing.
@@ -65,7 +65,7 @@ class Result:
         return float(self.client["rate"])
 
     def as_json(self) -> dict[str, Any]:
-        """Return the result in parts that JSON knows."""
+        """Return the result as values of JSON."""
         return asdict(self)
 
 
@@ -73,7 +73,7 @@ def measure(client: Sequence[str], server: Sequence[str], case: Case, *, floor: 
     """Run one client process against one server process.
 
     Returns:
-        What the two reported.
+        The reports of the two.
 
     Raises:
         RuntimeError: A process failed or took too long.
@@ -87,35 +87,35 @@ def measure(client: Sequence[str], server: Sequence[str], case: Case, *, floor: 
         where = ["--port", str(port)] if floor else ["--url", f"btp+ws://bench:bench@127.0.0.1:{port}"]
         asking = _start(stack, [*client, f"{prefix}client", *where, *_load_of(case)], stderr=subprocess.PIPE)
         try:
-            told, complaint = asking.communicate(timeout=DEADLINE)
+            output, complaint = asking.communicate(timeout=DEADLINE)
         except subprocess.TimeoutExpired as error:
             raise RuntimeError(f"{client[-1]} took longer than {DEADLINE:g} s") from error
         if asking.returncode:
             raise RuntimeError(f"{client[-1]} failed: {complaint.strip()[-400:]}")
         with suppress(BrokenPipeError):
             serving.stdin.close()
-        return json.loads(told), json.loads(serving.stdout.readline() or "{}")
+        return json.loads(output), json.loads(serving.stdout.readline() or "{}")
 
 
 def _start(
     stack: ExitStack, command: Sequence[str], *, stdin: int | None = None, stderr: int | None = None
 ) -> subprocess.Popen[str]:
     """Start a process that ends with the stack."""
-    came: list[int] = []
-    # A handler that raises while a process starts would leave it to nobody.
+    received: list[int] = []
+    # If a signal handler raised during Popen, the process would run on without an owner.
     numbers = signal.SIGINT, signal.SIGTERM
-    before = [signal.signal(number, lambda number, _: came.append(number)) for number in numbers]
+    before = [signal.signal(number, lambda number, _: received.append(number)) for number in numbers]
     try:
         process = stack.enter_context(
-            subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr, text=True)  # noqa: S603 (the caller's)
+            subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr, text=True)  # noqa: S603 (the caller gives it)
         )
-        # After Ctrl-C a Popen does not wait by itself, and what was killed may outlive its parent for a moment.
+        # After Ctrl-C a Popen does not wait by itself, and a killed process may outlive its parent for a moment.
         stack.callback(process.wait)
         stack.callback(process.kill)
     finally:
         for caught, handler in zip(numbers, before, strict=True):
             signal.signal(caught, handler)
-    for number in came:
+    for number in received:
         signal.raise_signal(number)
     return process
 
@@ -135,11 +135,11 @@ def run_rounds(
     """Measure every pairing in every case, round after round.
 
     Args:
-        pairings: The client's and the server's command, by name; the name ``FLOOR`` stands for a bare Trio echo and
-            is measured one call at a time only.
+        pairings: The commands of client and server, by name. The name ``FLOOR`` means a bare Trio echo, which is
+            measured only with one call at a time.
         cases: The loads.
-        rounds: How often each is measured.
-        on_result: Told of each result as it comes.
+        rounds: How often to measure each.
+        on_result: Called with each result as it comes.
     """
     results: list[Result] = []
     for case in cases:
@@ -147,8 +147,8 @@ def run_rounds(
             for name, (client, server) in pairings.items():
                 if not is_measured(case, name):
                     continue
-                told, served = measure(client, server, case, floor=name == FLOOR)
-                results.append(Result(name, number, case, told, served))
+                asked, served = measure(client, server, case, floor=name == FLOOR)
+                results.append(Result(name, number, case, asked, served))
                 on_result(results[-1])
     return results
 
@@ -159,7 +159,7 @@ def is_measured(case: Case, pairing: str) -> bool:
 
 
 def ratio(results: Sequence[Result], case: Case, ours: str, other: str) -> float:
-    """Return the median over the rounds of one pairing's rate to another's."""
+    """Return the median over the rounds of the ratio between two pairings' rates."""
     rates = {(result.pairing, result.round): result.rate for result in results if result.case == case}
     rounds = sorted({number for name, number in rates if name == ours})
     return median(rates[ours, number] / rates[other, number] for number in rounds)

@@ -1,1 +1,1 @@
-"""What is above every plugin: configuration and routing of the Interledger Protocol."""
+"""The Interledger Protocol above plugins: configuration and routing."""

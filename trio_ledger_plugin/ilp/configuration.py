@@ -1,4 +1,4 @@
-"""Asking the peer for one's own ILP address and asset (RFC-0031)."""
+"""Asks the peer for this end's ILP address and asset (RFC-0031)."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ async def fetch_ildcp(plugin: LedgerPlugin) -> IldcpResponse:
 
     Raises:
         RemoteError: The peer rejected the request; ``code`` is the ILP error code of its Reject.
-        DecodeError: The answer is no ILDCP response.
-        LedgerPluginError: As ``LedgerPlugin.send_data`` tells.
+        DecodeError: The answer is not an ILDCP response.
+        LedgerPluginError: As ``LedgerPlugin.send_data`` raises it.
 
     Cancellation: Safe at any time.
     """
-    from ..codec import ildcp  # noqa: PLC0415 (a tenth of this package's import time, for those who ask)
+    from ..codec import ildcp  # noqa: PLC0415 (a tenth of this package's import time, which few programs need)
 
     return read_ildcp_answer(await plugin.send_data(ildcp.encode(ildcp.IldcpRequest())))
 
 
 def read_ildcp_answer(answer: bytes) -> IldcpResponse:
-    """Return what the answer to an ILDCP request says.
+    """Return the ILDCP response in an answer.
 
     Raises:
         RemoteError: It is a Reject.
-        DecodeError: It is no ILDCP response.
+        DecodeError: It is not an ILDCP response.
     """
     from ..codec import ildcp, ilp  # noqa: PLC0415 (as above)
 

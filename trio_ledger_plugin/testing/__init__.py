@@ -1,4 +1,4 @@
-"""For the tests of plugins, and of what is built on them: checks, peers and networks that do what a test says."""
+"""For tests of plugins and of programs that use them: checks, peers and networks that do what a test says."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What can befall a connection, and when: by hand, by a schedule, or at random from a seed.
+"""Faults of a connection: by hand, by a schedule, or at random from a seed.
 
-The law of this module: what befalls a connection depends on its number and on its bytes alone, never on how the tasks
-of a test take turns, so that a seed tells the same story each time.
+Invariant: the faults of a connection depend only on its number and its bytes, never on the order in which a test's
+tasks run, so a seed always gives the same faults.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Final, TypeAlias
 
 from attrs import field, frozen
 
-__all__ = ["Direction", "Fault", "FaultKind", "Faults", "RandomFaults"]
+__all__ = ["Direction", "Fault", "FaultKind", "Faults", "RandomFaults", "as_seed"]
 
-# The largest piece and the largest range of bytes that a random fault has.
+# The largest piece and the largest range of bytes of a random fault.
 MOST_RANDOM_BYTES: Final = 64
 
 
@@ -24,7 +24,7 @@ class Direction(Enum):
     """Which way bytes go.
 
     Attributes:
-        TO_TARGET: From the one who connected to the target.
+        TO_TARGET: From the end that connected to the target.
         FROM_TARGET: Back.
     """
 
@@ -33,13 +33,13 @@ class Direction(Enum):
 
 
 class FaultKind(Enum):
-    """What can befall a connection.
+    """What can happen to a connection.
 
     Attributes:
         CUT: Both sides are closed.
         RESET: Both sides are closed with a TCP reset, where they are sockets.
-        STALL: Nothing is passed on for ``seconds``; what comes meanwhile is held, and is passed on then.
-        DELAY: From here on, all that comes is held for ``seconds`` before it is passed on.
+        STALL: Nothing is passed on for ``seconds``; bytes that arrive meanwhile are passed on afterwards.
+        DELAY: From here on, bytes are held for ``seconds`` before they are passed on.
         SLICE: From here on, bytes are passed on in pieces of ``size``.
         DROP: The next ``size`` bytes are not passed on.
         DUPLICATE: The next ``size`` bytes are passed on twice.
@@ -60,15 +60,15 @@ class Fault:
 
     Attributes:
         kind: What happens.
-        direction: To which bytes; and whose bytes ``at_byte`` counts. A cut and a reset end both directions.
-        at_byte: How many bytes come first; 0 is before the first.
-        after: How many seconds the connection lasts first.
-        connection: The number of the connection that it befalls, counted from 0; None befalls every one.
-        size: Of a slice, or how many bytes are dropped or duplicated.
-        seconds: How long a stall or a delay lasts; a stall that lasts ``math.inf`` ends with ``resume()``.
+        direction: The direction of the fault, whose bytes ``at_byte`` counts. A cut and a reset end both directions.
+        at_byte: The fault happens after this many bytes; 0 is before the first.
+        after: The fault happens this many seconds after the connection opened.
+        connection: The number of the connection, counted from 0; None means every connection.
+        size: The size of slices, or how many bytes are dropped or duplicated.
+        seconds: How long a stall or a delay lasts; a stall of ``math.inf`` ends with ``resume()``.
 
     Raises:
-        ValueError: Not exactly one of ``at_byte`` and ``after`` is given, or a number is out of its range.
+        ValueError: Not exactly one of ``at_byte`` and ``after`` is given, or a number is out of range.
     """
 
     kind: FaultKind
@@ -88,7 +88,8 @@ class Fault:
             raise ValueError("a delay needs its seconds; what lasts until resume() is a stall")
 
 
-def _as_seed(seed: int | None) -> int:
+def as_seed(seed: int | None) -> int:
+    """Return a seed; a new one for None."""
     return Random().getrandbits(32) if seed is None else seed  # noqa: S311 (no secret)
 
 
@@ -97,16 +98,16 @@ class RandomFaults:
     """Faults at random: the same seed gives the n-th connection the same faults at the same bytes.
 
     Attributes:
-        seed: Where the randomness comes from; None takes one that nobody has chosen.
+        seed: The seed of the random numbers; None takes a new one.
         mean_bytes: How many bytes pass in a direction between two faults, on average.
-        kinds: What may happen. By default what networks do; they do not drop or duplicate bytes within a connection.
+        kinds: The kinds of faults. By default those of networks, which do not drop or duplicate bytes in a connection.
         max_seconds: The longest stall or delay.
 
     Raises:
-        ValueError: A number is out of its range, or there are no kinds.
+        ValueError: A number is out of range, or there are no kinds.
     """
 
-    seed: int = field(default=None, converter=_as_seed)
+    seed: int = field(default=None, converter=as_seed)
     mean_bytes: float = 64 * 1024
     kinds: tuple[FaultKind, ...] = (
         FaultKind.CUT,
@@ -122,8 +123,8 @@ class RandomFaults:
             raise ValueError("mean_bytes is 1 at least, max_seconds is finite, and one kind is needed")
 
     def draw(self, connection: int, direction: Direction) -> Iterator[Fault]:
-        """Give the faults of one direction of a connection, in order and without end."""
-        random = Random(f"{self.seed}/{connection}/{direction.value}")  # noqa: S311 (to be repeated)
+        """Yield the faults of one direction of a connection in order, without end."""
+        random = Random(f"{self.seed}/{connection}/{direction.value}")  # noqa: S311 (must be repeatable)
         at_byte = 0
         while True:
             at_byte += 1 + int(random.expovariate(1 / self.mean_bytes))

@@ -1,9 +1,9 @@
-"""Two loopback plugins between which requests, transfers and replies get lost, late, doubled and out of order.
+"""Two loopback plugins between which requests, transfers and replies are lost, delayed, duplicated and reordered.
 
-There is no network and no thread in it, so that Trio's ``MockClock`` makes hours of it pass at once.
+It uses no network and no threads, so with Trio's ``MockClock`` hours pass at once.
 
-The law of this module: what befalls a parcel depends on what it is and on how many like it came before, never on how
-the tasks of a test take turns, so that a seed tells the same story each time.
+Invariant: the delivery of a message depends only on its content and on how many equal ones came before, never on the
+order in which a test's tasks run, so a seed always gives the same deliveries.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ..loopback import LoopbackOptions, LoopbackPlugin
 from ..runtime.tasks import unwrap_group
 from ..services import PluginServices
 from ..transfer import MoneyLevel, Transfer
+from .faults import as_seed
 
 if TYPE_CHECKING:
     from ..plugin import LedgerPlugin
@@ -43,12 +44,12 @@ __all__ = [
 
 
 class MessageKind(Enum):
-    """What goes between the two plugins.
+    """What the two plugins send.
 
     Attributes:
         REQUEST: A request of ``send_data``.
         TRANSFER: A transfer of ``send_money``.
-        REPLY: What answers one of them: a response, an acknowledgement or an error.
+        REPLY: The reply to one of them: a response, an acknowledgement or an error.
     """
 
     REQUEST = "request"
@@ -61,10 +62,10 @@ class Message:
     """Something on its way from one plugin to the other.
 
     Attributes:
-        kind: What it is.
-        sender: Which plugin has sent it: ``"first"`` or ``"second"``.
-        content: The request's data or the transfer's amount; of a reply, those of what it answers.
-        number: How many like it, in these three, came before.
+        kind: Its kind.
+        sender: The plugin that sent it: ``"first"`` or ``"second"``.
+        content: The data of the request or the amount of the transfer; of a reply, those of the request or transfer.
+        number: How many messages equal in these three came before.
     """
 
     kind: MessageKind
@@ -73,32 +74,28 @@ class Message:
     number: int
 
 
-# Tells after how many seconds each copy of a parcel arrives: (0.0,) at once, (3.0,) late, () never, (0.0, 2.0) twice.
+# Returns after how many seconds each copy arrives: (0.0,) is at once, (3.0,) late, () never, (0.0, 2.0) twice.
 Fates: TypeAlias = Callable[[Message], Sequence[float]]
-
-
-def _as_seed(seed: int | None) -> int:
-    return Random().getrandbits(32) if seed is None else seed  # noqa: S311 (no secret)
 
 
 @frozen(kw_only=True)
 class RandomDelivery:
-    """Fates at random: the same seed gives the same parcels the same fates.
+    """Random deliveries: the same seed delivers the same messages in the same way.
 
-    Parcels that are late overtake each other: that is how they get out of order.
+    Delayed messages overtake each other, so the order changes too.
 
     Attributes:
-        seed: Where the randomness comes from; None takes one that nobody has chosen.
-        lose: The part of the parcels that is lost, 0 to 1.
-        double: The part that arrives twice, the second time late.
-        delay: The part that arrives late.
+        seed: The seed of the random numbers; None takes a new one.
+        lose: The fraction of messages that are lost, 0 to 1.
+        double: The fraction that arrive twice, the second time late.
+        delay: The fraction that arrive late.
         max_delay: The longest delay, in seconds.
 
     Raises:
-        ValueError: A number is out of its range.
+        ValueError: A number is out of range.
     """
 
-    seed: int = field(default=None, converter=_as_seed)
+    seed: int = field(default=None, converter=as_seed)
     lose: float = 0.05
     double: float = 0.05
     delay: float = 0.2
@@ -107,12 +104,14 @@ class RandomDelivery:
     def __attrs_post_init__(self) -> None:
         parts = (self.lose, self.double, self.delay)
         if min(parts) < 0 or sum(parts) > 1 or self.max_delay < 0:
-            raise ValueError("lose, double and delay are parts of one whole, and max_delay is 0 at least")
+            raise ValueError(
+                "lose, double and delay must be fractions with a sum of at most 1, and max_delay at least 0"
+            )
 
-    def __call__(self, parcel: Message) -> Sequence[float]:
-        """Return the parcel's fate."""
-        identity = f"{self.seed}/{parcel.kind.value}/{parcel.sender}/{parcel.content.hex()}/{parcel.number}"
-        random = Random(identity)  # noqa: S311 (to be repeated)
+    def __call__(self, message: Message) -> Sequence[float]:
+        """Return after how many seconds each copy arrives."""
+        identity = f"{self.seed}/{message.kind.value}/{message.sender}/{message.content.hex()}/{message.number}"
+        random = Random(identity)  # noqa: S311 (must be repeatable)
         draw, late = random.random(), random.uniform(0, self.max_delay)
         if draw < self.lose:
             return ()
@@ -127,8 +126,8 @@ ParcelKind = MessageKind
 RandomFates = RandomDelivery
 
 
-class _Carrier:
-    """Decides what befalls the parcels between two plugins, and remembers it."""
+class _Deliveries:
+    """Decides how each message is delivered, and records it."""
 
     def __init__(self, fates: Fates) -> None:
         self._fates = fates
@@ -138,8 +137,8 @@ class _Carrier:
 
     def request(self, sender: str, request_id: int, payload: bytes | Transfer) -> tuple[float, ...]:
         if isinstance(payload, Transfer):
-            fate = self._decide(MessageKind.TRANSFER, sender, payload.amount.encode(), request_id)
-            return fate if payload.level is MoneyLevel.KEYED else fate[:1]
+            times = self._decide(MessageKind.TRANSFER, sender, payload.amount.encode(), request_id)
+            return times if payload.level is MoneyLevel.KEYED else times[:1]
         return self._decide(MessageKind.REQUEST, sender, payload, request_id)
 
     def reply(self, sender: str, request_id: int) -> tuple[float, ...]:
@@ -147,42 +146,46 @@ class _Carrier:
 
     def _decide(self, kind: MessageKind, sender: str, content: bytes, request_id: int) -> tuple[float, ...]:
         self._contents[request_id] = content
-        parcel = Message(kind, sender, content, self._seen[kind, sender, content])
+        message = Message(kind, sender, content, self._seen[kind, sender, content])
         self._seen[kind, sender, content] += 1
-        fate = tuple(self._fates(parcel))
-        self.happened.append((parcel, fate))
-        return fate
+        times = tuple(self._fates(message))
+        self.happened.append((message, times))
+        return times
 
 
 class _FaultyPlugin(LoopbackPlugin):
-    """One of two plugins; what comes to it has been on its way."""
+    """One of the two plugins; messages reach it as the deliveries say."""
 
     def __init__(
-        self, carrier: _Carrier, sender: str, options: LoopbackOptions, services: PluginServices, nursery: trio.Nursery
+        self,
+        deliveries: _Deliveries,
+        sender: str,
+        options: LoopbackOptions,
+        services: PluginServices,
+        nursery: trio.Nursery,
     ) -> None:
         super().__init__(options, services, nursery)
-        self._carrier = carrier
-        # Who sends what comes here.
-        self._sender = sender
+        self._deliveries = deliveries
+        self._peer_name = sender
         self._meetings = 0
 
     def meet(self, peer: LoopbackPlugin) -> None:
-        """Be connected to the peer, perhaps again."""
+        """Connect to the peer."""
         self._meetings += 1
         super().meet(peer)
 
     def receive_request(self, number: int, request: bytes | Transfer) -> None:
-        """Take a request or transfer of the peer's, as often and as late as it arrives."""
+        """Receive a request or transfer, as often and as late as it arrives."""
         deliver = partial(super().receive_request, number, request)
-        self._deliver(deliver, self._carrier.request(self._sender, number, request))
+        self._deliver(deliver, self._deliveries.request(self._peer_name, number, request))
 
     def receive_reply(self, number: int, reply: Reply) -> None:
-        """Take the answer to a call of ours, as often and as late as it arrives."""
+        """Receive a reply, as often and as late as it arrives."""
         deliver = partial(super().receive_reply, number, reply)
-        self._deliver(deliver, self._carrier.reply(self._sender, number))
+        self._deliver(deliver, self._deliveries.reply(self._peer_name, number))
 
-    def _deliver(self, deliver: Callable[[], None], fate: tuple[float, ...]) -> None:
-        for seconds in fate:
+    def _deliver(self, deliver: Callable[[], None], times: tuple[float, ...]) -> None:
+        for seconds in times:
             if seconds > 0:
                 self.tasks.spawn(self._deliver_late, deliver, seconds, self._meetings)
             else:
@@ -190,19 +193,19 @@ class _FaultyPlugin(LoopbackPlugin):
 
     async def _deliver_late(self, deliver: Callable[[], None], seconds: float, meeting: int) -> None:
         await trio.sleep(seconds)
-        # What was on its way when the connection ended is lost with it.
+        # A message in transit when the connection ends is lost.
         if self._peer is not None and meeting == self._meetings:
             deliver()
 
 
 @frozen
 class FaultyLoopback:
-    """Two plugins that are peers, opened by ``open_faulty_loopback()``.
+    """Two plugins that are each other's peers, opened by ``open_faulty_loopback()``.
 
     Attributes:
         first: One of them.
         second: The other.
-        happened: Each parcel so far with its fate, in the order in which they were sent.
+        happened: Each message so far in the order of sending, with the times after which its copies arrive.
     """
 
     first: LedgerPlugin
@@ -218,18 +221,17 @@ async def open_faulty_loopback(
     peer_services: PluginServices | None = None,
     **limits: object,
 ) -> AsyncIterator[FaultyLoopback]:
-    """Open two loopback plugins that are peers, for the length of a block, and let faults befall what they send.
+    """Open two loopback plugins that are peers for the length of a block, with faults in what they send.
 
-    A request that arrives twice is served twice, as after a retry by whoever made it; so is a transfer at KEYED, which
-    its key makes harmless. A transfer at PLAIN never arrives twice: at most once is what is promised of it.
+    A request that arrives twice is served twice, as after a retry by the sender. So is a transfer at KEYED, which its
+    key makes harmless. A transfer at PLAIN never arrives twice: its promise is at most once.
 
     Args:
-        fates: A script: a function that returns, for a message, after how many seconds each copy of it arrives, and
-            nothing for a message that is lost. None is ``RandomDelivery()``, whose seed an error that leaves the block
-            has in a note.
-        services: What the first plugin is given.
-        peer_services: What the second is given. A store with a thread of its own, such as SQLite's, does not hold up
-            a ``MockClock``.
+        fates: A function that returns for a message after how many seconds each copy arrives; an empty sequence loses
+            it. None means ``RandomDelivery()``; an error that leaves the block has its seed in a note.
+        services: The services of the first plugin.
+        peer_services: The services of the second. A ``MockClock`` does not wait for a store with its own thread, such
+            as the SQLite store.
         limits: Options of both plugins (``PluginOptions``), by field name.
 
     Yields:
@@ -237,22 +239,22 @@ async def open_faulty_loopback(
 
     Raises:
         InvalidFieldsError: A limit is wrong.
-        PluginFailedError: One of them met a fatal error.
+        PluginFailedError: One of them had a fatal error.
 
     Cancellation: Closes both at once.
     """
     fates = fates or RandomDelivery()
-    carrier = _Carrier(fates)
+    deliveries = _Deliveries(fates)
     options = LoopbackOptions(name=f"faulty-{uuid4()}", **limits)  # type: ignore[arg-type]  # the options check them
     error: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
-            first = _FaultyPlugin(carrier, "second", options, services or PluginServices(), nursery)
-            second = _FaultyPlugin(carrier, "first", options, peer_services or PluginServices(), nursery)
+            first = _FaultyPlugin(deliveries, "second", options, services or PluginServices(), nursery)
+            second = _FaultyPlugin(deliveries, "first", options, peer_services or PluginServices(), nursery)
             for plugin in (first, second):
                 stack.push_async_callback(plugin.aclose)
                 await plugin.connect()
-            yield FaultyLoopback(first, second, carrier.happened)
+            yield FaultyLoopback(first, second, deliveries.happened)
     except BaseExceptionGroup as group:
         error = unwrap_group(group)
     if error is not None:

@@ -1,8 +1,7 @@
-"""A proxy that passes bytes on between two ends of a connection, until a fault is due.
+"""A proxy that passes bytes between the two ends of a connection, and injects faults.
 
-The law of this module: it never adds a byte, loses one or changes the order of bytes but by a fault that was asked
-for; and nothing of it outlives its block. An end that closes is closed at the other side as well, an end that breaks
-is broken there.
+Invariants: it adds, loses and reorders bytes only as a requested fault; and nothing of it outlives its block. When one
+end closes, the proxy closes the other side; when one end breaks, it breaks the other side.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ from .faults import Direction, Fault, FaultKind, Faults, RandomFaults
 __all__ = ["FaultProxy", "ProxiedConnection", "open_fault_proxy"]
 
 CHUNK: Final = 64 * 1024
-# With it a socket that is closed sends a reset.
+# A socket with this option sends a reset when it is closed.
 LINGER_ZERO: Final = struct.pack("HH" if sys.platform == "win32" else "ii", 1, 0)
 
 Target: TypeAlias = tuple[str, int] | Callable[[], Awaitable[trio.abc.Stream]]
 
 
-class _Lane:
+class _Flow:
     """One direction of a connection."""
 
     def __init__(self) -> None:
@@ -53,7 +52,7 @@ class _Lane:
         self._flowing.set()
 
     def apply(self, fault: Fault) -> None:
-        """Let a fault that does not end the connection take effect on what comes next."""
+        """Apply a fault that does not end the connection to the next bytes."""
         if fault.kind is FaultKind.STALL:
             self.stall(fault.seconds)
         elif fault.kind is FaultKind.DELAY:
@@ -72,7 +71,7 @@ class _Lane:
         due: Iterator[Fault],
         apply: Callable[[Fault], None],
     ) -> None:
-        """Pass on what comes until the source ends; apply each fault when its bytes have come."""
+        """Pass bytes until the source ends; apply each fault after its number of bytes."""
         at_end = False
         for fault in due:
             assert fault.at_byte is not None
@@ -89,7 +88,7 @@ class _Lane:
             await sink.aclose()
 
     async def _pass(self, source: trio.abc.Stream, sink: trio.abc.Stream, end: float) -> bool:
-        """Pass bytes on until so many have come; return whether the source ended first."""
+        """Pass bytes up to a total count; return whether the source ended first."""
         while self.passed < end:
             data = await source.receive_some(int(min(CHUNK, end - self.passed)))
             if not data:
@@ -99,7 +98,7 @@ class _Lane:
             for changed in self._changed(bytes(data)):
                 rest = changed
                 while rest:
-                    # The size of pieces may change while one is under way.
+                    # The size of pieces may change during the send.
                     piece, rest = rest[: self._piece], rest[self._piece :]
                     await sink.send_all(piece)
         return False
@@ -114,7 +113,7 @@ class _Lane:
                 self._flowing.set()
 
     def _changed(self, data: bytes) -> list[bytes]:
-        """Return what is passed on in the place of some bytes."""
+        """Return the pieces that replace some bytes."""
         dropped = min(self._to_drop, len(data))
         self._to_drop -= dropped
         data = data[dropped:]
@@ -133,42 +132,42 @@ class ProxiedConnection:
     """One connection through the proxy.
 
     Attributes:
-        number: Which one it is, counted from 0.
+        number: Its number, counted from 0.
         happened: The faults of the schedule that have taken effect, in order.
     """
 
     def __init__(self, number: int) -> None:
         self.number: int = number
         self.happened: list[Fault] = []
-        self._lanes = {direction: _Lane() for direction in Direction}
+        self._flows = {direction: _Flow() for direction in Direction}
         self._scope = trio.CancelScope()
         self._reset = False
 
     def bytes_passed(self, direction: Direction) -> int:
-        """Return how many bytes have come from one end, dropped ones included."""
-        return self._lanes[direction].passed
+        """Return how many bytes came in one direction, including dropped ones."""
+        return self._flows[direction].passed
 
     def cut(self) -> None:
-        """Close both sides, and lose what is on its way."""
+        """Close both sides; bytes in transit are lost."""
         self._scope.cancel()
 
     def reset(self) -> None:
-        """Close both sides with a TCP reset, where they are sockets."""
+        """Close both sides, with a TCP reset if they are sockets."""
         self._reset = True
         self._scope.cancel()
 
     def stall(self, direction: Direction | None = None) -> None:
-        """Pass nothing on, one way or both, until ``resume()``; the ends' being closed is not passed on either."""
-        for lane in self._chosen(direction):
-            lane.stall()
+        """Stop passing bytes, and the end of the stream, in one direction or both until ``resume()``."""
+        for flow in self._chosen(direction):
+            flow.stall()
 
     def resume(self, direction: Direction | None = None) -> None:
-        """End a stall, one way or both, and pass on what was held."""
-        for lane in self._chosen(direction):
-            lane.resume()
+        """End a stall in one direction or both, and pass the held bytes."""
+        for flow in self._chosen(direction):
+            flow.resume()
 
-    def _chosen(self, direction: Direction | None) -> list[_Lane]:
-        return list(self._lanes.values()) if direction is None else [self._lanes[direction]]
+    def _chosen(self, direction: Direction | None) -> list[_Flow]:
+        return list(self._flows.values()) if direction is None else [self._flows[direction]]
 
     def _apply(self, fault: Fault) -> None:
         self.happened.append(fault)
@@ -177,7 +176,7 @@ class ProxiedConnection:
         elif fault.kind is FaultKind.RESET:
             self.reset()
         else:
-            self._lanes[fault.direction].apply(fault)
+            self._flows[fault.direction].apply(fault)
 
     async def _run(
         self,
@@ -185,7 +184,7 @@ class ProxiedConnection:
         connect: Callable[[], Awaitable[trio.abc.Stream]],
         faults: tuple[Fault, ...] | RandomFaults,
     ) -> None:
-        """Pass bytes on until both ends have ended, one breaks, or a fault ends it; then close both."""
+        """Pass bytes until both ends have ended, one breaks, or a fault ends the connection; then close both."""
         async with AsyncExitStack() as ends:
             ends.push_async_callback(trio.aclose_forcefully, client)
             target: trio.abc.Stream | None = None
@@ -211,7 +210,7 @@ class ProxiedConnection:
             async with trio.open_nursery() as nursery:
                 for direction, (source, sink) in ways.items():
                     due = _due(faults, self.number, direction)
-                    nursery.start_soon(self._lanes[direction].run, source, sink, due, self._apply)
+                    nursery.start_soon(self._flows[direction].run, source, sink, due, self._apply)
             timers.cancel_scope.cancel()
 
     async def _apply_later(self, fault: Fault, seconds: float) -> None:
@@ -220,13 +219,13 @@ class ProxiedConnection:
 
 
 class FaultProxy:
-    """A proxy that was opened by ``open_fault_proxy()``.
+    """A proxy, opened by ``open_fault_proxy()``.
 
-    Its methods act at once, on every connection that is open.
+    Its methods act at once on every open connection.
 
     Attributes:
-        address: The host and the port to connect to; None where the proxy has no port.
-        seed: What random faults come from; None where there are none.
+        address: The host and port to connect to; None if the proxy has no port.
+        seed: The seed of the random faults; None if there are none.
     """
 
     def __init__(self, target: Target, faults: Faults) -> None:
@@ -240,7 +239,7 @@ class FaultProxy:
 
     @property
     def connections(self) -> tuple[ProxiedConnection, ...]:
-        """The connections that are open, oldest first."""
+        """The open connections, oldest first."""
         return tuple(self._connections.values())
 
     @property
@@ -249,32 +248,32 @@ class FaultProxy:
         return self._opened
 
     def cut(self) -> None:
-        """Close both sides of every connection, and lose what is on its way."""
+        """Close both sides of every connection; bytes in transit are lost."""
         for connection in self.connections:
             connection.cut()
 
     def reset(self) -> None:
-        """Close both sides of every connection with a TCP reset, where they are sockets."""
+        """Close both sides of every connection, with a TCP reset if they are sockets."""
         for connection in self.connections:
             connection.reset()
 
     def stall(self, direction: Direction | None = None) -> None:
-        """Pass nothing on, one way or both, until ``resume()``; new connections are stalled from their start."""
+        """Stop passing bytes in one direction or both until ``resume()``, on new connections too."""
         self._stalled |= set(Direction) if direction is None else {direction}
         for connection in self.connections:
             connection.stall(direction)
 
     def resume(self, direction: Direction | None = None) -> None:
-        """End every stall, one way or both, and pass on what was held."""
+        """End every stall in one direction or both, and pass the held bytes."""
         self._stalled -= set(Direction) if direction is None else {direction}
         for connection in self.connections:
             connection.resume(direction)
 
     async def serve_stream(self, stream: trio.abc.Stream) -> None:
-        """Pass on what comes over a stream, such as one end of a memory stream, until the connection has ended.
+        """Serve a client's stream, such as one end of a memory stream, until the connection has ended.
 
         Args:
-            stream: The client's connection; it is closed on return.
+            stream: The client's connection, which is closed on return.
 
         Cancellation: Both sides are closed at once.
         """
@@ -303,21 +302,21 @@ async def open_fault_proxy(
     host: str = "127.0.0.1",
     port: int | None = 0,
 ) -> AsyncIterator[FaultProxy]:
-    """Open a proxy to a target, for the length of a block, and let faults befall what goes through it.
+    """Open a proxy to a target for the length of a block, with faults in what passes through it.
 
     Args:
-        target: The host and the port that each connection is passed on to; or an async function that gives a stream
-            to the target, such as one end of a memory stream. Where it cannot be reached, whoever connects is reset.
+        target: The host and port to connect to; or an async function that returns a stream to the target, such as one
+            end of a memory stream. If the target cannot be reached, the client's connection is reset.
         faults: A schedule, or ``RandomFaults``. An error that leaves the block has the seed in a note.
         host: The address to listen on.
-        port: The TCP port; 0 takes a free one, which ``proxy.address`` tells. None opens none: connections are handed
-            over with ``serve_stream()``. Without sockets a ``MockClock`` can drive all.
+        port: The TCP port; 0 takes a free one, which is in ``proxy.address``. None opens no port: pass connections to
+            ``serve_stream()``. Without sockets a ``MockClock`` works.
 
     Yields:
         The proxy. At the end of the block its connections are closed at once.
 
     Raises:
-        OSError: The port cannot be listened at.
+        OSError: The proxy cannot listen on the port.
 
     Cancellation: Closes everything at once.
     """
@@ -329,7 +328,7 @@ async def open_fault_proxy(
                 listeners = await nursery.start(partial(trio.serve_tcp, proxy.serve_stream, port, host=host))
                 proxy.address = host, listeners[0].socket.getsockname()[1]
             yield proxy
-        except Exception as raised:  # noqa: BLE001 (raised again below, where the nursery makes no group of it)
+        except Exception as raised:  # noqa: BLE001 (raised again below, outside the nursery, which would make a group of it)
             error = raised
         nursery.cancel_scope.cancel()
     if error is not None:
@@ -339,15 +338,15 @@ async def open_fault_proxy(
 
 
 def _due(faults: tuple[Fault, ...] | RandomFaults, connection: int, direction: Direction) -> Iterator[Fault]:
-    """Give the faults of one direction of a connection that come at a byte, in order."""
+    """Return the faults of one direction of a connection that happen at a byte, in order."""
     if isinstance(faults, RandomFaults):
         return faults.draw(connection, direction)
-    mine = [
+    own = [
         (fault.at_byte, number, fault)
         for number, fault in enumerate(faults)
         if fault.at_byte is not None and fault.direction is direction and fault.connection in (None, connection)
     ]
-    return (fault for _, _, fault in sorted(mine, key=lambda entry: entry[:2]))
+    return (fault for _, _, fault in sorted(own, key=lambda entry: entry[:2]))
 
 
 def _reset_when_closed(stream: trio.abc.Stream | None) -> None:

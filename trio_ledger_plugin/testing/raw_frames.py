@@ -1,6 +1,6 @@
-"""WebSocket heads and frames (RFC 6455) written out by hand, right ones and wrong ones.
+"""WebSocket handshakes and frames (RFC 6455) as bytes, valid or not.
 
-The law of this module: what is asked for is written, whether the specification allows it or not.
+Invariant: the functions write what the arguments say, whether the specification allows it or not.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CLOSE: Final = 8
 PING: Final = 9
 PONG: Final = 10
 
-# What a client masks with here: the same each time, so that its bytes are known.
+# The mask of clients. It is constant, so that tests know the bytes.
 MASK: Final = bytes.fromhex("a1b2c3d4")
 ACCEPT_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
@@ -48,12 +48,12 @@ def write_frame(
     """Return the bytes of a frame (RFC 6455, section 5.2).
 
     Args:
-        payload: What is in it.
-        opcode: What it is: ``BINARY``, ``CLOSE`` and the like, or any number up to 15.
-        mask: Four bytes to mask with, as a client does; None masks nothing.
-        fin: Whether it is the last of its message.
+        payload: The payload, unmasked.
+        opcode: ``BINARY``, ``CLOSE`` and so on, or any number up to 15.
+        mask: The four bytes of a client's mask; None means no mask.
+        fin: Whether it is the last frame of its message.
         rsv: The reserved bits, 0 to 7.
-        form: How many bytes the length takes: 1, 2 or 8; None takes the fewest.
+        form: The size of the length field in bytes: 1, 2 or 8; None means the smallest.
     """
     size = len(payload)
     form = form or (1 if size < 126 else 2 if size < 65536 else 8)
@@ -69,7 +69,7 @@ def upgrade_request(*, origin: str | None = None) -> bytes:
     """Return a client's opening handshake.
 
     Args:
-        origin: The ``Origin`` header, as browsers send it.
+        origin: The ``Origin`` header, which browsers send.
     """
     lines = [
         "GET / HTTP/1.1",
@@ -87,27 +87,27 @@ def upgrade_response(request: bytes, *, status_line: str = "HTTP/1.1 101 Switchi
     """Return a server's answer to a client's opening handshake.
 
     Args:
-        request: The client's head; its key is answered.
-        status_line: Another one refuses the client.
+        request: The client's handshake, whose key the answer needs.
+        status_line: The status line; another one refuses the client.
     """
     key = next(line.split(b": ")[1] for line in request.split(b"\r\n") if line.lower().startswith(b"sec-websocket-key"))
-    accept = base64.b64encode(hashlib.sha1(key + ACCEPT_GUID).digest()).decode()  # noqa: S324 (as RFC 6455 has it)
+    accept = base64.b64encode(hashlib.sha1(key + ACCEPT_GUID).digest()).decode()  # noqa: S324 (RFC 6455 requires it)
     lines = [status_line, "Upgrade: websocket", "Connection: Upgrade", f"Sec-WebSocket-Accept: {accept}"]
     return "\r\n".join([*lines, "", ""]).encode()
 
 
 async def read_head(stream: trio.abc.ReceiveStream) -> bytes:
-    """Read an HTTP head byte by byte, so that what follows stays in the stream.
+    """Read an HTTP head byte by byte, so that the bytes after it stay in the stream.
 
     Raises:
         EOFError: The stream ended first.
 
-    Cancellation: What was read is lost.
+    Cancellation: The bytes read so far are lost.
     """
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         data = await stream.receive_some(1)
         if not data:
-            raise EOFError("the connection ended within its opening handshake")
+            raise EOFError("the connection ended during its opening handshake")
         head += data
     return head

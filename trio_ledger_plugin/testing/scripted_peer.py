@@ -1,7 +1,7 @@
-"""The other end of a BTP connection, each byte of which a test decides.
+"""A BTP peer that does what a test says.
 
-The law of this module: a scripted peer does nothing by itself, no pong, no answer and no closing handshake; and it
-takes nothing that the specifications forbid its other end to send.
+Invariant: a scripted peer sends nothing by itself: no pong, no answer and no closing handshake. It raises an error for
+everything that the specifications do not allow the other end to send.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from .raw_frames import BINARY, CLOSE, MASK, PING, PONG, read_head, upgrade_requ
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
-__all__ = ["ReceivedFrame", "ScriptError", "ScriptedPeer", "ilp_data", "open_scripted_server"]
+__all__ = ["ReceivedFrame", "ScriptError", "ScriptedPeer", "dial_stream", "ilp_data", "open_scripted_server"]
 
 PacketT = TypeVar("PacketT", bound=btp.Packet)
 
 
 class ScriptError(AssertionError):
-    """The other end did not do what the script expects, or what the specifications allow."""
+    """The other end did something that the script does not expect or the specifications do not allow."""
 
 
 class ReceivedFrame(NamedTuple):
     """A WebSocket frame that the other end sent.
 
     Attributes:
-        opcode: What it is: ``handwritten.BINARY``, ``CLOSE`` and the like.
-        payload: What is in it, unmasked.
+        opcode: ``raw_frames.BINARY``, ``CLOSE`` and so on.
+        payload: The payload, unmasked.
     """
 
     opcode: int
@@ -45,7 +45,7 @@ class ReceivedFrame(NamedTuple):
 
     @property
     def close_code(self) -> int:
-        """Why the other end closes, of a Close."""
+        """The status code of a Close."""
         assert self.opcode == CLOSE
         return int.from_bytes(self.payload[:2], "big")
 
@@ -53,16 +53,16 @@ class ReceivedFrame(NamedTuple):
 class ScriptedPeer:
     """One end of a BTP connection that does what a test says, frame by frame.
 
-    Made by ``connect()``, ``dial()`` or ``accept()``, which do the opening handshake, or directly on a stream that has
-    it behind it. The stream is any of Trio's: of a socket, or of memory, where a ``MockClock`` can drive all.
+    ``connect()``, ``dial()`` and ``accept()`` make one after the opening handshake. The constructor takes a stream that
+    has completed it. Any Trio stream will do; with memory streams a ``MockClock`` works.
 
     Args:
         stream: The connection.
-        client: Whether this is the end that dialed, which masks its frames.
+        client: Whether this is the client, which masks its frames.
 
     Attributes:
         stream: The connection.
-        mask: What frames are masked with; None for a server.
+        mask: The mask of its frames; None for a server.
     """
 
     def __init__(self, stream: trio.abc.Stream, *, client: bool) -> None:
@@ -75,7 +75,7 @@ class ScriptedPeer:
 
     @classmethod
     async def connect(cls, stream: trio.abc.Stream) -> Self:
-        """Do a client's opening handshake over a stream to a server.
+        """Perform a client's opening handshake over a stream to a server.
 
         Raises:
             ScriptError: The server refuses.
@@ -91,19 +91,18 @@ class ScriptedPeer:
 
     @classmethod
     async def dial(cls, address: str) -> Self:
-        """Connect to a listener over TCP, and do the opening handshake.
+        """Connect to a listener over TCP, and perform the opening handshake.
 
         Args:
-            address: The listener's, as ``plugin.address`` has it.
+            address: The listener's ``plugin.address``.
 
         Raises:
-            OSError: Nobody listens there.
+            OSError: Nothing listens there.
             ScriptError: The server refuses.
 
         Cancellation: The connection is closed.
         """
-        url = urlsplit(address)
-        stream = await trio.open_tcp_stream(url.hostname or "", url.port or 0)
+        stream = await dial_stream(address)
         try:
             return await cls.connect(stream)
         except BaseException:
@@ -112,7 +111,7 @@ class ScriptedPeer:
 
     @classmethod
     async def accept(cls, stream: trio.abc.Stream) -> Self:
-        """Do a server's opening handshake over a stream from a client.
+        """Perform a server's opening handshake over a stream from a client.
 
         Raises:
             EOFError: The connection ended.
@@ -127,11 +126,11 @@ class ScriptedPeer:
     def frame(
         self, payload: bytes = b"", opcode: int = BINARY, *, fin: bool = True, rsv: int = 0, form: int | None = None
     ) -> bytes:
-        """Return the bytes of a frame of this end's; ``handwritten.write_frame`` tells the arguments."""
+        """Return the bytes of a frame from this end; for the arguments see ``raw_frames.write_frame``."""
         return write_frame(payload, opcode, mask=self.mask, fin=fin, rsv=rsv, form=form)
 
     async def send(self, *data: bytes) -> None:
-        """Send bytes as they are: frames, parts of them, or anything else, in one piece.
+        """Send bytes unchanged, in one piece: frames, parts of frames, or anything else.
 
         Cancellation: Any part of them may have been sent.
         """
@@ -145,14 +144,14 @@ class ScriptedPeer:
         await self.send(self.frame(btp.encode(packet)))
 
     async def send_request(self, request_id: int, data: bytes) -> None:
-        """Send a Message that carries data for the other end's data handler.
+        """Send a Message with data for the other end's data handler.
 
         Cancellation: Any part of it may have been sent.
         """
         await self.send(self.frame(btp.encode_ilp(btp.MESSAGE, request_id, data)))
 
     async def respond(self, request_id: int, data: bytes = b"") -> None:
-        """Answer a request with a Response that carries data; to a request that exists or not, once or often.
+        """Send a Response with data, whether the request exists or was answered already.
 
         Cancellation: Any part of it may have been sent.
         """
@@ -176,7 +175,7 @@ class ScriptedPeer:
             ScriptError: RFC 6455 does not allow the other end to send it.
             EOFError: The connection ended.
 
-        Cancellation: A frame that has come in part is lost.
+        Cancellation: A partly received frame is lost.
         """
         first, second = await self._take(2)
         size = second & 0x7F
@@ -196,11 +195,11 @@ class ScriptedPeer:
         """Receive the next BTP packet; pings and pongs before it are ignored.
 
         Raises:
-            ScriptError: Something else came.
-            DecodeError: What came is no packet.
+            ScriptError: Another frame came.
+            DecodeError: The message is not a packet.
             EOFError: The connection ended.
 
-        Cancellation: A packet that has come in part is lost.
+        Cancellation: A partly received packet is lost.
         """
         while True:
             opcode, payload = await self.receive()
@@ -210,33 +209,33 @@ class ScriptedPeer:
                 raise ScriptError(f"a packet was expected, and a frame with opcode {opcode} came: {payload!r}")
 
     async def expect(self, kind: type[PacketT], *, data: bytes | None = None) -> PacketT:
-        """Receive the next BTP packet, which must be of a kind.
+        """Receive the next BTP packet, which must be of a given kind.
 
         Args:
             kind: ``btp.Message``, ``Transfer``, ``Response`` or ``Error``.
-            data: What it must carry for, or from, a data handler; None for whatever it carries.
+            data: The data that it must carry for, or from, a data handler; None for any.
 
         Raises:
-            ScriptError: It is another one.
+            ScriptError: Another packet came.
             EOFError: The connection ended.
 
-        Cancellation: A packet that has come in part is lost.
+        Cancellation: A partly received packet is lost.
         """
         packet = await self.receive_packet()
         if not isinstance(packet, kind):
             raise ScriptError(f"a {kind.__name__} was expected, and this came: {packet}")
         if data is not None and ilp_data(packet) != data:
             raise ScriptError(f"a {kind.__name__} with {data!r} was expected, and it has {ilp_data(packet)!r}")
-        # Of a union's members, isinstance() does not tell mypy which.
+        # isinstance() with a type variable does not narrow a union for mypy.
         return cast("PacketT", packet)
 
     async def receive_close(self) -> int:
-        """Receive until the Close and return its code; whatever comes before it is ignored.
+        """Receive up to the Close and return its code; frames before it are ignored.
 
         Raises:
             EOFError: The connection ended without a Close.
 
-        Cancellation: What was received is lost.
+        Cancellation: The received frames are lost.
         """
         while True:
             received = await self.receive()
@@ -244,7 +243,7 @@ class ScriptedPeer:
                 return received.close_code
 
     async def wait_eof(self) -> None:
-        """Wait until one of the two ends has closed the connection, and close this one.
+        """Wait until either end has closed the connection, and close this end.
 
         Cancellation: The connection stays open.
         """
@@ -267,7 +266,7 @@ class ScriptedPeer:
     async def aclose(self) -> None:
         """Close the connection at once, without a closing handshake.
 
-        Cancellation: It is closed all the same.
+        Cancellation: It is closed nevertheless.
         """
         await trio.aclose_forcefully(self.stream)
 
@@ -292,7 +291,7 @@ class ScriptedPeer:
         return await self.receive_packet()
 
     async def let_in(self) -> btp.Message:
-        """Accept the credentials of a client, whatever they are, and return the message that they came in.
+        """Accept a client's credentials without checking them, and return the message with them.
 
         Raises:
             EOFError: The connection ended.
@@ -304,8 +303,21 @@ class ScriptedPeer:
         return message
 
 
+async def dial_stream(address: str) -> trio.SocketStream:
+    """Open a TCP connection to a listener.
+
+    Args:
+        address: The listener's ``plugin.address``.
+
+    Raises:
+        OSError: Nothing listens there.
+    """
+    url = urlsplit(address)
+    return await trio.open_tcp_stream(url.hostname or "", url.port or 0)
+
+
 def ilp_data(packet: btp.Packet) -> bytes | None:
-    """Return what a packet carries for, or from, a data handler; None where it carries nothing."""
+    """Return the data that a packet carries for, or from, a data handler; None if it carries none."""
     return next((entry.data for entry in packet.protocol_data if entry.protocol_name == ILP), None)
 
 
@@ -316,19 +328,20 @@ async def open_scripted_server(
     credentials: str = "alice:token",
     host: str = "127.0.0.1",
 ) -> AsyncIterator[str]:
-    """Listen for clients, for the length of a block, and have a script serve each connection.
+    """Listen for clients for the length of a block; a script serves each connection.
 
     Args:
-        serve: Called with each connection before the opening handshake, which ``ScriptedPeer.accept`` does. The
-            connection is closed when it returns, and when the client has gone; another error of it leaves the block.
-        credentials: What the URL has before its ``@``; the script decides what it lets in.
+        serve: Called with each connection before the opening handshake, which ``ScriptedPeer.accept`` performs. The
+            connection is closed when it returns. That the client closed the connection is not an error; other errors
+            leave the block.
+        credentials: The part of the URL before its ``@``. The script decides which credentials it accepts.
         host: The address to listen on.
 
     Yields:
         The URL for a client's options, ``btp+ws://...``.
 
     Raises:
-        OSError: The address cannot be listened at.
+        OSError: The server cannot listen on the address.
 
     Cancellation: Closes every connection at once.
     """

@@ -1,4 +1,4 @@
-"""The conformance suite: does a plugin do what the Ledger Plugin Interface says?"""
+"""The conformance suite: does a plugin conform to the Ledger Plugin Interface?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How checks look at plugins, and say what is not as it should be."""
+"""What the checks observe and assert."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ __all__ = [
 
 T = TypeVar("T")
 
-# How long an event may be on its way.
+# How long an event may take.
 EVENT_SECONDS = 2.0
 
 
 class NonConformanceError(AssertionError):
-    """The plugin does not do what a sentence says."""
+    """The plugin does not do what a check's sentence says."""
 
 
 def expect(condition: object, otherwise: str) -> None:
-    """Go on when a condition holds.
+    """Assert a condition.
 
     Raises:
-        NonConformanceError: It does not; with the text ``otherwise``.
+        NonConformanceError: It does not hold. The text is ``otherwise``.
     """
     if not condition:
         raise NonConformanceError(otherwise)
@@ -54,15 +54,15 @@ def expect(condition: object, otherwise: str) -> None:
 
 @contextmanager
 def raising(kind: type[BaseException], when: str) -> Iterator[list[Any]]:
-    """Expect a block to raise an error; it is in the list afterwards.
+    """Assert that a block raises an error, which is in the list afterwards.
 
     Raises:
-        NonConformanceError: It raises nothing, or something else.
+        NonConformanceError: The block raises nothing, or another error.
     """
     caught: list[Any] = []
     try:
         yield caught
-    except Exception as raised:  # noqa: BLE001 (an error of another kind is what this finds)
+    except Exception as raised:  # noqa: BLE001 (an error of another kind is a finding)
         error = unwrap_group(raised)
         if not isinstance(error, kind):
             raise NonConformanceError(f"{when}: {type(error).__name__} was raised, not {kind.__name__}") from error
@@ -78,20 +78,20 @@ async def outcome_of(function: Callable[..., Awaitable[T]], *args: object) -> T 
     """
     try:
         return await function(*args)
-    except Exception as error:  # noqa: BLE001 (whatever it is, the check judges it)
+    except Exception as error:  # noqa: BLE001 (the check judges it)
         return error
 
 
 class Pending(Generic[T]):
-    """A call that runs in a task of its own.
+    """A call that runs in its own task.
 
     Args:
-        nursery: Where.
-        function: What is called.
-        args: With what.
+        nursery: The nursery of the task.
+        function: The function.
+        args: Its arguments.
 
     Attributes:
-        done: Whether it has returned, or raised.
+        done: Whether it has returned or raised.
     """
 
     def __init__(self, nursery: trio.Nursery, function: Callable[..., Awaitable[T]], *args: object) -> None:
@@ -128,7 +128,7 @@ class Pending(Generic[T]):
 
 
 async def call_unanswered(pair: PluginPair, nursery: trio.Nursery) -> Pending[bytes]:
-    """Make a call that has reached the peer and is not answered.
+    """Start a call that reaches the peer and is never answered.
 
     Cancellation: The call goes on.
     """
@@ -145,7 +145,7 @@ async def call_unanswered(pair: PluginPair, nursery: trio.Nursery) -> Pending[by
 
 
 def read_events(plugin: LedgerPlugin) -> list[Event]:
-    """Take the events that have come so far."""
+    """Return the events so far, and remove them from the stream."""
     taken: list[Event] = []
     while True:
         try:
@@ -155,12 +155,12 @@ def read_events(plugin: LedgerPlugin) -> list[Event]:
 
 
 async def wait_for_event(plugin: LedgerPlugin, kind: type[Event]) -> list[Event]:
-    """Take events until one of a kind has come; return all that were taken.
+    """Receive events until one of a kind comes; return all of them.
 
     Raises:
-        NonConformanceError: None comes.
+        NonConformanceError: No event of that kind comes.
 
-    Cancellation: What was taken is lost.
+    Cancellation: The received events are lost.
     """
     taken: list[Event] = []
     with trio.move_on_after(EVENT_SECONDS):
@@ -172,17 +172,17 @@ async def wait_for_event(plugin: LedgerPlugin, kind: type[Event]) -> list[Event]
 
 
 def in_turn(events: list[Event]) -> bool:
-    """Whether Connected and Disconnected take turns, Connected first."""
+    """Whether Connected and Disconnected alternate, Connected first."""
     kinds = [type(event) for event in events if isinstance(event, Connected | Disconnected)]
     return kinds == [Connected, Disconnected] * (len(kinds) // 2) + [Connected] * (len(kinds) % 2)
 
 
 class Recorder:
-    """A log that keeps what it is told.
+    """A log that keeps its messages.
 
     Attributes:
-        lines: The messages, each with its parameters filled in.
-        errors: Those of ``error``.
+        lines: The messages, each followed by its parameters.
+        errors: The messages of ``error``.
     """
 
     def __init__(self) -> None:
@@ -207,7 +207,7 @@ class Recorder:
         self.errors.append(self.lines[-1])
 
 
-# Handlers that checks register.
+# Handlers for checks.
 
 
 async def echo(data: bytes) -> bytes:
@@ -216,7 +216,7 @@ async def echo(data: bytes) -> bytes:
 
 
 async def ignore(amount: str) -> None:
-    """Take a transfer."""
+    """Accept a transfer."""
 
 
 def refusing(error: Exception) -> Callable[[Any], Awaitable[Any]]:

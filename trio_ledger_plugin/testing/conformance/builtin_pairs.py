@@ -1,4 +1,4 @@
-"""The pairs of this package's own plugins: examples of factories, and what ``conformance`` on the command line runs."""
+"""Pairs of this package's plugins: examples of factories, and the built-in ones of the command ``conformance``."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from contextlib import asynccontextmanager
 from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
 from uuid import uuid4
-
-import trio
 
 from ...btp.accounts import AccountsPlugin
 from ...btp.plugin import BtpPlugin
 from ...loopback import LoopbackPlugin
 from ..proxy import FaultProxy, open_fault_proxy
+from ..scripted_peer import dial_stream
 from .pair import PairConfig, PairFactory, PluginPair
 
 if TYPE_CHECKING:
@@ -25,10 +23,10 @@ if TYPE_CHECKING:
 
 __all__ = ["FACTORIES", "btp_account", "btp_account_client", "btp_client", "btp_listener", "loopback"]
 
-TOKEN: Final = "conformance-token-91c5e2"  # noqa: S105 (good for nothing but these checks)
-# What a server names an account by that opens with a token alone.
+TOKEN: Final = "conformance-token-91c5e2"  # noqa: S105 (only for these checks)
+# The name of an account whose client gives only a token.
 ACCOUNT: Final = urlsafe_b64encode(sha256(TOKEN.encode()).digest()).decode().rstrip("=")
-# Nobody listens at port 1.
+# Nothing listens on port 1.
 NOWHERE: Final = "btp+ws://127.0.0.1:1"
 SERVER: Final[Mapping[str, object]] = {
     "port": 0,
@@ -58,7 +56,7 @@ async def btp_client(conditions: PairConfig, plugin_class: type[BtpPlugin] = Btp
     async with _network_to(listener) as network:
         url = _url(network)
         client = partial(conditions.make, plugin_class)
-        # Beside the plugin under test, whose store may be the same.
+        # These plugins may share the store of the plugin under test.
         other = {"server": url, "ledger_id": "other"}
         yield PluginPair(
             plugin=client({"server": url, "btp_token": TOKEN}),
@@ -92,7 +90,7 @@ async def btp_listener(conditions: PairConfig, plugin_class: type[BtpPlugin] = B
 
 @asynccontextmanager
 async def btp_account(conditions: PairConfig) -> AsyncIterator[PluginPair]:
-    """Give one account of a server of many, and its client."""
+    """Give one account of a server with many, and its client."""
     async with _account_and_client(conditions, conditions.of_peer) as (server, client, network):
         yield PluginPair(
             plugin=server.account(ACCOUNT),
@@ -108,7 +106,7 @@ async def btp_account(conditions: PairConfig) -> AsyncIterator[PluginPair]:
 
 @asynccontextmanager
 async def btp_account_client(conditions: PairConfig) -> AsyncIterator[PluginPair]:
-    """Give the client of one account of a server of many, and the account."""
+    """Give the client of one account of a server with many, and the account."""
     async with _account_and_client(conditions.of_peer, conditions) as (server, client, network):
         yield PluginPair(plugin=client, peer=server.account(ACCOUNT), cut=network.cut, secrets=(TOKEN,))
 
@@ -126,13 +124,8 @@ async def _account_and_client(
 
 @asynccontextmanager
 async def _network_to(server: BtpServer) -> AsyncIterator[FaultProxy]:
-    """Give a network that leads to a server, wherever it listens when it is dialed, and that can be cut."""
-
-    async def dial() -> trio.abc.Stream:
-        url = urlsplit(server.address)
-        return await trio.open_tcp_stream(url.hostname or "", url.port or 0)
-
-    async with open_fault_proxy(dial) as network:
+    """Give a network to a server that can be cut. Each connection goes to the server's address at that time."""
+    async with open_fault_proxy(lambda: dial_stream(server.address)) as network:
         yield network
 
 

@@ -1,4 +1,4 @@
-"""Checks of connecting, of parting, and of what becomes of calls when the connection goes."""
+"""Checks of connecting, disconnecting, and calls in flight when the connection ends."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ __all__ = ["CHECKS"]
 _checks: Listed = Listed()
 CHECKS: list[Check] = _checks.checks
 
-# How long an attempt that is to fail may take, in milliseconds; and how long one is watched that must not.
+# The timeout in milliseconds of an attempt that must fail; and how long the check watches one that must not.
 BRIEFLY = 100.0
 WATCHED_SECONDS = 0.3
 
@@ -50,7 +50,7 @@ async def connect_connects(stage: Stage) -> None:
     async with stage.open() as pair:
         expect(pair.plugin.is_connected(), "is_connected() is false after connect()")
         pair.peer.register_data_handler(echo)
-        expect(await pair.plugin.send_data(b"x") == b"x", "connected, and a request is not answered rightly")
+        expect(await pair.plugin.send_data(b"x") == b"x", "connected, but a request got a wrong answer")
 
 
 @_checks("LedgerPlugin#connect", Level.SHOULD)
@@ -64,7 +64,7 @@ async def connecting_emits_one_connected(stage: Stage) -> None:
 
 @_checks("LedgerPlugin#isConnected", Level.RULE)
 async def is_connected_before_connected_is_delivered(stage: Stage) -> None:
-    """Whoever gets ``Connected`` finds ``is_connected()`` true."""
+    """When ``Connected`` is delivered, ``is_connected()`` is true."""
     async with stage.open(connect=False) as pair, trio.open_nursery() as nursery:
 
         async def watch() -> bool:
@@ -78,11 +78,11 @@ async def is_connected_before_connected_is_delivered(stage: Stage) -> None:
 
 @_checks("LedgerPlugin#connect", Level.RULE)
 async def connect_when_connected_does_nothing(stage: Stage) -> None:
-    """A second ``connect()`` returns, changes nothing and tells nothing."""
+    """A second ``connect()`` returns, changes nothing and causes no event."""
     async with stage.open() as pair:
         await pair.plugin.connect()
-        expect(pair.plugin.is_connected(), "a second connect() has disconnected it")
-        expect(read_events(pair.plugin) == [Connected()], "a second connect() was told as an event")
+        expect(pair.plugin.is_connected(), "a second connect() disconnected it")
+        expect(read_events(pair.plugin) == [Connected()], "a second connect() caused an event")
 
 
 @_checks("LedgerPlugin#connect", Level.RULE)
@@ -96,8 +96,8 @@ async def connecting_twice_at_once_is_one_attempt(stage: Stage) -> None:
                 nursery.start_soon(pair.plugin.connect)
 
         await pair.connect(twice)
-        expect(pair.plugin.is_connected(), "two connect() at once have not connected it")
-        expect(read_events(pair.plugin) == [Connected()], "two connect() at once have connected it more than once")
+        expect(pair.plugin.is_connected(), "two connect() at once did not connect it")
+        expect(read_events(pair.plugin) == [Connected()], "two connect() at once connected it more than once")
 
 
 @_checks("LedgerPlugin#connect", Level.RULE)
@@ -108,7 +108,7 @@ async def connect_is_allowed_again_after_disconnect(stage: Stage) -> None:
         await pair.plugin.disconnect()
         await pair.connect()
         pair.peer.register_data_handler(echo)
-        expect(await pair.plugin.send_data(b"again") == b"again", "connected again, and a request is not answered")
+        expect(await pair.plugin.send_data(b"again") == b"again", "connected again, but a request got a wrong answer")
 
 
 @_checks("LedgerPlugin#connect")
@@ -126,26 +126,26 @@ async def connect_options_of_another_type_are_a_type_error(stage: Stage) -> None
 
 @_checks("ConnectOptions#timeout")
 async def connect_gives_up_after_its_timeout(stage: Stage) -> None:
-    """``connect()`` tries for as many milliseconds as it is told, and raises an error that says so."""
+    """``connect()`` tries for its timeout in milliseconds, and then raises an error that says so."""
     async with stage.open(connect=False) as pair:
         plugin = stage.need(pair.unreachable, "unreachable")()
         began = trio.current_time()
-        with raising(ConnectTimeoutError, "nobody can be reached") as caught:
+        with raising(ConnectTimeoutError, "the peer cannot be reached") as caught:
             await plugin.connect(ConnectOptions(timeout=BRIEFLY))
         took = (trio.current_time() - began) * 1000
         expect(BRIEFLY - 1 <= took < BRIEFLY + 2000, f"the timeout was {BRIEFLY:g} ms; it took {took:.0f}")
-        expect(isinstance(caught[0], UnreachableError | TimeoutError), "the error is no UnreachableError")
-        expect(not plugin.is_connected(), "it is connected after connect() has failed")
+        expect(isinstance(caught[0], UnreachableError | TimeoutError), "the error is not an UnreachableError")
+        expect(not plugin.is_connected(), "it is connected after connect() failed")
 
 
 @_checks("ConnectOptions#timeout")
 async def a_falsy_timeout_is_the_plugins_default(stage: Stage) -> None:
-    """A timeout of 0, NaN or None stands for the plugin's own."""
+    """A timeout of 0, NaN or None means the plugin's default."""
     async with stage.open(connect=False, connect_timeout=BRIEFLY / 1000) as pair:
         plugin = stage.need(pair.unreachable, "unreachable")()
         for timeout in (None, 0, nan):
             began = trio.current_time()
-            with raising(ConnectTimeoutError, f"the timeout is {timeout} and nobody can be reached"):
+            with raising(ConnectTimeoutError, f"the timeout is {timeout} and the peer cannot be reached"):
                 await plugin.connect(ConnectOptions(timeout=timeout))
             took = (trio.current_time() - began) * 1000
             expect(took >= BRIEFLY - 1, f"the default is {BRIEFLY:g} ms; with {timeout} it took {took:.0f}")
@@ -158,7 +158,7 @@ async def an_infinite_timeout_never_gives_up(stage: Stage) -> None:
         plugin = stage.need(pair.unreachable, "unreachable")()
         with trio.move_on_after(WATCHED_SECONDS) as watch:
             await outcome_of(plugin.connect, ConnectOptions(timeout=inf))
-        expect(watch.cancelled_caught, "with an infinite timeout connect() ended, though nobody can be reached")
+        expect(watch.cancelled_caught, "with an infinite timeout connect() ended, though the peer cannot be reached")
 
 
 @_checks("ConnectOptions#timeout", Level.RULE)
@@ -169,10 +169,10 @@ async def each_caller_of_connect_has_its_own_timeout(stage: Stage) -> None:
         brief = Pending(nursery, plugin.connect, ConnectOptions(timeout=BRIEFLY))
         await _a_few_steps()
         patient = Pending(nursery, plugin.connect, ConnectOptions(timeout=inf))
-        with raising(ConnectTimeoutError, "nobody can be reached"):
+        with raising(ConnectTimeoutError, "the peer cannot be reached"):
             await brief.value()
         await trio.sleep(WATCHED_SECONDS - BRIEFLY / 1000)
-        expect(not patient.done, "a caller of connect() gave up when another one's time was over")
+        expect(not patient.done, "a caller of connect() gave up at the timeout of another one")
         nursery.cancel_scope.cancel()
 
 
@@ -197,7 +197,7 @@ async def refused_credentials_are_a_not_accepted_error(stage: Stage) -> None:
 
 @_checks("wait_connected", Level.RULE)
 async def wait_connected_waits_for_the_peer(stage: Stage) -> None:
-    """``wait_connected()`` returns when a peer is connected and not before."""
+    """``wait_connected()`` returns when a peer is connected, and not earlier."""
     async with stage.open(connect=False) as pair, trio.open_nursery() as nursery:
         waiting = Pending(nursery, pair.plugin.wait_connected)
         await _a_few_steps()
@@ -213,11 +213,11 @@ async def wait_connected_ends_when_the_plugin_is_closed(stage: Stage) -> None:
         waiting = Pending(nursery, pair.plugin.wait_connected)
         await _a_few_steps()
         await pair.plugin.aclose()
-        with raising(PluginClosedError, "the plugin was closed under wait_connected()"):
+        with raising(PluginClosedError, "the plugin was closed during wait_connected()"):
             await waiting.value()
 
 
-# Parting.
+# Disconnecting.
 
 
 @_checks("LedgerPlugin#disconnect")
@@ -233,7 +233,7 @@ async def disconnect_disconnects(stage: Stage) -> None:
 
 @_checks("Event: disconnect")
 async def disconnecting_emits_one_disconnected(stage: Stage) -> None:
-    """``disconnect()`` is told by ``Disconnected``, once."""
+    """``disconnect()`` causes one event ``Disconnected``."""
     async with stage.open() as pair:
         await pair.plugin.disconnect()
         _expect_one_loss(pair)
@@ -241,10 +241,10 @@ async def disconnecting_emits_one_disconnected(stage: Stage) -> None:
 
 @_checks("LedgerPlugin#disconnect", Level.RULE)
 async def disconnect_is_safe_twice(stage: Stage) -> None:
-    """``disconnect()`` of a plugin that is not connected does nothing and tells nothing."""
+    """``disconnect()`` of a plugin that is not connected does nothing and causes no event."""
     async with stage.open(connect=False) as pair:
         await pair.plugin.disconnect()
-        expect(read_events(pair.plugin) == [], "a disconnect() before connect() was told as an event")
+        expect(read_events(pair.plugin) == [], "a disconnect() before connect() caused an event")
         await pair.connect()
         await pair.plugin.disconnect()
         await pair.plugin.disconnect()
@@ -254,27 +254,27 @@ async def disconnect_is_safe_twice(stage: Stage) -> None:
 
 @_checks("LedgerPlugin#connect", Level.SHOULD)
 async def a_peer_that_leaves_is_told_once(stage: Stage) -> None:
-    """When the connection is lost, ``Disconnected`` tells it, once."""
+    """When the peer disconnects, there is one event ``Disconnected``."""
     async with stage.open() as pair:
         await pair.peer.disconnect()
         events = await wait_for_event(pair.plugin, Disconnected)
         events += read_events(pair.plugin)
-        expect(in_turn(events), f"Connected and Disconnected do not take turns: {events}")
+        expect(in_turn(events), f"Connected and Disconnected do not alternate: {events}")
 
 
 @_checks("LedgerPlugin#connect", Level.SHOULD)
 async def a_connection_that_is_cut_is_told_once(stage: Stage) -> None:
-    """A connection that the network breaks is told by ``Disconnected``, once."""
+    """When the network breaks the connection, there is one event ``Disconnected``."""
     async with stage.open() as pair:
         stage.need(pair.cut, "cut")()
         events = await wait_for_event(pair.plugin, Disconnected)
         events += read_events(pair.plugin)
-        expect(in_turn(events), f"Connected and Disconnected do not take turns: {events}")
+        expect(in_turn(events), f"Connected and Disconnected do not alternate: {events}")
 
 
 @_checks("LedgerPlugin#isConnected", Level.RULE)
 async def is_not_connected_when_disconnected_is_delivered(stage: Stage) -> None:
-    """Whoever gets ``Disconnected`` finds ``is_connected()`` false, unless ``Connected`` has come again."""
+    """When ``Disconnected`` is delivered, ``is_connected()`` is false, unless ``Connected`` has followed."""
     async with stage.open() as pair, trio.open_nursery() as nursery:
 
         async def watch() -> bool:
@@ -287,26 +287,26 @@ async def is_not_connected_when_disconnected_is_delivered(stage: Stage) -> None:
         expect(not await found.value(), "is_connected() is true when Disconnected is delivered")
 
 
-# Calls under way.
+# Calls in flight.
 
 
 @_checks("LedgerPlugin#disconnect", Level.RULE)
 async def disconnecting_fails_calls_with_plugin_closed(stage: Stage) -> None:
-    """Calls in flight fail with PluginClosedError: it was this side that ended the connection."""
+    """Calls in flight fail with PluginClosedError: this side ended the connection."""
     async with stage.open() as pair, trio.open_nursery() as nursery:
         call = await call_unanswered(pair, nursery)
         await pair.plugin.disconnect()
-        with raising(PluginClosedError, "disconnect() under a call"):
+        with raising(PluginClosedError, "disconnect() during a call"):
             await call.value()
 
 
 @_checks("sendData", Level.RULE)
 async def a_lost_connection_fails_calls_with_connection_lost(stage: Stage) -> None:
-    """Calls in flight fail with ConnectionLostError when the peer goes: it may have acted on them."""
+    """Calls in flight fail with ConnectionLostError when the peer disconnects: it may have acted on them."""
     async with stage.open() as pair, trio.open_nursery() as nursery:
         call = await call_unanswered(pair, nursery)
         await pair.peer.disconnect()
-        with raising(ConnectionLostError, "the peer disconnected under a call"):
+        with raising(ConnectionLostError, "the peer disconnected during a call"):
             await call.value()
 
 
@@ -353,7 +353,7 @@ async def closing_waits_for_calls_in_flight(stage: Stage) -> None:
 
 @_checks("aclose", Level.RULE)
 async def closing_leaves_no_task(stage: Stage) -> None:
-    """When ``aclose()`` has returned, no task of the plugin's is left."""
+    """After ``aclose()`` has returned, no task of the plugin is left."""
     async with stage.open() as pair:
         pair.plugin.register_data_handler(echo)
         await pair.peer.send_data(b"")
@@ -364,7 +364,7 @@ async def closing_leaves_no_task(stage: Stage) -> None:
 
 
 async def _a_few_steps() -> None:
-    """Let other tasks run; what they wait for from the network is not waited for."""
+    """Let other tasks run, without waiting for the network."""
     for _ in range(10):
         await trio.lowlevel.checkpoint()
 
@@ -372,5 +372,5 @@ async def _a_few_steps() -> None:
 def _expect_one_loss(pair: PluginPair) -> None:
     events = read_events(pair.plugin)
     losses = sum(isinstance(event, Disconnected) for event in events)
-    expect(losses == 1, f"there was one loss, and {losses} Disconnected: {events}")
-    expect(in_turn(events), f"Connected and Disconnected do not take turns: {events}")
+    expect(losses == 1, f"there was one loss, but {losses} Disconnected: {events}")
+    expect(in_turn(events), f"Connected and Disconnected do not alternate: {events}")

@@ -19,7 +19,7 @@ CHECKS: list[Check] = _checks.checks
 
 CANARY = "canary-27c09b"
 MANY = 100
-# In seconds: for what is to run out of time.
+# Seconds, for timeouts that must expire.
 BRIEFLY = 0.1
 
 
@@ -41,7 +41,7 @@ async def send_data_returns_the_response(stage: Stage) -> None:
 
 @_checks("LedgerPlugin#registerDataHandler")
 async def a_data_handler_answers_the_peers_requests(stage: Stage) -> None:
-    """The registered handler gets the peer's request as bytes, and what it returns is the response."""
+    """The registered handler gets the peer's request as bytes, and returns the response."""
     async with stage.open() as pair:
         got: list[object] = []
 
@@ -68,7 +68,7 @@ async def data_are_opaque(stage: Stage) -> None:
 
 @_checks("LedgerPlugin#sendData", Level.RULE)
 async def send_data_takes_bytes_like_objects(stage: Stage) -> None:
-    """A bytearray or a memoryview is as good as bytes."""
+    """A bytearray or a memoryview is accepted like bytes."""
     async with stage.open() as pair:
         pair.peer.register_data_handler(echo)
         data: Any
@@ -79,7 +79,7 @@ async def send_data_takes_bytes_like_objects(stage: Stage) -> None:
 
 @_checks("LedgerPlugin#sendData", Level.RULE)
 async def send_data_of_another_type_is_a_type_error(stage: Stage) -> None:
-    """What is not bytes-like is refused with TypeError."""
+    """Data that is not bytes-like is refused with TypeError."""
     wrong: Any
     async with stage.open() as pair:
         pair.peer.register_data_handler(echo)
@@ -90,12 +90,12 @@ async def send_data_of_another_type_is_a_type_error(stage: Stage) -> None:
 
 @_checks("LedgerPlugin#sendData", Level.RULE)
 async def data_that_are_too_long_are_an_invalid_fields_error(stage: Stage) -> None:
-    """What does not fit a message is refused before it is sent, and the connection stays."""
+    """Data that is too long for a message is refused before it is sent, and the connection stays."""
     async with stage.open() as pair:
         pair.peer.register_data_handler(echo)
         with raising(InvalidFieldsError, "send_data() of more than max_data_bytes"):
             await pair.plugin.send_data(bytes(pair.plugin.options.max_data_bytes + 1))
-        expect(await pair.plugin.send_data(b"x") == b"x", "after data that were too long nothing works")
+        expect(await pair.plugin.send_data(b"x") == b"x", "after data that was too long nothing works")
 
 
 @_checks("LedgerPlugin#sendData", Level.RULE)
@@ -108,7 +108,7 @@ async def send_data_before_connect_is_not_connected(stage: Stage) -> None:
 
 @_checks("LedgerPlugin#sendData")
 async def responses_belong_to_their_requests(stage: Stage) -> None:
-    """Of many requests at once each gets its own response, in whatever order they come."""
+    """Each of many concurrent requests gets its own response, in any order of arrival."""
     async with stage.open() as pair, trio.open_nursery() as nursery:
         waiting: list[trio.Event] = []
         all_there = trio.Event()
@@ -155,7 +155,7 @@ async def a_cancelled_caller_leaves_the_connection_whole(stage: Stage) -> None:
         outcome = await outcome_of(pair.plugin.send_data, b"second")
         expect(outcome == b"second", f"after a call was cancelled, the next one gave {outcome!r}")
         in_flight = pair.plugin.statistics().calls_in_flight
-        expect(in_flight == 0, f"no call waits, and {in_flight} are counted")
+        expect(in_flight == 0, f"no call is in flight, but {in_flight} are counted")
 
 
 async def _cancel_when(scope: trio.CancelScope, event: trio.Event) -> None:
@@ -187,7 +187,7 @@ async def _never(_: bytes) -> bytes:
 
 @_checks("LedgerPlugin#registerDataHandler", Level.RULE)
 async def handlers_may_call_each_other(stage: Stage) -> None:
-    """A handler may make a call to the peer, whose handler may do so too, without a deadlock."""
+    """A handler may call the peer, whose handler may call back, without a deadlock."""
     async with stage.open() as pair:
 
         async def deeper(data: bytes) -> bytes:
@@ -199,7 +199,7 @@ async def handlers_may_call_each_other(stage: Stage) -> None:
         pair.plugin.register_data_handler(deeper)
         pair.peer.register_data_handler(deeper_still)
         response = await pair.plugin.send_data(bytes(20))
-        expect(response == b"bottom", f"twenty calls within each other gave {response!r}")
+        expect(response == b"bottom", f"twenty nested calls gave {response!r}")
 
 
 # Errors of handlers.
@@ -207,7 +207,7 @@ async def handlers_may_call_each_other(stage: Stage) -> None:
 
 @_checks("LedgerPlugin#registerDataHandler", Level.SHOULD)
 async def without_a_data_handler_the_peer_gets_an_error(stage: Stage) -> None:
-    """A request that no handler is registered for is answered with an error, never with silence."""
+    """A request without a handler is answered with an error, never with silence."""
     async with stage.open() as pair:
         with raising(RemoteError, "the peer asked a plugin without a handler"):
             await pair.peer.send_data(b"")
@@ -215,7 +215,7 @@ async def without_a_data_handler_the_peer_gets_an_error(stage: Stage) -> None:
 
 @_checks("LedgerPlugin#registerDataHandler")
 async def a_data_handler_may_raise(stage: Stage) -> None:
-    """What a handler raises becomes an error at the peer, and the connection stays."""
+    """An exception of a handler becomes an error at the peer, and the connection stays."""
     async with stage.open() as pair:
         pair.plugin.register_data_handler(refusing(OSError("a handler's error")))
         with raising(RemoteError, "the handler raised"):
@@ -228,12 +228,12 @@ async def a_data_handler_may_raise(stage: Stage) -> None:
 
 @_checks("errors", Level.RULE)
 async def the_peer_never_reads_internal_error_text(stage: Stage) -> None:
-    """Nothing of the text of a handler's error leaves the process."""
+    """No text of a handler's error leaves the process."""
     async with stage.open() as pair:
         pair.plugin.register_data_handler(refusing(OSError(CANARY)))
         error = await outcome_of(pair.peer.send_data, b"")
-        told = f"{error!r} {getattr(error, 'data', b'')!r}"
-        expect(CANARY not in told, f"the peer is told what the handler raised: {told}")
+        seen = f"{error!r} {getattr(error, 'data', b'')!r}"
+        expect(CANARY not in seen, f"the peer sees the text of the handler's error: {seen}")
 
 
 @_checks("errors", Level.RULE)
@@ -243,18 +243,18 @@ async def an_error_with_a_code_travels_under_it(stage: Stage) -> None:
         pair.plugin.register_data_handler(refusing(InsufficientBalanceError("too little")))
         with raising(RemoteError, "the handler raised InsufficientBalanceError") as caught:
             await pair.peer.send_data(b"")
-        told = (caught[0].code, caught[0].name)
-        expect(told == ("F08", "InsufficientBalanceError"), f"the peer is told {told}")
+        received = (caught[0].code, caught[0].name)
+        expect(received == ("F08", "InsufficientBalanceError"), f"the peer received {received}")
 
 
 @_checks("LedgerPlugin#registerDataHandler", Level.RULE)
 async def a_handlers_rubbish_is_an_error_at_the_peer(stage: Stage) -> None:
-    """A handler that returns no bytes gives the peer an error."""
+    """If a handler does not return bytes, the peer gets an error."""
     rubbish: Any
     async with stage.open() as pair:
         for rubbish in (None, "text", 7):
 
-            async def answer(_: bytes, rubbish: Any = rubbish) -> bytes:  # noqa: ANN401 (rubbish is what this is about)
+            async def answer(_: bytes, rubbish: Any = rubbish) -> bytes:  # noqa: ANN401 (the check is about wrong types)
                 return rubbish  # type: ignore[no-any-return]  # likewise
 
             pair.plugin.register_data_handler(answer)
@@ -265,7 +265,7 @@ async def a_handlers_rubbish_is_an_error_at_the_peer(stage: Stage) -> None:
 
 @_checks("LedgerPlugin#registerDataHandler", Level.RULE)
 async def a_plain_function_is_no_data_handler(stage: Stage) -> None:
-    """A handler that is not async is refused, or gives the peer an error; its result is never taken for a response."""
+    """A handler that is not async is refused or gives the peer an error; its result is never sent as a response."""
 
     def plain(data: bytes) -> bytes:
         return data
@@ -276,11 +276,11 @@ async def a_plain_function_is_no_data_handler(stage: Stage) -> None:
             pair.plugin.register_data_handler(handler)
         except TypeError:
             return
-        with raising(RemoteError, "the handler is no async function"):
+        with raising(RemoteError, "the handler is not an async function"):
             await pair.peer.send_data(b"")
 
 
-# What handlers live by.
+# The life of handlers.
 
 
 @_checks("LedgerPlugin#registerDataHandler", Level.RULE)
@@ -315,7 +315,7 @@ _context: ContextVar[str] = ContextVar("_context", default="fresh")
 
 @_checks("LedgerPlugin#registerDataHandler", Level.RULE)
 async def each_handler_runs_in_a_fresh_context(stage: Stage) -> None:
-    """What one handler sets in its context is not seen by the next, nor what their callers set."""
+    """A handler sees neither what an earlier handler nor what a caller set in its context."""
     async with stage.open() as pair:
         seen: list[str] = []
 

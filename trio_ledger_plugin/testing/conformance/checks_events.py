@@ -1,4 +1,4 @@
-"""Checks of the events: the channel's bounds, and the end that a failure is."""
+"""Checks of the events: the bounds of the channel, and how a failure ends it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RECONNECTIONS = 40
 async def events_are_a_memory_channel(stage: Stage) -> None:
     """``events`` is the receiving end of a Trio memory channel, the same each time."""
     async with stage.open(connect=False) as pair:
-        expect(isinstance(pair.plugin.events, trio.MemoryReceiveChannel), "events is no trio.MemoryReceiveChannel")
+        expect(isinstance(pair.plugin.events, trio.MemoryReceiveChannel), "events is not a trio.MemoryReceiveChannel")
         expect(pair.plugin.events is pair.plugin.events, "events is another channel each time")
 
 
@@ -49,7 +49,7 @@ async def clones_of_events_compete(stage: Stage) -> None:
 
 @_checks("events", Level.RULE)
 async def unread_events_neither_block_nor_grow(stage: Stage) -> None:
-    """An application that reads no events does not stop the plugin, and at most 64 events are kept for it."""
+    """An application that reads no events does not stop the plugin, which keeps at most 64 events for it."""
     async with stage.open() as pair:
         await _reconnect_often(stage, pair)
         kept = len(read_events(pair.plugin))
@@ -62,22 +62,22 @@ async def the_newest_events_are_kept(stage: Stage) -> None:
     async with stage.open() as pair:
         await _reconnect_often(stage, pair)
         events = read_events(pair.plugin)
-        # The number of events that are kept is even: with the oldest ones a Disconnected would be last.
+        # The plugin keeps an even number of events: of the oldest ones, a Disconnected would be last.
         expect(events[-1] == Connected(), f"the last event was Connected; the last that was kept is {events[-1]}")
 
 
 @_checks("events", Level.RULE)
 async def dropped_events_are_counted(stage: Stage) -> None:
-    """``EventsDropped`` stands before the events that were kept, and says how many were not."""
+    """``EventsDropped`` comes before the events that were kept, and says how many were dropped."""
     async with stage.open() as pair:
         await _reconnect_often(stage, pair)
         events = read_events(pair.plugin)
         expect(isinstance(events[0], EventsDropped), f"events were dropped, and the first is {events[0]}")
         assert isinstance(events[0], EventsDropped)
-        dropped, told = events[0].count, 2 * RECONNECTIONS + 1
+        dropped, published = events[0].count, 2 * RECONNECTIONS + 1
         expect(
-            dropped + len(events) - 1 == told,
-            f"there were {told} events; {dropped} are told as dropped, {len(events) - 1} are there",
+            dropped + len(events) - 1 == published,
+            f"there were {published} events; {dropped} were reported as dropped, {len(events) - 1} were kept",
         )
 
 
@@ -93,12 +93,12 @@ async def events_end_after_closing(stage: Stage) -> None:
 
 @_checks("Event: error", Level.RULE)
 async def failed_is_the_last_event(stage: Stage) -> None:
-    """A fatal error is told by ``Failed``, with which the events end."""
+    """A fatal error causes the event ``Failed``, which is the last."""
     async with stage.open() as pair:
         error = OSError("fatal")
         pair.plugin.fail(error)
         events = [event async for event in pair.plugin.events]
-        expect(events, "a fatal error was told by no event")
+        expect(events, "a fatal error caused no event")
         expect(events[-1] == Failed(error), f"the last event is {events[-1]}, not Failed")
         expect(sum(isinstance(event, Failed) for event in events) == 1, f"there is more than one Failed: {events}")
 
@@ -115,7 +115,7 @@ async def failed_is_never_dropped(stage: Stage) -> None:
 
 @_checks("Event: error", Level.RULE)
 async def a_failed_plugin_is_disconnected(stage: Stage) -> None:
-    """A plugin that has failed is not connected, and told so by ``Disconnected`` before ``Failed``."""
+    """A plugin that has failed is not connected, and ``Disconnected`` comes before ``Failed``."""
     async with stage.open() as pair:
         pair.plugin.fail(OSError("fatal"))
         expect(not pair.plugin.is_connected(), "is_connected() is true after a failure")
@@ -125,7 +125,7 @@ async def a_failed_plugin_is_disconnected(stage: Stage) -> None:
 
 @_checks("Event: error")
 async def a_failed_plugin_refuses_calls(stage: Stage) -> None:
-    """After a fatal error the plugin must not be used: calls raise PluginFailedError, its cause the error."""
+    """After a fatal error calls raise PluginFailedError, whose cause is the error."""
     async with stage.open() as pair:
         error = OSError("fatal")
         pair.plugin.fail(error)
@@ -141,19 +141,19 @@ async def a_failure_fails_calls_in_flight(stage: Stage) -> None:
     async with stage.open() as pair, trio.open_nursery() as nursery:
         call = await call_unanswered(pair, nursery)
         pair.plugin.fail(OSError("fatal"))
-        with raising(PluginFailedError, "the plugin failed under a call"):
+        with raising(PluginFailedError, "the plugin failed during a call"):
             await call.value()
 
 
 @_checks("aclose", Level.RULE)
 async def closed_and_failed_are_different(stage: Stage) -> None:
-    """A plugin that was closed says that it was closed, even when it is told of an error afterwards."""
+    """A closed plugin says that it was closed, even if ``fail()`` is called afterwards."""
     async with stage.open() as pair:
         await pair.plugin.aclose()
         pair.plugin.fail(OSError("too late"))
         with raising(PluginClosedError, "send_data() on a closed plugin"):
             await pair.plugin.send_data(b"")
-        expect(Failed not in map(type, read_events(pair.plugin)), "a closed plugin has told that it failed")
+        expect(Failed not in map(type, read_events(pair.plugin)), "a closed plugin published Failed")
 
 
 async def _reconnect_often(stage: Stage, pair: PluginPair) -> None:

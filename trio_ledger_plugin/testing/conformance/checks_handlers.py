@@ -29,7 +29,7 @@ async def a_second_data_handler_is_refused(stage: Stage) -> None:
 
 @_checks("LedgerPlugin#registerDataHandler", Level.RULE)
 async def a_data_handler_that_cannot_be_called_is_a_type_error(stage: Stage) -> None:
-    """What cannot be called is refused with TypeError, and is not registered."""
+    """An object that is not callable is refused with TypeError, and is not registered."""
     wrong: Any
     async with stage.open(connect=False) as pair:
         for wrong in (None, 7, "handler"):
@@ -50,7 +50,7 @@ async def data_handlers_may_be_registered_before_connect(stage: Stage) -> None:
 
 @_checks("LedgerPlugin#deregisterDataHandler")
 async def a_deregistered_data_handler_is_gone(stage: Stage) -> None:
-    """After ``deregister_data_handler()`` it is as if none had ever been registered."""
+    """After ``deregister_data_handler()`` the plugin behaves as if no handler had been registered."""
     async with stage.open() as pair:
         got: list[bytes] = []
 
@@ -60,14 +60,14 @@ async def a_deregistered_data_handler_is_gone(stage: Stage) -> None:
 
         pair.plugin.register_data_handler(keep)
         pair.plugin.deregister_data_handler()
-        with raising(RemoteError, "the peer asked after deregister_data_handler()"):
+        with raising(RemoteError, "the peer sent a request after deregister_data_handler()"):
             await pair.peer.send_data(b"x")
         expect(not got, "a handler that was removed was called")
 
 
 @_checks("LedgerPlugin#deregisterDataHandler")
 async def a_data_handler_can_be_replaced(stage: Stage) -> None:
-    """Once the old handler is removed another one can be registered, and serves."""
+    """After the old handler is removed, another one can be registered and serves requests."""
     async with stage.open() as pair:
         pair.plugin.register_data_handler(refusing(OSError("the old one")))
         pair.plugin.deregister_data_handler()
@@ -78,7 +78,7 @@ async def a_data_handler_can_be_replaced(stage: Stage) -> None:
 
 @_checks("LedgerPlugin#deregisterDataHandler")
 async def deregistering_no_data_handler_does_nothing(stage: Stage) -> None:
-    """``deregister_data_handler()`` without a handler is no error."""
+    """``deregister_data_handler()`` without a handler is not an error."""
     async with stage.open(connect=False) as pair:
         pair.plugin.deregister_data_handler()
         pair.plugin.deregister_data_handler()
@@ -116,7 +116,7 @@ async def a_second_money_handler_is_refused(stage: Stage) -> None:
 
 @_checks("LedgerPlugin#registerMoneyHandler", Level.RULE)
 async def a_money_handler_that_cannot_be_called_is_a_type_error(stage: Stage) -> None:
-    """What cannot be called is refused with TypeError, and is not registered."""
+    """An object that is not callable is refused with TypeError, and is not registered."""
     wrong: Any
     async with stage.open(connect=False) as pair:
         for wrong in (None, 7, "handler"):
@@ -127,7 +127,7 @@ async def a_money_handler_that_cannot_be_called_is_a_type_error(stage: Stage) ->
 
 @_checks("LedgerPlugin#deregisterMoneyHandler")
 async def a_money_handler_can_be_replaced(stage: Stage) -> None:
-    """Once the old handler is removed another one can be registered."""
+    """After the old handler is removed, another one can be registered."""
     async with stage.open(connect=False) as pair:
         pair.plugin.register_money_handler(ignore)
         pair.plugin.deregister_money_handler()
@@ -136,7 +136,7 @@ async def a_money_handler_can_be_replaced(stage: Stage) -> None:
 
 @_checks("LedgerPlugin#deregisterMoneyHandler")
 async def deregistering_no_money_handler_does_nothing(stage: Stage) -> None:
-    """``deregister_money_handler()`` without a handler is no error."""
+    """``deregister_money_handler()`` without a handler is not an error."""
     async with stage.open(connect=False) as pair:
         pair.plugin.deregister_money_handler()
         pair.plugin.deregister_money_handler()
@@ -145,7 +145,7 @@ async def deregistering_no_money_handler_does_nothing(stage: Stage) -> None:
 
 @_checks("LedgerPlugin#deregisterMoneyHandler", money=True, store=False)
 async def a_deregistered_money_handler_is_gone(stage: Stage) -> None:
-    """After ``deregister_money_handler()`` it is as if none had ever been registered."""
+    """After ``deregister_money_handler()`` the plugin behaves as if no handler had been registered."""
     async with stage.open() as pair:
         got: list[str] = []
 

@@ -33,7 +33,7 @@ CANARY = "canary-5d1f07"
 
 @_checks("LedgerPlugin.version")
 async def version_is_2(stage: Stage) -> None:
-    """The class and its instances say that they are of version 2 of the interface."""
+    """The class and its instances have version 2 of the interface."""
     async with stage.open(connect=False) as pair:
         expect(type(pair.plugin).version == 2, f"the class's version is {type(pair.plugin).version!r}, not 2")
         expect(pair.plugin.version == 2, f"the instance's version is {pair.plugin.version!r}, not 2")
@@ -59,7 +59,7 @@ async def opts_that_are_no_object_are_a_type_error(stage: Stage) -> None:
 
 @_checks("new LedgerPlugin")
 async def services_that_are_no_object_are_a_type_error(stage: Stage) -> None:
-    """The constructor raises TypeError when ``api`` is given and is no services."""
+    """The constructor raises TypeError when ``api`` is given and is not a services object."""
     async with stage.open(connect=False) as pair:
         new, options = stage.need(pair.new, "new"), stage.need(pair.options, "options")
         for services in (7, "services", ["services"]):
@@ -99,13 +99,13 @@ async def an_unknown_option_is_refused_with_the_nearest_one(stage: Stage) -> Non
 
 @_checks("PluginServices#store")
 async def a_missing_service_is_an_invalid_services_error(stage: Stage) -> None:
-    """The constructor raises InvalidServicesError when a service is missing that the plugin cannot do without."""
+    """The constructor raises InvalidServicesError when a required service is missing."""
     async with stage.open(connect=False) as pair:
         new, options = stage.need(pair.new, "new"), stage.need(pair.options, "options")
         if not pair.needs_store:
-            # Money that is KEYED needs a store, whatever the plugin.
+            # In every plugin, money at KEYED needs a store.
             options = {**options, "money": "keyed"}
-        with raising(InvalidServicesError, "there is no store, and one is needed"):
+        with raising(InvalidServicesError, "a required store is missing"):
             new(options, None)
 
 
@@ -114,9 +114,9 @@ async def works_without_services(stage: Stage) -> None:
     """A plugin works without ``api``, though perhaps with less functionality."""
     async with stage.open(connect=False) as pair:
         new, options = stage.need(pair.new, "new"), stage.need(pair.options, "options")
-        stage.need(None if pair.needs_store else new, "plugin that can do without a store")
+        stage.need(None if pair.needs_store else new, "plugin that works without a store")
         outcome = await outcome_of(_make, partial(new, options, None))
-        expect(not isinstance(outcome, Exception), f"without services it was not made: {outcome!r}")
+        expect(not isinstance(outcome, Exception), f"it cannot be made without services: {outcome!r}")
 
 
 async def _make(make: partial[object]) -> object:
@@ -125,17 +125,17 @@ async def _make(make: partial[object]) -> object:
 
 @_checks("new LedgerPlugin", Level.RULE)
 async def a_new_plugin_has_done_nothing(stage: Stage) -> None:
-    """A plugin that was only made is not connected, has told nothing and counted nothing."""
+    """A new plugin is not connected, has no events and has counted nothing."""
     async with stage.open(connect=False) as pair:
         statistics = pair.plugin.statistics()
         expect(not pair.plugin.is_connected(), "it is connected before connect()")
-        expect(pair.plugin.events.statistics().current_buffer_used == 0, "it has told events before connect()")
+        expect(pair.plugin.events.statistics().current_buffer_used == 0, "it has events before connect()")
         expect(statistics.requests_sent == statistics.calls_in_flight == 0, "it has made calls before connect()")
 
 
 @_checks("errors", Level.RULE)
 async def errors_have_the_names_of_the_specification(stage: Stage) -> None:
-    """Every error has ``name``, under which RFC-0024 knows it."""
+    """Every error has ``name``, which is its name in RFC-0024."""
     async with stage.open(connect=False) as pair:
         plugin = pair.plugin
         plugin.register_data_handler(echo)
@@ -175,7 +175,7 @@ async def statistics_count_requests_and_responses(stage: Stage) -> None:
 
 @_checks("PluginServices#log")
 async def log_messages_hold_no_credentials(stage: Stage) -> None:
-    """No log message holds a token, and neither does what the plugin shows of itself and of its errors."""
+    """No log message holds a token, nor does the ``repr`` of the plugin, its options or its errors."""
     log = Recorder()
     async with stage.open(log=log) as pair:
         stage.need(pair.secrets or None, "secrets")
@@ -194,27 +194,27 @@ async def log_messages_hold_no_credentials(stage: Stage) -> None:
 
 @_checks("PluginServices#log", Level.RULE)
 async def a_log_that_is_given_is_used(stage: Stage) -> None:
-    """What goes wrong is told to the log of the services."""
+    """Errors are logged to the log in the services."""
     log = Recorder()
     async with stage.open(log=log) as pair:
         pair.plugin.register_data_handler(refusing(OSError(CANARY)))
         await outcome_of(pair.peer.send_data, b"")
-    expect(any(CANARY in line for line in log.errors), "the log was not told of a handler's error")
+    expect(any(CANARY in line for line in log.errors), "a handler's error is not in the log")
 
 
 @_checks("PluginServices#log", Level.SHOULD)
 async def without_a_log_there_is_a_default(stage: Stage) -> None:
-    """A plugin that is given no log uses the standard library's."""
+    """A plugin without a log uses the standard library's logging."""
     with _logged() as lines:
         async with stage.open(silent=False) as pair:
             pair.plugin.register_data_handler(refusing(OSError(CANARY)))
             await outcome_of(pair.peer.send_data, b"")
-    expect(any(CANARY in line for line in lines), "the standard library's logging was not told of a handler's error")
+    expect(any(CANARY in line for line in lines), "a handler's error is not in the standard library's log")
 
 
 @contextmanager
 def _logged() -> Iterator[list[str]]:
-    """Give the messages that reach the standard library's root logger during a block."""
+    """Collect the messages of the standard library's root logger during a block."""
     lines: list[str] = []
 
     class Keep(logging.Handler):
@@ -231,7 +231,7 @@ def _logged() -> Iterator[list[str]]:
 
 @_checks("errors", Level.RULE)
 async def the_log_repeats_the_reference_that_the_peer_gets(stage: Stage) -> None:
-    """The peer is told no internal text of a handler's error but a reference, which the log repeats."""
+    """In place of a handler's error text the peer gets a reference, which the log repeats."""
     log = Recorder()
     async with stage.open(log=log) as pair:
         pair.plugin.register_data_handler(refusing(OSError(CANARY)))
@@ -239,8 +239,8 @@ async def the_log_repeats_the_reference_that_the_peer_gets(stage: Stage) -> None
             await pair.peer.send_data(b"")
         words = [word.strip('":,.{}') for word in caught[0].data.decode().split()]
         references = [word for word in words if len(word) >= 8 and any(character.isdigit() for character in word)]
-        expect(references, f"the peer is told no reference: {caught[0]}")
+        expect(references, f"the peer gets no reference: {caught[0]}")
         expect(
             any(reference in line for line in log.errors for reference in references),
-            "the log does not repeat the reference that the peer is told",
+            "the log does not repeat the reference that the peer gets",
         )

@@ -35,7 +35,7 @@ class _Till:
     """A money handler that keeps the amounts.
 
     Attributes:
-        amounts: What has come.
+        amounts: The amounts of the transfers so far.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class _Till:
         self._news.set()
 
     async def wait(self, number: int) -> None:
-        """Wait for so many transfers: with a store they are credited before they are told."""
+        """Wait for a number of transfers: with a store they are credited before the handler is called."""
         while len(self.amounts) < number:
             self._news = trio.Event()
             await self._news.wait()
@@ -91,7 +91,7 @@ async def every_amount_up_to_the_maximum_is_sent(stage: Stage) -> None:
 
 @_checks("LedgerPlugin#sendMoney", Level.RULE, money=True)
 async def an_amount_out_of_range_is_an_invalid_fields_error(stage: Stage) -> None:
-    """What is no whole number from 1 to 2**64-1 is refused, and nothing is sent."""
+    """An amount that is not a whole number from 1 to 2**64-1 is refused, and nothing is sent."""
     async with stage.open() as pair:
         till = _Till()
         pair.peer.register_money_handler(till.take)
@@ -101,12 +101,12 @@ async def an_amount_out_of_range_is_an_invalid_fields_error(stage: Stage) -> Non
                 await pair.plugin.send_money(amount)
         await pair.plugin.send_money("1")
         await till.wait(1)
-        expect(till.amounts == ["1"], f"amounts that were refused were sent all the same: {till.amounts}")
+        expect(till.amounts == ["1"], f"refused amounts were sent: {till.amounts}")
 
 
 @_checks("LedgerPlugin#sendMoney", Level.RULE, money=True)
 async def an_amount_of_another_type_is_a_type_error(stage: Stage) -> None:
-    """What is neither text nor an int is refused with TypeError."""
+    """An amount that is neither text nor an int is refused with TypeError."""
     wrong: Any
     async with stage.open() as pair:
         pair.peer.register_money_handler(ignore)
@@ -125,7 +125,7 @@ async def send_money_before_connect_is_not_connected(stage: Stage) -> None:
 
 @_checks("LedgerPlugin#sendMoney", money=True, store=False)
 async def send_money_waits_for_the_acknowledgement(stage: Stage) -> None:
-    """``send_money`` returns when the peer's handler has taken the money, not before."""
+    """``send_money`` returns after the peer's handler has returned, not earlier."""
     async with stage.open() as pair, trio.open_nursery() as nursery:
         arrived, go_on = trio.Event(), trio.Event()
 
@@ -143,7 +143,7 @@ async def send_money_waits_for_the_acknowledgement(stage: Stage) -> None:
 
 @_checks("LedgerPlugin#registerMoneyHandler", Level.SHOULD, money=True, store=False)
 async def without_a_money_handler_the_peer_gets_an_error(stage: Stage) -> None:
-    """Money that no handler is registered for is answered with an error."""
+    """A transfer without a handler is answered with an error."""
     async with stage.open() as pair:
         with raising(RemoteError, "money came to a plugin without a handler"):
             await pair.peer.send_money("1")
@@ -151,17 +151,17 @@ async def without_a_money_handler_the_peer_gets_an_error(stage: Stage) -> None:
 
 @_checks("LedgerPlugin#registerMoneyHandler", money=True, store=False)
 async def a_money_handler_may_refuse(stage: Stage) -> None:
-    """What a money handler raises refuses the transfer, and reaches the peer as an error under its code."""
+    """An exception of a money handler refuses the transfer, and reaches the peer under its code."""
     async with stage.open() as pair:
         pair.plugin.register_money_handler(refusing(InsufficientBalanceError("no")))
         with raising(RemoteError, "the money handler raised") as caught:
             await pair.peer.send_money("1")
-        expect(caught[0].code == "F08", f"the peer is told {caught[0].code}, not F08")
+        expect(caught[0].code == "F08", f"the peer received {caught[0].code}, not F08")
 
 
 @_checks("current_transfer", Level.RULE, money=True)
 async def current_transfer_is_the_handlers_own(stage: Stage) -> None:
-    """Inside a money handler ``current_transfer()`` gives the transfer that it was called for."""
+    """Inside a money handler ``current_transfer()`` returns the transfer of this call."""
     async with stage.open() as pair:
         till = _Till()
 
@@ -177,7 +177,7 @@ async def current_transfer_is_the_handlers_own(stage: Stage) -> None:
 
 @_checks("LedgerPlugin#sendMoney", Level.RULE, money=True, store=False)
 async def a_lost_acknowledgement_leaves_the_transfer_in_doubt(stage: Stage) -> None:
-    """When the connection goes before the acknowledgement came, TransferInDoubtError names the transfer."""
+    """If the connection ends before the acknowledgement, TransferInDoubtError names the transfer."""
     async with stage.open() as pair, trio.open_nursery() as nursery:
         arrived = trio.Event()
 
@@ -189,15 +189,15 @@ async def a_lost_acknowledgement_leaves_the_transfer_in_doubt(stage: Stage) -> N
         call = Pending(nursery, lambda: pair.plugin.send_money("5", idempotency_key="key"))
         await arrived.wait()
         await pair.peer.disconnect()
-        with raising(TransferInDoubtError, "the peer went before it acknowledged") as caught:
+        with raising(TransferInDoubtError, "the peer disconnected before it acknowledged") as caught:
             await call.value()
-        told = (caught[0].key, caught[0].amount)
-        expect(told == ("key", "5"), f"the transfer is 'key' of '5'; the error names {told}")
+        named = (caught[0].key, caught[0].amount)
+        expect(named == ("key", "5"), f"the transfer is 'key' of '5'; the error names {named}")
 
 
 @_checks("LedgerPlugin#sendMoney", Level.RULE, money=True)
 async def idempotency_keys_are_checked(stage: Stage) -> None:
-    """A key is 1 to 64 ASCII characters; another is refused before anything is sent."""
+    """A key is 1 to 64 ASCII characters; others are refused before anything is sent."""
     wrong: Any
     async with stage.open() as pair:
         pair.peer.register_money_handler(ignore)
@@ -208,7 +208,7 @@ async def idempotency_keys_are_checked(stage: Stage) -> None:
 
 @_checks("LedgerPlugin#sendMoney", Level.RULE, money=False)
 async def a_plugin_without_money_says_so(stage: Stage) -> None:
-    """Where there is no money ``send_money`` is an error, never a silent success."""
+    """Without money ``send_money`` is an error, never a silent success."""
     async with stage.open() as pair:
         with raising(LedgerPluginError, "send_money() of a plugin without money"):
             await pair.plugin.send_money("1")
@@ -216,7 +216,7 @@ async def a_plugin_without_money_says_so(stage: Stage) -> None:
 
 @_checks("transfers", Level.RULE, store=False)
 async def without_a_store_there_are_no_transfers(stage: Stage) -> None:
-    """``transfers`` raises InvalidServicesError where no journal is kept."""
+    """Without a journal ``transfers`` raises InvalidServicesError."""
     async with stage.open(connect=False) as pair:
         with raising(InvalidServicesError, "transfers without a store"):
             _ = pair.plugin.transfers
@@ -227,18 +227,18 @@ async def without_a_store_there_are_no_transfers(stage: Stage) -> None:
 
 @_checks("transfers", Level.RULE, money=True, store=True)
 async def a_known_key_has_its_effect_once(stage: Stage) -> None:
-    """A transfer that is sent again under its key returns as before, and is credited once."""
+    """A transfer that is sent again with its key returns as before, and is credited once."""
     async with stage.open() as pair:
         pair.peer.register_money_handler(ignore)
         for _ in range(3):
             await pair.plugin.send_money("9", idempotency_key="once")
         received = (await pair.peer.transfers.totals()).received
-        expect(received == 9, f"9 were sent three times under one key; the peer has {received}")
+        expect(received == 9, f"9 were sent three times with one key; the peer has {received}")
 
 
 @_checks("transfers", Level.RULE, money=True, store=True)
 async def a_known_key_of_another_amount_is_a_duplicate_id_error(stage: Stage) -> None:
-    """A key belongs to its amount; with another one it raises DuplicateIdError, and nothing is sent."""
+    """A key belongs to its amount; another amount raises DuplicateIdError, and nothing is sent."""
     async with stage.open() as pair:
         await pair.plugin.send_money("9", idempotency_key="once")
         with raising(DuplicateIdError, "the key belongs to another amount"):
@@ -249,7 +249,7 @@ async def a_known_key_of_another_amount_is_a_duplicate_id_error(stage: Stage) ->
 
 @_checks("transfers", Level.RULE, money=True, store=True)
 async def the_journals_of_both_ends_agree(stage: Stage) -> None:
-    """What one end has sent the other has received, to the unit."""
+    """The journals of both ends agree on every unit."""
     async with stage.open() as pair:
         for amount in (str(MAX_AMOUNT), "1", str(MAX_AMOUNT)):
             await pair.plugin.send_money(amount)
@@ -262,7 +262,7 @@ async def the_journals_of_both_ends_agree(stage: Stage) -> None:
 
 @_checks("transfers", Level.RULE, money=True, store=True)
 async def a_transactional_handler_counts_with_its_transfer(stage: Stage) -> None:
-    """A transactional handler runs in the transaction that credits; what it raises refuses the transfer."""
+    """A transactional handler runs in the crediting transaction; its exception refuses the transfer."""
     async with stage.open() as pair:
         amounts: list[str] = []
 
@@ -282,7 +282,7 @@ async def a_transactional_handler_counts_with_its_transfer(stage: Stage) -> None
 
 @_checks("LedgerPlugin#registerMoneyHandler", Level.RULE, money=True, store=True)
 async def money_handlers_of_both_kinds_exclude_each_other(stage: Stage) -> None:
-    """One money handler is set at a time, whichever kind it is of."""
+    """Only one money handler is registered at a time, of either kind."""
 
     def credit(_: sqlite3.Connection, __: Transfer) -> None:
         pass
@@ -299,7 +299,7 @@ async def money_handlers_of_both_kinds_exclude_each_other(stage: Stage) -> None:
 
 @_checks("LedgerPlugin#registerMoneyHandler", Level.RULE, money=True, store=True)
 async def a_money_handler_is_tried_again_until_it_succeeds(stage: Stage) -> None:
-    """With a store the handler is called once the transfer is credited, and again after it has raised."""
+    """With a store the handler is called after the transfer is credited, and again after it has raised."""
     async with stage.open() as pair:
         till = _Till()
 

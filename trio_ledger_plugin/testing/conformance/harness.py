@@ -1,6 +1,6 @@
-"""What a check is made of, and the pairs of plugins that it looks at.
+"""Checks, and the pairs of plugins that they test.
 
-The law of this module: a check passes only when it has looked. What it cannot look at, it says.
+Invariant: a check passes only if it has tested its sentence. If it cannot, it raises ``NotApplicableError``.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ T = TypeVar("T")
 
 
 class NotApplicableError(Exception):
-    """The check cannot be made of this pair; the text says what is missing."""
+    """The check does not apply to this pair; the text says what is missing."""
 
 
 class Level(Enum):
     """How binding a sentence is.
 
     Attributes:
-        MUST: RFC-0024 demands it.
+        MUST: RFC-0024 requires it.
         SHOULD: RFC-0024 recommends it.
         RULE: This package promises it of every plugin, beyond RFC-0024.
     """
@@ -50,15 +50,15 @@ class Level(Enum):
 
 @frozen
 class Check:
-    """One sentence, and the function that finds out whether a plugin keeps it.
+    """One sentence, and the function that checks whether it is true of a plugin.
 
-    The function looks at the pairs that its stage opens, and returns when they keep the sentence.
+    The function tests the pairs that its stage opens, and returns if the sentence is true of them.
 
     Attributes:
-        section: Where the sentence stands: a heading of RFC-0024, or ``events`` and the like for a rule.
+        section: The heading in RFC-0024, or for a rule a topic such as ``events``.
         level: How binding it is.
-        money: Whether it is about plugins with money only (True), or without only (False).
-        store: Whether it needs a transactional store (True) or that there is none (False).
+        money: True if it applies only to plugins with money, False if only to plugins without; None for both.
+        store: True if it needs a transactional store, False if it needs that there is none; None for both.
     """
 
     function: Callable[[Stage], Awaitable[None]]
@@ -69,12 +69,12 @@ class Check:
 
     @property
     def name(self) -> str:
-        """The check's name, which says what is so when it passes."""
+        """The check's name, which says what is true if it passes."""
         return self.function.__name__
 
     @property
     def sentence(self) -> str:
-        """What is checked, in one sentence or a few."""
+        """What is checked, in one or a few sentences."""
         return " ".join(cleandoc(self.function.__doc__ or "").split())
 
     def __str__(self) -> str:
@@ -83,7 +83,7 @@ class Check:
 
 
 class Listed:
-    """A list of checks that fills itself: an object of it decorates the functions."""
+    """A decorator that makes functions into checks and lists them."""
 
     def __init__(self) -> None:
         self.checks: list[Check] = []
@@ -91,7 +91,7 @@ class Listed:
     def __call__(
         self, section: str, level: Level = Level.MUST, *, money: bool | None = None, store: bool | None = None
     ) -> Callable[[Callable[[Stage], Awaitable[None]]], Check]:
-        """Make a check of a function; see ``Check`` for the arguments."""
+        """Make a function into a check; see ``Check`` for the arguments."""
 
         def make(function: Callable[[Stage], Awaitable[None]]) -> Check:
             self.checks.append(Check(function, section, level, money, store))
@@ -101,22 +101,22 @@ class Listed:
 
 
 class Stage:
-    """Where one check gets its pairs from.
+    """Opens the pairs of one check.
 
     Args:
         check: The check.
-        factory: The author's.
+        factory: The factory of the pair.
         transactional: Whether both ends get a transactional store.
 
     Raises:
-        NotApplicableError: The check is about plugins with such a store, or about those without.
+        NotApplicableError: The check applies only with such a store, or only without.
     """
 
     def __init__(self, check: Check, factory: PairFactory, *, transactional: bool) -> None:
         self._check = check
         self._factory = factory
         self._transactional = transactional
-        self._home: trio.Nursery | None = None
+        self._nursery: trio.Nursery | None = None
         self._tasks_before: frozenset[trio.lowlevel.Task] = frozenset()
         if check.store is True and not transactional:
             raise NotApplicableError("needs a transactional store; run the kit with one")
@@ -132,34 +132,34 @@ class Stage:
         Args:
             log: The log of the plugin under test.
             connect: Whether to connect the two.
-            silent: Whether to give it a log that nobody sees where ``log`` is None.
+            silent: Whether to discard the messages of that plugin if ``log`` is None.
             limits: Options of both ends.
 
         Raises:
-            NotApplicableError: The check is about plugins with money, or about those without.
+            NotApplicableError: The check applies only to plugins with money, or only to plugins without.
         """
         async with AsyncExitStack() as stack:
             ours = await self._open_store(stack)
             theirs = await self._open_store(stack)
-            home = await stack.enter_async_context(_home())
+            nursery = await stack.enter_async_context(_nursery())
             conditions = PairConfig(
-                nursery=home,
+                nursery=nursery,
                 services=evolve(ours, log=Recorder() if log is None and silent else log),
                 peer_services=evolve(theirs, log=Recorder()),
                 limits=limits,
             )
-            subject = await stack.enter_async_context(self._factory(conditions))
-            if self._check.money is True and not subject.has_money:
+            pair = await stack.enter_async_context(self._factory(conditions))
+            if self._check.money is True and not pair.has_money:
                 raise NotApplicableError("the plugin has no money")
-            if self._check.money is False and subject.has_money:
+            if self._check.money is False and pair.has_money:
                 raise NotApplicableError("is about plugins without money")
-            self._home, self._tasks_before = home, home.child_tasks
+            self._nursery, self._tasks_before = nursery, nursery.child_tasks
             try:
                 if connect:
-                    await subject.connect()
-                yield subject
+                    await pair.connect()
+                yield pair
             finally:
-                home.cancel_scope.cancel()
+                nursery.cancel_scope.cancel()
 
     async def _open_store(self, stack: AsyncExitStack) -> PluginServices:
         if not self._transactional:
@@ -169,15 +169,15 @@ class Stage:
         return PluginServices(store=store)
 
     def tasks_left(self) -> list[str]:
-        """Return the names of the tasks of the pair that run now, and did not before it was connected."""
-        assert self._home is not None
-        return [task.name for task in self._home.child_tasks - self._tasks_before]
+        """Return the names of the pair's running tasks that were started after it was connected."""
+        assert self._nursery is not None
+        return [task.name for task in self._nursery.child_tasks - self._tasks_before]
 
     def need(self, capability: T | None, what: str) -> T:
         """Return something that not every pair has.
 
         Raises:
-            NotApplicableError: This one has not.
+            NotApplicableError: This pair lacks it.
         """
         if capability is None:
             raise NotApplicableError(f"the factory gives no {what}")
@@ -185,20 +185,20 @@ class Stage:
 
 
 @asynccontextmanager
-async def _home() -> AsyncIterator[trio.Nursery]:
-    """Give a nursery for plugins, in a task of its own: a plugin that fails must not cancel the check."""
+async def _nursery() -> AsyncIterator[trio.Nursery]:
+    """Give a nursery for plugins, in its own task: a plugin that fails must not cancel the check."""
 
     async def run(task_status: trio.TaskStatus[trio.Nursery]) -> None:
         try:
-            async with trio.open_nursery() as home:
-                task_status.started(home)
+            async with trio.open_nursery() as nursery:
+                task_status.started(nursery)
                 await trio.sleep_forever()
         except* PluginFailedError:
             pass
 
     async with trio.open_nursery() as outer:
-        home: trio.Nursery = await outer.start(run)
+        nursery: trio.Nursery = await outer.start(run)
         try:
-            yield home
+            yield nursery
         finally:
-            home.cancel_scope.cancel()
+            nursery.cancel_scope.cancel()

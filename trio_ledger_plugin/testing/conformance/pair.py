@@ -1,6 +1,6 @@
-"""What the author of a plugin gives to the conformance kit: a pair of plugins, and what is to be known of them.
+"""What the author of a plugin gives to the conformance kit: a pair of plugins, and facts about them.
 
-Whatever a pair cannot do, its field is left at its default; the checks that need it are told as not applicable.
+Fields of what a pair cannot do keep their defaults; checks that need them are not applicable.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ...services import PluginServices
 
 __all__ = ["Conditions", "PairConfig", "PairFactory", "PluginPair", "Subject", "SubjectFactory"]
 
-# Less than a check has: what is wrong is the pair, and is to be told as that.
+# Shorter than the deadline of a check, so that the error names the pair as the problem.
 CONNECT_SECONDS: Final = 10.0
 
 PluginT = TypeVar("PluginT", bound=LedgerPlugin)
@@ -27,13 +27,13 @@ PluginT = TypeVar("PluginT", bound=LedgerPlugin)
 
 @frozen(kw_only=True)
 class PairConfig:
-    """Under what a check wants its pair.
+    """What a check needs of its pair.
 
     Attributes:
-        nursery: Where the tasks of both plugins are to run.
-        services: What the plugin under test is to be given.
-        peer_services: What its peer is to be given.
-        limits: Options of every plugin (``PluginOptions``) that both ends are to have, by field name.
+        nursery: The nursery for the tasks of both plugins.
+        services: The services of the plugin under test.
+        peer_services: The services of its peer.
+        limits: Options of both plugins (``PluginOptions``), by field name.
     """
 
     nursery: trio.Nursery
@@ -43,11 +43,11 @@ class PairConfig:
 
     @property
     def of_peer(self) -> PairConfig:
-        """The same as seen from the other end; the peer is made under these."""
+        """The same for the peer."""
         return evolve(self, services=self.peer_services, peer_services=self.services)
 
     def make(self, plugin_class: type[PluginT], fields: Mapping[str, object]) -> PluginT:
-        """Make a plugin of a class, installed or not, that meets the conditions.
+        """Make a plugin of a class, installed or not, as the check needs it.
 
         Args:
             plugin_class: The plugin's class.
@@ -56,29 +56,29 @@ class PairConfig:
         options = options_from_mapping(plugin_class.options_class, {**fields, **self.limits})
         return plugin_class(options, self.services, self.nursery)
 
-    def new(self, opts: Any, services: Any = None) -> LedgerPlugin:  # noqa: ANN401 (the checks pass wrong ones too)
-        """Make an installed plugin as applications do; what ``PluginPair.new`` is of such a plugin."""
+    def new(self, opts: Any, services: Any = None) -> LedgerPlugin:  # noqa: ANN401 (checks pass wrong ones too)
+        """Make an installed plugin as applications do; use it as the ``PluginPair.new`` of such a plugin."""
         return create_plugin(opts, services, nursery=self.nursery)
 
 
 @frozen(kw_only=True)
 class PluginPair:
-    """A pair of plugins that are not connected yet, and what the kit needs to know of them.
+    """A pair of plugins that are not connected yet, and what the kit needs to know about them.
 
     Attributes:
         plugin: The plugin under test.
-        peer: A plugin that is its peer once both are connected; its behaviour is not judged.
+        peer: Its peer; the checks do not judge the peer's behaviour.
         has_money: Whether ``send_money`` works.
-        peer_dials: Whether it is the peer that opens the connection, so that it must connect last.
+        peer_dials: Whether the peer opens the connection, so that the peer must connect last.
         stays_disconnected: Whether the plugin stays disconnected after ``disconnect()`` until ``connect()``, even if
             its peer dials.
-        reconnects: Whether the two can be connected again once they have parted.
+        reconnects: Whether the two can be connected again after they were disconnected.
         new: ``(opts, services) -> plugin``, which makes a plugin like the one under test, as the constructor of
             RFC-0024 does; ``PairConfig.new`` for a plugin that is installed.
-        options: Options for ``new``; with it, it can be checked how wrong ones are refused.
-        needs_store: Whether the plugin cannot do without a store.
+        options: Options for ``new``, for checks of how the plugin refuses wrong ones.
+        needs_store: Whether the plugin requires a store.
         without_credentials: Makes a plugin that lacks its credentials.
-        with_wrong_credentials: Makes a plugin whose credentials the peer refuses; the peer is connected then.
+        with_wrong_credentials: Makes a plugin whose credentials the peer refuses; the peer is connected by then.
         unreachable: Makes a plugin whose peer cannot be reached now, but perhaps later.
         cut: Breaks the connection between the two, as a network does.
         secrets: Texts that must not appear in logs: tokens and the like.
@@ -98,7 +98,7 @@ class PluginPair:
     unreachable: Callable[[], LedgerPlugin] | None = None
     cut: Callable[[], None] | None = None
     secrets: tuple[str, ...] = field(default=(), repr=False)
-    #: The earlier name of ``stays_disconnected``; None where that one is used.
+    #: The earlier name of ``stays_disconnected``; None if it is not used.
     stays_parted: bool | None = field(default=None, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
@@ -106,10 +106,10 @@ class PluginPair:
             object.__setattr__(self, "stays_disconnected", self.stays_parted)
 
     async def connect(self, connect_plugin: Callable[[], Awaitable[object]] | None = None) -> None:
-        """Connect both, in the order that they need, and wait until both are.
+        """Connect both in the order that they need, and wait until both are connected.
 
         Args:
-            connect_plugin: What connects the plugin under test; its ``connect()`` when None.
+            connect_plugin: Connects the plugin under test; if None, its ``connect()`` does.
 
         Raises:
             trio.TooSlowError: They are not connected within ten seconds.
@@ -127,13 +127,13 @@ class PluginPair:
             await self.plugin.wait_connected()
             await self.peer.wait_connected()
             return
-        hint = "" if self.peer_dials else "; where it is the peer that dials, the factory says peer_dials=True"
+        hint = "" if self.peer_dials else "; if the peer dials, the factory must say peer_dials=True"
         raise trio.TooSlowError(f"the two were not connected within {CONNECT_SECONDS:g} s{hint}")
 
     async def reconnect(self) -> None:
-        """Part, and connect again: the end that dials does.
+        """Disconnect and connect again the end that dials.
 
-        Cancellation: They may be parted.
+        Cancellation: They may be disconnected.
         """
         dialer = self.peer if self.peer_dials else self.plugin
         await dialer.disconnect()

@@ -1,4 +1,4 @@
-"""Running the checks, and what comes of it."""
+"""Running the checks, and their outcomes."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ CHECKS: Final[tuple[Check, ...]] = (
     *checks_handlers.CHECKS,
     *checks_money.CHECKS,
 )
-# Past it a check hangs: none needs a second.
+# Seconds; no check needs more than one.
 DEADLINE: Final = 20.0
 
 
 class Verdict(Enum):
-    """What came of a check.
+    """The verdict of a check.
 
     Attributes:
-        PASSED: The plugin keeps the sentence.
+        PASSED: The plugin does what the sentence says.
         FAILED: It does not, or something else went wrong.
-        NOT_APPLICABLE: It could not be looked at.
+        NOT_APPLICABLE: The pair lacks what the check needs.
     """
 
     PASSED = "passed"
@@ -48,13 +48,13 @@ class Verdict(Enum):
 
 @frozen
 class Outcome:
-    """What came of one check.
+    """The outcome of one check.
 
     Attributes:
         check: The check.
-        verdict: What came of it.
-        error: Why it failed, or is not applicable; None when it passed. ``NonConformanceError`` names what is wrong
-            with the plugin; any other error left the plugin or the factory where none was due.
+        verdict: Its verdict.
+        error: Why it failed or is not applicable; None if it passed. ``NonConformanceError`` says what is wrong with
+            the plugin; the plugin or the factory raised any other error unexpectedly.
     """
 
     check: Check
@@ -63,7 +63,7 @@ class Outcome:
 
     @property
     def detail(self) -> str:
-        """Why it failed, or is not applicable, in words; empty when it passed."""
+        """Why it failed or is not applicable, as a text; empty if it passed."""
         if self.error is None:
             return ""
         if isinstance(self.error, NonConformanceError | NotApplicableError):
@@ -73,7 +73,7 @@ class Outcome:
 
 @frozen
 class Report:
-    """What came of all the checks.
+    """The outcomes of all checks.
 
     Attributes:
         outcomes: One for each check, in the order in which they ran.
@@ -83,18 +83,18 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether no check failed, and some passed."""
+        """Whether no check failed and at least one passed."""
         return not self.of(Verdict.FAILED) and bool(self.of(Verdict.PASSED))
 
     def of(self, verdict: Verdict) -> tuple[Outcome, ...]:
-        """Return the outcomes of one verdict."""
+        """Return the outcomes with a verdict."""
         return tuple(outcome for outcome in self.outcomes if outcome.verdict is verdict)
 
     def raise_failures(self) -> None:
-        """Raise what failed, if anything did.
+        """Raise the errors of the checks that failed, if any.
 
         Raises:
-            ExceptionGroup: The errors of the checks that failed, each with its check in a note.
+            ExceptionGroup: The errors, each with the name of its check in a note.
         """
         failures: list[Exception] = []
         for outcome in self.of(Verdict.FAILED):
@@ -111,17 +111,17 @@ async def run_check(
     """Run one check.
 
     Args:
-        check: Which.
-        factory: Gives the pair of plugins; called for each pair anew.
+        check: The check.
+        factory: Opens the pair of plugins; called again for each pair.
         transactional: Whether both ends get a transactional store.
-        deadline: Seconds until the check is taken for one that hangs.
+        deadline: Seconds until the check counts as hanging.
 
     Cancellation: The pair is closed at once.
     """
     try:
         with trio.fail_after(deadline):
             await check.function(Stage(check, factory, transactional=transactional))
-    except Exception as raised:  # noqa: BLE001 (the report tells it)
+    except Exception as raised:  # noqa: BLE001 (the report has it)
         error = unwrap_group(raised)
         if isinstance(error, trio.TooSlowError):
             error = NonConformanceError(f"it hangs: {str(error) or f'not done after {deadline:g} s'}")
@@ -138,13 +138,13 @@ async def run_conformance(
     deadline: float = DEADLINE,
     tell: Callable[[Outcome], None] | None = None,
 ) -> Report:
-    """Run the checks of the Ledger Plugin Interface on a plugin.
+    """Run the conformance checks on a plugin.
 
     Args:
-        factory: Gives a pair of plugins that are each other's peers, for each check anew.
-        transactional: Whether both ends get a transactional store; run the kit both with and without.
-        checks: Which checks.
-        deadline: Seconds until a check is taken for one that hangs.
+        factory: Opens a pair of plugins that are each other's peers; called again for each pair.
+        transactional: Whether both ends get a transactional store. Run the checks with and without one.
+        checks: The checks to run.
+        deadline: Seconds until a check counts as hanging.
         tell: Called with each outcome as it comes.
 
     Cancellation: The pair is closed at once.

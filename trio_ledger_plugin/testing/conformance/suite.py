@@ -1,4 +1,4 @@
-"""The checks as tests of pytest; this module can be imported without pytest."""
+"""The checks as pytest tests. This module can be imported without pytest."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import trio
 
-from .runner import CHECKS, Verdict, run_check
+from .runner import CHECKS, DEADLINE, Verdict, run_check
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,39 +22,39 @@ __all__ = ["ConformanceSuite", "make_check"]
 class ConformanceSuite:
     """Every check as a test: subclass it, name the class ``Test...``, and write ``pair``.
 
-    Each test has a Trio run of its own, so that they need no plugin of pytest's, and get along with pytest-trio. A
-    check that is not applicable is skipped, with the reason.
+    Each test has its own Trio run, so it needs no pytest plugin and works beside pytest-trio. A check that is not
+    applicable is skipped with the reason.
 
     Attributes:
         transactional: Whether both ends get a transactional store.
-        deadline: Seconds until a check is taken for one that hangs.
+        deadline: Seconds until a check counts as hanging.
     """
 
     transactional: ClassVar[bool] = False
-    deadline: ClassVar[float] = 20.0
+    deadline: ClassVar[float] = DEADLINE
 
     def pair(self, conditions: PairConfig) -> AbstractAsyncContextManager[PluginPair]:
-        """Give a pair of plugins that are each other's peers; what a subclass writes.
+        """Give a pair of plugins that are each other's peers. A subclass writes this.
 
         Args:
-            conditions: What the check asks of the pair.
+            conditions: What the check needs of the pair.
         """
-        raise NotImplementedError("a subclass of ConformanceSuite says in pair() which plugins to check")
+        raise NotImplementedError("a subclass of ConformanceSuite defines in pair() which plugins to check")
 
 
-def make_check(check: Check, pair: PairFactory, *, transactional: bool = False, deadline: float = 20.0) -> None:
-    """Make one check in a Trio run of its own, as a test of pytest's.
+def make_check(check: Check, pair: PairFactory, *, transactional: bool = False, deadline: float = DEADLINE) -> None:
+    """Run one check as a pytest test, in its own Trio run.
 
     Args:
         check: The check.
-        pair: Gives the plugins.
+        pair: Opens the plugins.
         transactional: Whether both ends get a transactional store.
-        deadline: Seconds until the check is taken for one that hangs.
+        deadline: Seconds until the check counts as hanging.
 
     Raises:
-        Exception: What is wrong with the plugin; a check that is not applicable is skipped.
+        Exception: The check failed. If it is not applicable, the test is skipped.
     """
-    import pytest  # noqa: PLC0415 (whoever runs no tests need not have it)
+    import pytest  # noqa: PLC0415 (programs that run no tests may lack it)
 
     outcome = trio.run(partial(run_check, check, pair, transactional=transactional, deadline=deadline))
     if outcome.verdict is Verdict.NOT_APPLICABLE:
