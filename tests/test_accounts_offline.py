@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import trio
-from support.peers import dial, next_event
-from support.scripted import all_tasks, names, read_events
-from test_accounts import FULFILL, HOST, answer, code_of, enter, leave, open_accounts, prepare
+from support.accounts import FULFILL, HOST, answer, code_of, enter, leave, open_accounts, prepare
+from support.events import names, next_event
+from support.leftovers import all_tasks
+from support.peers import dial
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_ledger_plugin import AccountConnected, AccountDisconnected, Connected, ConnectionLostError
 from trio_ledger_plugin.stores import MemoryStore
+from trio_ledger_plugin.testing.conformance.assertions import read_events
 
 SENDS = 100_000
 # Tracing what is allocated makes each send ten times as slow.

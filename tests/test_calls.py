@@ -43,13 +43,6 @@ class Caller:
                 self.outcomes[request_id] = error
 
 
-@pytest.fixture
-async def nursery():
-    async with trio.open_nursery() as opened:
-        yield opened
-        opened.cancel_scope.cancel()
-
-
 async def test_an_answer_wakes_its_caller_only(nursery):
     caller = Caller(nursery)
     first, second = (await caller.call())[0], (await caller.call())[0]

@@ -22,12 +22,6 @@ NOON = datetime(2018, 8, 31, 12, 0, 0, 899_000, tzinfo=UTC)
 OPTIONS = {"redial_max_delay": 0.01, "response_timeout": 0.2}
 
 
-@pytest.fixture
-def clock() -> MockClock:
-    """A clock that jumps when nothing has happened for a while; sockets on this machine are faster."""
-    return MockClock(autojump_threshold=0.03)
-
-
 class Witness:
     """Keeps all that the package shows to anybody; it is a log, too."""
 

@@ -4,7 +4,8 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import pytest
 import trio
-from support.scripted import FORMS, all_tasks, nursery_of, open_files
+from support.cancellation import cancelled_at, each_checkpoint
+from support.leftovers import FORMS, Baseline, nursery_of, open_files
 from trio.testing import wait_all_tasks_blocked
 
 from trio_ledger_plugin import (
@@ -18,66 +19,7 @@ from trio_ledger_plugin import (
     open_plugin,
 )
 from trio_ledger_plugin.btp.plugin import BtpPlugin
-
-# More checkpoints than any of these calls has; that one is reached means a call that never ends.
-MOST = 200
-
-
-class _CancelAt(trio.abc.Instrument):
-    """Cancels a scope when a task has come to its n-th checkpoint."""
-
-    def __init__(self, task, scope, step):
-        self._task, self._scope, self._left = task, scope, step
-
-    def after_task_step(self, task):
-        if task is self._task:
-            self._left -= 1
-            if self._left == 0:
-                self._scope.cancel()
-
-
-async def cancelled_at(step, function):
-    """Run a call and cancel it at its n-th checkpoint; tell whether it had that many."""
-    with trio.fail_after(20), trio.CancelScope() as scope:
-        instrument = _CancelAt(trio.lowlevel.current_task(), scope, step)
-        trio.lowlevel.add_instrument(instrument)
-        try:
-            await function()
-        finally:
-            trio.lowlevel.remove_instrument(instrument)
-    return scope.cancel_called
-
-
-async def each_checkpoint(attempt):
-    """Make an attempt for each checkpoint, until it goes through without a cancellation."""
-    for step in range(1, MOST):
-        if not await attempt(step):
-            assert step > 1, "the call has no checkpoint"
-            return step
-    return pytest.fail("the call has no end")
-
-
-class Baseline:
-    """What is there before a call: nothing more may be left after it but idle workers of the peer's."""
-
-    def __init__(self, peer=None):
-        self._peer = peer
-        self._tasks, self.files = all_tasks(), open_files()
-
-    def left(self):
-        idle = set() if self._peer is None else {worker.task for worker in self._peer.context.workers.idle}
-        return [task.name for task in all_tasks() - self._tasks - idle]
-
-    async def settle(self):
-        with trio.move_on_after(2):
-            while self.left() or open_files() > self.files:  # noqa: ASYNC110 (a closed file tells nobody)
-                await trio.sleep(0.001)
-        assert self.left() == []
-        assert open_files() <= self.files
-
-
-async def echo(data):
-    return data
+from trio_ledger_plugin.testing.conformance.assertions import echo
 
 
 async def accept(amount):

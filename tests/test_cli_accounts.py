@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 from rich.console import Console
+from support.accounts import FULFILL, HOST, answer, ask, enter, hashed, leave, open_accounts, prepare
 from support.programs import CANARY, assert_one_error, on_a_terminal, posix, run, serving
-from test_accounts import FULFILL, HOST, answer, ask, enter, hashed, leave, open_accounts, prepare
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_ledger_plugin import ConnectOptions, fetch_ildcp, open_plugin
@@ -28,6 +28,7 @@ from trio_ledger_plugin.cli.replies import fulfill, make_question
 from trio_ledger_plugin.codec import btp, ildcp, ilp
 from trio_ledger_plugin.ilp.routing import route
 from trio_ledger_plugin.stores import MemoryStore
+from trio_ledger_plugin.testing.conformance.assertions import echo
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -91,10 +92,6 @@ async def test_ildcp_tells_what_the_server_was_told() -> None:
 
 async def refuse(data: bytes) -> bytes:
     return ilp.encode(ilp.Reject("F02", "example.other", "no route\x1b"))
-
-
-async def echo(data: bytes) -> bytes:
-    return data
 
 
 async def junk(data: bytes) -> bytes:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import trio
 import trustme
-from support.peers import TOKEN, Peer, Recorder, next_event, open_btp, read_head, serving, welcome
+from support.events import next_event
+from support.peers import TOKEN, Peer, open_btp, read_head, serving, welcome
 from trio.testing import MockClock
 
 from trio_ledger_plugin import ConnectOptions, PluginServices
@@ -23,14 +24,9 @@ from trio_ledger_plugin.errors import (
     UnreachableError,
 )
 from trio_ledger_plugin.events import Connected, Disconnected, Failed
+from trio_ledger_plugin.testing.conformance.assertions import Recorder, echo
 
 NOON = datetime(2018, 8, 31, 12, 0, 0, 899_000, tzinfo=UTC)
-
-
-@pytest.fixture
-def clock() -> MockClock:
-    """A clock that jumps when nothing has happened for a while; sockets on this machine are faster."""
-    return MockClock(autojump_threshold=0.03)
 
 
 OFTEN = 20
@@ -158,9 +154,6 @@ async def test_requests_around_the_answer_to_the_credentials_are_served(clock: M
         answers.extend([await peer.receive_packet(), await peer.receive_packet()])
         done.set()
         await peer.wait_eof()
-
-    async def echo(data: bytes) -> bytes:
-        return data
 
     async with serving(Server(eager)) as url, open_btp({"server": url}, data_handler=echo):
         await done.wait()

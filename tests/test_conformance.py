@@ -13,7 +13,7 @@ import pytest
 import trio
 from attrs import evolve
 from support.broken_plugins import BROKEN
-from support.scripted import all_tasks
+from support.leftovers import all_tasks
 
 from trio_ledger_plugin import InvalidServicesError
 from trio_ledger_plugin.loopback import LoopbackPlugin

@@ -14,21 +14,11 @@ import trio
 import trio.testing
 import trio_websocket
 import trustme
-from support.peers import (
-    PING,
-    TEXT,
-    TOKEN,
-    Peer,
-    Recorder,
-    dial,
-    dial_in,
-    dial_stream,
-    read_head,
-    shake_hands,
-    upgrade_request,
-)
-from support.scripted import all_tasks, names, open_files, outcome_of, read_events, start
-from test_cancellation import Baseline, cancelled_at, each_checkpoint
+from support.calls import start
+from support.cancellation import cancelled_at, each_checkpoint
+from support.events import names
+from support.leftovers import Baseline, all_tasks, open_files
+from support.peers import PING, TEXT, TOKEN, Peer, dial, dial_in, read_head, shake_hands, upgrade_request
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_ledger_plugin import (
@@ -47,6 +37,8 @@ from trio_ledger_plugin.btp.accounts import AccountsPlugin
 from trio_ledger_plugin.btp.plugin import BtpPlugin
 from trio_ledger_plugin.btp.server import BtpServer
 from trio_ledger_plugin.codec import btp
+from trio_ledger_plugin.testing.conformance.assertions import Recorder, echo, outcome_of, read_events
+from trio_ledger_plugin.testing.scripted_peer import dial_stream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -57,16 +49,6 @@ ACCOUNT = urlsafe_b64encode(sha256(TOKEN.encode()).digest()).decode().rstrip("="
 WAYS = ["stream", "websocket"]
 BOTH_WAYS = pytest.mark.parametrize("way", WAYS)
 BOTH_PLUGINS = pytest.mark.parametrize("kind", ["btp", "btp-accounts"])
-
-
-@pytest.fixture
-def clock() -> MockClock:
-    """A clock that jumps when nothing has happened for a while; sockets on this machine are faster."""
-    return MockClock(autojump_threshold=0.03)
-
-
-async def echo(data: bytes) -> bytes:
-    return data
 
 
 def options(kind: str = "btp", *, port: int | None = None, **more: Any) -> dict[str, Any]:
@@ -101,7 +83,7 @@ class Application:
         with trio.CancelScope() as scope:
             self.scopes.append(scope)
             try:
-                outcome = await outcome_of(hand_over)
+                outcome: Any = await outcome_of(hand_over)
             except trio.Cancelled:
                 outcome = "cancelled"
                 raise

@@ -2,7 +2,7 @@
 
 import pytest
 import trio
-from support.scripted import names
+from support.events import names
 
 from trio_ledger_plugin import AccountConnected, Connected, Disconnected, EventsDropped, Failed
 from trio_ledger_plugin.events import BUFFERED_EVENTS, EventStream

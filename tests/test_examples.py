@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import pytest
 import trio
 from support.pages import ROOT
+from support.ports import free_port
 from support.programs import Running, environment, posix, running, serving
 
 from trio_ledger_plugin import fetch_ildcp, open_plugin
@@ -50,12 +51,6 @@ async def end_well(program: Running, number: int = signal.SIGINT) -> str:
     code, _ = await program.end(number)
     assert code == 0, program.output
     return program.output
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    return port
 
 
 def test_every_example_is_on_its_page_and_short():

@@ -3,7 +3,7 @@
 import pytest
 import trio
 import trio.testing
-from support.scripted import start
+from support.calls import start
 
 from trio_ledger_plugin import (
     ConnectionLostError,

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from support.pages import ROOT
-from test_layers import LAYERS
 
 from trio_ledger_plugin.plugin import LedgerPlugin
 
@@ -17,17 +16,6 @@ ROWS = [
     for line in (EXPLANATION / "lpi2.md").read_text().splitlines()
     if line.startswith("| ") and not line.startswith("| LPI2 asks")
 ]
-
-
-def test_drawing_of_the_layers_matches_the_layer_test():
-    """A newcomer would read an architecture that the code does not have."""
-    drawing = (EXPLANATION / "architecture.md").read_text().partition("```text\n")[2].partition("```")[0]
-    layers = []
-    for box in re.split(r"^[┌├└].*\n", drawing, flags=re.MULTILINE)[1:-1]:
-        lines = [line.strip("│").split("│") for line in box.splitlines()]
-        layers.append(tuple(re.findall(r"[\w.]+", " ".join(name for name, _ in lines))))
-        assert any(words.strip() for _, words in lines)
-    assert layers == [units for units, _ in reversed(LAYERS)]
 
 
 def test_every_row_names_code_and_a_test():

@@ -20,6 +20,7 @@ from trio_ledger_plugin.errors import wire_error
 from trio_ledger_plugin.log import format_message
 from trio_ledger_plugin.money.service import receive_plain
 from trio_ledger_plugin.runtime.handlers import Handlers, as_bytes
+from trio_ledger_plugin.testing.conformance.assertions import echo
 from trio_ledger_plugin.transfer import Transfer
 
 CANARY = "canary-5d1f"
@@ -47,10 +48,6 @@ def handlers(log):
     """Handlers of a plugin without a journal: money goes straight to its handler."""
     made = Handlers(log, lambda transfer: receive_plain(transfer, made), max_reply=1000)
     return made
-
-
-async def echo(data):
-    return data
 
 
 async def refuse(data):

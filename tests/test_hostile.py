@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from support.frame_streams import lane
 from support.peers import (
     BINARY,
     CLOSE,
@@ -22,18 +23,18 @@ from support.peers import (
     Peer,
     dial,
     dial_in,
-    dial_stream,
     frame,
     listening,
     open_btp,
     shake_hands,
     upgrade_request,
 )
-from test_frame_stream import lane
 from trio.testing import MockClock
 
 from trio_ledger_plugin.btp.auth import auth_message
 from trio_ledger_plugin.codec import btp
+from trio_ledger_plugin.testing.conformance.assertions import echo
+from trio_ledger_plugin.testing.scripted_peer import dial_stream
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -42,10 +43,6 @@ GUESSES = int(os.environ.get("TRIO_LEDGER_PLUGIN_GUESSES", "1000"))
 SERVER = Path(__file__).parent / "faults" / "server.py"
 
 posix = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at /proc")
-
-
-async def echo(data: bytes) -> bytes:
-    return data
 
 
 @pytest.fixture

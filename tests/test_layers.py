@@ -201,3 +201,19 @@ def test_sql_has_no_numbered_placeholders(module):
     """Python 3.12 warns about them: a program that turns warnings into errors would fail."""
     texts = (node.value for node in ast.walk(ast.parse(MODULES[module].read_text())) if isinstance(node, ast.Constant))
     assert not [text for text in texts if isinstance(text, str) and re.search(r"[=(, ]\?\d", text)]
+
+
+def test_drawing_of_the_layers_matches_the_layer_test():
+    """A newcomer would read an architecture that the code does not have."""
+    drawing = (
+        (ROOT.parent / "docs" / "explanation" / "architecture.md")
+        .read_text()
+        .partition("```text\n")[2]
+        .partition("```")[0]
+    )
+    layers = []
+    for box in re.split(r"^[┌├└].*\n", drawing, flags=re.MULTILINE)[1:-1]:
+        lines = [line.strip("│").split("│") for line in box.splitlines()]
+        layers.append(tuple(re.findall(r"[\w.]+", " ".join(name for name, _ in lines))))
+        assert any(words.strip() for _, words in lines)
+    assert layers == [units for units, _ in reversed(LAYERS)]

@@ -9,10 +9,8 @@ from typing import Any
 import pytest
 import trio
 from attrs import define
-from support.ledgers import DAY, WEEK, HeldStore, open_payer, settle, states, sums, until
-from support.peers import Recorder
-from support.scripted import start
-from test_outbox import Handler, receive
+from support.calls import start
+from support.ledgers import DAY, WEEK, Handler, HeldStore, open_payer, receive, settle, states, sums, until
 from trio.testing import wait_all_tasks_blocked
 
 from trio_ledger_plugin import (
@@ -35,13 +33,7 @@ from trio_ledger_plugin import (
 from trio_ledger_plugin.loopback import LoopbackOptions
 from trio_ledger_plugin.money import journal, ledger
 from trio_ledger_plugin.stores import MemoryStore, open_sqlite_store
-
-
-@pytest.fixture
-async def store(tmp_path):
-    async with open_sqlite_store(tmp_path / "money.db") as inner:
-        yield HeldStore(inner)
-
+from trio_ledger_plugin.testing.conformance.assertions import Recorder, echo
 
 # Ownership of a ledger.
 
@@ -194,9 +186,6 @@ async def test_transfers_without_a_journal_are_an_error(store):
 
 async def test_failing_store_refuses_money_temporarily_and_data_goes_on(store):
     log = Recorder()
-
-    async def echo(data):
-        return data
 
     async with open_payer(store, log=log) as plugin:
         plugin.register_data_handler(echo)

@@ -11,7 +11,8 @@ import pytest
 import trio
 import trio.testing
 import trio_websocket
-from support.peers import BINARY, PING, PONG, TEXT, Peer, Recorder, next_event, shake_hands
+from support.events import next_event
+from support.peers import BINARY, PING, PONG, TEXT, Peer, shake_hands
 from trio.testing import MockClock
 
 from trio_ledger_plugin.btp.link import Link
@@ -31,6 +32,7 @@ from trio_ledger_plugin.errors import (
 from trio_ledger_plugin.events import Connected, Disconnected
 from trio_ledger_plugin.secret import Secret
 from trio_ledger_plugin.services import PluginServices
+from trio_ledger_plugin.testing.conformance.assertions import Recorder, echo
 from trio_ledger_plugin.transfer import current_transfer
 from trio_ledger_plugin.websocket.connection import Accepted, accept_websocket
 from trio_ledger_plugin.websocket.interface import WebSocketTransport
@@ -363,10 +365,6 @@ async def test_callers_that_wait_for_their_turn_learn_that_nothing_was_sent(
 
 
 # Requests of the peer's.
-
-
-async def echo(data: bytes) -> bytes:
-    return data
 
 
 async def test_requests_are_answered_under_their_ids(autojump_clock: MockClock) -> None:

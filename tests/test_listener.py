@@ -14,19 +14,17 @@ import pytest
 import trio
 import trio.testing
 import trustme
+from support.events import next_event
 from support.peers import (
     CLOSE,
     TEXT,
     TOKEN,
     Peer,
-    Recorder,
     dial,
     dial_in,
-    dial_stream,
     frame,
     linked,
     listening,
-    next_event,
     open_btp,
     read_head,
     shake_hands,
@@ -39,16 +37,8 @@ from trio_ledger_plugin.btp.auth import auth_message
 from trio_ledger_plugin.codec import btp
 from trio_ledger_plugin.errors import ConnectionLostError
 from trio_ledger_plugin.events import Connected, Disconnected
-
-
-@pytest.fixture
-def clock() -> MockClock:
-    """A clock that jumps when nothing has happened for a while; sockets on this machine are faster."""
-    return MockClock(autojump_threshold=0.03)
-
-
-async def echo(data: bytes) -> bytes:
-    return data
+from trio_ledger_plugin.testing.conformance.assertions import Recorder, echo
+from trio_ledger_plugin.testing.scripted_peer import dial_stream
 
 
 async def assert_serves(peer: Peer, request_id: int = 99) -> None:

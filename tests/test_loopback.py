@@ -6,7 +6,9 @@ from contextlib import suppress
 
 import pytest
 import trio
-from support.scripted import FORMS, all_tasks, names, nursery_of, read_events, sleep_on, sleeping, start
+from support.calls import sleep_on, sleeping, start
+from support.events import names
+from support.leftovers import FORMS, all_tasks, nursery_of
 from trio.testing import wait_all_tasks_blocked
 
 from trio_ledger_plugin import (
@@ -26,6 +28,7 @@ from trio_ledger_plugin import (
     open_plugin,
 )
 from trio_ledger_plugin.loopback import LoopbackPlugin, _waiting
+from trio_ledger_plugin.testing.conformance.assertions import echo, read_events
 
 
 @pytest.fixture(params=FORMS)
@@ -40,10 +43,6 @@ async def nursery(request):
 
 def loopback(name="pair", **options):
     return {"plugin": "loopback", "name": name, **options}
-
-
-async def echo(data):
-    return data
 
 
 async def test_a_pair_asks_and_answers_both_ways(nursery):

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import trio
 from attrs import evolve
-from support.ledgers import DAY, WEEK, HeldStore, dial_keyed, keyed, settle, states, sums, until
-from support.peers import BINARY, TOKEN, Peer, Recorder, dial_in, listening, open_btp, serving, welcome
-from support.scripted import start
-from test_accounts import enter, hashed, open_accounts, options
-from test_outbox import Handler
+from support.accounts import enter, hashed, open_accounts, options
+from support.calls import start
+from support.ledgers import DAY, WEEK, Handler, HeldStore, dial_keyed, keyed, settle, states, sums, until
+from support.peers import BINARY, TOKEN, Peer, dial_in, listening, open_btp, serving, welcome
 from trio.testing import wait_all_tasks_blocked
 
 from trio_ledger_plugin import (
@@ -33,15 +32,10 @@ from trio_ledger_plugin.codec import btp
 from trio_ledger_plugin.errors import InvalidFieldsError
 from trio_ledger_plugin.money import sender
 from trio_ledger_plugin.stores import open_sqlite_store
+from trio_ledger_plugin.testing.conformance.assertions import Recorder, echo
 from trio_ledger_plugin.transfer import IDEMPOTENCY_KEY, TRANSFER_KEYS, Transfer, TransferState
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
-
-
-@pytest.fixture
-async def store(tmp_path):
-    async with open_sqlite_store(tmp_path / "money.db") as inner:
-        yield HeldStore(inner)
 
 
 @pytest.fixture
@@ -660,9 +654,6 @@ async def test_server_disconnect_releases_callers_paying_its_accounts(store):
 
 async def test_hanging_store_does_not_block_data_requests(store):
     """Transfers that wait for a disk would occupy all handlers of the link."""
-
-    async def echo(data: bytes) -> bytes:
-        return data
 
     async with open_btp(listening(max_handlers=8, close_timeout=0.1), PluginServices(store=store)) as plugin:
         plugin.register_data_handler(echo)

@@ -17,6 +17,7 @@ from trio_ledger_plugin import (
 )
 from trio_ledger_plugin.loopback import LoopbackOptions
 from trio_ledger_plugin.stores import open_sqlite_store
+from trio_ledger_plugin.testing.conformance.assertions import echo
 
 pytestmark = pytest.mark.slow
 
@@ -33,10 +34,6 @@ TIMEOUT = 0.1
 def faults():
     with faulty_vfs() as faults:
         yield faults
-
-
-async def echo(data):
-    return data
 
 
 def book(connection, transfer):

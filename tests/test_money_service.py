@@ -5,16 +5,10 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from support.ledgers import DAY, WEEK, HeldStore, open_payer
+from support.ledgers import DAY, WEEK, open_payer
 
 from trio_ledger_plugin import InvalidServicesError, RemoteError, TransferInDoubtError
-from trio_ledger_plugin.stores import MemoryStore, open_sqlite_store
-
-
-@pytest.fixture
-async def store(tmp_path):
-    async with open_sqlite_store(tmp_path / "money.db") as inner:
-        yield HeldStore(inner)
+from trio_ledger_plugin.stores import MemoryStore
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import trio
+from support.ports import free_port
 from support.programs import run
 
 from trio_ledger_plugin import (
@@ -36,6 +37,7 @@ from trio_ledger_plugin import (
     open_plugin,
 )
 from trio_ledger_plugin.stores import open_sqlite_store
+from trio_ledger_plugin.testing.conformance.assertions import echo
 
 # Many of them start a program.
 pytestmark = pytest.mark.slow
@@ -53,10 +55,6 @@ UNCHECKED_CREATE: Any = create_plugin
 HOW_TO_OPEN = "a plugin is opened with 'async with open_plugin(...) as plugin:'"
 
 
-async def echo(data: bytes) -> bytes:
-    return data
-
-
 async def discard(amount: str) -> None:
     pass
 
@@ -72,11 +70,6 @@ async def read_error(kind: type[Exception], mistake: Callable[[], Awaitable[obje
         await mistake()
     assert TOKEN not in str(caught.value)
     return str(caught.value)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
 
 
 # The URL

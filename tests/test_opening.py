@@ -8,21 +8,10 @@ import pytest
 import trio
 import trio.testing
 from support import peers
-from support.scripted import (
-    FORMS,
-    ScriptedOptions,
-    ScriptedPlugin,
-    after,
-    all_tasks,
-    broken_after,
-    hang,
-    install,
-    names,
-    nursery_of,
-    open_scripted,
-    refused,
-    sleeping,
-)
+from support.calls import sleeping
+from support.events import names
+from support.leftovers import FORMS, all_tasks, nursery_of
+from support.scripted import ScriptedOptions, ScriptedPlugin, after, broken_after, hang, install, open_scripted, refused
 
 from trio_ledger_plugin import (
     ConnectOptions,
@@ -38,6 +27,7 @@ from trio_ledger_plugin import (
     open_plugin,
 )
 from trio_ledger_plugin.codec import btp
+from trio_ledger_plugin.testing.conformance.assertions import echo
 
 pytestmark = pytest.mark.usefixtures("_scripted_is_installed")
 
@@ -57,10 +47,6 @@ async def nursery(request):
     async with nursery_of(request.param) as given:
         yield given
     assert all_tasks() <= before
-
-
-async def echo(data):
-    return data
 
 
 async def accept(amount):
@@ -496,9 +482,6 @@ async def test_what_follows_a_refusal_does_not_open_the_link(bad):
 
 
 async def test_the_smallest_queue_still_lets_requests_through():
-    async def echo(data):
-        return data
-
     async with peers.open_btp({**peers.listening(), "max_send_queue_bytes": 1}, data_handler=echo) as listener:
         server = listener.address.replace("//", f"//alice:{peers.TOKEN}@")
         async with open_plugin({"server": server, "max_send_queue_bytes": 1}) as plugin:

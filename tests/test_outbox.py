@@ -5,51 +5,14 @@ from typing import Any
 import pytest
 import trio
 import trio.lowlevel
-from support.ledgers import HeldStore, open_payer, settle, states, sums
-from support.scripted import start
+from support.calls import start
+from support.ledgers import Handler, open_payer, receive, settle, states, sums
 from trio.testing import wait_all_tasks_blocked
 
 from trio_ledger_plugin import MoneyHandlerAlreadyRegisteredError, current_transfer
 from trio_ledger_plugin.money import outbox
-from trio_ledger_plugin.stores import open_sqlite_store
 from trio_ledger_plugin.telemetry import Telemetry
 from trio_ledger_plugin.transfer import MoneyLevel, Transfer
-
-
-@pytest.fixture
-async def store(tmp_path):
-    async with open_sqlite_store(tmp_path / "money.db") as inner:
-        yield HeldStore(inner)
-
-
-class Handler:
-    """A money handler that records its transfers, and fails a given number of times."""
-
-    def __init__(self, *, failures=0):
-        self.keys: list[Any] = []
-        self.failures = failures
-        self.may_end = trio.Event()
-        self.may_end.set()
-        self.running = self.most = 0
-
-    async def __call__(self, amount):
-        transfer = current_transfer()
-        assert transfer.amount == amount
-        self.keys.append(transfer.key)
-        self.running += 1
-        self.most = max(self.most, self.running)
-        try:
-            await self.may_end.wait()
-        finally:
-            self.running -= 1
-        if self.failures:
-            self.failures -= 1
-            raise RuntimeError("out of order")
-
-
-def receive(plugin, request_id, key, amount=5):
-    """Receive a transfer from the peer."""
-    assert plugin.ask(request_id, Transfer(str(amount), key=key, level=MoneyLevel.KEYED, digest=b"d"))
 
 
 async def pass_time(clock, store, seconds):

@@ -6,20 +6,10 @@ from typing import Any
 
 import pytest
 import trio
-from support.scripted import (
-    ScriptedOptions,
-    after,
-    all_tasks,
-    broken_after,
-    hang,
-    names,
-    outcome_of,
-    read_events,
-    refused,
-    scripted,
-    start,
-    stay,
-)
+from support.calls import sleeping, start
+from support.events import names
+from support.leftovers import all_tasks
+from support.scripted import ScriptedOptions, after, broken_after, hang, refused, scripted, stay
 from trio.testing import wait_all_tasks_blocked
 
 from trio_ledger_plugin import (
@@ -38,13 +28,7 @@ from trio_ledger_plugin import (
     TransferInDoubtError,
     UnreachableError,
 )
-
-
-@pytest.fixture
-async def nursery():
-    async with trio.open_nursery() as opened:
-        yield opened
-        opened.cancel_scope.cancel()
+from trio_ledger_plugin.testing.conformance.assertions import outcome_of, read_events
 
 
 def test_the_version_is_2():
@@ -243,7 +227,7 @@ async def test_disconnect_and_connect_again(nursery):
 async def test_disconnect_leaves_no_task(nursery):
     before = all_tasks()
     plugin = scripted(nursery)
-    plugin.register_data_handler(lambda data: outcome_of(trio.lowlevel.checkpoint))
+    plugin.register_data_handler(sleeping(0))
     await plugin.connect()
     plugin.ask(1, b"")
     await wait_all_tasks_blocked()

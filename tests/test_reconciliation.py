@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 import trio
-from support.ledgers import HeldStore, open_payer, settle, states, sums
-from support.scripted import start
-from test_outbox import receive
+from support.calls import start
+from support.ledgers import open_payer, receive, settle, states, sums
 
 from trio_ledger_plugin import (
     InvalidFieldsError,
@@ -19,14 +18,7 @@ from trio_ledger_plugin import (
     TransferNotFoundError,
 )
 from trio_ledger_plugin.money import journal
-from trio_ledger_plugin.stores import open_sqlite_store
 from trio_ledger_plugin.transfer import TransferDirection, TransferState
-
-
-@pytest.fixture
-async def store(tmp_path):
-    async with open_sqlite_store(tmp_path / "money.db") as inner:
-        yield HeldStore(inner)
 
 
 async def pay_in_doubt(payer, key, amount=7):

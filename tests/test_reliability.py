@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from support.accounts import FULFILL, HOST, answer, enter, open_accounts, prepare
+from support.events import next_event
 from support.ledgers import HeldStore
-from support.peers import CLOSE, TOKEN, Peer, dial_in, listening, next_event, open_btp, serving, welcome
+from support.peers import CLOSE, TOKEN, Peer, dial_in, listening, open_btp, serving, welcome
 from support.tasks import open_tasks
-from test_accounts import FULFILL, HOST, answer, enter, open_accounts, prepare
 from trio.testing import MockClock
 
 import trio_ledger_plugin.btp.accounts
@@ -20,16 +21,11 @@ from trio_ledger_plugin import Connected, ConnectionLostError, Disconnected, Plu
 from trio_ledger_plugin.codec import btp
 from trio_ledger_plugin.stores import MemoryStore, open_sqlite_store
 from trio_ledger_plugin.testing import open_fault_proxy
+from trio_ledger_plugin.testing.conformance.assertions import echo
 from trio_ledger_plugin.websocket.writer import FrameWriter
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "explanation" / "reliability.md"
-
-
-@pytest.fixture
-def clock() -> MockClock:
-    """A clock that jumps once no task has run for a while; local sockets are faster than that."""
-    return MockClock(autojump_threshold=0.03)
 
 
 def test_tests_named_on_the_page_exist():
@@ -149,9 +145,6 @@ async def test_clock_jump_neither_expires_nor_extends_packets(
 
 async def test_data_continues_while_the_store_fails(tmp_path: Path) -> None:
     """Money is refused while the store fails; packets move no money, and need no store."""
-
-    async def echo(data: bytes) -> bytes:
-        return data
 
     async with open_sqlite_store(tmp_path / "store.db") as inner:
         store = HeldStore(inner)

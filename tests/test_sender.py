@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import trio
 import trio.lowlevel
-from support.ledgers import DAY, WEEK, HeldStore, open_payer, settle, states, sums, until
-from support.scripted import start
+from support.calls import start
+from support.ledgers import DAY, WEEK, open_payer, settle, states, sums, until
 from trio.testing import wait_all_tasks_blocked
 
 from trio_ledger_plugin import (
@@ -26,17 +26,10 @@ from trio_ledger_plugin import (
     open_plugin,
 )
 from trio_ledger_plugin.money import sender
-from trio_ledger_plugin.stores import open_sqlite_store
 from trio_ledger_plugin.transfer import TransferDirection
 
 BUSY = RemoteError("T00", "UnreachableError", data=b'{"message": "later"}')
 NO = RemoteError("F00", "NotAcceptedError", data=b'{"message": "no"}')
-
-
-@pytest.fixture
-async def store(tmp_path):
-    async with open_sqlite_store(tmp_path / "money.db") as inner:
-        yield HeldStore(inner)
 
 
 @pytest.fixture

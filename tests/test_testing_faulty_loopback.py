@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from support.scripted import all_tasks, read_events
+from support.leftovers import all_tasks
 
 from trio_ledger_plugin import (
     Connected,
@@ -20,6 +20,7 @@ from trio_ledger_plugin import (
 )
 from trio_ledger_plugin.stores import open_sqlite_store
 from trio_ledger_plugin.testing import Message, MessageKind, RandomDelivery, open_faulty_loopback
+from trio_ledger_plugin.testing.conformance.assertions import echo, read_events
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
@@ -179,10 +180,6 @@ async def test_what_is_on_its_way_when_the_connection_ends_is_lost(autojump_cloc
         assert await pair.first.send_data(b"new") == b"new"
         await trio.sleep(20)
     assert served == [b"new"]
-
-
-async def echo(data: bytes) -> bytes:
-    return data
 
 
 async def call(plugin: Any, data: bytes, outcomes: dict[bytes, str]) -> None:

@@ -7,7 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 import trio
-from support.scripted import after, all_tasks, scripted, sleep_on, sleeping
+from support.calls import sleep_on, sleeping
+from support.leftovers import all_tasks
+from support.scripted import after, scripted
 from trio.testing import wait_all_tasks_blocked
 
 from trio_ledger_plugin import LedgerPluginError, NotAcceptedError, UnreachableError, current_transfer
@@ -15,13 +17,6 @@ from trio_ledger_plugin.runtime.workers import REQUEST_BYTES
 from trio_ledger_plugin.transfer import Transfer
 
 seen: ContextVar[str] = ContextVar("seen", default="nothing")
-
-
-@pytest.fixture
-async def nursery():
-    async with trio.open_nursery() as opened:
-        yield opened
-        opened.cancel_scope.cancel()
 
 
 async def connected(nursery, handler=None, money=None, **options):

@@ -25,6 +25,7 @@ import trio
 from trio_ledger_plugin import LedgerPluginError, open_plugin
 from trio_ledger_plugin.btp.auth import auth_message
 from trio_ledger_plugin.codec import btp
+from trio_ledger_plugin.testing.conformance.assertions import echo
 
 HANDSHAKE = (
     b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -41,10 +42,6 @@ def frame(payload: bytes, first: int = 0x82) -> bytes:
     size = len(payload)
     head = bytes([0x80 | size]) if size < 126 else b"\xfe" + size.to_bytes(2, "big")
     return bytes([first]) + head + bytes(4) + payload
-
-
-async def echo(data: bytes) -> bytes:
-    return data
 
 
 async def serve() -> None:

@@ -16,15 +16,12 @@ import trio
 
 from trio_ledger_plugin import open_plugin
 from trio_ledger_plugin.btp.accounts import AccountsPlugin
+from trio_ledger_plugin.testing.conformance.assertions import echo
 
 __all__ = ["HANDLERS"]
 
 INFO = {"client_address": "test.hostile", "asset_scale": 9, "asset_code": "XRP"}
 OPTIONS = {"plugin": "btp-accounts", "port": 0, "generate_account": True, "debug_host_ildcp_info": INFO}
-
-
-async def echo(data: bytes) -> bytes:
-    return data
 
 
 async def slow(_data: bytes) -> bytes:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import trio
 import trio.testing
+from support.frame_streams import LIMIT, Link, connect, without_lane
 from support.peers import shake_hands
 from support.tasks import open_tasks
-from test_frame_stream import LIMIT, Link, connect, without_lane
 
 from trio_ledger_plugin.codec import btp
+from trio_ledger_plugin.testing.conformance.assertions import echo
 
 if TYPE_CHECKING:
     from random import Random
@@ -56,10 +57,6 @@ async def with_lane(pieces: list[bytes], *, server: bool) -> tuple[list[bytes | 
     assert len(link.left) + link.refused >= 1
     assert max((len(message or b"") for message in link.messages), default=0) <= LIMIT
     return link.messages, link.refused
-
-
-async def echo(data: bytes) -> bytes:
-    return data
 
 
 async def check_plugin(plugin: BtpPlugin, data: bytes, *, let_in: bool) -> None:

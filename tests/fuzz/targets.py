@@ -9,7 +9,7 @@ import tracemalloc
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from test_frames import LIMIT, reader, split_by_lane, split_by_the_book
+from support.frames import LIMIT, reader, split_by_lane, split_by_the_book
 
 from trio_ledger_plugin.codec import btp, ildcp, ilp
 from trio_ledger_plugin.errors import DecodeError

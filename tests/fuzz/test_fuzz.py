@@ -14,8 +14,9 @@ from support.peers import listening, open_btp
 from trio_ledger_plugin.codec import btp, ildcp, ilp
 from trio_ledger_plugin.codec.oer import octets
 from trio_ledger_plugin.errors import DecodeError
+from trio_ledger_plugin.testing.conformance.assertions import echo
 
-from .connections import check_connection, check_plugin, echo
+from .connections import check_connection, check_plugin
 from .mutation import frame_streams, packet_seeds, packets, stream_seeds
 from .targets import CODECS, check_codec, check_frames, measure_codec
 

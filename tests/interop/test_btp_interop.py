@@ -5,7 +5,6 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from urllib.parse import urlsplit
 
 import pytest
 import trio
@@ -22,13 +21,13 @@ from trio_ledger_plugin import (
     TransferInDoubtError,
     open_plugin,
 )
-from trio_ledger_plugin.btp.plugin import BtpPlugin
+from trio_ledger_plugin.testing.conformance.assertions import echo
 
 from .node import NodeCallError, NodePeer, open_node_peer
+from .options import TOKEN, client_options, listener_options, node_url
 
 pytestmark = pytest.mark.interop
 
-TOKEN = "the-right-token"
 WRONG = "canary-7c1e55b0"
 SIZES = (0, 1, 127, 128, 255, 256, 32767, 60000)
 MAX_AMOUNT = str(2**64 - 1)
@@ -51,19 +50,6 @@ MoneyHandler = Callable[[str], Awaitable[None]]
 @pytest.fixture(params=["we dial", "node dials"])
 def dialer(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-def client_options(port: int, token: str = TOKEN) -> dict[str, object]:
-    return {"plugin": "btp", "server": f"btp+ws://alice:{token}@127.0.0.1:{port}"}
-
-
-def listener_options() -> dict[str, object]:
-    return {"plugin": "btp", "listener": {"port": 0, "secret": TOKEN}}
-
-
-def node_url(listener: LedgerPlugin, token: str = TOKEN) -> str:
-    assert isinstance(listener, BtpPlugin)
-    return f"btp+ws://alice:{token}@127.0.0.1:{urlsplit(listener.address).port}"
 
 
 @asynccontextmanager
@@ -91,10 +77,6 @@ async def open_pair(
 async def next_event(plugin: LedgerPlugin, within: float = 5) -> object:
     with trio.fail_after(within):
         return await plugin.events.receive()
-
-
-async def echo(data: bytes) -> bytes:
-    return data
 
 
 def pattern(size: int) -> bytes:

@@ -7,9 +7,8 @@ backend ``one-to-one``, since the default fetches exchange rates from the web, a
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
 
 import pytest
 from attrs import evolve
@@ -17,32 +16,14 @@ from attrs import evolve
 from trio_ledger_plugin import fetch_ildcp, open_plugin
 from trio_ledger_plugin.codec import ildcp, ilp
 
+from .connector import CONNECTOR, running
 from .network import FULFILL, HOST, REJECT, TOKEN, Receiver, client, login, offer, routing, send
-from .node import NodeProcess, open_node
 from .stream import pay
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 pytestmark = pytest.mark.interop
 
-CONNECTOR = "test.connector"
 # The connector keeps this much of a packet's lifetime to itself: its setting minMessageWindow.
 WINDOW = timedelta(seconds=1)
-
-
-class Connector(NodeProcess):
-    """An ilp-connector."""
-
-    script = "connector.js"
-
-
-@asynccontextmanager
-async def running(**settings: Any) -> AsyncIterator[str]:
-    """Run a connector; gives the URL for its children."""
-    async with open_node(Connector) as connector:
-        reply = await connector.do("start", settings=settings)
-        yield f"btp+ws://127.0.0.1:{reply['port']}"
 
 
 def account_at(url: str, relation: str, **settings: object) -> dict[str, object]:

@@ -20,11 +20,11 @@ from trio_ledger_plugin import (
 )
 from trio_ledger_plugin.stores import SqliteStore, open_sqlite_store
 
+from .connector import CONNECTOR, running
+from .mini_accounts import serving
 from .network import FULFILL, client, offer, send
 from .node import NodePeer, open_node_peer
-from .test_btp_interop import TOKEN, client_options, listener_options, node_url
-from .test_connector_interop import CONNECTOR, running
-from .test_mini_accounts_interop import serving
+from .options import TOKEN, client_options, listener_options, node_url
 
 pytestmark = pytest.mark.interop
 

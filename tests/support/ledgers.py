@@ -14,10 +14,11 @@ from trio_ledger_plugin import (
     PluginServices,
     StoreError,
     StoreInDoubtError,
+    current_transfer,
 )
 from trio_ledger_plugin.btp.auth import auth_message
 from trio_ledger_plugin.codec import btp
-from trio_ledger_plugin.transfer import IDEMPOTENCY_KEY, TRANSFER_KEYS
+from trio_ledger_plugin.transfer import IDEMPOTENCY_KEY, TRANSFER_KEYS, MoneyLevel, Transfer
 
 if TYPE_CHECKING:
     import sqlite3
@@ -178,3 +179,33 @@ async def dial_keyed(address: str, *, offer: str | None = str(WEEK), account: st
 def keyed(request_id: int, amount: int, key: bytes, *before: btp.ProtocolData) -> btp.Transfer:
     """A transfer under a key, as it stands on the wire."""
     return btp.Transfer(request_id, amount, (*before, btp.ProtocolData(IDEMPOTENCY_KEY, btp.TEXT, key)))
+
+
+class Handler:
+    """A money handler that records its transfers, and fails a given number of times."""
+
+    def __init__(self, *, failures=0):
+        self.keys: list[Any] = []
+        self.failures = failures
+        self.may_end = trio.Event()
+        self.may_end.set()
+        self.running = self.most = 0
+
+    async def __call__(self, amount):
+        transfer = current_transfer()
+        assert transfer.amount == amount
+        self.keys.append(transfer.key)
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            await self.may_end.wait()
+        finally:
+            self.running -= 1
+        if self.failures:
+            self.failures -= 1
+            raise RuntimeError("out of order")
+
+
+def receive(plugin, request_id, key, amount=5):
+    """Receive a transfer from the peer."""
+    assert plugin.ask(request_id, Transfer(str(amount), key=key, level=MoneyLevel.KEYED, digest=b"d"))

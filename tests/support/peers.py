@@ -1,13 +1,10 @@
-"""The other end of a BTP connection, scripted frame by frame, and what the tests of links have in common."""
+"""BTP peers that a test scripts frame by frame, and the plugins at the other end."""
 
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
-
-import trio
 
 from trio_ledger_plugin import PluginServices, open_plugin
 from trio_ledger_plugin.btp.plugin import BtpPlugin
@@ -29,7 +26,6 @@ from trio_ledger_plugin.testing.scripted_peer import ScriptedPeer, open_scripted
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from trio_ledger_plugin.events import Event
 
 __all__ = [
     "BINARY",
@@ -40,14 +36,11 @@ __all__ = [
     "TEXT",
     "TOKEN",
     "Peer",
-    "Recorder",
     "dial",
     "dial_in",
-    "dial_stream",
     "frame",
     "linked",
     "listening",
-    "next_event",
     "open_btp",
     "read_head",
     "serving",
@@ -76,29 +69,12 @@ class Peer(ScriptedPeer):
 shake_hands, welcome, dial = Peer.connect, Peer.accept, Peer.dial
 
 
-async def dial_stream(address: str) -> trio.SocketStream:
-    url = urlsplit(address)
-    return await trio.open_tcp_stream(url.hostname or "", url.port or 0)
-
-
 async def dial_in(address: str, token: str = TOKEN) -> Peer:
     """Connect to a listener and authenticate."""
     peer = await dial(address)
     answer = await peer.authenticate(token)
     assert isinstance(answer, btp.Response), answer
     return peer
-
-
-class Recorder:
-    """A log that keeps all that it is told."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def debug(self, message: str, *params: object) -> None:
-        self.lines.append(message)
-
-    info = warn = error = debug
 
 
 def listening(**options: Any) -> dict[str, Any]:
@@ -128,10 +104,3 @@ async def linked(*, data_handler: Any = None, **options: Any) -> AsyncIterator[t
 
 # Runs a scripted server, once for each connection, and gives its URL with credentials.
 serving = partial(open_scripted_server, credentials=f"alice:{TOKEN}")
-
-
-async def next_event(events: trio.MemoryReceiveChannel[Event], kind: type[Event]) -> Any:
-    """Return the next event, which must be of a kind."""
-    event = await events.receive()
-    assert isinstance(event, kind), event
-    return event

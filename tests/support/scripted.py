@@ -1,32 +1,27 @@
-"""A plugin that does what a test says, installed as another package's plugin would be; and what a test counts."""
+"""A plugin that does what a test says, installed as another package's plugin would be."""
 
 from __future__ import annotations
 
-import os
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import trio
 from attrs import field, frozen
-from trio.testing import wait_all_tasks_blocked
 
-from trio_ledger_plugin import LedgerPlugin, PluginServices, open_plugin
+from trio_ledger_plugin import PluginServices, open_plugin
 from trio_ledger_plugin.exchange import ExchangePlugin
 from trio_ledger_plugin.options.base import PluginOptions
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     import pytest
 
-    from trio_ledger_plugin.events import Event
     from trio_ledger_plugin.runtime.calls import CallTable
     from trio_ledger_plugin.runtime.handlers import Reply
     from trio_ledger_plugin.runtime.workers import RequestQueue
     from trio_ledger_plugin.transfer import Transfer
-
-FORMS = ("own nursery", "given nursery")
 
 
 async def stay(plugin: ScriptedPlugin, task_status: trio.TaskStatus[None]) -> None:
@@ -37,21 +32,6 @@ async def stay(plugin: ScriptedPlugin, task_status: trio.TaskStatus[None]) -> No
 
 
 async def hang(plugin: ScriptedPlugin, task_status: trio.TaskStatus[None]) -> None:
-    await trio.sleep_forever()
-
-
-def sleeping(seconds: float) -> Callable[[bytes], Awaitable[bytes]]:
-    """Give a data handler that takes its time."""
-
-    async def handle(data: bytes) -> bytes:
-        await trio.sleep(seconds)
-        return data
-
-    return handle
-
-
-async def sleep_on(amount: str) -> None:
-    """Never acknowledge a transfer."""
     await trio.sleep_forever()
 
 
@@ -154,67 +134,3 @@ async def open_scripted(script: Any = stay, **how: Any) -> AsyncIterator[Scripte
     async with open_plugin(ScriptedOptions(script=script), **how) as plugin:
         assert isinstance(plugin, ScriptedPlugin)
         yield plugin
-
-
-@asynccontextmanager
-async def nursery_of(form: str) -> AsyncIterator[trio.Nursery | None]:
-    """Give a nursery, or none for the form without; nothing of the plugin's may be left in it."""
-    if form == "own nursery":
-        yield None
-        return
-    async with trio.open_nursery() as nursery:
-        yield nursery
-        await wait_all_tasks_blocked()
-        left = [task.name for task in nursery.child_tasks]
-        nursery.cancel_scope.cancel()
-        assert left == []
-
-
-def all_tasks() -> set[trio.lowlevel.Task]:
-    """Return every task of this Trio run."""
-    found: set[trio.lowlevel.Task] = set()
-    root = trio.lowlevel.current_root_task()
-    rising = [] if root is None else [root]
-    while rising:
-        task = rising.pop()
-        found.add(task)
-        rising += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
-    return found
-
-
-def open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
-def names(events: list[Event]) -> list[str]:
-    return [type(event).__name__ for event in events]
-
-
-def read_events(plugin: LedgerPlugin) -> list[Event]:
-    """Take the events that have come so far."""
-    taken: list[Event] = []
-    while True:
-        try:
-            taken.append(plugin.events.receive_nowait())
-        except (trio.WouldBlock, trio.EndOfChannel):
-            return taken
-
-
-async def outcome_of(function, *args):
-    """Return what a call returns or raises."""
-    try:
-        return await function(*args)
-    except Exception as error:  # noqa: BLE001 (kept for the test)
-        return error
-
-
-async def start(nursery, function, *args):
-    """Run a call in a task; give the list that its outcome comes into."""
-    outcomes = []
-
-    async def run():
-        outcomes.append(await outcome_of(function, *args))
-
-    nursery.start_soon(run)
-    await wait_all_tasks_blocked()
-    return outcomes
