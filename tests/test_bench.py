@@ -1,4 +1,4 @@
-"""The benchmark runs and adds up; nothing here says how fast anything is."""
+"""The benchmark runs and counts right; these tests do not check speeds."""
 
 import json
 import subprocess
@@ -16,8 +16,8 @@ from trio_ledger_plugin.cli.bench import OURS, bench
 pytestmark = pytest.mark.slow
 
 
-def test_a_small_run_measures_every_load_and_saves_what_it_found(tmp_path):
-    """A user would be given rates of loads that never ran."""
+def test_small_run_measures_and_saves_every_load(tmp_path):
+    """A user would get rates of loads that never ran."""
     plot, saved = tmp_path / "rates.svg", tmp_path / "rates.json"
     done = CliRunner().invoke(
         bench, ["--rounds", "1", "--scale", "0.001", "--plot", str(plot), "--save", str(saved)], standalone_mode=False
@@ -42,13 +42,13 @@ def test_a_small_run_measures_every_load_and_saves_what_it_found(tmp_path):
     assert ET.fromstring(plot.read_text()).tag.endswith("svg")  # noqa: S314 (drawn a moment ago)
 
 
-def test_an_end_that_fails_is_told_and_not_counted():
+def test_failed_end_is_an_error_and_not_counted():
     with pytest.raises(RuntimeError, match=r"no\.such"):
         measure([*PYTHON_END[:2], "no.such.module"], PYTHON_END, Case(in_flight=1, size=1, calls=1))
 
 
-def test_the_ratio_is_the_median_of_the_rounds_own_ratios():
-    """A machine that slows down half-way would make a slower plugin look faster."""
+def test_ratio_is_the_median_over_rounds():
+    """A machine that slows down halfway would make a slower plugin look faster."""
     case = Case(in_flight=1, size=1, calls=1)
     rates = {"a": [100.0, 10.0, 50.0], "b": [50.0, 10.0, 10.0]}
     results = [
@@ -57,7 +57,7 @@ def test_the_ratio_is_the_median_of_the_rounds_own_ratios():
     assert ratio(results, case, "a", "b") == 2
 
 
-def test_the_plot_names_its_curves_and_escapes_them():
+def test_plot_names_and_escapes_its_curves():
     picture = draw("a < b", {"x & y": [(1, 10.0), (100, 20.0)]})
     root = ET.fromstring(picture)  # noqa: S314 (drawn a moment ago)
     texts = [element.text for element in root.iter() if element.tag.endswith("text")]
@@ -67,8 +67,8 @@ def test_the_plot_names_its_curves_and_escapes_them():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads a process's time and memory from /proc")
-def test_the_load_of_many_clients_is_answered_to_the_last_call(tmp_path):
-    """A server of many accounts would leave some of its clients without an answer, or its rates were of fewer calls."""
+def test_load_of_many_clients_is_fully_answered(tmp_path):
+    """Some clients would get no answers, or the rates would be those of fewer calls."""
     saved = tmp_path / "accounts.json"
     program = Path(__file__).parent / "bench" / "accounts.py"
     subprocess.run(
@@ -79,8 +79,8 @@ def test_the_load_of_many_clients_is_answered_to_the_last_call(tmp_path):
     assert [(done["clients"], done["answered"]) for done in told["rounds"]] == [(5, 500), (10, 500), (50, 500)]
 
 
-def test_every_transfer_of_the_money_benchmark_is_counted_at_both_ends(tmp_path):
-    """Its rates would be of transfers that were never applied."""
+def test_money_benchmark_counts_transfers_at_both_ends(tmp_path):
+    """The rates would include transfers that were never applied."""
     saved = tmp_path / "money.json"
     program = Path(__file__).parent / "bench" / "money.py"
     command = [sys.executable, str(program), "--quick", "--directory", str(tmp_path), "--save", str(saved)]

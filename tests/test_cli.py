@@ -1,4 +1,4 @@
-"""The program as its users meet it: real processes, real sockets, real signals, and every kind of mistake."""
+"""The program as users run it: real processes, sockets and signals, and every kind of mistake."""
 
 import json
 import re
@@ -27,7 +27,7 @@ from trio_ledger_plugin.errors import NotAcceptedError, PluginFailedError
 
 
 async def test_demo_does_all_of_it() -> None:
-    """The first command that a newcomer runs would fail, or lie."""
+    """The first command that a newcomer runs would fail, or show wrong results."""
     code, stdout, stderr = await run("demo", FORCE_COLOR="1")
     assert (code, stderr) == (0, "")
     assert stdout.count("PASS  ") == 10
@@ -40,7 +40,7 @@ async def test_demo_does_all_of_it() -> None:
     assert not re.search("[0-9a-f]{32}", stdout)
 
 
-async def test_demo_tells_machines_what_it_did() -> None:
+async def test_demo_json() -> None:
     code, stdout, stderr = await run("demo", "--json")
     told = json.loads(stdout)
     assert (code, stderr, told["passed"]) == (0, "", True)
@@ -54,7 +54,7 @@ async def test_demo_tells_machines_what_it_did() -> None:
 
 
 async def test_demo_that_does_not_finish_says_so() -> None:
-    """A script that trusts the exit code would take a broken installation for a working one."""
+    """To a script that trusts the exit code, a broken installation would look like a working one."""
     code, stdout, stderr = await run("demo", "--deadline", "0.25")
     assert (code, stderr) == (1, "")
     assert "PASS  listen" in stdout
@@ -71,7 +71,7 @@ async def test_demo_that_does_not_finish_says_so() -> None:
     ("reply", "kind"), [("echo", "echo"), ("fulfill", "fulfill"), ("reject", f"reject {ilp.ErrorCode.UNREACHABLE}")]
 )
 async def test_ping_measures_what_serve_answers(reply: str, kind: str) -> None:
-    """Somebody who checks a connection would be told the wrong thing."""
+    """A user who checks a connection would get a wrong result."""
     async with serving("--reply", reply) as server:
         url = await server.wait_for(r"client's URL: (\S+)")
         code, stdout, stderr = await run("ping", url, "--count", "5", "--interval", "0", "--size", "500", "--json")
@@ -92,8 +92,8 @@ async def test_ping_measures_what_serve_answers(reply: str, kind: str) -> None:
 
 
 @posix
-async def test_serve_ends_within_a_second_under_a_connected_client() -> None:
-    """A service manager would have to kill it, and the client would learn of it by a timeout."""
+async def test_serve_with_a_client_ends_within_a_second() -> None:
+    """A service manager would have to kill it, and the client would notice only by a timeout."""
     async with serving(TRIO_LEDGER_PLUGIN_SECRET=CANARY) as server:
         address = await server.wait_for(r"listening on (\S+),")
         options = BtpOptions(server=address, btp_token=CANARY)
@@ -110,7 +110,7 @@ async def test_serve_ends_within_a_second_under_a_connected_client() -> None:
 
 
 @posix
-async def test_ping_with_a_wrong_token_is_refused_and_the_server_tells_why() -> None:
+async def test_wrong_token_is_refused_and_the_server_says_why() -> None:
     async with serving(TRIO_LEDGER_PLUGIN_SECRET=CANARY) as server:
         address = await server.wait_for(r"listening on (\S+),")
         code, stdout, stderr = await run("ping", address, TRIO_LEDGER_PLUGIN_SECRET=f"not-{CANARY}")
@@ -126,7 +126,7 @@ async def test_ping_with_a_wrong_token_is_refused_and_the_server_tells_why() -> 
 
 @posix
 async def test_serve_and_ping_speak_tls_and_verify(tmp_path: Any) -> None:
-    """A token would go to whoever stands in between."""
+    """A token would go to a man in the middle."""
     authority = trustme.CA()
     identity = authority.issue_cert("localhost")
     identity.private_key_and_cert_chain_pem.write_to_path(tmp_path / "server.pem")
@@ -142,7 +142,7 @@ async def test_serve_and_ping_speak_tls_and_verify(tmp_path: Any) -> None:
         assert "is the server running" not in stderr
 
 
-async def test_ping_of_nobody_ends_in_time() -> None:
+async def test_ping_without_a_server_ends_in_time() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     code, stdout, stderr = await run("ping", f"btp+ws://a:{CANARY}@127.0.0.1:{port}", "--timeout", "0.3", "--json")
@@ -151,7 +151,7 @@ async def test_ping_of_nobody_ends_in_time() -> None:
     assert f"cannot connect to btp+ws://127.0.0.1:{port}" in stderr
 
 
-async def test_serve_at_an_address_in_use_says_which() -> None:
+async def test_serve_names_an_address_in_use() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         code, stdout, stderr = await run("serve", "--port", port)
@@ -188,8 +188,8 @@ async def answer_with_another_prepare(data: bytes) -> bytes:
     ],
     ids=["no handler", "silence", "junk", "wrong preimage", "Prepare"],
 )
-async def test_ping_that_is_not_answered_rightly_fails(handler: Any, count: str, text: str) -> None:
-    """A monitor would call a peer healthy that answers nobody."""
+async def test_ping_with_a_wrong_answer_fails(handler: Any, count: str, text: str) -> None:
+    """A monitor would report a peer as healthy that answers no requests."""
     options = BtpOptions(listener=ListenerOptions(port=0, secret=CANARY), close_timeout=0.1)
     async with open_plugin(options, data_handler=handler) as server:
         url = server.address.replace("://", f"://x:{CANARY}@")
@@ -207,8 +207,8 @@ async def test_ping_that_is_not_answered_rightly_fails(handler: Any, count: str,
 @pytest.mark.parametrize(
     ("number", "wanted", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")]
 )
-async def test_ping_that_is_ended_sums_up_what_it_has(number: int, wanted: int, said: str) -> None:
-    """Whoever let it run for an hour would have nothing."""
+async def test_interrupted_ping_prints_its_summary(number: int, wanted: int, said: str) -> None:
+    """The results of an hour would be lost."""
     options = BtpOptions(listener=ListenerOptions(port=0, secret=CANARY))
     asked = trio.Event()
 
@@ -236,8 +236,8 @@ async def test_ping_that_is_ended_sums_up_what_it_has(number: int, wanted: int, 
 
 
 @posix
-async def test_only_a_terminal_sees_lines_that_change() -> None:
-    """A log file would fill with control characters, or a person see nothing move."""
+async def test_only_terminals_get_changing_lines() -> None:
+    """A log file would fill with control characters, or a terminal would show no progress."""
     async with serving() as server:
         url = await server.wait_for(r"client's URL: (\S+)")
         ping = ["ping", url, "--count", "3", "--interval", "0.05"]
@@ -282,8 +282,8 @@ async def test_only_a_terminal_sees_lines_that_change() -> None:
         (["demo", "--deadline", "0"], "--deadline"),
     ],
 )
-def test_mistake_is_told_in_one_line(args: list[str], text: str, capsys: Any, monkeypatch: Any) -> None:
-    """Whoever mistypes would read a traceback, or find the token in the terminal's history."""
+def test_mistake_is_one_line(args: list[str], text: str, capsys: Any, monkeypatch: Any) -> None:
+    """After a typing mistake a user would get a traceback, or the token would be in the terminal's history."""
     monkeypatch.delenv("TRIO_LEDGER_PLUGIN_SECRET", raising=False)
     assert main(args) == 2
     out, err = capsys.readouterr()
@@ -301,7 +301,7 @@ async def test_without_the_extra_the_program_says_what_to_install(missing: str) 
 
 
 @pytest.mark.parametrize("args", [[], *([command, "-h"] for command in ("demo", "serve", "ping", "ildcp", "decode"))])
-def test_help_teaches(args: list[str], capsys: Any) -> None:
+def test_help_has_examples_and_exit_codes(args: list[str], capsys: Any) -> None:
     assert main(args) == 0
     out = capsys.readouterr().out
     assert "Examples:\n" in out
@@ -326,8 +326,8 @@ def test_errors_in_groups_and_failures_keep_their_meaning() -> None:
     assert one_line(bug) == (r"a bug in trio-ledger-plugin, please report it: ValueError: \x1b btp+ws://***@h more")
 
 
-async def test_fulfill_takes_no_money_that_it_should_not() -> None:
-    """A Fulfill for an expired packet, or without its preimage, costs whoever sends it the money."""
+async def test_fulfill_rejects_what_it_cannot_fulfill() -> None:
+    """A Fulfill for an expired packet, or without its preimage, costs its sender the money."""
     good = make_question(5, 10)
     answers = [
         await fulfill(data)
@@ -345,8 +345,8 @@ async def test_fulfill_takes_no_money_that_it_should_not() -> None:
     assert [other.code for other in others if isinstance(other, ilp.Reject)] == ["R00", "F05", "F00", "F01"]
 
 
-async def test_readme_tells_the_truth() -> None:
-    """The first lines that a newcomer copies would not run."""
+async def test_readme_is_correct() -> None:
+    """The first lines that a newcomer copies would not work."""
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     program = readme.partition("```python\n")[2].partition("```")[0]
     with trio.fail_after(PATIENCE):

@@ -1,4 +1,4 @@
-"""The program's server for many accounts and its ``ildcp``, as their users meet them."""
+"""``serve --accounts`` and ``ildcp``, as users run them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def code_of_reject(plugin: LedgerPlugin, destination: str, lifetime: float
 
 
 @posix
-async def test_ildcp_tells_address_and_asset() -> None:
+async def test_ildcp_shows_address_and_asset() -> None:
     """Amounts read by another scale are wrong by powers of ten."""
     async with serving("--accounts") as server:
         address = await server.wait_for(r"listening on (\S+),")
@@ -78,7 +78,7 @@ async def test_ildcp_tells_address_and_asset() -> None:
 
 
 @posix
-async def test_ildcp_tells_what_the_server_was_told() -> None:
+async def test_ildcp_shows_the_options_of_the_server() -> None:
     async with serving(*NAMED, "--asset-scale", "2", "--asset-code", "EUR\x1b") as server:
         address = await server.wait_for(r"listening on (\S+),")
         url = address.replace("://", f"://alice:{CANARY}@")
@@ -115,8 +115,8 @@ async def silence(data: bytes) -> bytes:
     ],
     ids=["no handler", "reject", "echo", "junk", "wrong condition", "silence"],
 )
-async def test_ildcp_of_a_peer_without_it_says_so(handler: Any, text: str) -> None:
-    """A script would go on with no address, or a person look for the mistake in a traceback."""
+async def test_ildcp_error_of_a_peer_without_ildcp(handler: Any, text: str) -> None:
+    """A script would go on without an address, or a user would get a traceback."""
     options = BtpOptions(listener=ListenerOptions(port=0, secret=CANARY), close_timeout=0.1)
     async with open_plugin(options, data_handler=handler) as server:
         url = server.address.replace("://", f"://:{CANARY}@")
@@ -126,7 +126,7 @@ async def test_ildcp_of_a_peer_without_it_says_so(handler: Any, text: str) -> No
     assert re.search(text, stderr)
 
 
-async def test_ildcp_of_nobody_ends_in_time() -> None:
+async def test_ildcp_without_a_server_ends_in_time() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     code, stdout, stderr = await run("ildcp", f"btp+ws://:{CANARY}@127.0.0.1:{port}", "--timeout", "0.3")
@@ -138,8 +138,8 @@ async def test_ildcp_of_nobody_ends_in_time() -> None:
 
 
 @posix
-async def test_a_packet_goes_from_account_to_account_and_its_answer_back() -> None:
-    """What the server is there for."""
+async def test_packet_is_forwarded_and_its_answer_returned() -> None:
+    """This is the purpose of the server."""
     async with serving(*NAMED, "--reply", "fulfill") as server:
         address = await server.wait_for(r"listening on (\S+),")
         async with client(address, "alice") as alice, client(address, "bob", fulfill) as bob:
@@ -173,8 +173,8 @@ async def test_a_packet_goes_from_account_to_account_and_its_answer_back() -> No
 
 
 @posix
-async def test_a_name_is_its_first_tokens() -> None:
-    """Anybody could take another's packets."""
+async def test_username_belongs_to_its_first_token() -> None:
+    """Any client could take another client's packets."""
     async with serving(*NAMED, TRIO_LEDGER_PLUGIN_SECRET=f"unused-{CANARY}") as server:
         address = await server.wait_for(r"listening on (\S+),")
         async with client(address, "alice", fulfill):
@@ -186,7 +186,7 @@ async def test_a_name_is_its_first_tokens() -> None:
 
 
 @posix
-async def test_ping_of_the_server_itself_is_answered() -> None:
+async def test_server_itself_answers_ping() -> None:
     async with serving("--accounts", "--address", ADDRESS) as server:
         address = await server.wait_for(r"listening on (\S+),")
         assert f"a client's URL: {address.replace('://', '://:TOKEN@')}, " in await all_of_it(server)
@@ -205,8 +205,8 @@ async def all_of_it(server: Any) -> str:
 
 
 @posix
-async def test_machines_are_told_in_json_lines() -> None:
-    """A program that watches the server would have to guess at sentences."""
+async def test_serve_accounts_json() -> None:
+    """A program that watches the server would have to parse sentences."""
     async with serving(*NAMED, "--json", "--report-interval", "0.05") as server:
         address = await server.wait_for(r'"address": "(\S+)",')
         async with client(address, "alice") as alice:
@@ -241,7 +241,7 @@ async def test_machines_are_told_in_json_lines() -> None:
 
 
 @posix
-async def test_totals_are_told_now_and_then() -> None:
+async def test_totals_are_reported_at_the_interval() -> None:
     async with serving("--accounts", "--report-interval", "0.05") as server:
         address = await server.wait_for(r"listening on (\S+),")
         await run("ping", address.replace("://", f"://:{CANARY}@"), "--count", "3", "--interval", "0")
@@ -249,7 +249,7 @@ async def test_totals_are_told_now_and_then() -> None:
 
 
 @posix
-async def test_a_terminal_shows_a_table_that_changes() -> None:
+async def test_terminal_shows_a_changing_table() -> None:
     shown = await on_a_terminal("serve", "--accounts", "--port", "0", until="0 connected")
     assert "\x1b" in shown
     assert "requests in" in shown
@@ -257,7 +257,7 @@ async def test_a_terminal_shows_a_table_that_changes() -> None:
     assert "\x1b" not in shown
 
 
-async def test_serve_accounts_at_an_address_in_use_says_which() -> None:
+async def test_serve_accounts_names_an_address_in_use() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         code, stdout, stderr = await run("serve", "--accounts", "--port", port)
@@ -289,8 +289,8 @@ async def test_serve_accounts_at_an_address_in_use_says_which() -> None:
         (["--accounts", "--host", "a b"], "--host: "),
     ],
 )
-def test_options_that_do_not_go_together_are_told(args: list[str], text: str, capsys: Any) -> None:
-    """A server would run otherwise than its user believes."""
+def test_conflicting_options_are_refused(args: list[str], text: str, capsys: Any) -> None:
+    """The server would ignore options that its user relies on."""
     assert main(["serve", *args]) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -301,7 +301,7 @@ def test_options_that_do_not_go_together_are_told(args: list[str], text: str, ca
 # Forwarding
 
 
-async def test_what_befalls_a_forwarded_packet_is_an_ilp_reject() -> None:
+async def test_forwarding_errors_are_ilp_rejects() -> None:
     """A BTP error says nothing to the ILP sender, who would have to wait for the expiry."""
     async with open_accounts({**OPTIONS, "responseTimeout": 200}, store=MemoryStore()) as plugin:
         plugin.register_data_handler(partial(route, send=plugin.send_data, address=HOST, reply=echo))
@@ -326,7 +326,7 @@ async def test_what_befalls_a_forwarded_packet_is_an_ilp_reject() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(refuse_btp, bob)
             assert (await reject_for(4)).code == "T01"
-        # Nobody answers.
+        # No answer comes.
         assert (await reject_for(5)).code == "R00"
         await alice.aclose()
         await bob.aclose()
@@ -340,7 +340,7 @@ OPTIONS: dict[str, Any] = {
 
 
 async def take(peer: Any, reply: None) -> None:
-    """Take a request and leave without an answer."""
+    """Receive a request and disconnect without an answer."""
     await peer.receive_packet()
     await peer.aclose()
 
@@ -350,7 +350,7 @@ async def refuse_btp(peer: Any) -> None:
     await peer.send_packet(btp.Error(request.request_id, "F00", "NotAcceptedError", datetime.now(UTC), b"", ()))
 
 
-async def test_what_is_no_prepare_is_for_the_server_itself() -> None:
+async def test_server_answers_what_is_not_a_prepare() -> None:
     async with open_accounts(store=MemoryStore()) as plugin:
         for data in (b"", b"raw", FULFILL, prepare(HOST), prepare("peer.ping")):
             assert await route(data, plugin.send_data, HOST, echo) == data
@@ -373,8 +373,8 @@ def clock() -> MockClock:
     return MockClock(autojump_threshold=1)
 
 
-async def test_the_table_shows_each_account_and_the_server(clock: MockClock) -> None:
-    """The operator would look at wrong numbers."""
+async def test_table_shows_each_account_and_the_server(clock: MockClock) -> None:
+    """The operator would see wrong numbers."""
     async with open_accounts(store=MemoryStore(), data_handler=echo) as plugin, trio.open_nursery() as nursery:
         meter = Meter(plugin)
         alice, again = await enter(plugin, "alice"), await enter(plugin, "alice")
@@ -424,7 +424,7 @@ async def test_the_table_shows_each_account_and_the_server(clock: MockClock) -> 
             await peer.aclose()
 
 
-async def test_a_narrow_table_cuts_names_and_no_numbers(clock: MockClock) -> None:
+async def test_narrow_table_cuts_names_but_no_numbers(clock: MockClock) -> None:
     async with open_accounts() as plugin:
         meter = Meter(plugin)
         peers = [await enter(plugin, "", f"token {number}") for number in range(3)]
@@ -442,8 +442,8 @@ async def test_a_narrow_table_cuts_names_and_no_numbers(clock: MockClock) -> Non
             await peer.aclose()
 
 
-async def test_looking_at_accounts_makes_none_and_keeps_none(clock: MockClock) -> None:
-    """A server that is watched would grow with every client that it has ever seen."""
+async def test_accounts_creates_and_keeps_no_account(clock: MockClock) -> None:
+    """The memory of a watched server would grow with every client so far."""
     async with open_accounts(store=MemoryStore(), data_handler=echo) as plugin:
         assert plugin.accounts() == ()
         one, two = await enter(plugin, "alice"), await enter(plugin, "alice")
@@ -470,7 +470,7 @@ async def test_looking_at_accounts_makes_none_and_keeps_none(clock: MockClock) -
         assert len(made) == 1
 
 
-async def test_what_an_accounts_own_plugin_sends_is_counted_too() -> None:
+async def test_requests_of_an_accounts_plugin_are_counted() -> None:
     async with open_accounts(store=MemoryStore()) as plugin, trio.open_nursery() as nursery:
         peer = await enter(plugin, "alice")
         nursery.start_soon(answer, peer, b"bytes")

@@ -1,4 +1,4 @@
-"""What holds of every command: Ctrl-C, exit codes, JSON, colours, small terminals, completion, and no token."""
+"""What is common to all commands: Ctrl-C, exit codes, JSON, colours, small terminals, completion, and no tokens."""
 
 import fcntl
 import json
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.slow
 FULFILL = "0d21" + "00" * 33
 PAGE = (ROOT / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
 
-# Ctrl-C, which reaches every process in front of the terminal, so that these tests send it to a group; and SIGTERM.
+# Ctrl-C and SIGTERM. Ctrl-C reaches every process of a terminal, so these tests send SIGINT to a process group.
 
 
 @asynccontextmanager
@@ -67,9 +67,9 @@ async def running(*args: str, **env: str) -> AsyncIterator[trio.Process]:
 
 
 async def interrupt(process: trio.Process, then: bytes = b"", number: int = signal.SIGINT) -> str:
-    """Press Ctrl-C, and perhaps more keys, or send SIGTERM to the program alone.
+    """Press Ctrl-C, and perhaps more keys, or send SIGTERM to the program only.
 
-    Returns what the program says last, and how it ended.
+    Returns the program's last line, and its exit code.
     """
     began = trio.current_time()
     if number == signal.SIGINT:
@@ -95,7 +95,7 @@ TERMINATED = f"error: ended by SIGTERM ({Exit.TERMINATED})"
 @posix
 @pytest.mark.parametrize("command", ["ping", "ildcp"])
 @pytest.mark.parametrize("answers", [False, True], ids=["while it connects", "while it waits for an answer"])
-async def test_ctrl_c_ends_what_waits_for_a_peer(command: str, answers: bool) -> None:
+async def test_ctrl_c_ends_commands_that_wait_for_a_peer(command: str, answers: bool) -> None:
     reached = trio.Event()
 
     async def never(data: bytes) -> bytes:
@@ -126,7 +126,7 @@ async def test_ctrl_c_ends_what_waits_for_a_peer(command: str, answers: bool) ->
 
 @posix
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_a_signal_ends_what_reads_stdin(number: int) -> None:
+async def test_signal_ends_a_command_that_reads_stdin(number: int) -> None:
     async with running("decode", "-") as process:
         assert process.stdin is not None
         # More than a pipe holds: it has been read from when this returns.
@@ -138,8 +138,8 @@ async def test_a_signal_ends_what_reads_stdin(number: int) -> None:
 @posix
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("args", [["demo"], ["conformance", "btp"], ["bench"]], ids=str)
-async def test_a_signal_ends_what_tells_as_it_goes_and_leaves_no_process_behind(args: list[str], number: int) -> None:
-    """A user would close the window, and what nobody sees would go on, and take the machine's time."""
+async def test_signal_ends_long_commands_and_their_processes(args: list[str], number: int) -> None:
+    """Invisible processes would go on after the user has closed the window, and use the CPU."""
     async with running(*args) as process:
         assert process.stdout is not None
         await process.stdout.receive_some()
@@ -150,8 +150,8 @@ async def test_a_signal_ends_what_tells_as_it_goes_and_leaves_no_process_behind(
 
 @posix
 @pytest.mark.parametrize("command", ["ping", "ildcp"])
-async def test_sigterm_ends_what_was_started_in_the_background(command: str) -> None:
-    """A shell's script starts it with Ctrl-C ignored; then ``kill`` would do nothing, or end it without its summary."""
+async def test_sigterm_ends_a_background_command(command: str) -> None:
+    """A shell script starts it with SIGINT ignored; ``kill`` would do nothing, or end it without its summary."""
     listener = {"listener": {"port": 0, "secret": CANARY}, "close_timeout": 0.01}
     reached = trio.Event()
 
@@ -173,8 +173,8 @@ async def test_sigterm_ends_what_was_started_in_the_background(command: str) -> 
 @posix
 @pytest.mark.parametrize("mode", [[], ["--accounts"], ["--json"], ["--accounts", "--json"]], ids=str)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_a_server_ends_with_success(mode: list[str], number: int) -> None:
-    """A service manager would call every restart a failure."""
+async def test_server_exits_with_success(mode: list[str], number: int) -> None:
+    """A service manager would report every restart as a failure."""
     async with serving(*mode) as server:
         await server.wait_for("(listening)")
         code, took = await server.end(number)
@@ -193,16 +193,16 @@ def codes_in_help(capsys: Any, *args: str) -> dict[int, str]:
     return {int(code): text for code, text in re.findall(r"^    (\d+) +(.*)$", capsys.readouterr().out, re.MULTILINE)}
 
 
-def test_the_page_lists_the_exit_codes_that_the_program_has(capsys: Any) -> None:
-    """A script would take one failure for another."""
+def test_page_lists_the_programs_exit_codes(capsys: Any) -> None:
+    """A script would confuse one failure with another."""
     listed = {int(code): text for code, text, _ in LISTED}
     assert set(listed) == set(Exit)
     assert listed == codes_in_help(capsys)
 
 
 @pytest.mark.parametrize("command", root.commands)
-def test_a_command_lists_its_own_exit_codes_and_so_does_the_page(command: str, capsys: Any) -> None:
-    """Whoever runs ``ping`` would look for a packet that could not be decoded."""
+def test_help_and_page_list_the_commands_exit_codes(command: str, capsys: Any) -> None:
+    """The help of ``ping`` would mention packets that cannot be decoded."""
     has = {}
     for code, text, which in LISTED:
         named = f"`{command}`" in which
@@ -214,16 +214,16 @@ def test_a_command_lists_its_own_exit_codes_and_so_does_the_page(command: str, c
     assert missing == []
 
 
-def test_no_help_speaks_of_money_levels_without_their_meaning(capsys: Any) -> None:
-    """A newcomer has not read the pages on money: the word only stands behind what it means."""
+def test_help_explains_money_levels(capsys: Any) -> None:
+    """A newcomer has not read the pages about money: the words come only after an explanation."""
     for command in root.commands:
         assert main([command, "--help"]) == 0
         assert re.findall(r"(?<!\()(?:PLAIN|KEYED)", capsys.readouterr().out) == []
     assert re.findall(r"(?<!\()(?<!\(\[)(?:PLAIN|KEYED)", PAGE) == []
 
 
-def test_the_examples_of_ildcp_show_a_server_that_answers(capsys: Any) -> None:
-    """What a newcomer copies first would fail."""
+def test_ildcp_examples_show_a_server_that_answers(capsys: Any) -> None:
+    """The first command that a newcomer copies would fail."""
     assert main(["ildcp", "--help"]) == 0
     started, asked = re.findall(r"^    trio-ledger-plugin (.*?)  ", capsys.readouterr().out, re.MULTILINE)
     assert started == "serve --accounts"
@@ -236,7 +236,7 @@ def test_the_examples_of_ildcp_show_a_server_that_answers(capsys: Any) -> None:
 
 
 def documented(command: str) -> set[str]:
-    """Return what stands in backticks in a command's section, and in those that all commands have."""
+    """Return the words in backticks in a command's section, and in the common one."""
     sections = [section for section in PAGE.split("\n## ") if section.startswith((f"`{command}", "Of all"))]
     assert len(sections) > 1, f"{command} has no section"
     return {name for section in sections for quoted in re.findall("`(.*?)`", section) for name in quoted.split()}
@@ -253,7 +253,7 @@ def names_in(told: object) -> Iterator[str]:
 
 
 def assert_documented(command: str, told: object, *without: str) -> None:
-    """Check that each field stands on the page; what is within the fields of ``without`` is described elsewhere."""
+    """Check that each field is on the page; the contents of the fields in ``without`` are described elsewhere."""
     assert isinstance(told, dict)
     missing = set(names_in({key: told[key] for key in told if key not in without})) - documented(command)
     assert not missing
@@ -261,15 +261,15 @@ def assert_documented(command: str, told: object, *without: str) -> None:
     assert set(without) <= documented(command)
 
 
-def test_every_command_that_tells_something_has_json_and_a_section() -> None:
+def test_every_command_has_json_and_a_section() -> None:
     for name, command in root.commands.items():
         assert any("--json" in param.opts for param in command.params), name
         assert documented(name)
 
 
 @posix
-async def test_what_json_says_is_on_the_page(tmp_path: Any) -> None:
-    """Whoever writes a script would have to guess, and to guess again after each release."""
+async def test_json_fields_are_on_the_page(tmp_path: Any) -> None:
+    """Authors of scripts would have to guess, again after each release."""
     store = tmp_path / "wallet.db"
     async with open_sqlite_store(store) as services, open_plugin({"plugin": "loopback"}) as bob:
 
@@ -294,8 +294,8 @@ async def test_what_json_says_is_on_the_page(tmp_path: Any) -> None:
 
 
 @posix
-async def test_a_server_for_one_client_tells_machines_what_it_does() -> None:
-    """A supervisor would have to read prose, or find a token in its records."""
+async def test_serve_json() -> None:
+    """A supervisor would have to parse prose, or would record a token."""
     async with serving("--json", TRIO_LEDGER_PLUGIN_SECRET=CANARY) as server:
         address = await server.wait_for(r'"address": "(\S+?)"')
         assert (await run("ping", address, TRIO_LEDGER_PLUGIN_SECRET=f"not-{CANARY}"))[0] == Exit.REFUSED
@@ -314,7 +314,7 @@ async def test_a_server_for_one_client_tells_machines_what_it_does() -> None:
         assert {line["event"], *line} <= documented("serve`")
 
 
-async def test_an_error_leaves_stdout_empty_with_json_too() -> None:
+async def test_json_error_leaves_stdout_empty() -> None:
     code, stdout, stderr = await run("ildcp", f"btp+ws://:{CANARY}@127.0.0.1:1", "--timeout", "0.2", "--json")
     assert (code, stdout) == (Exit.UNREACHABLE, "")
     assert_one_error(stderr)
@@ -324,8 +324,8 @@ async def test_an_error_leaves_stdout_empty_with_json_too() -> None:
 
 
 @posix
-async def test_colours_are_for_terminals_that_want_them() -> None:
-    """Output would be unreadable for who cannot see the colours, or has none."""
+async def test_only_terminals_get_colours() -> None:
+    """Output would be unreadable for users who cannot see colours, or in files."""
     coloured = re.compile("\x1b\\[[0-9;]*3[0-7]m")
     args = ["conformance", "loopback", "--check", CHECKS[0].name]
     assert coloured.search(await on_a_terminal(*args))
@@ -334,8 +334,8 @@ async def test_colours_are_for_terminals_that_want_them() -> None:
 
 
 @posix
-async def test_a_benchmark_shows_how_much_is_done_and_saves_what_is_on_the_page(tmp_path: Any) -> None:
-    """A minute without a sign of life looks like a hang."""
+async def test_bench_shows_progress_and_saves_documented_fields(tmp_path: Any) -> None:
+    """A minute without output looks like a hang."""
     saved = tmp_path / "rates.json"
     shown = await on_a_terminal("bench", "--rounds", "1", "--scale", "0.001", "--save", str(saved))
     assert "measuring" in shown
@@ -348,7 +348,7 @@ async def test_a_benchmark_shows_how_much_is_done_and_saves_what_is_on_the_page(
 @posix
 @pytest.mark.parametrize("mode", [[], ["--accounts"]], ids=["one client", "many"])
 @pytest.mark.parametrize(("columns", "lines"), [(100, 30), (32, 24), (20, 5)])
-async def test_what_changes_stays_in_a_small_terminal(mode: list[str], columns: int, lines: int) -> None:
+async def test_changing_lines_fit_in_a_small_terminal(mode: list[str], columns: int, lines: int) -> None:
     """Lines that wrap are never overwritten: the terminal would fill with them twice a second."""
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
@@ -380,7 +380,7 @@ async def test_what_changes_stays_in_a_small_terminal(mode: list[str], columns: 
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-async def test_the_shells_own_completion_knows_commands_and_choices(shell: str) -> None:
+async def test_completion_knows_commands_and_choices(shell: str) -> None:
     """The tab key would do nothing, or show a traceback."""
     assert f"_TRIO_LEDGER_PLUGIN_COMPLETE={shell}_source trio-ledger-plugin" in PAGE
 
@@ -418,7 +418,7 @@ SCRIPTS = {
 
 
 @pytest.mark.parametrize("shell", SCRIPTS)
-async def test_a_shell_that_reads_the_script_completes(shell: str) -> None:
+async def test_shell_completes_with_the_script(shell: str) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed")
     path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])

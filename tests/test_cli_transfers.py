@@ -1,4 +1,4 @@
-"""``transfers``: an operator who cannot see what is in doubt, or cannot settle it, has lost track of money."""
+"""``transfers``: without it an operator could neither see nor settle transfers in doubt."""
 
 import json
 import signal
@@ -55,7 +55,7 @@ async def listed(db, *args):
     return json.loads(out)
 
 
-async def test_everything_is_listed_while_the_store_is_open_with_exact_totals(db):
+async def test_transfers_of_an_open_store_with_exact_totals(db):
     told = await listed(db)
     assert told["totals"] == {"sent": "10", "received": "18446744073709551615", "in_doubt": "30"}
     rows = [(row["key"], row["direction"], row["state"], row["amount"]) for row in told["transfers"]]
@@ -87,11 +87,11 @@ async def test_plain_lines_end_with_the_totals(db):
         (("--account", "nobody"), []),
     ],
 )
-async def test_the_list_is_narrowed(db, args, keys):
+async def test_options_narrow_the_list(db, args, keys):
     assert [row["key"] for row in (await listed(db, *args))["transfers"]] == keys
 
 
-async def test_settling_is_refused_while_a_program_has_the_store(db):
+async def test_settling_is_refused_while_the_store_is_open(db):
     code, out, err = await run("transfers", str(db), "--confirm", "lost")
     assert (code, out) == (1, "")
     assert_one_error(err)
@@ -120,7 +120,7 @@ async def doubt(tmp_path):
 
 
 @pytest.mark.parametrize(("action", "state", "sent"), [("--confirm", "acked", "30"), ("--reject", "rejected", "0")])
-async def test_a_transfer_in_doubt_is_settled_once(doubt, action, state, sent):
+async def test_transfer_in_doubt_is_settled_once(doubt, action, state, sent):
     for _ in range(2):
         code, out, err = await run("transfers", str(doubt), action, "lost")
         assert (code, err) == (0, "")
@@ -134,7 +134,7 @@ async def test_a_transfer_in_doubt_is_settled_once(doubt, action, state, sent):
     assert f"is {state}" in err
 
 
-async def test_an_account_that_was_keyed_can_be_plain_again(tmp_path):
+async def test_keyed_account_can_be_plain_again(tmp_path):
     path = tmp_path / "wallet.db"
     async with open_sqlite_store(path) as store, loopback_pair(PluginServices(store=store)) as (first, _):
         await first.send_money(1)
@@ -163,14 +163,14 @@ async def test_an_account_that_was_keyed_can_be_plain_again(tmp_path):
         (("--state", "lost"), "in_doubt"),
     ],
 )
-async def test_what_does_not_go_together_is_told(db, args, right):
+async def test_conflicting_transfers_options_are_refused(db, args, right):
     code, out, err = await run("transfers", str(db), *args)
     assert (code, out) == (2, "")
     assert_one_error(err)
     assert right in err
 
 
-async def test_a_file_without_transfers_says_so(tmp_path):
+async def test_file_without_transfers(tmp_path):
     (tmp_path / "text").write_text("no database, but long enough to have a header of its own" * 20)
     async with open_sqlite_store(tmp_path / "empty.db"):
         pass
@@ -186,7 +186,7 @@ async def test_a_file_without_transfers_says_so(tmp_path):
 
 @posix
 @pytest.mark.parametrize("mode", [(), ("--accounts", "--names", "username")])
-async def test_a_server_with_a_store_knows_its_transfers_after_a_restart(tmp_path, mode):
+async def test_server_with_a_store_keeps_transfers_over_a_restart(tmp_path, mode):
     path = tmp_path / "server.db"
     async with open_sqlite_store(tmp_path / "client.db") as store:
         for amount in (5, 7):

@@ -1,4 +1,4 @@
-"""The conformance suite finds what is wrong with a plugin, and nothing wrong with those of this package."""
+"""The conformance suite finds broken plugins, and this package's plugins pass it."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_every_check_has_a_plugin_that_breaks_it() -> None:
     assert len(CHECKS) > 100
 
 
-def test_every_check_says_what_it_checks() -> None:
+def test_every_check_has_a_sentence() -> None:
     for check in CHECKS:
         assert check.sentence.endswith("."), check
         assert check.section, check
@@ -95,8 +95,8 @@ def test_every_check_says_what_it_checks() -> None:
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=str)
-async def test_a_check_finds_the_plugin_that_breaks_its_rule(check: Any) -> None:
-    """A plugin's author would be told that all is well when it is not."""
+async def test_check_finds_the_plugin_that_breaks_its_rule(check: Any) -> None:
+    """A broken plugin would pass."""
     hangs = check.name in HANGING
     outcome = await run_check(
         check, BROKEN[check.name], transactional=check.store is True, deadline=0.5 if hangs else 5
@@ -105,13 +105,13 @@ async def test_a_check_finds_the_plugin_that_breaks_its_rule(check: Any) -> None
     assert ("hangs" in outcome.detail) is hangs, outcome.detail
 
 
-async def test_most_broken_rules_are_found_by_their_own_check_and_few_others() -> None:
-    """An author who breaks one rule is told of it, and not of everything."""
+async def test_few_checks_find_a_broken_rule() -> None:
+    """An author who breaks one rule sees that rule, and few others, fail."""
     report = await run_conformance(BROKEN["a_plain_function_is_no_data_handler"])
     assert [outcome.check.name for outcome in report.of(Verdict.FAILED)] == ["a_plain_function_is_no_data_handler"]
 
 
-async def test_a_check_that_hangs_is_a_failure() -> None:
+async def test_hanging_check_fails() -> None:
     class Hangs(LoopbackPlugin):
         async def connect(self, options: Any = None) -> None:
             await trio.sleep_forever()
@@ -121,20 +121,20 @@ async def test_a_check_that_hangs_is_a_failure() -> None:
 
 
 @pytest.mark.parametrize("peer_dials", [False, True])
-async def test_a_pair_that_does_not_connect_is_told_as_that(peer_dials: bool, autojump_clock: MockClock) -> None:
-    """Of a plugin that listens the author would see each check hang, and none say why."""
+async def test_pair_that_does_not_connect_is_the_failure(peer_dials: bool, autojump_clock: MockClock) -> None:
+    """For a plugin that listens, each check would hang without a reason."""
 
     @asynccontextmanager
-    async def strangers(conditions: PairConfig) -> AsyncIterator[PluginPair]:
+    async def unrelated(conditions: PairConfig) -> AsyncIterator[PluginPair]:
         one, another = (conditions.make(LoopbackPlugin, {"name": name}) for name in ("one", "another"))
         yield PluginPair(plugin=one, peer=another, peer_dials=peer_dials)
 
-    outcome = await run_check(named("connect_connects"), strangers)
+    outcome = await run_check(named("connect_connects"), unrelated)
     assert outcome.detail.startswith("it hangs: the two were not connected within 10 s")
     assert ("peer_dials=True" in outcome.detail) is not peer_dials
 
 
-async def test_an_error_of_the_factory_is_a_failure_with_its_own_text() -> None:
+async def test_error_of_the_factory_is_a_failure_with_its_text() -> None:
     def factory(conditions: PairConfig) -> Any:
         raise OSError("no network")
 
@@ -148,8 +148,8 @@ async def test_an_error_of_the_factory_is_a_failure_with_its_own_text() -> None:
     assert all_tasks() <= before
 
 
-async def test_nothing_looked_at_is_no_success() -> None:
-    """A factory without capabilities would be taken for a plugin that conforms."""
+async def test_report_without_applicable_checks_is_no_success() -> None:
+    """A pair without any optional field would count as conforming."""
     told: list[Outcome] = []
     report = await run_conformance(
         btp_account_client,
@@ -165,7 +165,7 @@ async def test_nothing_looked_at_is_no_success() -> None:
     assert not report.passed
 
 
-def test_the_suite_skips_what_is_not_applicable_and_fails_what_fails() -> None:
+def test_suite_skips_and_fails_as_the_checks_do() -> None:
     class Suite(ConformanceSuite):
         deadline = 5
 
@@ -186,15 +186,15 @@ def named(name: str) -> Any:
     return next(check for check in CHECKS if check.name == name)
 
 
-def test_the_kit_needs_no_pytest() -> None:
-    """An author who tests with something else could not import it."""
+def test_kit_works_without_pytest() -> None:
+    """An author without pytest could not import the kit."""
     program = "import sys; sys.modules['pytest'] = None; import trio_ledger_plugin.testing.conformance"
     run = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
     assert run.stderr == ""
 
 
-async def test_a_plugin_that_refuses_plain_functions_conforms() -> None:
-    """The promise is that a plain function's result is no response; refusing it at once is better still."""
+async def test_plugin_that_refuses_plain_functions_conforms() -> None:
+    """The rule is that a plain function's result is not a response; to refuse the function at once is better."""
 
     class Strict(LoopbackPlugin):
         def register_data_handler(self, handler: Any) -> None:
@@ -207,7 +207,7 @@ async def test_a_plugin_that_refuses_plain_functions_conforms() -> None:
     assert outcome.verdict is Verdict.PASSED
 
 
-async def test_a_plugin_that_needs_a_store_says_so_when_there_is_none() -> None:
+async def test_plugin_without_its_required_store_says_so() -> None:
     @asynccontextmanager
     async def factory(conditions: PairConfig) -> AsyncIterator[PluginPair]:
         def new(opts: Any, services: Any) -> Any:
@@ -222,15 +222,15 @@ async def test_a_plugin_that_needs_a_store_says_so_when_there_is_none() -> None:
     assert [outcome.verdict for outcome in report.outcomes] == [Verdict.PASSED, Verdict.NOT_APPLICABLE]
 
 
-async def test_money_is_not_asked_of_a_plugin_without_it() -> None:
+async def test_plugin_without_money_conforms() -> None:
     outcome = await run_check(
         named("send_money_reaches_the_peers_handler"), BROKEN["a_plugin_without_money_says_so"], deadline=5
     )
     assert (outcome.verdict, outcome.detail) == (Verdict.NOT_APPLICABLE, "the plugin has no money")
 
 
-def test_the_fixture_makes_one_test_a_check_and_finds_what_is_wrong(tmp_path):
-    """As an author has it who installed the package and wrote nothing but this."""
+def test_fixture_makes_one_test_for_each_check(tmp_path):
+    """The author has installed the package, and has written only this file."""
     (tmp_path / "test_mine.py").write_text(
         "from trio_ledger_plugin.testing.conformance.builtin_pairs import loopback\n"
         "def test_mine(conformance_check):\n"
@@ -255,6 +255,6 @@ def test_the_fixture_makes_one_test_a_check_and_finds_what_is_wrong(tmp_path):
         assert f"test_mine[{check.name}]" in listed.stdout
 
 
-def test_pytest_finds_the_fixture_where_the_package_is_installed():
+def test_pytest_finds_the_fixture():
     (found,) = [entry for entry in entry_points(group="pytest11") if entry.name == "trio-ledger-plugin"]
     assert found.value == "trio_ledger_plugin.pytest_plugin"

@@ -1,4 +1,4 @@
-"""``trio-ledger-plugin conformance`` as authors of plugins meet it."""
+"""``trio-ledger-plugin conformance`` as authors of plugins run it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ number = 7
 
 
 async def run_in(folder: Path, *args: str) -> tuple[int, str, str]:
-    """Run it in a folder of the author's, where the tests' modules can be imported too."""
+    """Run it in the author's folder, where the tests' modules can be imported too."""
     with trio.fail_after(PATIENCE):
         done = await trio.run_process(
             [*PROGRAM, "conformance", *args],
@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-async def test_a_line_for_each_check_and_their_number(folder: Path) -> None:
+async def test_each_check_has_a_line(folder: Path) -> None:
     code, stdout, stderr = await run("conformance", "loopback")
     assert (code, stderr) == (0, "")
     first, *lines, last = stdout.splitlines()
@@ -55,7 +55,7 @@ async def test_a_line_for_each_check_and_their_number(folder: Path) -> None:
     assert last == f"PASS: {passed} passed, 0 failed, {len(lines) - passed} not applicable"
 
 
-async def test_both_ends_of_btp_are_checked_with_stores_too() -> None:
+async def test_both_ends_of_btp_are_checked_with_stores() -> None:
     names = ("a_known_key_has_its_effect_once", "version_is_2")
     checks = [word for name in names for word in ("--check", name)]
     code, stdout, stderr = await run("conformance", "btp", "--store", *checks)
@@ -69,7 +69,7 @@ async def test_both_ends_of_btp_are_checked_with_stores_too() -> None:
     ]
 
 
-async def test_a_plugin_that_fails_is_told_by_the_exit_code(folder: Path) -> None:
+async def test_failing_plugin_sets_the_exit_code(folder: Path) -> None:
     """A build would go on with a plugin that does not conform."""
     code, stdout, stderr = await run_in(folder, "kit:broken")
     assert (code, stderr) == (1, "")
@@ -77,14 +77,14 @@ async def test_a_plugin_that_fails_is_told_by_the_exit_code(folder: Path) -> Non
     assert stdout.splitlines()[-1].startswith("FAIL: ")
 
 
-async def test_what_could_not_be_looked_at_is_no_success(folder: Path) -> None:
+async def test_no_applicable_check_is_no_success(folder: Path) -> None:
     code, stdout, _ = await run_in(folder, "kit:loopback", "--check", "a_connection_that_is_cut_is_told_once")
     assert code == 1
     assert "N/A   a_connection_that_is_cut_is_told_once: the factory gives no cut\n" in stdout
     assert stdout.endswith("FAIL: 0 passed, 0 failed, 1 not applicable\n")
 
 
-async def test_machines_read_each_checks_sentence_and_verdict(folder: Path) -> None:
+async def test_json_has_each_sentence_and_verdict(folder: Path) -> None:
     code, stdout, stderr = await run_in(folder, "kit:broken", "--json", "--check", "version_is_2")
     assert (code, stderr) == (1, "")
     told = json.loads(stdout)
@@ -122,7 +122,7 @@ async def test_machines_read_each_checks_sentence_and_verdict(folder: Path) -> N
         (),
     ],
 )
-async def test_what_does_not_exist_is_one_line(folder: Path, args: tuple[str, ...]) -> None:
+async def test_wrong_arguments_are_one_line(folder: Path, args: tuple[str, ...]) -> None:
     code, stdout, stderr = await run_in(folder, *args)
     assert (code, stdout) == (2, "")
     assert_one_error(stderr)

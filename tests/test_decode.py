@@ -1,4 +1,4 @@
-"""``decode`` shows every packet that the plugin takes, and never a token."""
+"""``decode`` shows every packet that the plugin accepts, and never a token."""
 
 import json
 import os
@@ -27,7 +27,7 @@ PREPARE = ilp.Prepare(2**64 - 1, NOON, bytes(range(32)), "example.alice", b"\x00
 AUTH = auth_message(7, "alice", CANARY, {"flag": "on"})
 
 
-def test_decode_shows_an_ilp_packet_within_a_btp_packet(capsys: Any) -> None:
+def test_decode_shows_an_ilp_packet_in_a_btp_packet(capsys: Any) -> None:
     frame = btp.encode(btp.Message(5, (btp.ProtocolData("ilp", 0, ilp.encode(PREPARE)),)))
     told = decoded(capsys, frame.hex())
     assert (told["protocol"], told["packet"], told["request_id"]) == ("btp", "Message", 5)
@@ -63,7 +63,7 @@ def test_decode_knows_ildcp(capsys: Any) -> None:
 
 @pytest.mark.parametrize("how", [["--json"], ["--as", "btp"], []])
 def test_decode_never_shows_a_token(how: list[str], capsys: Any) -> None:
-    """Somebody who asks for help with a packet would publish the account's token."""
+    """A user who asks for help with a packet would publish the account's token."""
     assert main(["decode", AUTH.hex(), *how]) == 0
     out = capsys.readouterr().out
     assert "alice" in out
@@ -81,8 +81,8 @@ def test_decode_never_shows_a_token_of_a_broken_packet(capsys: Any) -> None:
         assert CANARY.encode().hex() not in err
 
 
-def test_decode_escapes_what_a_peer_wrote_and_says_what_it_left_out(capsys: Any) -> None:
-    """A packet could rewrite the terminal of whoever looks at it."""
+def test_decode_escapes_text_and_reports_cuts(capsys: Any) -> None:
+    """A packet could control the terminal that shows it."""
     entries = (
         btp.ProtocolData("a\x1b[2J", btp.TEXT, b"\x1b[31mred\n"),
         btp.ProtocolData("claim", btp.JSON, b"\xff"),
@@ -117,8 +117,8 @@ async def test_decode_reads_stdin_and_survives_a_closed_pipe() -> None:
 
 
 @pytest.mark.parametrize("vector", [*vectors("btp-valid"), *vectors("ilp-valid"), *vectors("ildcp-valid")])
-def test_decode_takes_every_recorded_packet(vector: Any, capsys: Any) -> None:
-    """A packet that the plugin takes must not be one that its own tool cannot show."""
+def test_decode_accepts_every_recorded_packet(vector: Any, capsys: Any) -> None:
+    """``decode`` must show every packet that the plugin accepts."""
     code = main(["decode", vector["hex"]])
     assert code == (5 if vector.get("legacy") else 0)
 
@@ -133,7 +133,7 @@ def test_decode_takes_every_recorded_packet(vector: Any, capsys: Any) -> None:
         ("0c", "not a whole one"),
     ],
 )
-def test_decode_says_what_is_wrong_with_its_input(digits: str, text: str, capsys: Any) -> None:
+def test_decode_explains_wrong_input(digits: str, text: str, capsys: Any) -> None:
     assert main(["decode", digits]) == 5
     out, err = capsys.readouterr()
     assert out == ""
@@ -141,7 +141,7 @@ def test_decode_says_what_is_wrong_with_its_input(digits: str, text: str, capsys
     assert text in err
 
 
-def test_example_of_a_packet_in_the_help_is_one(capsys: Any) -> None:
+def test_packet_in_the_help_is_valid(capsys: Any) -> None:
     main(["decode", "--help"])
     example = re.search(r"decode ([0-9a-f]{60,})\n", capsys.readouterr().out)
     assert example

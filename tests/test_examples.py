@@ -75,7 +75,7 @@ async def test_echo_answers_and_takes_money():
 
 
 @posix
-async def test_ilp_ping_tells_a_fulfillment_from_everything_else():
+async def test_ilp_ping_recognises_a_fulfillment():
     assert re.fullmatch(r"fulfilled in \d+\.\d ms\n", await run("ilp_ping.py"))
     answers = {"fulfill": "fulfilled in ", "reject": "rejected: F02 ", "echo": "not an answer"}
     for reply, shown in answers.items():
@@ -138,7 +138,7 @@ for _name in (
 
 
 @posix
-async def test_a_settled_debt_is_paid_once_whoever_is_killed_and_whenever(tmp_path):
+async def test_debt_is_settled_once_despite_kills(tmp_path):
     """A reader who believed the example would pay twice, or not at all."""
     books = {"receive": tmp_path / "receive.db", "pay": tmp_path / "pay.db"}
     port, count, draw = free_port(), 1000, random.Random(1)

@@ -1,4 +1,4 @@
-"""The mistakes that a newcomer makes, each with the text that the newcomer reads, in Python and at the command line.
+"""Mistakes of newcomers, each with its error text, in Python and on the command line.
 
 A text that changes is changed here on purpose: it says what is wrong, and what to do.
 """
@@ -65,7 +65,7 @@ async def opened(opts: Any, services: Any = None, **more: Any) -> None:
 
 
 async def read_error(kind: type[Exception], mistake: Callable[[], Awaitable[object]]) -> str:
-    """Make a mistake; return what is read, which holds no token."""
+    """Make a mistake; return the error text, which holds no token."""
     with pytest.raises(kind) as caught:
         await mistake()
     assert TOKEN not in str(caught.value)
@@ -90,7 +90,7 @@ async def read_error(kind: type[Exception], mistake: Callable[[], Awaitable[obje
         ("btp+ws://alice:{}@localhost:99999", "has a bad port, must be a number from 1 to 65535"),
     ],
 )
-async def test_a_url_that_is_none(server, problem):
+async def test_invalid_url(server, problem):
     server = server.format(TOKEN)
     text = await read_error(InvalidFieldsError, partial(opened, {"server": server}))
     assert text == f"BtpOptions, 1 wrong:\n- server: {problem}"
@@ -151,14 +151,14 @@ async def test_tls_to_a_server_without_it():
 
 
 async def test_a_name_that_does_not_exist():
-    """With a resolver of the test's own: the real one may take longer than anybody waits."""
+    """With the test's own resolver: the real one may take too long."""
 
     class NoNames(trio.abc.HostnameResolver):
         async def getaddrinfo(self, *_: object) -> list[Any]:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
         async def getnameinfo(self, *_: object) -> tuple[str, str]:
-            raise AssertionError("nobody asks")
+            raise AssertionError("there is no request")
 
     trio.socket.set_custom_hostname_resolver(NoNames())
     server = f"btp+wss://alice:{TOKEN}@no-such-name.example"
@@ -191,7 +191,7 @@ async def test_a_port_in_use():
 
 
 async def test_ildcp_of_a_server_that_only_echoes():
-    """Which is what ``serve`` does unless it is told otherwise."""
+    """``serve`` echoes by default."""
     async with open_plugin({"listener": {"port": 0, "secret": TOKEN}}, data_handler=echo) as server:
         url = server.address.replace("://", f"://alice:{TOKEN}@")
         problem = "the peer sent the ILDCP request back; it only echoes"
@@ -224,13 +224,13 @@ async def test_ildcp_of_a_server_that_only_echoes():
         ),
     ],
 )
-async def test_an_option_that_is_none(options, problem):
+async def test_unknown_option(options, problem):
     assert await read_error(InvalidFieldsError, partial(opened, {**CLIENT, **options})) == (
         f"BtpOptions, 1 wrong:\n- {problem}"
     )
 
 
-async def test_a_plugin_that_is_none():
+async def test_unknown_plugin():
     text = await read_error(InvalidFieldsError, partial(opened, {"plugin": "btp-acounts"}))
     assert text == "plugin is 'btp-acounts'; installed are btp, btp-accounts, loopback; did you mean 'btp-accounts'?"
 
@@ -243,7 +243,7 @@ async def test_a_plugin_that_is_none():
         (-1, InvalidFieldsError, "timeout: got -1, must be milliseconds, 0 or more"),
     ],
 )
-def test_a_timeout_that_is_none(timeout, kind, text):
+def test_invalid_timeout(timeout, kind, text):
     with pytest.raises(kind) as caught:
         ConnectOptions(timeout)
     assert str(caught.value) == text
@@ -278,7 +278,7 @@ async def test_an_argument_of_a_wrong_type(arguments, text):
     ],
     ids=["a logger", "a path", "a store that is not open"],
 )
-def test_a_service_that_is_none(services, text):
+def test_invalid_service(services, text):
     with pytest.raises(TypeError) as caught:
         PluginServices(**services)
     assert str(caught.value) == text
@@ -322,7 +322,7 @@ async def test_two_plugins_on_one_store(tmp_path):
     ],
     ids=["no async with", "plain with", "await", "create without a nursery"],
 )
-async def test_a_plugin_that_is_not_opened_rightly(mistake, kind, text):
+async def test_plugin_opened_in_a_wrong_way(mistake, kind, text):
     with pytest.raises(kind) as caught:
         mistake()
     assert str(caught.value) == text
@@ -378,7 +378,7 @@ async def test_sending_before_connect_and_after_close(nursery):
 
 
 def test_an_await_that_was_forgotten():
-    """Python tells this itself, and with the method's name."""
+    """Python itself reports this, with the method's name."""
 
     async def forget() -> None:
         async with loopback_pair() as (alice, _):
@@ -395,7 +395,7 @@ def test_an_await_that_was_forgotten():
 
 
 async def test_a_plugin_in_another_thread():
-    """It would wait for ever for a task of a Trio run that is not its own."""
+    """It would wait for ever for a task of another Trio run."""
     async with loopback_pair() as (alice, bob):
         bob.register_data_handler(echo)
         uses = (partial(alice.send_data, b""), partial(alice.send_money, 5), alice.connect, alice.aclose)
@@ -421,7 +421,7 @@ async def test_a_plugin_in_another_thread():
 
 
 async def test_a_ledger_that_the_file_does_not_have(tmp_path):
-    """Zeros in place of an error would be taken for an account on which nothing has moved."""
+    """Zeros in place of an error would look like an account without transfers."""
     path = tmp_path / "wallet.db"
     for ledger in ("wallet", "other"):
         options = {"plugin": "loopback", "ledger_id": ledger}
@@ -441,7 +441,7 @@ async def test_a_ledger_that_the_file_does_not_have(tmp_path):
     assert stdout.endswith("sent 5, received 0, in doubt 0\n")
 
 
-async def test_a_key_that_is_none(tmp_path):
+async def test_unknown_key(tmp_path):
     path = tmp_path / "wallet.db"
     async with open_sqlite_store(path) as store, open_plugin({"plugin": "loopback"}, PluginServices(store=store)):
         pass
@@ -463,7 +463,7 @@ async def test_a_key_that_is_none(tmp_path):
         ("ff", "255 is not the type of a BTP or ILP packet"),
     ],
 )
-async def test_a_packet_that_is_none(digits, problem):
+async def test_invalid_packet(digits, problem):
     code, _, stderr = await run("decode", digits)
     assert (code, stderr) == (5, f"error: {problem}\n")
 
@@ -513,7 +513,7 @@ async def nothing_of(data: bytes) -> None:
     ids=["a plain function", "text", "None"],
 )
 async def test_a_data_handler_that_is_wrong(handler, text, caplog):
-    """The peer learns a reference only; under it the log of the handler's own side says what to do."""
+    """The peer gets only a reference; the log of the handler's side has it with the advice."""
     async with loopback_pair() as (alice, bob):
         bob.register_data_handler(handler)
         told = await read_error(RemoteError, partial(alice.send_data, b"x"))

@@ -1,4 +1,4 @@
-"""SIGTERM ends what a command does in order, whenever it comes; and what ends without it is told as it is."""
+"""SIGTERM ends a command in order at any moment, and outcomes without a signal are kept."""
 
 import signal
 import sys
@@ -15,15 +15,15 @@ from trio_ledger_plugin.cli.signals import raise_at_sigterm, run_until_sigterm
 
 @pytest.fixture(autouse=True)
 def _handler_is_as_before() -> Iterator[None]:
-    """A program that uses a command of ours keeps its own way to end."""
+    """A program that runs a command keeps its own signal handler."""
     before = signal.getsignal(signal.SIGTERM)
     yield
     assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2])
-def test_what_ends_at_once_is_told_as_it_is(steps: int) -> None:
-    """Else the user reads of an internal error of Trio's, in the place of what is wrong."""
+def test_outcome_of_a_short_function_is_kept(steps: int) -> None:
+    """Otherwise the user would see an internal error of Trio instead of the real one."""
 
     async def answer() -> int:
         for _ in range(steps):
@@ -35,7 +35,7 @@ def test_what_ends_at_once_is_told_as_it_is(steps: int) -> None:
         raise error from cause
 
     error, cause = ValueError("what is wrong"), OSError("why")
-    # Trio chooses the order of tasks by chance.
+    # Trio runs tasks in random order.
     for _ in range(20):
         assert run_until_sigterm(answer) == 5
         with pytest.raises(ValueError, match="what is wrong") as caught:
@@ -45,7 +45,7 @@ def test_what_ends_at_once_is_told_as_it_is(steps: int) -> None:
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3])
-def test_a_signal_at_the_very_end_ends_it_or_comes_too_late(steps: int) -> None:
+def test_signal_at_the_end_terminates_or_is_too_late(steps: int) -> None:
     async def work() -> int:
         signal.raise_signal(signal.SIGTERM)
         for _ in range(steps):
@@ -57,7 +57,7 @@ def test_a_signal_at_the_very_end_ends_it_or_comes_too_late(steps: int) -> None:
             assert run_until_sigterm(work) == 5
 
 
-def test_a_signal_cancels_what_waits_and_lets_it_clean_up() -> None:
+def test_signal_cancels_and_allows_cleanup() -> None:
     cleaned = False
 
     async def work() -> None:
@@ -73,8 +73,8 @@ def test_a_signal_cancels_what_waits_and_lets_it_clean_up() -> None:
     assert cleaned
 
 
-def test_what_receives_the_signal_itself_is_left_alone() -> None:
-    """A server that is told to end has ended as it should."""
+def test_function_that_receives_signals_is_not_cancelled() -> None:
+    """A server that receives the signal itself ends normally."""
 
     async def work() -> int:
         with trio.open_signal_receiver(signal.SIGTERM) as signals:
@@ -85,8 +85,8 @@ def test_what_receives_the_signal_itself_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize(("moment", "done"), [("setup_runner", []), ("close", ["work"])])
-def test_a_signal_while_trio_starts_or_ends_is_not_lost(moment: str, done: list[str]) -> None:
-    """Raised within Trio's own code it would leave that broken; ignored, it would leave the program running."""
+def test_signal_while_trio_starts_or_ends_is_not_lost(moment: str, done: list[str]) -> None:
+    """Raised inside Trio's own code it would break Trio; ignored, it would leave the program running."""
     did: list[str] = []
 
     async def work() -> None:
@@ -107,6 +107,6 @@ def test_a_signal_while_trio_starts_or_ends_is_not_lost(moment: str, done: list[
     assert did == done
 
 
-def test_outside_of_trio_it_is_raised() -> None:
+def test_signal_outside_trio_is_raised() -> None:
     with pytest.raises(TerminatedError), raise_at_sigterm():
         signal.raise_signal(signal.SIGTERM)

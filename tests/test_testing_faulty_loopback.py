@@ -1,4 +1,4 @@
-"""Faults between two plugins in one process: an hour of them passes at once, and a seed tells the same story twice."""
+"""Faults between two plugins in one process: an hour passes at once, and a seed always gives the same faults."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def script(fates: dict[tuple[MessageKind, bytes], Any]) -> Any:
     return lambda parcel: fates.get((parcel.kind, parcel.content), (0.0,))
 
 
-async def test_without_faults_it_is_a_pair_like_any_other() -> None:
+async def test_without_faults_it_is_a_normal_pair() -> None:
     async with open_faulty_loopback(lambda parcel: (0.0,)) as pair:
 
         async def answer(data: bytes) -> bytes:
@@ -71,7 +71,7 @@ async def test_without_faults_it_is_a_pair_like_any_other() -> None:
     assert read_events(pair.first) == [Connected(), Disconnected("the peer disconnected")]
 
 
-async def test_a_lost_request_is_never_served_and_a_lost_reply_is(autojump_clock: MockClock) -> None:
+async def test_lost_request_is_not_served_but_a_lost_reply_is(autojump_clock: MockClock) -> None:
     served: list[bytes] = []
 
     async def serve(data: bytes) -> bytes:
@@ -89,7 +89,7 @@ async def test_a_lost_request_is_never_served_and_a_lost_reply_is(autojump_clock
         assert served == [b"unheard"]
 
 
-async def test_a_late_reply_comes_as_late_as_the_script_says(autojump_clock: MockClock) -> None:
+async def test_reply_is_delayed_as_the_script_says(autojump_clock: MockClock) -> None:
     fates = script({(REQUEST, b"x"): (2.0,), (REPLY, b"x"): (3.0,)})
     async with open_faulty_loopback(fates) as pair:
         pair.second.register_data_handler(echo)
@@ -113,7 +113,7 @@ async def test_late_requests_are_overtaken(autojump_clock: MockClock) -> None:
     assert served == [b"3", b"2", b"1"]
 
 
-async def test_what_comes_twice_is_served_twice_and_answered_once(autojump_clock: MockClock) -> None:
+async def test_duplicate_is_served_twice_and_answered_once(autojump_clock: MockClock) -> None:
     served: list[bytes] = []
 
     async def serve(data: bytes) -> bytes:
@@ -129,8 +129,8 @@ async def test_what_comes_twice_is_served_twice_and_answered_once(autojump_clock
         assert pair.first.statistics().unexpected_responses == 2
 
 
-async def test_plain_money_is_at_most_once_whatever_befalls_it(autojump_clock: MockClock) -> None:
-    """A test with it would blame an application for a doubled payment that no network can make."""
+async def test_plain_money_is_credited_at_most_once(autojump_clock: MockClock) -> None:
+    """A test would blame an application for a double payment that no network can cause."""
     amounts: list[str] = []
 
     async def take(amount: str) -> None:
@@ -147,7 +147,7 @@ async def test_plain_money_is_at_most_once_whatever_befalls_it(autojump_clock: M
     assert amounts == ["1", "3"]
 
 
-async def test_keyed_money_that_comes_twice_is_credited_once(tmp_path) -> None:
+async def test_duplicate_keyed_money_is_credited_once(tmp_path) -> None:
     async with (
         open_sqlite_store(tmp_path / "1") as store,
         open_sqlite_store(tmp_path / "2") as peer_store,
@@ -164,7 +164,7 @@ async def test_keyed_money_that_comes_twice_is_credited_once(tmp_path) -> None:
         assert (await pair.first.transfers.totals()).sent == 35
 
 
-async def test_what_is_on_its_way_when_the_connection_ends_is_lost(autojump_clock: MockClock) -> None:
+async def test_messages_in_transit_are_lost_with_the_connection(autojump_clock: MockClock) -> None:
     served: list[bytes] = []
 
     async def serve(data: bytes) -> bytes:
@@ -191,7 +191,7 @@ async def call(plugin: Any, data: bytes, outcomes: dict[bytes, str]) -> None:
 
 
 async def weather(seed: int) -> Any:
-    """Let calls be made both ways for an hour, many at once, and return all that can be seen."""
+    """Make many concurrent calls both ways for an hour, and return everything observable."""
     outcomes: dict[bytes, str] = {}
     fates = RandomDelivery(seed=seed, lose=0.1, double=0.1, delay=0.5, max_delay=60)
     async with open_faulty_loopback(fates, response_timeout=30) as pair, trio.open_nursery() as nursery:
@@ -205,8 +205,8 @@ async def weather(seed: int) -> Any:
     return outcomes, sorted((str(parcel), fate) for parcel, fate in pair.happened)
 
 
-async def test_an_hour_of_faults_is_the_same_hour_under_the_same_seed(autojump_clock: MockClock) -> None:
-    """Whoever has found a fault could not look at it again."""
+async def test_same_seed_gives_the_same_hour_of_faults(autojump_clock: MockClock) -> None:
+    """A found fault could not be reproduced."""
     began = trio.current_time()
     first = await weather(1)
     assert trio.current_time() - began > 3600
@@ -218,7 +218,7 @@ async def test_an_hour_of_faults_is_the_same_hour_under_the_same_seed(autojump_c
     assert {len(fate) for _, fate in first[1]} == {0, 1, 2}
 
 
-async def test_an_error_of_the_block_tells_the_seed() -> None:
+async def test_error_of_the_block_has_the_seed() -> None:
     with pytest.raises(OSError, match="of the block") as caught:
         async with open_faulty_loopback(RandomDelivery(seed=77)):
             raise OSError("of the block")
@@ -229,13 +229,13 @@ async def test_an_error_of_the_block_tells_the_seed() -> None:
     assert not hasattr(caught.value, "__notes__")
 
 
-async def test_a_failure_leaves_bare() -> None:
+async def test_failure_is_not_in_a_group() -> None:
     with pytest.raises(PluginFailedError):
         async with open_faulty_loopback() as pair:
             pair.first.fail(OSError("fatal"))
 
 
-async def test_limits_are_options_of_both_and_are_checked() -> None:
+async def test_limits_are_checked_options_of_both() -> None:
     with pytest.raises(InvalidFieldsError, match="max_handlers"):
         async with open_faulty_loopback(max_handlers=0):
             pytest.fail("the block ran")
@@ -251,5 +251,5 @@ async def test_wrong_odds_are_refused(wrong: Any) -> None:
         RandomDelivery(**wrong)
 
 
-async def test_seeds_nobody_chose_differ() -> None:
+async def test_default_seeds_differ() -> None:
     assert len({RandomDelivery().seed for _ in range(5)}) > 1

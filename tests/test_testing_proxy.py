@@ -1,4 +1,4 @@
-"""The fault proxy does what it is told and nothing else; a test that uses it would blame the plugin otherwise."""
+"""The fault proxy injects the requested faults and nothing else; otherwise tests would blame the plugin."""
 
 import errno
 import socket
@@ -31,7 +31,7 @@ class Pipe:
         self._targets = targets
 
     async def connect(self) -> tuple[Any, Any]:
-        """Return the client's end of a new connection, and the target's."""
+        """Return the client's and the target's end of a new connection."""
         mine, proxied = memory_stream_pair()
         before = len(self._targets)
         self._nursery.start_soon(self.proxy.serve_stream, proxied)
@@ -58,7 +58,7 @@ async def read_all(stream: trio.abc.ReceiveStream) -> bytes:
 
 
 async def read_now(stream: trio.abc.ReceiveStream) -> bytes:
-    """Return what has come by now."""
+    """Return the bytes so far."""
     data = b""
     with trio.move_on_after(0):
         await wait_all_tasks_blocked()
@@ -75,7 +75,7 @@ async def read_now(stream: trio.abc.ReceiveStream) -> bytes:
 # Without faults.
 
 
-async def test_bytes_go_both_ways_and_an_end_is_passed_on(autojump_clock):
+async def test_bytes_and_ends_pass_both_ways(autojump_clock):
     async with piped() as pipe:
         mine, theirs = await pipe.connect()
         await mine.send_all(ALPHABET)
@@ -105,7 +105,7 @@ async def test_a_connection_counts_its_bytes(autojump_clock):
 
 @pytest.mark.parametrize("kind", [FaultKind.CUT, FaultKind.RESET])
 @pytest.mark.parametrize("at_byte", [0, 1, 10, 25, 26])
-async def test_a_cut_comes_after_exactly_so_many_bytes(kind, at_byte, autojump_clock):
+async def test_cut_comes_at_its_byte(kind, at_byte, autojump_clock):
     async with piped([Fault(kind, at_byte=at_byte)]) as pipe:
         mine, theirs = await pipe.connect()
         if at_byte:
@@ -123,7 +123,7 @@ async def test_a_fault_counts_the_bytes_of_its_own_direction(autojump_clock):
         assert await read_all(mine) == ALPHABET[:3]
 
 
-async def test_a_fault_befalls_the_connection_that_it_names(autojump_clock):
+async def test_fault_applies_to_its_connection(autojump_clock):
     async with piped([Fault(FaultKind.CUT, at_byte=1, connection=1)]) as pipe:
         first, first_target = await pipe.connect()
         second, second_target = await pipe.connect()
@@ -135,8 +135,8 @@ async def test_a_fault_befalls_the_connection_that_it_names(autojump_clock):
 
 
 @pytest.mark.parametrize("pieces", [[26], [1] * 26, [5, 1, 20]])
-async def test_dropped_and_repeated_bytes_are_those_that_were_named(pieces, autojump_clock):
-    """However the bytes come."""
+async def test_drop_and_duplicate_apply_to_their_bytes(pieces, autojump_clock):
+    """For any chunks."""
     faults = [Fault(FaultKind.DUPLICATE, at_byte=12, size=3), Fault(FaultKind.DROP, at_byte=4, size=2)]
     async with piped(faults) as pipe:
         mine, theirs = await pipe.connect()
@@ -150,8 +150,8 @@ async def test_dropped_and_repeated_bytes_are_those_that_were_named(pieces, auto
         assert [fault.kind for fault in connection.happened] == [FaultKind.DROP, FaultKind.DUPLICATE]
 
 
-async def test_a_slice_cuts_up_what_comes_from_there_on(autojump_clock):
-    """A reader that takes what comes for a whole message would never meet a torn one."""
+async def test_slice_splits_later_bytes(autojump_clock):
+    """A reader that expects whole messages would never get a partial one."""
     async with open_fault_proxy(("", 0), faults=[Fault(FaultKind.SLICE, at_byte=4, size=3)], port=None) as proxy:
         sent: list[bytes] = []
 
@@ -182,8 +182,8 @@ async def test_a_slice_cuts_up_what_comes_from_there_on(autojump_clock):
             nursery.cancel_scope.cancel()
 
 
-async def test_a_slice_that_comes_while_a_piece_is_under_way_loses_nothing(autojump_clock):
-    """A plugin's test would fail over bytes that nobody asked the proxy to lose."""
+async def test_slice_during_a_send_loses_nothing(autojump_clock):
+    """A plugin's test would fail because of bytes that the proxy lost."""
     faults = [Fault(FaultKind.SLICE, at_byte=0, size=10), Fault(FaultKind.SLICE, after=0.35, size=4)]
     mine, proxied = memory_stream_pair()
     inner, theirs = memory_stream_pair()
@@ -217,7 +217,7 @@ async def test_a_slice_that_comes_while_a_piece_is_under_way_loses_nothing(autoj
         nursery.cancel_scope.cancel()
 
 
-async def test_a_stall_of_some_seconds_holds_what_comes_and_loses_nothing(autojump_clock):
+async def test_timed_stall_loses_nothing(autojump_clock):
     async with piped([Fault(FaultKind.STALL, at_byte=4, seconds=30)]) as pipe:
         mine, theirs = await pipe.connect()
         began = trio.current_time()
@@ -228,7 +228,7 @@ async def test_a_stall_of_some_seconds_holds_what_comes_and_loses_nothing(autoju
         assert trio.current_time() - began == pytest.approx(30)
 
 
-async def test_a_delay_holds_everything_that_comes(autojump_clock):
+async def test_delay_holds_every_byte(autojump_clock):
     async with piped([Fault(FaultKind.DELAY, BACK, at_byte=0, seconds=0.25)]) as pipe:
         mine, theirs = await pipe.connect()
         for _ in range(2):
@@ -238,7 +238,7 @@ async def test_a_delay_holds_everything_that_comes(autojump_clock):
             assert trio.current_time() - began == pytest.approx(0.25)
 
 
-async def test_a_fault_comes_after_its_time(autojump_clock):
+async def test_fault_comes_at_its_time(autojump_clock):
     async with piped([Fault(FaultKind.CUT, after=7)]) as pipe:
         began = trio.current_time()
         mine, theirs = await pipe.connect()
@@ -248,7 +248,7 @@ async def test_a_fault_comes_after_its_time(autojump_clock):
         assert await read_all(theirs) == b""
 
 
-async def test_a_connection_that_ends_first_does_not_wait_for_its_faults(autojump_clock):
+async def test_connection_does_not_wait_for_its_faults(autojump_clock):
     async with piped([Fault(FaultKind.CUT, after=3600)]) as pipe:
         began = trio.current_time()
         mine, theirs = await pipe.connect()
@@ -271,8 +271,8 @@ async def test_a_connection_that_ends_first_does_not_wait_for_its_faults(autojum
         {"at_byte": 0, "connection": -1},
     ],
 )
-def test_a_fault_that_can_never_come_is_refused(wrong):
-    """A test would pass because nothing went wrong in it."""
+def test_impossible_fault_is_refused(wrong):
+    """A test would pass because its fault never happened."""
     with pytest.raises(ValueError, match="fault"):
         Fault(FaultKind.STALL, **wrong)
 
@@ -285,7 +285,7 @@ def test_a_delay_without_end_is_refused():
 # By hand.
 
 
-async def test_cut_closes_both_sides_of_every_connection_and_lets_new_ones_in(autojump_clock):
+async def test_cut_closes_all_connections_and_allows_new_ones(autojump_clock):
     async with piped() as pipe:
         ends = [*await pipe.connect(), *await pipe.connect()]
         pipe.proxy.cut()
@@ -297,7 +297,7 @@ async def test_cut_closes_both_sides_of_every_connection_and_lets_new_ones_in(au
         assert await theirs.receive_some() == b"x"
 
 
-async def test_a_stall_by_hand_lasts_until_resume_and_is_for_new_connections_too(autojump_clock):
+async def test_stall_lasts_until_resume_for_new_connections_too(autojump_clock):
     async with piped() as pipe:
         mine, theirs = await pipe.connect()
         pipe.proxy.stall()
@@ -314,7 +314,7 @@ async def test_a_stall_by_hand_lasts_until_resume_and_is_for_new_connections_too
         assert await late_target.receive_some() == b"late"
 
 
-async def test_resume_ends_every_stall_however_many_there_were(autojump_clock):
+async def test_resume_ends_every_stall(autojump_clock):
     async with piped([Fault(FaultKind.STALL, at_byte=1, seconds=inf)]) as pipe:
         mine, theirs = await pipe.connect()
         await mine.send_all(b"xy")
@@ -328,7 +328,7 @@ async def test_resume_ends_every_stall_however_many_there_were(autojump_clock):
             assert await theirs.receive_some() == b"y"
 
 
-async def test_of_two_stalls_the_longer_one_counts(autojump_clock):
+async def test_longer_of_two_stalls_counts(autojump_clock):
     faults = [Fault(FaultKind.STALL, after=after, seconds=seconds) for after, seconds in ((1, 10), (2, 30), (3, 1))]
     async with piped(faults) as pipe:
         began = trio.current_time()
@@ -339,7 +339,7 @@ async def test_of_two_stalls_the_longer_one_counts(autojump_clock):
         assert trio.current_time() - began == pytest.approx(32)
 
 
-async def test_a_stall_that_nothing_came_through_is_over_when_it_is_over(autojump_clock):
+async def test_stall_without_traffic_ends_in_time(autojump_clock):
     async with piped([Fault(FaultKind.STALL, after=1, seconds=1)]) as pipe:
         mine, theirs = await pipe.connect()
         await trio.sleep(10)
@@ -361,8 +361,8 @@ async def test_one_direction_can_be_stalled_alone(autojump_clock):
         assert await mine.receive_some() == b"answer"
 
 
-async def test_an_end_is_not_passed_on_through_a_stall(autojump_clock):
-    """So a plugin finds out by its own deadlines that its peer is gone, as on a network that swallows everything."""
+async def test_stall_holds_the_end_of_the_stream(autojump_clock):
+    """A plugin must detect by its own deadlines that its peer is gone, as on a network that drops everything."""
     async with piped() as pipe:
         mine, theirs = await pipe.connect()
         pipe.proxy.stall()
@@ -387,7 +387,7 @@ async def test_a_stalled_connection_can_be_cut(autojump_clock):
 
 
 async def story(seed: int, kinds: Any, sizes: list[int]) -> tuple[bytes, list[str]]:
-    """Send bytes, in pieces of these sizes, and return what came and what happened."""
+    """Send bytes in pieces of these sizes; return the received bytes and the faults."""
     data = bytes(number % 251 for number in range(20_000))
     async with piped(RandomFaults(seed=seed, mean_bytes=700, kinds=kinds, max_seconds=2)) as pipe:
         mine, theirs = await pipe.connect()
@@ -401,7 +401,7 @@ async def story(seed: int, kinds: Any, sizes: list[int]) -> tuple[bytes, list[st
         return await read_all(theirs), [str(fault) for fault in connection.happened]
 
 
-async def test_a_seed_tells_the_same_story_however_the_bytes_come(autojump_clock):
+async def test_seed_gives_the_same_faults_for_any_chunks(autojump_clock):
     kinds = (FaultKind.STALL, FaultKind.SLICE, FaultKind.DROP, FaultKind.DUPLICATE)
     first = await story(5, kinds, [20_000])
     assert await story(5, kinds, [1, 700, 13]) == first
@@ -409,20 +409,20 @@ async def test_a_seed_tells_the_same_story_however_the_bytes_come(autojump_clock
     assert (await story(6, kinds, [20_000]))[1] != first[1]
 
 
-async def test_what_networks_do_changes_no_byte(autojump_clock):
+async def test_default_random_faults_change_no_byte(autojump_clock):
     came, happened = await story(5, (FaultKind.STALL, FaultKind.DELAY, FaultKind.SLICE), [999])
     assert came == bytes(number % 251 for number in range(20_000))
     assert happened
 
 
-def test_connections_and_directions_have_faults_of_their_own():
+def test_connections_and_directions_have_their_own_faults():
     faults = RandomFaults(seed=1)
     drawn = [[next(faults.draw(number, direction)).at_byte for direction in Direction] for number in range(3)]
     assert len({at for pair in drawn for at in pair}) == 6
 
 
-async def test_an_error_in_the_block_leaves_bare_and_names_the_seed():
-    """A failure at random that cannot be had again is of no use."""
+async def test_error_in_the_block_is_bare_and_has_the_seed():
+    """A random failure that cannot be reproduced is useless."""
     with pytest.raises(KeyError) as caught:  # noqa: PT012 (it is raised in a block)
         async with open_fault_proxy(("127.0.0.1", 9), faults=RandomFaults(seed=77)) as proxy:
             assert proxy.seed == 77
@@ -430,12 +430,12 @@ async def test_an_error_in_the_block_leaves_bare_and_names_the_seed():
     assert caught.value.__notes__ == ["fault proxy: RandomFaults(seed=77)"]
 
 
-def test_a_seed_that_nobody_chose_is_told_and_differs():
+def test_default_seed_is_known_and_differs():
     assert RandomFaults(seed=None).seed != RandomFaults().seed
 
 
 @pytest.mark.parametrize("wrong", [{"mean_bytes": 0}, {"max_seconds": inf}, {"max_seconds": -1}, {"kinds": ()}])
-def test_random_faults_that_cannot_be_drawn_are_refused(wrong):
+def test_impossible_random_faults_are_refused(wrong):
     with pytest.raises(ValueError, match="mean_bytes"):
         RandomFaults(seed=1, **wrong)
 
@@ -445,7 +445,7 @@ def test_random_faults_that_cannot_be_drawn_are_refused(wrong):
 
 @asynccontextmanager
 async def tcp_target() -> AsyncIterator[tuple[tuple[str, int], trio.MemoryReceiveChannel[trio.SocketStream]]]:
-    """Give an address, and the connections that are made to it."""
+    """Give an address, and the connections to it."""
     opened, accepted = trio.open_memory_channel[trio.SocketStream](10)
 
     async def accept(stream: trio.SocketStream) -> None:
@@ -458,7 +458,7 @@ async def tcp_target() -> AsyncIterator[tuple[tuple[str, int], trio.MemoryReceiv
         nursery.cancel_scope.cancel()
 
 
-async def test_tcp_goes_through_and_a_reset_is_a_reset():
+async def test_reset_over_tcp():
     with trio.fail_after(10):
         async with tcp_target() as (target, accepted), open_fault_proxy(target) as proxy:
             assert proxy.address is not None
@@ -477,7 +477,7 @@ async def test_tcp_goes_through_and_a_reset_is_a_reset():
                     assert caught.value.__cause__.errno == errno.ECONNRESET
 
 
-async def test_a_cut_over_tcp_is_an_end():
+async def test_cut_over_tcp_is_an_end_of_stream():
     with trio.fail_after(10):
         async with tcp_target() as (target, accepted), open_fault_proxy(target) as proxy:
             assert proxy.address is not None
@@ -487,8 +487,8 @@ async def test_a_cut_over_tcp_is_an_end():
                 assert await theirs.receive_some() == b""
 
 
-async def test_a_connection_can_be_cut_while_its_target_is_being_reached(autojump_clock):
-    """A cut right after the client has connected would be missed now and then."""
+async def test_cut_while_the_target_is_dialled(autojump_clock):
+    """A cut right after the client has connected would sometimes be missed."""
 
     async def target() -> trio.abc.Stream:
         await trio.sleep(60)
@@ -503,7 +503,7 @@ async def test_a_connection_can_be_cut_while_its_target_is_being_reached(autojum
         assert await read_all(mine) == b""
 
 
-async def test_an_end_that_breaks_is_broken_at_the_other_side():
+async def test_broken_end_breaks_the_other_side():
     with trio.fail_after(10):
         async with tcp_target() as (target, accepted), open_fault_proxy(target) as proxy:
             assert proxy.address is not None
@@ -514,7 +514,7 @@ async def test_an_end_that_breaks_is_broken_at_the_other_side():
                     await theirs.receive_some()
 
 
-async def test_whoever_connects_while_the_target_is_away_is_reset():
+async def test_client_of_an_unreachable_target_is_reset():
     with trio.fail_after(10):
         async with tcp_target() as (target, _):
             pass
@@ -525,7 +525,7 @@ async def test_whoever_connects_while_the_target_is_away_is_reset():
                     await mine.receive_some()
 
 
-async def test_a_port_that_is_taken_is_told_bare():
+async def test_port_in_use_is_a_bare_error():
     async with open_fault_proxy(("127.0.0.1", 9)) as proxy:
         assert proxy.address is not None
         with pytest.raises(OSError, match="in use"):
@@ -572,8 +572,8 @@ async def events_until_lost(events: Any) -> None:
             return
 
 
-async def test_a_plugin_over_memory_streams_finds_out_that_its_peer_is_silent(autojump_clock):
-    """What the proxy is for: minutes of a network's bad moods in no time."""
+async def test_plugin_over_memory_streams_detects_silence(autojump_clock):
+    """This is the purpose of the proxy: minutes of network faults in no time."""
     options = {"plugin": "btp", "listener": {"port": None, "secret": TOKEN}, "ping_interval": 20, "pong_timeout": 20}
     async with open_plugin(options) as plugin, trio.open_nursery() as guests:
         serve: Any = plugin

@@ -1,4 +1,4 @@
-"""The scripted peer sends each byte that it is told to, and nothing else; what it gets, it judges."""
+"""The scripted peer sends what the script says and nothing else, and checks what it receives."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def ask(url: str, data: bytes = b"question") -> Any:
             return error
 
 
-async def test_a_server_on_a_socket_lets_in_expects_and_answers() -> None:
+async def test_server_accepts_expects_and_answers() -> None:
     async def serve(stream: trio.SocketStream) -> None:
         peer = await ScriptedPeer.accept(stream)
         credentials = await peer.let_in()
@@ -63,7 +63,7 @@ async def test_a_server_on_a_socket_lets_in_expects_and_answers() -> None:
     ],
     ids=["refused", "cut", "wrong id", "malformed", "malformed response"],
 )
-async def test_answers_that_are_none(answer: Any, kind: type[Exception]) -> None:
+async def test_invalid_answers(answer: Any, kind: type[Exception]) -> None:
     async def serve(stream: trio.SocketStream) -> None:
         peer = await ScriptedPeer.accept(stream)
         await peer.let_in()
@@ -151,7 +151,7 @@ async def test_a_client_dials_a_listener() -> None:
         (write_frame(b"", mask=b"abcd"), "masks, and is a server"),
     ],
 )
-async def test_what_was_not_expected_is_an_error_of_the_script(sent: bytes, told: str) -> None:
+async def test_unexpected_packet_is_a_script_error(sent: bytes, told: str) -> None:
     ours, theirs = memory_stream_pair()
     await theirs.send_all(sent)
     with pytest.raises(ScriptError) as caught:
@@ -159,7 +159,7 @@ async def test_what_was_not_expected_is_an_error_of_the_script(sent: bytes, told
     assert told in str(caught.value)
 
 
-async def test_the_end_of_a_connection_is_no_packet() -> None:
+async def test_end_of_connection_is_not_a_packet() -> None:
     ours, theirs = memory_stream_pair()
     await theirs.aclose()
     with pytest.raises(EOFError):
@@ -171,7 +171,7 @@ async def test_the_end_of_a_connection_is_no_packet() -> None:
         await ScriptedPeer.accept(ours)
 
 
-async def test_a_refused_handshake_is_an_error_of_the_script() -> None:
+async def test_refused_handshake_is_a_script_error() -> None:
     ours, theirs = memory_stream_pair()
     await theirs.send_all(b"HTTP/1.1 403 Forbidden\r\n\r\n")
     with pytest.raises(ScriptError, match="403"):
@@ -185,7 +185,7 @@ async def test_frames_are_read_in_every_form_of_length(form: int) -> None:
     assert (await ScriptedPeer(ours, client=True).receive()).payload == b"x" * 100
 
 
-async def test_an_error_of_the_script_leaves_the_block_bare() -> None:
+async def test_script_error_is_not_in_a_group() -> None:
     async def serve(stream: trio.SocketStream) -> None:
         peer = await ScriptedPeer.accept(stream)
         await peer.let_in()

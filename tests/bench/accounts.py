@@ -5,10 +5,11 @@
 The server is ``btp-accounts``, and with ``--node`` ilp-plugin-mini-accounts beside it, each a process of its own. This
 process is all the clients of either: bare sockets whose frames are made beforehand, each an account of its own, so that
 the servers are what is measured. The requests are ILP Prepares, which the data handler of either server answers with
-one and the same Fulfill. mini-accounts decodes every Prepare before its handler sees it, so the handler of ours does.
+one and the same Fulfill. mini-accounts decodes every Prepare before its handler sees it, so this package's handler
+does too.
 
 First so many clients connect, stay, and send one request each. Then, round after round, the calls a second are measured
-with a thousand in flight in all, from ten clients, from a hundred and from a thousand.
+with a total of a thousand in flight, from ten clients, from a hundred and from a thousand.
 """
 
 from __future__ import annotations

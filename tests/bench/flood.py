@@ -56,7 +56,7 @@ def flood(port: int, kind: str, seconds: float) -> None:
     """Flood a listener, dialing again whenever it hangs up."""
     ends = time.monotonic() + seconds
     if kind in ("guesses", "stalls"):
-        strangers(port, kind, ends)
+        attack(port, kind, ends)
         return
     # Made beforehand: a flooder that works hard takes the good peer's processor, not its turn at the server.
     pieces = [piece(kind, number * 500) for number in range(40)]
@@ -73,8 +73,8 @@ def flood(port: int, kind: str, seconds: float) -> None:
                     sock.sendall(data)
 
 
-def strangers(port: int, kind: str, ends: float) -> None:
-    """Come again and again without ever being let in: guess a token, or stop in the middle of the first frame."""
+def attack(port: int, kind: str, ends: float) -> None:
+    """Connect again and again without being authenticated: guess a token, or stop within the first frame."""
     held: list[socket.socket] = []
     number = 0
     while time.monotonic() < ends:

@@ -1,4 +1,4 @@
-"""What an application writes down for itself about its transfers: it survives SIGKILL, and is nobody's journal.
+"""The application's own record of its transfers. It survives SIGKILL, and is independent of the journal.
 
 Each line is one ``write`` to a file opened for appending, so that a kill leaves whole lines behind.
 """

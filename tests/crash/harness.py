@@ -1,10 +1,9 @@
-"""Kills either end of an account at random moments, again and again, and then compares what both say.
+"""Kills either end of an account at random moments, again and again, and then compares both ends.
 
     python tests/crash/harness.py [--kills 1000] [--seed 1] [--variant NAME ...]
 
-Between the ends is a fault proxy, which cuts, resets, stalls and slices on its own account. A loss or a duplicate of a
-single unit ends the run with an error. The files of the ends are kept then, and
-their place is told.
+Between the ends is a fault proxy, which cuts, resets, stalls and slices at random. A loss or a duplicate of a single
+unit ends the run with an error, which names the folder with the files of the ends.
 """
 
 from __future__ import annotations
@@ -81,10 +80,10 @@ class Result:
 
     Attributes:
         kills: How many processes were killed.
-        connections: How many there were, those included that found nobody listening.
+        connections: How many there were, including those to an end that was not listening.
         transfers: How many came to an outcome.
-        units: The sum of those that were acknowledged.
-        in_doubt: How many, at PLAIN, nobody can tell of.
+        units: The sum of the acknowledged transfers.
+        in_doubt: How many, at PLAIN, have an unknown outcome.
         seconds: How long it took.
     """
 
@@ -302,8 +301,8 @@ class Account:
 
     Attributes:
         outcomes: The application's own outcome of each amount that it asked for: done, refused or doubt.
-        sent: The journal's state of each transfer of ours.
-        received: The amounts and the states of the peer's transfers in the journal.
+        sent: The journal's state of each sent transfer.
+        received: The amounts and states of the received transfers in the journal.
         mine: What the transactional handler wrote.
         applied: What another handler wrote.
     """
@@ -391,7 +390,7 @@ def compare(ours: Account, theirs: Account, handler: str, *, keyed: bool) -> Non
 
 
 def compare_totals(sums: Counter[str], sender: Counter[str], receiver: Counter[str]) -> None:
-    """Compare what the plugins tell of their totals with what the sending application has counted itself.
+    """Compare the plugins' totals with the counts of the sending application.
 
     Raises:
         AssertionError: They do not agree.

@@ -1,7 +1,7 @@
-"""An application that sends money as it should: a key of its own for each transfer, written down before it is used.
+"""An application that sends money correctly: it records a key for each transfer before it uses the key.
 
-After a restart it asks again for every key whose outcome it has not written down, and then goes on with new ones. The
-amounts tell the transfers apart, at PLAIN too, where no key travels; and two of them are more than 64 bits hold.
+After a restart it asks again for every key without a recorded outcome, and then continues with new ones. The amounts
+identify the transfers, at PLAIN too, where no key is sent; and the sum of any two exceeds 64 bits.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def is_refused(amount: int) -> bool:
 
 
 class Sending:
-    """Sends transfers of one account, some at once, until it is told to finish.
+    """Sends transfers of one account, several at a time, until it is asked to finish.
 
     Args:
         plugin: What sends.
@@ -57,9 +57,9 @@ class Sending:
         self.finishing = False
 
     async def run(self, lanes: int) -> None:
-        """Keep so many transfers under way; return when told to finish and every one of them is settled.
+        """Keep a number of transfers in flight; return when asked to finish and every transfer is settled.
 
-        Cancellation: As of a program that stops: whoever comes next asks again.
+        Cancellation: Like a program that stops: the next run asks again.
         """
         async with trio.open_nursery() as nursery:
             for _ in range(lanes):

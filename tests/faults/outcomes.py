@@ -81,7 +81,7 @@ class Side:
         self.outcomes: dict[int, str] = {}
         self.handled: Counter[int] = Counter()
         self.slowest = 0.0
-        # How many calls were made of those that are answered too late.
+        # How many calls have been made that are answered too late.
         self.hanging = 0
 
     async def handle(self, data: bytes) -> bytes:

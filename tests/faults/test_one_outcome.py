@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 CALLS, FAULTS = 200_000, 5_000
 
 
-async def test_every_call_has_one_outcome_and_its_own():
+async def test_every_call_has_its_own_single_outcome():
     result = await run(CALLS, FAULTS, seed=20180831)
     assert result.outcomes.total() > CALLS
     assert set(result.outcomes) == {"answered", "ConnectionLostError", "NotConnectedError", "ResponseTimeoutError"}

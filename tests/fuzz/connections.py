@@ -26,7 +26,7 @@ PATIENCE = 10.0
 
 
 async def check_connection(data: bytes, random: Random) -> None:
-    """Check that bytes mean the same with the lane as without, in whatever pieces, and that they end only their own."""
+    """Check that the frame stream reads the same messages in any chunks, and bytes end only their own connection."""
     for server in (True, False):
         with trio.fail_after(PATIENCE):
             expected = await without_lane(data, server=server)

@@ -30,7 +30,7 @@ def test_the_inputs_are_a_hundred_thousand():
     assert PACKETS + MEASURED + STREAMS + CONNECTIONS + PLUGINS == 100_000
 
 
-def test_only_decode_errors_come_out_and_what_is_read_is_written_back():
+def test_codecs_raise_decode_errors_or_round_trip():
     inputs = packets(Random(SEED))
     for data in islice(inputs, PACKETS):
         check_codec(data)
@@ -60,7 +60,7 @@ def traced():
     tracemalloc.stop()
 
 
-def test_decoding_takes_no_more_memory_than_four_times_the_input(traced):
+def test_decoding_takes_at_most_four_times_the_input(traced):
     inputs = packets(Random(SEED + 1))
     for data in islice(inputs, MEASURED):
         measure_codec(data)
@@ -111,27 +111,27 @@ LARGE = {
 
 
 @pytest.mark.parametrize("data", LARGE.values(), ids=LARGE.keys())
-def test_large_inputs_cannot_be_made_to_take_more(data, traced):
-    """A peer's 64 KiB must not become megabytes, whatever is in them."""
+def test_large_inputs_keep_the_memory_bound(data, traced):
+    """64 KiB from a peer must not become megabytes, with any content."""
     measure_codec(data)
 
 
-def test_streams_split_as_rfc_6455_says_in_whatever_pieces():
+def test_streams_split_as_rfc_6455_says_in_any_chunks():
     random = Random(SEED + 2)
     streams = frame_streams(stream_seeds(), random)
     for data in islice(streams, STREAMS):
         check_frames(data, random)
 
 
-async def test_connections_give_the_same_messages_with_the_lane_as_without():
+async def test_frame_stream_gives_the_same_messages():
     random = Random(SEED + 3)
     streams = frame_streams(stream_seeds(), random)
     for data in islice(streams, CONNECTIONS):
         await check_connection(data, random)
 
 
-@pytest.mark.parametrize("let_in", [False, True], ids=["strangers", "peers"])
-async def test_a_plugin_outlives_whatever_is_sent_to_it(let_in):
+@pytest.mark.parametrize("let_in", [False, True], ids=["unauthenticated", "authenticated"])
+async def test_plugin_survives_any_input(let_in):
     random = Random(SEED + 4 + let_in)
     streams = frame_streams(stream_seeds(), random)
     options = listening(max_failures_per_minute=10**6)

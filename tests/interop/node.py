@@ -1,7 +1,7 @@
 """Real JavaScript packages as the other end: one Node process a peer, driven by JSON lines (see json_lines.js).
 
-Whatever happens in the block of :func:`open_node`, its process is gone when the block is, and no wait in here is
-without a deadline. What Node writes to stderr goes to the tests' own, where pytest shows it with a failure.
+The process of :func:`open_node` never outlives the block, and every wait in this module has a deadline.
+Node's stderr goes to the tests' own, where pytest shows it with a failure.
 """
 
 import json

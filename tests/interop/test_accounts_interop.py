@@ -110,7 +110,7 @@ async def test_a_wrong_token_for_a_victims_name_receives_nothing() -> None:
         assert (await thief.stats())["connected"] is False
 
 
-async def test_money_reaches_the_account_it_is_for_and_tells_the_account_it_is_from() -> None:
+async def test_money_reaches_its_account_and_names_the_sender() -> None:
     credited: list[str] = []
 
     async def credit(amount: str) -> None:
@@ -124,7 +124,7 @@ async def test_money_reaches_the_account_it_is_for_and_tells_the_account_it_is_f
         assert credited == ["250"]
 
 
-async def test_the_coming_and_going_of_an_account_is_told() -> None:
+async def test_account_events() -> None:
     async with serving(MemoryStore()) as plugin:
         async with open_node_peer() as peer:
             await enter(peer, plugin, "alice:secret")

@@ -30,7 +30,7 @@ def test_every_pairing_answers_every_call():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads a process's time and memory from /proc")
-def test_both_servers_of_many_accounts_answer_every_call_of_the_same_clients(tmp_path):
+def test_both_account_servers_answer_the_same_clients(tmp_path):
     saved = tmp_path / "accounts.json"
     command = [sys.executable, str(BENCH / "accounts.py"), "--quick", "--node", "--save", str(saved)]
     subprocess.run(command, check=True, timeout=60, capture_output=True)

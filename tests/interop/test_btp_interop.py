@@ -157,7 +157,7 @@ async def test_handlers_that_call_back_before_they_answer_do_not_deadlock(dialer
         assert peeled == [8, 6, 4, 2, 0]
 
 
-async def test_an_error_of_their_handler_arrives_with_its_code_name_time_and_data(dialer: str) -> None:
+async def test_error_of_their_handler_arrives_complete(dialer: str) -> None:
     async with open_pair(dialer) as (plugin, peer):
         for name, code in BTP_CODES.items():
             await peer.handle_data("throw", name=name, message=f"about {name}")
@@ -181,9 +181,7 @@ async def test_an_error_of_our_handler_arrives_under_its_own_code(dialer: str) -
         assert plugin.is_connected()
 
 
-async def test_a_bug_in_our_handler_tells_the_peer_a_fixed_text_and_the_log_the_rest(
-    dialer: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_bug_in_our_handler_is_logged_but_not_sent(dialer: str, caplog: pytest.LogCaptureFixture) -> None:
     async def stumble(data: bytes) -> bytes:
         raise ValueError(data.decode())
 
@@ -204,7 +202,7 @@ async def test_a_bug_in_our_handler_tells_the_peer_a_fixed_text_and_the_log_the_
         assert identifier in caplog.text
 
 
-async def test_a_request_that_nobody_handles_is_refused_and_not_left_waiting(dialer: str) -> None:
+async def test_request_without_a_handler_is_refused(dialer: str) -> None:
     async with open_pair(dialer) as (plugin, peer):
         with pytest.raises(RemoteError) as ours:
             await plugin.send_data(b"anyone?")
@@ -218,7 +216,7 @@ async def test_a_request_that_nobody_handles_is_refused_and_not_left_waiting(dia
         assert await plugin.send_data(b"now") == await peer.send_data(b"now") == b"now"
 
 
-async def test_a_wrong_token_is_refused_at_once_and_told_to_nobody(caplog: pytest.LogCaptureFixture) -> None:
+async def test_wrong_token_is_refused_and_not_shown(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
     async with open_node_peer() as peer:
         opts = client_options(await peer.listen(TOKEN), token=WRONG)
@@ -231,7 +229,7 @@ async def test_a_wrong_token_is_refused_at_once_and_told_to_nobody(caplog: pytes
     assert WRONG not in caplog.text
 
 
-async def test_a_stranger_at_our_listener_is_refused_and_disturbs_nobody(caplog: pytest.LogCaptureFixture) -> None:
+async def test_refused_client_does_not_disturb_the_listener(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
     async with open_pair("node dials", data_handler=echo) as (plugin, peer), open_node_peer() as stranger:
         await peer.handle_data("silent")
@@ -276,7 +274,7 @@ async def test_money_reaches_our_handler_as_decimal_text(dialer: str) -> None:
         assert amounts == ["250", "1", MAX_AMOUNT]
 
 
-async def test_money_to_a_peer_without_settlement_is_never_silently_gone(dialer: str) -> None:
+async def test_money_without_settlement_is_an_error(dialer: str) -> None:
     async with open_pair(dialer, settlement=False) as (plugin, _):
         with pytest.raises(RemoteError) as caught:
             await plugin.send_money("250")
@@ -298,7 +296,7 @@ async def test_money_that_a_handler_refuses_is_refused_to_the_sender(dialer: str
         assert (await peer.stats())["received"] == "0"
 
 
-async def test_money_that_nobody_here_takes_is_refused_to_the_sender(dialer: str) -> None:
+async def test_money_without_a_handler_is_refused(dialer: str) -> None:
     async with open_pair(dialer) as (_, peer):
         with pytest.raises(NodeCallError) as caught:
             await peer.send_money("250")
@@ -354,7 +352,7 @@ async def test_our_client_is_back_within_a_second_of_a_short_outage() -> None:
             assert await plugin.send_data(b"again") == await second.send_data(b"again") == b"again"
 
 
-async def test_our_listener_tells_of_a_client_that_went_and_came_back() -> None:
+async def test_listener_reports_a_returning_client() -> None:
     async with open_node_peer() as second, open_pair("node dials", data_handler=echo) as (plugin, first):
         await first.kill()
         assert isinstance(await next_event(plugin), Disconnected)
@@ -366,7 +364,7 @@ async def test_our_listener_tells_of_a_client_that_went_and_came_back() -> None:
         assert await plugin.send_data(b"again") == await second.send_data(b"again") == b"again"
 
 
-async def test_a_disconnect_on_either_side_is_told_on_the_other(dialer: str) -> None:
+async def test_disconnect_is_an_event_on_the_other_side(dialer: str) -> None:
     async with open_pair(dialer) as (plugin, peer):
         await plugin.disconnect()
         assert isinstance(await next_event(plugin), Disconnected)

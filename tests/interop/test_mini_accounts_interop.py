@@ -26,7 +26,7 @@ from .node import NodeCallError, open_node
 pytestmark = pytest.mark.interop
 
 
-async def test_our_client_is_told_its_address_and_asset() -> None:
+async def test_client_gets_its_address_and_asset() -> None:
     """Below its name where it gives one, else below the hash of its token; their plugin answers, not their host."""
     token = "a-token-without-a-name"
     hashed = urlsafe_b64encode(sha256(token.encode()).digest()).decode().rstrip("=")
@@ -69,7 +69,7 @@ async def test_a_wrong_token_is_refused_at_once() -> None:
                 pass
 
 
-async def test_money_that_their_server_keeps_no_account_of_is_refused() -> None:
+async def test_money_to_their_server_is_refused() -> None:
     """ilp-plugin-mini-accounts leaves money to the plugins built upon it: alone it applies none, and says so."""
     async with serving() as (_, url), open_plugin(client(url, "alice")) as plugin:
         with pytest.raises(RemoteError) as caught:

@@ -42,7 +42,7 @@ async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
 
 @asynccontextmanager
 async def paired(dialer: str, store: SqliteStore) -> AsyncIterator[tuple[LedgerPlugin, NodePeer]]:
-    """Connect a plugin of ours that has a journal and a Node peer; the peer is at PLAIN, as it knows nothing else."""
+    """Connect a plugin with a journal and a Node peer, which supports only PLAIN."""
     services = PluginServices(store=store)
     async with open_node_peer() as peer:
         if dialer == "we dial":

@@ -18,7 +18,7 @@ async def test_a_whole_payment_arrives_to_the_unit() -> None:
     assert payment.sent == payment.delivered == sum(payment.received) == AMOUNT
 
 
-async def test_a_payment_goes_over_the_newest_connection_of_the_payee_alone() -> None:
+async def test_payment_uses_only_the_newest_connection() -> None:
     """ilp-plugin-mini-accounts sends over all of them: there, whichever answers first answers for the payee."""
     async with routing() as server, open_node_peer() as older:
         await older.connect(login(server.address, "payee"))

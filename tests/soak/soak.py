@@ -3,9 +3,9 @@
     python -m soak.soak --minutes 60        (in tests/)
 
 One process holds all: a client and a listener with stores, that exchange data and KEYED transfers over a network that
-fails; a server of many accounts, whose clients are killed and come again; floods, strangers and garbage. Each minute it
-prints what happened and what the process holds. It fails when memory, open files or tasks grew from the first third to
-the last, the first minute apart, or when the books of the two ends do not agree.
+fails; a server of many accounts, whose clients are killed and come again; floods, unauthenticated clients and
+garbage. Each minute it prints what happened and what the process holds. It fails when memory, open files or tasks
+grew from the first third to the last, the first minute apart, or when the books of the two ends do not agree.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ class Soak:
                     await peer.wait_eof()
                 finally:
                     await peer.aclose()
-            self.counts["strangers"] += 1
+            self.counts["unauthenticated"] += 1
             await trio.sleep(0.2)
 
     async def _watch(self, warm: float) -> None:
@@ -264,7 +264,7 @@ class Soak:
 
 
 class Silent:
-    """A log that nobody reads."""
+    """A log that discards its messages."""
 
     def debug(self, message: str, *params: object) -> None:
         pass

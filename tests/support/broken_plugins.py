@@ -1,4 +1,4 @@
-"""For each check of the conformance suite a plugin that breaks its rule, and as little else as can be."""
+"""For each check of the conformance suite a plugin that breaks its rule, and as little else as possible."""
 
 from __future__ import annotations
 
@@ -276,7 +276,7 @@ class WaitsUntilClosed(LoopbackPlugin):
             return
 
 
-# Parting.
+# Disconnecting.
 
 
 @breaks("disconnect_disconnects")

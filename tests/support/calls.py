@@ -16,7 +16,7 @@ __all__ = ["sleep_on", "sleeping", "start"]
 
 
 def sleeping(seconds: float) -> Callable[[bytes], Awaitable[bytes]]:
-    """Give a data handler that takes its time."""
+    """Return a data handler that sleeps before it answers."""
 
     async def handle(data: bytes) -> bytes:
         await trio.sleep(seconds)
@@ -31,7 +31,7 @@ async def sleep_on(amount: str) -> None:
 
 
 async def start(nursery, function, *args):
-    """Run a call in a task; give the list that its outcome comes into."""
+    """Run a call in a task; return a list that gets its outcome."""
     outcomes = []
 
     async def run():

@@ -6,12 +6,12 @@ import trio
 __all__ = ["cancelled_at", "each_checkpoint"]
 
 
-# More checkpoints than any of these calls has; that one is reached means a call that never ends.
+# More checkpoints than any of these calls has; a call that reaches it never ends.
 MOST = 200
 
 
 class _CancelAt(trio.abc.Instrument):
-    """Cancels a scope when a task has come to its n-th checkpoint."""
+    """Cancels a scope when a task reaches its n-th checkpoint."""
 
     def __init__(self, task, scope, step):
         self._task, self._scope, self._left = task, scope, step
@@ -24,7 +24,7 @@ class _CancelAt(trio.abc.Instrument):
 
 
 async def cancelled_at(step, function):
-    """Run a call and cancel it at its n-th checkpoint; tell whether it had that many."""
+    """Run a call and cancel it at its n-th checkpoint; return whether it had that many."""
     with trio.fail_after(20), trio.CancelScope() as scope:
         instrument = _CancelAt(trio.lowlevel.current_task(), scope, step)
         trio.lowlevel.add_instrument(instrument)
@@ -36,7 +36,7 @@ async def cancelled_at(step, function):
 
 
 async def each_checkpoint(attempt):
-    """Make an attempt for each checkpoint, until it goes through without a cancellation."""
+    """Make an attempt for each checkpoint, until one completes without a cancellation."""
     for step in range(1, MOST):
         if not await attempt(step):
             assert step > 1, "the call has no checkpoint"

@@ -1,7 +1,7 @@
-"""A disk that fails when it is told to, below SQLite.
+"""A disk below SQLite that fails on demand.
 
-It wraps SQLite's own file layer (its VFS) with ctypes and becomes the default one, so that whatever opens a database
-meets it. Every write, sync and truncation of a file is counted; one of them, or all from then on, can be made to fail::
+It wraps SQLite's own file layer (its VFS) with ctypes and becomes the default one, so that every new connection uses
+it. Every write, sync and truncation of a file is counted; one of them, or all from then on, can be made to fail::
 
     with faulty_vfs() as faults:
         faults.arm(after=7, kind="ioerr")  # the seventh from now on fails
@@ -11,8 +11,8 @@ meets it. Every write, sync and truncation of a file is counted; one of them, or
 Kinds:
     "ioerr": The operation fails with an I/O error; a write is not done, and what a failed sync concerns is in the file.
     "full": Writes fail as on a full disk, syncs with an I/O error.
-    "crash": Nothing reaches the files any more. Once all is closed, ``recover()`` puts the files as a disk might have
-        them then: what was synced is there, and of what was not, nothing or a random part.
+    "crash": No later operation reaches the files. After everything is closed, ``recover()`` leaves the files
+        as a disk might: synced writes are there, and of the others nothing or a random part.
 """
 
 import ctypes
@@ -78,7 +78,7 @@ class Faults:
     Attributes:
         operations: How many writes, syncs and truncations there were.
         syncs: How many of them were syncs.
-        crashed: Whether nothing reaches the files any more.
+        crashed: Whether operations no longer reach the files.
     """
 
     def __init__(self):
@@ -179,7 +179,7 @@ def loaded_sqlite():
 
 
 def wrapped_methods(faults, real):
-    """Return a file's methods with those that change it replaced."""
+    """Return a file's methods, with the writing methods replaced."""
     methods = IoMethods.from_buffer_copy(real)
     # What is only read back on this machine needs no true sync, and the tests are faster without.
 

@@ -27,7 +27,7 @@ OPTIONS = PluginOptions(max_message_bytes=LIMIT, max_fragments=64)
 
 
 class Link:
-    """Takes what the lane hands on; what trio-websocket would have given for it stands in ``messages``."""
+    """Receives from the frame stream; ``messages`` has what trio-websocket would have returned."""
 
     replies_blocked = 0
 
@@ -58,7 +58,7 @@ class Link:
 
 
 async def connect(tasks: Any, near: trio.abc.Stream, far: trio.abc.Stream, *, server: bool) -> tuple[WebSocket, Peer]:
-    """Do the handshake between a WebSocket of ours, as server or client, and a scripted peer."""
+    """Perform the handshake between a WebSocket, as server or client, and a scripted peer."""
     opened: list[Any] = []
 
     async def ours() -> None:
@@ -89,7 +89,7 @@ async def lane(*, server: bool = True, make_streams: Any = trio.testing.memory_s
 
 
 async def without_lane(data: bytes, *, server: bool) -> list[bytes | None]:
-    """Return what a plain trio-websocket connection makes of the bytes."""
+    """Return the messages that a plain trio-websocket connection reads from the bytes."""
     near, far = trio.testing.memory_stream_pair()
     messages: list[bytes | None] = []
     async with trio.open_nursery() as nursery:

@@ -16,7 +16,7 @@ def reader(*, masked: bool, limit: int = LIMIT) -> FrameReader:
 
 
 def split_by_lane(frames: FrameReader, chunks: list[bytes], most: int = 16) -> list[Any]:
-    """Feed chunks and take frames as the lane does, up to the first that ends it."""
+    """Feed chunks and take frames as the frame stream does, up to the first frame that ends it."""
     taken: list[Any] = []
     for chunk in chunks:
         frames.feed(chunk)
@@ -37,7 +37,7 @@ def split_by_lane(frames: FrameReader, chunks: list[bytes], most: int = 16) -> l
 
 
 def split_by_the_book(data: bytes, *, masked: bool, limit: int = LIMIT) -> list[Any]:
-    """Split whole input as RFC 6455, section 5.2 and 5.4, reads: slowly, and one rule after the other."""
+    """Split whole input by the letter of RFC 6455, sections 5.2 and 5.4: slowly, one rule after the other."""
     taken: list[Any] = []
     parts: list[int] = []
     at = 0

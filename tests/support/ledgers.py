@@ -100,7 +100,7 @@ class _UndoneError(Exception):
 
 
 async def settle(*stores: HeldStore) -> None:
-    """Wait until nothing goes on any more, in this thread or in a store's."""
+    """Wait until nothing is running, in this thread or in a store's."""
     quiet = False
     while not quiet:
         await wait_all_tasks_blocked(0.01)
@@ -110,9 +110,9 @@ async def settle(*stores: HeldStore) -> None:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Wait for what another thread, or the kernel, has to bring about."""
+    """Wait for an effect of another thread, or of the kernel."""
     with trio.fail_after(5):
-        while not condition():  # noqa: ASYNC110 (nobody is there to set an event)
+        while not condition():  # noqa: ASYNC110 (there is no event to wait for)
             await trio.sleep(0.001)
 
 

@@ -20,7 +20,7 @@ FORMS = ("own nursery", "given nursery")
 
 @asynccontextmanager
 async def nursery_of(form: str) -> AsyncIterator[trio.Nursery | None]:
-    """Give a nursery, or none for the form without; nothing of the plugin's may be left in it."""
+    """Give a nursery, or None for the form without; no task may be left in it."""
     if form == "own nursery":
         yield None
         return
@@ -49,7 +49,7 @@ def open_files() -> int:
 
 
 class Baseline:
-    """What is there before a call: nothing more may be left after it but idle workers of the peer's."""
+    """The tasks and files before a call; after it there may be no more, except the peer's idle workers."""
 
     def __init__(self, peer=None):
         self._peer = peer
@@ -61,7 +61,7 @@ class Baseline:
 
     async def settle(self):
         with trio.move_on_after(2):
-            while self.left() or open_files() > self.files:  # noqa: ASYNC110 (a closed file tells nobody)
+            while self.left() or open_files() > self.files:  # noqa: ASYNC110 (closing a file sets no event)
                 await trio.sleep(0.001)
         assert self.left() == []
         assert open_files() <= self.files

@@ -1,4 +1,4 @@
-"""The pages of the documentation, and what they show: programs, files, and what terminals look like."""
+"""The documentation pages and their contents: programs, files, and terminal sessions."""
 
 import re
 import socket
@@ -9,7 +9,7 @@ from attrs import frozen
 
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-# The first line of a file that a page has its reader make.
+# The first line of a file that the reader of a page creates.
 NAMED = re.compile(r"# ([\w/]+\.\w+)")
 PORT = "7768"
 

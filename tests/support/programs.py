@@ -1,4 +1,4 @@
-"""The program run as a process of its own, as its users run it."""
+"""Runs the program as a process, as users do."""
 
 import os
 import re
@@ -42,7 +42,7 @@ def assert_one_error(stderr: str) -> None:
 
 
 class Running:
-    """A process that goes on until it is told to end, whose lines are read as they come."""
+    """A process that runs until a signal ends it, and whose output is read as it comes."""
 
     def __init__(self, process: trio.Process) -> None:
         self.process = process

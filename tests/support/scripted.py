@@ -110,7 +110,7 @@ class ScriptedPlugin(ExchangePlugin):
         await trio.sleep(self.options.parting)
 
     def ask(self, request_id: int, payload: bytes | Transfer) -> bool:
-        """Have the handler serve a request of the peer's."""
+        """Have the handler serve a request from the peer."""
         return self.queue.submit(request_id, payload, len(payload) if isinstance(payload, bytes) else 0)
 
 

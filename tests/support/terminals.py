@@ -1,4 +1,4 @@
-"""Shells in pseudo-terminals, which are typed into as a page of the documentation shows it."""
+"""Shells in pseudo-terminals that run the commands of a documentation page."""
 
 import os
 import re
@@ -107,7 +107,7 @@ class Terminal:
 
 @asynccontextmanager
 async def open_terminal(name: str, folder: Path) -> AsyncIterator[Terminal]:
-    """Open a terminal whose prompt is a name and a dollar sign; whatever runs in it is killed at the end."""
+    """Open a terminal whose prompt is a name and a dollar sign; its processes are killed at the end."""
     ours, theirs = os.openpty()
     termios.tcsetwinsize(theirs, (40, COLUMNS))
     path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])

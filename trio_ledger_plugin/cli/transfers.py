@@ -29,7 +29,7 @@ __all__ = ["transfers"]
 
 EXAMPLES = """
   trio-ledger-plugin transfers wallet.db                       all transfers, and the totals
-  trio-ledger-plugin transfers wallet.db --state in_doubt      those that an operator has to settle
+  trio-ledger-plugin transfers wallet.db --state in_doubt      transfers that an operator must settle
   trio-ledger-plugin transfers wallet.db --confirm KEY         the peer has applied it
   trio-ledger-plugin transfers wallet.db --reject KEY          the peer has not, and never will
 """
