@@ -839,7 +839,7 @@ async def test_a_failed_plugin_says_so() -> None:
         assert isinstance(plugin, BtpServer)
         try:
             await plugin.connect()
-            plugin._on_failed = lambda failure: None
+            plugin._connector._on_failed = lambda failure: None
             plugin.fail(OSError("for good"))
             with pytest.raises(PluginFailedError):
                 await plugin.serve_stream(near)

@@ -46,8 +46,7 @@ def log():
 @pytest.fixture
 def handlers(log):
     """Handlers of a plugin without a journal: money goes straight to its handler."""
-    made = Handlers(log, lambda transfer: receive_plain(transfer, made), max_reply=1000)
-    return made
+    return Handlers(log, receive_plain, max_reply=1000)
 
 
 async def refuse(data):

@@ -565,7 +565,7 @@ async def test_plugin_closed_late_does_not_set_back_the_ledgers_age(store, monke
         now += 8 * DAY
         async with open_payer(store) as plugin:
             await settle(store)
-            kept = plugin.desk.ledger
+            kept = plugin.money.ledger
             assert kept is not None
             await kept.receive(transfer, lambda *_: None)
             await old.aclose()
@@ -573,7 +573,7 @@ async def test_plugin_closed_late_does_not_set_back_the_ledgers_age(store, monke
         now += 1
         async with open_payer(store) as plugin:
             await settle(store)
-            kept = plugin.desk.ledger
+            kept = plugin.money.ledger
             assert kept is not None
             await kept.receive(transfer, lambda *_: None)
             assert await sums(plugin) == (0, 5, 0)

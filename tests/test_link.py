@@ -72,9 +72,9 @@ class LinkedPlugin(BtpPlugin):
                     nursery.cancel_scope.cancel()
 
     async def _run_link(self, task_status: trio.TaskStatus[None]) -> None:
-        link = Link(self.context, request_ids(), self.websocket, self.link_lost)
+        link = Link(self.context, request_ids(), self.websocket, self._detach_link)
         link.begin(lambda message: None)
-        self.adopt(link)
+        self._attach_link(link)
         task_status.started()
         try:
             await trio.sleep_forever()

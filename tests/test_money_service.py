@@ -17,12 +17,12 @@ from trio_ledger_plugin.stores import MemoryStore
 )
 async def test_offered_retention_is_the_configured_one(store, options, offered):
     async with open_payer(store, **options) as plugin:
-        assert plugin.desk.offered_retention == offered
+        assert plugin.money.offered_retention == offered
 
 
 async def test_money_without_a_journal_is_plain_and_sent_once():
     async with open_payer(MemoryStore(), retention=None) as payer, trio.open_nursery() as nursery:
-        assert payer.desk.offered_retention is None
+        assert payer.money.offered_retention is None
         outcomes: list[Any] = []
 
         async def pay(key):

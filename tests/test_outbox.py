@@ -336,7 +336,7 @@ async def test_each_handler_call_has_its_own_context(store):
 
 
 def running(plugin):
-    ledger = plugin.desk.ledger
+    ledger = plugin.money.ledger
     assert ledger is not None
     return ledger.outbox.running
 
@@ -429,7 +429,7 @@ async def test_trouble_of_one_account_does_not_block_others(store, mock_clock, m
 
     async with open_payer(store, handler_timeout=20.0) as plugin:
         plugin.register_money_handler(handle)
-        ledger = plugin.desk.ledger
+        ledger = plugin.money.ledger
         assert ledger is not None
         for number in range(30):
             await ledger.receive(Transfer("5", "mallory", key=f"m{number}", digest=b"d"), None)
@@ -498,7 +498,7 @@ async def test_one_account_gets_a_quarter_of_the_handlers(store):
     handler.may_end = trio.Event()
     async with open_payer(store) as plugin:
         plugin.register_money_handler(handler)
-        ledger = plugin.desk.ledger
+        ledger = plugin.money.ledger
         assert ledger is not None
         for number in range(100):
             await ledger.receive(Transfer("5", "busy", key=f"b{number}", digest=b"d"), None)

@@ -16,7 +16,7 @@ from support.peers import CLOSE, TOKEN, Peer, dial_in, listening, open_btp, serv
 from support.tasks import open_tasks
 from trio.testing import MockClock
 
-import trio_ledger_plugin.btp.accounts
+import trio_ledger_plugin.ilp.routing
 from trio_ledger_plugin import Connected, ConnectionLostError, Disconnected, PluginServices
 from trio_ledger_plugin.codec import btp
 from trio_ledger_plugin.stores import MemoryStore, open_sqlite_store
@@ -117,7 +117,7 @@ async def test_clock_jump_neither_expires_nor_extends_packets(
         def now(cls, tz: Any = None) -> Any:
             return datetime.now(tz) + shift
 
-    monkeypatch.setattr(trio_ledger_plugin.btp.accounts, "datetime", ShiftedTime)
+    monkeypatch.setattr(trio_ledger_plugin.ilp.routing, "datetime", ShiftedTime)
     async with open_accounts(store=MemoryStore()) as plugin, trio.open_nursery() as nursery:
         peer = await enter(plugin, "alice")
         outcomes: list[bytes] = []

@@ -465,8 +465,8 @@ async def test_keyed_transfer_is_sent_once_on_each_link(store):
     """Whether it was read from the journal or is still in memory, two tasks must not send it at once."""
     async with open_payer(store) as payer, trio.open_nursery() as nursery:
         await pay(payer, nursery, "k")
-        payer.desk.link_up()
-        payer.desk.link_up()
+        payer.money.link_up()
+        payer.money.link_up()
         await settle(store)
         assert payer.sent_keys == ["k"]
         payer.answer()

@@ -13,16 +13,12 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from .errors import ConnectionLostError, DecodeError, LedgerPluginError, PluginFailedError, RemoteError, wire_error
+from .errors import ConnectionLostError, DecodeError, LedgerPluginError, RemoteError, wire_error
 from .plugin import LedgerPlugin
 from .runtime.exchange import Exchange
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from .options.base import PluginOptions
     from .runtime.handlers import Reply
-    from .services import PluginServices
     from .transfer import Transfer
 
 __all__ = ["ExchangePlugin"]
@@ -34,22 +30,8 @@ _numbers = count(1)
 class ExchangePlugin(LedgerPlugin):
     """A plugin whose link carries numbered requests and their replies.
 
-    Args:
-        options: The plugin's options.
-        services: The store and the log of the application.
-        nursery: Where the plugin's tasks run.
-        on_failed: Called with the fatal error. If None, the error propagates through the nursery.
+    Its link is an ``Exchange`` from ``link_up()`` to ``peer_left()``.
     """
-
-    def __init__(
-        self,
-        options: PluginOptions,
-        services: PluginServices,
-        nursery: trio.Nursery,
-        on_failed: Callable[[PluginFailedError], None] | None = None,
-    ) -> None:
-        super().__init__(options, services, nursery, on_failed)
-        self._exchange = _PluginExchange(self)
 
     # What an author of a plugin writes.
 
@@ -79,19 +61,21 @@ class ExchangePlugin(LedgerPlugin):
 
     def link_up(self) -> None:
         """Report that a peer is connected and authenticated; what is left of the link before it is dropped."""
-        self._exchange.close(lambda: ConnectionLostError("another link took its place; the peer may have acted"))
-        self._exchange = _PluginExchange(self)
-        self.context.timers.schedule(self._exchange, trio.current_time() + self.options.response_timeout)
+        if self._exchange is not None:
+            self._exchange.close(lambda: ConnectionLostError("another link took its place; the peer may have acted"))
+        exchange = self._exchange = _PluginExchange(self)
+        self.context.timers.schedule(exchange, trio.current_time() + self.options.response_timeout)
         super().link_up()
 
     def peer_left(self, reason: str) -> None:
         """Report that the link is lost: its calls fail with ``ConnectionLostError``."""
-        self._exchange.close(lambda: ConnectionLostError(f"the link was lost: {reason}; the peer may have acted"))
-        self.link_down(reason)
+        if self._exchange is not None:
+            self.detach(self._exchange, reason)
 
     def receive_request(self, number: int, request: bytes | Transfer) -> None:
         """Have a request or transfer of the peer's served; ``send_reply`` is called later, unless the link is lost."""
-        self._exchange.receive_request(number, request)
+        if self._exchange is not None:
+            self._exchange.receive_request(number, request)
 
     def receive_reply(self, number: int, reply: Reply) -> None:
         """Give the peer's reply to the call that it names; a reply to no call is counted and ignored.
@@ -102,29 +86,14 @@ class ExchangePlugin(LedgerPlugin):
                 so is ``DecodeError``, for a reply that cannot be read: it leaves a transfer in doubt. Any other is
                 raised as the ``RemoteError`` that it becomes on the wire.
         """
-        self._exchange.receive_reply(number, reply)
+        if self._exchange is not None:
+            self._exchange.receive_reply(number, reply)
+        else:
+            self.counters.unexpected_responses += 1
 
-    # What every plugin has to do.
-
-    async def carry_data(self, data: bytes) -> bytes:
-        """Send a request and return the response."""
-        return await self._exchange.request(data)
-
-    async def carry_money(self, transfer: Transfer) -> None:
-        """Send a transfer, once, and return when it is acknowledged."""
-        await self._exchange.transfer(transfer)
-
-    def fail_calls(self, make_error: Callable[[], LedgerPluginError]) -> None:
-        """Fail every call in flight."""
-        self._exchange.close(make_error)
-
-    def calls_in_flight(self) -> int:
-        """Return how many calls wait for the peer."""
-        return len(self._exchange.calls.pending)
-
-    async def finish_calls(self) -> None:
-        """Wait for the replies to the calls in flight."""
-        await self._exchange.drain()
+    def peer_retention(self) -> int | None:
+        """Return for how many seconds the peer keeps transfer keys; None at PLAIN, as for a plugin without keys."""
+        return None
 
 
 class _PluginExchange(Exchange):

@@ -63,8 +63,9 @@ class LoopbackPlugin(ExchangePlugin):
             plugins.remove(self)
             if not plugins:
                 del _waiting.get()[self.options.name]
-            self.link_down("closed")
-            self.fail_calls(lambda: PluginClosedError("the plugin was closed; the peer may have acted"))
+            if self._exchange is not None:
+                self._exchange.close(lambda: PluginClosedError("the plugin was closed; the peer may have acted"))
+                self.detach(self._exchange, "closed")
             if self._peer is not None:
                 self._peer.part()
                 self._peer = None
@@ -75,15 +76,15 @@ class LoopbackPlugin(ExchangePlugin):
         self.link_up()
 
     def part(self) -> None:
-        """Take note that the peer has gone."""
+        """Handle the end of the peer."""
         self._peer = None
         self.peer_left("the peer disconnected")
 
     def peer_retention(self) -> int | None:
         """Return for how many seconds the peer keeps transfer keys, where both ends do."""
-        if self._peer is None or self.desk.offered_retention is None:
+        if self._peer is None or self.money.offered_retention is None:
             return None
-        return self._peer.desk.offered_retention
+        return self._peer.money.offered_retention
 
     def send_request(self, number: int, request: bytes | Transfer) -> None:
         """Hand a request or a transfer to the peer."""

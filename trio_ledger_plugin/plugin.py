@@ -1,43 +1,56 @@
-"""``LedgerPlugin``: the surface of RFC-0024, once for every plugin; its life is ``lifecycle.py``'s.
+"""``LedgerPlugin``: the interface of RFC-0024, once for every plugin, composed of the parts that do the work.
 
-An author of a plugin subclasses ``LedgerPlugin`` and writes what differs: ``run_connection`` (how to connect and
-stay connected), ``carry_data`` and ``carry_money`` (how one request and one transfer travel), ``fail_calls`` and,
-where there is something to finish, ``finish_calls``. Handler rules, events, state, timeouts and validation are common.
+What differs between plugins is ``run_connection``: how to connect and stay connected. A plugin whose links carry
+messages attaches an ``Exchange`` for each link; a plugin of another kind overrides ``carry_data`` and its like.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from threading import get_ident
 from typing import TYPE_CHECKING, ClassVar
-from uuid import uuid4
 
 import trio
-from attrs import asdict
 
-from .errors import InvalidFieldsError, NotConnectedError
-from .lifecycle import Lifecycle
-from .money.service import MoneyService, make_ledger
-from .options.base import PluginOptions
-from .runtime.handlers import DataHandler, MoneyHandler, TransactionalMoneyHandler, as_bytes, check_transactional
+from .errors import (
+    ConnectionLostError,
+    InvalidFieldsError,
+    LedgerPluginError,
+    NotConnectedError,
+    PluginClosedError,
+    copy_error,
+)
+from .money.service import MoneyService, open_money
+from .options.base import ConnectOptions, PluginOptions
+from .registration import HandlerRegistration
+from .runtime.connector import Connector, PluginState
+from .runtime.context import Context
+from .runtime.handlers import as_bytes
 from .statistics import Statistics
-from .transfer import Transfer, is_key
+from .transfer import Transfer, check_amount, check_key
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
 
+    from .errors import PluginFailedError
+    from .events import Event
+    from .log import RedactingLog
     from .money.reconciliation import Transfers
+    from .runtime.exchange import Exchange
+    from .runtime.handlers import Handlers
+    from .runtime.tasks import TaskGroup
+    from .services import PluginServices
+    from .statistics import Counters
 
 __all__ = ["LedgerPlugin"]
 
-MAX_AMOUNT = 2**64 - 1
+CLOSING = PluginState.CLOSING
 
 
-class LedgerPlugin(Lifecycle):
+class LedgerPlugin(HandlerRegistration, ABC):
     """One account with one peer (RFC-0024, class LedgerPlugin).
 
-    Made by ``open_plugin()`` or ``create_plugin()``. Every method may be called by any task of the same Trio run,
-    and by many at once.
+    Made by ``open_plugin()`` or ``create_plugin()``. Any number of tasks of one Trio run may call every method.
 
     Attributes:
         version: The version of the Ledger Plugin Interface: 2.
@@ -45,45 +58,213 @@ class LedgerPlugin(Lifecycle):
 
     Args:
         options: The plugin's options.
-        services: The store and the log that the host offers.
+        services: The store and the log of the application.
         nursery: Where the plugin's tasks run.
-        on_failed: Told of a fatal error; when None, the error leaves through the nursery.
+        on_failed: Called with the fatal error. If None, the error propagates through the nursery.
     """
 
     version: ClassVar[int] = 2
     options_class: ClassVar[type[PluginOptions]] = PluginOptions
+    has_accounts: ClassVar[bool] = False  # Many accounts, each of which sends its own money.
+
+    def __init__(
+        self,
+        options: PluginOptions,
+        services: PluginServices,
+        nursery: trio.Nursery,
+        on_failed: Callable[[PluginFailedError], None] | None = None,
+    ) -> None:
+        context = Context.for_plugin(
+            options,
+            services,
+            nursery,
+            receive=self._receive_transfer,
+            on_end=self._tasks_ended,
+            is_busy=self._is_busy,
+        )
+        money = open_money(
+            context,
+            services.store,
+            has_accounts=self.has_accounts,
+            carry=self.carry_money,
+            peer_retention=self.peer_retention,
+        )
+        connector = Connector(
+            context,
+            self._run,
+            claim=money.claim,
+            release=money.release,
+            on_connection_end=self._connection_ended,
+            on_end=self._end,
+            on_failed=on_failed,
+        )
+        self._compose(context, services, money, connector)
+
+    def _compose(self, context: Context, services: PluginServices, money: MoneyService, connector: Connector) -> None:
+        self.context: Context = context
+        self.options: PluginOptions = context.options
+        self.services: PluginServices = services
+        self.log: RedactingLog = context.log
+        self.counters: Counters = context.counters
+        self.tasks: TaskGroup = context.tasks
+        self.handlers: Handlers = context.handlers
+        self.money: MoneyService = money
+        self._connector = connector
+        self.events: trio.MemoryReceiveChannel[Event] = connector.stream.receiver
+        self._exchange: Exchange | None = None
+        self._max_data = context.options.max_data_bytes
 
     # What an author of a plugin writes.
 
     @abstractmethod
-    def carry_data(self, data: bytes) -> Awaitable[bytes]:
-        """Carry one request to the peer and return its response; ``send_data`` checked the arguments."""
+    async def run_connection(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Connect, report ``task_status.started()`` when ready, and stay connected until cancelled.
 
-    @abstractmethod
+        Call ``attach()`` and ``detach()``, or ``link_up()`` and ``link_down()``, as links come and go. An error before
+        ``started()`` leaves ``connect()``; one after it is fatal to the plugin. The error of a failed try that is not
+        final belongs in ``self.connect_error``, where ``ConnectTimeoutError`` finds its cause.
+
+        Cancellation: Drop the link at once. What has to finish first belongs in ``finish_calls``.
+        """
+
+    def carry_data(self, data: bytes) -> Awaitable[bytes]:
+        """Carry one request to the peer and return its response; ``send_data`` has checked the arguments."""
+        exchange = self._exchange
+        if exchange is None:
+            raise NotConnectedError("not connected; nothing was sent")
+        return exchange.request(data)
+
     async def carry_money(self, transfer: Transfer) -> None:
         """Carry one transfer to the peer, once, and return when it is acknowledged.
 
-        At ``MoneyLevel.KEYED`` the peer must get ``transfer.key`` with it. ``TransferInDoubtError`` tells that the
-        peer may have applied it, ``RemoteError`` that it refuses it; any other error, that nothing was sent.
+        At ``MoneyLevel.KEYED`` the peer must get ``transfer.key`` with it. ``TransferInDoubtError`` means that the peer
+        may have applied it, ``RemoteError`` that the peer refuses it, any other error that nothing was sent.
         """
-
-    @abstractmethod
-    def calls_in_flight(self) -> int:
-        """Return how many calls wait for the peer."""
+        exchange = self._exchange
+        if exchange is None:
+            raise NotConnectedError("not connected; nothing was sent")
+        await exchange.transfer(transfer)
 
     def peer_retention(self) -> int | None:
         """Return for how many seconds the peer keeps transfer keys, agreed on the present link; None at PLAIN."""
-        return None
+        return None if self._exchange is None else self._exchange.peer_retention
+
+    def exchanges(self) -> tuple[Exchange, ...]:
+        """Return the exchanges of the links that are up; may be called from any thread."""
+        exchange = self._exchange
+        return () if exchange is None else (exchange,)
+
+    def fail_calls(self, make_error: Callable[[], LedgerPluginError]) -> None:
+        """Fail every call in flight, each with an error of its own."""
+        for exchange in self.exchanges():
+            exchange.calls.close(make_error)
+
+    def calls_in_flight(self) -> int:
+        """Return how many calls wait for the peer; may be called from any thread."""
+        return sum(len(exchange.calls.pending) for exchange in self.exchanges())
+
+    async def finish_calls(self) -> None:
+        """Wait for the replies to calls in flight, send what is queued, say goodbye to the peer.
+
+        Cancellation: The links that are not finished are closed at once.
+        """
+        async with trio.open_nursery() as nursery:
+            for exchange in self.exchanges():
+                nursery.start_soon(exchange.finish)
+
+    def ended(self, failure: PluginFailedError | None) -> None:
+        """Called once, when the plugin is closed or has failed and is in its final state."""
 
     @property
     def address(self) -> str:
         """The URL that is dialed or listened at, without credentials; empty for a plugin without a network.
 
-        Of a listener on port 0 it tells the bound port once ``connect()`` has returned.
+        For a listener on port 0 it has the bound port once ``connect()`` has returned.
         """
         return ""
 
-    # Sending.
+    # Connection management.
+
+    async def connect(self, options: ConnectOptions | None = None) -> None:
+        """Connect to the peer (RFC-0024, connect). Does nothing when connected already.
+
+        Handlers may be registered before. A client is connected when it is authenticated, a listener when it
+        listens. Callers at the same time share one attempt, and each has its own deadline.
+
+        Args:
+            options: The timeout, in milliseconds; the plugin's default is its option ``connect_timeout``.
+
+        Raises:
+            TypeError: ``options`` is not a ``ConnectOptions``.
+            InvalidFieldsError: Credentials are missing.
+            NotAcceptedError: Credentials are refused.
+            ConnectTimeoutError: Not connected in time; the cause is the last attempt's error.
+            UnreachableError: The peer cannot be reached and trying again cannot help.
+            OSError: A listener cannot listen at its address.
+            PluginClosedError: The plugin was closed, or disconnected meanwhile.
+            PluginFailedError: The plugin has failed.
+
+        Cancellation: Gives up; the last caller to leave cancels the attempt.
+        """
+        seconds = ConnectOptions.seconds_of(options, self.options.connect_timeout)
+        self.check_thread()
+        await self._connector.connect(seconds)
+
+    async def disconnect(self) -> None:
+        """Disconnect from the peer (RFC-0024, disconnect). Does nothing when not connected; ``connect()`` may follow.
+
+        Calls in flight fail with ``PluginClosedError``. Handlers that run are left to finish.
+
+        Cancellation: The link is dropped anyway, without a closing handshake.
+        """
+        self.check_thread()
+        if await self._connector.disconnect(self._cut, self.finish_calls) and self.money.ledger and not self._is_busy():
+            await self._connector.wait_ended()
+
+    def _cut(self) -> None:
+        self.link_down("disconnected")
+        self.fail_calls(lambda: PluginClosedError("the plugin was disconnected"))
+        self.money.release_callers("the plugin was disconnected")
+
+    async def aclose(self) -> None:
+        """Close the plugin for good: drain, say goodbye to the peer, end the events. Safe to call twice.
+
+        New calls are refused at once. Calls in flight and running handlers have ``close_timeout`` seconds to
+        finish; what has not finished by then is failed with ``PluginClosedError`` or cancelled.
+
+        Cancellation: Nothing drains; the plugin is closed anyway.
+        """
+        self.check_thread()
+        try:
+            if self.begin_closing():
+                with trio.move_on_after(self.options.close_timeout):
+                    await self.context.budget.handlers.wait_unused()
+                    await self.money.finish_handlers()
+                    await self.finish_calls()
+                    await self.money.finish_records()
+        finally:
+            self._connector.close()
+            await self._connector.stop()
+
+    def begin_closing(self) -> bool:
+        """Refuse new calls and requests, as ``aclose()`` does first; returns False when the plugin has ended."""
+        self.handlers.stop()
+        return self._connector.begin_closing()
+
+    def is_connected(self) -> bool:
+        """Return whether a peer is connected and authenticated now (RFC-0024, isConnected)."""
+        return self._connector.is_connected
+
+    async def wait_connected(self) -> None:
+        """Wait until a peer is connected.
+
+        Raises:
+            PluginClosedError: The plugin was closed first.
+            PluginFailedError: The plugin has failed.
+
+        Cancellation: Safe at any time.
+        """
+        await self._connector.wait_connected()
 
     async def send_data(self, data: bytes | bytearray | memoryview) -> bytes:
         """Send one request to the peer and return its response (RFC-0024, sendData).
@@ -109,14 +290,15 @@ class LedgerPlugin(Lifecycle):
 
         Cancellation: Safe at any time. The request may have left; its response is discarded.
         """
+        connector = self._connector
         if data.__class__ is not bytes:
             data = as_bytes(data)
         if len(data) > self._max_data:
             raise InvalidFieldsError(f"data has {len(data)} bytes; one message holds at most {self._max_data}")
-        if not self._connected or self._draining:
-            raise self._not_connected()
-        if get_ident() != self._thread:
-            self.check_thread()
+        if not connector.is_connected or connector.state is CLOSING:
+            raise connector.not_connected()
+        if get_ident() != connector.thread:
+            connector.check_thread()
         return await self.carry_data(data)
 
     async def send_money(self, amount: str | int, *, idempotency_key: str | None = None) -> None:
@@ -148,73 +330,17 @@ class LedgerPlugin(Lifecycle):
         Cancellation: Nothing is sent when the caller was cancelled before it was in the journal. Later it goes on;
             a caller that may be cancelled passes a key of its own, to ask again under it.
         """
-        transfer = Transfer(_checked_amount(amount), key=_checked_key(idempotency_key))
+        transfer = Transfer(check_amount(amount), key=check_key(idempotency_key))
         self.check_thread()
         await trio.lowlevel.checkpoint_if_cancelled()
-        if not self._connected or self._draining:
-            error = self._not_connected()
+        if not self.is_connected() or self._connector.state is CLOSING:
+            error = self._connector.not_connected()
             # What is known under a key may be under way, or done: "nothing was sent" would be read as "not paid".
             known = idempotency_key is not None and isinstance(error, NotConnectedError)
-            if known and await self.desk.recall(transfer):
+            if known and await self.money.recall(transfer):
                 return
             raise error
-        await self.desk.send(transfer)
-
-    # Receiving.
-
-    def register_data_handler(self, handler: DataHandler) -> None:
-        """Set the handler of the peer's requests (RFC-0024, registerDataHandler).
-
-        Args:
-            handler: ``async (data: bytes) -> bytes``. It runs in a task and a context of its own.
-
-        Raises:
-            TypeError: ``handler`` cannot be called.
-            DataHandlerAlreadyRegisteredError: One is set already.
-        """
-        self.handlers.register_data(handler)
-
-    def deregister_data_handler(self) -> None:
-        """Remove the data handler, if one is set; those that run finish (RFC-0024, deregisterDataHandler)."""
-        self.handlers.deregister_data()
-
-    def register_money_handler(self, handler: MoneyHandler) -> None:
-        """Set the handler of the peer's transfers (RFC-0024, registerMoneyHandler).
-
-        Args:
-            handler: ``async (amount: str) -> None``; ``current_transfer()`` tells more inside it. Without a
-                transactional store it is called before the transfer is acknowledged, and an error that it raises
-                refuses the transfer. With one it is called once the transfer is credited, at least once, and again
-                after an error until it succeeds: it tells by the key what it has seen before.
-
-        Raises:
-            TypeError: ``handler`` cannot be called.
-            MoneyHandlerAlreadyRegisteredError: One is set already, of either kind.
-        """
-        self.handlers.register_money(handler)
-        self.desk.handler_registered()
-
-    def register_transactional_money_handler(self, handler: TransactionalMoneyHandler) -> None:
-        """Set a handler of the peer's transfers that has its effect exactly once, in the store's own database.
-
-        Args:
-            handler: ``(connection: sqlite3.Connection, transfer: Transfer) -> None``, a plain function. It runs on
-                the store's thread, inside the transaction that credits the transfer: what it writes counts exactly
-                when the transfer does. An error that it raises undoes what it did and refuses the transfer. It
-                can be run again after a commit that failed, so it changes nothing but the database.
-
-        Raises:
-            TypeError: ``handler`` cannot be called, or is an async function.
-            InvalidServicesError: There is no transactional store.
-            MoneyHandlerAlreadyRegisteredError: One is set already, of either kind.
-        """
-        check_transactional(handler)
-        self.desk.check_journal()
-        self.handlers.register_transactional_money(handler)
-
-    def deregister_money_handler(self) -> None:
-        """Remove the money handler of either kind; those that run finish (RFC-0024, deregisterMoneyHandler)."""
-        self.handlers.deregister_money()
+        await self.money.send(transfer)
 
     @property
     def transfers(self) -> Transfers:
@@ -223,48 +349,102 @@ class LedgerPlugin(Lifecycle):
         Raises:
             InvalidServicesError: The plugin has no transactional store.
         """
-        return self.desk.transfers
+        return self.money.transfers
+
+    def counted(self) -> Counters:
+        """Return what was counted so far, without the bytes of the links that are up; may be called from any thread."""
+        return self.counters
 
     def statistics(self) -> Statistics:
         """Return a snapshot of what the plugin has done so far; may be called from any thread."""
-        return Statistics(
-            **asdict(self.counters),
+        exchanges = self.exchanges()
+        return Statistics.of(
+            self.counted(),
+            bytes_sent=sum(exchange.bytes_sent for exchange in exchanges),
+            bytes_received=sum(exchange.bytes_received for exchange in exchanges),
             calls_in_flight=self.calls_in_flight(),
             handlers_running=self.context.budget.handlers.used,
-            events_dropped=self._stream.dropped,
+            events_dropped=self._connector.stream.dropped,
         )
 
     # What an author of a plugin calls.
 
-    def make_desk(self) -> MoneyService:
-        """Return what looks after the plugin's money: its own ledger, for its one account."""
-        ledger = make_ledger(self.services.store, self.options, self.log, self.tasks, self.find_money_handler)
-        return MoneyService(self, ledger, self.tasks, account="", shows="", keeps_ledger=True)
+    def attach(self, exchange: Exchange) -> None:
+        """Take an exchange into use: a peer is connected and authenticated."""
+        self._exchange = exchange
+        self.link_up()
 
-    def find_money_handler(self, account: str) -> MoneyHandler | None:  # noqa: ARG002 (there is one account)
-        """Return the money handler that credited transfers of an account go to, or None while they wait."""
-        return self.handlers.money
+    def detach(self, exchange: Exchange, reason: str) -> None:
+        """Stop using an exchange: its link is lost. Does nothing for one that is not in use."""
+        if exchange is self._exchange:
+            self._exchange = None
+            exchange.close(lambda: ConnectionLostError(f"the link was lost: {reason}; the peer may have acted"))
+            self.link_down(reason)
 
+    def link_up(self) -> None:
+        """Report that a peer is connected and authenticated; ``attach()`` does it too."""
+        self._connector.link_up()
+        self.money.link_up()
 
-def _checked_amount(amount: object) -> str:
-    if isinstance(amount, bool) or not isinstance(amount, str | int):
-        raise TypeError(f"amount is decimal text or an int, not {type(amount).__name__}")
-    if isinstance(amount, str):
-        number = int(amount) if amount.isascii() and amount.isdigit() and len(amount) <= 20 else 0
-        shown = repr(amount[:40])
-    else:
-        number = amount
-        shown = str(amount) if abs(amount) < 10**40 else "an enormous number"
-    if not 1 <= number <= MAX_AMOUNT:
-        raise InvalidFieldsError(f"amount is {shown}; it must be a whole number from 1 to 2**64-1, in digits")
-    return str(number)
+    def link_down(self, reason: str) -> None:
+        """Report that the peer is gone, if one was there; ``detach()`` does it too."""
+        self._connector.link_down(reason)
 
+    @property
+    def is_disconnecting(self) -> bool:
+        """Whether the plugin disconnects or closes, so that no new link is wanted."""
+        return self._connector.is_ending
 
-def _checked_key(key: object) -> str:
-    if key is None:
-        return str(uuid4())
-    if not isinstance(key, str):
-        raise TypeError(f"idempotency_key is text, not {type(key).__name__}")
-    if not is_key(key):
-        raise InvalidFieldsError("idempotency_key must be 1 to 64 ASCII characters")
-    return key
+    @property
+    def connect_error(self) -> Exception | None:
+        """The error of the last failed try of a connection that does not come about."""
+        return self._connector.last_error
+
+    @connect_error.setter
+    def connect_error(self, error: Exception) -> None:
+        self._connector.last_error = error
+
+    def publish(self, event: Event) -> None:
+        """Deliver an event that is the plugin's own kind."""
+        self._connector.stream.publish(event)
+
+    def fail(self, error: Exception) -> None:
+        """End the plugin for good because of an error that nothing can mend (RFC-0024, event ``error``)."""
+        self._connector.fail(error)
+
+    def check_usable(self) -> None:
+        """Raise ``PluginClosedError`` if the plugin is closed or closing, ``PluginFailedError`` if it has failed."""
+        self._connector.check_usable()
+
+    def check_thread(self) -> None:
+        """Raise ``RuntimeError`` in another thread than that of the plugin's Trio run."""
+        self._connector.check_thread()
+
+    # What the parts call.
+
+    async def _receive_transfer(self, transfer: Transfer, handlers: Handlers) -> LedgerPluginError | None:
+        return await self.money.receive(transfer, handlers)
+
+    async def _run(self, task_status: trio.TaskStatus[None]) -> None:
+        await self.money.open()
+        await self.run_connection(task_status=task_status)
+
+    def _connection_ended(self) -> None:
+        if self._exchange is not None:
+            self.detach(self._exchange, "disconnected")
+
+    def _is_busy(self) -> bool:
+        return self._connector.is_running or self.context.budget.handlers.used > 0 or self.money.is_busy
+
+    def _tasks_ended(self, crash: Exception | None, *, cancelled: bool) -> Exception | None:
+        return self._connector.tasks_ended(crash, cancelled=cancelled)
+
+    def _end(self, failure: PluginFailedError | None) -> None:
+        """Stop the parts: the plugin is in its final state."""
+        self.handlers.stop()
+        if failure is None:
+            self.fail_calls(lambda: PluginClosedError("the plugin was closed"))
+        else:
+            self.fail_calls(lambda: copy_error(failure))
+        self.money.close("the plugin was closed")
+        self.ended(failure)

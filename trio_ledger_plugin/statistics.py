@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attrs import define, frozen
+from attrs import asdict, astuple, define, frozen
 
 __all__ = ["Counters", "Statistics"]
 
@@ -43,6 +43,21 @@ class Statistics:
     unexpected_responses: int
     events_dropped: int
 
+    @classmethod
+    def of(cls, counters: Counters, *, bytes_sent: int, bytes_received: int, **now: int) -> Statistics:
+        """Return what was counted so far, and what is so at this moment.
+
+        Args:
+            counters: The counts.
+            bytes_sent: Bytes that left over the links that are up, which the counters do not have yet.
+            bytes_received: Bytes that came over them.
+            now: ``calls_in_flight``, ``handlers_running`` and ``events_dropped``.
+        """
+        counted = asdict(counters)
+        counted["bytes_sent"] += bytes_sent
+        counted["bytes_received"] += bytes_received
+        return cls(**counted, **now)
+
 
 @define
 class Counters:
@@ -59,3 +74,12 @@ class Counters:
     redials: int = 0
     malformed_packets: int = 0
     unexpected_responses: int = 0
+
+    def since(self, before: Counters) -> Counters:
+        """Return what was counted after ``before``."""
+        return Counters(*(now - then for now, then in zip(astuple(self), astuple(before), strict=True)))
+
+    def add(self, other: Counters) -> None:
+        """Count what others have counted."""
+        for name, count in asdict(other).items():
+            setattr(self, name, getattr(self, name) + count)

@@ -6,8 +6,11 @@ from contextvars import ContextVar
 from enum import Enum
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Final, TypeAlias
+from uuid import uuid4
 
 from attrs import field, frozen
+
+from .errors import InvalidFieldsError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -28,6 +31,8 @@ __all__ = [
     "TransferState",
     "Window",
     "begin_handling",
+    "check_amount",
+    "check_key",
     "current_transfer",
     "enter_transfer",
     "is_key",
@@ -42,6 +47,7 @@ IDEMPOTENCY_KEY: Final = "idempotency_key"
 # With a shorter retention, an end could forget a key while the other end still sends the transfer again.
 MIN_RETENTION: Final = 24 * 60 * 60
 MAX_KEY = 64
+MAX_AMOUNT = 2**64 - 1
 MAX_RETENTION_DIGITS = 10
 
 
@@ -205,3 +211,39 @@ class Totals:
     sent: int
     received: int
     in_doubt: int
+
+
+def check_amount(amount: object) -> str:
+    """Return an amount as decimal text.
+
+    Raises:
+        TypeError: It is neither text nor an int.
+        InvalidFieldsError: It is no whole number from 1 to 2**64-1.
+    """
+    if isinstance(amount, bool) or not isinstance(amount, str | int):
+        raise TypeError(f"amount is decimal text or an int, not {type(amount).__name__}")
+    if isinstance(amount, str):
+        number = int(amount) if amount.isascii() and amount.isdigit() and len(amount) <= 20 else 0
+        shown = repr(amount[:40])
+    else:
+        number = amount
+        shown = str(amount) if abs(amount) < 10**40 else "an enormous number"
+    if not 1 <= number <= MAX_AMOUNT:
+        raise InvalidFieldsError(f"amount is {shown}; it must be a whole number from 1 to 2**64-1, in digits")
+    return str(number)
+
+
+def check_key(key: object) -> str:
+    """Return an idempotency key; a fresh UUID4 for None.
+
+    Raises:
+        TypeError: It is not text.
+        InvalidFieldsError: It is not 1 to 64 ASCII characters.
+    """
+    if key is None:
+        return str(uuid4())
+    if not isinstance(key, str):
+        raise TypeError(f"idempotency_key is text, not {type(key).__name__}")
+    if not is_key(key):
+        raise InvalidFieldsError("idempotency_key must be 1 to 64 ASCII characters")
+    return key

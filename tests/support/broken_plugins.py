@@ -370,7 +370,7 @@ class OtherEvents(LoopbackPlugin):
 class KeepsAllEvents(LoopbackPlugin):
     def __init__(self, *args):
         super().__init__(*args)
-        stream = self._stream
+        stream = self._connector.stream
         stream._sender, stream.receiver = trio.open_memory_channel(inf)
         stream._overflow = stream.receiver.clone()
         self.events = stream.receiver
@@ -407,22 +407,23 @@ class TellsAnotherError(LoopbackPlugin):
 
 @breaks("a_failed_plugin_is_disconnected")
 class StaysConnected(LoopbackPlugin):
-    def link_down(self, reason):
-        if reason != "failed":
-            super().link_down(reason)
+    def __init__(self, *args):
+        super().__init__(*args)
+        link_down = self._connector.link_down
+        vars(self._connector)["link_down"] = lambda reason: None if reason == "failed" else link_down(reason)
 
 
 @breaks("a_failed_plugin_refuses_calls")
 class ClosesOnFailure(LoopbackPlugin):
     def fail(self, error):
-        self._end()
+        self._connector.close()
 
 
 @breaks("closed_and_failed_are_different")
 class FailsWhenClosed(LoopbackPlugin):
     def fail(self, error):
         super().fail(error)
-        self._failure = self._failure or PluginFailedError("failed")
+        self._connector._failure = self._connector._failure or PluginFailedError("failed")
 
 
 # Requests.

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pytest
 
     from trio_ledger_plugin.runtime.calls import CallTable
+    from trio_ledger_plugin.runtime.exchange import Exchange
     from trio_ledger_plugin.runtime.handlers import Reply
     from trio_ledger_plugin.runtime.workers import RequestQueue
     from trio_ledger_plugin.transfer import Transfer
@@ -86,14 +87,23 @@ class ScriptedPlugin(ExchangePlugin):
         self.attempts = 0
         self.replies: dict[int, Reply] = {}
         self.sent: list[Any] = []
+        self._last: Exchange | None = None
+
+    def link_up(self) -> None:
+        super().link_up()
+        self._last = self._exchange
 
     @property
     def calls(self) -> CallTable:
-        return self._exchange.calls
+        """The calls over the present link, or the last one."""
+        assert self._last is not None
+        return self._last.calls
 
     @property
     def queue(self) -> RequestQueue:
-        return self._exchange.requests
+        """The requests that came over it."""
+        assert self._last is not None
+        return self._last.requests
 
     async def run_connection(self, *, task_status: trio.TaskStatus[None]) -> None:
         self.attempts += 1

@@ -6,19 +6,19 @@ account alone, and a request of ours goes over exactly one connection of the acc
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
 
 import trio
 from attrs import evolve
 
 from ..codec import ildcp, ilp
-from ..errors import DecodeError, InvalidFieldsError, LedgerPluginError, NotConnectedError, UnreachableError
+from ..errors import InvalidFieldsError, NotConnectedError, UnreachableError
 from ..events import AccountConnected, AccountDisconnected
 from ..ilp.configuration import read_ildcp_answer
-from ..money.service import MoneyService, make_ledger
+from ..ilp.routing import child_segment, forward, has_expired, read_prepare
 from ..net.tokens import AccountTokens, is_segment
-from .account import Account, part_all
+from .account import Account, AccountPlugin
 from .door import Door
 from .options import AccountsOptions, HostInfo
 from .server import BtpServer
@@ -28,20 +28,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..errors import PluginFailedError
-    from ..runtime.handlers import MoneyHandler
     from ..services import PluginServices
-    from ..statistics import Statistics
+    from ..statistics import Counters
     from ..transfer import Transfer
     from ..websocket.connection import Handshake
-    from .account import AccountPlugin, AccountSnapshot
+    from .account import AccountSnapshot
     from .link import Link
 
 __all__ = ["AccountsPlugin"]
-
-_Rejection: TypeAlias = tuple[ilp.ErrorCode, str]
-
-EXPIRED: _Rejection = (ilp.ErrorCode.TRANSFER_TIMED_OUT, "the packet expired")
-OFFLINE: _Rejection = (ilp.ErrorCode.PEER_UNREACHABLE, "the account is not connected")
 
 
 class AccountsPlugin(BtpServer):
@@ -52,6 +46,7 @@ class AccountsPlugin(BtpServer):
     """
 
     options_class: ClassVar[type[AccountsOptions]] = AccountsOptions
+    has_accounts: ClassVar[bool] = True
     options: AccountsOptions
 
     def __init__(
@@ -62,17 +57,18 @@ class AccountsPlugin(BtpServer):
         on_failed: Callable[[PluginFailedError], None] | None = None,
     ) -> None:
         super().__init__(options, services, nursery, on_failed)
-        self.nursery: trio.Nursery = nursery
         self.info: HostInfo | None = options.debug_host_ildcp_info
         self._accounts: dict[str, Account] = {}
+        if self.money.ledger is not None:
+            self.money.ledger.on_open = self._resume_accounts
         tokens = AccountTokens(services.store, options.generate_account, self.log)
         self._door = Door(
             self.context,
             options,
             request_ids(),
-            offered_retention=self.desk.offered_retention,
-            attach=self.adopt,
-            detach=self.link_lost,
+            offered_retention=self.money.offered_retention,
+            attach=self._attach_link,
+            detach=self._detach_link,
             is_wanted=self._is_link_wanted,
             identify=tokens.identify,
             verify=tokens.verify if tokens.are_stored else None,
@@ -110,7 +106,7 @@ class AccountsPlugin(BtpServer):
         if not is_segment(name):
             raise InvalidFieldsError("an account's name is 1 to 255 letters, digits, _, ~ or -")
         self.check_usable()
-        return self._open_account(name).give_plugin()
+        return self._plugin_of(self._open_account(name))
 
     def accounts(self) -> tuple[AccountSnapshot, ...]:
         """Return the accounts that are connected now, in no particular order; looking at them changes nothing."""
@@ -132,8 +128,12 @@ class AccountsPlugin(BtpServer):
             broken = True
             raise
         finally:
-            for link in self._links():
+            for link in self.exchanges():
                 link.abort("disconnected", closed=not broken)
+
+    def _known_info(self) -> HostInfo:
+        assert self.info is not None
+        return self.info
 
     async def _ask_host(self) -> HostInfo:
         """Ask the data handler, as a child asks its parent."""
@@ -161,55 +161,47 @@ class AccountsPlugin(BtpServer):
 
         What this plugin itself knows to be impossible is answered with an ILP Reject: ``F02`` for an address that is
         not below the server's, ``T01`` for an account that is not connected, ``R00`` past the Prepare's expiry,
-        ``F05`` for a fulfillment that is not the condition's preimage. What befalls a request under way is raised, as
-        ``LedgerPlugin.send_data`` tells.
+        ``F05`` for a fulfillment that is not the condition's preimage. Errors of a request in flight are raised, as
+        ``LedgerPlugin.send_data`` documents.
 
         Raises:
             InvalidFieldsError: ``data`` is no ILP Prepare. Nothing was sent.
             DecodeError: The answer is no ILP Fulfill or Reject; the peer may have acted.
-            LedgerPluginError: As ``LedgerPlugin.send_data`` tells.
+            LedgerPluginError: As ``LedgerPlugin.send_data`` documents.
         """
-        assert self.info is not None
-        prepare = _read_prepare(data)
-        own = self.info.client_address
+        info = self._known_info()
+        own = info.client_address
+        prepare = read_prepare(data)
         if prepare.destination == ildcp.DESTINATION:
             await trio.lowlevel.checkpoint()
-            return ildcp.encode(ildcp.IldcpResponse(own, self.info.asset_scale, self.info.asset_code))
-        # Once: a wall clock that is set meanwhile changes nothing.
-        deadline = trio.current_time() + (prepare.expires_at - datetime.now(UTC)).total_seconds()
-        account = self._accounts.get(prepare.destination[len(own) + 1 :].partition(".")[0])
-        rejection = OFFLINE
-        if not prepare.destination.startswith(f"{own}."):
-            rejection = ilp.ErrorCode.UNREACHABLE, "the destination is not below this server's address"
-        elif deadline <= trio.current_time():
-            rejection = EXPIRED
-        elif account is not None and account.links:
-            rejection = EXPIRED
-            with trio.move_on_at(deadline):
-                answer = await self._ask(account, prepare, data)
-                if trio.current_time() < deadline:
-                    if isinstance(answer, bytes):
-                        return answer
-                    rejection = answer
+            return ildcp.encode(ildcp.IldcpResponse(own, info.asset_scale, info.asset_code))
+        name = child_segment(prepare.destination, own)
+        if name is None:
+            await trio.lowlevel.checkpoint()
+            text = "the destination is not below this server's address"
+            return ilp.encode(ilp.Reject(ilp.ErrorCode.UNREACHABLE, own, text))
+        account = self._accounts.get(name)
+        if account is not None and account.links:
+            return await forward(prepare, partial(self._send_to, account), own, data)
         await trio.lowlevel.checkpoint()
-        code, message = rejection
-        return ilp.encode(ilp.Reject(code, own, message))
+        if has_expired(prepare):
+            return ilp.encode(ilp.Reject(ilp.ErrorCode.TRANSFER_TIMED_OUT, own, "the packet expired"))
+        return self._reject_offline()
 
-    async def _ask(self, account: Account, prepare: ilp.Prepare, data: bytes) -> bytes | _Rejection:
+    async def _send_to(self, account: Account, data: bytes) -> bytes:
+        """Send a request to an account; a Reject answers it where the account is no longer connected."""
         try:
-            answer = await account.link_for_request().request(data)
+            return await account.request(data)
         except NotConnectedError:
-            # There is none, or it was lost while the request waited for its turn.
+            # The link was lost while the request waited for its turn.
             self.check_usable()
-            return OFFLINE
-        packet = ilp.decode(answer)
-        if isinstance(packet, ilp.Prepare):
-            raise DecodeError("the answer to a Prepare is a Prepare")
-        if isinstance(packet, ilp.Fulfill) and not ilp.fulfills(packet.fulfillment, prepare.execution_condition):
-            return ilp.ErrorCode.WRONG_CONDITION, "the fulfillment is not the condition's preimage"
-        return answer
+            return self._reject_offline()
 
-    async def carry_money(self, transfer: Transfer) -> None:  # noqa: ARG002 (whoever it is for)
+    def _reject_offline(self) -> bytes:
+        own = self._known_info().client_address
+        return ilp.encode(ilp.Reject(ilp.ErrorCode.PEER_UNREACHABLE, own, "the account is not connected"))
+
+    async def carry_money(self, transfer: Transfer) -> None:  # noqa: ARG002 (no account is named)
         """Refuse: money goes to one account.
 
         Raises:
@@ -218,118 +210,99 @@ class AccountsPlugin(BtpServer):
         await trio.lowlevel.checkpoint()
         raise InvalidFieldsError("a server of many accounts sends money with account(name).send_money(amount)")
 
-    def make_desk(self) -> MoneyService:
-        """Return what looks after the money of all accounts; each is sent to by its own plugin."""
-        ledger = make_ledger(self.services.store, self.options, self.log, self.tasks, self.find_money_handler)
-        if ledger is not None:
-            ledger.on_open = self._resume_accounts
-        return MoneyService(self, ledger, self.tasks, account=None, shows=None, keeps_ledger=True)
-
     def _resume_accounts(self) -> None:
-        """Send again for those that connected before the store told what is to be sent again."""
+        """Send the transfers of earlier plugins to accounts that connected before the journal was open."""
         for account in tuple(self._accounts.values()):
-            if account.links and account.plugin is None and self.desk.is_unfinished(account.name):
-                account.give_plugin()
+            if account.links and self.money.is_unfinished(account.name):
+                self._plugin_of(account)
 
-    def abandon_money(self, reason: str) -> None:
-        """Let those go who wait for transfers to any account."""
-        super().abandon_money(reason)
+    # All accounts.
+
+    def exchanges(self) -> tuple[Link, ...]:
+        """Return the links of all accounts; may be called from any thread."""
+        return tuple(link for account in tuple(self._accounts.values()) for link in tuple(account.links))
+
+    def counted(self) -> Counters:
+        """Return what was counted for the server and all its accounts; may be called from any thread."""
+        total = evolve(self.counters)
         for account in tuple(self._accounts.values()):
-            if account.plugin is not None:
-                account.plugin.abandon_money(reason)
+            total.add(account.context.counters)
+        return total
 
-    def find_money_handler(self, account: str) -> MoneyHandler | None:
-        """Return the account's own money handler, or else the server's."""
-        known = self._accounts.get(account)
-        own = None if known is None or known.plugin is None else known.plugin.handlers.money
-        return own or self.handlers.money
-
-    # All links.
-
-    def _links(self) -> list[Link]:
-        # Copies: the statistics may be asked for by another thread.
-        return [link for account in tuple(self._accounts.values()) for link in tuple(account.links)]
-
-    def fail_calls(self, make_error: Callable[[], LedgerPluginError]) -> None:
-        """Fail every call on every link."""
-        for link in self._links():
-            link.calls.close(make_error)
-
-    async def finish_calls(self) -> None:
-        """Let every link drain and part from its peer."""
-        await part_all(self._links())
-
-    def calls_in_flight(self) -> int:
-        """Return how many calls wait for the peers."""
-        return sum(len(link.calls.pending) for link in self._links())
-
-    def statistics(self) -> Statistics:
-        """Return a snapshot over all accounts; the bytes of the live links are in it."""
-        counted, links = super().statistics(), self._links()
-        return evolve(
-            counted,
-            bytes_sent=counted.bytes_sent + sum(link.bytes_sent for link in links),
-            bytes_received=counted.bytes_received + sum(link.bytes_received for link in links),
-        )
+    def begin_closing(self) -> bool:
+        """Refuse new calls and requests, those of the accounts' own plugins too."""
+        for plugin in self._plugins():
+            plugin.begin_closing()
+        return super().begin_closing()
 
     def ended(self, failure: PluginFailedError | None) -> None:
         """End the accounts' own plugins with this one."""
-        for account in tuple(self._accounts.values()):
-            if account.plugin is not None:
-                account.plugin.host_ended(failure)
+        for plugin in self._plugins():
+            plugin.server_ended(failure)
 
-    # What the door and the accounts call.
+    def _plugins(self) -> list[AccountPlugin]:
+        return [account.plugin for account in self._accounts.values() if account.plugin is not None]
 
-    def adopt(self, link: Link) -> None:
+    # What the server and the accounts call.
+
+    def _attach_link(self, link: Link) -> None:
         """Take an authenticated link into use, beside those that its account has."""
         account = self._open_account(link.account)
         account.add(link)
         self.log.debug("account %s connected from %s", account.name, link.peer)
-        link.requests.answer = account.answer
-        if account.plugin is None:
-            if self.desk.is_unfinished(account.name):
-                account.give_plugin()
-        elif account.plugin.is_connected():
-            account.plugin.desk.link_up()
+        plugin = account.plugin
+        if plugin is None:
+            if self.money.is_unfinished(account.name):
+                self._plugin_of(account)
+        elif plugin.is_connected():
+            plugin.money.link_up()
         else:
-            # It may be one more all the same: those of an account that was disconnected part in their own time.
-            account.plugin.link_up()
+            # Not always the first: the links of an account that was disconnected end in their own time.
+            plugin.link_up()
         if len(account.links) == 1:
             self.publish(AccountConnected(account.name))
         # Last: what came before the verdict is served at once, and may be the end of the link.
         link.authenticated()
 
-    def link_lost(self, link: Link, reason: str) -> None:
-        """Take note that a link is lost."""
+    def _detach_link(self, link: Link, reason: str) -> None:
+        """Stop using a link that is lost."""
         account = self._accounts.get(link.account)
         if account is None or link not in account.links:
             return
         account.remove(link)
         self.log.debug("a connection of account %s from %s ended: %s", account.name, link.peer, reason)
         if not account.links:
-            self.release(account)
             if account.plugin is not None:
                 account.plugin.link_down(reason)
+            self._forget_idle(account)
             self.publish(AccountDisconnected(account.name))
-
-    def release(self, account: Account) -> None:
-        """Forget an account that nothing is left of."""
-        if account.is_idle:
-            self._accounts.pop(account.name, None)
 
     def _open_account(self, name: str) -> Account:
         account = self._accounts.get(name)
         if account is None:
-            account = self._accounts[name] = Account(self, name)
+            account = self._accounts[name] = Account(name, self.context, self._known_info, self.money)
         return account
 
+    def _plugin_of(self, account: Account) -> AccountPlugin:
+        """Return the plugin of an account, made when it is first asked for."""
+        plugin = account.plugin
+        if plugin is None:
+            plugin = account.plugin = AccountPlugin(
+                account,
+                self.services,
+                self.money,
+                is_listening=self.is_connected,
+                on_ended=self._plugin_ended,
+            )
+            if account.links:
+                plugin.link_up()
+        return plugin
 
-def _read_prepare(data: bytes) -> ilp.Prepare:
-    problem = "another ILP packet"
-    try:
-        packet = ilp.decode(data)
-        if isinstance(packet, ilp.Prepare):
-            return packet
-    except DecodeError as error:
-        problem = str(error)
-    raise InvalidFieldsError(f"data must be an ILP Prepare, whose destination names the account: {problem}")
+    def _plugin_ended(self, account: Account) -> None:
+        account.plugin = None
+        self._forget_idle(account)
+
+    def _forget_idle(self, account: Account) -> None:
+        """Forget an account that nothing is left of, but for what was counted."""
+        if account.is_idle and self._accounts.pop(account.name, None) is not None:
+            self.counters.add(account.context.counters)

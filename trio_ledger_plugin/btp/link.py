@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from ..codec import btp
-from ..errors import ConnectionLostError, InvalidFieldsError, LedgerPluginError, PluginClosedError
+from ..errors import InvalidFieldsError, LedgerPluginError
 from ..runtime.exchange import Exchange
 from ..websocket.frame_stream import CLOSE_SECONDS
 from .session import Session, SessionEvent, error_reply, read_transfer, transfer_packet
@@ -340,6 +340,15 @@ class Link(Exchange):
             self.end(reason)
             self.context.tasks.spawn(self._transport.close, code, reason)
 
+    async def finish(self) -> None:
+        """Drain, and close the connection with a closing handshake.
+
+        Cancellation: The connection is closed at once, where the handshake has begun.
+        """
+        await self.drain()
+        if self._state is not _State.LOST:
+            await self.say_goodbye()
+
     async def say_goodbye(self) -> None:
         """End the link from this side with a closing handshake, for at most a second.
 
@@ -364,10 +373,7 @@ class Link(Exchange):
             return
         was_open = self._state is _State.OPEN
         self._state = _State.LOST
-        if closed:
-            self.close(lambda: PluginClosedError("the plugin was closed; the peer may have acted"))
-        else:
-            self.close(lambda: ConnectionLostError(f"the link was lost: {reason}; the peer may have acted"))
+        super().abort(reason, closed=closed)
         self._writer.drop_messages()
         self.session.serving.clear()
         if self._pinging is not None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from attrs import evolve
-
-from ..errors import InvalidFieldsError, LedgerPluginError, NotConnectedError, PluginFailedError
+from ..errors import InvalidFieldsError, PluginFailedError
 from .client import Client
 from .link import CLOSE_NORMAL, Link
 from .listener import Listener
@@ -15,13 +13,11 @@ from .server import BtpServer
 from .session import request_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
     import trio
 
     from ..services import PluginServices
-    from ..statistics import Statistics
-    from ..transfer import Transfer
     from .door import Door
 
 __all__ = ["BtpPlugin"]
@@ -43,7 +39,7 @@ class BtpPlugin(BtpServer):
         super().__init__(options, services, nursery, on_failed)
         self._link: Link | None = None
         ids = request_ids()
-        offered = self.desk.offered_retention
+        offered = self.money.offered_retention
         self._side: Client | Listener
         if options.listener is None:
             self._side = Client(
@@ -51,8 +47,8 @@ class BtpPlugin(BtpServer):
                 options,
                 ids,
                 offered_retention=offered,
-                attach=self.adopt,
-                detach=self.link_lost,
+                attach=self._attach_link,
+                detach=self._detach_link,
                 is_wanted=self._is_link_wanted,
                 on_failed_try=self._note_failed_try,
             )
@@ -62,8 +58,8 @@ class BtpPlugin(BtpServer):
                 options.listener,
                 ids,
                 offered_retention=offered,
-                attach=self.adopt,
-                detach=self.link_lost,
+                attach=self._attach_link,
+                detach=self._detach_link,
                 is_wanted=self._is_link_wanted,
             )
 
@@ -100,65 +96,19 @@ class BtpPlugin(BtpServer):
             if self._link is not None:
                 self._link.abort("disconnected", closed=not broken)
 
-    def carry_data(self, data: bytes) -> Awaitable[bytes]:
-        """Send a request over the link."""
-        if self._link is None:
-            raise NotConnectedError("not connected; nothing was sent")
-        return self._link.request(data)
-
-    def peer_retention(self) -> int | None:
-        """Return for how many seconds the peer keeps transfer keys, agreed on the present link; None at PLAIN."""
-        return None if self._link is None else self._link.peer_retention
-
-    async def carry_money(self, transfer: Transfer) -> None:
-        """Send a transfer over the link, once."""
-        if self._link is None:
-            raise NotConnectedError("not connected; nothing was sent")
-        await self._link.transfer(transfer)
-
-    def fail_calls(self, make_error: Callable[[], LedgerPluginError]) -> None:
-        """Fail every call on the link."""
-        if self._link is not None:
-            self._link.calls.close(make_error)
-
-    def calls_in_flight(self) -> int:
-        """Return how many calls wait for the peer."""
-        return 0 if (link := self._link) is None else len(link.calls.pending)
-
-    def statistics(self) -> Statistics:
-        """Return a snapshot; the bytes of the live link are in it."""
-        # Looked at once: another thread may ask.
-        counted, link = super().statistics(), self._link
-        if link is None:
-            return counted
-        return evolve(
-            counted,
-            bytes_sent=counted.bytes_sent + link.bytes_sent,
-            bytes_received=counted.bytes_received + link.bytes_received,
-        )
-
-    async def finish_calls(self) -> None:
-        """Let the link drain and part from the peer."""
-        if self._link is not None:
-            await self._link.drain()
-        if self._link is not None:
-            await self._link.say_goodbye()
-
-    # What the client and the listener call.
-
-    def adopt(self, link: Link) -> None:
+    def _attach_link(self, link: Link) -> None:
         """Take an authenticated link into use, in place of the one before."""
         if self._link is not None:
             self._link.shut(CLOSE_NORMAL, "replaced by a new connection")
         self._link = link
         self.log.debug("connected with %s", link.peer)
         # First: what came before the verdict is served at once, and may be the end of the link.
-        self.link_up()
+        self.attach(link)
         link.authenticated()
 
-    def link_lost(self, link: Link, reason: str) -> None:
-        """Take note that a link is lost; only the one in use matters."""
+    def _detach_link(self, link: Link, reason: str) -> None:
+        """Stop using a link that is lost; only the one in use matters."""
         if link is self._link:
             self._link = None
             self.log.debug("the connection with %s ended: %s", link.peer, reason)
-            self.link_down(reason)
+            self.detach(link, reason)

@@ -15,7 +15,7 @@ import trio
 from ..codec import ilp
 from ..errors import DecodeError, InvalidFieldsError, LedgerPluginError
 
-__all__ = ["Send", "child_segment", "forward", "read_prepare", "route"]
+__all__ = ["Send", "child_segment", "forward", "has_expired", "read_prepare", "route"]
 
 #: Sends an ILP packet to a peer and returns the peer's answer, as ``LedgerPlugin.send_data`` does.
 Send: TypeAlias = Callable[[bytes], Awaitable[bytes]]
@@ -101,6 +101,11 @@ def _check_answer(answer: bytes, prepare: ilp.Prepare, address: str) -> ilp.Reje
     if isinstance(packet, ilp.Fulfill) and not ilp.fulfills(packet.fulfillment, prepare.execution_condition):
         return ilp.Reject(ilp.ErrorCode.WRONG_CONDITION, address, "the fulfillment is not the condition's preimage")
     return None
+
+
+def has_expired(prepare: ilp.Prepare) -> bool:
+    """Whether a Prepare's time is over."""
+    return prepare.expires_at <= datetime.now(UTC)
 
 
 def read_prepare(data: bytes) -> ilp.Prepare:

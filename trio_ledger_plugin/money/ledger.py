@@ -24,10 +24,9 @@ from .outbox import Outbox
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..options.base import PluginOptions
+    from ..runtime.context import Context
     from ..runtime.handlers import Handlers
-    from ..runtime.tasks import TaskGroup
-    from ..services import Log, TransactionalStore
+    from ..services import TransactionalStore
     from ..transfer import Transfer
     from .journal import Apply
     from .outbox import FindHandler
@@ -51,29 +50,21 @@ class Ledger:
     """The journal of one plugin with a transactional store.
 
     Args:
-        store: Contains the journal.
-        options: The plugin's options.
-        log: Where failures of the store are logged.
-        tasks: The task group that runs the tasks.
+        store: The store with the journal.
+        context: What the parts of the plugin share.
         find_handler: Returns the money handler of an account.
     """
 
-    def __init__(
-        self,
-        store: TransactionalStore,
-        options: PluginOptions,
-        log: Log,
-        tasks: TaskGroup,
-        find_handler: FindHandler,
-    ) -> None:
+    def __init__(self, store: TransactionalStore, context: Context, find_handler: FindHandler) -> None:
+        options = context.options
         self._store = store
-        self._log = log
-        self._tasks = tasks
+        self._log = context.log
+        self._tasks = context.tasks
         self._retention = options.key_retention
         self.plain_allowed: bool = options.money != "keyed"
         self.journal: Journal = Journal(options.ledger_id, max_keys=options.max_transfer_keys)
         self._place = id(store), options.ledger_id
-        self.outbox: Outbox = Outbox(self, log, tasks, find_handler, options.handler_timeout)
+        self.outbox: Outbox = Outbox(context, self.journal, self.run, find_handler)
         self._opening = trio.Lock()
         self._opened = False
         self._claimed = False

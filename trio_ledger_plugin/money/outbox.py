@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from math import inf
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import trio
 
@@ -21,8 +21,7 @@ from ..transfer import NotAsyncError, Transfer, begin_handling, enter_transfer
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from ..runtime.tasks import TaskGroup
-    from ..services import Log
+    from ..runtime.context import Context
     from .journal import Journal
 
     Handler: TypeAlias = Callable[[str], Awaitable[None]]
@@ -39,36 +38,28 @@ FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 60.0
 
 
-class _JournalRunner(Protocol):
-    """The part of a ledger that the outbox uses."""
-
-    journal: Journal
-
-    async def run(self, work: Callable[..., object], *args: object) -> object:
-        """Run ``work(connection, ...)`` on the journal inside a transaction."""
-
-
 class Outbox:
     """The transfers of one ledger whose money handler has not finished yet.
 
     Args:
-        ledger: The ledger with the journal.
-        log: Where exceptions of handlers are logged.
-        tasks: The task group that runs the tasks.
+        context: What the parts of the plugin share. A handler that runs longer than ``handler_timeout`` is late, and
+            other handlers run in its place.
+        journal: The journal.
+        run: Runs ``work(connection, ...)`` on the journal, inside a transaction.
         find_handler: Returns the money handler of an account, or None while there is none.
-        patience: A handler that runs for more seconds than this is late, and other handlers run in its place.
     """
 
     def __init__(
-        self, ledger: _JournalRunner, log: Log, tasks: TaskGroup, find_handler: FindHandler, patience: float
+        self, context: Context, journal: Journal, run: Callable[..., Awaitable[object]], find_handler: FindHandler
     ) -> None:
-        self._ledger = ledger
-        self._log = log
-        self._tasks = tasks
+        self._journal = journal
+        self._run_work = run
+        self._log = context.log
+        self._tasks = context.tasks
         self._find_registered = find_handler
         # Handlers that turned out not to be async functions.
         self._not_async: list[Handler] = []
-        self._patience = patience
+        self._patience = context.options.handler_timeout
         self._wake_up = trio.Event()
         # Transfers are named by their numbers in the journal. The number to read the next page after:
         self._after = 0
@@ -219,7 +210,7 @@ class Outbox:
             self._from_start, self._after = False, 0
         at_limit = [account for account in {*self._trouble_of, *self._running_of} if self._is_at_limit(account)]
         self._skipped.update(at_limit)
-        page = await self._ledger.run(self._ledger.journal.undelivered, self._after, AT_ONCE, at_limit)
+        page = await self._run_work(self._journal.undelivered, self._after, AT_ONCE, at_limit)
         assert isinstance(page, list)
         for number, transfer in page:
             if not self._has_room():
@@ -281,7 +272,7 @@ class Outbox:
         pause = FIRST_PAUSE
         while True:
             try:
-                await self._ledger.run(self._ledger.journal.delivered, number)
+                await self._run_work(self._journal.delivered, number)
             except StoreError as error:
                 self._log.error("cannot record that the money handler has finished: %s", error)
                 await trio.sleep(pause)

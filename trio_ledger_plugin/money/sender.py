@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import partial
 from math import inf
 from time import time
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 from attrs import evolve
@@ -34,16 +34,13 @@ from .pending import PendingTransfer
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
-    from ..options.base import PluginOptions
     from ..runtime.context import Context
-    from ..runtime.tasks import TaskGroup
-    from ..services import Log
     from ..transfer import JournalEntry, Window
     from .ledger import Ledger
 
-__all__ = ["Sender", "SenderHost"]
+__all__ = ["Sender"]
 
 T = TypeVar("T")
 
@@ -55,26 +52,6 @@ RESUMED_AT_ONCE: Final = 256
 CLOCK_SECONDS: Final = 3600.0
 
 
-class SenderHost(Protocol):
-    """What a sender needs from its plugin."""
-
-    context: Context
-
-    @property
-    def options(self) -> PluginOptions:
-        """The plugin's options."""
-
-    @property
-    def log(self) -> Log:
-        """Where to log."""
-
-    def peer_retention(self) -> int | None:
-        """Return for how many seconds the peer keeps keys, as agreed on the current link; None at PLAIN."""
-
-    async def carry_money(self, transfer: Transfer) -> None:
-        """Send a transfer over the current link, once."""
-
-
 class _Withdrawn(Exception):  # noqa: N818 (not an error: the transfer has no callers)
     """All callers stopped waiting before the transfer was in the journal."""
 
@@ -83,16 +60,25 @@ class Sender:
     """Sends the transfers of one account.
 
     Args:
-        host: The plugin.
-        ledger: The ledger with its journal.
-        tasks: The task group that runs the tasks.
+        context: What the parts of the plugin share.
+        ledger: The journal.
         account: The account's name; empty for a plugin with one peer.
+        carry: Carries a transfer over the present link, once.
+        peer_retention: Returns for how many seconds the peer keeps keys, agreed on the present link; None at PLAIN.
     """
 
-    def __init__(self, host: SenderHost, ledger: Ledger, tasks: TaskGroup, account: str) -> None:
-        self._host = host
+    def __init__(
+        self,
+        context: Context,
+        ledger: Ledger,
+        account: str,
+        carry: Callable[[Transfer], Awaitable[None]],
+        peer_retention: Callable[[], int | None],
+    ) -> None:
+        self._context = context
+        self._carry = carry
+        self._peer_retention = peer_retention
         self._ledger = ledger
-        self._tasks = tasks
         self._account = account
         self._live: dict[str, PendingTransfer] = {}
         self._resuming = False
@@ -106,7 +92,7 @@ class Sender:
         """Send a transfer and return when it is acknowledged; ``LedgerPlugin.send_money`` documents what it raises."""
         assert transfer.key is not None
         outgoing = self._live.get(transfer.key)
-        seconds = self._host.options.response_timeout
+        seconds = self._context.options.response_timeout
         deadline = trio.current_time() + seconds
         with trio.move_on_at(deadline) as patience:
             while outgoing is not None and outgoing.withdrawn and not outgoing.entered.is_set():
@@ -136,7 +122,7 @@ class Sender:
             return True
         outgoing = PendingTransfer(evolve(transfer, account=self._account), None)
         find = self._ledger.journal.find
-        with trio.move_on_after(self._host.options.response_timeout):
+        with trio.move_on_after(self._context.options.response_timeout):
             known = await self._ledger.run(find, self._account, TransferDirection.OUT, transfer.key)
             if known is None:
                 return False
@@ -147,7 +133,7 @@ class Sender:
         raise outgoing.doubt("the store did not answer in time, so it is not known whether its key was used before")
 
     def _enter(self, transfer: Transfer) -> PendingTransfer:
-        retention = self._host.peer_retention()
+        retention = self._peer_retention()
         if retention is None:
             outgoing = PendingTransfer(transfer, None)
         else:
@@ -161,7 +147,7 @@ class Sender:
     def _begin(self, outgoing: PendingTransfer) -> None:
         assert outgoing.transfer.key is not None
         try:
-            self._tasks.spawn(self._run, outgoing)
+            self._context.tasks.spawn(self._run, outgoing)
         except RuntimeError as error:
             raise PluginClosedError("the plugin was closed or disconnected; nothing was sent") from error
         self._live[outgoing.transfer.key] = outgoing
@@ -170,9 +156,9 @@ class Sender:
         """Send unanswered transfers again, if the link is at KEYED."""
         self._new_link.set()
         self._new_link = trio.Event()
-        if self._host.peer_retention() is not None and not self._resuming:
+        if self._peer_retention() is not None and not self._resuming:
             self._resuming = True
-            self._tasks.spawn(self._resume)
+            self._context.tasks.spawn(self._resume)
 
     def abandon(self, reason: str) -> None:
         """Release callers waiting on KEYED transfers; the link itself ends the wait of those at PLAIN."""
@@ -196,7 +182,7 @@ class Sender:
                 try:
                     page = await self._ledger.run(self._ledger.journal.unanswered, self._account, after)
                 except StoreError as error:
-                    self._host.log.error("cannot look for transfers to send again: %s", error)
+                    self._context.log.error("cannot look for transfers to send again: %s", error)
                     await trio.sleep(pause)
                     pause = min(2 * pause, LONGEST_PAUSE)
                     continue
@@ -255,7 +241,7 @@ class Sender:
         except (StoreError, MoneyLevelError) as error:
             if outgoing.promised:
                 key = outgoing.transfer.key
-                self._host.log.error(
+                self._context.log.error(
                     "transfer %s was not sent, although its caller was told that it goes on: %s", key, error
                 )
             outgoing.settle(partial(type(error), str(error)))
@@ -290,7 +276,7 @@ class Sender:
     async def _send_plain(self, outgoing: PendingTransfer) -> None:
         journal, transfer = self._ledger.journal, outgoing.transfer
         try:
-            await self._host.carry_money(transfer)
+            await self._carry(transfer)
         except TransferInDoubtError as error:
             await self._record(journal.doubt, transfer)
             outgoing.settle(partial(outgoing.doubt, error.reason))
@@ -299,7 +285,7 @@ class Sender:
         except LedgerPluginError as error:
             await self._forget_unsent(outgoing, error)
         except Exception as error:  # noqa: BLE001 (a plugin of another package may raise anything)
-            self._host.log.error("carrying transfer %s failed: %o", transfer.key, error)
+            self._context.log.error("carrying transfer %s failed: %o", transfer.key, error)
             await self._record(journal.doubt, transfer)
             outgoing.settle(partial(outgoing.doubt, "the plugin failed to carry it"))
         else:
@@ -313,25 +299,25 @@ class Sender:
         fresh = not sent_before
         pause = FIRST_PAUSE
         while True:
-            if self._host.peer_retention() is None and not self._closed:
+            if self._peer_retention() is None and not self._closed:
                 fresh = False
                 with trio.move_on_after(_time_left(outgoing.window, None)):
-                    while self._host.peer_retention() is None and not self._closed:
+                    while self._peer_retention() is None and not self._closed:
                         await self._new_link.wait()
             if self._closed:
                 return
             # Checked with the system clock again: Trio's clock may stand still while the machine sleeps.
-            if not _time_left(outgoing.window, self._host.peer_retention()):
+            if not _time_left(outgoing.window, self._peer_retention()):
                 await self._leave_in_doubt(outgoing, "the peer may have forgotten its key; it is not sent again")
                 return
             if not fresh and not await self._must_still_send(outgoing):
                 return
             fresh, next_link = False, self._new_link
             try:
-                await self._host.carry_money(outgoing.transfer)
+                await self._carry(outgoing.transfer)
             except TransferInDoubtError:
                 sent_before = True
-                if self._host.peer_retention() is None or next_link is not self._new_link:
+                if self._peer_retention() is None or next_link is not self._new_link:
                     continue
             except RemoteError as error:
                 if sent_before and error.code == DuplicateIdError.code:
@@ -349,7 +335,7 @@ class Sender:
                     await self._forget_unsent(outgoing, error)
                     return
             except Exception as error:  # noqa: BLE001 (a plugin of another package may raise anything)
-                self._host.log.error("carrying transfer %s failed: %o", outgoing.transfer.key, error)
+                self._context.log.error("carrying transfer %s failed: %o", outgoing.transfer.key, error)
                 sent_before = True
             else:
                 await self._record(self._ledger.journal.answered, outgoing.transfer, None)
@@ -389,12 +375,12 @@ class Sender:
     async def _record(self, work: Callable[..., T], *args: object) -> T:
         """Run ``work`` on the journal, and retry until the store works: the outcome of a transfer must be recorded."""
         pause = FIRST_PAUSE
-        with self._tasks.committing():
+        with self._context.tasks.committing():
             while True:
                 try:
                     return await self._ledger.run(work, *args)
                 except StoreError as error:
-                    self._host.log.error("cannot record the outcome of a transfer: %s", error)
+                    self._context.log.error("cannot record the outcome of a transfer: %s", error)
                     await trio.sleep(pause)
                     pause = min(2 * pause, LONGEST_PAUSE)
 

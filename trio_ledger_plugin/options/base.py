@@ -45,6 +45,19 @@ class ConnectOptions:
             problem = f"got {shown(self.timeout)}, must be milliseconds, 0 or more"
             raise InvalidFieldsError(f"timeout: {problem}", problems=(("timeout", problem),))
 
+    @classmethod
+    def seconds_of(cls, options: object, default: float) -> float:
+        """Return the timeout of options that may be None, in seconds; ``seconds`` documents it.
+
+        Raises:
+            TypeError: ``options`` is neither a ``ConnectOptions`` nor None.
+        """
+        if options is not None and not isinstance(options, ConnectOptions):
+            raise TypeError(
+                f"options is a ConnectOptions, such as ConnectOptions(timeout=5000), not {type(options).__name__}"
+            )
+        return (options or cls()).seconds(default)
+
     def seconds(self, default: float) -> float:
         """Return the timeout in seconds.
 

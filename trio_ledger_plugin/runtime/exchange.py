@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, TypeAlias
 import trio
 
 from ..errors import (
+    ConnectionLostError,
     LedgerPluginError,
     NotConnectedError,
+    PluginClosedError,
     TransferInDoubtError,
     UnreachableError,
 )
@@ -81,6 +83,16 @@ class Exchange(ABC):
     def peer_retention(self) -> int | None:
         """For how many seconds the peer keeps transfer keys, agreed on this link; None at PLAIN."""
         return None
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes that left over the link; 0 for a link without a network."""
+        return 0
+
+    @property
+    def bytes_received(self) -> int:
+        """Bytes that came over the link, likewise."""
+        return 0
 
     @property
     def is_open(self) -> bool:
@@ -226,9 +238,28 @@ class Exchange(ABC):
         self.calls.close(make_error)
         self.requests.abandon()
 
+    def abort(self, reason: str, *, closed: bool = False) -> None:
+        """Drop the link at once.
+
+        Args:
+            reason: Why.
+            closed: Whether this side has closed the plugin: calls fail with ``PluginClosedError`` then.
+        """
+        if closed:
+            self.close(lambda: PluginClosedError("the plugin was closed; the peer may have acted"))
+        else:
+            self.close(lambda: ConnectionLostError(f"the link was lost: {reason}; the peer may have acted"))
+
     async def drain(self) -> None:
         """Wait until no call is in flight, or the exchange is closed.
 
         Cancellation: Safe at any time.
         """
         await self.calls.drain()
+
+    async def finish(self) -> None:
+        """Drain, and say goodbye to the peer where the link has a way to.
+
+        Cancellation: The link is closed at once, where it has begun to say goodbye.
+        """
+        await self.drain()

@@ -42,8 +42,8 @@ TransactionalMoneyHandler: TypeAlias = "Callable[[sqlite3.Connection, Transfer],
 
 # What answers a request: a response, None for the acknowledgement of a transfer, or an error.
 Reply: TypeAlias = bytes | LedgerPluginError | None
-# What takes a transfer of the peer's to the money handler: it returns None, or what refuses the transfer.
-Receive: TypeAlias = Callable[[Transfer], Awaitable[LedgerPluginError | None]]
+# Takes a transfer of the peer to the money handler; returns None, or the error that refuses the transfer.
+Receive: TypeAlias = "Callable[[Transfer, Handlers], Awaitable[LedgerPluginError | None]]"
 
 
 class Handlers:
@@ -51,7 +51,7 @@ class Handlers:
 
     Args:
         log: Gets the errors that the peer must not read.
-        receive: Called with each transfer of the peer's.
+        receive: Called with each transfer that the peer sends, and these handlers.
         max_reply: The most bytes that a data handler may return.
         parent: Serves what has no handler here; None for a plugin of its own.
     """
@@ -177,7 +177,7 @@ class Handlers:
             return UnreachableError("the plugin is closing")
         try:
             if isinstance(payload, Transfer):
-                return await self._receive(payload)
+                return await self._receive(payload, self)
             handler = self._data or self.data
             if handler is None:
                 return UnreachableError("no data handler is registered")

@@ -1,4 +1,4 @@
-"""One run of a plugin's connection: the attempt, those who wait for it, and its end."""
+"""One attempt of a plugin to connect, which several callers share."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from .errors import copy_error
+from ..errors import copy_error
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-__all__ = ["Connection"]
+__all__ = ["ConnectAttempt"]
 
 
-class Connection(trio.TaskStatus[None]):
-    """What several callers of ``connect()`` share; it is the ``task_status`` of ``run_connection``.
+class ConnectAttempt(trio.TaskStatus[None]):
+    """One run of a plugin's connection, which several callers of ``connect()`` share; the run's ``task_status``.
 
     Args:
         on_ready: Called when the connection is ready.
@@ -40,13 +40,13 @@ class Connection(trio.TaskStatus[None]):
         return self._scope.cancel_called or self.ended.is_set()
 
     def started(self, value: None = None) -> None:  # noqa: ARG002 (the signature is Trio's)
-        """Let those who wait for the attempt know that it succeeded; too late when it is abandoned."""
+        """Report that the attempt succeeded; does nothing once it is abandoned."""
         if not self.is_settled and not self.is_abandoned:
             self._on_ready()
             self._settled.set()
 
     def settle(self, error: Exception) -> None:
-        """Let those who wait for the attempt know that it failed; does nothing when it was settled before."""
+        """Report that the attempt failed; does nothing when it was settled before."""
         if not self.is_settled:
             self._error = error
             self._settled.set()
@@ -67,9 +67,9 @@ class Connection(trio.TaskStatus[None]):
         """Wait until the attempt has succeeded.
 
         Raises:
-            Exception: What the attempt failed with.
+            Exception: What the attempt failed with, an object of its own for each caller.
 
-        Cancellation: Leaves; the last to leave an attempt cancels it.
+        Cancellation: Leaves; the last caller to leave an attempt cancels it.
         """
         self._waiting += 1
         try:
@@ -79,6 +79,6 @@ class Connection(trio.TaskStatus[None]):
             if not self._waiting and not self.is_settled:
                 self._scope.cancel()
         if self._error is not None:
-            # The next one's is made before this one's is raised.
+            # The next caller's is made before this one is raised.
             error, self._error = self._error, copy_error(self._error)
             raise error

@@ -5,12 +5,12 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from trio_ledger_plugin import PluginClosedError
-from trio_ledger_plugin.connection import Connection
+from trio_ledger_plugin.runtime.attempt import ConnectAttempt
 
 
 async def test_success_lets_every_waiter_go():
     ready = []
-    connection = Connection(lambda: ready.append(1))
+    connection = ConnectAttempt(lambda: ready.append(1))
     async with trio.open_nursery() as nursery:
         for _ in range(3):
             nursery.start_soon(connection.wait_settled)
@@ -23,7 +23,7 @@ async def test_success_lets_every_waiter_go():
 
 
 async def test_failure_reaches_every_waiter_and_later_ones():
-    connection = Connection(lambda: None)
+    connection = ConnectAttempt(lambda: None)
     caught: list[PluginClosedError] = []
 
     async def wait():
@@ -46,7 +46,7 @@ async def test_failure_reaches_every_waiter_and_later_ones():
 
 
 async def test_the_last_to_leave_cancels_the_attempt():
-    connection = Connection(lambda: None)
+    connection = ConnectAttempt(lambda: None)
     scopes = [trio.CancelScope(), trio.CancelScope()]
 
     async def wait(scope):
@@ -66,7 +66,7 @@ async def test_the_last_to_leave_cancels_the_attempt():
 
 
 async def test_leaving_after_the_success_cancels_nothing():
-    connection = Connection(lambda: None)
+    connection = ConnectAttempt(lambda: None)
     connection.started()
     with trio.CancelScope() as scope:
         scope.cancel()
@@ -78,7 +78,7 @@ async def test_leaving_after_the_success_cancels_nothing():
 async def test_a_success_that_comes_after_all_have_left_does_not_count():
     """Else a new caller would be told that the link is up which is being dropped."""
     ready = []
-    connection = Connection(lambda: ready.append(1))
+    connection = ConnectAttempt(lambda: ready.append(1))
     connection.cancel()
     connection.started()
     assert not ready

@@ -1,0 +1,372 @@
+"""The states of a plugin, how it comes to them, and the events that report them.
+
+Invariants: a plugin has one state, and ``TRANSITIONS`` lists every way from one to another; a final state is entered
+once and never left. Whether a peer is connected changes before the event that reports it.
+
+::
+
+    IDLE ── connect() ──> CONNECTING ── started ──> READY ── disconnect() ──> DISCONNECTING ──> IDLE
+    any ── aclose() ──> CLOSING ──> CLOSED            any ── the nursery's end ──> CLOSED
+    any ── a fatal error ──> FAILED
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from functools import partial
+from threading import get_ident
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from ..errors import (
+    ConnectTimeoutError,
+    LedgerPluginError,
+    NotConnectedError,
+    PluginClosedError,
+    PluginFailedError,
+    copy_error,
+)
+from ..events import Connected, Disconnected, Event, EventStream, Failed
+from .attempt import ConnectAttempt
+from .tasks import unwrap_group
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from .context import Context
+
+__all__ = ["DISCONNECT_SECONDS", "FINAL", "Connector", "PluginState"]
+
+# How long a plugin that disconnects may take to say goodbye to its peer.
+DISCONNECT_SECONDS = 1.0
+# How long a closed plugin waits, shielded, for tasks that it has cancelled; one that shields itself can take longer.
+END_SECONDS = 0.5
+
+
+class PluginState(Enum):
+    """What a plugin is doing; whether a peer is connected is another matter."""
+
+    IDLE = "not connected"
+    CONNECTING = "connecting"
+    READY = "connected, or trying to be again"
+    DISCONNECTING = "disconnecting"
+    CLOSING = "closing"
+    CLOSED = "closed"
+    FAILED = "failed"
+
+
+FINAL: Final = frozenset({PluginState.CLOSED, PluginState.FAILED})
+# In these the plugin takes no calls.
+UNUSABLE: Final = FINAL | {PluginState.CLOSING}
+TRANSITIONS: Final[dict[PluginState, frozenset[PluginState]]] = {
+    PluginState.IDLE: UNUSABLE | {PluginState.CONNECTING},
+    PluginState.CONNECTING: UNUSABLE | {PluginState.READY, PluginState.IDLE, PluginState.DISCONNECTING},
+    PluginState.READY: UNUSABLE | {PluginState.IDLE, PluginState.DISCONNECTING},
+    PluginState.DISCONNECTING: UNUSABLE | {PluginState.IDLE},
+    PluginState.CLOSING: FINAL,
+    PluginState.CLOSED: frozenset(),
+    PluginState.FAILED: frozenset(),
+}
+
+
+class Connector:
+    """Brings a plugin to its states, runs its connection, and publishes its events.
+
+    Args:
+        context: What the parts of the plugin share.
+        run: Connects, reports ``task_status.started()``, and stays connected until cancelled.
+        claim: Called before the plugin's tasks begin; raises where the plugin may not have its ledger.
+        release: Called when no task is left that began with ``claim``.
+        on_connection_end: Called when ``run`` has ended.
+        on_end: Called once, when the plugin is closed, or has failed with the error that it is given.
+        on_failed: Called with the fatal error; when None, the error leaves through the nursery.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        run: Callable[[trio.TaskStatus[None]], Awaitable[None]],
+        *,
+        claim: Callable[[], None],
+        release: Callable[[], None],
+        on_connection_end: Callable[[], None],
+        on_end: Callable[[PluginFailedError | None], None],
+        on_failed: Callable[[PluginFailedError], None] | None,
+    ) -> None:
+        self._context = context
+        self._run = run
+        self._claim = claim
+        self._release = release
+        self._on_connection_end = on_connection_end
+        self._on_end = on_end
+        self._on_failed = on_failed
+        self._attempt: ConnectAttempt | None = None
+        self._failure: PluginFailedError | None = None
+        #: The thread of the Trio run that the plugin belongs to.
+        self.thread: int = get_ident()
+        self._changed = trio.Event()
+        self.state: PluginState = PluginState.IDLE
+        self.stream: EventStream = EventStream()
+        #: Whether a peer is connected and authenticated.
+        self.is_connected: bool = False
+        #: The error of the last failed try of a connection that does not come about, for ``ConnectTimeoutError``.
+        self.last_error: Exception | None = None
+
+    # States.
+
+    def move(self, state: PluginState) -> None:
+        """Enter another state.
+
+        Raises:
+            RuntimeError: There is no way from the present one to it; that is a bug.
+        """
+        if state not in TRANSITIONS[self.state]:
+            raise RuntimeError(f"a plugin that is {self.state.value} cannot become {state.value}")
+        self.state = state
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a connection is being made, kept or ended."""
+        return self._attempt is not None
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the plugin disconnects, or takes no calls, so that no new link is wanted."""
+        return self.state in UNUSABLE or self.state is PluginState.DISCONNECTING
+
+    def begin_closing(self) -> bool:
+        """Take no calls from now on; returns False when the plugin has come to its end before."""
+        if self.state in FINAL:
+            return False
+        if self.state is not PluginState.CLOSING:
+            self.move(PluginState.CLOSING)
+        return True
+
+    def check_usable(self) -> None:
+        """Raise ``PluginClosedError`` if the plugin is closed or closing, ``PluginFailedError`` if it has failed."""
+        if self._failure is not None:
+            raise copy_error(self._failure)
+        if self.state in UNUSABLE:
+            raise PluginClosedError("the plugin is closed; open a new one")
+
+    def not_connected(self) -> LedgerPluginError:
+        """Return the error of a call while no peer is connected, or the plugin takes no calls."""
+        try:
+            self.check_usable()
+        except LedgerPluginError as error:
+            return error
+        return NotConnectedError(
+            "not connected; nothing was sent: connect() connects, and wait_connected() waits for a peer"
+        )
+
+    def check_thread(self) -> None:
+        """Raise ``RuntimeError`` in another thread than that of the plugin's Trio run."""
+        if get_ident() != self.thread:
+            raise RuntimeError(
+                "the plugin belongs to another thread; call it as trio.from_thread.run(plugin.send_data, data)"
+            )
+
+    # Whether a peer is connected.
+
+    def link_up(self) -> None:
+        """Report that a peer is connected and authenticated."""
+        self.is_connected = True
+        self._wake_waiters()
+        self.stream.publish(Connected())
+
+    def link_down(self, reason: str) -> None:
+        """Report that the peer is gone; does nothing when none was there."""
+        if self.is_connected:
+            self.is_connected = False
+            self._wake_waiters()
+            self.stream.publish(Disconnected(reason))
+
+    async def wait_connected(self) -> None:
+        """Wait until a peer is connected.
+
+        Raises:
+            PluginClosedError: The plugin was closed first.
+            PluginFailedError: The plugin has failed.
+
+        Cancellation: Safe at any time.
+        """
+        self.check_thread()
+        while not self.is_connected:
+            self.check_usable()
+            await self._changed.wait()
+        await trio.lowlevel.checkpoint()
+
+    def _wake_waiters(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    # Connecting.
+
+    async def connect(self, seconds: float) -> None:
+        """Connect, or wait for the attempt of another caller.
+
+        Args:
+            seconds: How long this caller waits; ``math.inf`` for no limit.
+
+        Raises:
+            ConnectTimeoutError: Not connected in time.
+            Exception: What the attempt failed with.
+
+        Cancellation: Gives up; the last caller to leave cancels the attempt.
+        """
+        with trio.move_on_after(seconds):
+            await self._connect()
+            return
+        if self.state is PluginState.READY:
+            # Ready at the very moment at which the time was up.
+            return
+        cause = self.last_error
+        detail = f": {cause}" if cause is not None else ""
+        raise ConnectTimeoutError(f"not connected within {seconds:g} s{detail}") from cause
+
+    async def _connect(self) -> None:
+        while True:
+            self.check_usable()
+            attempt = self._attempt
+            if attempt is None:
+                await self._begin()
+            elif attempt.is_abandoned or self.state is PluginState.DISCONNECTING:
+                await attempt.ended.wait()
+            else:
+                await attempt.wait_settled()
+                return
+
+    async def _begin(self) -> None:
+        """Open the plugin's tasks and begin an attempt, unless another task does it meanwhile."""
+        tasks = self._context.tasks
+        self._claim()
+        try:
+            await tasks.start()
+            # The tasks before these have given the ledger up when they ended.
+            self._claim()
+            if self._attempt is None and self.state is PluginState.IDLE and tasks.running:
+                self.move(PluginState.CONNECTING)
+                # Not before: tasks that end already must begin nothing.
+                tasks.closing_when_idle = False
+                self.last_error = None
+                self._attempt = ConnectAttempt(self._ready)
+                tasks.spawn(self._run_attempt, self._attempt)
+        finally:
+            if self._attempt is None:
+                tasks.close_when_idle()
+            if tasks.ended:
+                # No end of the tasks is to come that would release it.
+                self._release()
+
+    def _ready(self) -> None:
+        if self.state is PluginState.CONNECTING:
+            self.move(PluginState.READY)
+
+    async def _run_attempt(self, attempt: ConnectAttempt) -> None:
+        """Own one run of the connection from its beginning to its end."""
+        error: Exception | None = None
+        try:
+            await attempt.run(partial(self._run, attempt))
+        except Exception as raised:  # noqa: BLE001 (connect() raises it, or the plugin fails with it)
+            error = unwrap_group(raised)
+        fatal = attempt.is_settled
+        self._attempt = None
+        if PluginState.IDLE in TRANSITIONS[self.state]:
+            self.move(PluginState.IDLE)
+        attempt.settle(error or PluginClosedError("the plugin was disconnected while it connected"))
+        attempt.ended.set()
+        self.link_down("disconnected")
+        self._context.tasks.close_when_idle()
+        if error is not None and fatal:
+            self.fail(error)
+        self._on_connection_end()
+
+    # Disconnecting.
+
+    async def disconnect(self, cut: Callable[[], None], say_goodbye: Callable[[], Awaitable[None]]) -> bool:
+        """End the connection; ``connect()`` may follow.
+
+        Args:
+            cut: Called at once: from then on no peer is connected.
+            say_goodbye: Takes leave of the peer, for at most a second.
+
+        Returns:
+            Whether there was anything to disconnect.
+
+        Cancellation: The connection is ended anyway, without a closing handshake.
+        """
+        attempt = self._attempt
+        if attempt is None or self.state in FINAL:
+            await trio.lowlevel.checkpoint()
+            return False
+        if PluginState.DISCONNECTING in TRANSITIONS[self.state]:
+            self.move(PluginState.DISCONNECTING)
+        cut()
+        try:
+            with trio.move_on_after(DISCONNECT_SECONDS):
+                await say_goodbye()
+        finally:
+            attempt.cancel()
+        await attempt.ended.wait()
+        return True
+
+    async def stop(self) -> None:
+        """End every task of the plugin and wait for that, shielded, for half a second at most.
+
+        Cancellation: Does not end it.
+        """
+        self._context.tasks.cancel()
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + END_SECONDS):
+            await self._context.tasks.wait_ended()
+
+    async def wait_ended(self) -> None:
+        """Wait until no task of the plugin is left, for half a second at most.
+
+        Cancellation: Safe at any time.
+        """
+        with trio.move_on_after(END_SECONDS):
+            await self._context.tasks.wait_ended()
+
+    # The end.
+
+    def fail(self, error: Exception) -> None:
+        """End the plugin for good because of an error that nothing can mend."""
+        self._context.log.error("the plugin failed: %o", error)
+        if self.state in FINAL:
+            return
+        failure = PluginFailedError(f"the plugin failed: {error}")
+        failure.__cause__ = error
+        self._failure = failure
+        self._end(PluginState.FAILED, Failed(error))
+        self._context.tasks.cancel()
+        if self._on_failed is not None:
+            self._on_failed(failure)
+
+    def close(self) -> None:
+        """End the plugin for good; does nothing when it has ended."""
+        if self.state not in FINAL:
+            self._end(PluginState.CLOSED, None)
+
+    def _end(self, state: PluginState, last: Event | None) -> None:
+        """Enter a final state: every call fails, and the events end."""
+        self.move(state)
+        self._on_end(self._failure)
+        self.link_down("closed" if self._failure is None else "failed")
+        self._wake_waiters()
+        self.stream.close(last)
+        if self._attempt is not None:
+            self._attempt.settle(self._failure or PluginClosedError("the plugin was closed while it connected"))
+
+    def tasks_ended(self, crash: Exception | None, *, cancelled: bool) -> Exception | None:
+        """Settle the state when the plugin's tasks have ended; return what is to leave through the nursery."""
+        self._release()
+        if crash is not None:
+            self.fail(unwrap_group(crash))
+        elif cancelled and self.state is not PluginState.FAILED:
+            self.close()
+        if self._attempt is not None:
+            # It was cancelled with all the others.
+            self._attempt.ended.set()
+            self._attempt = None
+        return self._failure if self._on_failed is None else None

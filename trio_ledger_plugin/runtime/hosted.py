@@ -1,0 +1,108 @@
+"""The connector of a plugin that has no connection of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from ..errors import NotConnectedError, PluginFailedError
+from ..events import Failed
+from .connector import DISCONNECT_SECONDS, FINAL, Connector, PluginState
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from .context import Context
+    from .exchange import Exchange
+
+__all__ = ["HostedConnector"]
+
+
+class HostedConnector(Connector):
+    """The connector of a plugin whose connections belong to another, as those of an account belong to its server.
+
+    Args:
+        context: What the parts of the plugin share.
+        is_listening: Whether the other plugin is connected.
+        exchanges: Returns the exchanges of the plugin's links.
+        on_end: Called once, when the plugin is closed, or has failed with the error that it is given.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        *,
+        is_listening: Callable[[], bool],
+        exchanges: Callable[[], Sequence[Exchange]],
+        on_end: Callable[[PluginFailedError | None], None],
+    ) -> None:
+        super().__init__(
+            context,
+            _never,
+            claim=_do_nothing,
+            release=_do_nothing,
+            on_connection_end=_do_nothing,
+            on_end=on_end,
+            on_failed=_ignore,
+        )
+        self._is_listening = is_listening
+        self._exchanges = exchanges
+        self.state = PluginState.READY
+
+    async def connect(self, seconds: float) -> None:  # noqa: ARG002 (there is nothing to wait for)
+        """Check that the other plugin listens: the peer is what connects.
+
+        Raises:
+            NotConnectedError: It does not listen.
+
+        Cancellation: Safe at any time.
+        """
+        await trio.lowlevel.checkpoint()
+        self.check_usable()
+        if not self._is_listening():
+            raise NotConnectedError("the server does not listen; connect() it first")
+
+    async def disconnect(self, cut: Callable[[], None], say_goodbye: Callable[[], Awaitable[None]]) -> bool:
+        """End the plugin's connections; its peer may connect again.
+
+        Cancellation: They are ended anyway, without a closing handshake.
+        """
+        # Not those that the peer opens meanwhile.
+        exchanges = self._exchanges()
+        cut()
+        try:
+            with trio.move_on_after(DISCONNECT_SECONDS):
+                await say_goodbye()
+        finally:
+            for exchange in exchanges:
+                exchange.abort("disconnected", closed=True)
+        return False
+
+    async def stop(self) -> None:
+        """Drop the plugin's connections; its tasks are those of the other plugin.
+
+        Cancellation: Safe at any time.
+        """
+        for exchange in self._exchanges():
+            exchange.abort("closed", closed=True)
+        await trio.lowlevel.checkpoint()
+
+    def fail(self, error: Exception) -> None:
+        """End the plugin for good; the other plugin's tasks are not this one's to end."""
+        if self.state not in FINAL:
+            self._failure = PluginFailedError(f"the plugin failed: {error}")
+            self._failure.__cause__ = error
+            self._end(PluginState.FAILED, Failed(error))
+
+
+async def _never(_task_status: trio.TaskStatus[None]) -> None:
+    raise AssertionError("a hosted plugin has no connection of its own")
+
+
+def _do_nothing() -> None:
+    pass
+
+
+def _ignore(_failure: PluginFailedError) -> None:
+    pass
