@@ -7,10 +7,13 @@ would end with ``TrioInternalError``.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
-import outcome
 import trio
+from trio.lowlevel import current_task, reschedule, wait_task_rescheduled
+
+if TYPE_CHECKING:
+    import outcome
 
 __all__ = ["Waiter", "park"]
 
@@ -27,9 +30,12 @@ class Waiter:
     def wake(self, result: outcome.Outcome[Any] | None = None) -> None:
         """Let the task go on, with a value or an error; does nothing when no task sleeps here."""
         task, self.task = self.task, None
-        if task is not None:
-            # An outcome can be used once.
-            trio.lowlevel.reschedule(task, outcome.Value(None) if result is None else result)
+        if task is None:
+            return
+        if result is None:
+            reschedule(task)
+        else:
+            reschedule(task, result)
 
     def abandon(self, _raise_cancel: object) -> trio.lowlevel.Abort:
         """Let the task go because Trio cancels it. A subclass that overrides this must not raise."""
@@ -43,5 +49,5 @@ async def park(waiter: Waiter) -> Any:  # noqa: ANN401 (the waiter's owner knows
 
     Cancellation: Wakes the task; ``Waiter.abandon`` is called first.
     """
-    waiter.task = trio.lowlevel.current_task()
-    return await trio.lowlevel.wait_task_rescheduled(waiter.abandon)
+    waiter.task = current_task()
+    return await wait_task_rescheduled(waiter.abandon)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from ..codec import btp
-from ..errors import InvalidFieldsError, LedgerPluginError
-from ..runtime.exchange import Exchange
+from ..errors import InvalidFieldsError, LedgerPluginError, UnreachableError
+from ..runtime.exchange import TOO_MANY, Exchange
 from ..websocket.frame_stream import CLOSE_SECONDS
 from .session import Session, SessionEvent, error_reply, read_transfer, transfer_packet
 
@@ -201,18 +201,27 @@ class Link(Exchange):
                 await self._writer.wait_for_room(self._max_queued)
             finally:
                 self.replies_blocked -= 1
-        self.answer(request_id, reply)
+        if self._state is not _State.OPEN:
+            return
+        if reply.__class__ is bytes:
+            # What nearly all replies are, without two calls of methods.
+            self.counters.responses_sent += 1
+            self._send_response(request_id, btp.encode_ilp(btp.RESPONSE, request_id, reply))
+        else:
+            self.answer(request_id, reply)
 
     def send_reply(self, request_id: int, reply: Reply) -> None:
         """Queue a reply, or send it at once where no other request is served."""
-        self.session.serving.discard(request_id)
-        if reply.__class__ is bytes:
-            packet = btp.encode_ilp(btp.RESPONSE, request_id, reply)
-        elif isinstance(reply, LedgerPluginError):
+        if isinstance(reply, LedgerPluginError):
+            self.session.serving.discard(request_id)
             self._write(error_reply(request_id, reply))
-            return
+        elif reply is None:
+            self._send_response(request_id, btp.encode(btp.Response(request_id)))
         else:
-            packet = btp.encode(btp.Response(request_id))
+            self._send_response(request_id, btp.encode_ilp(btp.RESPONSE, request_id, reply))
+
+    def _send_response(self, request_id: int, packet: bytes) -> None:
+        self.session.serving.discard(request_id)
         if self.requests.running == 1:
             self._writer.write_alone(self._frame(packet))
         else:
@@ -235,11 +244,15 @@ class Link(Exchange):
         """Handle one binary message."""
         if self._state is _State.OPEN:
             event, key, value = self.session.receive(message)
+            # The two that nearly all messages are, as resolve() and receive_request() handle them: a call of a method
+            # costs a fiftieth of a request.
             if event is ANSWER:
-                self.context.counters.responses_received += 1
+                self.counters.responses_received += 1
                 key.answer(value)
             elif event is REQUEST:
-                self.receive_request(key, value)
+                self.counters.requests_received += 1
+                if not self.requests.submit(key, value, len(value)):
+                    self.refuse(key, UnreachableError(TOO_MANY))
             else:
                 self._receive_other(event, key, value)
         elif self._state is _State.AUTHENTICATING:
@@ -261,7 +274,7 @@ class Link(Exchange):
         self.end(reason)
 
     def _receive_other(self, event: SessionEvent, key: Any, value: Any) -> None:  # noqa: ANN401 (the event tells)
-        counters = self.context.counters
+        counters = self.counters
         if event is SessionEvent.FAILURE:
             self.resolve(key, value)
         elif event is SessionEvent.TRANSFER:
@@ -279,7 +292,7 @@ class Link(Exchange):
         try:
             transfer = read_transfer(packet, self.account, keyed=self.peer_retention is not None)
         except InvalidFieldsError as error:
-            self.context.counters.requests_received += 1
+            self.counters.requests_received += 1
             self.refuse(request_id, error)
         else:
             self.receive_request(request_id, transfer)
@@ -380,8 +393,8 @@ class Link(Exchange):
             self._pinging.cancel()
         if was_open:
             # Nothing of an unauthenticated connection is visible, not even its bytes.
-            self.context.counters.bytes_sent += self.bytes_sent
-            self.context.counters.bytes_received += self.bytes_received
+            self.counters.bytes_sent += self.bytes_sent
+            self.counters.bytes_received += self.bytes_received
         self._abort_at = trio.current_time() + 2 * CLOSE_SECONDS
         self.context.timers.schedule(self, self._abort_at)
         self._on_lost(self, reason)

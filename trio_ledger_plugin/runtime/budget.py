@@ -21,14 +21,14 @@ class Share:
         parent: The share that this one is part of; None for the widest.
     """
 
-    __slots__ = ("_parent", "_unused", "limit", "used")
+    __slots__ = ("limit", "parent", "unused", "used")
 
     def __init__(self, limit: float = inf, parent: Share | None = None) -> None:
         self.limit: float = limit
         self.used: int = 0
-        self._parent = parent
-        # Made when first needed: most accounts are never waited for.
-        self._unused: trio.Event | None = None
+        self.parent = parent
+        #: Set when nothing is in use; made when first needed, for most accounts are never waited for.
+        self.unused: trio.Event | None = None
 
     def has_room(self, amount: int = 1) -> bool:
         """Whether so much more may be taken, here and of every parent."""
@@ -36,25 +36,28 @@ class Share:
         while share is not None:
             if share.used + amount > share.limit:
                 return False
-            share = share._parent
+            share = share.parent
         return True
 
     def take(self, amount: int = 1) -> None:
         """Count so much as used, here and of every parent; ``has_room`` says whether that is allowed."""
-        share: Share | None = self
-        while share is not None:
-            share.used += amount
-            share = share._parent
+        self.used += amount
+        if self.parent is not None:
+            self.parent.take(amount)
 
     def give_back(self, amount: int = 1) -> None:
         """Count so much as used no longer."""
-        share: Share | None = self
-        while share is not None:
-            share.used -= amount
-            if not share.used and share._unused is not None:
-                share._unused.set()
-                share._unused = None
-            share = share._parent
+        self.used -= amount
+        if self.unused is not None:
+            self.wake_waiters()
+        if self.parent is not None:
+            self.parent.give_back(amount)
+
+    def wake_waiters(self) -> None:
+        """Wake the tasks that wait until nothing is in use, if that is so."""
+        if self.unused is not None and not self.used:
+            self.unused.set()
+            self.unused = None
 
     async def wait_unused(self) -> None:
         """Wait until nothing is in use.
@@ -62,9 +65,9 @@ class Share:
         Cancellation: Safe at any time.
         """
         while self.used:
-            if self._unused is None:
-                self._unused = trio.Event()
-            await self._unused.wait()
+            if self.unused is None:
+                self.unused = trio.Event()
+            await self.unused.wait()
 
 
 class Budget:

@@ -29,13 +29,16 @@ from .workers import RequestQueue
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from ..statistics import Counters
     from .context import Context
     from .handlers import Reply
 
-__all__ = ["Exchange", "MakeError"]
+__all__ = ["TOO_MANY", "Exchange", "MakeError"]
 
 # What a transfer counts for while it waits for a handler.
 TRANSFER_BYTES = 64
+# What a peer is told whose requests wait in too large a number.
+TOO_MANY = "too many requests wait already"
 
 # Makes the error of one call: no two calls share one.
 MakeError: TypeAlias = "Callable[[], LedgerPluginError]"
@@ -53,13 +56,16 @@ class Exchange(ABC):
             call of another link.
     """
 
-    __slots__ = ("calls", "context", "requests")
+    __slots__ = ("calls", "context", "counters", "requests")
 
     def __init__(self, context: Context, ids: Iterator[int]) -> None:
         options = context.options
         self.context: Context = context
+        self.counters: Counters = context.counters
         self.calls: CallTable = CallTable(ids, limit=options.max_in_flight, timeout=options.response_timeout)
-        self.requests: RequestQueue = RequestQueue(context.workers, context.budget, self, context.handlers.answer)
+        self.requests: RequestQueue = RequestQueue(
+            context.workers, context.budget.handlers, self, context.handlers.answer
+        )
 
     # What a transport writes.
 
@@ -122,11 +128,12 @@ class Exchange(ABC):
         calls = self.calls
         if len(calls.pending) >= calls.limit or self.is_full():
             await self._wait_for_turn()
-        calls.check_open()
+        if calls.make_error is not None:
+            calls.check_open()
         request_id, call = calls.open()
         try:
             self.send_request(request_id, request)
-            self.context.counters.requests_sent += 1
+            self.counters.requests_sent += 1
             if call.early is not None:
                 await trio.lowlevel.checkpoint()
                 return call.early.unwrap()
@@ -166,10 +173,10 @@ class Exchange(ABC):
 
     def receive_request(self, request_id: int, request: bytes | Transfer) -> None:
         """Have a request or a transfer of the peer's served; its reply is sent later, unless the link is lost."""
-        self.context.counters.requests_received += 1
-        size = TRANSFER_BYTES if isinstance(request, Transfer) else len(request)
+        self.counters.requests_received += 1
+        size = len(request) if request.__class__ is bytes else TRANSFER_BYTES
         if not self.requests.submit(request_id, request, size):
-            self.refuse(request_id, UnreachableError("too many requests wait already"))
+            self.refuse(request_id, UnreachableError(TOO_MANY))
 
     def receive_reply(self, request_id: int, reply: Reply) -> None:
         """Give a reply to the call that it names; a reply to no call is counted and ignored.
@@ -181,17 +188,17 @@ class Exchange(ABC):
         """
         call = self.calls.pending.pop(request_id, None)
         if call is None:
-            self.context.counters.unexpected_responses += 1
+            self.counters.unexpected_responses += 1
         else:
             self.resolve(call, reply)
 
     def resolve(self, call: Call, reply: Reply) -> None:
         """Give a reply to a call that is in the table no longer."""
         if isinstance(reply, LedgerPluginError):
-            self.context.counters.errors_received += 1
+            self.counters.errors_received += 1
             call.fail(reply)
         else:
-            self.context.counters.responses_received += 1
+            self.counters.responses_received += 1
             call.answer(reply or b"")
 
     async def reply(self, request_id: int, reply: Reply) -> None:
@@ -199,16 +206,15 @@ class Exchange(ABC):
 
         Cancellation: The reply is dropped.
         """
-        self.answer(request_id, reply)
+        if self.is_open:
+            self.answer(request_id, reply)
 
     def answer(self, request_id: int, reply: Reply) -> None:
-        """Count a reply and send it; dropped when the link is gone."""
-        if not self.is_open:
-            return
-        if isinstance(reply, LedgerPluginError):
-            self.context.counters.errors_sent += 1
+        """Count a reply and send it over the link, which is open."""
+        if reply.__class__ is bytes or not isinstance(reply, LedgerPluginError):
+            self.counters.responses_sent += 1
         else:
-            self.context.counters.responses_sent += 1
+            self.counters.errors_sent += 1
         self.send_reply(request_id, reply)
 
     def expire(self, request_id: int) -> None:
@@ -218,13 +224,14 @@ class Exchange(ABC):
     def refuse(self, request_id: int, error: LedgerPluginError) -> None:
         """Answer a request with an error, without waiting."""
         if self.is_open:
-            self.context.counters.errors_sent += 1
+            self.counters.errors_sent += 1
             self.send_refusal(request_id, error)
 
     def serve_as(self, context: Context) -> None:
         """Serve the peer's requests, and count, under another context: that of its account."""
         self.context = context
-        self.requests.budget = context.budget
+        self.counters = context.counters
+        self.requests.share = context.budget.handlers
         self.requests.answer = context.handlers.answer
 
     # Deadlines and the end.

@@ -173,12 +173,12 @@ class Handlers:
 
     async def answer(self, payload: bytes | Transfer) -> Reply:
         """Have a handler serve a request or a transfer, and return the reply; no exception of a handler leaves."""
-        if self.is_stopped:
+        if self._stopped or (self._parent is not None and self._parent.is_stopped):
             return UnreachableError("the plugin is closing")
         try:
             if isinstance(payload, Transfer):
                 return await self._receive(payload, self)
-            handler = self._data or self.data
+            handler = self.data if self._data is None else self._data
             if handler is None:
                 return UnreachableError("no data handler is registered")
             response = await handler(payload)

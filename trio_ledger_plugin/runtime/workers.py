@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from ..services import Log
-    from .budget import Budget
+    from .budget import Share
     from .handlers import Reply
     from .tasks import TaskGroup
 
@@ -51,27 +51,27 @@ class RequestQueue:
 
     Args:
         pool: The plugin's pool.
-        budget: The account's; what runs is counted there.
+        share: The account's share of handlers, of which each that runs takes one.
         requester: Where the requests come from.
         answer: Runs the application's handler and returns the reply; never raises for it.
     """
 
     __slots__ = (
         "answer",
-        "budget",
         "pool",
         "requester",
         "running",
         "running_bytes",
         "running_transfers",
+        "share",
         "waiting",
         "waiting_bytes",
         "waiting_transfers",
     )
 
-    def __init__(self, pool: WorkerPool, budget: Budget, requester: Requester, answer: Answer) -> None:
+    def __init__(self, pool: WorkerPool, share: Share, requester: Requester, answer: Answer) -> None:
         self.pool: WorkerPool = pool
-        self.budget: Budget = budget
+        self.share: Share = share
         self.requester: Requester = requester
         self.answer: Answer = answer
         self.running: int = 0
@@ -146,7 +146,7 @@ class RequestQueue:
 class _Worker(Waiter):
     """One pooled task and the request that it serves; it waits here for the next one."""
 
-    __slots__ = ("answered", "budget", "held", "is_transfer", "payload", "pool", "queue", "request_id", "scope")
+    __slots__ = ("answered", "held", "is_transfer", "payload", "pool", "queue", "request_id", "scope", "share")
 
     def __init__(self, pool: WorkerPool) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ class _Worker(Waiter):
         self.scope: trio.CancelScope = trio.CancelScope()
         self.queue: RequestQueue | None = None
         # The queue's when the worker began: a queue that changes hands gives back what it took.
-        self.budget: Budget | None = None
+        self.share: Share | None = None
         self.request_id: int = 0
         self.payload: bytes | Transfer = b""
         self.is_transfer: bool = False
@@ -208,8 +208,11 @@ class WorkerPool:
     def run(self, queue: RequestQueue, request_id: int, payload: bytes | Transfer, size: int) -> None:
         """Serve one request in a task that is free, or in a new one."""
         worker = self.idle.pop() if self.idle else _Worker(self)
-        worker.budget = queue.budget
-        worker.budget.handlers.take()
+        share = worker.share = queue.share
+        # As share.take() does, and give_back() below, without a call for each request.
+        share.used += 1
+        if share.parent is not None:
+            share.parent.take()
         worker.begin(queue, request_id, payload, size)
         if worker.task is None:
             self._tasks.spawn(self._work, worker)
@@ -295,7 +298,12 @@ class WorkerPool:
             self.run(queue, *job)
 
     def _release(self, worker: _Worker) -> None:
-        assert worker.budget is not None
-        worker.budget.handlers.give_back()
-        worker.budget = None
-        self._tasks.wake()
+        share = worker.share
+        assert share is not None
+        share.used -= 1
+        if share.unused is not None:
+            share.wake_waiters()
+        if share.parent is not None:
+            share.parent.give_back()
+        if self._tasks.closing_when_idle:
+            self._tasks.wake()
