@@ -22,7 +22,7 @@ class Home:
         self.timers = Timers()
         self.tasks = TaskGroup(nursery, self.timers, self._ended, lambda: self.is_busy)
 
-    def _ended(self, crash, *, cancelled):
+    def _ended(self, crash, cancelled):
         self.ends.append((crash, cancelled))
         return self.fatal
 

@@ -7,7 +7,7 @@ would end with ``TrioInternalError``.
 
 from __future__ import annotations
 
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 from trio.lowlevel import current_task, reschedule, wait_task_rescheduled

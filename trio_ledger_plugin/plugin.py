@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import trio
 
+from . import registration
 from .errors import (
     ConnectionLostError,
     InvalidFieldsError,
@@ -22,7 +23,6 @@ from .errors import (
 )
 from .money.service import MoneyService, open_money
 from .options.base import ConnectOptions, PluginOptions
-from .registration import HandlerRegistration
 from .runtime.connector import Connector, PluginState
 from .runtime.context import Context
 from .runtime.handlers import as_bytes
@@ -47,7 +47,7 @@ __all__ = ["LedgerPlugin"]
 CLOSING = PluginState.CLOSING
 
 
-class LedgerPlugin(HandlerRegistration, ABC):
+class LedgerPlugin(ABC):
     """One account with one peer (RFC-0024, class LedgerPlugin).
 
     Made by ``open_plugin()`` or ``create_plugin()``. Any number of tasks of one Trio run may call every method.
@@ -75,12 +75,7 @@ class LedgerPlugin(HandlerRegistration, ABC):
         on_failed: Callable[[PluginFailedError], None] | None = None,
     ) -> None:
         context = Context.for_plugin(
-            options,
-            services,
-            nursery,
-            receive=self._receive_transfer,
-            on_end=self._tasks_ended,
-            is_busy=self._is_busy,
+            options, services, nursery, receive=self._receive_transfer, on_end=self._tasks_ended, is_busy=self._is_busy
         )
         money = open_money(
             context,
@@ -172,7 +167,7 @@ class LedgerPlugin(HandlerRegistration, ABC):
             for exchange in self.exchanges():
                 nursery.start_soon(exchange.finish)
 
-    def ended(self, failure: PluginFailedError | None) -> None:
+    def ended(self, failure: PluginFailedError | None) -> None:  # noqa: B027 (most plugins have nothing to do)
         """Called once, when the plugin is closed or has failed and is in its final state."""
 
     @property
@@ -206,9 +201,8 @@ class LedgerPlugin(HandlerRegistration, ABC):
 
         Cancellation: Gives up; the last caller to leave cancels the attempt.
         """
-        seconds = ConnectOptions.seconds_of(options, self.options.connect_timeout)
         self.check_thread()
-        await self._connector.connect(seconds)
+        await self._connector.connect(ConnectOptions.seconds_of(options, self.options.connect_timeout))
 
     async def disconnect(self) -> None:
         """Disconnect from the peer (RFC-0024, disconnect). Does nothing when not connected; ``connect()`` may follow.
@@ -342,6 +336,12 @@ class LedgerPlugin(HandlerRegistration, ABC):
             raise error
         await self.money.send(transfer)
 
+    register_data_handler = registration.register_data_handler
+    deregister_data_handler = registration.deregister_data_handler
+    register_money_handler = registration.register_money_handler
+    register_transactional_money_handler = registration.register_transactional_money_handler
+    deregister_money_handler = registration.deregister_money_handler
+
     @property
     def transfers(self) -> Transfers:
         """What has moved, from the journal of this plugin's transfers, and what is in doubt.
@@ -436,8 +436,8 @@ class LedgerPlugin(HandlerRegistration, ABC):
     def _is_busy(self) -> bool:
         return self._connector.is_running or self.context.budget.handlers.used > 0 or self.money.is_busy
 
-    def _tasks_ended(self, crash: Exception | None, *, cancelled: bool) -> Exception | None:
-        return self._connector.tasks_ended(crash, cancelled=cancelled)
+    def _tasks_ended(self, crash: Exception | None, cancelled: bool) -> Exception | None:
+        return self._connector.tasks_ended(crash, cancelled)
 
     def _end(self, failure: PluginFailedError | None) -> None:
         """Stop the parts: the plugin is in its final state."""

@@ -18,7 +18,7 @@ __all__ = ["make_tasks", "open_tasks"]
 
 def make_tasks(nursery: trio.Nursery) -> TaskGroup:
     """Return a task group that is not open; a crash in it leaves through the nursery."""
-    return TaskGroup(nursery, Timers(), lambda crash, *, cancelled: crash, lambda: False)
+    return TaskGroup(nursery, Timers(), lambda crash, cancelled: crash, lambda: False)
 
 
 @asynccontextmanager

@@ -358,7 +358,7 @@ class Connector:
         if self._attempt is not None:
             self._attempt.settle(self._failure or PluginClosedError("the plugin was closed while it connected"))
 
-    def tasks_ended(self, crash: Exception | None, *, cancelled: bool) -> Exception | None:
+    def tasks_ended(self, crash: Exception | None, cancelled: bool) -> Exception | None:
         """Settle the state when the plugin's tasks have ended; return what is to leave through the nursery."""
         self._release()
         if crash is not None:

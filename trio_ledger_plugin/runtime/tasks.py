@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextvars
 from contextlib import contextmanager
 from math import inf
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import trio
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
     from .timers import Timers
+
+    OnEnd = Callable[[Exception | None, bool], Exception | None]
 
 __all__ = ["TaskGroup", "unwrap_group"]
 
@@ -47,20 +49,14 @@ def _new_scope() -> trio.CancelScope:
     return trio.CancelScope(shield=True, deadline=inf)
 
 
-class OnEnd(Protocol):
-    """What a plugin does when its tasks have ended."""
-
-    def __call__(self, crash: Exception | None, *, cancelled: bool) -> Exception | None:
-        """Settle the plugin's state; ``crash`` left a task. The error that is returned is raised into the nursery."""
-
-
 class TaskGroup:
     """Runs the tasks of one plugin inside a nursery of the caller's.
 
     Args:
         nursery: The caller's nursery.
         timers: The plugin's timers, which run in one of the tasks.
-        on_end: Called when the tasks have ended, for any reason.
+        on_end: Called when the tasks have ended, for any reason, with the exception that left a task and whether they
+            were cancelled; the exception that it returns is raised into the nursery.
         is_busy: Whether the tasks are needed, asked after ``close_when_idle()``.
     """
 
@@ -201,7 +197,7 @@ class TaskGroup:
             cancelled, self._nursery = self._nursery is not None, None
             self._timers.clear()
             self._ended.set()
-            fatal = self._on_end(crash, cancelled=cancelled)
+            fatal = self._on_end(crash, cancelled)
         if fatal is not None:
             raise fatal
 

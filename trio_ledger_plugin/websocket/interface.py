@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from .writer import FrameWriter
 
 __all__ = ["MessageReceiver", "OnEnd", "WebSocketTransport"]
+
+# Called once, when nothing more will come: whether the plugin's tasks were cancelled, and an error that is a bug.
+OnEnd: TypeAlias = "Callable[[bool, Exception | None], None]"
 
 
 class MessageReceiver(Protocol):
@@ -32,13 +35,6 @@ class MessageReceiver(Protocol):
 
     def peer_left(self, reason: str) -> None:
         """Take note that nothing more will be received."""
-
-
-class OnEnd(Protocol):
-    """Told once, when nothing more will come."""
-
-    def __call__(self, cancelled: bool, error: Exception | None) -> None:
-        """Take note: ``cancelled`` when the plugin's tasks were; the error is one that nobody expects."""
 
 
 class WebSocketTransport(Protocol):
