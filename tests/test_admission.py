@@ -16,7 +16,7 @@ def gate(**options: object) -> Admission:
 
 
 def enter(stack: ExitStack, doorkeeper: Admission, address: str) -> bool:
-    return stack.enter_context(doorkeeper.visit(address))
+    return stack.enter_context(doorkeeper.admit(address))
 
 
 def test_an_address_has_a_share_of_its_own() -> None:
@@ -34,11 +34,11 @@ def test_an_address_has_a_share_of_its_own() -> None:
 
 def test_one_that_was_turned_away_takes_no_place() -> None:
     doorkeeper = gate(max_unauthenticated_per_address=1)
-    with doorkeeper.visit("192.0.2.1") as first:
+    with doorkeeper.admit("192.0.2.1") as first:
         for _ in range(3):
-            with doorkeeper.visit("192.0.2.1") as other:
+            with doorkeeper.admit("192.0.2.1") as other:
                 assert not other
-    with doorkeeper.visit("192.0.2.1") as again:
+    with doorkeeper.admit("192.0.2.1") as again:
         assert first
         assert again
 
@@ -66,7 +66,7 @@ def test_the_whole_number_is_bounded_for_everybody() -> None:
         assert all(enter(stack, doorkeeper, f"192.0.2.{i}") for i in range(5))
         assert not enter(stack, doorkeeper, "192.0.2.77")
         assert not enter(stack, doorkeeper, "127.0.0.1")
-    with doorkeeper.visit("192.0.2.77") as welcome:
+    with doorkeeper.admit("192.0.2.77") as welcome:
         assert welcome
 
 
@@ -74,13 +74,13 @@ def test_a_place_is_free_again_after_an_error() -> None:
     doorkeeper = gate(max_unauthenticated=1)
 
     def visit_and_fail() -> None:
-        with doorkeeper.visit("192.0.2.1"):
+        with doorkeeper.admit("192.0.2.1"):
             raise ZeroDivisionError
 
     for _ in range(3):
         with pytest.raises(ZeroDivisionError):
             visit_and_fail()
-    with doorkeeper.visit("192.0.2.1") as welcome:
+    with doorkeeper.admit("192.0.2.1") as welcome:
         assert welcome
 
 

@@ -12,11 +12,11 @@ from support.tasks import open_tasks
 from trio.testing import MockClock
 
 from trio_ledger_plugin.errors import NotAcceptedError, UnreachableError
+from trio_ledger_plugin.net.dial import PermanentlyUnreachableError
 from trio_ledger_plugin.options.base import PluginOptions
 from trio_ledger_plugin.websocket.connection import (
     BadHandshakeError,
     Handshake,
-    PermanentlyUnreachableError,
     ReaderTask,
     accept_websocket,
     open_websocket,

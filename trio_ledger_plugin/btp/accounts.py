@@ -19,9 +19,8 @@ from ..ilp.configuration import read_ildcp_answer
 from ..ilp.routing import child_segment, forward, has_expired, read_prepare
 from ..net.tokens import AccountTokens, is_segment
 from .account import Account, AccountPlugin
-from .door import Door
 from .options import AccountsOptions, HostInfo
-from .server import BtpServer
+from .server import BtpServer, Server
 from .session import request_ids
 
 if TYPE_CHECKING:
@@ -62,10 +61,12 @@ class AccountsPlugin(BtpServer):
         if self.money.ledger is not None:
             self.money.ledger.on_open = self._resume_accounts
         tokens = AccountTokens(services.store, options.generate_account, self.log)
-        self._door = Door(
+        self._server = Server(
             self.context,
-            options,
             request_ids(),
+            host=options.host,
+            port=options.port,
+            ssl_context=options.ssl_context,
             offered_retention=self.money.offered_retention,
             attach=self._attach_link,
             detach=self._detach_link,
@@ -78,14 +79,15 @@ class AccountsPlugin(BtpServer):
     @property
     def address(self) -> str:
         """The URL that clients dial, without credentials; its port is the bound one while the plugin listens."""
-        return self._door.address
+        return self._server.address
 
     def _is_link_wanted(self) -> bool:
         return not self.is_disconnecting
 
-    def open_door(self) -> Door:
-        """Return the door that every client comes through."""
-        return self._door
+    @property
+    def server(self) -> Server:
+        """The server that accepts every client's connections."""
+        return self._server
 
     def account(self, name: str) -> AccountPlugin:
         """Return the plugin of one account, whether its client has ever connected or not.
@@ -123,7 +125,7 @@ class AccountsPlugin(BtpServer):
             self.info = await self._ask_host()
         broken = False
         try:
-            await self._door.run(listening)
+            await self._server.run(listening)
         except Exception:
             broken = True
             raise

@@ -1,24 +1,21 @@
 """The end that dials: connect, authenticate, and dial again after each loss.
 
-The law of this module: before the first success, whatever trying again cannot mend leaves ``connect()``. After it,
-only a clear refusal of the credentials ends the plugin; everything else is tried again, with a pause that is never
+Invariant: before the first success, an error that trying again cannot mend leaves ``connect()``. After it, only a clear
+refusal of the credentials ends the plugin; every other error is followed by another try, after a pause that is never
 longer than the outage has lasted, nor than ``redial_max_delay``.
 """
 
 from __future__ import annotations
 
-import os
-import ssl
 from math import inf
 from random import uniform
-from socket import gaierror
 from typing import TYPE_CHECKING
 
 import trio
 
 from ..errors import InvalidFieldsError, LedgerPluginError, NotAcceptedError, UnreachableError
-from ..net.sockets import abort_stream
-from ..websocket.connection import PermanentlyUnreachableError, WebSocket, open_websocket
+from ..net.dial import PermanentlyUnreachableError, dial
+from ..websocket.connection import WebSocket, open_websocket
 from .auth import auth_message, read_auth_answer, transfer_keys
 from .link import Link
 
@@ -38,9 +35,6 @@ SILENT_CLOSES = 3
 # A link that does not last so long has not ended the outage: two clients that throw each other out of one account
 # would otherwise do so as fast as the network can.
 STABLE_SECONDS = 10.0
-# What versions of OpenSSL say of a server that answers in the clear.
-NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
-NO_TLS_HINT = "; does the server speak TLS? if not, its URL begins with btp+ws://"
 
 
 class SilentCloseError(UnreachableError):
@@ -89,7 +83,7 @@ class Client:
         """The server's URL without credentials."""
         return self._options.address
 
-    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+    async def run(self, connected: Callable[[], None]) -> None:
         """Connect, report it, and stay connected.
 
         Raises:
@@ -103,7 +97,7 @@ class Client:
                 "(btp+wss://account:token@host/path) or into btp_account and btp_token"
             )
         gone = await self._first_link()
-        task_status.started()
+        connected()
         began = -inf
         while True:
             up = trio.current_time()
@@ -157,38 +151,10 @@ class Client:
 
     async def _open_websocket(self) -> WebSocket:
         options = self._options
-        try:
-            stream: trio.abc.Stream = await trio.open_tcp_stream(options.host, options.port)
-        except OSError as error:
-            raise UnreachableError(f"cannot connect to {self.address}: {_reasons_of(error)}") from error
-        except UnicodeError as error:
-            raise PermanentlyUnreachableError(f"{self.address} names a host that cannot exist: {error}") from error
-        if options.tls:
-            stream = await self._start_tls(stream)
+        stream = await dial(options.host, options.port, self.address, tls=options.tls, ssl_context=options.ssl_context)
         return await open_websocket(
             stream, self._context.tasks, options, host=options.host_header, resource=options.resource
         )
-
-    async def _start_tls(self, stream: trio.abc.Stream) -> trio.abc.Stream:
-        options = self._options
-        context = options.ssl_context or ssl.create_default_context()
-        secured = trio.SSLStream(stream, context, server_hostname=options.host, https_compatible=True)
-        done = False
-        try:
-            await secured.do_handshake()
-            done = True
-        except trio.BrokenResourceError as error:
-            if isinstance(error.__cause__, ssl.SSLCertVerificationError):
-                raise PermanentlyUnreachableError(
-                    f"the certificate of {self.address} is not trusted: {error.__cause__.verify_message}"
-                ) from error.__cause__
-            cause = error.__cause__ or error
-            hint = NO_TLS_HINT if getattr(cause, "reason", None) in NO_TLS else ""
-            raise UnreachableError(f"TLS with {self.address} failed: {cause}{hint}") from error
-        finally:
-            if not done:
-                await abort_stream(stream)  # noqa: ASYNC102 (it waits for nothing)
-        return secured
 
     async def _authenticate(self, websocket: WebSocket, redials: int) -> trio.Event:
         options = self._options
@@ -240,17 +206,3 @@ class Client:
         if verdict[0] is not None:
             raise verdict[0]
         return gone
-
-
-def _reasons_of(error: OSError) -> str:
-    """Return what the system says; a name can have several addresses, and Trio groups what each of them came to."""
-    cause = error.__cause__
-    errors = cause.exceptions if isinstance(cause, ExceptionGroup) else (error,)
-    return ", ".join(dict.fromkeys(map(_reason_of, errors)))
-
-
-def _reason_of(error: Exception) -> str:
-    if not isinstance(error, OSError) or error.errno is None:
-        return str(error)
-    # Trio's own text repeats the address. The resolver has numbers of its own.
-    return error.strerror or str(error) if isinstance(error, gaierror) else os.strerror(error.errno)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+from hashlib import sha256
+from hmac import compare_digest
 from typing import TYPE_CHECKING, ClassVar
 
-from ..errors import InvalidFieldsError, PluginFailedError
+from ..errors import InvalidFieldsError, NotAcceptedError, PluginFailedError
 from .client import Client
 from .link import CLOSE_NORMAL, Link
-from .listener import Listener
 from .options import BtpOptions
-from .server import BtpServer
+from .server import BtpServer, Server
 from .session import request_ids
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     import trio
 
     from ..services import PluginServices
-    from .door import Door
+    from ..websocket.connection import Handshake
 
 __all__ = ["BtpPlugin"]
 
@@ -40,8 +42,9 @@ class BtpPlugin(BtpServer):
         self._link: Link | None = None
         ids = request_ids()
         offered = self.money.offered_retention
-        self._side: Client | Listener
-        if options.listener is None:
+        self._side: Client | Server
+        listener = options.listener
+        if listener is None:
             self._side = Client(
                 self.context,
                 options,
@@ -53,14 +56,20 @@ class BtpPlugin(BtpServer):
                 on_failed_try=self._note_failed_try,
             )
         else:
-            self._side = Listener(
+            digest = sha256(listener.secret.reveal().encode()).digest()
+            self._side = Server(
                 self.context,
-                options.listener,
                 ids,
+                host=listener.host,
+                port=listener.port,
+                ssl_context=listener.ssl_context,
                 offered_retention=offered,
                 attach=self._attach_link,
                 detach=self._detach_link,
                 is_wanted=self._is_link_wanted,
+                identify=partial(_check_token, digest),
+                verify=None,
+                refuse=_refuse_browsers,
             )
 
     @property
@@ -74,21 +83,22 @@ class BtpPlugin(BtpServer):
     def _note_failed_try(self, error: Exception) -> None:
         self.connect_error = error
 
-    def open_door(self) -> Door:
-        """Return the listener's door.
+    @property
+    def server(self) -> Server:
+        """The server that accepts connections.
 
         Raises:
             InvalidFieldsError: This plugin dials.
         """
-        if not isinstance(self._side, Listener):
+        if not isinstance(self._side, Server):
             raise InvalidFieldsError("this plugin dials; one that is handed connections has the option listener")
-        return self._side.door
+        return self._side
 
     async def run_connection(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Run the client or the listener."""
         broken = False
         try:
-            await self._side.run(task_status=task_status)
+            await self._side.run(task_status.started)
         except Exception:
             broken = True
             raise
@@ -112,3 +122,19 @@ class BtpPlugin(BtpServer):
             self._link = None
             self.log.debug("the connection with %s ended: %s", link.peer, reason)
             self.detach(link, reason)
+
+
+def _check_token(digest: bytes, _username: str | None, token: bytes) -> str:
+    """Return the account that a token opens; the account of a plugin with one peer has no name.
+
+    Raises:
+        NotAcceptedError: It is another token.
+    """
+    if not compare_digest(sha256(token).digest(), digest):
+        raise NotAcceptedError("invalid auth_token")
+    return ""
+
+
+def _refuse_browsers(handshake: Handshake) -> int | None:
+    """Refuse a web page's script: it would act with the rights of the person who looks at the page."""
+    return 403 if handshake.origin is not None else None

@@ -1,46 +1,316 @@
-"""The plugins that let peers in, and how an application that owns its server hands them connections."""
+"""The end that accepts: it authenticates connections, of its own port and of the application, and attaches them.
+
+Invariant: nothing of a connection is visible before its token is right, and an unauthenticated peer costs only itself.
+That is the same for every connection; only the end of an external one is awaited by the application.
+"""
 
 from __future__ import annotations
 
+import ssl
 from abc import abstractmethod
-from typing import TYPE_CHECKING
+from contextlib import AsyncExitStack, suppress
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
 
+import trio
+
+from ..errors import NotAcceptedError, NotConnectedError, StoreError
+from ..net.admission import Admission
+from ..net.listen import NAMELESS, Listener, peer_address
+from ..net.shared_reader import SocketReaders, can_share
+from ..net.sockets import abort_stream
 from ..plugin import LedgerPlugin
-from ..websocket.connection import Accepted
+from ..websocket.connection import Accepted, BadHandshakeError, accept_websocket
+from ..websocket.messages import MessageStream
+from .auth import AuthRequest, BadAuthError, auth_accepted, auth_refused, read_auth
+from .link import Link
 
 if TYPE_CHECKING:
-    import trio
+    from collections.abc import Awaitable, Callable, Iterator
 
-    from ..websocket.connection import WebSocketConnection
-    from .door import Door
+    from ..runtime.context import Context
+    from ..websocket.connection import Handshake, WebSocket, WebSocketConnection
+    from ..websocket.interface import WebSocketTransport
 
-__all__ = ["BtpServer"]
+    Identify: TypeAlias = Callable[[str | None, bytes], str]
+    Verify: TypeAlias = Callable[[str, bytes], Awaitable[None]]
+    Handshakes: TypeAlias = Callable[[], Awaitable[WebSocketTransport | None]]
+
+__all__ = ["BtpServer", "Server"]
+
+
+class Server:
+    """Accepts connections and authenticates them.
+
+    Args:
+        context: What the parts of the plugin share.
+        ids: Where request ids come from.
+        host: The address to listen on.
+        port: The TCP port; 0 takes a free one, None opens none.
+        ssl_context: The TLS context of the port; None listens without TLS.
+        offered_retention: For how many seconds this end keeps transfer keys; None where it offers PLAIN only.
+        attach: Called with each link whose peer's token is right; ``link.account`` is set.
+        detach: Called with each link that is lost, attached or not, and the reason.
+        is_wanted: Whether links are still wanted: not while the plugin disconnects or closes.
+        identify: Returns the account that a username and a token speak for, or raises ``NotAcceptedError``; decides all
+            that can be decided without waiting.
+        verify: Looks up whether a token is the account's, and raises ``NotAcceptedError`` if it is not, ``StoreError``
+            if it cannot tell; None when ``identify`` decides alone. What the peer sends meanwhile is held.
+        refuse: Returns the HTTP status that a handshake is refused with, or None.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        ids: Iterator[int],
+        *,
+        host: str,
+        port: int | None,
+        ssl_context: ssl.SSLContext | None,
+        offered_retention: int | None,
+        attach: Callable[[Link], None],
+        detach: Callable[[Link, str], None],
+        is_wanted: Callable[[], bool],
+        identify: Identify,
+        verify: Verify | None,
+        refuse: Callable[[Handshake], int | None],
+    ) -> None:
+        self._context = context
+        self._ssl_context = ssl_context
+        self.ids: Iterator[int] = ids
+        self.offered_retention: int | None = offered_retention
+        self.attach: Callable[[Link], None] = attach
+        self.detach: Callable[[Link, str], None] = detach
+        self.is_wanted: Callable[[], bool] = is_wanted
+        self.identify: Identify = identify
+        self.verify: Verify | None = verify
+        self._refuse_handshake = refuse
+        self._admission = Admission(context.options)
+        self._listener = Listener(context.log, host, port, self._serve_own)
+        # For sockets that no application can close.
+        self._readers = SocketReaders(context.tasks) if can_share() else None
+
+    @property
+    def address(self) -> str:
+        """The URL to dial, without credentials; its port is the bound one while the plugin listens.
+
+        Empty where there is no port.
+        """
+        location = self._listener.location
+        return f"btp+ws{'s' if self._ssl_context else ''}://{location}" if location else ""
+
+    async def run(self, listening: Callable[[], None]) -> None:
+        """Listen, report it, and serve.
+
+        Raises:
+            OSError: The address cannot be listened on.
+
+        Cancellation: Stops listening, drops connections that are not authenticated yet, and ends every external one.
+        """
+        await self._listener.run(listening)
+
+    async def _serve_own(self, stream: trio.SocketStream, peer: str) -> bool:
+        """Admit one connection of the own port; returns False when it is to be closed."""
+        handshakes = partial(self._shake_hands, stream, peer, self._ssl_context, self._readers)
+        return await self._admit(peer, handshakes) is not None
+
+    # Connections of the application.
+
+    async def serve_stream(self, stream: trio.abc.Stream, peer: str) -> None:
+        """Serve a stream from its opening handshake to its end; see ``BtpServer.serve_stream``."""
+        if not isinstance(stream, trio.abc.Stream):
+            raise TypeError(f"stream is a trio.abc.Stream, not {type(stream).__name__}")
+        # An error: the peer has left already. The handshake finds out.
+        with suppress(OSError):
+            peer = peer or peer_address(stream)
+        peer = peer or NAMELESS
+        handshakes = partial(self._shake_hands, stream, peer, None, None)
+        await self._serve_external(peer, handshakes, partial(abort_stream, stream))
+
+    async def serve_websocket(self, accepted: Accepted, peer: str) -> None:
+        """Serve an accepted connection to its end; see ``BtpServer.serve_websocket``."""
+        peer = peer or accepted.address or NAMELESS
+
+        async def open_messages() -> MessageStream:
+            await trio.lowlevel.checkpoint()
+            return MessageStream(accepted, self._context.tasks, self._context.options, peer)
+
+        await self._serve_external(peer, open_messages, accepted.finish)
+
+    async def _serve_external(self, peer: str, handshakes: Handshakes, close: Callable[[], Awaitable[None]]) -> None:
+        if not self.is_wanted():
+            raise NotConnectedError("connect() the plugin first; the connection was not touched")
+        with self._listener.external_connection():
+            async with AsyncExitStack() as stack:
+                stack.push_async_callback(close)
+                connection = await self._admit(peer, handshakes)
+                if connection is not None:
+                    stack.callback(connection.link.abort, "the task that served the connection was cancelled")
+                    await connection.transport.wait_closed()
+
+    # Connections that are not authenticated yet.
+
+    async def _admit(self, peer: str, handshakes: Handshakes) -> _PendingConnection | None:
+        """Bring one connection through handshake and authentication; None when it did not come to the latter."""
+        with self._admission.admit(peer) as admitted:
+            if admitted:
+                transport = await handshakes()
+                if transport is not None:
+                    return await self._authenticate(transport)
+        return None
+
+    async def _shake_hands(
+        self,
+        stream: trio.abc.Stream,
+        peer: str,
+        ssl_context: ssl.SSLContext | None,
+        readers: SocketReaders | None,
+    ) -> WebSocket | None:
+        options = self._context.options
+        secured = stream
+        websocket = None
+        try:
+            with trio.move_on_after(options.handshake_timeout):
+                if ssl_context is not None:
+                    secured = tls = trio.SSLStream(stream, ssl_context, server_side=True, https_compatible=True)
+                    await tls.do_handshake()
+                websocket = await accept_websocket(
+                    secured, self._context.tasks, options, peer=peer, refuse=self._refuse_handshake, readers=readers
+                )
+        except (BadHandshakeError, trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError, OSError) as error:
+            self._context.log.debug("handshake with %s failed: %s", peer, error)
+        finally:
+            if websocket is None:
+                await abort_stream(stream)  # noqa: ASYNC102 (it waits for nothing)
+        return websocket
+
+    async def _authenticate(self, transport: WebSocketTransport) -> _PendingConnection:
+        connection = _PendingConnection(self._context, self, transport)
+        link = connection.link
+        try:
+            with trio.move_on_after(self._context.options.auth_timeout):
+                link.begin(connection.receive)
+                await connection.settle()
+            if connection.refusal is not None:
+                await self._refuse(link, connection.refusal)
+            elif connection.is_gone:
+                # It may be sent a Close just now that says why; the link's timer ends that where it takes too long.
+                await transport.wait_closed()
+        finally:
+            if not link.is_open:
+                link.abort("not authenticated")
+        return connection
+
+    async def _refuse(self, link: Link, error: BadAuthError) -> None:
+        self._context.log.info("refused a connection from %s: %s", link.peer, error)
+        await trio.sleep(self._admission.failure_delay(link.peer))
+        if error.request_id is not None:
+            link.send_unauthenticated(auth_refused(error.request_id, str(error)))
+        with trio.move_on_after(self._context.options.auth_timeout):
+            await link.finish()
+
+
+class _PendingConnection:
+    """One connection until it is attached or refused."""
+
+    __slots__ = ("_claim", "_heard", "_max_entries", "_server", "is_gone", "link", "refusal", "transport")
+
+    def __init__(self, context: Context, server: Server, transport: WebSocketTransport) -> None:
+        self._server = server
+        self._max_entries = context.options.max_entries
+        # Set by the first packet, or by the loss of the link.
+        self._heard = trio.Event()
+        self._claim: tuple[AuthRequest, str] | None = None
+        self.is_gone: bool = False
+        self.refusal: BadAuthError | None = None
+        self.transport: WebSocketTransport = transport
+        self.link: Link = Link(context, server.ids, transport, self._lost)
+
+    def receive(self, message: bytes) -> None:
+        """Judge the first packet, and hold what follows it while its token is looked up."""
+        if self._heard.is_set():
+            # What follows a refused packet is ignored.
+            if self._claim is not None:
+                self.link.hold(message)
+            return
+        self._heard.set()
+        try:
+            request = read_auth(message, max_entries=self._max_entries)
+        except BadAuthError as error:
+            self.refusal = error
+            return
+        try:
+            account = self._server.identify(request.username, request.token)
+        except NotAcceptedError as error:
+            self.refusal = BadAuthError(str(error), request.request_id)
+            return
+        if self._server.verify is None:
+            # At once: what came in the same read behind the packet may be more than can be held.
+            self._accept(request, account)
+        else:
+            self._claim = request, account
+
+    async def settle(self) -> None:
+        """Wait until the connection is attached, refused, or gone.
+
+        Cancellation: The connection stays unauthenticated.
+        """
+        await self._heard.wait()
+        if self._claim is None or self._server.verify is None:
+            return
+        request, account = self._claim
+        try:
+            await self._server.verify(account, request.token)
+        except NotAcceptedError as error:
+            self.refusal = BadAuthError(str(error), request.request_id)
+        except StoreError as error:
+            # Without an answer: the client tries again.
+            self.refusal = BadAuthError(str(error))
+        else:
+            self._accept(request, account)
+        finally:
+            self._claim = None
+
+    def _accept(self, request: AuthRequest, account: str) -> None:
+        if not self.is_gone and self._server.is_wanted():
+            self.link.account = account
+            # Both ends have to offer it.
+            offered = self._server.offered_retention if request.peer_retention is not None else None
+            self.link.peer_retention = request.peer_retention if offered is not None else None
+            self.link.send_unauthenticated(auth_accepted(request.request_id, offered))
+            self._server.attach(self.link)
+
+    def _lost(self, link: Link, reason: str) -> None:
+        self.is_gone = True
+        self._heard.set()
+        self._server.detach(link, reason)
 
 
 class BtpServer(LedgerPlugin):
-    """What ``btp`` with a ``listener`` and ``btp-accounts`` share: connections can be handed to them.
+    """The part of ``btp`` with a ``listener`` and of ``btp-accounts`` that serves connections of the application.
 
-    What is handed over is treated as a connection of the plugin's own port: the same authentication, limits and
-    times, and the plugin's tasks do the work. With ``port=None`` there is no other way in.
+    Such a connection is treated as one of the plugin's own port: the same authentication, limits and times, and the
+    plugin's tasks do the work. With ``port=None`` the plugin has no other connections.
     """
 
+    @property
     @abstractmethod
-    def open_door(self) -> Door:
-        """Return the door that lets peers in.
+    def server(self) -> Server:
+        """The server that accepts connections.
 
         Raises:
             InvalidFieldsError: This plugin dials.
         """
 
     async def serve_stream(self, stream: trio.abc.Stream, *, peer: str = "") -> None:
-        """Serve a stream that a listener of the application's accepted, from the WebSocket handshake to its end.
+        """Serve a stream that the application's own listener accepted, from the WebSocket handshake to its end.
 
-        It is as fast as a connection of the plugin's own. A handshake with an ``Origin`` header is judged as there.
-        Returns when the connection has ended, whyever: it was refused, the peer left, a newer connection took its
-        place, or the plugin was disconnected or closed. The stream is closed then.
+        It is as fast as a connection of the plugin's port. A handshake with an ``Origin`` header is judged as there.
+        Returns when the connection has ended, for any reason: it was refused, the peer left, a newer connection took
+        its place, or the plugin was disconnected or closed. The stream is closed then.
 
         Args:
-            stream: The stream; TLS, where there is any, is the application's, as a ``trio.SSLStream``. Nobody else
+            stream: The stream; TLS, where there is any, is the application's, as a ``trio.SSLStream``. Nothing else
                 may use it from now on.
             peer: The peer's address, for logs and for the limits by address; taken from the stream when empty. A
                 stream without an IP address has no limits by address.
@@ -55,20 +325,21 @@ class BtpServer(LedgerPlugin):
         Cancellation: Ends the connection at once; its calls fail with ``ConnectionLostError``. The plugin goes on.
         """
         _check_peer(peer)
+        server = self.server
         self.check_usable()
-        await self.open_door().serve_stream(stream, peer)
+        await server.serve_stream(stream, peer)
 
     async def serve_websocket(self, connection: WebSocketConnection, *, peer: str = "") -> None:
-        """Serve a connection that a server of the application's accepted with trio-websocket.
+        """Serve a connection that the application accepted with trio-websocket.
 
-        The application has judged the handshake: the path, the ``Origin`` header and sub-protocols are its matter.
-        The connection's bytes stay trio-websocket's, so this way is slower than ``serve_stream``. Returns as
-        ``serve_stream`` does, the connection closed.
+        The application has judged the handshake: the path, the ``Origin`` header and the sub-protocol. trio-websocket
+        keeps reading the connection's bytes, so this way is slower than ``serve_stream``. Returns as ``serve_stream``
+        does, the connection closed.
 
         Args:
-            connection: What ``request.accept()`` returned. Nobody else may use it from now on. Its
-                ``max_message_size`` bounds what a stranger's message can take of memory, and should be
-                ``max_message_bytes`` of this plugin's; longer messages end the connection on arrival.
+            connection: What ``request.accept()`` returned. Nothing else may use it from now on. Its
+                ``max_message_size`` bounds the memory that an unauthenticated peer's message can take, and should be
+                this plugin's ``max_message_bytes``; longer messages end the connection on arrival.
             peer: As for ``serve_stream``.
 
         Raises:
@@ -81,8 +352,9 @@ class BtpServer(LedgerPlugin):
         Cancellation: As with ``serve_stream``.
         """
         _check_peer(peer)
+        server = self.server
         self.check_usable()
-        await self.open_door().serve_websocket(Accepted(connection), peer)
+        await server.serve_websocket(Accepted(connection), peer)
 
 
 def _check_peer(peer: object) -> None:

@@ -1,8 +1,7 @@
-"""Who may knock at a listener, and how often.
+"""How many unauthenticated connections a listener has, and from where.
 
-The law of this module: a stranger costs little and disturbs nobody. The number of connections that are not
-authenticated is bounded, in all and for each address; an address that fails often is answered later and later. A
-right token is never refused because of wrong ones.
+Invariant: the number of connections that are not authenticated is bounded, in total and for each address. An address
+whose authentications fail often is answered later and later; a right token is never refused because of wrong ones.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ REMEMBERED = 4096
 
 
 class Admission:
-    """Counts the strangers at a listener.
+    """Counts the unauthenticated connections of a listener.
 
     Args:
         options: The limits.
@@ -42,8 +41,8 @@ class Admission:
         self._failures: dict[str, tuple[float, int]] = {}
 
     @contextmanager
-    def visit(self, address: str) -> Iterator[bool]:
-        """Count one connection while it is not authenticated; gives false when it must be turned away."""
+    def admit(self, address: str) -> Iterator[bool]:
+        """Count one connection while it is not authenticated; yields False when it must be refused."""
         here = self._inside.get(address, 0)
         full = self._total >= self._options.max_unauthenticated
         crowded = here >= self._options.max_unauthenticated_per_address and not self._is_exempt(address)
@@ -75,5 +74,5 @@ class Admission:
         try:
             return address in self._options.trusted_proxies or ip_address(address.partition("%")[0]).is_loopback
         except ValueError:
-            # Not a network address: a local socket or a stream of the application's own.
+            # Not a network address: a local socket, or a stream that the application has made.
             return True

@@ -1,7 +1,7 @@
-"""Which account a token opens, and what the store keeps of it.
+"""Which account a token opens, and what the store keeps about it.
 
-The law of this module: an account belongs to the token that it was first opened with. The store holds hashes only,
-under the keys and in the form of ilp-plugin-mini-accounts, so that its store works unchanged.
+Invariant: an account belongs to the token that it was first opened with. The store holds hashes only, under the keys
+and in the form of ilp-plugin-mini-accounts, so that its store works unchanged.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from ..btp.auth import AuthRequest, BadAuthError
-from ..errors import InvalidServicesError
+from ..errors import InvalidServicesError, NotAcceptedError, StoreError
 
 if TYPE_CHECKING:
     from ..services import Log, Store
@@ -37,7 +36,7 @@ class AccountTokens:
     Args:
         store: Where the tokens' hashes are kept, or None.
         generate_account: The option of that name.
-        log: Told of the store's failures.
+        log: Where failures of the store are logged.
 
     Raises:
         InvalidServicesError: Usernames are wanted and there is no store to remember whose they are.
@@ -57,40 +56,45 @@ class AccountTokens:
         """Whether ``verify`` has anything to look up."""
         return self._store is not None
 
-    def identify(self, request: AuthRequest) -> str:
+    def identify(self, username: str | None, token: bytes) -> str:
         """Return the account that a client asks for.
 
+        Args:
+            username: The username, where the client gives one.
+            token: The token.
+
         Raises:
-            BadAuthError: No token, or no account that it could be.
+            NotAcceptedError: There is no token, or no account that it could be; the text is fit for the client to read.
         """
-        if not request.token:
-            raise BadAuthError("auth_token is empty", request.request_id)
-        generated = _hashed(request.token)
-        account = request.username or generated
-        if self._needs_username and not request.username:
-            raise BadAuthError("auth_username is missing", request.request_id)
+        if not token:
+            raise NotAcceptedError("auth_token is empty")
+        generated = _hashed(token)
+        account = username or generated
+        if self._needs_username and not username:
+            raise NotAcceptedError("auth_username is missing")
         if self._store is None and not compare_digest(account.encode(), generated.encode()):
-            raise BadAuthError("auth_username must be empty here: the token names the account", request.request_id)
+            raise NotAcceptedError("auth_username must be empty here: the token names the account")
         if not is_segment(account):
-            raise BadAuthError("auth_username must be letters, digits, _, ~ or -", request.request_id)
+            raise NotAcceptedError("auth_username must be letters, digits, _, ~ or -")
         return account
 
-    async def verify(self, request: AuthRequest, account: str) -> None:
-        """Compare the token with the account's; the first one to come becomes it.
+    async def verify(self, account: str, token: bytes) -> None:
+        """Compare a token with the account's; the first token of an account becomes the account's.
 
         Raises:
-            BadAuthError: It is another, or the store fails; then nothing is answered, so that the client tries again.
+            NotAcceptedError: It is another.
+            StoreError: The store fails, and cannot tell.
 
         Cancellation: A new account may have been stored.
         """
         assert self._store is not None
         try:
-            right = await self._is_right(self._store, account, _hashed(request.token))
+            right = await self._is_right(self._store, account, _hashed(token))
         except Exception as error:
             self._log.error("cannot look up the token of account %s: %o", account, error)
-            raise BadAuthError("the store failed") from error
+            raise StoreError("the store failed") from error
         if not right:
-            raise BadAuthError("invalid auth_token", request.request_id)
+            raise NotAcceptedError("invalid auth_token")
 
     async def _is_right(self, store: Store, account: str, hashed: str) -> bool:
         known = await store.get(_key(account))

@@ -17,6 +17,7 @@ from attrs import frozen
 from trio_websocket import WebSocketConnection
 
 from ..errors import NotAcceptedError, UnreachableError
+from ..net.dial import PermanentlyUnreachableError
 from ..net.sockets import abort_stream
 from .frame_stream import CLOSE_SECONDS, FrameStream
 from .frames import binary_frame, masked_binary_frame
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Accepted",
     "BadHandshakeError",
-    "PermanentlyUnreachableError",
     "ReaderTask",
     "WebSocket",
     "WebSocketConnection",
@@ -44,12 +44,6 @@ __all__ = [
 # How long a reader of the application's may take to see that its stream was closed.
 NOTICE_SECONDS = 0.5
 PING: Final = b"ping"
-
-
-class PermanentlyUnreachableError(UnreachableError):
-    """The peer cannot be reached, and trying again will not help."""
-
-    name: str = UnreachableError.name
 
 
 class BadHandshakeError(Exception):

@@ -1,0 +1,85 @@
+"""Connections that this end opens: TCP, with TLS where it is asked for, and the errors of both."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from socket import gaierror
+
+import trio
+
+from ..errors import UnreachableError
+from .sockets import abort_stream
+
+__all__ = ["PermanentlyUnreachableError", "dial"]
+
+# What versions of OpenSSL say of a server that answers without TLS.
+NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
+NO_TLS_HINT = "; does the server speak TLS? if not, its URL begins with btp+ws://"
+
+
+class PermanentlyUnreachableError(UnreachableError):
+    """The peer cannot be reached, and trying again will not help."""
+
+    name: str = UnreachableError.name
+
+
+async def dial(host: str, port: int, address: str, *, tls: bool, ssl_context: ssl.SSLContext | None) -> trio.abc.Stream:
+    """Open a connection.
+
+    Args:
+        host: A name or an IP address.
+        port: The TCP port.
+        address: The URL of the peer without credentials, for errors.
+        tls: Whether to use TLS.
+        ssl_context: The TLS context; None verifies the peer by the system's certificates.
+
+    Raises:
+        PermanentlyUnreachableError: The host cannot exist, or its certificate is not trusted.
+        UnreachableError: The peer cannot be reached now.
+
+    Cancellation: The connection is closed.
+    """
+    try:
+        stream = await trio.open_tcp_stream(host, port)
+    except OSError as error:
+        raise UnreachableError(f"cannot connect to {address}: {_reasons_of(error)}") from error
+    except UnicodeError as error:
+        raise PermanentlyUnreachableError(f"{address} names a host that cannot exist: {error}") from error
+    if not tls:
+        return stream
+    return await _start_tls(stream, host, address, ssl_context or ssl.create_default_context())
+
+
+async def _start_tls(stream: trio.SocketStream, host: str, address: str, context: ssl.SSLContext) -> trio.abc.Stream:
+    secured = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
+    done = False
+    try:
+        await secured.do_handshake()
+        done = True
+    except trio.BrokenResourceError as error:
+        if isinstance(error.__cause__, ssl.SSLCertVerificationError):
+            raise PermanentlyUnreachableError(
+                f"the certificate of {address} is not trusted: {error.__cause__.verify_message}"
+            ) from error.__cause__
+        cause = error.__cause__ or error
+        hint = NO_TLS_HINT if getattr(cause, "reason", None) in NO_TLS else ""
+        raise UnreachableError(f"TLS with {address} failed: {cause}{hint}") from error
+    finally:
+        if not done:
+            await abort_stream(stream)  # noqa: ASYNC102 (it waits for nothing)
+    return secured
+
+
+def _reasons_of(error: OSError) -> str:
+    """Return what the system says; a name can have several addresses, and Trio groups their errors."""
+    cause = error.__cause__
+    errors = cause.exceptions if isinstance(cause, ExceptionGroup) else (error,)
+    return ", ".join(dict.fromkeys(map(_reason_of, errors)))
+
+
+def _reason_of(error: Exception) -> str:
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error)
+    # Trio's own text repeats the address. The resolver has numbers of its own.
+    return error.strerror or str(error) if isinstance(error, gaierror) else os.strerror(error.errno)

@@ -1,0 +1,147 @@
+"""Connections that others open: a port of the plugin's own, and connections that the application hands over.
+
+Invariant: the task that serves a connection of the own port leaves its stream open when it ends; the end of an external
+connection is awaited by its caller, and comes with the caller's cancellation.
+"""
+
+from __future__ import annotations
+
+import errno
+from contextlib import AsyncExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING
+
+import trio
+
+from ..errors import NotConnectedError
+from .sockets import abort_stream
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from ..services import Log
+
+__all__ = ["NAMELESS", "Listener", "peer_address"]
+
+# What accept() raises when there is no room for one more socket; it passes.
+OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+ACCEPT_PAUSE = 0.1
+# What logs call a peer that has no address.
+NAMELESS = "a peer without an address"
+
+
+class Listener:
+    """Accepts connections.
+
+    Args:
+        log: Where failures to accept are logged.
+        host: The address to listen on.
+        port: The TCP port; 0 takes a free one, None opens none.
+        serve: Called with each stream and its peer's IP address, in a task of its own; returns whether the stream has
+            been taken into use, and is otherwise closed.
+    """
+
+    def __init__(
+        self, log: Log, host: str, port: int | None, serve: Callable[[trio.SocketStream, str], Awaitable[bool]]
+    ) -> None:
+        self._log = log
+        self._host = host
+        self._port = port
+        self._serve = serve
+        self._bound_port: int | None = port
+        # The scopes of external connections; None while nothing listens.
+        self._external: set[trio.CancelScope] | None = None
+
+    @property
+    def location(self) -> str:
+        """Host and port as a URL has them, the port being the bound one once it listens; empty without a port."""
+        if self._bound_port is None:
+            return ""
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"{host}:{self._bound_port}"
+
+    async def run(self, listening: Callable[[], None]) -> None:
+        """Listen, report it, and accept.
+
+        Raises:
+            OSError: The address cannot be listened on.
+
+        Cancellation: Stops listening, cancels the tasks that serve, and ends every external connection.
+        """
+        listeners = await self._open_port()
+        external: set[trio.CancelScope] = set()
+        self._external = external
+        try:
+            async with AsyncExitStack() as stack:
+                serving = await stack.enter_async_context(trio.open_nursery())
+                for listener in listeners:
+                    await stack.enter_async_context(listener)
+                    serving.start_soon(self._accept, listener, serving)
+                listening()
+                await trio.sleep_forever()
+        finally:
+            self._external = None
+            for scope in external:
+                scope.cancel()
+
+    @contextmanager
+    def external_connection(self) -> Iterator[None]:
+        """Serve a connection of the application within the block, which is cancelled when the listener ends.
+
+        Raises:
+            NotConnectedError: Nothing listens.
+        """
+        external = self._external
+        if external is None:
+            raise NotConnectedError("connect() the plugin first; the connection was not touched")
+        with trio.CancelScope() as scope:
+            external.add(scope)
+            try:
+                yield
+            finally:
+                external.discard(scope)
+
+    async def _open_port(self) -> list[trio.SocketListener]:
+        if self._port is None:
+            return []
+        try:
+            listeners = await trio.open_tcp_listeners(self._port, host=self._host)
+        except OSError as error:
+            text = f"cannot listen on {self._host} port {self._port}: {error.strerror or error}"
+            raise OSError(error.errno, text) from error
+        self._bound_port = listeners[0].socket.getsockname()[1]
+        return listeners
+
+    async def _accept(self, listener: trio.SocketListener, serving: trio.Nursery) -> None:
+        """Accept for ever; unlike Trio's own loop this one leaves a stream open when its task ends."""
+        while True:
+            try:
+                stream = await listener.accept()
+            except OSError as error:
+                if error.errno not in OUT_OF_RESOURCES:
+                    raise
+                self._log.error("cannot accept connections for now: %s", error)
+                await trio.sleep(ACCEPT_PAUSE)
+            else:
+                serving.start_soon(self._receive, stream)
+
+    async def _receive(self, stream: trio.SocketStream) -> None:
+        taken = False
+        # An error: the peer has left already.
+        with suppress(OSError):
+            peer = peer_address(stream)
+            taken = await self._serve(stream, peer)
+        if not taken:
+            await abort_stream(stream)
+
+
+def peer_address(stream: trio.abc.Stream) -> str:
+    """Return the IP address at the other end of a stream; empty where there is none.
+
+    Raises:
+        OSError: The peer is gone.
+    """
+    inner: object = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
+    if not isinstance(inner, trio.SocketStream):
+        return ""
+    name = inner.socket.getpeername()
+    return str(name[0]) if isinstance(name, tuple) else ""
