@@ -545,3 +545,15 @@ async def test_a_nursery_ends_by_itself_after_a_cancelled_connect(autojump_clock
                 plugin = create_plugin(ScriptedOptions(script=hang), nursery=nursery)
                 with trio.move_on_after(delay):
                     await plugin.connect()
+
+
+async def test_interruption_of_the_closing(monkeypatch):
+    async def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        async with open_scripted(nursery=None) as plugin:
+            await plugin.aclose()
+            monkeypatch.setattr(plugin, "aclose", interrupted)
+            raise ValueError("the body's own")
+    assert isinstance(caught.value.__cause__, ValueError)

@@ -225,11 +225,14 @@ async def _closing(plugin: LedgerPlugin) -> AsyncIterator[None]:
     """Close the plugin at the end of the block, whose own error wins over a cancellation of the closing."""
     try:
         yield
-    except BaseException as error:  # noqa: BLE001 (raised again, whatever the closing says)
+    except BaseException as error:
         try:
             await plugin.aclose()
-        finally:
-            raise error
+        except BaseException as raised:  # noqa: BLE001 (raised again, unless it is a cancellation)
+            interruption = _without_cancellation(raised)
+            if interruption is not None:
+                raise interruption from error
+        raise
     else:
         await plugin.aclose()
 
@@ -247,18 +250,23 @@ async def _bare_nursery(given: trio.Nursery | None) -> AsyncIterator[trio.Nurser
                 yield own
             except BaseException as raised:  # noqa: ASYNC103, BLE001 (raised again below)
                 error = raised
-    except BaseExceptionGroup as group:
-        # Such as Ctrl-C, which meets whichever task runs; of a cancellation the block's own error tells more.
-        interruption = group.split(trio.Cancelled)[1]
+    except BaseException as raised:
+        # Such as Ctrl-C, which meets whichever task runs.
+        interruption = _without_cancellation(raised)
         if interruption is not None:
-            raise unwrap_group(interruption) from None
-        if error is None:
-            raise
-    except trio.Cancelled:  # noqa: ASYNC103 (the block's own error, raised below, tells more)
+            raise interruption from None
         if error is None:
             raise
     if error is not None:
         raise error
+
+
+def _without_cancellation(error: BaseException) -> BaseException | None:
+    """Return what an exception tells apart from a cancellation; None when it tells nothing else."""
+    if isinstance(error, BaseExceptionGroup):
+        rest = error.split(trio.Cancelled)[1]
+        return None if rest is None else unwrap_group(rest)
+    return None if isinstance(error, trio.Cancelled) else error
 
 
 def _tells_only(group: ExceptionGroup[Exception], failure: PluginFailedError) -> bool:

@@ -15,9 +15,14 @@ __all__ = ["abort_stream", "plain_socket", "read_socket", "write_socket"]
 
 
 async def abort_stream(stream: trio.abc.AsyncResource) -> None:
-    """Close a stream without a word. It may be the application's and raise anything: that ends its own link only."""
-    with suppress(Exception):
-        await trio.aclose_forcefully(stream)
+    """Close a stream without a word. It may be the application's and raise anything: that ends its own link only.
+
+    Cancellation: None comes from here, where it would take the place of the error, such as ``KeyboardInterrupt``, that
+    the stream is closed for. Nothing is waited for: the scope is cancelled before the first wait.
+    """
+    with suppress(Exception), trio.CancelScope(shield=True) as scope:
+        scope.cancel()
+        await stream.aclose()
 
 
 def plain_socket(stream: object) -> trio.socket.SocketType | None:

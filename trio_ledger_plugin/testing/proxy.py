@@ -17,6 +17,7 @@ from typing import Final, TypeAlias
 
 import trio
 
+from ..net.sockets import abort_stream
 from .faults import Direction, Fault, FaultKind, Faults, RandomFaults
 
 __all__ = ["FaultProxy", "ProxiedConnection", "open_fault_proxy"]
@@ -186,12 +187,12 @@ class ProxiedConnection:
     ) -> None:
         """Pass bytes until both ends have ended, one breaks, or a fault ends the connection; then close both."""
         async with AsyncExitStack() as ends:
-            ends.push_async_callback(trio.aclose_forcefully, client)
+            ends.push_async_callback(abort_stream, client)
             target: trio.abc.Stream | None = None
             try:
                 with self._scope:
                     target = await connect()
-                    ends.push_async_callback(trio.aclose_forcefully, target)
+                    ends.push_async_callback(abort_stream, target)
                     await self._relay(client, target, faults)
             except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
                 self._reset = True

@@ -17,6 +17,7 @@ import trio
 from ..btp.auth import auth_message
 from ..btp.session import ILP
 from ..codec import btp
+from ..net.sockets import abort_stream
 from ..runtime.tasks import unwrap_group
 from .raw_frames import BINARY, CLOSE, MASK, PING, PONG, read_head, upgrade_request, upgrade_response, write_frame
 
@@ -106,7 +107,7 @@ class ScriptedPeer:
         try:
             return await cls.connect(stream)
         except BaseException:
-            await trio.aclose_forcefully(stream)
+            await abort_stream(stream)
             raise
 
     @classmethod
@@ -268,7 +269,7 @@ class ScriptedPeer:
 
         Cancellation: It is closed nevertheless.
         """
-        await trio.aclose_forcefully(self.stream)
+        await abort_stream(self.stream)
 
     # Authentication (RFC-0023).
 
@@ -352,7 +353,7 @@ async def open_scripted_server(
         except (EOFError, trio.BrokenResourceError):
             pass
         finally:
-            await trio.aclose_forcefully(stream)
+            await abort_stream(stream)
 
     error: BaseException | None = None
     try:
