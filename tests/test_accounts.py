@@ -1,4 +1,4 @@
-"""A server of many accounts: who opens which, what reaches whom, and what strangers get (nothing)."""
+"""A server of many accounts: authentication, routing, and what unauthenticated clients get (nothing)."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ SERVICES = PluginServices()
         ("debugHostIldcpInfo", {"clientAddress": HOST}),
     ],
 )
-async def test_a_wrong_option_is_named(field: Any, value: Any) -> None:
+async def test_wrong_option_is_named(field: Any, value: Any) -> None:
     with pytest.raises(InvalidFieldsError, match=field):
         async with open_accounts(options(**{field: value})):
             raise AssertionError("opened")
@@ -96,13 +96,13 @@ async def test_options_of_mini_accounts_work_unchanged() -> None:
 
 
 async def test_usernames_need_a_store() -> None:
-    """Nothing would remember whose name it is, and anybody could take it after a restart."""
+    """Without one, any client could take a name after a restart."""
     with pytest.raises(InvalidServicesError, match="store"):
         async with open_accounts(options(generateAccount=False)):
             raise AssertionError("opened")
 
 
-async def test_it_is_connected_while_it_listens() -> None:
+async def test_server_is_connected_while_it_listens() -> None:
     async with open_accounts() as plugin:
         assert plugin.is_connected()
         await next_event(plugin.events, Connected)
@@ -113,8 +113,8 @@ async def test_it_is_connected_while_it_listens() -> None:
 # The server's own address.
 
 
-async def test_the_servers_address_is_asked_of_the_data_handler() -> None:
-    """A connector behind the server is its parent; mini-accounts asks it the same."""
+async def test_server_gets_its_address_from_the_data_handler() -> None:
+    """A connector behind the server is its parent; mini-accounts asks it in the same way."""
     asked = []
 
     async def host(data: bytes) -> bytes:
@@ -124,8 +124,8 @@ async def test_the_servers_address_is_asked_of_the_data_handler() -> None:
     async with open_accounts({"plugin": "btp-accounts", "port": 0}, data_handler=host) as plugin:
         peer = await enter(plugin)
         packet = await ask(peer, ildcp.encode(ildcp.IldcpRequest()))
-        told = ildcp.decode(packet.protocol_data[0].data)
-        assert told == ildcp.IldcpResponse(f"example.asked.{hashed(TOKEN)}", 2, "EUR")
+        response = ildcp.decode(packet.protocol_data[0].data)
+        assert response == ildcp.IldcpResponse(f"example.asked.{hashed(TOKEN)}", 2, "EUR")
         await peer.aclose()
     assert len(asked) == 1
 
@@ -147,13 +147,13 @@ async def refuse_ildcp(data: bytes) -> bytes:
         (break_down, NotAcceptedError),
     ],
 )
-async def test_without_an_address_it_does_not_open(handler: Any, error: Any) -> None:
+async def test_server_without_an_address_does_not_open(handler: Any, error: Any) -> None:
     with pytest.raises(error):
         async with open_accounts({"plugin": "btp-accounts", "port": 0}, data_handler=handler):
             raise AssertionError("opened")
 
 
-# Letting in.
+# Authentication.
 
 
 async def test_without_a_store_the_token_names_the_account() -> None:
@@ -168,7 +168,7 @@ async def test_without_a_store_the_token_names_the_account() -> None:
         await leave(peer)
 
 
-async def test_a_token_is_kept_as_mini_accounts_keeps_it() -> None:
+async def test_tokens_are_stored_as_in_mini_accounts() -> None:
     store = MemoryStore()
     async with open_accounts(store=store) as plugin:
         peers = [await enter(plugin, "alice"), await enter(plugin, "", "other")]
@@ -178,21 +178,21 @@ async def test_a_token_is_kept_as_mini_accounts_keeps_it() -> None:
             await peer.aclose()
 
 
-async def test_a_token_stored_in_the_clear_is_replaced_by_its_hash() -> None:
-    """An early mini-accounts wrote it so; its clients must get in, and the token must go."""
+async def test_plain_text_token_in_the_store_is_replaced_by_its_hash() -> None:
+    """Early versions of mini-accounts stored it; their clients must still get in, and the plain text must go."""
     store = MemoryStore()
     await store.put("alice:token", TOKEN)
     async with open_accounts(store=store) as plugin:
-        stranger = await dial(plugin.address)
-        assert (await stranger.authenticate("wrong", account="alice")).code == "F00"
-        await leave(stranger)
+        unauthenticated = await dial(plugin.address)
+        assert (await unauthenticated.authenticate("wrong", account="alice")).code == "F00"
+        await leave(unauthenticated)
         peer = await enter(plugin, "alice")
         assert await store.get("alice:hashed-token") == hashed(TOKEN)
         assert await store.get("alice:token") is None
         await peer.aclose()
 
 
-async def test_after_a_restart_the_name_is_still_its_owners() -> None:
+async def test_name_still_belongs_to_its_owner_after_a_restart() -> None:
     store = MemoryStore()
     async with open_accounts(store=store) as plugin:
         await (await enter(plugin, "alice")).aclose()
@@ -204,8 +204,8 @@ async def test_after_a_restart_the_name_is_still_its_owners() -> None:
 
 
 @pytest.mark.parametrize("account", ["a.b", "böb", "a b", "x" * 256, hashed("somebody else's")])
-async def test_a_name_that_cannot_be_is_refused(account: Any) -> None:
-    """With a dot it would stand below another account, and a hash belongs to the token that it is of."""
+async def test_invalid_account_name_is_refused(account: Any) -> None:
+    """A name with a dot would be below another account, and a hash belongs to the token that it was made from."""
     async with open_accounts(store=MemoryStore()) as plugin:
         peer = await dial(plugin.address)
         assert (await peer.authenticate(account=account)).code == "F00"
@@ -214,14 +214,14 @@ async def test_a_name_that_cannot_be_is_refused(account: Any) -> None:
 
 
 @pytest.mark.parametrize(("account", "token"), [("", TOKEN), ("alice", "")])
-async def test_username_and_token_are_needed_where_accounts_are_not_generated(account: Any, token: Any) -> None:
+async def test_named_accounts_need_username_and_token(account: Any, token: Any) -> None:
     async with open_accounts(options(generateAccount=False), store=MemoryStore()) as plugin:
         peer = await dial(plugin.address)
         assert (await peer.authenticate(token, account=account)).code == "F00"
         await leave(peer)
 
 
-async def test_generated_accounts_need_no_place_in_the_store() -> None:
+async def test_generated_accounts_are_not_stored() -> None:
     store = MemoryStore()
     async with open_accounts(options(generateAccount=True), store=store) as plugin:
         await (await enter(plugin)).aclose()
@@ -229,7 +229,7 @@ async def test_generated_accounts_need_no_place_in_the_store() -> None:
 
 
 class SlowStore(MemoryStore):
-    """A store that answers when the test says so."""
+    """A store that answers when the test releases it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -242,8 +242,8 @@ class SlowStore(MemoryStore):
         return await super().get(key)
 
 
-async def test_what_follows_the_auth_frame_is_served_when_the_store_has_answered() -> None:
-    """interledger-rs never waits for the answer to its credentials."""
+async def test_requests_behind_the_auth_frame_wait_for_the_store() -> None:
+    """interledger-rs sends requests without waiting for the reply to its credentials."""
     store = SlowStore()
     async with open_accounts(store=store, data_handler=echo) as plugin:
         peer = await dial(plugin.address)
@@ -261,8 +261,8 @@ async def test_what_follows_the_auth_frame_is_served_when_the_store_has_answered
         await peer.aclose()
 
 
-async def test_of_two_first_uses_at_once_one_gets_the_name() -> None:
-    """Both would be let in, and money of the one would go to the other."""
+async def test_one_of_several_simultaneous_clients_gets_a_new_name() -> None:
+    """If two got in, the money of one would go to the other."""
     store = SlowStore()
     async with open_accounts(store=store) as plugin:
         answers: list[Any] = []
@@ -282,7 +282,7 @@ async def test_of_two_first_uses_at_once_one_gets_the_name() -> None:
 
 
 @pytest.mark.parametrize("leaves", [True, False])
-async def test_a_look_up_that_never_ends_costs_the_stranger_only(leaves: Any, clock: MockClock) -> None:
+async def test_hanging_look_up_affects_only_its_own_client(leaves: Any, clock: MockClock) -> None:
     store = SlowStore()
     async with open_accounts(store=store) as plugin:
         start = trio.current_time()
@@ -301,7 +301,7 @@ async def test_a_look_up_that_never_ends_costs_the_stranger_only(leaves: Any, cl
         assert plugin.statistics().bytes_received == 0
 
 
-async def test_a_stranger_can_make_the_server_hold_8_kib_and_no_more() -> None:
+async def test_server_holds_8_kib_for_an_unauthenticated_client() -> None:
     store = SlowStore()
     async with open_accounts(store=store, data_handler=echo) as plugin:
         peer = await dial(plugin.address)
@@ -315,8 +315,8 @@ async def test_a_stranger_can_make_the_server_hold_8_kib_and_no_more() -> None:
         assert not plugin.account("alice").is_connected()
 
 
-async def test_a_stranger_cannot_make_the_server_hold_messages_without_end() -> None:
-    """Empty ones are no bytes, and each would cost more time than the one before."""
+async def test_server_holds_few_messages_of_an_unauthenticated_client() -> None:
+    """Empty messages add no bytes, but each would cost more time than the one before."""
     store = SlowStore()
     async with open_accounts(store=store, data_handler=echo) as plugin:
         peer = await dial(plugin.address)
@@ -331,7 +331,7 @@ class BrokenStore(MemoryStore):
         raise OSError("the disk is gone")
 
 
-async def test_a_store_that_fails_lets_nobody_in_and_gives_no_verdict() -> None:
+async def test_failing_store_neither_accepts_nor_refuses_a_client() -> None:
     """An Error would be a refusal, after which clients do not come back."""
     log = Recorder()
     async with open_accounts(store=BrokenStore(), log=log) as plugin:
@@ -342,8 +342,8 @@ async def test_a_store_that_fails_lets_nobody_in_and_gives_no_verdict() -> None:
         assert any("cannot look up" in line for line in log.lines)
 
 
-async def test_a_stranger_with_a_victims_name_receives_nothing() -> None:
-    """mini-accounts adds the connection before it checks the token, and so hands it the victim's packets."""
+async def test_client_with_a_wrong_token_receives_no_packets() -> None:
+    """mini-accounts adds the connection before it checks the token, and so sends it the victim's packets."""
     async with open_accounts(store=MemoryStore(), data_handler=echo) as plugin, trio.open_nursery() as nursery:
         victim = await enter(plugin, "alice")
         thief = await dial(plugin.address)
@@ -358,7 +358,7 @@ async def test_a_stranger_with_a_victims_name_receives_nothing() -> None:
         await victim.aclose()
 
 
-async def test_tokens_are_in_no_log() -> None:
+async def test_no_log_contains_a_token() -> None:
     log = Recorder()
     async with open_accounts(store=MemoryStore(), log=log) as plugin:
         await (await enter(plugin, "alice")).aclose()
@@ -381,7 +381,7 @@ async def test_tokens_are_in_no_log() -> None:
         ([r"https://.*\.example"], "https://any.example.evil", b"403"),
     ],
 )
-async def test_a_browser_is_let_in_from_listed_origins_alone(allowed: Any, origin: Any, status: Any) -> None:
+async def test_browsers_are_accepted_only_from_listed_origins(allowed: Any, origin: Any, status: Any) -> None:
     async with open_accounts(options(allowedOrigins=allowed)) as plugin:
         stream = await dial_stream(plugin.address)
         await stream.send_all(upgrade_request(origin=origin))
@@ -389,10 +389,10 @@ async def test_a_browser_is_let_in_from_listed_origins_alone(allowed: Any, origi
         await trio.aclose_forcefully(stream)
 
 
-# What clients ask.
+# Requests from clients.
 
 
-async def test_a_client_is_told_its_address() -> None:
+async def test_client_gets_its_address() -> None:
     async with open_accounts(store=MemoryStore(), data_handler=echo) as plugin:
         peer = await enter(plugin, "alice")
         packet = await ask(peer, ildcp.encode(ildcp.IldcpRequest()))
@@ -411,7 +411,7 @@ async def test_a_client_is_told_its_address() -> None:
         await peer.aclose()
 
 
-async def test_a_request_goes_to_the_accounts_own_handler_or_else_to_the_servers() -> None:
+async def test_request_goes_to_the_accounts_handler_or_the_servers() -> None:
     async def own(data: bytes) -> bytes:
         return b"own " + data
 
@@ -430,8 +430,8 @@ async def test_a_request_goes_to_the_accounts_own_handler_or_else_to_the_servers
         await bob.aclose()
 
 
-async def test_a_transfer_tells_its_account() -> None:
-    """Whoever credits it must know to whom."""
+async def test_transfer_names_its_account() -> None:
+    """The application must know which account to credit."""
     credited: list[Any] = []
 
     async def to_server(amount: str) -> None:
@@ -450,9 +450,9 @@ async def test_a_transfer_tells_its_account() -> None:
     assert credited == [("alice", "alice", "250"), ("server", "bob", "250")]
 
 
-async def test_300_clients_at_once_are_each_answered() -> None:
+async def test_300_clients_at_once_each_get_their_reply() -> None:
     async with open_accounts(options(maxUnauthenticated=300), data_handler=echo) as plugin:
-        told: list[str] = []
+        addresses: list[str] = []
 
         async def client(number: int) -> None:
             peer = await enter(plugin, "", f"token {number}")
@@ -460,20 +460,20 @@ async def test_300_clients_at_once_are_each_answered() -> None:
             response = ildcp.decode(packet.protocol_data[0].data)
             assert isinstance(response, ildcp.IldcpResponse)
             assert (await ask(peer, b"%d" % number)).protocol_data[0].data == b"%d" % number
-            told.append(response.client_address)
+            addresses.append(response.client_address)
             await peer.aclose()
 
         async with trio.open_nursery() as nursery:
             for number in range(300):
                 nursery.start_soon(client, number)
-        assert sorted(told) == sorted(f"{HOST}.{hashed(f'token {number}')}" for number in range(300))
+        assert sorted(addresses) == sorted(f"{HOST}.{hashed(f'token {number}')}" for number in range(300))
 
 
-# What the server sends.
+# Requests from the server.
 
 
 @pytest.mark.parametrize("tail", ["", ".app.~1"])
-async def test_a_prepare_goes_to_the_account_that_its_destination_names(tail: Any) -> None:
+async def test_prepare_goes_to_the_account_in_its_destination(tail: Any) -> None:
     async with open_accounts(store=MemoryStore()) as plugin, trio.open_nursery() as nursery:
         alice, bob = await enter(plugin, "alice"), await enter(plugin, "bob")
         request, answers = prepare(f"{HOST}.alice{tail}"), []
@@ -493,7 +493,7 @@ async def test_a_prepare_goes_to_the_account_that_its_destination_names(tail: An
 
 
 async def test_two_sockets_of_one_account_execute_a_prepare_once() -> None:
-    """mini-accounts sends it over all of them: the client pays twice."""
+    """mini-accounts sends it over both: the client pays twice."""
     async with open_accounts(store=MemoryStore()) as plugin, trio.open_nursery() as nursery:
         old, new = await enter(plugin, "alice"), await enter(plugin, "alice")
         answers: list[bytes] = []
@@ -532,7 +532,7 @@ async def test_two_sockets_of_one_account_execute_a_prepare_once() -> None:
         (f"{HOST}.offline", "T01"),
     ],
 )
-async def test_what_cannot_be_delivered_is_rejected_at_once(destination: Any, code: Any, clock: MockClock) -> None:
+async def test_undeliverable_packet_is_rejected_at_once(destination: Any, code: Any, clock: MockClock) -> None:
     async with open_accounts() as plugin:
         assert not plugin.account("offline").is_connected()
         start = trio.current_time()
@@ -557,7 +557,7 @@ async def test_2000_sends_to_an_offline_account_leave_nothing_behind() -> None:
 
 
 @pytest.mark.parametrize("lifetime", [-1, 0, -40000])
-async def test_what_has_expired_is_not_sent(lifetime: Any) -> None:
+async def test_expired_prepare_is_not_sent(lifetime: Any) -> None:
     async with open_accounts(store=MemoryStore()) as plugin:
         peer = await enter(plugin, "alice")
         assert code_of(await plugin.send_data(prepare(f"{HOST}.alice", lifetime))) == "R00"
@@ -567,8 +567,8 @@ async def test_what_has_expired_is_not_sent(lifetime: Any) -> None:
         await peer.aclose()
 
 
-async def test_past_its_expiry_the_sender_gets_r00(clock: MockClock) -> None:
-    """The money's hold ends there, whatever the account still says."""
+async def test_sender_gets_r00_when_its_prepare_expires(clock: MockClock) -> None:
+    """The sender's money is released at that moment, even if the account replies later."""
     async with open_accounts(store=MemoryStore()) as plugin:
         peer = await enter(plugin, "alice")
         start = trio.current_time()
@@ -581,8 +581,8 @@ async def test_past_its_expiry_the_sender_gets_r00(clock: MockClock) -> None:
         await peer.aclose()
 
 
-async def test_an_expiry_in_30_days_works_and_the_response_timeout_still_holds(clock: MockClock) -> None:
-    """setTimeout takes 24.8 days at most: mini-accounts rejects such a packet at once."""
+async def test_expiry_in_30_days_keeps_the_response_timeout(clock: MockClock) -> None:
+    """setTimeout takes at most 24.8 days: mini-accounts rejects such a packet at once."""
     month = 30 * 86400
     async with open_accounts(store=MemoryStore()) as plugin, trio.open_nursery() as nursery:
         peer = await enter(plugin, "alice")
@@ -595,8 +595,8 @@ async def test_an_expiry_in_30_days_works_and_the_response_timeout_still_holds(c
         await peer.aclose()
 
 
-async def test_a_wrong_preimage_is_no_fulfillment() -> None:
-    """The server would pay for what it cannot claim from its own peer."""
+async def test_wrong_preimage_is_no_fulfillment() -> None:
+    """The server would pay for something that it cannot claim from its own peer."""
     async with open_accounts(store=MemoryStore()) as plugin, trio.open_nursery() as nursery:
         peer = await enter(plugin, "alice")
         nursery.start_soon(answer, peer, ilp.encode(ilp.Fulfill(bytes(32))))
@@ -612,19 +612,19 @@ async def test_a_wrong_preimage_is_no_fulfillment() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"rubbish", FULFILL])
-async def test_what_is_no_prepare_cannot_be_routed(data: Any) -> None:
+async def test_only_a_prepare_can_be_routed(data: Any) -> None:
     async with open_accounts() as plugin:
         with pytest.raises(InvalidFieldsError, match="Prepare"):
             await plugin.send_data(data)
 
 
-async def test_the_server_answers_an_ildcp_request_of_its_own_host() -> None:
+async def test_server_answers_its_own_applications_ildcp_request() -> None:
     async with open_accounts() as plugin:
-        told = ildcp.decode(await plugin.send_data(ildcp.encode(ildcp.IldcpRequest())))
-        assert told == ildcp.IldcpResponse(HOST, 9, "XRP")
+        response = ildcp.decode(await plugin.send_data(ildcp.encode(ildcp.IldcpRequest())))
+        assert response == ildcp.IldcpResponse(HOST, 9, "XRP")
 
 
-async def test_a_link_lost_under_a_request_is_told_and_not_tried_again() -> None:
+async def test_request_on_a_lost_link_fails_and_is_not_sent_again() -> None:
     async with open_accounts(store=MemoryStore()) as plugin, trio.open_nursery() as nursery:
         old, new = await enter(plugin, "alice"), await enter(plugin, "alice")
 
@@ -679,27 +679,27 @@ async def test_an_account_is_a_plugin_of_its_own() -> None:
         assert names(read_events(plugin)) == ["Connected", "AccountConnected", "AccountDisconnected"]
 
 
-async def test_an_account_asked_for_while_connected_is_connected() -> None:
+async def test_account_of_a_connected_client_is_connected() -> None:
     async with open_accounts(store=MemoryStore()) as plugin:
         peer = await enter(plugin, "alice")
         alice = plugin.account("alice")
         assert alice.is_connected()
         await next_event(alice.events, Connected)
         with pytest.raises(TypeError):
-            await alice.connect(1000)  # type: ignore[arg-type]  # what this is about
+            await alice.connect(1000)  # type: ignore[arg-type]  # the test's subject
         await peer.aclose()
 
 
 @pytest.mark.parametrize("name", ["", "a.b", "a b", "x" * 256])
-async def test_an_account_of_an_impossible_name_cannot_be_had(name: Any) -> None:
+async def test_account_with_an_invalid_name_raises(name: Any) -> None:
     async with open_accounts() as plugin:
         with pytest.raises(InvalidFieldsError):
             plugin.account(name)
         with pytest.raises(TypeError):
-            plugin.account(7)  # type: ignore[arg-type]  # what this is about
+            plugin.account(7)  # type: ignore[arg-type]  # the test's subject
 
 
-async def test_disconnecting_an_account_parts_from_its_client_alone() -> None:
+async def test_disconnecting_an_account_affects_only_its_client() -> None:
     async with open_accounts(store=MemoryStore()) as plugin, trio.open_nursery() as nursery:
         one, two, bob = [await enter(plugin, name) for name in ("alice", "alice", "bob")]
         alice = plugin.account("alice")
@@ -734,7 +734,7 @@ async def test_disconnecting_an_account_parts_from_its_client_alone() -> None:
         await bob.aclose()
 
 
-async def test_a_closed_account_is_made_anew() -> None:
+async def test_closed_account_is_created_again() -> None:
     async with open_accounts(store=MemoryStore(), data_handler=echo) as plugin:
         alice = plugin.account("alice")
         peer = await enter(plugin, "alice")
@@ -755,8 +755,8 @@ async def test_a_closed_account_is_made_anew() -> None:
         await peer.aclose()
 
 
-async def test_closing_an_account_lets_its_handlers_answer() -> None:
-    """Its client would be in doubt of what was done for it a moment later."""
+async def test_closing_an_account_lets_its_handlers_reply() -> None:
+    """Otherwise its client could not know whether its requests took effect."""
     held = trio.Event()
 
     async def hold(data: bytes) -> bytes:
@@ -778,7 +778,7 @@ async def test_closing_an_account_lets_its_handlers_answer() -> None:
 
 
 async def test_a_closing_server_sends_and_serves_nothing_new() -> None:
-    """What begins while it drains would be cut off in the middle."""
+    """Anything that begins while it drains would be cut off in the middle."""
     held = trio.Event()
 
     async def hold(data: bytes) -> bytes:
@@ -804,7 +804,7 @@ async def test_a_closing_server_sends_and_serves_nothing_new() -> None:
         await leave(peer)
 
 
-async def test_a_handlers_refusal_is_counted_for_its_account() -> None:
+async def test_refusal_by_a_handler_is_counted_for_its_account() -> None:
     async def refuse(data: bytes) -> bytes:
         raise InvalidFieldsError("no")
 
@@ -825,7 +825,7 @@ async def test_a_handlers_refusal_is_counted_for_its_account() -> None:
         await peer.aclose()
 
 
-async def test_cancelling_a_request_leaves_nothing_of_it(clock: MockClock) -> None:
+async def test_cancelled_request_leaves_nothing_behind(clock: MockClock) -> None:
     async with open_accounts(store=MemoryStore()) as plugin:
         peer = await enter(plugin, "alice")
         for call in (
@@ -860,16 +860,16 @@ async def test_accounts_end_with_the_server() -> None:
 
 async def test_accounts_fail_with_the_server() -> None:
     async with trio.open_nursery() as nursery:
-        told: list[PluginFailedError] = []
+        failures: list[PluginFailedError] = []
         plugin = AccountsPlugin(
-            AccountsOptions(port=0, debug_host_ildcp_info=HOST_INFO), SERVICES, nursery, told.append
+            AccountsOptions(port=0, debug_host_ildcp_info=HOST_INFO), SERVICES, nursery, failures.append
         )
         alice = plugin.account(hashed(TOKEN))
         await plugin.connect()
         peer = await enter(plugin)
         plugin.fail(OSError("the end"))
         await peer.wait_eof()
-    assert len(told) == 1
+    assert len(failures) == 1
     assert names(read_events(alice)) == ["Connected", "Disconnected", "Failed"]
     with pytest.raises(PluginFailedError):
         await alice.send_data(b"")
@@ -889,8 +889,8 @@ async def test_a_server_can_disconnect_and_listen_again() -> None:
             await plugin.connect()
             peer = await enter(plugin, "alice")
             assert alice.is_connected()
-            async with trio.open_nursery() as parting:
-                parting.start_soon(plugin.disconnect)
+            async with trio.open_nursery() as closing:
+                closing.start_soon(plugin.disconnect)
                 await leave(peer)
             assert not plugin.is_connected()
             assert not alice.is_connected()
@@ -899,21 +899,21 @@ async def test_a_server_can_disconnect_and_listen_again() -> None:
         assert not nursery.child_tasks
 
 
-async def test_nothing_of_an_account_is_left_when_its_client_has_gone(clock: MockClock) -> None:
-    """Tokens cost nothing to make up: a server must not grow with the clients that it has ever seen."""
+async def test_account_is_released_when_its_client_has_gone(clock: MockClock) -> None:
+    """Tokens cost nothing to make up: a server must not grow with the number of clients it has ever seen."""
     async with open_accounts() as plugin:
         for number in range(40):
             await (await enter(plugin, "", f"token {number}")).aclose()
         await wait_all_tasks_blocked()
-        # Lost links wait for their last visit of the sweeper.
+        # The timers of lost links fire once more.
         await trio.sleep(30)
         gc.collect()
         left = [each for each in gc.get_objects() if type(each).__name__ in ("Account", "Link")]
-        # The sweeper still knows the one that it has visited last.
+        # The task that keeps the timers still refers to the last one that fired.
         assert len(left) <= 2
 
 
-async def test_shaking_hands_alone_opens_nothing() -> None:
+async def test_handshake_alone_opens_no_account() -> None:
     async with open_accounts() as plugin:
         stream = await dial_stream(plugin.address)
         peer = await shake_hands(stream)
@@ -923,7 +923,7 @@ async def test_shaking_hands_alone_opens_nothing() -> None:
         assert names(read_events(plugin)) == ["Connected"]
 
 
-async def test_the_debug_log_tells_which_account_came_from_where(clock: MockClock, caplog: Any) -> None:
+async def test_debug_log_names_account_and_address_of_a_connection(clock: MockClock, caplog: Any) -> None:
     caplog.set_level(logging.DEBUG, "trio_ledger_plugin")
     async with open_accounts(options(generateAccount=True)) as plugin:
         peer = await enter(plugin)
@@ -938,14 +938,14 @@ async def test_the_debug_log_tells_which_account_came_from_where(clock: MockCloc
     assert TOKEN not in caplog.text
 
 
-async def test_a_client_that_comes_back_while_its_account_is_disconnected_is_connected(clock: MockClock) -> None:
-    """One disconnects an account whose network froze, and its client dials anew: it would be called offline."""
+async def test_client_can_return_while_its_account_disconnects(clock: MockClock) -> None:
+    """An operator disconnects an account whose network froze, and its client dials again: it would seem offline."""
     async with open_accounts() as server:
         account = server.account(hashed(TOKEN))
         frozen = await enter(server)
         await account.wait_connected()
         async with trio.open_nursery() as nursery:
-            # More than the network takes, so that the old connection parts slowly.
+            # More than the network takes, so that the old connection disconnects slowly.
             calls = [await start(nursery, account.send_data, bytes(60_000)) for _ in range(200)]
             nursery.start_soon(account.disconnect)
             await wait_all_tasks_blocked()

@@ -1,4 +1,4 @@
-"""Clients that are not there: what is sent to them is rejected at once, at any scale, and leaves nothing behind."""
+"""Clients that are offline: requests to them are rejected at once, at any scale, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from trio_ledger_plugin.stores import MemoryStore
 from trio_ledger_plugin.testing.conformance.assertions import read_events
 
 SENDS = 100_000
-# Tracing what is allocated makes each send ten times as slow.
+# Tracing allocations makes each send ten times slower.
 TRACED = 10_000
 MONTH = 30 * 86400
 
 
 @pytest.fixture
 def clock() -> MockClock:
-    """A clock that jumps when everything waits: whatever took time shows on it."""
+    """A clock that jumps when every task waits, so that it shows any waiting."""
     return MockClock(autojump_threshold=0.03)
 
 
 def held_by(plugin: Any) -> tuple[int, ...]:
-    """Count what a send could leave with the plugin, or in the program."""
+    """Count what a send could leave in the plugin or in the program."""
     gc.collect()
     objects = len(gc.get_objects())
     return len(plugin._accounts), plugin.calls_in_flight(), len(plugin.exchanges()), len(all_tasks()), objects
@@ -43,10 +43,10 @@ async def come_and_go(plugin: Any, name: str) -> None:
         await next_event(plugin.events, kind)
 
 
-async def test_100_000_sends_to_clients_that_are_offline_leave_nothing_behind(clock: MockClock) -> None:
+async def test_100_000_sends_to_offline_clients_leave_nothing_behind(clock: MockClock) -> None:
     """mini-accounts keeps each for its whole timeout: a client that went away would cost the server its memory."""
     async with open_accounts(store=MemoryStore()) as plugin:
-        # One that never came, one that went, and one that the application holds on to.
+        # A client that never connected, one that left, and one whose account the application holds.
         await come_and_go(plugin, "gone")
         held = plugin.account("held")
         requests = [
@@ -69,14 +69,14 @@ async def test_100_000_sends_to_clients_that_are_offline_leave_nothing_behind(cl
         after = held_by(plugin)
         assert after[:-1] == before[:-1]
         assert after[-1] - before[-1] < 100
-        # Two bytes for each of them would be more.
+        # Less than two bytes for each request.
         assert grown < 2 * TRACED
         assert trio.current_time() == start
         assert not held.is_connected()
         assert held.statistics().requests_sent == plugin.statistics().requests_sent == 0
 
 
-async def test_100_000_names_that_nobody_has_cost_nothing(clock: MockClock) -> None:
+async def test_100_000_unknown_names_cost_nothing(clock: MockClock) -> None:
     """Names cost a sender nothing to make up: each must not become an account."""
     async with open_accounts(store=MemoryStore()) as plugin:
         request = prepare(f"{HOST}.name-000000")
@@ -89,7 +89,7 @@ async def test_100_000_names_that_nobody_has_cost_nothing(clock: MockClock) -> N
         assert after[-1] - before[-1] < 100
 
 
-async def test_sends_at_once_to_a_client_that_is_offline_do_not_wait_for_each_other(clock: MockClock) -> None:
+async def test_sends_to_an_offline_client_do_not_wait_for_each_other(clock: MockClock) -> None:
     async with open_accounts(store=MemoryStore()) as plugin:
         codes: list[str] = []
 
@@ -105,8 +105,8 @@ async def test_sends_at_once_to_a_client_that_is_offline_do_not_wait_for_each_ot
 
 
 @pytest.mark.parametrize("online", [True, False])
-async def test_what_has_expired_is_rejected_at_once_whoever_it_is_for(online: bool, clock: MockClock) -> None:
-    """Sent on, it could be fulfilled when nobody pays for it any more."""
+async def test_expired_prepare_is_rejected_at_once_for_any_account(online: bool, clock: MockClock) -> None:
+    """If it were sent on, it could be fulfilled after its sender stopped paying for it."""
     async with open_accounts(store=MemoryStore()) as plugin:
         alice = await enter(plugin, "alice") if online else None
         before = held_by(plugin)
@@ -119,8 +119,8 @@ async def test_what_has_expired_is_rejected_at_once_whoever_it_is_for(online: bo
             await alice.aclose()
 
 
-async def test_a_month_of_lifetime_ends_with_the_connection_and_the_client_may_come_back(clock: MockClock) -> None:
-    """The sender would wait for the month, and the server keep the call."""
+async def test_month_long_request_ends_with_its_connection(clock: MockClock) -> None:
+    """Otherwise the sender would wait for the month, and the server keep the call."""
     async with open_accounts(store=MemoryStore()) as plugin, trio.open_nursery() as nursery:
         request = prepare(f"{HOST}.alice", MONTH)
         for _ in range(3):
@@ -143,17 +143,17 @@ async def lose(plugin: Any, request: bytes) -> None:
         await plugin.send_data(request)
 
 
-async def test_a_stranger_does_not_bring_an_offline_victim_online(clock: MockClock) -> None:
-    """The packets that are rejected while the victim is away would go to whoever knows its name."""
+async def test_wrong_token_does_not_bring_an_offline_client_online(clock: MockClock) -> None:
+    """Packets for the offline client would go to any client that knows its name."""
     async with open_accounts(store=MemoryStore()) as plugin:
         await come_and_go(plugin, "alice")
         for _ in range(3):
-            thief = await dial(plugin.address)
-            refusal = await thief.authenticate("wrong", account="alice")
+            refused = await dial(plugin.address)
+            refusal = await refused.authenticate("wrong", account="alice")
             assert refusal.code == "F00"
-            # The thief is still there: it is being sent away.
+            # The refused client is still connected; its connection is about to be closed.
             assert code_of(await plugin.send_data(prepare(f"{HOST}.alice"))) == "T01"
-            await leave(thief)
+            await leave(refused)
         await wait_all_tasks_blocked()
         assert plugin.accounts() == ()
         assert names(read_events(plugin)) == []

@@ -8,7 +8,7 @@ from trio_ledger_plugin import PluginClosedError
 from trio_ledger_plugin.runtime.attempt import ConnectAttempt
 
 
-async def test_success_lets_every_waiter_go():
+async def test_success_wakes_every_waiter():
     ready = []
     connection = ConnectAttempt(lambda: ready.append(1))
     async with trio.open_nursery() as nursery:
@@ -27,9 +27,9 @@ async def test_failure_reaches_every_waiter_and_later_ones():
     caught: list[PluginClosedError] = []
 
     async def wait():
-        with pytest.raises(PluginClosedError, match="first") as told:
+        with pytest.raises(PluginClosedError, match="first") as raised:
             await connection.wait_settled()
-        caught.append(told.value)
+        caught.append(raised.value)
 
     async with trio.open_nursery() as nursery:
         for _ in range(3):
@@ -40,12 +40,12 @@ async def test_failure_reaches_every_waiter_and_later_ones():
         connection.settle(error)
         connection.settle(OSError("second"))
     await wait()
-    # In each task's traceback would stand all the others'.
+    # A shared error would collect the tracebacks of all tasks.
     assert len(set(map(id, caught))) == 4
     assert {each.__cause__ for each in caught} == {error.__cause__}
 
 
-async def test_the_last_to_leave_cancels_the_attempt():
+async def test_last_cancelled_caller_cancels_the_attempt():
     connection = ConnectAttempt(lambda: None)
     scopes = [trio.CancelScope(), trio.CancelScope()]
 
@@ -65,7 +65,7 @@ async def test_the_last_to_leave_cancels_the_attempt():
     assert connection.is_abandoned
 
 
-async def test_leaving_after_the_success_cancels_nothing():
+async def test_cancelled_caller_after_the_success_cancels_nothing():
     connection = ConnectAttempt(lambda: None)
     connection.started()
     with trio.CancelScope() as scope:
@@ -75,8 +75,8 @@ async def test_leaving_after_the_success_cancels_nothing():
     assert not connection.is_abandoned
 
 
-async def test_a_success_that_comes_after_all_have_left_does_not_count():
-    """Else a new caller would be told that the link is up which is being dropped."""
+async def test_success_after_the_cancellation_does_not_count():
+    """A new caller would be told that a link is up that is about to be closed."""
     ready = []
     connection = ConnectAttempt(lambda: ready.append(1))
     connection.cancel()

@@ -1,4 +1,4 @@
-"""A call has one outcome and leaves nothing behind; whoever waits for a slot gets one or learns why it does not."""
+"""A call has one outcome and leaves nothing behind; a caller that waits for a slot gets one or an error."""
 
 from itertools import count
 
@@ -12,7 +12,7 @@ from trio_ledger_plugin.runtime.calls import CallTable
 
 
 class Caller:
-    """Makes calls in a table, each in a task, and keeps what became of them by request id."""
+    """Makes calls in a table, each in a task, and keeps their outcomes by request id."""
 
     def __init__(self, nursery, *, limit=10, timeout=10.0):
         self.table = CallTable(count(1), limit=limit, timeout=timeout)
@@ -32,7 +32,7 @@ class Caller:
             try:
                 await self.table.wait_for_slot()
                 self.table.check_open()
-                # Under the number of the caller: one that leaves the queue for a slot takes no number.
+                # Under the caller's own number: a caller that stops waiting for a slot takes no id.
                 given, call = self.table.open()
                 self.table.pending[request_id] = self.table.pending.pop(given)
                 try:
@@ -43,7 +43,7 @@ class Caller:
                 self.outcomes[request_id] = error
 
 
-async def test_an_answer_wakes_its_caller_only(nursery):
+async def test_reply_wakes_only_its_caller(nursery):
     caller = Caller(nursery)
     first, second = (await caller.call())[0], (await caller.call())[0]
     caller.table.pending.pop(second).answer(b"two")
@@ -52,7 +52,7 @@ async def test_an_answer_wakes_its_caller_only(nursery):
     assert list(caller.table.pending) == [first]
 
 
-async def test_a_second_answer_or_failure_does_nothing(nursery):
+async def test_second_reply_or_failure_does_nothing(nursery):
     caller = Caller(nursery)
     request_id, _ = await caller.call()
     call = caller.table.pending[request_id]
@@ -64,7 +64,7 @@ async def test_a_second_answer_or_failure_does_nothing(nursery):
     assert not caller.table.pending
 
 
-async def test_a_cancelled_caller_leaves_no_entry_and_an_answer_to_it_does_nothing(nursery):
+async def test_reply_to_a_cancelled_caller_does_nothing(nursery):
     caller = Caller(nursery)
     request_id, scope = await caller.call()
     call = caller.table.pending[request_id]
@@ -76,7 +76,7 @@ async def test_a_cancelled_caller_leaves_no_entry_and_an_answer_to_it_does_nothi
     assert caller.outcomes == {}
 
 
-async def test_closing_fails_each_call_with_an_error_of_its_own(nursery):
+async def test_closing_fails_each_call_with_its_own_error(nursery):
     caller = Caller(nursery)
     for _ in range(3):
         await caller.call()
@@ -91,8 +91,8 @@ async def test_closing_fails_each_call_with_an_error_of_its_own(nursery):
 @pytest.mark.parametrize(
     ("in_flight", "unsent"), [(ConnectionLostError, NotConnectedError), (PluginClosedError, PluginClosedError)]
 )
-async def test_a_caller_that_waits_for_a_slot_learns_that_nothing_was_sent(nursery, in_flight, unsent):
-    """A payer must not take a transfer that never left for one in doubt, nor "you closed it" for "it broke"."""
+async def test_caller_waiting_for_a_slot_learns_that_nothing_was_sent(nursery, in_flight, unsent):
+    """A payer must not treat a transfer that was never sent as in doubt, nor "you closed it" as "it broke"."""
     caller = Caller(nursery, limit=1)
     first, _ = await caller.call()
     second, _ = await caller.call()
@@ -103,7 +103,7 @@ async def test_a_caller_that_waits_for_a_slot_learns_that_nothing_was_sent(nurse
     assert caller.table.closed
 
 
-async def test_the_first_reason_to_close_counts(nursery):
+async def test_first_reason_to_close_counts(nursery):
     caller = Caller(nursery, limit=1)
     await caller.call()
     second, _ = await caller.call()
@@ -114,7 +114,7 @@ async def test_the_first_reason_to_close_counts(nursery):
 
 
 @pytest.mark.parametrize("limit", [1, 2, 5])
-async def test_there_are_never_more_calls_than_may_be_and_each_gets_its_turn(nursery, limit):
+async def test_calls_stay_below_the_limit_and_each_gets_its_turn(nursery, limit):
     caller = Caller(nursery, limit=limit)
     for _ in range(20):
         await caller.call()
@@ -127,7 +127,7 @@ async def test_there_are_never_more_calls_than_may_be_and_each_gets_its_turn(nur
     assert len(caller.outcomes) == 20
 
 
-async def test_a_cancelled_caller_gives_its_slot_to_the_next(nursery):
+async def test_cancelled_caller_gives_its_slot_to_the_next(nursery):
     caller = Caller(nursery, limit=1)
     _, scope = await caller.call()
     second, _ = await caller.call()
@@ -136,7 +136,7 @@ async def test_a_cancelled_caller_gives_its_slot_to_the_next(nursery):
     assert list(caller.table.pending) == [second]
 
 
-async def test_one_that_leaves_the_queue_for_a_slot_takes_none_with_it(nursery):
+async def test_caller_that_stops_waiting_takes_no_slot(nursery):
     caller = Caller(nursery, limit=1)
     first, _ = await caller.call()
     _, scope = await caller.call()
@@ -147,8 +147,8 @@ async def test_one_that_leaves_the_queue_for_a_slot_takes_none_with_it(nursery):
     assert list(caller.table.pending) == [third]
 
 
-async def test_a_slot_that_is_not_taken_after_all_can_be_passed_on(nursery):
-    """Without it a caller waits for ever beside an empty table."""
+async def test_unused_slot_can_be_passed_on(nursery):
+    """Otherwise a caller waits for ever beside an empty table."""
     table = CallTable(count(1), limit=1, timeout=10)
     holder = Caller(nursery, limit=1)
     holder.table = table
@@ -170,7 +170,7 @@ async def test_a_slot_that_is_not_taken_after_all_can_be_passed_on(nursery):
     assert list(table.pending) == [second]
 
 
-async def test_draining_takes_no_slot_from_anybody(nursery):
+async def test_draining_takes_no_slot_from_callers(nursery):
     caller = Caller(nursery, limit=1)
     first, _ = await caller.call()
     drained = []
@@ -206,17 +206,17 @@ async def test_calls_expire_in_order_each_at_its_deadline(nursery, autojump_cloc
     assert list(caller.table.pending) == [second]
 
 
-async def test_an_empty_table_is_visited_no_later_than_a_new_call_can_be_due(nursery):
+async def test_empty_table_is_checked_before_a_new_call_can_expire(nursery):
     assert CallTable(count(1), limit=1, timeout=10).expire(100.0) == 110.0
 
 
-async def test_an_id_in_flight_is_passed_over():
-    """Two calls under one id would get each other's answers."""
+async def test_id_in_flight_is_skipped():
+    """Two calls with one id would get each other's replies."""
     table = CallTable(iter([4, 4, 4, 5]), limit=10, timeout=10)
     assert [table.open()[0], table.open()[0]] == [4, 5]
 
 
-async def test_an_outcome_before_the_wait_is_kept():
+async def test_outcome_before_the_wait_is_kept():
     """A link can be lost while it sends, before the caller sleeps."""
     table = CallTable(count(1), limit=10, timeout=10)
     _, answered = table.open()

@@ -1,6 +1,6 @@
-"""One token through all that a client and a listener do: it stands in the auth frame, and nowhere else.
+"""A token through everything that a client and a listener do: it is in the auth frame, and nowhere else.
 
-Whoever reads a log, a traceback or a frame of another connection could otherwise take over the account.
+Otherwise a reader of a log, a traceback or a frame of another connection could take over the account.
 """
 
 import logging
@@ -22,8 +22,8 @@ NOON = datetime(2018, 8, 31, 12, 0, 0, 899_000, tzinfo=UTC)
 OPTIONS = {"redial_max_delay": 0.01, "response_timeout": 0.2}
 
 
-class Witness:
-    """Keeps all that the package shows to anybody; it is a log, too."""
+class Collector:
+    """Keeps everything that the package shows; it is also a log."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []
@@ -34,7 +34,7 @@ class Witness:
             if isinstance(thing, bytes):
                 self.seen.append(thing.decode("latin-1"))
             if isinstance(thing, BaseException):
-                # Without source lines: this file's own text is no leak.
+                # Without source lines: the text of this file is no leak.
                 shown = traceback.TracebackException.from_exception(thing, lookup_lines=False)
                 self.seen += shown.format_exception_only()
                 self.show(*thing.args, *vars(thing).values(), thing.__cause__, thing.__context__)
@@ -50,7 +50,7 @@ class Witness:
         self.show(caught.value)
 
     async def use(self, plugin: Any) -> None:
-        """Do what an application does, rightly and wrongly, and look at everything."""
+        """Do what an application does, correctly and incorrectly, and keep everything that it sees."""
         self.show(plugin, plugin.options, plugin.address, plugin.statistics(), plugin.events, plugin.is_connected())
         for call, argument in ((plugin.send_data, b"ask"), (plugin.send_money, "5"), (plugin.send_data, "text")):
             try:
@@ -74,16 +74,16 @@ async def broken(data: bytes) -> bytes:
 
 
 class Server:
-    """A scripted server that meets credentials in a bad way, then lets the client in, and keeps every frame."""
+    """A scripted server that handles credentials badly, then accepts the client, and keeps every frame."""
 
     def __init__(self, ways: list[str]) -> None:
         self.ways = ways
         self.frames: list[bytes] = []
-        self.visits = 0
+        self.connections = 0
 
     async def serve(self, stream: trio.SocketStream) -> None:
         peer = await welcome(stream)
-        self.visits += 1
+        self.connections += 1
         way = self.ways.pop(0) if self.ways else "good"
         auth = (await peer.receive()).payload
         assert auth.count(TOKEN.encode()) == 1
@@ -115,35 +115,35 @@ class Server:
                     await peer.send(peer.frame(payload, PONG))
 
 
-async def test_a_client_shows_its_token_to_the_server_alone(clock: MockClock, caplog: Any, capfd: Any) -> None:
+async def test_client_shows_its_token_only_to_the_server(clock: MockClock, caplog: Any, capfd: Any) -> None:
     caplog.set_level(logging.DEBUG)
-    witness = Witness()
-    services = PluginServices(log=witness)
+    collector = Collector()
+    services = PluginServices(log=collector)
     for way in ("refuses", "closes"):
         scripted = Server([way] * 3)
         async with serving(scripted.serve) as url:
-            await witness.fail(enter, {"server": url, **OPTIONS}, services)
-        assert scripted.visits > 0
+            await collector.fail(enter, {"server": url, **OPTIONS}, services)
+        assert scripted.connections > 0
     scripted = Server(["not now", "garbage", "text", "good", "not now", "garbage", "good"])
     async with serving(scripted.serve) as url:
-        # One with the default log, one with the application's.
+        # Once with the application's log, once with the default one.
         for log in (services, None):
             async with open_btp({"server": url, **OPTIONS}, log, data_handler=broken) as plugin:
-                await witness.use(plugin)
+                await collector.use(plugin)
                 await plugin.disconnect()
-                await witness.use(plugin)
+                await collector.use(plugin)
         scripted.ways = ["good", "refuses"]
         async with trio.open_nursery() as nursery:
             with suppress(LedgerPluginError):
                 async with open_btp({"server": url, **OPTIONS}, services, nursery=nursery) as plugin:
-                    await witness.use(plugin)
+                    await collector.use(plugin)
                     assert plugin._link is not None
                     plugin._link.abort("cut")
                     await trio.sleep(60)
-            await witness.use(plugin)
-    witness.show(*scripted.frames)
+            await collector.use(plugin)
+    collector.show(*scripted.frames)
     assert scripted.frames
-    witness.check(caplog, capfd)
+    collector.check(caplog, capfd)
 
 
 async def enter(options: Any, services: Any) -> None:
@@ -151,10 +151,10 @@ async def enter(options: Any, services: Any) -> None:
         raise AssertionError("opened")
 
 
-async def test_a_listener_shows_its_secret_to_nobody(clock: MockClock, caplog: Any, capfd: Any) -> None:
-    """Not even to one who has sent it, in whatever wrong place."""
+async def test_listener_never_shows_its_secret(clock: MockClock, caplog: Any, capfd: Any) -> None:
+    """Not even to a peer that sent it, in the wrong place."""
     caplog.set_level(logging.DEBUG)
-    witness = Witness()
+    collector = Collector()
     entry = btp.ProtocolData
     auth = entry("auth", 0, b"")
     wrong = [
@@ -167,30 +167,30 @@ async def test_a_listener_shows_its_secret_to_nobody(clock: MockClock, caplog: A
         btp.encode(btp.Transfer(1, 5, (auth, entry("auth_token", 1, TOKEN.encode())))),
         TOKEN.encode(),
     ]
-    for log in (PluginServices(log=witness), None):
+    for log in (PluginServices(log=collector), None):
         async with open_btp(listening(**OPTIONS), log, data_handler=broken) as plugin:
             for packet in wrong:
                 peer = await dial(plugin.address)
                 await peer.send(peer.frame(packet))
                 with suppress(EOFError):
                     while True:
-                        witness.show((await peer.receive()).payload)
+                        collector.show((await peer.receive()).payload)
                 await peer.aclose()
             peer = await dial(plugin.address)
-            witness.show(await peer.authenticate())
+            collector.show(await peer.authenticate())
             async with trio.open_nursery() as nursery:
 
                 async def answer(peer: Peer = peer) -> None:
                     with suppress(EOFError, trio.BrokenResourceError, trio.ClosedResourceError):
                         while True:
-                            witness.show((await peer.receive()).payload)
+                            collector.show((await peer.receive()).payload)
 
                 nursery.start_soon(answer)
                 await peer.send_request(2, b"served by a broken handler")
                 await peer.send_packet(btp.Message(3, (auth, entry("auth_token", 1, TOKEN.encode()))))
                 await peer.send(peer.frame(auth_message(4, "", TOKEN, {})[:-2]))
-                await witness.use(plugin)
+                await collector.use(plugin)
                 await peer.aclose()
-            await witness.use(plugin)
-        await witness.use(plugin)
-    witness.check(caplog, capfd)
+            await collector.use(plugin)
+        await collector.use(plugin)
+    collector.check(caplog, capfd)

@@ -1,4 +1,4 @@
-"""Cancelling a public call at any of its checkpoints ends that call only: nothing is left, and the plugin goes on."""
+"""Cancelling a public call at any of its checkpoints ends only that call: nothing is left, and the plugin goes on."""
 
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
@@ -31,7 +31,7 @@ LISTENER: dict[str, object] = {"plugin": "btp", "listener": {"port": 0, "secret"
 
 @asynccontextmanager
 async def open_peer(kind, nursery=None):
-    """Open a peer that echoes; give the options of the plugin that meets it."""
+    """Open a peer that echoes; yield the options of the plugin that connects to it."""
     opts: dict[str, object] = LISTENER if kind == "btp" else {"plugin": "loopback", "name": "cancelled"}
     async with open_plugin(opts, data_handler=echo, money_handler=accept, nursery=nursery) as peer:
         if isinstance(peer, BtpPlugin):
@@ -77,8 +77,8 @@ async def test_connect_of_a_listener():
 
 
 @pytest.mark.parametrize("milliseconds", [0.001, 1, 50, 120, 400, 1000, 3000, 20_000])
-async def test_connect_to_nobody(autojump_clock, milliseconds):
-    """A deadline cancels the attempt while it dials or in the pauses between."""
+async def test_connect_without_a_server(autojump_clock, milliseconds):
+    """A deadline cancels the attempt while it dials or pauses between attempts."""
     async with trio.open_nursery() as nursery:
         with trio.socket.socket() as taken:
             await taken.bind(("127.0.0.1", 0))
@@ -168,7 +168,7 @@ async def test_sending(kind, call):
 
 @KINDS
 async def test_waiting_for_a_slot(kind):
-    """One that gives up takes no slot with it: the others still get theirs."""
+    """A caller that gives up takes no slot with it: the others still get theirs."""
     async with open_peer(kind) as (opts, _), open_plugin({**opts, "max_in_flight": 1}) as plugin:
         await plugin.send_data(b"warm")
 
@@ -203,7 +203,7 @@ async def test_wait_connected():
 @pytest.mark.parametrize("form", FORMS)
 @KINDS
 async def test_open_plugin_entered_used_and_left(kind, form):
-    """Through the whole block: its entry, a call in it, and its exit."""
+    """Cancel in the entry of the block, in a call inside it, and in its exit."""
     async with open_peer(kind) as (opts, peer):
         before = Baseline(peer)
 
@@ -261,8 +261,8 @@ async def test_loopback_pair(form):
 
 
 @KINDS
-async def test_the_nursery_under_a_plugin_is_cancelled_at_any_moment(kind):
-    """The calls of others end with "you closed it"; one made while the link goes was not sent."""
+async def test_plugins_nursery_is_cancelled_at_any_moment(kind):
+    """Calls of other tasks end as closed; a call made while the link closes was not sent."""
     async with AsyncExitStack() as stack:
         opts, peer = await stack.enter_async_context(open_peer(kind))
         before = Baseline(peer)
@@ -276,7 +276,7 @@ async def test_the_nursery_under_a_plugin_is_cancelled_at_any_moment(kind):
                     for _ in range(3):
                         await plugin.send_data(b"x")
                         await plugin.send_money("1")
-                except Exception as error:  # noqa: BLE001 (looked at below)
+                except Exception as error:  # noqa: BLE001 (checked below)
                     errors.append(error)
 
             async def run(plugin):
@@ -285,22 +285,22 @@ async def test_the_nursery_under_a_plugin_is_cancelled_at_any_moment(kind):
                         users.start_soon(use, plugin)
                         users.start_soon(use, plugin)
 
-            async def host(*, task_status):
+            async def run_nursery(*, task_status):
                 async with trio.open_nursery() as nursery:
                     task_status.started((create_plugin(opts, nursery=nursery), nursery))
                     await trio.sleep_forever()
 
             async with trio.open_nursery() as outer:
-                plugin, nursery = await outer.start(host)
+                plugin, nursery = await outer.start(run_nursery)
                 await_ = trio.lowlevel.checkpoint
 
-                async def strike():
+                async def cancel():
                     for _ in range(step):
                         await await_()
                     nursery.cancel_scope.cancel()
 
                 async with trio.open_nursery() as both:
-                    both.start_soon(strike)
+                    both.start_soon(cancel)
                     both.start_soon(run, plugin)
             assert all(
                 isinstance(error, PluginClosedError | NotConnectedError)

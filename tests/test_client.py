@@ -1,4 +1,4 @@
-"""The end that dials: what ends an attempt, what is tried again and when, and what ends the plugin."""
+"""The end that dials: what ends an attempt, what is retried and when, and what ends the plugin."""
 
 import ssl
 import traceback
@@ -33,7 +33,7 @@ OFTEN = 20
 
 
 class Server:
-    """A scripted server: each connection meets the next behaviour, the last one for ever."""
+    """A scripted server: each connection gets the next behaviour, and later ones the last."""
 
     def __init__(self, *behaviours: Any) -> None:
         self.behaviours = behaviours
@@ -49,7 +49,7 @@ class Server:
         await self.behaviours[min(turn, len(self.behaviours) - 1)](self, stream)
 
     async def accept(self, stream: trio.abc.Stream) -> None:
-        """Let the client in and keep the link."""
+        """Accept the client and keep the link."""
         peer = await welcome(stream)
         await peer.let_in()
         self.peers.append(peer)
@@ -62,7 +62,7 @@ class Server:
         """Close before the handshake."""
 
     async def close_silently(self, stream: trio.abc.Stream) -> None:
-        """Close after the credentials, without an answer."""
+        """Close after the credentials, without a reply."""
         await (await welcome(stream)).receive_packet()
 
     async def say_nothing(self, stream: trio.abc.Stream) -> None:
@@ -73,7 +73,7 @@ class Server:
         await trio.sleep_forever()
 
     async def refuse(self, stream: trio.abc.Stream, code: str = "F00") -> None:
-        """Refuse the credentials, and repeat them."""
+        """Refuse the credentials, and repeat them in the error."""
         peer = await welcome(stream)
         packet = await peer.receive_packet()
         data = b"no such token: " + packet.protocol_data[2].data
@@ -110,7 +110,7 @@ async def connect_fails(server: Server, error: type[Exception], *, timeout: floa
 # The first connection.
 
 
-async def test_a_client_is_connected_once_it_is_let_in(clock: MockClock) -> None:
+async def test_client_is_connected_once_it_is_accepted(clock: MockClock) -> None:
     server = Server(Server.accept)
     async with serving(server) as url, open_btp({"server": url}) as plugin:
         assert plugin.is_connected()
@@ -119,7 +119,7 @@ async def test_a_client_is_connected_once_it_is_let_in(clock: MockClock) -> None
         assert "alice" not in plugin.address
 
 
-async def test_the_auth_packet_is_the_first_and_carries_the_flags(clock: MockClock) -> None:
+async def test_auth_packet_is_the_first_and_contains_the_flags(clock: MockClock) -> None:
     """Servers know this order of entries, as ilp-plugin-btp sends it."""
     packets: list[Any] = []
 
@@ -138,8 +138,8 @@ async def test_the_auth_packet_is_the_first_and_carries_the_flags(clock: MockClo
         ]
 
 
-async def test_requests_around_the_answer_to_the_credentials_are_served(clock: MockClock) -> None:
-    """Servers send at once; a request lost here hangs at their end."""
+async def test_requests_around_the_reply_to_credentials_are_served(clock: MockClock) -> None:
+    """Servers send at once; a lost request would hang at their end."""
     answers: list[Any] = []
     done = trio.Event()
 
@@ -163,8 +163,8 @@ async def test_requests_around_the_answer_to_the_credentials_are_served(clock: M
     ]
 
 
-async def test_a_flood_before_the_answer_is_not_kept(clock: MockClock) -> None:
-    """A server that never answers the credentials must not fill the memory."""
+async def test_flood_before_the_reply_is_not_kept(clock: MockClock) -> None:
+    """A server that never replies to the credentials must not fill the memory."""
 
     async def flood(server: Server, stream: trio.SocketStream) -> None:
         peer = await welcome(stream)
@@ -187,8 +187,8 @@ async def test_missing_credentials_are_named(clock: MockClock) -> None:
     assert server.times == []
 
 
-async def test_refused_credentials_fail_at_once_and_the_token_is_in_no_text(clock: MockClock) -> None:
-    """A retry of refused credentials is a storm, and a token in an error is a token in a bug report."""
+async def test_refused_credentials_fail_at_once_without_the_token(clock: MockClock) -> None:
+    """Retrying refused credentials is a storm, and a token in an error is a token in a bug report."""
     server, log = Server(Server.refuse), Recorder()
     async with serving(server) as url:
         start = trio.current_time()
@@ -220,7 +220,7 @@ async def test_a_url_without_an_endpoint_fails_at_once(clock: MockClock) -> None
 @pytest.mark.parametrize(
     "behaviour", [answering(500), Server.hang_up, Server.refuse_for_now, Server.answer_nonsense], ids=str
 )
-async def test_trouble_of_the_server_is_retried_until_the_timeout(behaviour: Any, clock: MockClock) -> None:
+async def test_server_errors_are_retried_until_the_timeout(behaviour: Any, clock: MockClock) -> None:
     """A server that restarts must not make its clients give up."""
     server = Server(behaviour)
     error = await connect_fails(server, ConnectTimeoutError, timeout=2000)
@@ -234,7 +234,7 @@ async def test_trouble_of_the_server_is_retried_until_the_timeout(behaviour: Any
         assert len(recovering.times) == 3
 
 
-async def test_a_port_that_nobody_listens_on_is_a_timeout_with_its_cause(clock: MockClock) -> None:
+async def test_port_without_a_listener_is_a_timeout_with_its_cause(clock: MockClock) -> None:
     listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
     port = listener.socket.getsockname()[1]
     await listener.aclose()
@@ -248,7 +248,7 @@ async def test_a_port_that_nobody_listens_on_is_a_timeout_with_its_cause(clock: 
 
 
 async def test_three_silent_closes_are_a_refusal(clock: MockClock) -> None:
-    """interledger-rs refuses so, and has troubles of its own so: twice may be chance."""
+    """interledger-rs refuses in this way, and also closes silently in case of errors: twice may be chance."""
     server = Server(Server.close_silently)
     error = await connect_fails(server, NotAcceptedError)
     assert "3 times" in str(error)
@@ -263,7 +263,7 @@ async def test_three_silent_closes_are_a_refusal(clock: MockClock) -> None:
 @pytest.mark.parametrize("timeout", [5_000, 30_000])
 @pytest.mark.parametrize("phase", ["handshake", "auth", "tls"])
 async def test_a_server_that_hangs_does_not_hang_the_caller(phase: Any, timeout: Any, clock: MockClock) -> None:
-    """One scope covers all phases, and one silent connection does not eat the whole timeout."""
+    """One scope covers all phases, and one silent connection does not use up the whole timeout."""
     server = Server(Server.say_nothing_after_the_handshake if phase == "auth" else Server.say_nothing)
     async with serving(server) as url:
         start = trio.current_time()
@@ -279,8 +279,8 @@ async def test_a_server_that_hangs_does_not_hang_the_caller(phase: Any, timeout:
 
 
 @pytest.mark.parametrize("host", ["a..example", "x" * 70 + ".example"])
-async def test_a_host_that_cannot_exist_is_unreachable(host: Any, clock: MockClock) -> None:
-    """The error of a codec tells nobody that the URL is wrong."""
+async def test_host_with_an_invalid_name_is_unreachable(host: Any, clock: MockClock) -> None:
+    """The error of a codec does not say that the URL is wrong."""
     with pytest.raises(UnreachableError) as caught:
         async with open_btp({"server": f"btp+wss://a:{TOKEN}@{host}"}, connect=ConnectOptions(timeout=1000)):
             raise AssertionError("connected")
@@ -328,8 +328,8 @@ async def test_redials_back_off_with_jitter_up_to_the_longest_pause(clock: MockC
             await next_event(plugin.events, Connected)
 
 
-async def test_a_link_that_never_lasts_is_no_storm_of_redials(clock: MockClock) -> None:
-    """Two clients with one account throw each other out; each must not come back the same millisecond."""
+async def test_short_links_do_not_cause_a_storm_of_redials(clock: MockClock) -> None:
+    """Two clients of one account replace each other; neither may come back in the same millisecond."""
     server = Server(Server.accept_and_leave)
     async with serving(server) as url, open_btp({"server": url}):
         await server.tried_often.wait()
@@ -365,7 +365,7 @@ async def test_credentials_refused_on_a_redial_end_the_plugin(clock: MockClock) 
 
 
 @pytest.mark.parametrize("behaviour", [Server.close_silently, answering(404), Server.hang_up], ids=str)
-async def test_other_trouble_on_a_redial_ends_nothing(behaviour: Any, clock: MockClock) -> None:
+async def test_other_errors_on_a_redial_are_retried(behaviour: Any, clock: MockClock) -> None:
     """A server that is being deployed answers with all of these for a minute."""
     server = Server(Server.accept, *[behaviour] * 5, Server.accept)
     async with serving(server) as url, open_btp({"server": url}) as plugin:
@@ -409,7 +409,7 @@ def trusting(authority: trustme.CA) -> ssl.SSLContext:
     return context
 
 
-async def test_a_trusted_server_is_connected_to(clock: MockClock) -> None:
+async def test_client_connects_to_a_trusted_server(clock: MockClock) -> None:
     authority = trustme.CA()
     server = tls_server(authority.issue_cert("127.0.0.1"))
     async with serving(server) as url:
@@ -425,8 +425,8 @@ async def test_a_trusted_server_is_connected_to(clock: MockClock) -> None:
 
 
 @pytest.mark.parametrize("flaw", ["wrong host", "unknown authority", "expired", "no context of our own"])
-async def test_an_untrusted_server_is_refused_at_once(flaw: Any, clock: MockClock) -> None:
-    """The token would otherwise go to whoever sits in between; and trying again mends no certificate."""
+async def test_untrusted_server_is_refused_at_once(flaw: Any, clock: MockClock) -> None:
+    """The token would otherwise go to an attacker in between; and a retry does not change a certificate."""
     authority = trustme.CA()
     host = "other.example" if flaw == "wrong host" else "127.0.0.1"
     long_ago = datetime.now(UTC) - timedelta(days=10)

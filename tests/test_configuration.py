@@ -1,4 +1,4 @@
-"""Asking for one's own address and asset: what is asked, what is told, and what goes wrong under its right name."""
+"""Asking for the plugin's own address and asset: the request, the response, and the errors."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -11,8 +11,8 @@ from trio_ledger_plugin.codec import ildcp, ilp
 RESPONSE = ildcp.IldcpResponse("example.parent.child", 9, "XRP")
 
 
-async def test_the_parents_answer_is_told() -> None:
-    """Amounts read by another scale are wrong by powers of ten."""
+async def test_parents_configuration_is_returned() -> None:
+    """Amounts in the wrong scale are wrong by powers of ten."""
     asked: list[Any] = []
 
     async def parent(data: bytes) -> bytes:
@@ -27,7 +27,7 @@ async def test_the_parents_answer_is_told() -> None:
     assert asked[0].expires_at > datetime.now(UTC)
 
 
-async def test_a_reject_is_the_peers_error() -> None:
+async def test_reject_raises_remote_error() -> None:
     async def parent(data: bytes) -> bytes:
         return ilp.encode(ilp.Reject("T01", "example.parent", "no uplink"))
 
@@ -41,7 +41,7 @@ async def test_a_reject_is_the_peers_error() -> None:
 @pytest.mark.parametrize(
     "answer", [b"", b"rubbish", ildcp.encode(ildcp.IldcpRequest()), ilp.encode(ilp.Fulfill(bytes(32)))]
 )
-async def test_an_answer_that_is_none_is_not_read_as_one(answer: Any) -> None:
+async def test_other_response_raises_decode_error(answer: Any) -> None:
     async def parent(data: bytes) -> bytes:
         response: bytes = answer
         return response
@@ -52,7 +52,7 @@ async def test_an_answer_that_is_none_is_not_read_as_one(answer: Any) -> None:
             await fetch_ildcp(child)
 
 
-async def test_a_plugin_that_is_not_connected_is_told_so(nursery: Any) -> None:
+async def test_plugin_that_is_not_connected_raises(nursery: Any) -> None:
     plugin = create_plugin({"plugin": "loopback"}, nursery=nursery)
     with pytest.raises(NotConnectedError):
         await fetch_ildcp(plugin)
