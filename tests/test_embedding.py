@@ -1,4 +1,4 @@
-"""A server of the application's own hands connections over: they are served as the plugin's own, and end as those."""
+"""An application with its own server hands connections to a plugin, which treats them like its own."""
 
 from __future__ import annotations
 
@@ -58,20 +58,20 @@ def options(kind: str = "btp", *, port: int | None = None, **more: Any) -> dict[
 
 
 def end_of(plugin: LedgerPlugin, token: str = TOKEN) -> LedgerPlugin:
-    """Return what sends to the client with this token."""
+    """Return the plugin that sends to the client with this token."""
     if isinstance(plugin, AccountsPlugin):
         return plugin.account(urlsafe_b64encode(sha256(token.encode()).digest()).decode().rstrip("="))
     return plugin
 
 
 class Application:
-    """An application with a server of its own, which hands every connection to a plugin."""
+    """An application with its own server, which hands every connection to a plugin."""
 
     def __init__(self, plugin: BtpServer) -> None:
         self.plugin = plugin
         self.url = ""
         self.scopes: list[trio.CancelScope] = []
-        # What each hand-over came to: None, or what it raised.
+        # The outcome of serving each connection: None, or the exception.
         self.outcomes: list[Any] = []
         self._news = trio.Event()
 
@@ -117,7 +117,7 @@ class Application:
         return self.url.replace("//", f"//{account}:{token}@")
 
     async def wait_served(self, count: int) -> None:
-        """Wait until so many connections have ended."""
+        """Wait until this many connections have ended."""
         while len(self.outcomes) < count:
             await self._news.wait()
 
@@ -126,7 +126,7 @@ class Application:
 async def embedded(
     way: str, opts: dict[str, Any], *, server: dict[str, Any] | None = None, log: Any = None, **how: Any
 ) -> AsyncIterator[Application]:
-    """Run a plugin without a port and an application's server before it; nothing may be left of either."""
+    """Run a plugin without a port behind an application's server; check that nothing is left of either."""
     before, files = all_tasks(), open_files()
     async with trio.open_nursery() as nursery:
         async with open_plugin(opts, PluginServices(log=log), **how) as plugin:
@@ -144,18 +144,18 @@ async def embedded(
     await wait_all_tasks_blocked()
     assert all_tasks() <= before
     with trio.move_on_after(2):
-        while open_files() > files:  # noqa: ASYNC110 (a closed file tells nobody)
+        while open_files() > files:  # noqa: ASYNC110 (a closed file gives no signal)
             await trio.sleep(0.001)
     assert open_files() <= files
 
 
-# What it is for.
+# Requests and money.
 
 
 @BOTH_PLUGINS
 @BOTH_WAYS
 async def test_requests_and_money_go_both_ways(way: str, kind: str) -> None:
-    """A handed over connection is worth nothing if something that works on the plugin's own does not on it."""
+    """A connection from the application must do everything that the plugin's own connections do."""
     received: list[str] = []
 
     async def take(amount: str) -> None:
@@ -200,19 +200,19 @@ async def test_a_plugin_without_a_port_opens_none(way: str) -> None:
 
 @BOTH_PLUGINS
 @BOTH_WAYS
-async def test_a_port_of_its_own_works_at_the_same_time(way: str, kind: str) -> None:
+async def test_plugins_own_port_works_at_the_same_time(way: str, kind: str) -> None:
     async with embedded(way, options(kind, port=0), data_handler=echo) as application:
         assert application.plugin.address != ""
         own_url = application.plugin.address.replace("//", "//:other@" if kind != "btp" else f"//:{TOKEN}@")
-        async with open_plugin({"server": application.url_for()}) as guest:
-            assert await guest.send_data(b"over the application's port") == b"over the application's port"
+        async with open_plugin({"server": application.url_for()}) as client:
+            assert await client.send_data(b"over the application's port") == b"over the application's port"
             if kind == "btp":
-                await guest.aclose()
+                await client.aclose()
             async with open_plugin({"server": own_url}) as own:
                 assert await own.send_data(b"over its own") == b"over its own"
 
 
-async def test_a_tls_stream_of_the_applications() -> None:
+async def test_tls_stream_of_the_application_is_served() -> None:
     authority = trustme.CA()
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("127.0.0.1").configure_cert(context)
@@ -230,12 +230,12 @@ async def test_a_tls_stream_of_the_applications() -> None:
         nursery.cancel_scope.cancel()
 
 
-# Who is let in.
+# Authentication.
 
 
 @pytest.mark.parametrize(("kind", "account", "token"), [("btp", "", "wrong"), ("btp-accounts", "bob", TOKEN)])
 @BOTH_WAYS
-async def test_a_wrong_token_is_refused_and_told_so(way: str, kind: str, account: str, token: str) -> None:
+async def test_wrong_token_gets_an_error_reply(way: str, kind: str, account: str, token: str) -> None:
     log = Recorder()
     async with embedded(way, options(kind), log=log) as application:
         read_events(application.plugin)
@@ -249,8 +249,8 @@ async def test_a_wrong_token_is_refused_and_told_so(way: str, kind: str, account
 
 
 @BOTH_WAYS
-async def test_a_refusal_comes_with_a_whole_closing_handshake(way: str) -> None:
-    """Were the socket closed with bytes on their way, the system would take the refusal back."""
+async def test_refusal_ends_with_a_closing_handshake(way: str) -> None:
+    """If the socket were closed with bytes in transit, the system would discard the refusal."""
     async with embedded(way, options()) as application:
         peer = await dial(application.url)
         assert isinstance(await peer.authenticate("wrong"), btp.Error)
@@ -263,20 +263,20 @@ async def test_a_refusal_comes_with_a_whole_closing_handshake(way: str) -> None:
 
 
 @BOTH_WAYS
-async def test_disconnect_drops_strangers_although_a_handler_runs(way: str) -> None:
+async def test_disconnect_drops_unauthenticated_while_a_handler_runs(way: str) -> None:
     async def ponder(data: bytes) -> bytes:
         await trio.sleep_forever()
 
     opts = options(close_timeout=0.1)
     async with embedded(way, opts, data_handler=ponder) as application, trio.open_nursery() as nursery:
-        peer, stranger = await dial_in(application.url), await dial(application.url)
+        peer, unauthenticated = await dial_in(application.url), await dial(application.url)
         await peer.send_request(7, b"ask")
         await wait_all_tasks_blocked(0.01)
         nursery.start_soon(application.plugin.disconnect)
         assert await peer.receive_close() == 1000
         await peer.aclose()
         with trio.fail_after(3):
-            await stranger.wait_eof()
+            await unauthenticated.wait_eof()
             await application.wait_served(2)
 
 
@@ -285,10 +285,10 @@ async def test_disconnect_drops_strangers_although_a_handler_runs(way: str) -> N
     ("way", "silent", "seconds"),
     [("stream", "at once", 5), ("stream", "after the handshake", 5), ("websocket", "after the handshake", 5)],
 )
-async def test_who_does_not_authenticate_is_dropped(
+async def test_client_that_does_not_authenticate_is_dropped(
     way: str, silent: str, seconds: float, kind: str, clock: MockClock
 ) -> None:
-    """Else each silent socket costs the application a task and a file for ever."""
+    """Otherwise each silent socket costs the application a task and a file for ever."""
     async with embedded(way, options(kind)) as application:
         stream = await dial_stream(application.url)
         begun = trio.current_time()
@@ -301,23 +301,23 @@ async def test_who_does_not_authenticate_is_dropped(
 
 
 @BOTH_WAYS
-async def test_strangers_are_counted_together_with_those_at_the_port(way: str) -> None:
-    """A limit that the second way in goes around is none."""
+async def test_limit_counts_connections_of_port_and_application(way: str) -> None:
+    """A limit that a second way in can bypass is no limit."""
     async with embedded(way, options(port=0, max_unauthenticated=2)) as application:
-        strangers = [await dial(application.plugin.address), await dial(application.url)]
+        unauthenticated = [await dial(application.plugin.address), await dial(application.url)]
         third = await dial_stream(application.url)
         if way == "websocket":
             await shake_hands(third)
         await Peer(third, client=True).wait_eof()
-        await strangers[0].aclose()
+        await unauthenticated[0].aclose()
         await wait_all_tasks_blocked(0.01)
         await (await dial_in(application.url)).aclose()
-        await strangers[1].aclose()
+        await unauthenticated[1].aclose()
 
 
 @BOTH_WAYS
-async def test_limits_by_address_go_by_the_address_that_the_application_gives(way: str) -> None:
-    """Behind a proxy every client has the proxy's own address."""
+async def test_limits_use_the_address_that_the_application_gives(way: str) -> None:
+    """Behind a proxy every client has the address of the proxy."""
     async with open_plugin(options(max_unauthenticated_per_address=1)) as plugin:
         assert isinstance(plugin, BtpServer)
         async with trio.open_nursery() as nursery:
@@ -348,7 +348,7 @@ async def test_limits_by_address_go_by_the_address_that_the_application_gives(wa
             nursery.cancel_scope.cancel()
 
 
-async def test_failures_slow_down_the_answers_to_their_address(clock: MockClock) -> None:
+async def test_failures_delay_the_replies_to_their_address(clock: MockClock) -> None:
     async with embedded("websocket", options(max_failures_per_minute=1)) as application:
         begun = trio.current_time()
         for _ in range(3):
@@ -358,8 +358,8 @@ async def test_failures_slow_down_the_answers_to_their_address(clock: MockClock)
         assert trio.current_time() - begun > 0.7
 
 
-async def test_an_origin_is_judged_by_whoever_shakes_hands() -> None:
-    """A web page must not get in through a stream; a trio-websocket server's own rule stands."""
+async def test_origin_is_checked_by_the_server_of_the_handshake() -> None:
+    """A web page must not get in through a stream; a trio-websocket server has its own check."""
     async with embedded("stream", options()) as application:
         stream = await dial_stream(application.url)
         await stream.send_all(upgrade_request(origin="https://page.example"))
@@ -376,7 +376,7 @@ async def test_an_origin_is_judged_by_whoever_shakes_hands() -> None:
 
 
 @BOTH_WAYS
-async def test_a_newer_connection_takes_the_place_of_the_older(way: str) -> None:
+async def test_newer_connection_replaces_the_older(way: str) -> None:
     async with embedded(way, options()) as application, trio.open_nursery() as nursery:
         old = await dial_in(application.url)
         lost = await start(nursery, application.plugin.send_data, b"lost")
@@ -391,7 +391,7 @@ async def test_a_newer_connection_takes_the_place_of_the_older(way: str) -> None
         await new.aclose()
 
 
-async def test_two_accounts_cannot_answer_each_others_calls() -> None:
+async def test_accounts_cannot_reply_to_each_others_calls() -> None:
     async with embedded("websocket", options("btp-accounts")) as application, trio.open_nursery() as nursery:
         peers = {token: await dial_in(application.url, token) for token in ("alice", "bob")}
         calls = {token: await start(nursery, end_of(application.plugin, token).send_data, b"ask") for token in peers}
@@ -408,22 +408,22 @@ async def test_two_accounts_cannot_answer_each_others_calls() -> None:
             await peer.aclose()
 
 
-# How it ends.
+# The end of a connection.
 
 
 @BOTH_PLUGINS
 @BOTH_WAYS
 @pytest.mark.parametrize("how", ["disconnect", "aclose"])
-async def test_the_plugins_end_is_the_end_of_the_wait(way: str, kind: str, how: str) -> None:
+async def test_end_of_the_plugin_ends_the_serving_call(way: str, kind: str, how: str) -> None:
     async with embedded(way, options(kind, close_timeout=0.2)) as application, trio.open_nursery() as nursery:
-        peer, stranger = await dial_in(application.url), await dial(application.url)
+        peer, unauthenticated = await dial_in(application.url), await dial(application.url)
         outcome = await start(nursery, end_of(application.plugin).send_data, b"lost")
         await peer.receive_packet()
         nursery.start_soon(getattr(application.plugin, how))
         if how == "disconnect":
             assert await peer.receive_close() == 1000
         await peer.wait_eof()
-        await stranger.wait_eof()
+        await unauthenticated.wait_eof()
         await application.wait_served(2)
         assert application.outcomes == [None, None]
         assert isinstance(outcome[0], PluginClosedError)
@@ -444,7 +444,7 @@ async def test_the_plugins_end_is_the_end_of_the_wait(way: str, kind: str, how: 
 
 @BOTH_PLUGINS
 @BOTH_WAYS
-async def test_cancelling_the_caller_ends_its_connection_only(way: str, kind: str) -> None:
+async def test_cancelling_the_caller_ends_only_its_connection(way: str, kind: str) -> None:
     async with embedded(way, options(kind), data_handler=echo) as application, trio.open_nursery() as nursery:
         peer = await dial_in(application.url)
         outcome = await start(nursery, end_of(application.plugin).send_data, b"lost")
@@ -462,11 +462,11 @@ async def test_cancelling_the_caller_ends_its_connection_only(way: str, kind: st
 
 
 @BOTH_WAYS
-async def test_a_cancellation_at_any_checkpoint_leaves_the_plugin_whole(way: str) -> None:
+async def test_plugin_works_after_cancellation_at_any_checkpoint(way: str) -> None:
     async with open_plugin(options(), data_handler=echo) as plugin, trio.open_nursery() as users:
         assert isinstance(plugin, BtpServer)
 
-        async def visit(far: trio.abc.Stream) -> None:
+        async def use(far: trio.abc.Stream) -> None:
             try:
                 peer = await shake_hands(far)
                 assert isinstance(await peer.authenticate(), btp.Response)
@@ -481,7 +481,7 @@ async def test_a_cancellation_at_any_checkpoint_leaves_the_plugin_whole(way: str
             near, far = trio.testing.memory_stream_pair()
             # The application's nursery is not cancelled: trio-websocket's reader in it must end by itself.
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(visit, far)
+                nursery.start_soon(use, far)
                 if way == "stream":
                     was_cancelled = await cancelled_at(step, lambda: plugin.serve_stream(near))
                 else:
@@ -504,7 +504,7 @@ async def test_a_cancellation_at_any_checkpoint_leaves_the_plugin_whole(way: str
 
 
 @BOTH_WAYS
-async def test_the_nursery_of_plugin_and_application_ends_them_together(way: str) -> None:
+async def test_shared_nursery_ends_plugin_and_application(way: str) -> None:
     before = all_tasks()
     async with trio.open_nursery() as nursery:
         plugin = create_plugin(options(), nursery=nursery)
@@ -522,15 +522,15 @@ async def test_the_nursery_of_plugin_and_application_ends_them_together(way: str
 
 
 @BOTH_WAYS
-@pytest.mark.parametrize("when", ["as a stranger", "authenticated"])
-async def test_a_peer_that_just_goes_is_no_error(way: str, when: str) -> None:
+@pytest.mark.parametrize("when", ["before authentication", "authenticated"])
+async def test_peer_that_closes_its_socket_is_no_error(way: str, when: str) -> None:
     async with embedded(way, options()) as application:
-        peer = await (dial if when == "as a stranger" else dial_in)(application.url)
+        peer = await (dial if when == "before authentication" else dial_in)(application.url)
         await peer.aclose()
         await application.wait_served(1)
         assert application.outcomes == [None]
         assert names(read_events(application.plugin)) == (
-            [] if when == "as a stranger" else ["Connected", "Disconnected"]
+            [] if when == "before authentication" else ["Connected", "Disconnected"]
         )
 
 
@@ -539,7 +539,7 @@ async def test_a_peer_that_just_goes_is_no_error(way: str, when: str) -> None:
 
 @BOTH_PLUGINS
 @BOTH_WAYS
-async def test_a_message_past_our_limit_ends_the_connection(way: str, kind: str, clock: MockClock) -> None:
+async def test_message_past_the_plugins_limit_ends_the_connection(way: str, kind: str, clock: MockClock) -> None:
     async with embedded(way, options(kind)) as application:
         peer = await dial_in(application.url)
         await peer.send(peer.frame(bytes(64 * KIB + 1)))
@@ -548,8 +548,8 @@ async def test_a_message_past_our_limit_ends_the_connection(way: str, kind: str,
         await peer.wait_eof()
 
 
-async def test_a_message_past_the_applications_limit_ends_the_connection() -> None:
-    """trio-websocket alone waits for ever for a peer that sends one and says nothing more."""
+async def test_message_past_the_applications_limit_ends_the_connection() -> None:
+    """trio-websocket alone waits for ever for a peer that sends one and then nothing."""
     async with embedded("websocket", options(), server={"max_message_size": 20 * KIB}) as application:
         peer = await dial_in(application.url)
         with trio.fail_after(2), suppress(trio.BrokenResourceError):
@@ -560,7 +560,7 @@ async def test_a_message_past_the_applications_limit_ends_the_connection() -> No
 
 
 @BOTH_WAYS
-async def test_a_stranger_may_send_little(way: str, clock: MockClock) -> None:
+async def test_unauthenticated_client_may_send_little(way: str, clock: MockClock) -> None:
     async with embedded(way, options()) as application:
         for message in (bytes(9 * KIB), None):
             peer = await dial(application.url)
@@ -571,8 +571,8 @@ async def test_a_stranger_may_send_little(way: str, clock: MockClock) -> None:
         assert application.outcomes == [None, None]
 
 
-async def test_a_stranger_that_breaks_the_protocol_is_told_so(clock: MockClock) -> None:
-    """Over a stream that does not take bytes at once, as TLS does not, it saw the end only."""
+async def test_protocol_error_before_authentication_gets_a_close(clock: MockClock) -> None:
+    """On a stream that does not take bytes at once, such as TLS, the client would see only the end."""
     async with open_plugin(options()) as plugin, trio.open_nursery() as nursery:
         assert isinstance(plugin, BtpServer)
         near, far = trio.testing.memory_stream_pair()
@@ -585,7 +585,7 @@ async def test_a_stranger_that_breaks_the_protocol_is_told_so(clock: MockClock) 
 @BOTH_PLUGINS
 @BOTH_WAYS
 async def test_a_peer_that_never_reads_is_found(way: str, kind: str, clock: MockClock) -> None:
-    """Memory stays bounded until then, and every caller learns what became of its request."""
+    """Memory stays bounded until then, and every caller gets an error for its request."""
     async with embedded(way, options(kind)) as application, trio.open_nursery() as nursery:
         stream = await dial_stream(application.url)
         stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, 16 * KIB)
@@ -619,7 +619,7 @@ async def test_a_half_open_link_is_found_by_a_ping(way: str, kind: str, clock: M
 
 
 async def test_a_peer_that_asks_faster_than_it_reads_is_slowed_down(clock: MockClock) -> None:
-    """Else its requests pile up and have to be refused."""
+    """Otherwise its requests pile up and have to be refused."""
     opts = options(max_send_queue_bytes=64 * KIB, send_timeout=100.0)
     async with embedded("websocket", opts, data_handler=echo) as application:
         stream = await dial_stream(application.url)
@@ -635,8 +635,8 @@ async def test_a_peer_that_asks_faster_than_it_reads_is_slowed_down(clock: MockC
         await peer.aclose()
 
 
-async def test_messages_that_nobody_takes_do_not_keep_the_applications_nursery() -> None:
-    """trio-websocket's reader waits for room in its queue, and would do so for ever when the plugin has gone."""
+async def test_unread_messages_do_not_block_the_applications_nursery() -> None:
+    """trio-websocket's reader waits for room in its queue, and would wait for ever once the plugin has gone."""
     async with embedded("websocket", options(max_handlers=1), server={"message_queue_size": 0}) as application:
         peer = await dial_in(application.url)
         await peer.send(*(peer.frame(btp.encode_ilp(btp.MESSAGE, number, b"")) for number in range(2000)))
@@ -649,7 +649,7 @@ async def test_messages_that_nobody_takes_do_not_keep_the_applications_nursery()
 
 
 class Odd(trio.abc.Stream):
-    """A stream of an application's that raises what Trio's streams do not."""
+    """A stream of an application that raises exceptions that Trio's streams do not raise."""
 
     def __init__(self, stream: trio.abc.Stream, error: Exception) -> None:
         self.stream, self.error, self.broken = stream, error, False
@@ -670,7 +670,7 @@ class Odd(trio.abc.Stream):
 
 
 @pytest.mark.parametrize("error", [OSError("odd"), RuntimeError("odd"), trio.BusyResourceError("used elsewhere")])
-async def test_a_stream_that_raises_what_it_should_not_ends_alone(error: Exception) -> None:
+async def test_unexpected_error_of_a_stream_ends_only_its_connection(error: Exception) -> None:
     async with open_plugin(options()) as plugin:
         assert isinstance(plugin, BtpServer)
         near, far = trio.testing.memory_stream_pair()
@@ -690,12 +690,12 @@ async def test_a_stream_that_raises_what_it_should_not_ends_alone(error: Excepti
             await far.aclose()
 
 
-async def test_a_stream_of_which_the_sending_half_breaks_is_given_up(autojump_clock: MockClock) -> None:
-    """The peer goes on talking, so that pings find it alive, and every call would time out for ever."""
+async def test_stream_with_a_broken_sending_half_is_closed(autojump_clock: MockClock) -> None:
+    """The peer still sends, so that pings find it alive, and every call would time out."""
     async with open_plugin(options(), data_handler=echo) as plugin:
         assert isinstance(plugin, BtpServer)
         near, far = trio.testing.memory_stream_pair()
-        # Two pipes to a child process, say: one can break alone.
+        # For example two pipes to a child process, of which one breaks.
         half = Odd(near, trio.BrokenResourceError("the pipe is closed"))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(plugin.serve_stream, half)
@@ -717,8 +717,8 @@ async def test_a_stream_of_which_the_sending_half_breaks_is_given_up(autojump_cl
             assert not plugin.is_connected()
 
 
-async def test_a_peer_that_talks_and_answers_no_ping_costs_no_more_with_time(autojump_clock: MockClock) -> None:
-    """Each ping was remembered until its pong comes: a link that lives for months would grow."""
+async def test_peer_that_ignores_pings_uses_constant_memory(autojump_clock: MockClock) -> None:
+    """Each ping is remembered until its pong arrives: a link that lives for months would grow."""
     async with open_plugin(options(), data_handler=echo) as plugin:
         assert isinstance(plugin, BtpPlugin)
         near, far = trio.testing.memory_stream_pair()
@@ -736,8 +736,8 @@ async def test_a_peer_that_talks_and_answers_no_ping_costs_no_more_with_time(aut
 
 
 @pytest.mark.parametrize("way", ["peer", "plugin", "cancelled"])
-async def test_a_stream_that_cannot_be_closed_ends_alone(way: str) -> None:
-    """Its socket may be gone already: one guest of an application would end the server for all."""
+async def test_stream_that_cannot_be_closed_ends_only_its_connection(way: str) -> None:
+    """Its socket may be gone already: one connection would end the application's server for all clients."""
 
     class Stuck(Odd):
         async def aclose(self) -> None:
@@ -772,8 +772,8 @@ async def test_a_stream_that_cannot_be_closed_ends_alone(way: str) -> None:
             await far.aclose()
 
 
-async def test_pings_that_cross_the_goodbye_are_no_error_of_ours(clock: MockClock, caplog: Any) -> None:
-    """A peer could fill the log with what reads like bugs of this package."""
+async def test_pings_during_the_closing_handshake_log_no_error(clock: MockClock, caplog: Any) -> None:
+    """A peer could fill the log with lines that look like bugs of this package."""
     async with open_plugin(options()) as plugin:
         assert isinstance(plugin, BtpServer)
         near, far = trio.testing.memory_stream_pair()
@@ -790,10 +790,10 @@ async def test_pings_that_cross_the_goodbye_are_no_error_of_ours(clock: MockCloc
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
-# What the application does wrong.
+# Mistakes of the application.
 
 
-async def test_only_streams_and_accepted_connections_are_taken() -> None:
+async def test_only_streams_and_accepted_connections_are_served() -> None:
     near, far = trio.testing.memory_stream_pair()
     async with open_plugin(options()) as plugin, trio.open_nursery() as nursery:
         assert isinstance(plugin, BtpServer)
@@ -817,7 +817,7 @@ async def test_only_streams_and_accepted_connections_are_taken() -> None:
 
 
 @BOTH_PLUGINS
-async def test_a_plugin_that_is_not_connected_says_so_and_leaves_the_stream(kind: str) -> None:
+async def test_unconnected_plugin_raises_and_leaves_the_stream_open(kind: str) -> None:
     near, far = trio.testing.memory_stream_pair()
     async with trio.open_nursery() as nursery:
         plugin = create_plugin(options(kind), nursery=nursery)
@@ -832,7 +832,7 @@ async def test_a_plugin_that_is_not_connected_says_so_and_leaves_the_stream(kind
             await plugin.serve_stream(near)
 
 
-async def test_a_failed_plugin_says_so() -> None:
+async def test_failed_plugin_raises() -> None:
     near, _ = trio.testing.memory_stream_pair()
     async with trio.open_nursery() as nursery:
         plugin = create_plugin(options(), nursery=nursery)
@@ -847,7 +847,7 @@ async def test_a_failed_plugin_says_so() -> None:
             nursery.cancel_scope.cancel()
 
 
-async def test_a_client_cannot_be_handed_connections() -> None:
+async def test_client_plugin_serves_no_connections() -> None:
     near, _ = trio.testing.memory_stream_pair()
     async with trio.open_nursery() as nursery:
         plugin = create_plugin({"server": f"btp+ws://:{TOKEN}@127.0.0.1:1"}, nursery=nursery)

@@ -1,4 +1,4 @@
-"""What every plugin of requests and replies has from its base: a call belongs to the link that it went over."""
+"""The base of plugins with requests and replies: a call belongs to the link that it was sent on."""
 
 import pytest
 import trio
@@ -20,7 +20,7 @@ from trio_ledger_plugin.options.base import PluginOptions
 
 
 class Wire(ExchangePlugin):
-    """Notes what it is to send; a test plays the peer."""
+    """Keeps what it is to send; the test plays the peer."""
 
     broken = None
 
@@ -50,7 +50,7 @@ async def wire(nursery):
     await plugin.aclose()
 
 
-async def test_a_request_that_cannot_be_sent_leaves_nothing_behind(wire):
+async def test_request_that_cannot_be_sent_leaves_nothing_behind(wire):
     wire.broken = UnreachableError("no room")
     for _ in range(5):
         with pytest.raises(UnreachableError, match="no room"):
@@ -66,8 +66,8 @@ async def test_a_request_that_cannot_be_sent_leaves_nothing_behind(wire):
         wire.receive_reply(number, b"!")
 
 
-async def test_a_reply_to_what_came_over_an_earlier_link_goes_nowhere(wire):
-    """Its number may mean another request on the new link."""
+async def test_reply_to_a_request_of_an_earlier_link_is_dropped(wire):
+    """Its number may belong to another request on the new link."""
     go_on = trio.Event()
 
     async def slow(data):
@@ -85,7 +85,7 @@ async def test_a_reply_to_what_came_over_an_earlier_link_goes_nowhere(wire):
     assert wire.replies == [(1, b"new")]
 
 
-async def test_a_link_that_takes_the_place_of_another_fails_its_calls(wire):
+async def test_calls_of_a_replaced_link_fail(wire):
     async def ask():
         with pytest.raises(ConnectionLostError, match="another link"):
             await wire.send_data(b"?")
@@ -98,7 +98,7 @@ async def test_a_link_that_takes_the_place_of_another_fails_its_calls(wire):
     assert wire.calls_in_flight() == 0
 
 
-async def test_numbers_are_never_the_same_twice(wire):
+async def test_request_numbers_are_unique(wire):
     async with trio.open_nursery() as nursery:
         for _ in range(100):
             nursery.start_soon(wire.send_data, b"?")
@@ -108,7 +108,7 @@ async def test_numbers_are_never_the_same_twice(wire):
 
 
 async def test_unreadable_reply_leaves_a_transfer_in_doubt(wire, nursery):
-    """A caller that is told "refused" pays again, and the peer may have applied the transfer."""
+    """A caller that gets a refusal pays again, and the peer may have applied the transfer."""
     outcomes = await start(nursery, wire.send_money, "5")
     wire.receive_reply(wire.requests[0][0], DecodeError("rubbish"))
     await trio.testing.wait_all_tasks_blocked()
@@ -118,7 +118,7 @@ async def test_unreadable_reply_leaves_a_transfer_in_doubt(wire, nursery):
     assert isinstance(error.__cause__, DecodeError)
 
 
-async def test_unreadable_reply_to_a_request_is_told_as_that(wire, nursery):
+async def test_unreadable_reply_to_a_request_raises_decode_error(wire, nursery):
     outcomes = await start(nursery, wire.send_data, b"?")
     wire.receive_reply(wire.requests[0][0], DecodeError("rubbish"))
     await trio.testing.wait_all_tasks_blocked()
@@ -135,7 +135,7 @@ async def test_unreadable_reply_to_a_request_is_told_as_that(wire, nursery):
     ids=["lost", "closed", "too late"],
 )
 async def test_transfer_without_a_reply_is_in_doubt(wire, nursery, autojump_clock, loss, error):
-    """Every plugin of requests and replies maps the loss of a reply alike."""
+    """Every plugin with requests and replies treats the loss of a reply in the same way."""
     outcomes = await start(nursery, wire.send_money, "5")
     loss(wire)
     await trio.sleep(6)
@@ -151,7 +151,7 @@ async def test_refused_transfer_is_not_in_doubt(wire, nursery):
 
 
 async def test_link_lost_while_a_request_is_sent_fails_its_call(wire, monkeypatch):
-    """The caller does not sleep yet when its call fails, and would sleep for ever."""
+    """The caller is not waiting yet when its call fails, and would wait for ever."""
 
     def lose(number, request):
         wire.peer_left("it broke")

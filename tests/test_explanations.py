@@ -46,7 +46,7 @@ def test_tests_in_the_table_exist(name):
 
 
 def test_every_method_of_the_interface_is_in_the_table():
-    """The rows were written once; a method that is added or renamed would be missing."""
+    """A method that is added or renamed later would be missing."""
     table = (EXPLANATION / "lpi2.md").read_text()
     for method in ("connect", "disconnect", "is_connected", "send_data", "send_money"):
         assert hasattr(LedgerPlugin, method)

@@ -1,4 +1,4 @@
-"""The lane past trio-websocket: the same messages in the same order as without it, and everything else still works."""
+"""The frame stream in place of trio-websocket: the same messages in the same order, pings, pongs and closing."""
 
 from contextlib import suppress
 from itertools import pairwise
@@ -9,7 +9,7 @@ import trio
 import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.frame_streams import LIMIT, OPTIONS, Link, connect, lane, without_lane
+from support.frame_streams import LIMIT, OPTIONS, Link, connect, open_frame_stream, read_with_trio_websocket
 from support.peers import (
     BINARY,
     CLOSE,
@@ -67,13 +67,13 @@ def endings(mask: bytes | None) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("server", [True, False], ids=["server", "client"])
 @pytest.mark.parametrize("first", kinds(None))
-async def test_every_mixture_and_split_arrives_as_without_the_lane(first: Any, server: Any) -> None:
-    """A message that overtakes another, or is lost or doubled, is a request answered wrongly or never."""
-    async with lane(server=server) as (link, _, peer):
+async def test_every_mixture_and_split_gives_the_same_messages(first: Any, server: Any) -> None:
+    """A message that overtakes another, or is lost or doubled, is a request with a wrong reply or none."""
+    async with open_frame_stream(server=server) as (link, _, peer):
         mixtures = kinds(peer.mask)
         for second in mixtures.values():
             data = mixtures[first] + second + peer.frame(b"end")
-            expected = await without_lane(data, server=server)
+            expected = await read_with_trio_websocket(data, server=server)
             assert expected[-1] == b"end"
             pieces = [[data], [data[i : i + 1] for i in range(len(data))]]
             pieces += [[data[:at], data[at:]] for at in range(1, len(data), 1 if len(data) < 60 else 7)]
@@ -90,17 +90,17 @@ async def test_every_mixture_and_split_arrives_as_without_the_lane(first: Any, s
 @pytest.mark.parametrize("split", ["whole", "bytewise", "in two"])
 @pytest.mark.parametrize("server", [True, False], ids=["server", "client"])
 @pytest.mark.parametrize("last", endings(None))
-async def test_the_end_comes_where_it_does_without_the_lane(
+async def test_stream_ends_at_the_same_frame_as_in_trio_websocket(
     last: Any, server: Any, split: Any, autojump_clock: MockClock
 ) -> None:
-    """What follows a Close or an illegal frame is nobody's message, and what came before it counts."""
+    """Frames after a Close or an illegal frame are ignored, and messages before it count."""
     mask = KEY if server else None
     mixtures = kinds(mask)
     before = mixtures["plain"] + mixtures["fragments"] + mixtures["text"] + mixtures["plain"]
     data = before + endings(mask)[last] + frame(b"after", mask=mask) * 3
-    expected = await without_lane(data, server=server)
+    expected = await read_with_trio_websocket(data, server=server)
     assert len(expected) == 6
-    async with lane(server=server) as (link, _, peer):
+    async with open_frame_stream(server=server) as (link, _, peer):
         step = {"whole": len(data), "bytewise": 1 if len(data) < LIMIT else 999, "in two": len(before) + 1}[split]
         with suppress(trio.BrokenResourceError):
             for at in range(0, len(data), step):
@@ -122,12 +122,12 @@ mixed_frames = st.lists(
 
 @settings(max_examples=30, deadline=None)
 @given(mixed_frames, st.data())
-async def test_any_mixture_in_any_pieces_arrives_as_without_the_lane(frames: Any, data: Any) -> None:
+async def test_any_mixture_in_any_pieces_gives_the_same_messages(frames: Any, data: Any) -> None:
     whole = b"".join(frames)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=6)))
     waits = data.draw(st.booleans())
-    expected = await without_lane(whole, server=True)
-    async with lane() as (link, _, peer):
+    expected = await read_with_trio_websocket(whole, server=True)
+    async with open_frame_stream() as (link, _, peer):
         for start, stop in zip([0, *cuts], [*cuts, len(whole)], strict=True):
             if stop > start:
                 await peer.send(whole[start:stop])
@@ -139,7 +139,7 @@ async def test_any_mixture_in_any_pieces_arrives_as_without_the_lane(frames: Any
 
 @pytest.mark.parametrize("server", [True, False], ids=["server", "client"])
 async def test_frames_right_behind_the_head_are_not_lost(server: Any) -> None:
-    """A client that does not wait for the answer sends them so (WIRE: interledger-rs)."""
+    """A client that does not wait for the response sends them at once (WIRE: interledger-rs)."""
     near, far = trio.testing.memory_stream_pair()
     peer = Peer(far, client=server)
     frames = peer.frame(b"one") + peer.frame(b"two")
@@ -149,10 +149,10 @@ async def test_frames_right_behind_the_head_are_not_lost(server: Any) -> None:
             websocket = await accept_websocket(near, tasks, OPTIONS, peer="peer", refuse=lambda handshake: None)
         else:
 
-            async def theirs() -> None:
+            async def run_peer() -> None:
                 await far.send_all(upgrade_response(await read_head(far)) + frames)
 
-            nursery.start_soon(theirs)
+            nursery.start_soon(run_peer)
             websocket = await open_websocket(near, tasks, OPTIONS, host="host", resource="/")
         await trio.testing.wait_all_tasks_blocked()
         link = Link()
@@ -161,18 +161,18 @@ async def test_frames_right_behind_the_head_are_not_lost(server: Any) -> None:
         assert link.messages == [b"one", b"two"]
 
 
-async def test_a_head_of_one_byte_at_a_time_is_a_head() -> None:
+async def test_head_in_single_bytes_is_accepted() -> None:
     near, far = trio.testing.memory_stream_pair()
     async with open_tasks() as tasks:
         data = upgrade_request() + frame(b"first", mask=KEY)
 
-        async def theirs() -> None:
+        async def run_peer() -> None:
             for i in range(len(data)):
                 await far.send_all(data[i : i + 1])
                 await trio.testing.wait_all_tasks_blocked()
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(theirs)
+            nursery.start_soon(run_peer)
             websocket = await accept_websocket(near, tasks, OPTIONS, peer="peer", refuse=lambda handshake: None)
             link = Link()
             websocket.open(link, link.on_end)
@@ -180,16 +180,16 @@ async def test_a_head_of_one_byte_at_a_time_is_a_head() -> None:
         assert link.messages == [b"first"]
 
 
-async def test_a_status_line_without_a_reason_is_an_upgrade(autojump_clock: MockClock) -> None:
-    """HTTP allows it, and a connection through such a server would otherwise hang after its handshake."""
+async def test_status_line_without_a_reason_is_accepted(autojump_clock: MockClock) -> None:
+    """HTTP allows it; a connection to such a server would otherwise hang after its handshake."""
     near, far = trio.testing.memory_stream_pair()
     async with open_tasks() as tasks, trio.open_nursery() as nursery:
 
-        async def theirs() -> None:
+        async def run_peer() -> None:
             head = upgrade_response(await read_head(far), status_line="HTTP/1.1 101")
             await far.send_all(head + frame(b"first"))
 
-        nursery.start_soon(theirs)
+        nursery.start_soon(run_peer)
         websocket = await open_websocket(near, tasks, OPTIONS, host="host", resource="/")
         link = Link()
         websocket.open(link, link.on_end)
@@ -203,7 +203,7 @@ async def test_a_status_line_without_a_reason_is_an_upgrade(autojump_clock: Mock
 @pytest.mark.parametrize("server", [True, False], ids=["server", "client"])
 async def test_the_peers_close_is_answered(server: Any, autojump_clock: MockClock) -> None:
     """A peer that gets no Close waits for it, and reports an abnormal end."""
-    async with lane(server=server) as (link, _, peer):
+    async with open_frame_stream(server=server) as (link, _, peer):
         await peer.send(peer.frame(b"last"), peer.frame(b"\x03\xe8", CLOSE), peer.frame(b"after"))
         assert (await peer.receive()).close_code == 1000
         assert link.messages == [b"last"]
@@ -215,8 +215,8 @@ async def test_the_peers_close_is_answered(server: Any, autojump_clock: MockCloc
 
 
 @pytest.mark.parametrize("server", [True, False], ids=["server", "client"])
-async def test_our_close_comes_last_and_ends_with_the_peers(server: Any, autojump_clock: MockClock) -> None:
-    async with lane(server=server) as (link, websocket, peer), trio.open_nursery() as nursery:
+async def test_own_close_comes_last_and_ends_with_the_peers(server: Any, autojump_clock: MockClock) -> None:
+    async with open_frame_stream(server=server) as (link, websocket, peer), trio.open_nursery() as nursery:
         websocket.writer.write(websocket.frame(b"last"))
         start = trio.current_time()
         nursery.start_soon(websocket.close, 1008, "too much")
@@ -228,9 +228,9 @@ async def test_our_close_comes_last_and_ends_with_the_peers(server: Any, autojum
         assert trio.current_time() == start
 
 
-async def test_a_peer_that_does_not_close_is_left_after_a_second(autojump_clock: MockClock) -> None:
+async def test_peer_that_does_not_close_is_dropped_after_a_second(autojump_clock: MockClock) -> None:
     """Closing a plugin must not hang on a peer that is gone."""
-    async with lane() as (link, websocket, peer):
+    async with open_frame_stream() as (link, websocket, peer):
         start = trio.current_time()
         await websocket.close(1000, "")
         assert trio.current_time() == start + 1
@@ -239,8 +239,8 @@ async def test_a_peer_that_does_not_close_is_left_after_a_second(autojump_clock:
         await peer.wait_eof()
 
 
-async def test_a_peer_that_neither_reads_nor_closes_is_left_too(autojump_clock: MockClock) -> None:
-    async with lane(make_streams=trio.testing.lockstep_stream_pair) as (link, websocket, _):
+async def test_peer_that_neither_reads_nor_closes_is_dropped_too(autojump_clock: MockClock) -> None:
+    async with open_frame_stream(make_streams=trio.testing.lockstep_stream_pair) as (link, websocket, _):
         start = trio.current_time()
         websocket.writer.write(websocket.frame(bytes(1000)))
         await websocket.close(1000, "")
@@ -249,8 +249,8 @@ async def test_a_peer_that_neither_reads_nor_closes_is_left_too(autojump_clock: 
 
 
 @pytest.mark.parametrize("how", ["eof", "broken"])
-async def test_a_connection_that_is_gone_is_told(how: Any) -> None:
-    async with lane() as (link, _, peer):
+async def test_lost_connection_ends_the_link(how: Any) -> None:
+    async with open_frame_stream() as (link, _, peer):
         await peer.send(peer.frame(b"last"))
         if how == "eof":
             await peer.stream.send_eof()
@@ -262,8 +262,8 @@ async def test_a_connection_that_is_gone_is_told(how: Any) -> None:
 
 
 async def test_pings_are_answered_while_messages_flood() -> None:
-    """A peer that floods and pings would otherwise take this end for dead."""
-    async with lane() as (link, _, peer):
+    """Otherwise a peer that floods and pings would consider this end dead."""
+    async with open_frame_stream() as (link, _, peer):
         flood = peer.frame(b"x" * 50) * 1000
         await peer.send(flood, peer.frame(b"alive?", PING), flood)
         assert await peer.receive() == (PONG, b"alive?")
@@ -272,8 +272,8 @@ async def test_pings_are_answered_while_messages_flood() -> None:
 
 
 async def test_a_flood_leaves_time_for_others() -> None:
-    """One flooding peer must not keep the good ones waiting."""
-    async with lane() as (link, _, peer):
+    """One flooding peer must not delay the others."""
+    async with open_frame_stream() as (link, _, peer):
         turns: list[int] = []
 
         async def other() -> None:
@@ -288,8 +288,8 @@ async def test_a_flood_leaves_time_for_others() -> None:
 
 
 async def test_only_the_newest_pong_waits_for_a_peer_that_does_not_read() -> None:
-    """Pings without end from a peer that does not read must not fill the memory."""
-    async with lane(make_streams=trio.testing.lockstep_stream_pair) as (_, websocket, peer):
+    """Endless pings from such a peer must not fill the memory."""
+    async with open_frame_stream(make_streams=trio.testing.lockstep_stream_pair) as (_, websocket, peer):
         websocket.writer.write(websocket.frame(b"in the way"))
         for i in range(100):
             await peer.send(peer.frame(b"%d" % i, PING))
@@ -300,13 +300,13 @@ async def test_only_the_newest_pong_waits_for_a_peer_that_does_not_read() -> Non
         assert await peer.receive() == (PONG, b"again")
 
 
-async def test_our_ping_ends_with_its_pong(autojump_clock: MockClock) -> None:
-    async with lane() as (_, websocket, peer), trio.open_nursery() as nursery:
+async def test_ping_ends_with_its_pong(autojump_clock: MockClock) -> None:
+    async with open_frame_stream() as (_, websocket, peer), trio.open_nursery() as nursery:
         nursery.start_soon(websocket.ping)
         ping = await peer.receive()
         assert ping.opcode == PING
         await peer.send(peer.frame(b"x"), peer.frame(ping.payload, PONG))
-    async with lane() as (_, websocket, peer):
+    async with open_frame_stream() as (_, websocket, peer):
         await peer.aclose()
         with trio.move_on_after(30) as scope:
             await websocket.ping()
@@ -315,7 +315,7 @@ async def test_our_ping_ends_with_its_pong(autojump_clock: MockClock) -> None:
 
 async def test_64_fragments_are_a_message_and_65_are_too_many(autojump_clock: MockClock) -> None:
     """A million one-byte fragments cost trio-websocket 54 MiB."""
-    async with lane() as (link, _, peer):
+    async with open_frame_stream() as (link, _, peer):
         for count in (64, 65):
             await peer.send(peer.frame(b"a", fin=False))
             await peer.send(*(peer.frame(b"a", 0, fin=i == count - 2) for i in range(count - 1)))
@@ -327,7 +327,7 @@ async def test_64_fragments_are_a_message_and_65_are_too_many(autojump_clock: Mo
 async def test_a_message_past_the_limits_is_refused_at_its_header(
     autojump_clock: MockClock,
 ) -> None:
-    async with lane() as (link, websocket, peer):
+    async with open_frame_stream() as (link, websocket, peer):
         await peer.send(peer.frame(bytes(LIMIT)), peer.frame(bytes(LIMIT + 1))[:14])
         await trio.testing.wait_all_tasks_blocked()
         assert [len(message or b"") for message in link.messages] == [LIMIT]
@@ -341,7 +341,7 @@ async def test_a_message_past_the_limits_is_refused_at_its_header(
 
 
 async def test_messages_are_small_before_authentication() -> None:
-    """A stranger must not be able to make this end keep 64 KiB for it."""
+    """An unauthenticated peer must not be able to make this end hold 64 KiB for it."""
     near, far = trio.testing.memory_stream_pair()
     async with open_tasks() as tasks:
         websocket, peer = await connect(tasks, near, far, server=True)
@@ -354,8 +354,8 @@ async def test_messages_are_small_before_authentication() -> None:
         assert link.refused == 1
 
 
-async def test_a_message_that_came_with_the_auth_packet_may_be_large() -> None:
-    """What is served once the peer is let in is served in any size (WIRE: interledger-rs does not wait)."""
+async def test_message_behind_the_auth_packet_may_be_large() -> None:
+    """A message that is served after authentication may have any size (WIRE: interledger-rs does not wait)."""
     near, far = trio.testing.memory_stream_pair()
     async with open_tasks() as tasks:
         websocket, peer = await connect(tasks, near, far, server=True)
@@ -365,7 +365,7 @@ async def test_a_message_that_came_with_the_auth_packet_may_be_large() -> None:
             link.messages.append(message)
             websocket.authenticated()
 
-        link.receive = receive  # type: ignore[method-assign]  # the host's answer to the first message
+        link.receive = receive  # type: ignore[method-assign]  # accepts the first message
         websocket.open(link, link.on_end)
         await peer.send(peer.frame(b"auth"), peer.frame(bytes(LIMIT)), peer.frame(b"next"))
         await trio.testing.wait_all_tasks_blocked()
@@ -373,8 +373,8 @@ async def test_a_message_that_came_with_the_auth_packet_may_be_large() -> None:
 
 
 @pytest.mark.parametrize("server", [True, False], ids=["server", "client"])
-async def test_an_abort_closes_without_a_word(server: Any) -> None:
-    async with lane(server=server) as (link, websocket, peer):
+async def test_abort_sends_no_close(server: Any) -> None:
+    async with open_frame_stream(server=server) as (link, websocket, peer):
         websocket.abort()
         await link.ended.wait()
         assert link.left
@@ -383,7 +383,7 @@ async def test_an_abort_closes_without_a_word(server: Any) -> None:
 
 
 async def test_a_cancelled_close_closes_at_once() -> None:
-    async with lane() as (link, websocket, peer):
+    async with open_frame_stream() as (link, websocket, peer):
         with trio.CancelScope() as scope:
             scope.cancel()
             await websocket.close(1000, "")

@@ -1,11 +1,11 @@
-"""Frames split and written without I/O, held against an independent splitter and against wsproto."""
+"""Frames split and written without I/O, compared with an independent splitter and with wsproto."""
 
 from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from support.frames import FRAGMENTS, LIMIT, reader, split_by_lane, split_by_the_book
+from support.frames import FRAGMENTS, LIMIT, reader, split_by_reader, split_by_the_book
 from support.peers import BINARY, CLOSE, KEY, PING, PONG, TEXT, frame
 from wsproto.frame_protocol import FrameProtocol, Opcode
 
@@ -53,83 +53,85 @@ ILLEGAL: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("masked", [True, False], ids=["server", "client"])
-def test_every_mixture_splits_alike_at_every_byte(masked: Any) -> None:
-    """A frame lost, doubled or moved at some split is a request that never gets its answer."""
+def test_every_mixture_splits_the_same_at_every_byte(masked: Any) -> None:
+    """A frame lost, doubled or moved at a split is a request that never gets its reply."""
     kinds = every_kind(KEY if masked else None)
     for first in kinds.values():
         for second in kinds.values():
             data = b"".join(first + second)
             expected = split_by_the_book(data, masked=masked)
-            assert split_by_lane(reader(masked=masked), [data]) == expected
-            assert split_by_lane(reader(masked=masked), [data[i : i + 1] for i in range(len(data))]) == expected
+            assert split_by_reader(reader(masked=masked), [data]) == expected
+            assert split_by_reader(reader(masked=masked), [data[i : i + 1] for i in range(len(data))]) == expected
             for at in range(1, len(data)):
-                assert split_by_lane(reader(masked=masked), [data[:at], data[at:]]) == expected
+                assert split_by_reader(reader(masked=masked), [data[:at], data[at:]]) == expected
 
 
 @pytest.mark.parametrize("masked", [True, False], ids=["server", "client"])
 @pytest.mark.parametrize("what", ILLEGAL)
-def test_an_illegal_frame_is_found_wherever_it_stands(what: Any, masked: Any) -> None:
-    """Were one let through, all behind it would be read as something that the peer never sent."""
+def test_illegal_frame_is_found_in_any_position(what: Any, masked: Any) -> None:
+    """If one were accepted, all frames behind it would be read as something that the peer never sent."""
     mask = KEY if masked else None
     bad = frame(mask=mask, **{"payload": b"abc", **ILLEGAL[what]})
     good = frame(b"good", mask=mask)
     for data in (bad, good + bad + good):
         expected = split_by_the_book(data, masked=masked)
         assert expected[-1] is FrameKind.ILLEGAL
-        assert split_by_lane(reader(masked=masked), [data]) == expected
-        assert split_by_lane(reader(masked=masked), [data[i : i + 1] for i in range(len(data))]) == expected
+        assert split_by_reader(reader(masked=masked), [data]) == expected
+        assert split_by_reader(reader(masked=masked), [data[i : i + 1] for i in range(len(data))]) == expected
 
 
 @pytest.mark.parametrize(("masked", "mask"), [(True, None), (False, KEY)])
-def test_a_frame_masked_as_the_other_role_does_is_illegal(masked: Any, mask: Any) -> None:
-    """RFC 6455, section 5.1: a proxy could be made to cache what an unmasked client says."""
-    assert split_by_lane(reader(masked=masked), [frame(b"abc", mask=mask)]) == [FrameKind.ILLEGAL]
+def test_frame_masked_like_the_other_role_is_illegal(masked: Any, mask: Any) -> None:
+    """RFC 6455, section 5.1: a proxy could be made to cache what an unmasked client sends."""
+    assert split_by_reader(reader(masked=masked), [frame(b"abc", mask=mask)]) == [FrameKind.ILLEGAL]
 
 
 def test_a_length_past_63_bits_is_illegal() -> None:
     data = b"\x82\x7f" + (2**63).to_bytes(8, "big")
     frames = reader(masked=False, limit=2**64)
-    assert split_by_lane(frames, [data]) == [FrameKind.ILLEGAL]
+    assert split_by_reader(frames, [data]) == [FrameKind.ILLEGAL]
 
 
 def test_a_length_below_64_kib_in_eight_bytes_is_illegal() -> None:
-    assert split_by_lane(reader(masked=False), [frame(bytes(200), form=8)]) == [FrameKind.ILLEGAL]
+    assert split_by_reader(reader(masked=False), [frame(bytes(200), form=8)]) == [FrameKind.ILLEGAL]
 
 
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("size", [LIMIT + 1, 65535, 65536, 2**40])
-def test_a_message_too_big_is_refused_at_its_header(size: Any, masked: Any) -> None:
-    """Waiting for its end would let a stranger fill the memory."""
+def test_too_big_message_is_refused_at_its_header(size: Any, masked: Any) -> None:
+    """Waiting for its end would let an unauthenticated peer fill the memory."""
     mask = KEY if masked else None
     header = frame(bytes(size) if size < 2**20 else b"", mask=mask, form=8 if size >= 65536 else 2)
     header = header[: 2 + (8 if size >= 65536 else 2)]
     if size >= 2**20:
         header = header[:2] + size.to_bytes(8, "big")
-    assert split_by_lane(reader(masked=masked), [header[:-1]]) == []
-    assert split_by_lane(reader(masked=masked), [header]) == [FrameKind.TOO_BIG]
+    assert split_by_reader(reader(masked=masked), [header[:-1]]) == []
+    assert split_by_reader(reader(masked=masked), [header]) == [FrameKind.TOO_BIG]
 
 
 def test_fragments_count_together() -> None:
     """A million small fragments must not pass a limit that one big frame does not."""
     many = [frame(b"a", fin=False)] + [frame(b"", 0, fin=False)] * (FRAGMENTS - 1)
-    assert split_by_lane(reader(masked=False), [*many[:-1], frame(b"", 0)])[-1] == (
+    assert split_by_reader(reader(masked=False), [*many[:-1], frame(b"", 0)])[-1] == (
         FrameKind.MESSAGE_END,
         frame(b"", 0),
     )
-    assert split_by_lane(reader(masked=False), [*many, frame(b"", 0)])[-1] is FrameKind.TOO_BIG
+    assert split_by_reader(reader(masked=False), [*many, frame(b"", 0)])[-1] is FrameKind.TOO_BIG
     half = bytes(LIMIT // 2)
-    assert split_by_lane(reader(masked=False), [frame(half, fin=False), frame(half, 0)])[-1] != FrameKind.TOO_BIG
-    assert split_by_lane(reader(masked=False), [frame(half, fin=False), frame(half + b"x", 0)])[-1] is FrameKind.TOO_BIG
+    assert split_by_reader(reader(masked=False), [frame(half, fin=False), frame(half, 0)])[-1] != FrameKind.TOO_BIG
+    assert (
+        split_by_reader(reader(masked=False), [frame(half, fin=False), frame(half + b"x", 0)])[-1] is FrameKind.TOO_BIG
+    )
 
 
-def test_the_counts_begin_anew_with_each_message() -> None:
+def test_counts_restart_with_each_message() -> None:
     """A peer that always sends in fragments must not be cut off after its fourth message."""
     message = [frame(b"a" * 300, fin=False), frame(b"b" * 300, 0, fin=False), frame(b"c" * 300, 0)]
-    assert FrameKind.TOO_BIG not in split_by_lane(reader(masked=False), message * 5)
+    assert FrameKind.TOO_BIG not in split_by_reader(reader(masked=False), message * 5)
 
 
 def test_the_limit_can_be_raised_between_frames() -> None:
-    """Authentication allows larger messages at once, also for those that came with it."""
+    """Authentication allows larger messages at once, including those that arrived with it."""
     frames = reader(masked=False, limit=10)
     frames.feed(frame(b"small") + frame(bytes(100)))
     assert frames.lift(16) == [b"small"]
@@ -137,7 +139,7 @@ def test_the_limit_can_be_raised_between_frames() -> None:
     assert frames.lift(16) == [bytes(100)]
 
 
-def test_lift_takes_no_more_than_it_is_asked_for() -> None:
+def test_lift_takes_at_most_the_requested_number() -> None:
     """One flooding peer would keep all others waiting."""
     frames = reader(masked=False)
     frames.feed(frame(b"a") * 5)
@@ -158,7 +160,7 @@ def test_nothing_is_lifted_while_a_fragmented_message_is_open() -> None:
     assert frames.take_other() == OtherFrame(FrameKind.ILLEGAL, frame(b"b"))
 
 
-def test_the_rest_is_given_once() -> None:
+def test_rest_is_returned_once() -> None:
     """What follows a Close belongs to trio-websocket, byte for byte."""
     frames = reader(masked=False)
     frames.feed(frame(b"a") + b"rest")
@@ -167,8 +169,8 @@ def test_the_rest_is_given_once() -> None:
     assert frames.take_rest() == b""
 
 
-def test_an_illegal_frame_carries_all_that_came() -> None:
-    """The complete implementation is to judge it, and must see it whole."""
+def test_illegal_frame_contains_all_bytes_behind_it() -> None:
+    """trio-websocket handles it, and must see it whole."""
     frames = reader(masked=False)
     data = frame(b"abc", rsv=2) + frame(b"behind")
     frames.feed(data)
@@ -188,12 +190,12 @@ any_frames = st.builds(
 
 @settings(deadline=None)
 @given(st.lists(any_frames, max_size=12), st.data(), st.sampled_from([1, 2, 16]))
-def test_any_stream_splits_as_the_book_says(frames: Any, data: Any, most: Any) -> None:
-    """Whatever a peer sends in whatever pieces, the lane must see the frames that RFC 6455 sees."""
+def test_any_stream_splits_as_rfc_6455_says(frames: Any, data: Any, most: Any) -> None:
+    """From any bytes in any pieces, the reader must get the frames that RFC 6455 defines."""
     whole = b"".join(frames)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=8)))
     chunks = [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
-    assert split_by_lane(reader(masked=True), chunks, most) == split_by_the_book(whole, masked=True)
+    assert split_by_reader(reader(masked=True), chunks, most) == split_by_the_book(whole, masked=True)
 
 
 @settings(deadline=None)
@@ -201,14 +203,14 @@ def test_any_stream_splits_as_the_book_says(frames: Any, data: Any, most: Any) -
 @example(b"\x82\x7e\x00", False)
 @example(b"\x82\x7e\xff", False)
 @example(b"\x82\xff\xff\xff\xff", True)
-def test_any_bytes_split_as_the_book_says(data: Any, masked: Any) -> None:
-    """Garbage must neither raise nor be taken for a message."""
-    assert split_by_lane(reader(masked=masked), [data]) == split_by_the_book(data, masked=masked)
+def test_any_bytes_split_as_rfc_6455_says(data: Any, masked: Any) -> None:
+    """Garbage must neither raise nor count as a message."""
+    assert split_by_reader(reader(masked=masked), [data]) == split_by_the_book(data, masked=masked)
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_frames_that_we_write_are_what_wsproto_reads_and_writes(size: Any) -> None:
-    """A frame that others cannot read closes every connection."""
+def test_written_frames_equal_those_of_wsproto(size: Any) -> None:
+    """A frame that others cannot read closes the connection."""
     payload = bytes(i * 7 % 251 for i in range(size))
     server = FrameProtocol(client=False, extensions=[])
     assert binary_frame(payload) == bytes(server.send_data(payload)) == frame(payload)

@@ -1,4 +1,4 @@
-"""The peer gets one reply to each request, and nothing of what went wrong inside."""
+"""The peer gets one reply to each request, and no internal details of a failure."""
 
 import pytest
 import trio
@@ -54,7 +54,7 @@ async def refuse(data):
 
 
 @pytest.mark.parametrize("kind", ["data", "money"])
-def test_a_handler_is_never_overwritten_by_accident(handlers, kind):
+def test_handler_is_not_replaced_by_accident(handlers, kind):
     register, deregister, error = {
         "data": (handlers.register_data, handlers.deregister_data, DataHandlerAlreadyRegisteredError),
         "money": (handlers.register_money, handlers.deregister_money, MoneyHandlerAlreadyRegisteredError),
@@ -70,13 +70,13 @@ def test_a_handler_is_never_overwritten_by_accident(handlers, kind):
 
 @pytest.mark.parametrize("kind", ["data", "money"])
 @pytest.mark.parametrize("handler", [None, 3, "echo", b""])
-def test_what_cannot_be_called_is_no_handler(handlers, kind, handler):
+def test_handler_must_be_callable(handlers, kind, handler):
     with pytest.raises(TypeError, match=f"a {kind} handler is an async function"):
         getattr(handlers, f"register_{kind}")(handler)
 
 
 @pytest.mark.parametrize("response", [b"", b"abc", bytearray(b"abc"), memoryview(b"abc")])
-async def test_a_response_is_bytes(handlers, response):
+async def test_response_is_bytes(handlers, response):
     async def handle(data):
         return response
 
@@ -87,7 +87,7 @@ async def test_a_response_is_bytes(handlers, response):
 
 
 @pytest.mark.parametrize("rubbish", [None, "text", 5, [], object(), NotAcceptedError("returned, not raised")])
-async def test_rubbish_becomes_an_error_with_a_reference(handlers, log, rubbish):
+async def test_invalid_response_becomes_an_error_with_a_reference(handlers, log, rubbish):
     async def handle(data):
         return rubbish
 
@@ -125,7 +125,7 @@ async def test_the_peer_never_sees_internal_text(handlers, log, error, kind):
     assert reference in log.lines[0]
 
 
-async def test_each_failure_has_a_reference_of_its_own(handlers):
+async def test_each_failure_has_its_own_reference(handlers):
     handlers.register_data(refuse)
     assert str(await handlers.answer(b"")) != str(await handlers.answer(b""))
 
@@ -134,7 +134,7 @@ async def test_each_failure_has_a_reference_of_its_own(handlers):
     ("error", "code"), [(InsufficientBalanceError("at most 5"), "F08"), (DuplicateIdError("again"), "F05")]
 )
 @pytest.mark.parametrize("kind", ["data", "money"])
-async def test_an_error_with_a_btp_name_travels_under_its_own_code(handlers, log, error, code, kind):
+async def test_error_with_a_btp_name_is_sent_with_its_code(handlers, log, error, code, kind):
     async def handle(data):
         raise error
 
@@ -155,24 +155,24 @@ class OwnCodeError(LedgerPluginError):
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "sent"),
     [
         (ZuWenigÜbrigError(), ("F08", "InsufficientBalanceError", b'{"message": ""}')),
         (ConnectTimeoutError("5 s"), ("T00", "UnreachableError", b'{"message": "5 s"}')),
         (OwnCodeError("own"), ("F00", "NotAcceptedError", b'{"message": "own"}')),
     ],
 )
-async def test_an_applications_own_error_travels_under_btps_name_for_its_code(handlers, error, told):
-    """Under its own name, which may not be ASCII, it would be no packet, and the peer would wait for its timeout."""
+async def test_application_error_is_sent_with_the_btp_name_of_its_code(handlers, error, sent):
+    """Its own name may not be ASCII: the packet would be invalid, and the peer would wait for its timeout."""
 
     async def handle(data):
         raise error
 
     handlers.register_data(handle)
-    assert wire_error(await handlers.answer(b"")) == told
+    assert wire_error(await handlers.answer(b"")) == sent
 
 
-async def test_a_handler_that_is_not_async_is_told_in_the_log(handlers, log):
+async def test_handler_that_is_not_async_is_logged(handlers, log):
     handlers.register_data(lambda data: data)
     assert isinstance(await handlers.answer(b""), NotAcceptedError)
     assert len(log.lines) == 1
@@ -188,7 +188,7 @@ async def test_without_a_money_handler_nothing_is_credited(handlers):
     assert wire_error(reply)[:2] == ("F00", "NotAcceptedError")
 
 
-async def test_money_is_acknowledged_whatever_its_handler_returns(handlers):
+async def test_money_is_acknowledged_for_any_value_its_handler_returns(handlers):
     amounts = []
 
     async def handle(amount):
@@ -201,13 +201,13 @@ async def test_money_is_acknowledged_whatever_its_handler_returns(handlers):
     assert amounts == [("5", transfer)]
 
 
-def test_there_is_no_current_transfer_outside():
+def test_no_current_transfer_outside_a_money_handler():
     with pytest.raises(RuntimeError, match="inside a money handler"):
         current_transfer()
 
 
 @pytest.mark.parametrize("payload", [b"request", Transfer("5")])
-async def test_a_closing_plugin_takes_nothing_more(handlers, payload):
+async def test_closing_plugin_refuses_requests(handlers, payload):
     handlers.register_data(refuse)
     handlers.register_money(refuse)
     handlers.stop()

@@ -1,4 +1,4 @@
-"""What strangers and hostile peers can do to a server: cost little, learn nothing, and be gone soon."""
+"""What unauthenticated and hostile peers can do to a server: cost little, learn nothing, and be disconnected soon."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from support.frame_streams import lane
+from support.frame_streams import open_frame_stream
 from support.peers import (
     BINARY,
     CLOSE,
@@ -38,7 +38,7 @@ from trio_ledger_plugin.testing.scripted_peer import dial_stream
 
 KIB = 1024
 MIB = 1024 * KIB
-# ``nox -s outcomes`` makes ten thousand.
+# ``nox -s outcomes`` runs ten thousand.
 GUESSES = int(os.environ.get("TRIO_LEDGER_PLUGIN_GUESSES", "1000"))
 SERVER = Path(__file__).parent / "faults" / "server.py"
 
@@ -51,7 +51,7 @@ def clock() -> MockClock:
     return MockClock(autojump_threshold=0.05)
 
 
-# Many strangers.
+# Many unauthenticated connections.
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def many_files() -> Iterator[None]:
 async def test_two_thousand_silent_sockets_are_gone_in_eight_seconds(
     says: Any, many_files: Any, clock: MockClock
 ) -> None:
-    """They would otherwise take every descriptor of the program, and with them its peer's place."""
+    """They would otherwise use up every descriptor of the program, and its peer could not connect."""
     async with open_btp(listening(), data_handler=echo) as plugin:
         good = await dial_in(plugin.address)
         await good.send_request(0, b"so that the handler's task is there")
@@ -95,15 +95,15 @@ async def test_two_thousand_silent_sockets_are_gone_in_eight_seconds(
             assert (await good.receive_packet()).request_id == 1
         assert trio.current_time() - start <= 8
         await trio.sleep(3)
-        # One more may be there, which reads for all where there are many.
+        # One more task may run, which reads for all connections where there are many.
         assert trio.lowlevel.current_statistics().tasks_living <= tasks + 1
         await good.send_request(2, b"still there?")
         assert (await good.receive_packet()).request_id == 2
         await good.aclose()
 
 
-async def test_guesses_learn_nothing_and_do_not_keep_the_right_token_out(autojump_clock: MockClock) -> None:
-    """The one who has the token must get in at once, and the one who guesses must wait ever longer."""
+async def test_guesses_learn_nothing_and_do_not_delay_the_right_token(autojump_clock: MockClock) -> None:
+    """A client with the token must get in at once, and a client that guesses must wait longer and longer."""
     options: dict[str, Any] = {"listener": {"port": None, "secret": TOKEN}, "max_unauthenticated": 2000}
     options["trusted_proxies"] = ["192.0.2.1"]
     answers: set[bytes] = set()
@@ -122,7 +122,7 @@ async def test_guesses_learn_nothing_and_do_not_keep_the_right_token_out(autojum
                     assert data, heard
                     heard += data
                 waits.append(trio.current_time() - began)
-                # When it was said changes, and nothing else may.
+                # Only the time in the reply may differ.
                 answers.add(re.sub(rb"\d{14}\.\d{3}Z", b"", heard))
                 await far.aclose()
 
@@ -132,7 +132,7 @@ async def test_guesses_learn_nothing_and_do_not_keep_the_right_token_out(autojum
         for at in range(0, GUESSES, 1000):
             async with trio.open_nursery() as nursery:
                 for number in range(at, min(at + 1000, GUESSES)):
-                    # Beginnings of the right one among them.
+                    # Some are prefixes of the right token.
                     token = TOKEN[: number % len(TOKEN)] + ("" if number % 3 else str(number))
                     nursery.start_soon(guess, token)
                 async with trio.open_nursery() as one:
@@ -173,9 +173,9 @@ AFTER = {
     "pings": ("echo", [quick(b"x" * 125, PING) * 500] * 40, 256 * KIB),
     "transfers": ("echo", [quick(btp.encode(btp.Transfer(number, 5))) * 20 for number in range(1000)], 2 * MIB),
     "small requests": ("slow", [b"".join(requests(10, 500))] * 20, 8 * MIB),
-    # 4 MiB of requests are with the handler, 2 MiB wait, 1 MiB is to be sent.
+    # 4 MiB of requests are with handlers, 2 MiB wait, 1 MiB is queued to be sent.
     "large requests": ("slow", requests(64_000, 400), 8 * MIB),
-    # 4 MiB of answers wait for room, 1 MiB is to be sent.
+    # 4 MiB of replies wait for room, 1 MiB is queued to be sent.
     "large answers that it does not read": ("large", [b"".join(requests(10, 500))] * 10, 8 * MIB),
 }
 CONNECTIONS = 12
@@ -218,7 +218,7 @@ async def serving(handler: str) -> AsyncIterator[Served]:
         served = Served(process)
         served.address = await served.read_line()
         for number in range(3):
-            # What the first connections of a process need once is not theirs.
+            # The first connections also pay for what a process allocates once.
             peer = await served.enter(f"warm-{number}")
             await peer.send(*requests(1000, 50))
             await peer.aclose()
@@ -233,7 +233,7 @@ async def serving(handler: str) -> AsyncIterator[Served]:
 
 
 async def attack(handler: str, pieces: list[bytes], *, let_in: bool) -> float:
-    """Return the most that one of some hostile connections has cost, in bytes; a good one is served meanwhile."""
+    """Return the highest cost of one of several hostile connections in bytes, while a good one is served."""
     async with serving(handler) as served:
         before: int = (await served.figures())["resident"]
         most = 0
@@ -249,7 +249,7 @@ async def attack(handler: str, pieces: list[bytes], *, let_in: bool) -> float:
                 peer = await (served.enter(f"hostile-{number}") if let_in else dial(served.address))
                 stack.push_async_callback(peer.aclose)
                 nursery.start_soon(send, peer)
-            # Until it takes no more.
+            # Until its memory stops growing.
             steady = 0
             while steady < 4:
                 await trio.sleep(0.12)
@@ -267,15 +267,15 @@ async def attack(handler: str, pieces: list[bytes], *, let_in: bool) -> float:
 @posix
 @pytest.mark.slow
 @pytest.mark.parametrize("how", BEFORE)
-async def test_a_stranger_costs_256_kib_at_most(how: Any) -> None:
-    """A thousand of them may be there at once."""
+async def test_unauthenticated_connection_costs_at_most_256_kib(how: Any) -> None:
+    """There may be a thousand of them at once."""
     assert await attack("echo", BEFORE[how], let_in=False) <= 256 * KIB
 
 
 @posix
 @pytest.mark.slow
 @pytest.mark.parametrize("how", AFTER)
-async def test_what_a_hostile_peer_costs_is_bounded(how: Any) -> None:
+async def test_cost_of_a_hostile_peer_is_bounded(how: Any) -> None:
     """One client of a server of many accounts could otherwise end it for all."""
     handler, pieces, most = AFTER[how]
     assert await attack(handler, pieces, let_in=True) <= most
@@ -297,10 +297,12 @@ ILLEGAL = {
 
 @pytest.mark.parametrize("server", [True, False], ids=["server", "client"])
 @pytest.mark.parametrize("what", ILLEGAL)
-async def test_a_peer_that_breaks_the_protocol_is_told_so(what: Any, server: Any, autojump_clock: MockClock) -> None:
-    """Its author would otherwise look for the mistake everywhere else (RFC 6455, section 7.1.7)."""
+async def test_peer_that_breaks_the_protocol_gets_a_close_code(
+    what: Any, server: Any, autojump_clock: MockClock
+) -> None:
+    """Its author would otherwise look for the mistake elsewhere (RFC 6455, section 7.1.7)."""
     how, code = ILLEGAL[what]
-    async with lane(server=server) as (link, _, peer):
+    async with open_frame_stream(server=server) as (link, _, peer):
         await peer.send(peer.frame(b"before"), peer.frame(**how))
         assert await peer.receive_close() == code
         assert link.messages == [b"before"]

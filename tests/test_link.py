@@ -1,4 +1,4 @@
-"""One link against a scripted peer, on a mock clock: every deadline to the second, every request answered once."""
+"""One link with a scripted peer, on a mock clock: every deadline to the second, every request answered once."""
 
 import json
 from collections.abc import AsyncIterator
@@ -42,14 +42,14 @@ KIB = 1024
 NOON = datetime(2018, 8, 31, 12, 0, 0, 899_000, tzinfo=UTC)
 
 
-@pytest.fixture(autouse=True, params=["fast lane", "slow lane"])
-def _lane(request: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run every test on both lanes: a peer must not be able to tell which one it is on."""
-    monkeypatch.setattr(LinkedPlugin, "fast", request.param == "fast lane")
+@pytest.fixture(autouse=True, params=["frame stream", "message stream"])
+def _stream(request: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run every test on both streams: a peer must not be able to tell the difference."""
+    monkeypatch.setattr(LinkedPlugin, "fast", request.param == "frame stream")
 
 
 class LinkedPlugin(BtpPlugin):
-    """A BTP plugin whose one connection is a stream in memory, its peer authenticated already."""
+    """A BTP plugin with one connection, a stream in memory whose peer is authenticated already."""
 
     fast: ClassVar[bool] = True
     near: Any
@@ -113,7 +113,7 @@ async def linked(
 
 
 async def swallow(peer: Peer) -> None:
-    """Read for ever, answer nothing."""
+    """Read for ever, without a reply."""
     try:
         while True:
             await peer.receive()
@@ -122,7 +122,7 @@ async def swallow(peer: Peer) -> None:
 
 
 async def collect(peer: Peer, packets: list[Any]) -> None:
-    """Keep the packets that come, answering pings, until the link ends."""
+    """Keep the packets that arrive, answering pings, until the link ends."""
     try:
         while True:
             opcode, payload = await peer.receive()
@@ -141,11 +141,11 @@ async def fails(error: type[Exception], call: Any, *args: Any, at: float | None 
         assert trio.current_time() == at
 
 
-# A link that is dead.
+# Dead links.
 
 
 async def test_a_half_open_link_is_found_after_ping_and_pong_deadline(autojump_clock: MockClock) -> None:
-    """A request into a dead link would otherwise wait for its own 35 s, and so would all after it."""
+    """Otherwise a request on a dead link would wait for its own 35 s, and so would all later ones."""
     async with linked() as (plugin, peer, _), trio.open_nursery() as nursery:
         nursery.start_soon(swallow, peer)
         start = trio.current_time()
@@ -157,7 +157,7 @@ async def test_a_half_open_link_is_found_after_ping_and_pong_deadline(autojump_c
         assert not plugin.is_connected()
 
 
-async def test_a_peer_that_answers_pings_stays(autojump_clock: MockClock) -> None:
+async def test_peer_that_answers_pings_stays_connected(autojump_clock: MockClock) -> None:
     async with linked() as (plugin, peer, _), trio.open_nursery() as nursery:
         nursery.start_soon(collect, peer, [])
         await trio.sleep(1000)
@@ -166,7 +166,7 @@ async def test_a_peer_that_answers_pings_stays(autojump_clock: MockClock) -> Non
 
 
 async def test_any_bytes_are_a_sign_of_life(autojump_clock: MockClock) -> None:
-    """A slow line full of answers delays the pong behind them."""
+    """A slow line full of replies delays the pong behind them."""
     async with linked() as (plugin, peer, _), trio.open_nursery() as nursery:
         nursery.start_soon(swallow, peer)
         for _ in range(12):
@@ -177,8 +177,8 @@ async def test_any_bytes_are_a_sign_of_life(autojump_clock: MockClock) -> None:
 
 
 @pytest.mark.parametrize("last", [1, 19, 20.5, 22, 39, 40.5])
-async def test_a_link_that_dies_after_any_byte_is_found_as_soon(last: Any, autojump_clock: MockClock) -> None:
-    """An answer that comes between the ping and the death of the link must not win it another round."""
+async def test_dead_link_is_found_within_40_s_of_its_last_byte(last: Any, autojump_clock: MockClock) -> None:
+    """A reply between the ping and the death of the link must not delay its detection."""
     async with linked() as (plugin, peer, _), trio.open_nursery() as nursery:
         nursery.start_soon(swallow, peer)
         start = trio.current_time()
@@ -228,7 +228,7 @@ async def test_calls_fail_at_once_when_the_link_dies(how: Any, autojump_clock: M
 
 
 async def test_a_transfer_on_a_dying_link_is_in_doubt(autojump_clock: MockClock) -> None:
-    """It may have been applied; saying anything else invites a second one."""
+    """It may have been applied; any other error invites a second transfer."""
     async with linked() as (plugin, peer, _), trio.open_nursery() as nursery:
 
         async def pay() -> None:
@@ -242,10 +242,10 @@ async def test_a_transfer_on_a_dying_link_is_in_doubt(autojump_clock: MockClock)
         await peer.aclose()
 
 
-# Calls of ours.
+# Calls to the peer.
 
 
-async def test_answers_reach_their_own_calls_in_any_order(autojump_clock: MockClock) -> None:
+async def test_replies_reach_their_own_calls_in_any_order(autojump_clock: MockClock) -> None:
     async with linked() as (plugin, peer, _), trio.open_nursery() as nursery:
 
         async def call(data: bytes) -> None:
@@ -273,8 +273,8 @@ async def test_a_call_times_out_to_the_second(timeout: Any, autojump_clock: Mock
         await peer.aclose()
 
 
-async def test_late_and_repeated_answers_are_ignored_and_counted(autojump_clock: MockClock) -> None:
-    """An answer given to the wrong call is somebody else's money."""
+async def test_late_and_repeated_replies_are_ignored_and_counted(autojump_clock: MockClock) -> None:
+    """A reply that reaches the wrong call is another caller's money."""
     async with linked() as (plugin, peer, _), trio.open_nursery() as nursery:
         nursery.start_soon(fails, ResponseTimeoutError, plugin.send_data, b"slow")
         slow = await peer.receive_packet()
@@ -296,7 +296,7 @@ async def test_late_and_repeated_answers_are_ignored_and_counted(autojump_clock:
         assert plugin.is_connected()
 
 
-async def test_a_cancelled_call_leaves_the_link_whole(autojump_clock: MockClock) -> None:
+async def test_cancelled_call_does_not_affect_the_link(autojump_clock: MockClock) -> None:
     async with linked() as (plugin, peer, _), trio.open_nursery() as nursery:
         with trio.move_on_after(1) as scope:
             await plugin.send_data(b"given up")
@@ -314,7 +314,7 @@ async def test_a_cancelled_call_leaves_the_link_whole(autojump_clock: MockClock)
 
 
 async def test_a_response_without_ilp_is_empty(autojump_clock: MockClock) -> None:
-    """ilp-plugin-btp's peers answer so where there is nothing to say."""
+    """ilp-plugin-btp sends it when its handler returns no data."""
     async with linked() as (plugin, peer, _), trio.open_nursery() as nursery:
 
         async def call() -> None:
@@ -324,7 +324,7 @@ async def test_a_response_without_ilp_is_empty(autojump_clock: MockClock) -> Non
         await peer.send_packet(btp.Response((await peer.receive_packet()).request_id))
 
 
-async def test_an_illegal_answer_fails_its_call_at_once(autojump_clock: MockClock) -> None:
+async def test_illegal_reply_fails_its_call_at_once(autojump_clock: MockClock) -> None:
     async with linked() as (plugin, peer, _), trio.open_nursery() as nursery:
         nursery.start_soon(fails, DecodeError, plugin.send_data, b"ask")
         request_id = (await peer.receive_packet()).request_id
@@ -351,7 +351,7 @@ async def test_callers_beyond_the_limit_wait_for_their_turn(autojump_clock: Mock
         assert len(done) == 10
 
 
-async def test_callers_that_wait_for_their_turn_learn_that_nothing_was_sent(
+async def test_waiting_callers_learn_that_nothing_was_sent(
     autojump_clock: MockClock,
 ) -> None:
     async with linked(max_in_flight=1) as (plugin, peer, _), trio.open_nursery() as nursery:
@@ -364,7 +364,7 @@ async def test_callers_that_wait_for_their_turn_learn_that_nothing_was_sent(
         await peer.aclose()
 
 
-# Requests of the peer's.
+# Requests from the peer.
 
 
 async def test_requests_are_answered_under_their_ids(autojump_clock: MockClock) -> None:
@@ -384,7 +384,7 @@ async def test_a_thousand_requests_at_once_get_a_thousand_answers(autojump_clock
         assert plugin.statistics().responses_sent == 1000
 
 
-async def test_a_request_without_a_handler_may_be_tried_again(autojump_clock: MockClock) -> None:
+async def test_request_without_a_handler_may_be_retried(autojump_clock: MockClock) -> None:
     """The F codes forbid a retry, and the handler may be registered a moment later."""
     async with linked() as (_, peer, _):
         await peer.send_request(7, b"ask")
@@ -394,14 +394,14 @@ async def test_a_request_without_a_handler_may_be_tried_again(autojump_clock: Mo
 
 
 async def test_a_transfer_without_a_handler_is_refused(autojump_clock: MockClock) -> None:
-    """An acknowledgement would be money credited to nobody."""
+    """An acknowledged transfer would be credited to no account."""
     async with linked() as (_, peer, _):
         await peer.send_packet(btp.Transfer(7, 100))
         packet = await peer.receive_packet()
         assert (packet.request_id, packet.code, packet.name) == (7, "F00", "NotAcceptedError")
 
 
-async def test_a_transfer_of_nothing_is_refused(autojump_clock: MockClock) -> None:
+async def test_transfer_of_zero_is_refused(autojump_clock: MockClock) -> None:
     async def money(amount: str) -> None:
         raise AssertionError("must not be called")
 
@@ -425,7 +425,7 @@ async def test_a_transfer_reaches_the_money_handler_and_is_acknowledged(autojump
 
 
 async def test_a_transfer_repeated_in_flight_is_applied_once(autojump_clock: MockClock) -> None:
-    """Applied twice it would make money."""
+    """Applied twice, it would create money."""
     seen: list[str] = []
     go = trio.Event()
 
@@ -450,7 +450,7 @@ async def test_a_transfer_repeated_in_flight_is_applied_once(autojump_clock: Moc
     "packet", ["060000000110010203696c7000010103696c70000102", "0600000001110103016100010101620001020161010161"]
 )
 async def test_repeated_entries_are_answered_with_an_error(packet: Any, autojump_clock: MockClock) -> None:
-    """The packet can be read and is illegal (RFC-0023): its sender must not wait for ever."""
+    """The packet can be read but is illegal (RFC-0023): its sender must not wait for ever."""
     async with linked(data=echo) as (_, peer, _):
         await peer.send(peer.frame(bytes.fromhex(packet)))
         answer = await peer.receive_packet()
@@ -463,8 +463,8 @@ async def test_a_message_without_ilp_gets_an_empty_response(autojump_clock: Mock
         assert await peer.receive_packet() == btp.Response(7)
 
 
-async def test_a_handler_past_its_deadline_is_answered_for_once(autojump_clock: MockClock) -> None:
-    """Silence costs the peer its own timeout; two answers could meet another request of its."""
+async def test_handler_past_its_deadline_gets_one_error_reply(autojump_clock: MockClock) -> None:
+    """Silence costs the peer its own timeout; a second reply could match another request of the peer."""
 
     async def stubborn(data: bytes) -> bytes:
         if data == b"polite":
@@ -498,7 +498,7 @@ async def test_a_handler_past_its_deadline_is_answered_for_once(autojump_clock: 
 
 
 async def test_a_money_handler_past_its_deadline_is_left_to_finish(autojump_clock: MockClock) -> None:
-    """An error would claim that the transfer was not applied, and nobody can know."""
+    """An error would claim that the transfer was not applied, which the plugin cannot know."""
 
     async def money(amount: str) -> None:
         await trio.sleep(100)
@@ -514,7 +514,7 @@ async def test_a_money_handler_past_its_deadline_is_left_to_finish(autojump_cloc
         await peer.aclose()
 
 
-async def test_a_handlers_error_tells_the_peer_nothing_of_the_inside(autojump_clock: MockClock) -> None:
+async def test_error_of_a_handler_shows_the_peer_no_internal_text(autojump_clock: MockClock) -> None:
     async def broken(data: bytes) -> Any:
         if data == b"known":
             raise InsufficientBalanceError("no more than 5")
@@ -536,7 +536,7 @@ async def test_a_handlers_error_tells_the_peer_nothing_of_the_inside(autojump_cl
             assert any(reference in line for line in log.lines)
 
 
-async def test_a_response_too_long_for_a_message_becomes_an_error(autojump_clock: MockClock) -> None:
+async def test_response_too_long_for_a_message_becomes_an_error(autojump_clock: MockClock) -> None:
     async def long(data: bytes) -> bytes:
         return bytes(64 * KIB)
 
@@ -547,7 +547,7 @@ async def test_a_response_too_long_for_a_message_becomes_an_error(autojump_clock
 
 
 async def test_requests_past_the_waiting_limit_are_refused_for_now(autojump_clock: MockClock) -> None:
-    """Memory is bounded, and the peer is told to come again."""
+    """Memory is bounded, and the peer may retry."""
     go = trio.Event()
 
     async def slow(data: bytes) -> bytes:
@@ -610,10 +610,10 @@ async def test_too_many_unreadable_messages_close_the_link(kind: Any, autojump_c
         assert all(line.isprintable() for line in log.lines)
 
 
-async def test_what_goes_wrong_while_reading_is_logged_and_ends_that_link(
+async def test_error_while_reading_is_logged_and_ends_only_that_link(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
-    """An operator who sees only "the connection ended" would look for the trouble at the peer."""
+    """An operator who sees only "the connection ended" would look for the cause at the peer."""
 
     def stumble(self: Link, message: bytes) -> None:
         raise RuntimeError(f"a bug in our own code over {message!r}")
@@ -646,7 +646,7 @@ async def test_a_message_past_the_limit_closes_the_link(autojump_clock: MockCloc
 
 
 async def test_a_peer_that_never_reads_is_found_after_the_send_timeout(autojump_clock: MockClock) -> None:
-    """The out-queue stays bounded all the while, and every caller learns what became of its request."""
+    """The send queue stays bounded all the time, and every caller gets an error for its request."""
     async with (
         linked(streams=trio.testing.lockstep_stream_pair) as (plugin, _, _),
         trio.open_nursery() as nursery,
@@ -675,7 +675,7 @@ async def test_a_peer_that_never_reads_is_found_after_the_send_timeout(autojump_
 
 
 async def test_a_peer_that_asks_and_never_reads_is_cut_off(autojump_clock: MockClock) -> None:
-    """Refusals cannot wait for room: what they may take is little, then the link goes."""
+    """Refusals cannot wait for room: they may take little, and then the link is closed."""
     most = 0
 
     async with linked(
@@ -693,10 +693,8 @@ async def test_a_peer_that_asks_and_never_reads_is_cut_off(autojump_clock: MockC
 
 
 @pytest.mark.parametrize("packet", [btp.Transfer(7, 0), btp.Message(7)], ids=["refusals", "empty responses"])
-async def test_a_peer_that_fills_the_queue_with_answers_it_does_not_read_is_cut_off(
-    packet: Any, autojump_clock: MockClock
-) -> None:
-    """These answers are written by the reader, which cannot wait: past their own bound the link goes, at once."""
+async def test_peer_that_fills_the_queue_with_replies_is_cut_off(packet: Any, autojump_clock: MockClock) -> None:
+    """The reader writes these replies and cannot wait: past their own limit the link is closed at once."""
     async with linked(streams=trio.testing.lockstep_stream_pair, max_send_queue_bytes=64 * KIB) as (plugin, peer, _):
         start = trio.current_time()
         batch = peer.frame(btp.encode(packet)) * 100
@@ -711,7 +709,7 @@ async def test_a_peer_that_fills_the_queue_with_answers_it_does_not_read_is_cut_
 
 
 async def test_a_slow_steady_reader_is_served(autojump_clock: MockClock) -> None:
-    """64 KiB a second is slow, and no fault."""
+    """64 KiB a second is slow, but no fault."""
     async with linked(streams=trio.testing.lockstep_stream_pair) as (plugin, peer, _), trio.open_nursery() as nursery:
         answered = 0
 
@@ -734,8 +732,8 @@ async def test_a_slow_steady_reader_is_served(autojump_clock: MockClock) -> None
 
 
 @pytest.mark.parametrize("since", [5.0, 9.7, 9.95])
-async def test_a_goodbye_has_its_time_whenever_it_begins(since: float, autojump_clock: MockClock) -> None:
-    """A look at the deadlines that was due anyway cut it short, and with it what was sent last."""
+async def test_closing_handshake_has_its_full_time(since: float, autojump_clock: MockClock) -> None:
+    """A timer that is due anyway must not cut it short, and with it what was sent last."""
     async with linked() as (plugin, peer, _):
         await trio.sleep(since)
         began = trio.current_time()

@@ -1,4 +1,4 @@
-"""The end that listens: who gets in, what strangers can do (nothing), and what the peer notices of them (nothing)."""
+"""The end that listens: which peers get in, and what others can do to the connected peer (nothing)."""
 
 import logging
 import os
@@ -49,7 +49,7 @@ async def assert_serves(peer: Peer, request_id: int = 99) -> None:
 # Listening.
 
 
-async def test_port_0_takes_a_free_one_and_the_address_tells_it() -> None:
+async def test_port_0_takes_a_free_port_and_the_address_contains_it() -> None:
     async with open_btp(listening()) as one, open_btp(listening()) as other:
         assert one.address.startswith("btp+ws://127.0.0.1:")
         assert not one.address.endswith(":0")
@@ -59,7 +59,7 @@ async def test_port_0_takes_a_free_one_and_the_address_tells_it() -> None:
 
 
 async def test_a_port_in_use_is_named() -> None:
-    """Whoever starts a second process must read which port of which address it is."""
+    """An operator who starts a second process must see the port and the address."""
     async with open_btp(listening()) as plugin:
         port = int(plugin.address.rpartition(":")[2])
         with pytest.raises(OSError, match=f"127.0.0.1 port {port}"):
@@ -69,7 +69,7 @@ async def test_a_port_in_use_is_named() -> None:
         await peer.aclose()
 
 
-async def test_an_address_of_another_machine_cannot_be_listened_on() -> None:
+async def test_listening_on_an_address_of_another_machine_fails() -> None:
     with pytest.raises(OSError, match=r"192\.0\.2\.1 port 7768"):
         async with open_btp({"listener": {"port": 7768, "secret": TOKEN, "host": "192.0.2.1"}}):
             raise AssertionError("opened")
@@ -84,11 +84,11 @@ async def test_a_port_is_free_again_after_the_block(clock: MockClock) -> None:
         pass
 
 
-# Letting in.
+# Authentication.
 
 
 @pytest.mark.parametrize("account", ["", "alice", "böb"])
-async def test_a_peer_with_the_token_is_let_in_whatever_its_name(account: Any) -> None:
+async def test_peer_with_the_token_is_accepted_under_any_name(account: Any) -> None:
     async with open_btp(listening(), data_handler=echo) as plugin:
         peer = await dial(plugin.address)
         assert await peer.authenticate(account=account) == btp.Response(1)
@@ -101,7 +101,7 @@ async def test_a_peer_with_the_token_is_let_in_whatever_its_name(account: Any) -
 
 @pytest.mark.parametrize("split", [None, 1, 7])
 async def test_frames_right_behind_the_auth_frame_are_served(split: Any) -> None:
-    """interledger-rs never waits for the answer."""
+    """interledger-rs never waits for the reply."""
     async with open_btp(listening(), data_handler=echo) as plugin:
         peer = await dial(plugin.address)
         data = peer.frame(auth_message(1, "", TOKEN, {}))
@@ -114,7 +114,7 @@ async def test_frames_right_behind_the_auth_frame_are_served(split: Any) -> None
         await peer.aclose()
 
 
-async def test_a_new_connection_takes_the_place_of_the_old_one() -> None:
+async def test_new_connection_replaces_the_old_one() -> None:
     """A peer whose network changed comes back before its old connection is known to be dead."""
     async with open_btp(listening(), data_handler=echo) as plugin, trio.open_nursery() as nursery:
         old = await dial_in(plugin.address)
@@ -137,11 +137,11 @@ async def test_a_new_connection_takes_the_place_of_the_old_one() -> None:
         await new.aclose()
 
 
-# Strangers.
+# Unauthenticated peers.
 
 
 @pytest.mark.parametrize("token", ["wrong", "", TOKEN + "x", TOKEN[:-1]])
-async def test_a_wrong_token_is_refused_and_told_so(token: Any, clock: MockClock) -> None:
+async def test_wrong_token_gets_an_error_reply(token: Any, clock: MockClock) -> None:
     log = Recorder()
     async with open_btp(listening(), PluginServices(log=log)) as plugin:
         peer = await dial(plugin.address)
@@ -156,39 +156,39 @@ async def test_a_wrong_token_is_refused_and_told_so(token: Any, clock: MockClock
         assert TOKEN not in "".join(log.lines)
 
 
-async def from_stranger_wrong_token(address: str) -> None:
+async def unauthenticated_wrong_token(address: str) -> None:
     peer = await dial(address)
     await peer.authenticate("wrong")
     await peer.aclose()
 
 
-async def from_stranger_who_floods(address: str) -> None:
+async def unauthenticated_floods(address: str) -> None:
     peer = await dial(address)
     await peer.send(peer.frame(auth_message(1, "", "wrong", {})), peer.frame(btp.encode(btp.Transfer(2, 5))) * 50)
     await peer.wait_eof()
 
 
-async def from_stranger_opens_and_closes(address: str) -> None:
+async def unauthenticated_opens_and_closes(address: str) -> None:
     await (await dial_stream(address)).aclose()
 
 
-async def from_stranger_resets(address: str) -> None:
+async def unauthenticated_resets(address: str) -> None:
     await reset(await dial_stream(address))
 
 
-async def from_stranger_resets_in_the_handshake(address: str) -> None:
+async def unauthenticated_resets_in_the_handshake(address: str) -> None:
     stream = await dial_stream(address)
     await stream.send_all(upgrade_request())
     await reset(stream)
 
 
-async def from_stranger_garbage(address: str) -> None:
+async def unauthenticated_garbage(address: str) -> None:
     stream = await dial_stream(address)
     await stream.send_all(b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n" * 100)
     await Peer(stream, client=True).wait_eof()
 
 
-async def from_stranger_no_websocket(address: str) -> None:
+async def unauthenticated_no_websocket(address: str) -> None:
     stream = await dial_stream(address)
     await stream.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
     head = await read_head(stream)
@@ -196,13 +196,13 @@ async def from_stranger_no_websocket(address: str) -> None:
     await trio.aclose_forcefully(stream)
 
 
-async def from_stranger_garbage_after_the_handshake(address: str) -> None:
+async def unauthenticated_garbage_after_the_handshake(address: str) -> None:
     peer = await dial(address)
     await peer.send(peer.frame(b"garbage"))
     await peer.wait_eof()
 
 
-async def from_stranger_transfer_first(address: str) -> None:
+async def unauthenticated_transfer_first(address: str) -> None:
     peer = await dial(address)
     await peer.send_packet(btp.Transfer(5, 10))
     packet = await peer.receive_packet()
@@ -210,25 +210,25 @@ async def from_stranger_transfer_first(address: str) -> None:
     await peer.wait_eof()
 
 
-async def from_stranger_text(address: str) -> None:
+async def unauthenticated_text(address: str) -> None:
     peer = await dial(address)
     await peer.send(peer.frame(b"hello", TEXT))
     await peer.wait_eof()
 
 
-async def from_stranger_too_big(address: str) -> None:
+async def unauthenticated_too_big(address: str) -> None:
     peer = await dial(address)
     await peer.send(peer.frame(bytes(9000)))
     await peer.wait_eof()
 
 
-async def from_stranger_illegal_frame(address: str) -> None:
+async def unauthenticated_illegal_frame(address: str) -> None:
     peer = await dial(address)
     await peer.send(frame(b"unmasked"))
     await peer.wait_eof()
 
 
-async def from_stranger_closes_politely(address: str) -> None:
+async def unauthenticated_closes_politely(address: str) -> None:
     peer = await dial(address)
     await peer.send(peer.frame(b"\x03\xe8", CLOSE))
     assert await peer.receive_close() == 1000
@@ -241,18 +241,18 @@ async def reset(stream: trio.SocketStream) -> None:
     await trio.aclose_forcefully(stream)
 
 
-STRANGERS = {name[14:]: f for name, f in list(globals().items()) if name.startswith("from_stranger_")}
+UNAUTHENTICATED = {name[16:]: f for name, f in list(globals().items()) if name.startswith("unauthenticated_")}
 
 
-@pytest.mark.parametrize("stranger", STRANGERS)
-async def test_the_live_peer_notices_nothing_of_a_stranger(stranger: Any, clock: MockClock) -> None:
-    """Anybody who can reach the port could otherwise cut the connection, or fill the host's events and statistics."""
+@pytest.mark.parametrize("behaviour", UNAUTHENTICATED)
+async def test_connected_peer_is_not_affected_by_unauthenticated_ones(behaviour: Any, clock: MockClock) -> None:
+    """Any client that can reach the port could otherwise cut the connection, or fill the application's events."""
     async with linked(data_handler=echo) as (plugin, peer):
         await next_event(plugin.events, Connected)
         await assert_serves(peer)
         before = plugin.statistics()
         for _ in range(4):
-            await STRANGERS[stranger](plugin.address)
+            await UNAUTHENTICATED[behaviour](plugin.address)
         await trio.sleep(1)
         assert plugin.statistics() == before
         assert plugin.is_connected()
@@ -261,8 +261,8 @@ async def test_the_live_peer_notices_nothing_of_a_stranger(stranger: Any, clock:
             plugin.events.receive_nowait()
 
 
-async def test_a_stranger_has_five_seconds_for_the_handshake(clock: MockClock) -> None:
-    """Sockets that say nothing must not pile up."""
+async def test_peer_has_five_seconds_for_the_handshake(clock: MockClock) -> None:
+    """Silent sockets must not pile up."""
     async with linked(data_handler=echo) as (plugin, peer):
         start = trio.current_time()
         silent = await dial_stream(plugin.address)
@@ -284,7 +284,7 @@ async def test_a_stranger_has_five_seconds_for_the_handshake(clock: MockClock) -
         await assert_serves(peer)
 
 
-async def test_a_stranger_has_five_seconds_for_its_credentials(clock: MockClock) -> None:
+async def test_peer_has_five_seconds_for_its_credentials(clock: MockClock) -> None:
     async with open_btp(listening()) as plugin:
         start = trio.current_time()
         peer = await dial(plugin.address)
@@ -300,8 +300,8 @@ async def test_a_stranger_has_five_seconds_for_its_credentials(clock: MockClock)
         await late.aclose()
 
 
-async def test_guesses_are_answered_later_and_the_right_token_at_once(clock: MockClock) -> None:
-    """Guessing must cost time, and the peer must get in through the hail of guesses."""
+async def test_guesses_are_delayed_and_the_right_token_is_not(clock: MockClock) -> None:
+    """Guessing must cost time, and the peer must get in during many guesses."""
     async with open_btp(listening()) as plugin:
         waits = []
         for _ in range(8):
@@ -318,7 +318,7 @@ async def test_guesses_are_answered_later_and_the_right_token_at_once(clock: Moc
         await peer.aclose()
 
 
-async def test_more_strangers_than_the_limit_are_turned_away(clock: MockClock) -> None:
+async def test_unauthenticated_connections_past_the_limit_are_closed(clock: MockClock) -> None:
     async with open_btp(listening(max_unauthenticated=3)) as plugin:
         waiting = [await dial(plugin.address) for _ in range(3)]
         extra = await dial_stream(plugin.address)
@@ -358,7 +358,7 @@ async def test_a_listener_survives_running_out_of_descriptors(clock: MockClock) 
 
 @pytest.mark.parametrize("origin", ["https://page.example", "null"])
 async def test_a_browser_is_refused(origin: Any) -> None:
-    """A script on any page could otherwise speak to the plugin on this machine."""
+    """A script on any page could otherwise talk to the plugin on this machine."""
     async with open_btp(listening()) as plugin:
         stream = await dial_stream(plugin.address)
         await stream.send_all(upgrade_request(origin=origin))
@@ -366,7 +366,7 @@ async def test_a_browser_is_refused(origin: Any) -> None:
         await Peer(stream, client=True).wait_eof()
 
 
-async def test_strangers_are_dropped_when_the_plugin_closes(clock: MockClock) -> None:
+async def test_unauthenticated_peers_are_dropped_when_the_plugin_closes(clock: MockClock) -> None:
     async with open_btp(listening()) as plugin:
         peer = await dial(plugin.address)
         stream = await dial_stream(plugin.address)
@@ -399,7 +399,7 @@ async def test_a_listener_speaks_tls(clock: MockClock) -> None:
 
 
 @pytest.mark.parametrize("what", [b"", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\x16\x03\x01\x00\x05hello" * 10])
-async def test_a_stranger_without_tls_disturbs_nobody(what: Any, clock: MockClock) -> None:
+async def test_connection_without_tls_does_not_affect_others(what: Any, clock: MockClock) -> None:
     async with listening_with_tls() as (plugin, context):
         secured: Any = trio.SSLStream(
             await dial_stream(plugin.address), context, server_hostname="127.0.0.1", https_compatible=True
@@ -417,8 +417,8 @@ async def test_a_stranger_without_tls_disturbs_nobody(what: Any, clock: MockCloc
         await peer.aclose()
 
 
-async def test_the_debug_log_tells_who_came_and_how_they_left(clock: MockClock, caplog: Any) -> None:
-    """Of two clients that throw each other out an operator would see that somebody comes, and not who."""
+async def test_debug_log_has_address_and_end_of_each_connection(clock: MockClock, caplog: Any) -> None:
+    """When two clients replace each other, an operator would see that a client connects, but not which one."""
     caplog.set_level(logging.DEBUG, "trio_ledger_plugin")
     async with open_btp(listening()) as plugin:
         first = await dial_in(plugin.address)
@@ -427,7 +427,7 @@ async def test_the_debug_log_tells_who_came_and_how_they_left(clock: MockClock, 
         await second.aclose()
         for kind in (Connected, Disconnected) * 2:
             await next_event(plugin.events, kind)
-    told = [record.getMessage() for record in caplog.records if record.levelname == "DEBUG"]
+    messages = [record.getMessage() for record in caplog.records if record.levelname == "DEBUG"]
     ended = "the connection with 127.0.0.1 ended: "
     came = "connected with 127.0.0.1"
-    assert told == [came, ended + "replaced by a new connection", came, ended + "the peer closed the connection"]
+    assert messages == [came, ended + "replaced by a new connection", came, ended + "the peer closed the connection"]

@@ -45,7 +45,7 @@ def loopback(name="pair", **options):
     return {"plugin": "loopback", "name": name, **options}
 
 
-async def test_a_pair_asks_and_answers_both_ways(nursery):
+async def test_pair_sends_requests_both_ways(nursery):
     async with loopback_pair(nursery=nursery) as (first, second):
         assert isinstance(first, LoopbackPlugin)
         assert first.is_connected()
@@ -57,7 +57,7 @@ async def test_a_pair_asks_and_answers_both_ways(nursery):
         assert await second.send_data(b"") == b""
 
 
-async def test_money_and_its_handler(nursery):
+async def test_money_reaches_its_handler(nursery):
     transfers = []
 
     async def credit(amount):
@@ -80,7 +80,7 @@ async def test_money_and_its_handler(nursery):
     assert transfers == [("250", "250", ""), (str(2**64 - 1), str(2**64 - 1), "")]
 
 
-async def test_a_missing_handler_and_a_failing_one_are_errors_and_no_silence(nursery):
+async def test_missing_and_failing_handlers_give_errors(nursery):
     async def fail(data):
         raise OSError("internal canary")
 
@@ -95,7 +95,7 @@ async def test_a_missing_handler_and_a_failing_one_are_errors_and_no_silence(nur
         assert b"canary" not in caught.value.data
 
 
-async def test_the_first_waits_for_the_second(nursery):
+async def test_first_plugin_waits_for_the_second(nursery):
     async with open_plugin(loopback(), nursery=nursery) as first:
         assert not first.is_connected()
         with pytest.raises(NotConnectedError):
@@ -122,7 +122,7 @@ async def test_names_keep_pairs_apart_and_a_third_is_refused(nursery):
 
 
 @pytest.mark.parametrize("limit", [1, 10])
-async def test_a_peer_that_leaves_is_a_lost_connection_and_leaving_is_closed(nursery, limit):
+async def test_disconnect_is_a_loss_for_the_peer_and_closed_locally(nursery, limit):
     async with (
         open_plugin(
             loopback(max_in_flight=limit), data_handler=sleeping(math.inf), money_handler=sleep_on, nursery=nursery
@@ -163,7 +163,7 @@ async def test_money_is_in_doubt_only_once_it_was_sent(nursery, who):
         payee.tasks.cancel()
 
 
-async def test_a_reply_that_comes_too_late_meets_no_other_call(nursery, autojump_clock):
+async def test_late_reply_reaches_no_other_call(nursery, autojump_clock):
     async def late(data):
         await trio.sleep(3)
         return data
@@ -204,7 +204,7 @@ async def test_a_handler_outlives_the_link_and_its_reply_is_dropped(nursery, aut
         assert server.is_connected() is False
 
 
-async def test_requests_that_wait_are_forgotten_when_their_sender_has_gone(nursery, autojump_clock):
+async def test_waiting_requests_are_dropped_with_their_sender(nursery, autojump_clock):
     served = []
 
     async def slow(data):
@@ -223,7 +223,7 @@ async def test_requests_that_wait_are_forgotten_when_their_sender_has_gone(nurse
         assert [type(call[0]) for call in calls] == [PluginClosedError] * 3
 
 
-async def test_requests_that_wait_are_forgotten_when_their_receiver_disconnects(nursery, autojump_clock):
+async def test_waiting_requests_are_dropped_when_their_receiver_disconnects(nursery, autojump_clock):
     served = []
 
     async def slow(data):
@@ -243,7 +243,7 @@ async def test_requests_that_wait_are_forgotten_when_their_receiver_disconnects(
         assert [type(call[0]) for call in calls] == [ConnectionLostError] * 3
 
 
-async def test_too_many_waiting_requests_are_refused_and_may_be_tried_again(nursery):
+async def test_requests_past_the_waiting_limit_may_be_retried(nursery):
     async with (
         open_plugin(
             loopback(max_handlers=1, max_backlog_bytes=1), data_handler=sleeping(math.inf), nursery=nursery
@@ -255,7 +255,7 @@ async def test_too_many_waiting_requests_are_refused_and_may_be_tried_again(nurs
         with pytest.raises(RemoteError) as caught:
             await client.send_data(b"")
         assert (caught.value.code, caught.value.name) == ("T00", "UnreachableError")
-        # A caller that is cancelled already may be refused as well.
+        # A cancelled caller may be refused as well.
         with trio.CancelScope() as scope:
             scope.cancel()
             await client.send_data(b"")
@@ -312,7 +312,7 @@ async def test_a_response_that_is_too_long_is_an_error(nursery):
             await client.send_data(b"")
 
 
-async def test_closing_drains_and_the_peer_is_told(nursery, autojump_clock):
+async def test_closing_drains_and_disconnects_the_peer(nursery, autojump_clock):
     async def slow(data):
         await trio.sleep(2)
         return data
@@ -325,8 +325,8 @@ async def test_closing_drains_and_the_peer_is_told(nursery, autojump_clock):
         assert names(read_events(server)) == ["Connected", "Disconnected"]
 
 
-async def test_nobody_meets_a_plugin_that_is_closing(nursery, autojump_clock):
-    """Its Connected would be followed by refusals and a loss at once."""
+async def test_closing_plugin_gets_no_new_peer(nursery, autojump_clock):
+    """The new peer's Connected would be followed by refusals and a loss at once."""
     async with open_plugin(loopback(), data_handler=sleeping(3), nursery=nursery) as closing:
         async with trio.open_nursery() as callers:
             async with open_plugin(loopback(), nursery=nursery) as peer:
@@ -342,7 +342,7 @@ async def test_nobody_meets_a_plugin_that_is_closing(nursery, autojump_clock):
                     assert newcomer.is_connected()
 
 
-async def test_a_failure_of_one_ends_its_own_block_only(nursery):
+async def test_failure_of_one_plugin_ends_only_its_own_block(nursery):
     cause = OSError("broken")
     async with open_plugin(loopback(), nursery=nursery) as survivor:
         with pytest.raises(PluginFailedError) as caught:
@@ -363,7 +363,7 @@ async def test_pairs_leave_no_name_behind(nursery):
         assert _waiting.get() == {}
 
 
-async def test_who_is_told_that_the_plugin_was_closed_finds_it_disconnected() -> None:
+async def test_caller_that_gets_closed_error_finds_plugin_disconnected() -> None:
     async def never(_: bytes) -> bytes:
         await trio.sleep_forever()
 

@@ -1,4 +1,4 @@
-"""Whole connections that are sent any bytes: the lane on trio-websocket, and a plugin on the lane."""
+"""Whole connections that are sent any bytes: the frame stream, and a plugin on it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 import trio.testing
-from support.frame_streams import LIMIT, Link, connect, without_lane
+from support.frame_streams import LIMIT, Link, connect, read_with_trio_websocket
 from support.peers import shake_hands
 from support.tasks import open_tasks
 
@@ -29,17 +29,17 @@ async def check_connection(data: bytes, random: Random) -> None:
     """Check that the frame stream reads the same messages in any chunks, and bytes end only their own connection."""
     for server in (True, False):
         with trio.fail_after(PATIENCE):
-            expected = await without_lane(data, server=server)
-            whole, refused = await with_lane([data], server=server)
+            expected = await read_with_trio_websocket(data, server=server)
+            whole, refused = await read_with_frame_stream([data], server=server)
             size = random.choice((1, 3, 50)) if len(data) < 400 else 199
             pieces = [data[at : at + size] for at in range(0, len(data), size)]
-            assert await with_lane(pieces, server=server) == (whole, refused)
-        # trio-websocket knows no limit on fragments, and goes on where the lane ends.
+            assert await read_with_frame_stream(pieces, server=server) == (whole, refused)
+        # trio-websocket knows no limit on fragments, and continues where the frame stream ends.
         assert whole == (expected[: len(whole)] if refused else expected)
 
 
-async def with_lane(pieces: list[bytes], *, server: bool) -> tuple[list[bytes | None], int]:
-    """Return the messages that the lane gives, and whether it refused something as too big."""
+async def read_with_frame_stream(pieces: list[bytes], *, server: bool) -> tuple[list[bytes | None], int]:
+    """Return the messages that the frame stream gives, and whether it refused something as too big."""
     near, far = trio.testing.memory_stream_pair()
     async with open_tasks() as tasks:
         websocket, peer = await connect(tasks, near, far, server=server)

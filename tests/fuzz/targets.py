@@ -9,7 +9,7 @@ import tracemalloc
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from support.frames import LIMIT, reader, split_by_lane, split_by_the_book
+from support.frames import LIMIT, reader, split_by_reader, split_by_the_book
 
 from trio_ledger_plugin.codec import btp, ildcp, ilp
 from trio_ledger_plugin.errors import DecodeError
@@ -112,7 +112,7 @@ def check_frames(data: bytes, random: Random) -> None:
         cuts = sorted(random.randrange(len(data) + 1) for _ in range(random.randrange(6)))
         pieces = [data[start:stop] for start, stop in zip([0, *cuts], [*cuts, len(data)], strict=True)]
         for chunks in ([data], pieces):
-            assert split_by_lane(reader(masked=masked), chunks, random.choice((1, 2, 16))) == expected
+            assert split_by_reader(reader(masked=masked), chunks, random.choice((1, 2, 16))) == expected
         check_kept(pieces, masked=masked)
 
 

@@ -17,7 +17,7 @@ from trio_ledger_plugin.websocket.connection import WebSocket, accept_websocket,
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-__all__ = ["LIMIT", "OPTIONS", "Link", "connect", "lane", "without_lane"]
+__all__ = ["LIMIT", "OPTIONS", "Link", "connect", "open_frame_stream", "read_with_trio_websocket"]
 
 
 LIMIT = 70_000
@@ -78,7 +78,9 @@ async def connect(tasks: Any, near: trio.abc.Stream, far: trio.abc.Stream, *, se
 
 
 @asynccontextmanager
-async def lane(*, server: bool = True, make_streams: Any = trio.testing.memory_stream_pair) -> AsyncIterator[Any]:
+async def open_frame_stream(
+    *, server: bool = True, make_streams: Any = trio.testing.memory_stream_pair
+) -> AsyncIterator[Any]:
     near, far = make_streams()
     async with open_tasks() as tasks:
         websocket, peer = await connect(tasks, near, far, server=server)
@@ -88,7 +90,7 @@ async def lane(*, server: bool = True, make_streams: Any = trio.testing.memory_s
         yield link, websocket, peer
 
 
-async def without_lane(data: bytes, *, server: bool) -> list[bytes | None]:
+async def read_with_trio_websocket(data: bytes, *, server: bool) -> list[bytes | None]:
     """Return the messages that a plain trio-websocket connection reads from the bytes."""
     near, far = trio.testing.memory_stream_pair()
     messages: list[bytes | None] = []

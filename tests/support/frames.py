@@ -5,7 +5,7 @@ from typing import Any
 from support.peers import BINARY, CLOSE
 from trio_ledger_plugin.websocket.frames import FrameKind, FrameReader
 
-__all__ = ["FRAGMENTS", "LIMIT", "reader", "split_by_lane", "split_by_the_book"]
+__all__ = ["FRAGMENTS", "LIMIT", "reader", "split_by_reader", "split_by_the_book"]
 
 
 LIMIT, FRAGMENTS = 1000, 4
@@ -15,7 +15,7 @@ def reader(*, masked: bool, limit: int = LIMIT) -> FrameReader:
     return FrameReader(masked=masked, max_message=limit, max_fragments=FRAGMENTS)
 
 
-def split_by_lane(frames: FrameReader, chunks: list[bytes], most: int = 16) -> list[Any]:
+def split_by_reader(frames: FrameReader, chunks: list[bytes], most: int = 16) -> list[Any]:
     """Feed chunks and take frames as the frame stream does, up to the first frame that ends it."""
     taken: list[Any] = []
     for chunk in chunks:
