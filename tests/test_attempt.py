@@ -76,7 +76,7 @@ async def test_cancelled_caller_after_the_success_cancels_nothing():
 
 
 async def test_success_after_the_cancellation_does_not_count():
-    """A new caller would be told that a link is up that is about to be closed."""
+    """A new caller would take a link for connected that is about to be closed."""
     ready = []
     connection = ConnectAttempt(lambda: ready.append(1))
     connection.cancel()

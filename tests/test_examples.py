@@ -1,4 +1,4 @@
-"""Every example does what it says, run as its reader runs it."""
+"""Every example does what it says, run as a reader runs it."""
 
 import hashlib
 import random
@@ -21,12 +21,12 @@ from trio_ledger_plugin.testing.conformance import ConformanceSuite, PluginPair
 
 EXAMPLES = ROOT / "docs" / "examples"
 sys.path.insert(0, str(EXAMPLES))
-from pair_plugin import PairPlugin  # noqa: E402 (it is no package's)
+from pair_plugin import PairPlugin  # noqa: E402 (not in a package)
 
 pytestmark = pytest.mark.slow
 
 PATIENCE = 20.0
-# An example is read in one go.
+# An example is read in one sitting.
 LINES = 80
 
 
@@ -42,12 +42,12 @@ async def run(name: str, *args: object) -> str:
 
 
 def example(name: str, *args: object) -> AbstractAsyncContextManager[Running]:
-    """Run an example that goes on until it is told to end."""
+    """Run an example that runs until it gets a signal."""
     return running(*arguments(name, *args))
 
 
 async def end_well(program: Running, number: int = signal.SIGINT) -> str:
-    """End an example by a signal, see that it is a good end, and return all that was shown."""
+    """End an example by a signal, check that it ends cleanly, and return its output."""
     code, _ = await program.end(number)
     assert code == 0, program.output
     return program.output
@@ -85,7 +85,7 @@ async def test_ilp_ping_recognises_a_fulfillment():
 
 
 @posix
-async def test_router_forwards_and_says_what_it_cannot():
+async def test_router_forwards_or_rejects():
     preimage = bytes(range(32))
 
     async def fulfill(data):
@@ -115,18 +115,18 @@ async def test_router_forwards_and_says_what_it_cannot():
 
 
 class TestPairPlugin(ConformanceSuite):
-    """The plugin that readers begin their own with keeps the rules."""
+    """The plugin that readers start from keeps the rules."""
 
     @asynccontextmanager
     async def pair(self, conditions):
-        ours, theirs = socket.socketpair()
+        near, far = socket.socketpair()
         yield PluginPair(
-            plugin=conditions.make(PairPlugin, {"fd": ours.detach()}),
-            peer=conditions.of_peer.make(PairPlugin, {"fd": theirs.detach()}),
+            plugin=conditions.make(PairPlugin, {"fd": near.detach()}),
+            peer=conditions.of_peer.make(PairPlugin, {"fd": far.detach()}),
         )
 
 
-# These connect again after they have parted, which a socketpair cannot.
+# These checks connect again after a disconnect, which a socketpair cannot.
 for _name in (
     "connect_is_allowed_again_after_disconnect",
     "unread_events_neither_block_nor_grow",
@@ -139,7 +139,7 @@ for _name in (
 
 @posix
 async def test_debt_is_settled_once_despite_kills(tmp_path):
-    """A reader who believed the example would pay twice, or not at all."""
+    """A reader who relied on the example would pay twice, or not at all."""
     books = {"receive": tmp_path / "receive.db", "pay": tmp_path / "pay.db"}
     port, count, draw = free_port(), 1000, random.Random(1)
     commands = {
@@ -154,7 +154,7 @@ async def test_debt_is_settled_once_despite_kills(tmp_path):
         }
         try:
             while kills < 4 and processes["pay"].poll() is None:
-                with trio.move_on_after(draw.uniform(0.5, 1.0)):  # somewhere in the course of it
+                with trio.move_on_after(draw.uniform(0.5, 1.0)):  # at any point of its run
                     await processes["pay"].wait()
                     break
                 who = draw.choice(list(processes))

@@ -1,4 +1,4 @@
-"""What a page of the documentation shows is so: its programs run as they stand, and terminals look as it says."""
+"""The pages of the documentation are correct: their programs run as they stand, and their terminals show the output."""
 
 import os
 import re
@@ -23,20 +23,20 @@ PAGES = {
 }
 
 
-def test_the_pages_that_teach_have_programs():
+def test_pages_that_teach_have_programs():
     assert {"README.md", "docs/tutorial.md", "docs/how-to/embed.md"} <= set(PAGES)
 
 
 @pytest.mark.parametrize("page", list(find_pages()), ids=lambda page: str(page.relative_to(ROOT)))
-def test_what_a_page_links_to_is_there(page):
+def test_targets_of_links_exist(page):
     links = re.findall(r"\]\(((?!\w+://)[^)#]+)", page.read_text(encoding="utf-8"))
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
 @pytest.mark.skipif(os.name != "posix" or which("bash") is None, reason="needs POSIX terminals, and bash in them")
 @pytest.mark.parametrize("page", PAGES)
-async def test_a_page_shows_what_is_so(page, tmp_path):
-    """A reader copies what stands there, and it does something else."""
+async def test_programs_of_a_page_run_and_show_its_output(page, tmp_path):
+    """A reader copies a program, and it does something else."""
     blocks = read_blocks(PAGES[page])
     with trio.fail_after(110):
         async with AsyncExitStack() as stack:
@@ -58,7 +58,7 @@ async def test_a_page_shows_what_is_so(page, tmp_path):
 
 
 def install(project: Path) -> None:
-    """Do what ``pip install -e`` does with a project's entry points, without building anything."""
+    """Register a project's entry points as ``pip install -e`` does, without building anything."""
     metadata = tomllib.loads((project / "pyproject.toml").read_text())["project"]
     info = project / f"{metadata['name'].replace('-', '_')}-{metadata['version']}.dist-info"
     info.mkdir()
@@ -72,7 +72,7 @@ def install(project: Path) -> None:
 
 
 async def run_program(program: str, following: Block | None, folder: Path) -> None:
-    # Fragments, programs that never end, and those that speak with a host that does not exist, are only read in.
+    # Fragments, programs that never end, and programs that need a host that does not exist are only loaded.
     shows_little = "trio.run(" not in program or "connector.example" in program or "sleep_forever" in program
     if shows_little:
         program = re.sub(r"^trio\.run\(.*\)\n", "", program, flags=re.MULTILINE)

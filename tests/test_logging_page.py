@@ -1,4 +1,4 @@
-"""The page that lists what is logged lists all of it, and nothing else."""
+"""The page of log messages lists all of them, and nothing else."""
 
 import ast
 import re
@@ -16,7 +16,7 @@ LEVELS = {"debug": "DEBUG", "info": "INFO", "warn": "WARNING", "error": "ERROR"}
 
 def calls() -> Iterator[ast.Call]:
     for path in PACKAGE.rglob("*.py"):
-        # Commands write to a screen, and the kit for tests is no plugin.
+        # Commands write to a terminal, and the test kit is no plugin.
         if not {"commands", "testing"} & set(path.relative_to(PACKAGE).parts):
             yield from (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
 
@@ -33,14 +33,14 @@ def logged() -> set[tuple[str, str]]:
 
 
 def test_every_message_is_listed_under_its_level() -> None:
-    """An operator who looks a message up would not find it, or watch for one that never comes."""
+    """An operator who looks up a message would not find it, or would watch for one that is never logged."""
     listed = set(re.findall(r"^\| `([A-Z]+)` \| `(.*?)` \|", PAGE, re.MULTILINE))
     assert len(listed) > 20
     assert listed == logged()
 
 
-def test_the_logger_is_the_one_on_the_page() -> None:
-    """A host's configuration of that logger would change nothing."""
+def test_logger_is_the_one_on_the_page() -> None:
+    """An application's configuration of that logger would have no effect."""
     names = {
         ast.literal_eval(call.args[0])
         for call in calls()

@@ -1,4 +1,4 @@
-"""What leaves open_plugin is what happened, bare; and nothing of the plugin outlives the block."""
+"""open_plugin raises the error that happened, without a group, and no part of the plugin outlives the block."""
 # ruff: noqa: PT012, SIM117 (whole blocks are what raises here, and their order is what matters)
 
 import math
@@ -42,7 +42,7 @@ def _scripted_is_installed(monkeypatch, tmp_path):
 
 @pytest.fixture(params=FORMS)
 async def nursery(request):
-    """The nursery to give, or None; whoever asks for it learns of all that is left at the end."""
+    """The nursery to pass, or None; at its end, the fixture checks that no task is left."""
     before = all_tasks()
     async with nursery_of(request.param) as given:
         yield given
@@ -62,7 +62,7 @@ async def test_the_block_gets_a_connected_plugin(nursery):
     assert names([event async for event in plugin.events]) == ["Connected", "Disconnected"]
 
 
-async def test_handlers_are_there_before_the_first_request(nursery):
+async def test_handlers_are_registered_before_the_first_request(nursery):
     async def script(plugin, task_status):
         plugin.link_up()
         plugin.ask(1, b"early")
@@ -81,7 +81,7 @@ class BodyError(Exception):
 @pytest.mark.parametrize(
     "error", [BodyError("b"), ExceptionGroup("g", [BodyError()]), KeyboardInterrupt(), SystemExit(3)]
 )
-async def test_the_bodys_error_leaves_as_itself(nursery, error):
+async def test_error_of_the_body_is_raised_unchanged(nursery, error):
     with pytest.raises(type(error)) as caught:
         async with open_scripted(nursery=nursery):
             raise error
@@ -90,14 +90,14 @@ async def test_the_bodys_error_leaves_as_itself(nursery, error):
 
 
 @pytest.mark.parametrize("error", [NotAcceptedError("n"), OSError("in use"), InvalidFieldsError("missing")])
-async def test_an_error_of_the_connection_leaves_as_itself(nursery, error):
+async def test_error_of_the_connection_is_raised_unchanged(nursery, error):
     with pytest.raises(type(error)) as caught:
         async with open_scripted(refused(error), nursery=nursery):
             pytest.fail("the block ran")
     assert caught.value is error
 
 
-async def test_the_timeout_of_the_connection(nursery, autojump_clock):
+async def test_timeout_of_the_connection(nursery, autojump_clock):
     begun = trio.current_time()
     with pytest.raises(ConnectTimeoutError):
         async with open_scripted(hang, connect=ConnectOptions(timeout=1500), nursery=nursery):
@@ -105,7 +105,7 @@ async def test_the_timeout_of_the_connection(nursery, autojump_clock):
     assert trio.current_time() - begun == pytest.approx(1.5)
 
 
-async def test_a_fatal_failure_ends_the_block_and_nothing_else(nursery, autojump_clock):
+async def test_fatal_failure_ends_only_the_block(nursery, autojump_clock):
     cause = NotAcceptedError("not any more")
     sibling_ended = []
 
@@ -128,7 +128,7 @@ async def test_a_fatal_failure_ends_the_block_and_nothing_else(nursery, autojump
     assert sibling_ended == [begun + 10]
 
 
-async def test_a_failure_that_the_body_met_in_a_call_is_told_once(nursery, autojump_clock):
+async def test_failure_that_a_call_of_the_body_raises_is_reported_once(nursery, autojump_clock):
     cause = OSError("broken")
     with pytest.raises(PluginFailedError) as caught:
         async with open_scripted(broken_after(1, cause), nursery=nursery) as plugin:
@@ -136,7 +136,7 @@ async def test_a_failure_that_the_body_met_in_a_call_is_told_once(nursery, autoj
     assert caught.value.__cause__ is cause
 
 
-async def test_a_failure_that_many_tasks_of_the_body_met_is_told_once_and_bare(nursery, autojump_clock):
+async def test_failure_in_many_tasks_of_the_body_is_raised_once(nursery, autojump_clock):
     cause = OSError("broken")
     with pytest.raises(PluginFailedError) as caught:
         async with open_scripted(broken_after(1, cause), nursery=nursery) as plugin:
@@ -147,7 +147,7 @@ async def test_a_failure_that_many_tasks_of_the_body_met_is_told_once_and_bare(n
     assert caught.value.__cause__ is cause
 
 
-async def test_an_error_of_the_bodys_own_among_them_is_not_lost(nursery, autojump_clock):
+async def test_other_error_of_the_body_is_not_lost(nursery, autojump_clock):
     async def clean_up():
         try:
             await trio.sleep_forever()
@@ -162,14 +162,14 @@ async def test_an_error_of_the_bodys_own_among_them_is_not_lost(nursery, autojum
     assert caught.group_contains(BodyError)
 
 
-async def test_a_body_that_handles_the_failed_call_still_learns_of_it(nursery, autojump_clock):
+async def test_body_that_handles_the_failed_call_still_gets_the_failure(nursery, autojump_clock):
     with pytest.raises(PluginFailedError):
         async with open_scripted(broken_after(1, OSError()), nursery=nursery) as plugin:
             with pytest.raises(PluginFailedError):
                 await plugin.send_data(b"")
 
 
-async def test_the_bodys_error_wins_over_a_failure(nursery, autojump_clock):
+async def test_error_of_the_body_has_precedence_over_a_failure(nursery, autojump_clock):
     with pytest.raises(BodyError):
         async with open_scripted(broken_after(1, OSError()), nursery=nursery):
             try:
@@ -178,7 +178,7 @@ async def test_the_bodys_error_wins_over_a_failure(nursery, autojump_clock):
                 raise BodyError
 
 
-async def test_a_failure_while_closing_is_told(nursery, autojump_clock):
+async def test_failure_while_closing_is_raised(nursery, autojump_clock):
     with pytest.raises(PluginFailedError):
         async with open_scripted(broken_after(2, OSError()), data_handler=sleeping(4), nursery=nursery) as plugin:
             plugin.ask(1, b"")
@@ -204,8 +204,8 @@ async def test_cancelling_the_block_drains_nothing(nursery, autojump_clock):
     assert ends == [begun + 1]
 
 
-async def test_an_error_of_a_cancelled_body_is_not_lost(nursery, autojump_clock):
-    """Not even when a handler shields itself for longer than the plugin waits for it."""
+async def test_error_of_a_cancelled_body_is_not_lost(nursery, autojump_clock):
+    """Not even when a handler shields itself for longer than the plugin waits."""
 
     async def linger(data):
         with trio.CancelScope(shield=True):
@@ -259,7 +259,7 @@ async def test_plugins_nest_and_follow_each_other(nursery):
 
 
 async def test_a_nursery_cancelled_under_the_block_leaves_the_block_running():
-    """Its calls fail as closed; the block goes on, since it is in another task."""
+    """Its calls fail as closed; the block continues, since it is in another task."""
     opened, checked = trio.Event(), trio.Event()
     outcome = []
 
@@ -294,7 +294,7 @@ async def test_a_wrong_nursery_is_a_type_error(nursery_given):
 
 
 @pytest.mark.parametrize("opts", [None, 5, "loopback", []])
-async def test_wrong_options_are_type_errors_and_bare(nursery, opts):
+async def test_wrong_options_are_type_errors(nursery, opts):
     with pytest.raises(TypeError, match="opts is"):
         async with open_plugin(opts, nursery=nursery):
             pytest.fail("the block ran")
@@ -306,14 +306,14 @@ async def test_wrong_services_are_a_type_error(nursery):
             pytest.fail("the block ran")
 
 
-async def test_a_wrong_handler_is_a_type_error_and_bare(nursery):
+async def test_wrong_handler_is_a_type_error(nursery):
     for handlers in ({"data_handler": 5}, {"money_handler": "m"}):
         with pytest.raises(TypeError, match="handler is an async function"):
             async with open_scripted(nursery=nursery, **handlers):
                 pytest.fail("the block ran")
 
 
-async def test_wrong_connect_options_are_a_type_error_and_bare(nursery):
+async def test_wrong_connect_options_are_a_type_error(nursery):
     with pytest.raises(TypeError, match="ConnectOptions"):
         async with open_scripted(connect=5000, nursery=nursery):
             pytest.fail("the block ran")
@@ -328,13 +328,13 @@ async def test_bad_fields_are_all_named(nursery):
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
-async def test_an_interruption_that_meets_a_task_of_the_plugin_is_not_lost(interruption):
-    """Ctrl-C is raised in whichever task runs; here in a handler."""
+async def test_interruption_in_a_task_of_the_plugin_is_not_lost(interruption):
+    """Ctrl-C is raised in the task that runs; here in a handler."""
 
     async def handle(data):
         raise interruption
 
-    # Caught here, since what is no error and leaves a test would not fail it.
+    # Caught here: an exception that is no error would not fail the test.
     for calling in (False, True):
         caught: BaseException | None = None
         try:
@@ -343,12 +343,12 @@ async def test_an_interruption_that_meets_a_task_of_the_plugin_is_not_lost(inter
                 if calling:
                     await plugin.send_data(b"")
                 await trio.sleep_forever()
-        except BaseException as raised:  # noqa: BLE001 (looked at below)
+        except BaseException as raised:  # noqa: BLE001 (checked below)
             caught = raised
         assert type(caught) is interruption
 
 
-# With a network
+# With a network.
 
 
 async def test_credentials_refused_on_a_redial_end_the_block(nursery):
@@ -367,8 +367,8 @@ async def test_credentials_refused_on_a_redial_end_the_block(nursery):
     assert events[-1] == Failed(caught.value.__cause__)
 
 
-async def test_parting_is_no_reason_to_meet_again(nursery):
-    """Neither end makes a new link while it says goodbye."""
+async def test_disconnecting_plugins_do_not_connect_again(nursery):
+    """Neither end makes a new link during the closing handshake."""
     async with peers.open_btp({"listener": {"port": 0, "secret": "s"}}, nursery=nursery) as listener:
         server = listener.address.replace("//", "//alice:s@")
         async with open_plugin({"server": server}, nursery=nursery) as client:
@@ -385,8 +385,8 @@ async def test_parting_is_no_reason_to_meet_again(nursery):
     assert names([event async for event in listener.events]) == ["Connected", "Disconnected"] * 2
 
 
-async def test_a_listener_that_drains_takes_nobody_in(nursery):
-    """A link that is made now would be dropped at once, and the one that drains with it."""
+async def test_draining_listener_accepts_no_peer(nursery):
+    """A new link would be dropped at once, and the draining one with it."""
     begun, finish = trio.Event(), trio.Event()
 
     async def handle(data):
@@ -410,7 +410,7 @@ async def test_a_listener_that_drains_takes_nobody_in(nursery):
 
 
 @pytest.mark.parametrize("_again", range(4))
-async def test_calls_over_a_network_end_as_closed_when_the_nursery_is_cancelled(_again):
+async def test_cancelled_nursery_ends_calls_over_a_network_as_closed(_again):
     errors = []
 
     async def call(plugin):
@@ -434,8 +434,8 @@ async def test_calls_over_a_network_end_as_closed_when_the_nursery_is_cancelled(
     assert len(errors) == 3
 
 
-async def test_a_link_that_dies_of_what_came_before_the_verdict_is_not_taken_for_live():
-    """Else the plugin says that it is connected, for ever, and has no link."""
+async def test_link_broken_by_early_requests_is_not_reported_as_up():
+    """Otherwise the plugin says for ever that it is connected, and has no link."""
     first = True
 
     async def serve(stream):
@@ -447,7 +447,7 @@ async def test_a_link_that_dies_of_what_came_before_the_verdict_is_not_taken_for
         await peer.send(*early, peers.frame(btp.encode(btp.Response(request.request_id))))
         await peer.wait_eof()
 
-    # The answers to eight early requests do not fit such a queue.
+    # The replies to eight early requests do not fit this queue.
     opts = {"max_send_queue_bytes": 1, "max_error_reply_bytes": 1}
     async with peers.serving(serve) as server, open_plugin({"server": server, **opts}) as plugin:
         with trio.fail_after(5):
@@ -459,8 +459,8 @@ async def test_a_link_that_dies_of_what_came_before_the_verdict_is_not_taken_for
 @pytest.mark.parametrize(
     "bad", [b"\x09rubbish", btp.encode(btp.Error(0, "T00", "UnreachableError", NOW))], ids=["rubbish", "T00"]
 )
-async def test_what_follows_a_refusal_does_not_open_the_link(bad):
-    """A link that connect() has given up must not come to life behind its back."""
+async def test_packets_after_a_refusal_do_not_open_the_link(bad):
+    """A link that connect() has given up must not open later."""
     first = True
 
     async def serve(stream):
@@ -490,10 +490,10 @@ async def test_the_smallest_queue_still_lets_requests_through():
                     assert await plugin.send_data(data) == data
 
 
-# create_plugin
+# create_plugin.
 
 
-async def test_a_created_plugin_is_not_connected_and_costs_no_task():
+async def test_created_plugin_is_not_connected_and_has_no_task():
     async with trio.open_nursery() as nursery:
         before = all_tasks()
         plugin = create_plugin({"plugin": "scripted"}, PluginServices(), nursery=nursery)
@@ -506,7 +506,7 @@ async def test_a_created_plugin_is_not_connected_and_costs_no_task():
         assert all_tasks() == before
 
 
-async def test_the_failure_of_a_created_plugin_leaves_through_its_nursery(autojump_clock):
+async def test_failure_of_a_created_plugin_is_raised_by_its_nursery(autojump_clock):
     cause = NotAcceptedError("not any more")
     with pytest.raises(ExceptionGroup) as caught:
         async with trio.open_nursery() as nursery:
@@ -519,14 +519,14 @@ async def test_the_failure_of_a_created_plugin_leaves_through_its_nursery(autoju
     assert names([event async for event in plugin.events])[-1] == "Failed"
 
 
-async def test_a_created_plugins_failed_attempt_is_connects_matter_only():
+async def test_failed_attempt_of_a_created_plugin_fails_only_connect():
     async with trio.open_nursery() as nursery:
         plugin = create_plugin(ScriptedOptions(script=refused(NotAcceptedError("no"))), nursery=nursery)
         with pytest.raises(NotAcceptedError):
             await plugin.connect()
 
 
-async def test_a_nursery_ends_by_itself_once_its_created_plugins_have_disconnected(autojump_clock):
+async def test_nursery_ends_once_its_created_plugins_have_disconnected(autojump_clock):
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
             plugin = create_plugin(ScriptedOptions(script=after(1)), nursery=nursery)
@@ -538,7 +538,7 @@ async def test_a_nursery_ends_by_itself_once_its_created_plugins_have_disconnect
             await plugin.disconnect()
 
 
-async def test_a_nursery_ends_by_itself_after_a_cancelled_connect(autojump_clock):
+async def test_nursery_ends_after_a_cancelled_connect(autojump_clock):
     for delay in (0.0, 0.5):
         with trio.fail_after(5):
             async with trio.open_nursery() as nursery:

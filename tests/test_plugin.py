@@ -1,4 +1,4 @@
-"""The surface of RFC-0024 and the plugin's life, whatever carries its requests."""
+"""The interface of RFC-0024 and the plugin's life cycle, for any transport."""
 # ruff: noqa: PT012 (whole blocks are what raises here)
 
 import math
@@ -57,7 +57,7 @@ async def test_callers_at_once_share_one_attempt(nursery, autojump_clock, caller
     assert plugin.attempts == 1
 
 
-async def test_callers_at_once_all_learn_why_it_failed(nursery):
+async def test_callers_at_once_all_get_the_error(nursery):
     plugin = scripted(nursery, refused(NotAcceptedError("no")))
     async with trio.open_nursery() as callers:
         outcomes: list[list[Any]] = [[] for _ in range(3)]
@@ -71,7 +71,7 @@ async def test_callers_at_once_all_learn_why_it_failed(nursery):
     assert plugin.attempts == 1
 
 
-async def test_each_caller_has_its_own_deadline_and_the_last_to_leave_ends_the_attempt(nursery, autojump_clock):
+async def test_last_caller_at_its_deadline_ends_the_attempt(nursery, autojump_clock):
     plugin = scripted(nursery, hang)
     begun = trio.current_time()
     early = await start(nursery, plugin.connect, ConnectOptions(timeout=1000))
@@ -87,7 +87,7 @@ async def test_each_caller_has_its_own_deadline_and_the_last_to_leave_ends_the_a
     assert not plugin.tasks.running
 
 
-async def test_a_short_deadline_does_not_end_the_attempt_of_a_patient_caller(nursery, autojump_clock):
+async def test_short_deadline_does_not_end_the_attempt_of_another_caller(nursery, autojump_clock):
     plugin = scripted(nursery, after(2))
     early = await start(nursery, plugin.connect, ConnectOptions(timeout=1000))
     late = await start(nursery, plugin.connect, ConnectOptions(timeout=math.inf))
@@ -96,7 +96,7 @@ async def test_a_short_deadline_does_not_end_the_attempt_of_a_patient_caller(nur
     assert late == [None]
 
 
-async def test_a_connect_timeout_is_what_its_callers_may_catch(nursery, autojump_clock):
+async def test_connect_timeout_is_a_timeout_and_unreachable_error(nursery, autojump_clock):
     async def script(plugin, task_status):
         plugin.connect_error = OSError("no route")
         await trio.sleep_forever()
@@ -112,7 +112,7 @@ async def test_a_connect_timeout_is_what_its_callers_may_catch(nursery, autojump
 
 
 @pytest.mark.parametrize("timeout", [None, 0, 0.0, math.nan])
-async def test_a_falsy_timeout_is_the_plugins_own(nursery, autojump_clock, timeout):
+async def test_falsy_timeout_is_the_default_of_the_plugin(nursery, autojump_clock, timeout):
     plugin = scripted(nursery, hang, connect_timeout=7.0)
     begun = trio.current_time()
     with pytest.raises(ConnectTimeoutError):
@@ -128,7 +128,7 @@ async def test_the_default_timeout_is_30_seconds(nursery, autojump_clock):
     assert trio.current_time() - begun == pytest.approx(30)
 
 
-async def test_an_infinite_timeout_waits_as_long_as_it_takes(nursery, autojump_clock):
+async def test_infinite_timeout_waits_for_the_connection(nursery, autojump_clock):
     plugin = scripted(nursery, after(1_000_000))
     await plugin.connect(ConnectOptions(timeout=math.inf))
     assert plugin.is_connected()
@@ -140,7 +140,7 @@ async def test_connect_takes_connect_options_only(nursery, options):
         await scripted(nursery).connect(options)
 
 
-async def test_connect_may_be_tried_again_after_a_failure(nursery, autojump_clock):
+async def test_connect_may_be_retried_after_a_failure(nursery, autojump_clock):
     scripts = [refused(UnreachableError("down")), hang, stay]
 
     async def script(plugin, task_status):
@@ -159,7 +159,7 @@ async def test_connect_may_be_tried_again_after_a_failure(nursery, autojump_cloc
 @pytest.mark.parametrize(
     "error", [OSError("in use"), InvalidFieldsError("no credentials"), ExceptionGroup("g", [OSError()])]
 )
-async def test_the_attempts_error_leaves_connect_bare_and_the_tasks_end(nursery, error):
+async def test_connect_raises_the_attempts_error_and_its_tasks_end(nursery, error):
     before = all_tasks()
     plugin = scripted(nursery, refused(error))
     with pytest.raises(OSError if not isinstance(error, InvalidFieldsError) else InvalidFieldsError):
@@ -169,7 +169,7 @@ async def test_the_attempts_error_leaves_connect_bare_and_the_tasks_end(nursery,
     assert read_events(plugin) == []
 
 
-async def test_disconnecting_an_attempt_tells_its_caller(nursery):
+async def test_disconnect_during_an_attempt_fails_connect_as_closed(nursery):
     plugin = scripted(nursery, hang)
     outcome = await start(nursery, plugin.connect)
     await plugin.disconnect()
@@ -178,7 +178,7 @@ async def test_disconnecting_an_attempt_tells_its_caller(nursery):
     assert read_events(plugin) == []
 
 
-async def test_closing_during_an_attempt_tells_its_caller(nursery):
+async def test_closing_during_an_attempt_fails_connect_as_closed(nursery):
     plugin = scripted(nursery, hang)
     outcome = await start(nursery, plugin.connect)
     await plugin.aclose()
@@ -237,8 +237,8 @@ async def test_disconnect_leaves_no_task(nursery):
 
 
 @pytest.mark.parametrize("limit", [1, 10])
-async def test_disconnect_fails_pending_calls_as_closed_from_here(nursery, limit):
-    """Those in flight and those that wait for a slot; none of them may leave after disconnect() began."""
+async def test_disconnect_fails_pending_calls_as_closed(nursery, limit):
+    """Calls in flight and calls that wait for a slot; none may be sent after disconnect() began."""
     plugin = scripted(nursery, max_in_flight=limit)
     await plugin.connect()
     outcomes = [await start(nursery, plugin.send_data, b"%d" % number) for number in range(3)]
@@ -250,7 +250,7 @@ async def test_disconnect_fails_pending_calls_as_closed_from_here(nursery, limit
         await plugin.send_data(b"")
 
 
-async def test_two_that_disconnect_at_once_both_return(nursery):
+async def test_two_disconnects_at_once_both_return(nursery):
     plugin = scripted(nursery)
     await plugin.connect()
     async with trio.open_nursery() as callers:
@@ -260,7 +260,7 @@ async def test_two_that_disconnect_at_once_both_return(nursery):
     await plugin.connect()
 
 
-class SlowParting:
+class SlowEnd:
     """A script that is slow to end."""
 
     async def __call__(self, plugin, task_status):
@@ -273,9 +273,9 @@ class SlowParting:
                 await trio.sleep_forever()
 
 
-async def test_connect_while_another_disconnects_waits_and_connects_anew(nursery, autojump_clock):
-    """Else it reports success for a link that is gone a moment later."""
-    plugin = scripted(nursery, SlowParting())
+async def test_connect_during_a_disconnect_waits_and_connects_again(nursery, autojump_clock):
+    """Otherwise it reports success for a link that is gone a moment later."""
+    plugin = scripted(nursery, SlowEnd())
     await plugin.connect()
     nursery.start_soon(plugin.disconnect)
     await trio.sleep(0.1)
@@ -285,8 +285,8 @@ async def test_connect_while_another_disconnects_waits_and_connects_anew(nursery
     assert plugin.attempts == 2
 
 
-async def test_connect_while_another_says_goodbye_waits_too(nursery, autojump_clock):
-    plugin = scripted(nursery, parting=0.5)
+async def test_connect_during_the_closing_handshake_waits_too(nursery, autojump_clock):
+    plugin = scripted(nursery, disconnect_seconds=0.5)
     await plugin.connect()
     nursery.start_soon(plugin.disconnect)
     await trio.sleep(0.1)
@@ -297,15 +297,15 @@ async def test_connect_while_another_says_goodbye_waits_too(nursery, autojump_cl
     assert names(read_events(plugin)) == ["Connected", "Disconnected", "Connected"]
 
 
-async def test_saying_goodbye_takes_a_second_at_most(nursery, autojump_clock):
-    plugin = scripted(nursery, parting=100)
+async def test_closing_handshake_takes_a_second_at_most(nursery, autojump_clock):
+    plugin = scripted(nursery, disconnect_seconds=100)
     await plugin.connect()
     begun = trio.current_time()
     await plugin.disconnect()
     assert trio.current_time() - begun == pytest.approx(1)
 
 
-async def test_disconnect_is_not_hung_by_a_nursery_that_is_cancelled_meanwhile(autojump_clock):
+async def test_disconnect_returns_when_the_nursery_is_cancelled(autojump_clock):
     async with trio.open_nursery() as callers:
         outcomes = []
 
@@ -314,7 +314,7 @@ async def test_disconnect_is_not_hung_by_a_nursery_that_is_cancelled_meanwhile(a
                 outcomes.append(await outcome_of(plugin.disconnect))
 
         async with trio.open_nursery() as nursery:
-            plugin = scripted(nursery, SlowParting())
+            plugin = scripted(nursery, SlowEnd())
             await plugin.connect()
             callers.start_soon(disconnect, plugin)
             await trio.sleep(0.1)
@@ -324,7 +324,7 @@ async def test_disconnect_is_not_hung_by_a_nursery_that_is_cancelled_meanwhile(a
         await plugin.connect()
 
 
-# Closing, and the nursery's end.
+# Closing, and the end of the nursery.
 
 
 async def test_a_closed_plugin_refuses_everything_and_ends_its_events(nursery):
@@ -344,7 +344,7 @@ async def test_a_closed_plugin_refuses_everything_and_ends_its_events(nursery):
     assert names([event async for event in plugin.events]) == ["Connected", "Disconnected"]
 
 
-async def test_closing_one_that_never_connected_ends_its_events(nursery):
+async def test_closing_an_unconnected_plugin_ends_its_events(nursery):
     plugin = scripted(nursery)
     await plugin.aclose()
     assert [event async for event in plugin.events] == []
@@ -377,7 +377,7 @@ async def test_closing_is_bounded_by_close_timeout(nursery, autojump_clock, seco
     assert plugin.statistics().calls_in_flight == 0
 
 
-async def test_two_that_close_at_once_both_return(nursery):
+async def test_two_closes_at_once_both_return(nursery):
     before = all_tasks()
     plugin = scripted(nursery)
     await plugin.connect()
@@ -390,9 +390,9 @@ async def test_two_that_close_at_once_both_return(nursery):
     assert names([event async for event in plugin.events]) == ["Connected", "Disconnected"]
 
 
-async def test_cancelled_closing_drains_nothing_and_takes_half_a_second_at_most(autojump_clock):
+async def test_cancelled_closing_drains_nothing_in_half_a_second(autojump_clock):
     async with trio.open_nursery() as nursery:
-        plugin = scripted(nursery, SlowParting())
+        plugin = scripted(nursery, SlowEnd())
         await plugin.connect()
         calls = await start(nursery, plugin.send_data, b"")
         begun = trio.current_time()
@@ -405,8 +405,8 @@ async def test_cancelled_closing_drains_nothing_and_takes_half_a_second_at_most(
 
 
 @pytest.mark.parametrize("limit", [1, 10])
-async def test_a_nursery_cancelled_under_the_plugin_closes_it(nursery, limit):
-    """Whatever waits for it must not wait for ever."""
+async def test_cancelled_nursery_closes_its_plugin(nursery, limit):
+    """Tasks that wait for the plugin must not wait for ever."""
     outcomes = []
     async with trio.open_nursery() as inner:
         plugin = scripted(inner, max_in_flight=limit)
@@ -415,7 +415,7 @@ async def test_a_nursery_cancelled_under_the_plugin_closes_it(nursery, limit):
         outcomes.append(await start(nursery, plugin.send_money, "1"))
         inner.cancel_scope.cancel()
     await wait_all_tasks_blocked()
-    # Of the four, one with a slot may have been applied by the peer.
+    # The peer may have applied the transfer that had a slot.
     money = PluginClosedError if limit == 1 else TransferInDoubtError
     assert [type(outcome[0]) for outcome in outcomes] == [PluginClosedError] * 3 + [money]
     assert plugin.statistics().calls_in_flight == 0
@@ -425,7 +425,7 @@ async def test_a_nursery_cancelled_under_the_plugin_closes_it(nursery, limit):
     await plugin.aclose()
 
 
-async def test_a_nursery_cancelled_under_an_attempt_ends_it(nursery):
+async def test_cancelled_nursery_ends_an_attempt(nursery):
     async with trio.open_nursery() as inner:
         plugin = scripted(inner, hang)
         connecting = await start(nursery, plugin.connect)
@@ -436,7 +436,7 @@ async def test_a_nursery_cancelled_under_an_attempt_ends_it(nursery):
     assert isinstance(waiting[0], PluginClosedError)
 
 
-async def test_a_nursery_that_has_ended_can_hold_no_plugin():
+async def test_ended_nursery_accepts_no_plugin():
     async with trio.open_nursery() as nursery:
         plugin = scripted(nursery)
     with pytest.raises(PluginClosedError):
@@ -446,7 +446,7 @@ async def test_a_nursery_that_has_ended_can_hold_no_plugin():
 # A fatal failure.
 
 
-async def test_a_fatal_failure_is_told_to_everybody_once(autojump_clock):
+async def test_fatal_failure_reaches_every_caller_once(autojump_clock):
     caught = []
 
     async def use(plugin, nursery):
@@ -470,7 +470,7 @@ async def test_a_fatal_failure_is_told_to_everybody_once(autojump_clock):
                 await trio.sleep_forever()
         assert [type(error) for error in group.value.exceptions] == [PluginFailedError]
         assert group.value.exceptions[0].__cause__ is cause
-    # A transfer that had a slot may have been applied.
+    # The peer may have applied a transfer that had a slot.
     causes = [error.__cause__ if isinstance(error, TransferInDoubtError) else error for error in caught]
     assert [type(error) for error in causes] == [PluginFailedError] * 3
     assert len({id(error) for error in caught}) == 3
@@ -508,7 +508,7 @@ async def test_a_crashed_task_of_the_plugin_is_fatal():
     assert isinstance(failure.__cause__, LookupError)
 
 
-async def test_disconnecting_a_plugin_that_fails_at_that_moment_hides_nothing():
+async def test_disconnecting_a_failing_plugin_hides_no_failure():
     with pytest.raises(ExceptionGroup):
         async with trio.open_nursery() as nursery:
             plugin = scripted(nursery)
@@ -548,7 +548,7 @@ async def test_waiting_for_a_peer(nursery, autojump_clock):
     assert again == []
 
 
-async def test_the_plugin_is_connected_when_the_event_says_so(nursery):
+async def test_plugin_is_connected_when_the_event_says_so(nursery):
     plugin = scripted(nursery)
     states = []
 
@@ -564,7 +564,7 @@ async def test_the_plugin_is_connected_when_the_event_says_so(nursery):
     assert states == [("Connected", True), ("Disconnected", False)]
 
 
-async def test_a_loss_is_told_once(nursery):
+async def test_loss_is_reported_once(nursery):
     plugin = scripted(nursery)
     await plugin.connect()
     plugin.link_down("lost")
@@ -574,7 +574,7 @@ async def test_a_loss_is_told_once(nursery):
     assert [event async for event in plugin.events] == [Connected(), Disconnected("lost")]
 
 
-async def test_an_application_that_reads_no_events_blocks_nothing(nursery):
+async def test_unread_events_block_nothing(nursery):
     plugin = scripted(nursery)
     for _ in range(100):
         await plugin.connect()
@@ -606,7 +606,7 @@ async def test_data_is_bytes_like_connected_or_not(nursery, data):
 
 
 @pytest.mark.parametrize("data", [b"x", bytearray(b"x"), memoryview(b"x")])
-async def test_what_is_bytes_like_is_sent_as_bytes(nursery, data):
+async def test_bytes_like_data_is_sent_as_bytes(nursery, data):
     plugin = scripted(nursery)
     await plugin.connect()
     await start(nursery, plugin.send_data, data)
@@ -623,7 +623,7 @@ async def test_data_past_the_limit_is_refused_before_it_is_sent(nursery):
         await plugin.send_data(bytes(937))
 
 
-async def test_not_connected_is_told_at_once(nursery):
+async def test_sending_while_not_connected_fails_at_once(nursery):
     plugin = scripted(nursery)
     for function, args in ((plugin.send_data, (b"",)), (plugin.send_money, ("1",))):
         with pytest.raises(NotConnectedError, match="nothing was sent"):
@@ -691,7 +691,7 @@ async def test_idempotency_keys(nursery):
             await plugin.send_money("1", idempotency_key=wrong)
 
 
-async def test_a_response_that_does_not_come_is_a_timeout(nursery, autojump_clock):
+async def test_missing_response_is_a_timeout(nursery, autojump_clock):
     plugin = scripted(nursery, response_timeout=4.0)
     await plugin.connect()
 
@@ -701,7 +701,7 @@ async def test_a_response_that_does_not_come_is_a_timeout(nursery, autojump_cloc
     assert trio.current_time() - begun == pytest.approx(4)
 
 
-async def test_money_of_a_cancelled_caller_does_not_leave(nursery):
+async def test_money_of_a_cancelled_caller_is_not_sent(nursery):
     plugin = scripted(nursery)
     await plugin.connect()
     with trio.CancelScope() as scope:

@@ -1,4 +1,4 @@
-"""What a connection remembers: every verdict, one outcome a call, and who is let in."""
+"""The state of a connection: every event, one outcome for each call, and authentication."""
 
 import json
 from datetime import UTC, datetime
@@ -58,7 +58,7 @@ def repeated(packet_type: int, request_id: int) -> bytes:
     return bytes([packet_type]) + request_id.to_bytes(4, "big") + bytes.fromhex("0a01020161000001610000")
 
 
-# Answers to calls of ours.
+# Replies to calls.
 
 
 def test_a_response_answers_its_call() -> None:
@@ -77,13 +77,13 @@ def test_a_response_answers_its_call() -> None:
         ((entry("ilp", b"yes", 1),), b"yes"),
     ],
 )
-def test_a_response_in_any_shape_answers_its_call(entries: Any, data: Any) -> None:
-    """An answer that is not understood is a call that hangs for 35 s."""
+def test_response_in_any_shape_answers_its_call(entries: Any, data: Any) -> None:
+    """A reply that is not understood is a call that hangs for 35 s."""
     session = session_of()
     assert session.receive(btp.encode(btp.Response(1, entries))) == (SessionEvent.ANSWER, "call", data)
 
 
-def test_an_error_fails_its_call_with_all_that_the_peer_said() -> None:
+def test_error_fails_its_call_with_all_fields() -> None:
     session = session_of()
     verdict, call, error = session.receive(btp.encode(error_packet(1)))
     assert (verdict, call) == (SessionEvent.FAILURE, "call")
@@ -94,7 +94,7 @@ def test_an_error_fails_its_call_with_all_that_the_peer_said() -> None:
 
 
 @pytest.mark.parametrize("packet_type", [btp.RESPONSE])
-def test_an_illegal_answer_fails_its_call_at_once(packet_type: Any) -> None:
+def test_illegal_reply_fails_its_call_at_once(packet_type: Any) -> None:
     session = session_of()
     verdict, call, error = session.receive(repeated(packet_type, 1))
     assert (verdict, call) == (SessionEvent.FAILURE, "call")
@@ -111,8 +111,8 @@ def test_an_illegal_answer_fails_its_call_at_once(packet_type: Any) -> None:
         repeated(btp.RESPONSE, 5),
     ],
 )
-def test_an_answer_to_no_call_reaches_nobody(frame: Any) -> None:
-    """A late answer given to another call would be money or data of somebody else's."""
+def test_reply_without_a_call_reaches_no_caller(frame: Any) -> None:
+    """A late reply given to another call would be the money or data of another caller."""
     session = session_of()
     assert session.receive(frame) == UNEXPECTED
     assert session.pending == {1: "call"}
@@ -126,7 +126,7 @@ def test_ids_are_fresh_numbers_of_32_bits_even_where_they_wrap() -> None:
     assert {(b - a) % 2**32 for a, b in pairwise(numbers)} == {1}
 
 
-# Requests of the peer's.
+# Requests from the peer.
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_message_with_ilp_is_a_request(entries: Any, data: Any) -> None:
 
 @pytest.mark.parametrize("entries", [(), (entry("info", b"\x02"),)])
 def test_a_message_without_ilp_gets_an_empty_response(entries: Any) -> None:
-    """ilp-plugin-btp answers it so; silence would cost its sender 35 s."""
+    """ilp-plugin-btp replies in this way; silence would cost its sender 35 s."""
     session = session_of()
     verdict, request_id, reply = session.receive(btp.encode(btp.Message(9, entries)))
     assert (verdict, request_id) == (SessionEvent.REPLY, 9)
@@ -154,7 +154,7 @@ def test_a_message_without_ilp_gets_an_empty_response(entries: Any) -> None:
     assert session.serving == set()
 
 
-def test_a_transfer_is_handed_on_whole() -> None:
+def test_transfer_is_passed_on_with_all_fields() -> None:
     session = session_of()
     transfer = btp.Transfer(9, 2**64 - 1, (entry("claim", b"{}", 2),))
     assert session.receive(btp.encode(transfer)) == (SessionEvent.TRANSFER, 9, transfer)
@@ -171,7 +171,7 @@ REQUESTS = {
 @pytest.mark.parametrize("first", ["plain", "message", "transfer"])
 @pytest.mark.parametrize("second", REQUESTS)
 def test_an_id_repeated_in_flight_is_dropped(first: Any, second: Any) -> None:
-    """A transfer applied twice is money made of nothing."""
+    """A transfer that is applied twice creates money."""
     session = session_of()
     assert session.receive(REQUESTS[first])[0] in (SessionEvent.REQUEST, SessionEvent.TRANSFER)
     assert session.receive(REQUESTS[second]) == NOTHING
@@ -202,8 +202,8 @@ def test_an_unreadable_packet_changes_nothing(frame: Any) -> None:
     assert (session.pending, session.serving) == ({1: "call"}, set())
 
 
-def test_a_packet_of_too_many_entries_is_refused() -> None:
-    """Thousands of entries would make one small packet cost much memory."""
+def test_packet_with_too_many_entries_is_refused() -> None:
+    """Thousands of entries would make one small packet cost a lot of memory."""
     session = session_of(max_entries=3)
     entries = (entry("ilp"), *(entry(f"e{i}") for i in range(3)))
     assert session.receive(btp.encode(btp.Message(8, entries[:3]))) == (SessionEvent.REQUEST, 8, b"")
@@ -218,7 +218,7 @@ def test_text_is_no_packet() -> None:
     assert isinstance(error, DecodeError)
 
 
-def test_an_error_reply_carries_code_name_and_text() -> None:
+def test_error_reply_contains_code_name_and_text() -> None:
     packet = btp.decode(error_reply(3, InsufficientBalanceError("too little")))
     assert isinstance(packet, btp.Error)
     assert (packet.request_id, packet.code, packet.name) == (3, "F08", "InsufficientBalanceError")
@@ -229,7 +229,7 @@ def test_an_error_reply_carries_code_name_and_text() -> None:
 
 
 class SessionMachine(RuleBasedStateMachine):
-    """Any order of calls, answers, cancellations and requests: each call has one outcome at most, its own."""
+    """Any order of calls, replies, cancellations and requests: each call has at most one outcome, its own."""
 
     calls = Bundle("calls")
     requests = Bundle("requests")
@@ -237,7 +237,7 @@ class SessionMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.session: Session[int] = Session({}, max_entries=32)
-        # A small circle of ids, so that they come around while calls are in flight.
+        # Few ids, so that they repeat while calls are in flight.
         self.ids = (number % 16 for number in count(3))
         self.in_flight: dict[int, int] = {}
         self.serving: set[int] = set()
@@ -254,7 +254,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.outcomes[call] = 0
         return request_id
 
-    def judge(self, request_id: int, frame: bytes, verdict: SessionEvent) -> Any:
+    def check(self, request_id: int, frame: bytes, verdict: SessionEvent) -> Any:
         got, call, value = self.session.receive(frame)
         if request_id not in self.in_flight:
             assert (got, call, value) == UNEXPECTED
@@ -265,24 +265,24 @@ class SessionMachine(RuleBasedStateMachine):
 
     @rule(request_id=calls | st.integers(0, 20), data=st.binary(max_size=4))
     def answer(self, request_id: int, data: bytes) -> None:
-        value = self.judge(request_id, btp.encode_ilp(btp.RESPONSE, request_id, data), SessionEvent.ANSWER)
+        value = self.check(request_id, btp.encode_ilp(btp.RESPONSE, request_id, data), SessionEvent.ANSWER)
         assert value in (None, data)
 
     @rule(request_id=calls)
     def answer_empty(self, request_id: int) -> None:
-        assert self.judge(request_id, btp.encode(btp.Response(request_id)), SessionEvent.ANSWER) in (None, b"")
+        assert self.check(request_id, btp.encode(btp.Response(request_id)), SessionEvent.ANSWER) in (None, b"")
 
     @rule(request_id=calls)
     def fail(self, request_id: int) -> None:
-        self.judge(request_id, btp.encode(error_packet(request_id)), SessionEvent.FAILURE)
+        self.check(request_id, btp.encode(error_packet(request_id)), SessionEvent.FAILURE)
 
     @rule(request_id=calls)
     def answer_badly(self, request_id: int) -> None:
-        self.judge(request_id, repeated(btp.RESPONSE, request_id), SessionEvent.FAILURE)
+        self.check(request_id, repeated(btp.RESPONSE, request_id), SessionEvent.FAILURE)
 
     @rule(request_id=consumes(calls))
     def forget(self, request_id: int) -> None:
-        """The caller was cancelled, or its time ran out."""
+        """The caller is cancelled, or its call times out."""
         call = self.session.pending.pop(request_id, None)
         assert call == self.in_flight.pop(request_id, None)
         if call is not None:
@@ -352,7 +352,7 @@ def test_recorded_auth_packets_are_read(vector: Any) -> None:
 
 
 @pytest.mark.parametrize("vector", [v for v in vectors("btp-invalid") if v.values[0].get("context") == "first-packet"])
-def test_recorded_bad_first_packets_authenticate_nobody(vector: Any) -> None:
+def test_recorded_bad_first_packets_do_not_authenticate(vector: Any) -> None:
     frame = bytes.fromhex(vector["hex"])
     with pytest.raises(BadAuthError) as caught:
         read_auth(frame, max_entries=32)
@@ -380,14 +380,14 @@ def test_recorded_bad_first_packets_authenticate_nobody(vector: Any) -> None:
         (btp.encode(btp.Transfer(8, 1)), 8),
     ],
 )
-def test_what_is_no_auth_packet_authenticates_nobody(frame: Any, request_id: Any) -> None:
+def test_other_packets_do_not_authenticate(frame: Any, request_id: Any) -> None:
     with pytest.raises(BadAuthError) as caught:
         read_auth(frame, max_entries=32)
     assert caught.value.request_id == request_id
 
 
-def test_our_auth_packet_is_the_one_of_ilp_plugin_btp() -> None:
-    """Other servers know this order of entries only."""
+def test_auth_packet_is_that_of_ilp_plugin_btp() -> None:
+    """Other servers know only this order of entries."""
     frame = auth_message(8, "alice", "shh", {"mode": "receive"})
     assert btp.decode(frame) == btp.Message(
         8,
@@ -412,7 +412,7 @@ def test_the_credentials_of_a_request_are_not_shown() -> None:
     assert "alice" in repr(request)
 
 
-def test_an_accepting_answer_lets_in() -> None:
+def test_accepting_reply_authenticates() -> None:
     assert btp.decode(auth_accepted(8)) == btp.Response(8)
     assert read_auth_answer(auth_accepted(8), 8, max_entries=32, token="shh!")
 
@@ -431,8 +431,8 @@ def test_a_refusal_says_why_in_plain_text() -> None:
 
 
 @pytest.mark.parametrize("code", ["F00", "T00"])
-def test_a_refusal_that_repeats_the_token_is_told_without_it(code: Any) -> None:
-    """An error's text ends up in logs, and so would the token."""
+def test_refusal_that_repeats_the_token_is_shown_without_it(code: Any) -> None:
+    """The text of an error ends up in logs, and so would the token."""
     packet = btp.Error(8, code, "No canary", NOON, b"unknown token canary!", (entry("seen", b"canary"),))
     with pytest.raises((NotAcceptedError, UnreachableError), match=r"unknown token \*\*\*!") as caught:
         read_auth_answer(btp.encode(packet), 8, max_entries=32, token="canary")
@@ -443,7 +443,7 @@ def test_a_refusal_that_repeats_the_token_is_told_without_it(code: Any) -> None:
     assert "canary" not in str(cause.__dict__)
 
 
-def test_a_temporary_refusal_is_no_verdict_on_the_credentials() -> None:
+def test_temporary_refusal_does_not_reject_the_credentials() -> None:
     """A server that is busy for a moment must not end the plugin."""
     with pytest.raises(UnreachableError, match="cannot authenticate now"):
         read_auth_answer(btp.encode(error_packet(8, "T00")), 8, max_entries=32, token="shh!")
@@ -458,11 +458,11 @@ def test_a_temporary_refusal_is_no_verdict_on_the_credentials() -> None:
         btp.encode(btp.Transfer(8, 1)),
     ],
 )
-def test_what_is_no_answer_to_the_auth_packet_is_kept(frame: Any) -> None:
+def test_other_packets_before_the_reply_are_kept(frame: Any) -> None:
     assert not read_auth_answer(frame, 8, max_entries=32, token="shh!")
 
 
-def test_an_unreadable_answer_is_trouble_of_the_servers() -> None:
+def test_unreadable_reply_is_an_error_of_the_server() -> None:
     with pytest.raises(UnreachableError, match="not readable"):
         read_auth_answer(b"\x01", 8, max_entries=32, token="shh!")
 
@@ -477,8 +477,8 @@ def test_an_unreadable_answer_is_trouble_of_the_servers() -> None:
         (None, btp.JSON, b"null"),
     ],
 )
-def test_a_flag_is_the_entry_that_the_javascript_plugin_makes_of_it(value, content_type, data):
-    """A configuration that works there would be refused, or read otherwise by the server."""
+def test_flag_is_encoded_as_in_the_javascript_plugin(value, content_type, data):
+    """A configuration that works there would be refused, or read in a different way by the server."""
     flags = BtpOptions(server="btp+ws://h", btp_auth_flags={"flag": value}).btp_auth_flags
     packet = btp.decode(auth_message(1, "", "t", flags))
     assert packet.protocol_data[3:] == (btp.ProtocolData("flag", content_type, data),)

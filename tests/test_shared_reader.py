@@ -1,4 +1,4 @@
-"""One task reads for many: what those who wait would miss were it to read wrongly."""
+"""One task reads for many: no message may be lost, and no connection may end another."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ pytestmark = pytest.mark.skipif(not can_share(), reason="needs epoll")
 
 @contextmanager
 def pair():
-    ours, theirs = stdlib.socketpair()
-    ours.setblocking(False)
-    with theirs, trio.socket.from_stdlib_socket(ours) as socket:
-        yield socket, theirs
+    near, far = stdlib.socketpair()
+    near.setblocking(False)
+    with far, trio.socket.from_stdlib_socket(near) as socket:
+        yield socket, far
 
 
 @pytest.fixture
@@ -31,8 +31,8 @@ async def readers(nursery):
     return SocketReaders(tasks)
 
 
-async def test_whoever_waits_sleeps_while_the_bytes_are_taken(readers, nursery):
-    """A client's messages would be lost between the one who reads and the one who waits."""
+async def test_reader_sleeps_while_its_bytes_are_taken(readers, nursery):
+    """A client's messages would be lost between the shared task and the task that waits."""
     seen = []
 
     def take(data):
@@ -44,7 +44,7 @@ async def test_whoever_waits_sleeps_while_the_bytes_are_taken(readers, nursery):
             nursery.start_soon(send, peer, seen, [b"first", b"second", b"last"])
             assert await readers.read(socket, take) == b"last"
         assert seen == [b"first", b"second", b"last"]
-        # Nobody waits any more: what comes now is left alone.
+        # No task waits: bytes that arrive now are not read.
         peer.send(b"later")
         await trio.testing.wait_all_tasks_blocked()
         assert await socket.recv(10) == b"later"
@@ -57,7 +57,7 @@ async def send(peer, seen, pieces):
         peer.send(piece)
 
 
-async def test_the_end_of_one_wakes_its_own_task_and_no_other(readers, nursery):
+async def test_end_of_one_connection_wakes_only_its_own_task(readers, nursery):
     """A link would outlive its connection, or end with another one's."""
     with pair() as (socket, peer), pair() as (other, other_peer):
         taken = []
@@ -77,7 +77,7 @@ async def test_the_end_of_one_wakes_its_own_task_and_no_other(readers, nursery):
         nursery.cancel_scope.cancel()
 
 
-async def test_a_broken_connection_is_told_as_such(readers):
+async def test_broken_connection_raises_broken_resource_error(readers):
     listener = stdlib.create_server(("127.0.0.1", 0))
     with listener, stdlib.create_connection(listener.getsockname()) as peer:
         accepted, _ = listener.accept()
@@ -89,8 +89,8 @@ async def test_a_broken_connection_is_told_as_such(readers):
                 await readers.read(socket, lambda _: True)
 
 
-async def test_an_error_over_the_bytes_of_one_ends_that_one_alone(readers, nursery):
-    """A host's log that raises for one client's nonsense would end the server."""
+async def test_error_on_the_bytes_of_one_ends_only_that_connection(readers, nursery):
+    """An application's log that raises on one client's garbage would end the server."""
 
     def complain(_):
         raise ValueError("the log is closed")
@@ -113,8 +113,8 @@ async def test_an_error_over_the_bytes_of_one_ends_that_one_alone(readers, nurse
         nursery.cancel_scope.cancel()
 
 
-async def test_closing_wakes_the_one_who_waits(readers, nursery):
-    """The end of a link from this side would leave its task behind for ever."""
+async def test_closing_wakes_the_waiting_task(readers, nursery):
+    """A link that is closed from this side would leave its task behind for ever."""
     with pair() as (socket, _):
 
         async def close():
@@ -142,8 +142,8 @@ async def test_cancelling_leaves_the_bytes_unread(readers):
         assert await socket.recv(10) == b"kept"
 
 
-async def test_one_that_closes_another_while_it_takes_disturbs_nobody(readers, nursery):
-    """Two clients that speak at once, of whom one has the other hung up on, would end the server."""
+async def test_connection_that_closes_another_affects_no_third(readers, nursery):
+    """When two clients send at once and one has the other disconnected, the server would end."""
     with pair() as (first, first_peer), pair() as (second, second_peer):
         ended = []
 

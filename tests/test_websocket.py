@@ -1,4 +1,4 @@
-"""Opening handshakes that fail, and connections that end by themselves: nobody waits for ever, nothing else dies."""
+"""Opening handshakes that fail, and connections that end: no task waits for ever, and nothing else ends."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -26,7 +26,7 @@ OPTIONS = PluginOptions()
 
 
 class Receiver:
-    """Takes messages, and raises at one of them, as no link should."""
+    """Receives messages, and raises at one of them, as no link should."""
 
     replies_blocked = 0
 
@@ -41,10 +41,10 @@ class Receiver:
         self.messages.append(message)
 
     def receive_text(self) -> None:
-        """Nothing to note."""
+        """Ignore it."""
 
     def too_big(self) -> None:
-        """Nothing to note."""
+        """Ignore it."""
 
     def peer_left(self, reason: str) -> None:
         self.left.append(reason)
@@ -54,7 +54,7 @@ class Receiver:
 
 
 async def open_against(answer: bytes, *, end: bool = False) -> None:
-    """Open a client's WebSocket against a server that answers with these bytes."""
+    """Open a client's WebSocket with a server that answers with these bytes."""
     near, far = trio.testing.memory_stream_pair()
     async with open_tasks() as tasks:
 
@@ -95,7 +95,7 @@ def http(status: int, body: bytes = b"") -> bytes:
         (200, UnreachableError),
     ],
 )
-async def test_a_refused_handshake_says_whether_trying_again_can_help(
+async def test_refused_handshake_says_whether_a_retry_can_help(
     status: Any, error: Any, body: Any, autojump_clock: MockClock
 ) -> None:
     """Retrying refused credentials is a storm; giving up on a restarting server is an outage."""
@@ -154,7 +154,7 @@ async def accept(near: trio.abc.Stream, tasks: Any, status: int | None = None) -
         seen.append(handshake)
         return status
 
-    websocket = await accept_websocket(near, tasks, OPTIONS, peer="stranger", refuse=refuse)
+    websocket = await accept_websocket(near, tasks, OPTIONS, peer="192.0.2.1", refuse=refuse)
     return websocket, seen
 
 
@@ -171,8 +171,8 @@ async def accept(near: trio.abc.Stream, tasks: Any, status: int | None = None) -
         b"GET / HTTP/1.1\r\n" + b"X-Filler: abcdefgh\r\n" * 1000,
     ],
 )
-async def test_what_is_no_handshake_is_turned_away(request_bytes: Any, autojump_clock: MockClock) -> None:
-    """A stranger's garbage must end the stranger's connection, and nothing else."""
+async def test_invalid_handshake_is_refused(request_bytes: Any, autojump_clock: MockClock) -> None:
+    """Garbage must end its own connection, and nothing else."""
     near, far = trio.testing.memory_stream_pair()
     async with open_tasks() as tasks:
         await far.send_all(request_bytes)
@@ -184,7 +184,7 @@ async def test_what_is_no_handshake_is_turned_away(request_bytes: Any, autojump_
         assert tasks.running
 
 
-async def test_a_refused_handshake_is_told_its_status() -> None:
+async def test_refused_handshake_gets_its_status() -> None:
     near, far = trio.testing.memory_stream_pair()
     async with open_tasks() as tasks:
         await far.send_all(upgrade_request(origin="https://page.example"))
@@ -199,12 +199,12 @@ async def test_an_accepted_handshake_is_described() -> None:
         await far.send_all(upgrade_request(origin="https://page.example").replace(b"GET / ", b"GET /ilp?x=1 "))
         websocket, seen = await accept(near, tasks)
         assert seen == [Handshake("/ilp?x=1", "https://page.example")]
-        assert websocket.peer == "stranger"
+        assert websocket.peer == "192.0.2.1"
 
 
 @pytest.mark.parametrize("status", [None, 403])
-async def test_a_stranger_who_leaves_before_the_answer_ends_only_his_connection(status: Any) -> None:
-    """The exception of a send that fails would otherwise leave the task that accepts, and end the plugin."""
+async def test_client_gone_before_the_response_ends_only_its_connection(status: Any) -> None:
+    """Otherwise the error of the failed send would end the task that accepts connections, and the plugin."""
     near, far = trio.testing.memory_stream_pair()
 
     async def gone() -> None:
@@ -229,16 +229,16 @@ async def connected() -> AsyncIterator[Any]:
         opened: list[Any] = []
         async with trio.open_nursery() as nursery:
 
-            async def ours() -> None:
+            async def run_server() -> None:
                 opened.append((await accept(near, tasks))[0])
 
-            nursery.start_soon(ours)
+            nursery.start_soon(run_server)
             peer = await shake_hands(far)
         yield opened[0], peer, tasks
 
 
-async def test_an_error_in_the_reader_ends_its_connection_alone(autojump_clock: MockClock) -> None:
-    """One connection's trouble must not end the plugin (trio-websocket's ends the whole server)."""
+async def test_error_in_the_reader_ends_only_its_connection(autojump_clock: MockClock) -> None:
+    """An error of one connection must not end the plugin (trio-websocket's ends the whole server)."""
     async with connected() as (websocket, peer, tasks):
         receiver = Receiver()
         websocket.open(receiver, receiver.on_end)
@@ -250,8 +250,8 @@ async def test_an_error_in_the_reader_ends_its_connection_alone(autojump_clock: 
         assert tasks.running
 
 
-async def test_a_connection_that_ended_before_it_was_opened_says_so() -> None:
-    """Its end came before anybody could be told, and whoever opens it must not wait for ever."""
+async def test_connection_that_ended_before_opening_reports_its_end() -> None:
+    """The end came before the callback was set; the task that opens it must not wait for ever."""
     async with connected() as (websocket, _, _):
         websocket.abort()
         await trio.testing.wait_all_tasks_blocked()
@@ -260,8 +260,8 @@ async def test_a_connection_that_ended_before_it_was_opened_says_so() -> None:
         assert receiver.ends == [(False, "")]
 
 
-async def test_a_connection_that_ends_just_while_it_is_opened_says_so() -> None:
-    """Whoever is told of the end from that moment on would wait for it for ever."""
+async def test_connection_that_ends_during_opening_reports_its_end() -> None:
+    """A callback that is set at that moment would never be called, and its task would wait for ever."""
     ends: list[tuple[bool, Exception | None]] = []
 
     class Closing(trio.abc.AsyncResource):
@@ -276,7 +276,7 @@ async def test_a_connection_that_ends_just_while_it_is_opened_says_so() -> None:
     assert ends == [(False, None)]
 
 
-async def test_the_plugins_end_is_told_apart() -> None:
+async def test_end_of_the_plugin_is_reported_as_cancelled() -> None:
     """Calls then fail because of this side, not because of the peer."""
     async with connected() as (websocket, peer, tasks):
         receiver = Receiver()

@@ -1,4 +1,4 @@
-"""A request that was taken is served by one task in a fresh context; one that hangs costs nobody else."""
+"""One task serves each accepted request in a fresh context; a handler that hangs does not affect others."""
 
 import math
 from contextlib import suppress
@@ -30,7 +30,7 @@ async def connected(nursery, handler=None, money=None, **options):
 
 
 async def test_each_handler_runs_in_a_fresh_context(nursery):
-    """Else one request's trace id, locale or database transaction leaks into another's."""
+    """Otherwise one request's trace id, locale or database transaction leaks into another's."""
 
     async def handle(data):
         before = seen.get()
@@ -51,7 +51,7 @@ async def test_each_handler_runs_in_a_fresh_context(nursery):
     assert plugin.replies == dict.fromkeys(range(9), b"the application's")
 
 
-async def test_the_transfer_of_one_handler_is_not_seen_by_the_next(nursery):
+async def test_transfer_of_one_handler_is_not_visible_to_the_next(nursery):
     transfers = []
 
     async def money(amount):
@@ -71,7 +71,7 @@ async def test_the_transfer_of_one_handler_is_not_seen_by_the_next(nursery):
     assert transfers == [Transfer("5", key="k"), Transfer("6")]
 
 
-async def test_no_more_handlers_run_than_may_and_the_others_wait_their_turn(nursery, autojump_clock):
+async def test_handlers_past_the_limit_wait_their_turn(nursery, autojump_clock):
     running = peak = 0
 
     async def handle(data):
@@ -103,7 +103,7 @@ async def test_waiting_requests_are_bounded_in_bytes(nursery):
 
 @pytest.mark.parametrize("payload", [b"", Transfer("1")])
 async def test_a_flood_of_empty_requests_is_bounded_too(nursery, payload):
-    """Requests without a byte of payload take memory all the same."""
+    """Requests without a byte of payload use memory too."""
     plugin = await connected(nursery, sleeping(math.inf), max_handlers=1, max_backlog_bytes=10_000)
     plugin.register_money_handler(sleep_on)
     taken = 0
@@ -112,7 +112,7 @@ async def test_a_flood_of_empty_requests_is_bounded_too(nursery, payload):
     assert taken == 1 + 10_000 // REQUEST_BYTES
 
 
-async def test_a_handler_past_its_deadline_is_answered_for_at_that_moment_and_cancelled(nursery, autojump_clock):
+async def test_handler_at_its_deadline_is_cancelled_with_an_error_reply(nursery, autojump_clock):
     ends = []
 
     async def handle(data):
@@ -136,7 +136,7 @@ async def test_a_handler_past_its_deadline_is_answered_for_at_that_moment_and_ca
     assert plugin.statistics().handlers_running == 0
 
 
-async def test_a_reused_worker_has_a_deadline_of_its_own_each_time(nursery, autojump_clock):
+async def test_reused_worker_has_a_new_deadline_each_time(nursery, autojump_clock):
     async def handle(data):
         await trio.sleep(2)
         return b"done"
@@ -174,9 +174,7 @@ async def linger(data):
 
 
 @pytest.mark.parametrize("handler", [swallow, raise_over, raise_group, linger])
-async def test_a_handler_that_fights_its_cancellation_gets_no_second_reply_and_frees_its_place(
-    nursery, autojump_clock, handler
-):
+async def test_handler_that_resists_cancellation_gets_no_second_reply(nursery, autojump_clock, handler):
     async def handle(data):
         return await handler(data) if data == b"bad" else b"good"
 
@@ -199,7 +197,7 @@ async def slow_money(amount):
     await trio.sleep(100)
 
 
-async def test_a_money_handler_past_its_deadline_goes_on_and_is_not_answered_for(nursery, autojump_clock):
+async def test_money_handler_past_its_deadline_gets_no_error_reply(nursery, autojump_clock):
     """An error would tell the peer that the money was not applied."""
     plugin = await connected(nursery, money=slow_money, handler_timeout=3.0)
     plugin.ask(1, Transfer("5"))
@@ -209,22 +207,22 @@ async def test_a_money_handler_past_its_deadline_goes_on_and_is_not_answered_for
     assert plugin.replies == {1: None}
 
 
-async def test_a_money_handler_that_the_end_cancels_is_in_the_log(autojump_clock, caplog):
-    """Without a journal nothing else tells the operator which transfer the two ends may disagree about."""
+async def test_cancelled_money_handler_is_logged(autojump_clock, caplog):
+    """Without a journal only the log shows the operator which transfer the two ends may disagree about."""
     async with trio.open_nursery() as nursery:
         plugin = await connected(nursery, sleeping(math.inf), slow_money, close_timeout=3.0)
         plugin.ask(1, Transfer("5", "alice"))
         plugin.ask(2, b"")
         await trio.sleep(1)
         await plugin.aclose()
-    told = [record.getMessage() for record in caplog.records]
-    assert told == [
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == [
         "the plugin ended before a transfer of 5 from account alice was answered; its handler was cancelled"
     ]
 
 
 async def test_finished_money_handler_is_not_logged_as_cancelled(autojump_clock, caplog):
-    """The operator would credit the transfer once more."""
+    """The operator would credit the transfer again."""
 
     async def wait_for_room(request_id, reply):
         await trio.sleep_forever()
@@ -238,7 +236,7 @@ async def test_finished_money_handler_is_not_logged_as_cancelled(autojump_clock,
     assert caplog.records == []
 
 
-async def test_a_slow_money_handler_does_not_keep_data_from_its_deadline(nursery, autojump_clock):
+async def test_slow_money_handler_does_not_delay_deadlines_of_data(nursery, autojump_clock):
     plugin = await connected(nursery, sleeping(math.inf), sleep_on, handler_timeout=3.0)
     plugin.ask(1, Transfer("5"))
     plugin.ask(2, b"")
@@ -246,7 +244,7 @@ async def test_a_slow_money_handler_does_not_keep_data_from_its_deadline(nursery
     assert list(plugin.replies) == [2]
 
 
-async def test_a_handler_that_raises_disturbs_no_other(nursery):
+async def test_handler_that_raises_does_not_affect_others(nursery):
     async def handle(data):
         if data == b"bad":
             raise ExceptionGroup("many", [ValueError(), KeyError()])
@@ -260,7 +258,7 @@ async def test_a_handler_that_raises_disturbs_no_other(nursery):
     assert isinstance(plugin.replies[1], NotAcceptedError)
 
 
-async def test_handlers_outlive_disconnect_and_the_tasks_end_with_the_last(nursery, autojump_clock):
+async def test_handlers_outlive_disconnect_and_tasks_end_with_the_last(nursery, autojump_clock):
     finished = []
 
     async def handle(data):
@@ -281,7 +279,7 @@ async def test_handlers_outlive_disconnect_and_the_tasks_end_with_the_last(nurse
     assert all_tasks() == before
 
 
-async def test_a_deregistered_handler_finishes_what_it_has_begun(nursery, autojump_clock):
+async def test_deregistered_handler_finishes_its_requests(nursery, autojump_clock):
     async def handle(data):
         await trio.sleep(1)
         return b"old"
@@ -296,7 +294,7 @@ async def test_a_deregistered_handler_finishes_what_it_has_begun(nursery, autoju
     assert isinstance(plugin.replies[2], UnreachableError)
 
 
-async def test_workers_that_are_not_needed_any_more_go(nursery, autojump_clock):
+async def test_idle_workers_end(nursery, autojump_clock):
     """A burst must not cost its peak of tasks for ever."""
 
     async def handle(data):
@@ -326,7 +324,7 @@ async def test_after_a_cancelled_nursery_no_handler_counts_as_running(autojump_c
     assert plugin.replies == {}
 
 
-async def test_closing_waits_for_running_handlers_no_longer_than_close_timeout(autojump_clock):
+async def test_closing_waits_for_handlers_up_to_close_timeout(autojump_clock):
     async with trio.open_nursery() as nursery:
         for seconds, took in ((2, 2), (60, 5)):
             plugin = await connected(nursery, sleeping(seconds), close_timeout=5.0)
@@ -339,7 +337,7 @@ async def test_closing_waits_for_running_handlers_no_longer_than_close_timeout(a
 
 
 async def test_a_handler_that_closes_the_plugin_does_not_hang_it(autojump_clock):
-    """It waits for itself, and no longer than close_timeout."""
+    """The plugin waits for the handler, but no longer than close_timeout."""
     async with trio.open_nursery() as nursery:
         plugin = scripted(nursery, close_timeout=2.0)
 
@@ -373,8 +371,8 @@ async def test_a_handler_may_disconnect_and_connect_the_plugin(nursery, autojump
     assert done == [True]
 
 
-async def test_running_handlers_hold_so_many_bytes_and_no_more(nursery):
-    """Or 256 handlers would hold 256 of a peer's largest requests."""
+async def test_running_handlers_hold_bounded_bytes(nursery):
+    """Otherwise 256 handlers would hold 256 of the largest requests that a peer may send."""
     go_on = trio.Event()
 
     async def handle(data):
@@ -392,11 +390,11 @@ async def test_running_handlers_hold_so_many_bytes_and_no_more(nursery):
     assert (plugin.queue.running, plugin.queue.running_bytes, plugin.queue.waiting_bytes) == (0, 0, 0)
 
 
-async def test_a_large_request_makes_room_for_many_small_ones_when_it_is_done(nursery):
-    gates = {b"large": trio.Event(), b"small": trio.Event()}
+async def test_finished_large_request_makes_room_for_many_small_ones(nursery):
+    releases = {b"large": trio.Event(), b"small": trio.Event()}
 
     async def handle(data):
-        await gates[data[:5]].wait()
+        await releases[data[:5]].wait()
         return b""
 
     plugin = await connected(nursery, handle, max_handler_bytes=10_000, max_backlog_bytes=100_000)
@@ -405,15 +403,15 @@ async def test_a_large_request_makes_room_for_many_small_ones_when_it_is_done(nu
         assert plugin.ask(request_id, b"small")
     await wait_all_tasks_blocked()
     assert plugin.statistics().handlers_running == 1
-    gates[b"large"].set()
+    releases[b"large"].set()
     await wait_all_tasks_blocked()
     assert plugin.statistics().handlers_running == 49
-    gates[b"small"].set()
+    releases[b"small"].set()
     await wait_all_tasks_blocked()
     assert plugin.queue.running_bytes == 0
 
 
-async def test_a_request_larger_than_all_that_may_be_held_runs_alone(nursery):
+async def test_request_larger_than_the_limit_runs_alone(nursery):
     plugin = await connected(nursery, sleeping(0), max_handler_bytes=100)
     assert plugin.ask(0, bytes(5000))
     assert plugin.ask(1, bytes(5000))
@@ -422,7 +420,7 @@ async def test_a_request_larger_than_all_that_may_be_held_runs_alone(nursery):
 
 
 async def test_a_reply_counts_while_it_waits_to_be_sent(nursery):
-    """A peer that asks for large answers and reads none of them would have 256 of them kept."""
+    """Otherwise a peer that requests large replies and reads none would have 256 of them kept."""
 
     async def handle(data):
         return bytes(6000)

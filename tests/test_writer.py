@@ -1,4 +1,4 @@
-"""The writer of a link: what leaves first, in what pieces, and what waits for it."""
+"""The writer of a link: the order and size of what it sends, and the tasks that wait for it."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,7 +18,7 @@ KIB = 1024
 
 
 class Slow(trio.abc.SendStream):
-    """Takes one piece each time that it is told to, and keeps it."""
+    """Takes one piece for each call of take(), and keeps it."""
 
     def __init__(self) -> None:
         self.pieces: list[bytes] = []
@@ -52,7 +52,7 @@ async def writing(send_timeout: float = 10) -> AsyncIterator[Any]:
 
 
 async def test_messages_leave_in_order_and_together() -> None:
-    """A message out of its order is an answer before its request."""
+    """A message out of order is a reply before its request."""
     async with writing() as (writer, stream, _):
         messages = [frame(bytes([i]) * i) for i in range(50)]
         for message in messages:
@@ -68,7 +68,7 @@ async def test_messages_leave_in_order_and_together() -> None:
 
 
 async def test_pieces_are_of_64_kib_and_of_whole_frames() -> None:
-    """A slow peer must get through one piece within the timeout, and a control frame fits in only between frames."""
+    """A slow peer must read a piece within the timeout, and a control frame fits only between frames."""
     async with writing() as (writer, stream, _):
         messages = [frame(bytes([i]) * 10 * KIB) for i in range(30)]
         for message in messages:
@@ -90,7 +90,7 @@ async def test_a_frame_larger_than_a_piece_leaves_whole() -> None:
 
 
 async def test_control_goes_ahead_between_whole_frames() -> None:
-    """A pong behind a megabyte of messages comes too late: the peer has hung up."""
+    """A pong behind a megabyte of messages arrives too late: the peer has disconnected."""
     async with writing() as (writer, stream, _):
         messages = [frame(bytes([i]) * 60 * KIB) for i in range(3)]
         for message in messages:
@@ -142,7 +142,7 @@ async def test_messages_can_be_dropped_and_the_close_still_leaves() -> None:
         assert stream.pieces == [frame(b"on its way"), frame(b"\x03\xe8", CLOSE)]
 
 
-async def test_stop_forgets_everything() -> None:
+async def test_stop_drops_everything() -> None:
     async with writing() as (writer, stream, _):
         writer.write(frame(b"on its way"))
         await trio.testing.wait_all_tasks_blocked()
@@ -157,7 +157,7 @@ async def test_stop_forgets_everything() -> None:
 
 
 async def test_flush_waits_for_all_that_is_queued() -> None:
-    """The goodbye of a closing plugin would otherwise cut off its last answers."""
+    """Otherwise the Close of a closing plugin would cut off its last replies."""
     async with writing() as (writer, stream, _), trio.open_nursery() as nursery:
         await writer.flush()
         for i in range(3):
@@ -190,14 +190,14 @@ async def test_flush_ends_when_the_stream_does(end: Any) -> None:
             tasks.cancel()
         await trio.testing.wait_all_tasks_blocked()
         assert not nursery.child_tasks
-        # One that is broken is given up even if its other half goes on.
+        # A broken stream ends the link even if its other half works.
         assert (writer.deadline < inf) == (end == "broken")
         writer.write(frame(b"late"))
         assert writer.queued == 0
 
 
 async def test_nothing_follows_a_torn_frame() -> None:
-    """What is sent after the beginning of a frame would be read as its end."""
+    """Bytes sent after the beginning of a frame would be read as its end."""
     async with writing() as (writer, stream, tasks):
         writer.write(frame(b"torn"))
         await trio.testing.wait_all_tasks_blocked()
@@ -209,8 +209,8 @@ async def test_nothing_follows_a_torn_frame() -> None:
         assert stream.pieces == []
 
 
-async def test_those_who_wait_for_room_go_on_as_it_comes() -> None:
-    """A caller that is never woken hangs for ever, and one let in too early grows the queue past its limit."""
+async def test_callers_waiting_for_room_continue_as_it_becomes_free() -> None:
+    """A caller that is never woken hangs for ever, and one that continues too early grows the queue past its limit."""
     async with writing() as (writer, stream, _), trio.open_nursery() as nursery:
         size = 16 * KIB
         most = 0
@@ -234,7 +234,7 @@ async def test_those_who_wait_for_room_go_on_as_it_comes() -> None:
 
 
 @pytest.mark.parametrize("end", ["drop_messages", "stop"])
-async def test_those_who_wait_for_room_are_let_go_when_the_link_is_lost(end: Any) -> None:
+async def test_callers_waiting_for_room_return_when_the_link_is_lost(end: Any) -> None:
     async with writing() as (writer, _, _), trio.open_nursery() as nursery:
         writer.write(frame(b"on its way"))
         await trio.testing.wait_all_tasks_blocked()
@@ -248,8 +248,8 @@ async def test_those_who_wait_for_room_are_let_go_when_the_link_is_lost(end: Any
         assert not nursery.child_tasks
 
 
-async def test_a_waiter_that_leaves_without_writing_strands_nobody() -> None:
-    """Whoever comes next must find the room, also with a queue so short that it takes one frame."""
+async def test_waiter_that_does_not_write_blocks_no_other() -> None:
+    """The next waiter must find the room, even in a queue that holds only one frame."""
     async with writing() as (writer, stream, _), trio.open_nursery() as nursery:
         writer.write(frame(b"on its way"))
         await trio.testing.wait_all_tasks_blocked()
@@ -272,7 +272,7 @@ async def test_a_waiter_that_leaves_without_writing_strands_nobody() -> None:
         assert sent == [0]
 
 
-async def test_a_cancelled_waiter_leaves_alone() -> None:
+async def test_cancelled_waiter_affects_no_other() -> None:
     async with writing() as (writer, stream, _):
         writer.write(frame(b"on its way"))
         await trio.testing.wait_all_tasks_blocked()
@@ -287,8 +287,8 @@ async def test_a_cancelled_waiter_leaves_alone() -> None:
         assert stream.pieces == [frame(b"on its way"), frame(bytes(KIB))]
 
 
-async def test_the_deadline_is_that_of_the_piece_on_its_way(mock_clock: MockClock) -> None:
-    """A reader that never reads is found by it, one that reads steadily is not, however long the queue."""
+async def test_deadline_is_that_of_the_piece_being_sent(mock_clock: MockClock) -> None:
+    """It finds a reader that never reads, but not one that reads steadily, for a queue of any length."""
     async with writing(send_timeout=10) as (writer, stream, _):
         assert writer.deadline == inf
         for i in range(10):
@@ -303,8 +303,8 @@ async def test_the_deadline_is_that_of_the_piece_on_its_way(mock_clock: MockCloc
         assert len(stream.pieces) == 10
 
 
-async def test_the_task_lives_only_while_there_is_something_to_write() -> None:
-    """A task for every idle link costs memory a thousandfold."""
+async def test_task_runs_only_while_there_is_something_to_write() -> None:
+    """A task for every idle link would cost memory a thousandfold."""
     async with writing() as (writer, stream, _):
 
         def running() -> int:
@@ -350,7 +350,7 @@ async def read(stream: trio.abc.ReceiveStream, size: int) -> bytes:
     return data
 
 
-async def test_a_lone_message_leaves_at_once_and_in_order() -> None:
+async def test_single_message_is_sent_at_once_and_in_order() -> None:
     async with over_a_socket() as (writer, far):
         messages = [frame(b"%d" % i) for i in range(6)]
         writer.write_alone(messages[0])
@@ -365,7 +365,7 @@ async def test_a_lone_message_leaves_at_once_and_in_order() -> None:
         assert await read(far, len(expected)) == expected
 
 
-async def test_a_lone_message_that_the_socket_takes_in_part_is_not_torn() -> None:
+async def test_single_message_that_is_sent_in_part_is_not_torn() -> None:
     """A frame that begins inside another ends the connection."""
     async with over_a_socket() as (writer, far):
         messages: list[bytes] = []
@@ -380,7 +380,7 @@ async def test_a_lone_message_that_the_socket_takes_in_part_is_not_torn() -> Non
         assert frame(b"next")[0] & 15 == BINARY
 
 
-async def test_a_lone_message_on_a_dead_socket_goes_the_way_of_all() -> None:
+async def test_single_message_on_a_dead_socket_ends_the_link() -> None:
     async with over_a_socket() as (writer, far):
         await trio.aclose_forcefully(far)
         for _ in range(3):

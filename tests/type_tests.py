@@ -106,7 +106,7 @@ async def opening(nursery: trio.Nursery, opts: Mapping[str, object]) -> None:
     open_plugin("btp")  # type: ignore[arg-type]  # a name is no mapping
     open_plugin(opts, data_handler=lambda data: data)  # type: ignore[arg-type, return-value]  # handlers are async
     open_plugin(opts, connect=5000)  # type: ignore[arg-type]  # a ConnectOptions
-    create_plugin(opts)  # type: ignore[call-arg]  # where would its tasks run
+    create_plugin(opts)  # type: ignore[call-arg]  # needs a nursery for its tasks
     with open_plugin(opts):  # type: ignore[attr-defined]  # async with
         pass
     await open_plugin(opts)  # type: ignore[misc]  # likewise
@@ -143,7 +143,7 @@ def on_transfer(connection: sqlite3.Connection, transfer: Transfer) -> None:
     assert_type(transfer.amount, str)
 
 
-async def on_transfer_in_vain(connection: sqlite3.Connection, transfer: Transfer) -> None:
+async def on_async_transfer(connection: sqlite3.Connection, transfer: Transfer) -> None:
     pass
 
 
@@ -163,7 +163,7 @@ async def keeping_books(opts: Mapping[str, object]) -> None:
                 assert_type(entry.level, MoneyLevel)
                 await plugin.transfers.confirm(entry.key)
             plugin.register_transactional_money_handler(on_transfer)
-            plugin.register_transactional_money_handler(on_transfer_in_vain)  # type: ignore[arg-type]  # a plain function
+            plugin.register_transactional_money_handler(on_async_transfer)  # type: ignore[arg-type]  # a plain function
             plugin.transfers.walk(state="in_doubt")  # type: ignore[arg-type]  # an enum's member
 
 
@@ -211,7 +211,7 @@ async def reading(plugin: LedgerPlugin) -> str:
     return "closed"
 
 
-def looking(error: LedgerPluginError, remote: RemoteError, doubt: TransferInDoubtError) -> None:
+def inspecting(error: LedgerPluginError, remote: RemoteError, doubt: TransferInDoubtError) -> None:
     assert_type(error.name, str)
     assert_type(InsufficientBalanceError.code, str)
     assert_type(remote.code, str)
@@ -221,7 +221,7 @@ def looking(error: LedgerPluginError, remote: RemoteError, doubt: TransferInDoub
 
 
 class HostStore:
-    """A host's own service needs no base class."""
+    """A service of the application needs no base class."""
 
     async def put(self, key: str, value: str) -> None: ...
 

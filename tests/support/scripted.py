@@ -67,7 +67,7 @@ def broken_after(seconds: float, error: Exception) -> Any:
 @frozen(kw_only=True)
 class ScriptedOptions(PluginOptions):
     script: Any = field(default=stay)
-    parting: float = field(default=0.0)
+    disconnect_seconds: float = field(default=0.0)
 
 
 class ScriptedPlugin(ExchangePlugin):
@@ -117,7 +117,7 @@ class ScriptedPlugin(ExchangePlugin):
 
     async def finish_calls(self) -> None:
         await super().finish_calls()
-        await trio.sleep(self.options.parting)
+        await trio.sleep(self.options.disconnect_seconds)
 
     def ask(self, request_id: int, payload: bytes | Transfer) -> bool:
         """Have the handler serve a request from the peer."""
