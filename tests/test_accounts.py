@@ -156,7 +156,7 @@ async def test_server_without_an_address_does_not_open(handler: Any, error: Any)
 # Authentication.
 
 
-async def test_without_a_store_the_token_names_the_account() -> None:
+async def test_token_names_the_account_without_a_store() -> None:
     async with open_accounts() as plugin:
         for account in ("", hashed(TOKEN)):
             peer = await enter(plugin, account)
@@ -641,7 +641,7 @@ async def test_request_on_a_lost_link_fails_and_is_not_sent_again() -> None:
         await old.aclose()
 
 
-async def test_money_goes_to_one_account() -> None:
+async def test_money_is_sent_only_through_an_account() -> None:
     async with open_accounts() as plugin:
         with pytest.raises(InvalidFieldsError, match=r"account\(name\)"):
             await plugin.send_money("5")
@@ -650,7 +650,7 @@ async def test_money_goes_to_one_account() -> None:
 # One account as a plugin.
 
 
-async def test_an_account_is_a_plugin_of_its_own() -> None:
+async def test_account_is_a_plugin() -> None:
     async with open_accounts(store=MemoryStore()) as plugin, trio.open_nursery() as nursery:
         alice = plugin.account("alice")
         assert plugin.account("alice") is alice

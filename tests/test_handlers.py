@@ -178,12 +178,12 @@ async def test_handler_that_is_not_async_is_logged(handlers, log):
     assert len(log.lines) == 1
 
 
-async def test_without_a_data_handler_the_peer_may_try_again(handlers):
+async def test_request_without_a_data_handler_may_be_retried(handlers):
     reply = await handlers.answer(b"")
     assert wire_error(reply)[:2] == ("T00", "UnreachableError")
 
 
-async def test_without_a_money_handler_nothing_is_credited(handlers):
+async def test_transfer_without_a_money_handler_is_not_credited(handlers):
     reply = await handlers.answer(Transfer("5"))
     assert wire_error(reply)[:2] == ("F00", "NotAcceptedError")
 

@@ -711,5 +711,5 @@ async def test_money_of_a_cancelled_caller_is_not_sent(nursery):
     assert plugin.sent == []
 
 
-def test_the_options_of_a_plugin_are_its_own():
+def test_each_kind_of_plugin_has_its_own_options():
     assert ScriptedOptions().response_timeout == 35

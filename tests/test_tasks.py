@@ -258,7 +258,7 @@ async def test_successive_commits_do_not_delay_the_end(autojump_clock):
     assert trio.current_time() - start < 0.5
 
 
-async def test_without_a_commit_the_end_comes_at_once(autojump_clock):
+async def test_end_without_a_commit_is_immediate(autojump_clock):
     async with trio.open_nursery() as nursery:
         group = Group(nursery)
         await group.tasks.start()

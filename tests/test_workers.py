@@ -313,7 +313,7 @@ async def test_idle_workers_end(nursery, autojump_clock):
     assert len(plugin.replies) == 101
 
 
-async def test_after_a_cancelled_nursery_no_handler_counts_as_running(autojump_clock):
+async def test_no_handler_counts_as_running_after_a_cancelled_nursery(autojump_clock):
     async with trio.open_nursery() as nursery:
         plugin = await connected(nursery, sleeping(math.inf), max_handlers=1)
         plugin.ask(1, b"")

@@ -89,7 +89,7 @@ async def test_a_frame_larger_than_a_piece_leaves_whole() -> None:
         assert stream.pieces == [frame(b"small"), big, frame(b"small")]
 
 
-async def test_control_goes_ahead_between_whole_frames() -> None:
+async def test_control_frames_are_sent_first_between_whole_frames() -> None:
     """A pong behind a megabyte of messages arrives too late: the peer has disconnected."""
     async with writing() as (writer, stream, _):
         messages = [frame(bytes([i]) * 60 * KIB) for i in range(3)]
@@ -112,7 +112,7 @@ async def test_only_the_newest_pong_is_kept() -> None:
         assert stream.pieces == [frame(b"first"), frame(b"9999", PONG)]
 
 
-async def test_a_close_goes_last_and_nothing_after_it() -> None:
+async def test_close_is_sent_last() -> None:
     """RFC 6455, section 5.5.1: a frame after the Close is an error to the peer."""
     async with writing() as (writer, stream, _):
         messages = [frame(bytes([i]) * 60 * KIB) for i in range(3)]
