@@ -57,7 +57,7 @@ class Echo:
             return message
 
         # As WebSocket.open does, but that texts are kept.
-        websocket._lane.open(self, fetch_and_keep, websocket._verdict)
+        websocket._frame_stream.open(self, fetch_and_keep, websocket._close_code)
         websocket._reader.call_at_end(lambda _cancelled, _error: self.ended.set())
         websocket.authenticated()
 

@@ -1,7 +1,7 @@
-"""How many unauthenticated connections a listener has, and from where.
+"""Limits the unauthenticated connections of a listener.
 
-Invariant: the number of connections that are not authenticated is bounded, in total and for each address. An address
-whose authentications fail often is answered later and later; a right token is never refused because of wrong ones.
+Invariant: the number of unauthenticated connections is bounded, in total and for each address. The more often the
+authentications from an address fail, the later it gets its replies. Wrong tokens never make it refuse a right one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Admission"]
 
 MINUTE = 60.0
-# What one more failure adds to the delay of its answer, and the longest delay.
+# By how much each failure delays the reply to it, and the longest delay, in seconds.
 DELAY_STEP = 0.25
 LONGEST_DELAY = 4.0
 # Addresses whose failures are remembered; the oldest are forgotten first.
@@ -36,31 +36,31 @@ class Admission:
 
     def __init__(self, options: PluginOptions) -> None:
         self._options = options
-        self._inside: dict[str, int] = {}
+        self._by_address: dict[str, int] = {}
         self._total = 0
         self._failures: dict[str, tuple[float, int]] = {}
 
     @contextmanager
     def admit(self, address: str) -> Iterator[bool]:
-        """Count one connection while it is not authenticated; yields False when it must be refused."""
-        here = self._inside.get(address, 0)
+        """Count one connection within the block, in which it authenticates; yields False if it must be refused."""
+        here = self._by_address.get(address, 0)
         full = self._total >= self._options.max_unauthenticated
-        crowded = here >= self._options.max_unauthenticated_per_address and not self._is_exempt(address)
-        if full or crowded:
+        address_full = here >= self._options.max_unauthenticated_per_address and not self._is_exempt(address)
+        if full or address_full:
             yield False
             return
         self._total += 1
-        self._inside[address] = here + 1
+        self._by_address[address] = here + 1
         try:
             yield True
         finally:
             self._total -= 1
-            left = self._inside.pop(address) - 1
+            left = self._by_address.pop(address) - 1
             if left:
-                self._inside[address] = left
+                self._by_address[address] = left
 
     def failure_delay(self, address: str) -> float:
-        """Count a failed authentication and return the seconds to wait before it is answered."""
+        """Count a failed authentication, and return for how many seconds to delay the reply to it."""
         now = trio.current_time()
         since, times = self._failures.pop(address, (now, 0))
         if now - since > MINUTE:
@@ -74,5 +74,5 @@ class Admission:
         try:
             return address in self._options.trusted_proxies or ip_address(address.partition("%")[0]).is_loopback
         except ValueError:
-            # Not a network address: a local socket, or a stream that the application has made.
+            # Not a network address: a local socket, or the application's own stream.
             return True

@@ -1,4 +1,4 @@
-"""Connections that this end opens: TCP, with TLS where it is asked for, and the errors of both."""
+"""Dialing: opens TCP connections, with or without TLS, and turns their errors into this package's."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .sockets import abort_stream
 
 __all__ = ["PermanentlyUnreachableError", "dial"]
 
-# What versions of OpenSSL say of a server that answers without TLS.
+# The errors of OpenSSL, by version, for a server that answers without TLS.
 NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
 NO_TLS_HINT = "; does the server speak TLS? if not, its URL begins with btp+ws://"
 
 
 class PermanentlyUnreachableError(UnreachableError):
-    """The peer cannot be reached, and trying again will not help."""
+    """The peer cannot be reached, and another try cannot help."""
 
     name: str = UnreachableError.name
 
@@ -32,7 +32,10 @@ async def dial(host: str, port: int, address: str, *, tls: bool, ssl_context: ss
         port: The TCP port.
         address: The URL of the peer without credentials, for errors.
         tls: Whether to use TLS.
-        ssl_context: The TLS context; None verifies the peer by the system's certificates.
+        ssl_context: The TLS context; None verifies the peer with the system's certificates.
+
+    Returns:
+        The stream, with the TLS handshake done.
 
     Raises:
         PermanentlyUnreachableError: The host cannot exist, or its certificate is not trusted.
@@ -72,7 +75,7 @@ async def _start_tls(stream: trio.SocketStream, host: str, address: str, context
 
 
 def _reasons_of(error: OSError) -> str:
-    """Return what the system says; a name can have several addresses, and Trio groups their errors."""
+    """Return the system's error texts: a name can have several addresses, and Trio groups their errors."""
     cause = error.__cause__
     errors = cause.exceptions if isinstance(cause, ExceptionGroup) else (error,)
     return ", ".join(dict.fromkeys(map(_reason_of, errors)))
@@ -81,5 +84,5 @@ def _reasons_of(error: OSError) -> str:
 def _reason_of(error: Exception) -> str:
     if not isinstance(error, OSError) or error.errno is None:
         return str(error)
-    # Trio's own text repeats the address. The resolver has numbers of its own.
+    # Trio's own text repeats the address. The resolver's numbers are not those of os.strerror.
     return error.strerror or str(error) if isinstance(error, gaierror) else os.strerror(error.errno)

@@ -1,7 +1,7 @@
-"""Connections that others open: a port of the plugin's own, and connections that the application hands over.
+"""Listening: the plugin's own port, and external connections, which the application accepts and hands over.
 
-Invariant: the task that serves a connection of the own port leaves its stream open when it ends; the end of an external
-connection is awaited by its caller, and comes with the caller's cancellation.
+Invariant: a connection to the plugin's own port outlives the task that authenticated it. An external connection ends
+with the call of the application that serves it.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 __all__ = ["NAMELESS", "Listener", "peer_address"]
 
-# What accept() raises when there is no room for one more socket; it passes.
+# Temporary errors of accept(): the process or the system has no room for another socket.
 OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 ACCEPT_PAUSE = 0.1
-# What logs call a peer that has no address.
+# The name in logs of a peer that has no address.
 NAMELESS = "a peer without an address"
 
 
@@ -35,9 +35,9 @@ class Listener:
     Args:
         log: Where failures to accept are logged.
         host: The address to listen on.
-        port: The TCP port; 0 takes a free one, None opens none.
-        serve: Called with each stream and its peer's IP address, in a task of its own; returns whether the stream has
-            been taken into use, and is otherwise closed.
+        port: The TCP port; 0 chooses a free one, None opens no port.
+        serve: Called with each stream and its peer's IP address, in a task of its own. Returns whether the stream is in
+            use; if it is not, the listener closes it.
     """
 
     def __init__(
@@ -53,19 +53,22 @@ class Listener:
 
     @property
     def location(self) -> str:
-        """Host and port as a URL has them, the port being the bound one once it listens; empty without a port."""
+        """Host and port as in a URL; the port is the bound one once it listens. Empty without a port."""
         if self._bound_port is None:
             return ""
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"{host}:{self._bound_port}"
 
     async def run(self, listening: Callable[[], None]) -> None:
-        """Listen, report it, and accept.
+        """Listen and accept until cancelled.
+
+        Args:
+            listening: Called once the port is bound.
 
         Raises:
-            OSError: The address cannot be listened on.
+            OSError: The port cannot be opened.
 
-        Cancellation: Stops listening, cancels the tasks that serve, and ends every external connection.
+        Cancellation: Stops listening, cancels the tasks of ``serve``, and ends every external connection.
         """
         listeners = await self._open_port()
         external: set[trio.CancelScope] = set()
@@ -85,10 +88,10 @@ class Listener:
 
     @contextmanager
     def external_connection(self) -> Iterator[None]:
-        """Serve a connection of the application within the block, which is cancelled when the listener ends.
+        """Count an external connection within the block, which is cancelled when the listener ends.
 
         Raises:
-            NotConnectedError: Nothing listens.
+            NotConnectedError: The listener does not run.
         """
         external = self._external
         if external is None:
@@ -112,7 +115,7 @@ class Listener:
         return listeners
 
     async def _accept(self, listener: trio.SocketListener, serving: trio.Nursery) -> None:
-        """Accept for ever; unlike Trio's own loop this one leaves a stream open when its task ends."""
+        """Accept for ever; unlike Trio's own loop, this one leaves a stream open when its task ends."""
         while True:
             try:
                 stream = await listener.accept()
@@ -125,17 +128,17 @@ class Listener:
                 serving.start_soon(self._receive, stream)
 
     async def _receive(self, stream: trio.SocketStream) -> None:
-        taken = False
-        # An error: the peer has left already.
+        in_use = False
+        # OSError: the peer has left already.
         with suppress(OSError):
             peer = peer_address(stream)
-            taken = await self._serve(stream, peer)
-        if not taken:
+            in_use = await self._serve(stream, peer)
+        if not in_use:
             await abort_stream(stream)
 
 
 def peer_address(stream: trio.abc.Stream) -> str:
-    """Return the IP address at the other end of a stream; empty where there is none.
+    """Return the IP address of a stream's peer; empty if it has none.
 
     Raises:
         OSError: The peer is gone.

@@ -1,8 +1,8 @@
 """One task that reads the sockets of a server's many clients.
 
-The law of this module: a task that waits here is woken when its socket has ended, broken or been closed, and for bytes
-that its own function does not take whole; for all other bytes it sleeps on. To wake a task for each message of each of
-a thousand clients costs more than all else that is done for a message.
+Invariant: a task that waits here wakes when its socket has ended, broken or been closed, or when its function asks for
+that. For all other bytes, the shared task calls the function and the waiting task sleeps on. With a thousand clients,
+to wake a task for each message costs more than all the rest of the work on a message.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ if TYPE_CHECKING:
 
     from ..runtime.tasks import TaskGroup
 
-    Take: TypeAlias = Callable[[bytes], bool]
+    Handle: TypeAlias = Callable[[bytes], bool]
 
 __all__ = ["READ_BYTES", "SocketReaders", "can_share"]
 
 READ_BYTES = 65536
-# From so many lanes on one task reads for all.
-CROWD = 32
+# With at least this many open frame streams, one task reads for all.
+SHARED_FROM = 32
 
 
 def can_share() -> bool:
-    """Return whether the system can tell of many sockets at once which of them have bytes."""
+    """Return whether the system has epoll, which watches many sockets at once."""
     return hasattr(select, "epoll")
 
 
 class _Reading(Waiter):
-    """One task that waits for a socket's bytes, and the function that takes them in its place."""
+    """One task that waits for a socket's bytes, and the function that handles them in the shared task."""
 
-    __slots__ = ("_number", "_readers", "take")
+    __slots__ = ("_number", "_readers", "handle")
 
-    def __init__(self, readers: SocketReaders, number: int, take: Take) -> None:
+    def __init__(self, readers: SocketReaders, number: int, handle: Handle) -> None:
         super().__init__()
         self._readers = readers
         self._number = number
-        self.take: Take = take
+        self.handle: Handle = handle
 
     def abandon(self, raise_cancel: object) -> trio.lowlevel.Abort:
-        # At once: the socket may be closed before the task runs again.
+        # Done here, not in the task: the socket may be closed before the task runs again.
         self._readers.forget(self._number, self)
         return super().abandon(raise_cancel)
 
@@ -55,7 +55,7 @@ class _Reading(Waiter):
 class SocketReaders:
     """Reads for the tasks that wait for a socket's bytes.
 
-    Whoever closes a socket calls ``closing`` first.
+    The owner of a socket calls ``closing`` before it closes the socket.
 
     Args:
         tasks: Owns the task that reads.
@@ -63,25 +63,25 @@ class SocketReaders:
 
     def __init__(self, tasks: TaskGroup) -> None:
         self._tasks = tasks
-        # The open ones, whoever reads for them now.
-        self.lanes: int = 0
+        # The open frame streams, which count themselves here; each may still read its own socket.
+        self.streams: int = 0
         self._poll: select.epoll | None = None
         self._waiting: dict[int, _Reading] = {}
 
     @property
-    def crowded(self) -> bool:
-        """Whether there are so many lanes that reading for them all costs less; a lone call takes longer by it."""
-        return self.lanes >= CROWD
+    def reads_for_all(self) -> bool:
+        """Whether so many streams are open that the shared task costs less; a single call takes longer with it."""
+        return self.streams >= SHARED_FROM
 
-    async def read(self, socket: trio.socket.SocketType, take: Take) -> bytes:
-        """Wait for a socket's bytes, and give them to ``take`` as they come, ``READ_BYTES`` at most at a time.
+    async def read(self, socket: trio.socket.SocketType, handle: Handle) -> bytes:
+        """Call ``handle`` with a socket's bytes as they arrive, with at most ``READ_BYTES`` at a time.
 
         Args:
-            socket: The socket, which nobody else reads.
-            take: Takes bytes and returns whether to go on; may not wait. What it raises is raised here.
+            socket: The socket, which no other task reads.
+            handle: Handles bytes and returns whether to continue. It must not wait. Its errors are raised here.
 
         Returns:
-            The bytes that ``take`` took last, or none at the socket's end.
+            The bytes of the last call of ``handle``; empty at the end of the socket.
 
         Raises:
             trio.BrokenResourceError: The connection broke.
@@ -96,12 +96,12 @@ class SocketReaders:
             self._poll = select.epoll()
             self._tasks.spawn(self._run, self._poll)
         self._poll.register(number, select.EPOLLIN)
-        reading = self._waiting[number] = _Reading(self, number, take)
+        reading = self._waiting[number] = _Reading(self, number, handle)
         try:
             data: bytes = await park(reading)
             return data
         finally:
-            # Only Ctrl-C comes here with the socket still watched.
+            # The socket is still watched only after Ctrl-C.
             self.forget(number, reading)
 
     def closing(self, socket: trio.socket.SocketType) -> None:
@@ -115,13 +115,13 @@ class SocketReaders:
                 for number, _ in poll.poll(0, max(1, len(self._waiting))):
                     self._read(number)
         finally:
-            # Those who wait are tasks of the same home, and are cancelled with this one.
+            # The waiting tasks belong to the same task group and are cancelled with this one.
             self._poll = None
             poll.close()
 
     def _read(self, number: int) -> None:
         if number not in self._waiting:
-            # What another one took has closed it meanwhile.
+            # The bytes of another socket, handled before in this round, led to the end of this one.
             return
         try:
             data = os.read(number, READ_BYTES)
@@ -131,11 +131,11 @@ class SocketReaders:
             self._wake(number, outcome.Error(trio.BrokenResourceError(f"the socket broke: {error}")))
             return
         try:
-            taken = bool(data) and self._waiting[number].take(data)
-        except Exception as error:  # noqa: BLE001 (one connection's trouble, such as a host's log, must not end all)
+            proceed = bool(data) and self._waiting[number].handle(data)
+        except Exception as error:  # noqa: BLE001 (an error of one connection must not end the others)
             self._wake(number, outcome.Error(error))
         else:
-            if not taken:
+            if not proceed:
                 self._wake(number, outcome.Value(data))
 
     def _wake(self, number: int, result: outcome.Outcome[bytes]) -> None:
@@ -145,7 +145,7 @@ class SocketReaders:
             reading.wake(result)
 
     def forget(self, number: int, reading: _Reading) -> None:
-        """Watch a socket no longer; another may have its number by now."""
+        """Stop watching a socket, unless another task waits for the same number by now."""
         if self._waiting.get(number) is reading:
             del self._waiting[number]
             if self._poll is not None:

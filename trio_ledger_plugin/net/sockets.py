@@ -1,7 +1,7 @@
-"""What lies under a link: a stream of anybody's, and shortcuts to its socket where the system has files for sockets.
+"""Streams and their sockets: how to abort a stream, and faster ways to read and write a plain socket on POSIX.
 
-The law of this module: it uses Trio's public parts only, and never blocks. A stream over TLS, in memory or on Windows
-has no shortcut; it is read and written as any other.
+Invariant: this module uses Trio's public interface only, and never blocks. A stream over TLS, in memory or on Windows
+has no faster way; it is read and written as usual.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["abort_stream", "plain_socket", "read_socket", "write_socket"]
 
 
 async def abort_stream(stream: trio.abc.AsyncResource) -> None:
-    """Close a stream without a word. It may be the application's and raise anything: that ends its own link only.
+    """Close a stream at once. Errors are suppressed: the application's own stream may raise anything.
 
     Cancellation: None comes from here, where it would take the place of the error, such as ``KeyboardInterrupt``, that
     the stream is closed for. Nothing is waited for: the scope is cancelled before the first wait.
@@ -26,15 +26,22 @@ async def abort_stream(stream: trio.abc.AsyncResource) -> None:
 
 
 def plain_socket(stream: object) -> trio.socket.SocketType | None:
-    """Return the socket that a stream's bytes go to as they are, or None."""
+    """Return the socket of a stream that sends its bytes unchanged; None if there is none, or not on POSIX."""
     return stream.socket if isinstance(stream, trio.SocketStream) and os.name == "posix" else None
 
 
 async def read_socket(socket: trio.socket.SocketType, size: int) -> bytes:
-    """Wait until the socket has bytes and return them, or none at its end.
+    """Wait until the socket has bytes, and return them.
 
-    Trio's own ``recv`` tries first and waits afterwards. On a link that is idle or read to the end, as most are most
-    of the time, that try fails: waiting first saves a call of the system and an exception a message.
+    Trio's own ``recv`` tries to read and then waits. On a link without unread bytes, the usual case, that try fails. To
+    wait first saves a system call and an exception for each message.
+
+    Args:
+        socket: The socket.
+        size: The most bytes to return.
+
+    Returns:
+        The bytes; empty at the end of the socket.
 
     Raises:
         trio.BrokenResourceError: The connection broke.
@@ -53,9 +60,9 @@ async def read_socket(socket: trio.socket.SocketType, size: int) -> bytes:
 
 
 def write_socket(socket: trio.socket.SocketType, data: bytes) -> int:
-    """Give the socket what it takes without waiting; return how many bytes it took.
+    """Write what the socket accepts without waiting, and return how many bytes it accepted.
 
-    None are taken when it would have to wait or is broken: whoever waits for it then meets the one or the other.
+    Returns 0 if the socket is full or broken; the next wait for the socket finds out which.
     """
     try:
         return os.write(socket.fileno(), data)

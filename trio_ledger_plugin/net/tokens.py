@@ -1,7 +1,7 @@
-"""Which account a token opens, and what the store keeps about it.
+"""Finds the account of a token, and keeps the tokens' hashes in the store.
 
-Invariant: an account belongs to the token that it was first opened with. The store holds hashes only, under the keys
-and in the form of ilp-plugin-mini-accounts, so that its store works unchanged.
+Invariant: an account belongs to the token that first authenticated for it. The store holds hashes only, with the keys
+and the format of ilp-plugin-mini-accounts, so that a store of that plugin works unchanged.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ HASH: Final = re.compile(r"[A-Za-z0-9_-]{43}")
 
 
 def is_segment(name: str) -> bool:
-    """Whether a name can be one segment of an ILP address (RFC-0015), and so an account's."""
+    """Whether a name can be an account's: one segment of an ILP address (RFC-0015)."""
     return SEGMENT.fullmatch(name) is not None
 
 
 class AccountTokens:
-    """Judges the credentials of a many-account server's clients.
+    """Checks the credentials of the clients of a server of many accounts.
 
     Args:
-        store: Where the tokens' hashes are kept, or None.
+        store: Keeps the tokens' hashes; None if there is no store.
         generate_account: The option of that name.
-        log: Where failures of the store are logged.
+        log: Gets the failures of the store.
 
     Raises:
-        InvalidServicesError: Usernames are wanted and there is no store to remember whose they are.
+        InvalidServicesError: ``generate_account`` is False and there is no store.
     """
 
     def __init__(self, store: Store | None, generate_account: bool | None, log: Log) -> None:
@@ -48,23 +48,23 @@ class AccountTokens:
         self._store = None if generate_account else store
         self._needs_username = generate_account is False
         self._log = log
-        # One first use at a time: of two clients that want the same name at once only one may have it.
+        # Held while a new account is stored: of two clients that ask for the same name at once, one may get it.
         self._claiming = trio.Lock()
 
     @property
     def are_stored(self) -> bool:
-        """Whether ``verify`` has anything to look up."""
+        """Whether tokens are stored, so that ``verify`` must be called."""
         return self._store is not None
 
     def identify(self, username: str | None, token: bytes) -> str:
         """Return the account that a client asks for.
 
         Args:
-            username: The username, where the client gives one.
+            username: The username; None if the client gives none.
             token: The token.
 
         Raises:
-            NotAcceptedError: There is no token, or no account that it could be; the text is fit for the client to read.
+            NotAcceptedError: The token is empty, or the username cannot be used. The client may read the text.
         """
         if not token:
             raise NotAcceptedError("auth_token is empty")
@@ -79,11 +79,11 @@ class AccountTokens:
         return account
 
     async def verify(self, account: str, token: bytes) -> None:
-        """Compare a token with the account's; the first token of an account becomes the account's.
+        """Compare a token with the account's; the first token for an account is stored.
 
         Raises:
-            NotAcceptedError: It is another.
-            StoreError: The store fails, and cannot tell.
+            NotAcceptedError: The account has another token.
+            StoreError: The store failed.
 
         Cancellation: A new account may have been stored.
         """
@@ -102,8 +102,8 @@ class AccountTokens:
             async with self._claiming:
                 known = await store.get(_key(account)) or await _convert(store, account)
                 if known is None:
-                    # Names like a token's hash can be had with that token only: those who had one before there was
-                    # a store may still come.
+                    # A name that looks like a hash needs the token with that hash. It is reserved for a client that
+                    # has used that token without a store.
                     if HASH.fullmatch(account) and account != hashed:
                         return False
                     await store.put(_key(account), hashed)
@@ -116,7 +116,7 @@ def _key(account: str) -> str:
 
 
 async def _convert(store: Store, account: str) -> str | None:
-    """Replace a token that an early ilp-plugin-mini-accounts stored in the clear."""
+    """Replace a token that an early ilp-plugin-mini-accounts stored in plain text."""
     old = f"{account}:token"
     token = await store.get(old)
     if not token:

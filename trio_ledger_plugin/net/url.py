@@ -16,7 +16,17 @@ HOST_CHARACTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQR
 
 @frozen
 class ServerUrl:
-    """The parts of a server's URL; ``address`` is the URL without the credentials."""
+    """The parts of a server's URL.
+
+    Attributes:
+        address: The URL without the credentials.
+        account: The account in the userinfo; empty if there is none.
+        token: The token in the userinfo; empty if there is none.
+        tls: Whether to use TLS.
+        host: The host; an IPv6 address has no brackets here.
+        port: The port, or the scheme's default.
+        resource: The path and query; at least ``/``.
+    """
 
     address: str
     account: str

@@ -1,1 +1,1 @@
-"""Messages over a stream (RFC 6455)."""
+"""WebSocket connections (RFC 6455)."""

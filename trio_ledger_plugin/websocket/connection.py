@@ -1,9 +1,11 @@
-"""WebSocket connections for links: the only module that knows trio-websocket.
+"""WebSocket connections for links, by way of trio-websocket, which only this module imports.
 
-trio-websocket does the opening handshake, pings and pongs, the closing handshake, and judges every frame that is
-not plain; see ``lane.py``. Here its waits get their ways out: its reader runs in a task whose end is seen, and
-nothing waits for it without a deadline. Of a connection that the application accepted, the reader is the application's
-and only whole messages are to be had; ``slowlane.py`` makes of it what a link needs.
+trio-websocket does the opening handshake, pings and pongs, the closing handshake, and checks every frame that is not
+plain; ``frame_stream.py`` handles the plain ones. For a connection that the application accepted, trio-websocket reads
+all frames in the application's nursery; ``messages.py`` adapts its messages to a link.
+
+Invariant: each connection has one task whose end closes the stream, and every wait for trio-websocket ends with a
+deadline or with that task.
 """
 
 from __future__ import annotations
@@ -41,8 +43,8 @@ __all__ = [
     "open_websocket",
 ]
 
-# How long a reader of the application's may take to see that its stream was closed.
-NOTICE_SECONDS = 0.5
+# How long trio-websocket's reader in the application's nursery may take to notice that its stream was closed.
+READER_END_SECONDS = 0.5
 PING: Final = b"ping"
 
 
@@ -53,24 +55,24 @@ class BadHandshakeError(Exception):
 class ReaderTask:
     """Runs a connection's reader; stands in for the nursery that trio-websocket starts its own in.
 
-    trio-websocket lets errors of the handshake leave through its reader's nursery. Here they are kept, and the end
-    of the reader is seen by those who would otherwise wait for ever.
+    trio-websocket raises errors of the handshake in its reader's nursery. This class keeps the error, and reports the
+    end of the reader to callers that would otherwise wait for ever.
 
     Args:
         tasks: Owns the task.
-        stream: What the reader reads from; closed in the end, without a word.
-        on_end: Told of the reader's end.
+        stream: The stream that the reader reads; aborted when the reader ends.
+        on_end: Called when the reader has ended.
     """
 
-    __slots__ = ("_on_end", "_parting", "_scope", "_stream", "_tasks", "_told", "ended", "error")
+    __slots__ = ("_closing", "_end_reported", "_on_end", "_scope", "_stream", "_tasks", "ended", "error")
 
     def __init__(self, tasks: TaskGroup, stream: trio.abc.AsyncResource, on_end: OnEnd) -> None:
         self._tasks = tasks
         self._stream = stream
         self._on_end = on_end
         self._scope = trio.CancelScope()
-        self._told = False
-        self._parting = False
+        self._end_reported = False
+        self._closing = False
         self.error: Exception | None = None
         self.ended: trio.Event = trio.Event()
 
@@ -84,12 +86,12 @@ class ReaderTask:
             with self._scope:
                 await reader()
             cancelled = False
-        except Exception as error:  # noqa: BLE001 (one connection's trouble must not end the plugin)
-            # With a Close on its way trio-websocket stumbles over pings that it may not answer any more.
-            self.error = None if self._parting else error
+        except Exception as error:  # noqa: BLE001 (an error of one connection must not end the plugin)
+            # Once a Close is sent, trio-websocket raises an error for each ping that it can no longer answer.
+            self.error = None if self._closing else error
             cancelled = False
         finally:
-            self._told = True
+            self._end_reported = True
             self._on_end(cancelled, self.error)
             try:
                 await abort_stream(self._stream)  # noqa: ASYNC102 (it waits for nothing)
@@ -97,25 +99,28 @@ class ReaderTask:
                 self.ended.set()
 
     def call_at_end(self, on_end: OnEnd) -> None:
-        """Have another function told of the end, from now on."""
+        """Replace ``on_end``; the new function is called at once if the reader has ended already."""
         self._on_end = on_end
-        if self._told:
+        if self._end_reported:
             on_end(False, self.error)
 
     def abort(self) -> None:
-        """Close the stream without a word; the end is told as ever."""
+        """End the reader, which closes the stream without a closing handshake; ``on_end`` is called as usual."""
         self._scope.cancel()
 
-    async def part(self, goodbye: Awaitable[None]) -> None:
+    async def close(self, handshake: Awaitable[None]) -> None:
         """Do a closing handshake, for at most a second, then close the stream and wait for the reader's end.
+
+        Args:
+            handshake: The closing handshake, which is awaited here.
 
         Cancellation: The stream is closed at once.
         """
-        self._parting = True
+        self._closing = True
         try:
             with trio.move_on_after(CLOSE_SECONDS):
-                await goodbye
-        except Exception as error:  # noqa: BLE001 (a stream of the application's may raise anything)
+                await handshake
+        except Exception as error:  # noqa: BLE001 (the application's stream may raise anything)
             self.error = self.error or error
         finally:
             self.abort()
@@ -125,46 +130,46 @@ class ReaderTask:
 class WebSocket:
     """One open WebSocket connection, as a link uses it."""
 
-    __slots__ = ("_connection", "_lane", "_reader", "frame", "peer", "writer")
+    __slots__ = ("_connection", "_frame_stream", "_reader", "frame", "peer", "writer")
 
     def __init__(
         self,
         connection: WebSocketConnection,
-        lane: FrameStream,
+        frame_stream: FrameStream,
         reader: ReaderTask,
         peer: str,
     ) -> None:
         self._connection = connection
-        self._lane = lane
+        self._frame_stream = frame_stream
         self._reader = reader
-        #: What is sent next goes here, in frames.
-        self.writer: FrameWriter = lane.start_writing()
+        #: Sends frames.
+        self.writer: FrameWriter = frame_stream.start_writing()
         #: Returns the frame of one binary message.
         self.frame: Callable[[bytes], bytes] = masked_binary_frame if connection.is_client else binary_frame
         self.peer: str = peer
 
     @property
     def bytes_received(self) -> int:
-        """Bytes that came in frames."""
-        return self._lane.bytes_received
+        """The number of bytes that arrived in frames."""
+        return self._frame_stream.bytes_received
 
     def open(self, receiver: MessageReceiver, on_end: OnEnd) -> None:
-        """Let messages come; ``on_end`` is called when the connection is closed and its reader has ended."""
-        self._lane.open(receiver, self._fetch, self._verdict)
+        """Start to receive messages; ``on_end`` is called when the connection is closed and its reader has ended."""
+        self._frame_stream.open(receiver, self._fetch, self._close_code)
         self._reader.call_at_end(on_end)
 
     def authenticated(self) -> None:
         """Allow messages of full size."""
-        self._lane.authenticated()
+        self._frame_stream.authenticated()
 
     async def ping(self) -> None:
-        """Send a ping and wait for its pong, for ever if the connection ends first.
+        """Send a ping and wait for its pong; waits for ever if the connection ends first.
 
-        One is under way at a time: trio-websocket remembers each until its pong comes, and some peers send none.
+        At most one ping is in flight: trio-websocket remembers each until its pong arrives, and some peers send none.
 
         Cancellation: Safe at any time.
         """
-        # Another that has no pong yet is told by its ValueError; its pong, when it comes, makes room for the next.
+        # trio-websocket raises ValueError while an earlier ping has no pong yet.
         with suppress(trio_websocket.ConnectionClosed, ValueError):
             await self._connection.ping(PING)
             return
@@ -175,14 +180,14 @@ class WebSocket:
 
         Cancellation: The stream is closed at once.
         """
-        await self._reader.part(self._connection.aclose(code, reason))
+        await self._reader.close(self._connection.aclose(code, reason))
 
     def abort(self) -> None:
-        """Close the stream without a word; the reader's end is told as ever."""
+        """Close the stream without a closing handshake; ``on_end`` is called as usual."""
         self._reader.abort()
 
     async def wait_closed(self) -> None:
-        """Wait until the stream is closed and nothing more will come.
+        """Wait until the stream is closed and the receiver gets no more calls.
 
         Cancellation: Safe at any time.
         """
@@ -194,7 +199,7 @@ class WebSocket:
         except trio_websocket.ConnectionClosed:
             return None
 
-    def _verdict(self) -> int | None:
+    def _close_code(self) -> int | None:
         reason = self._connection.closed
         return None if reason is None else reason.code
 
@@ -209,7 +214,10 @@ async def open_websocket(
         tasks: Owns the connection's tasks.
         options: The limits.
         host: The ``Host`` header.
-        resource: Path and query.
+        resource: The path and query of the URL.
+
+    Returns:
+        The open connection; its messages are not received before ``open()``.
 
     Raises:
         NotAcceptedError: The server answered 401 or 403.
@@ -218,15 +226,15 @@ async def open_websocket(
 
     Cancellation: Closes the stream.
     """
-    lane = FrameStream(stream, tasks, options, server=False)
+    frame_stream = FrameStream(stream, tasks, options, server=False)
     waiting = trio.CancelScope()
-    reader = ReaderTask(tasks, lane, lambda *_: waiting.cancel())
+    reader = ReaderTask(tasks, frame_stream, lambda *_: waiting.cancel())
     opened = None
     try:
         with waiting:
             opened = await trio_websocket.wrap_client_stream(
                 cast("trio.Nursery", reader),
-                cast("trio.SocketStream", lane),
+                cast("trio.SocketStream", frame_stream),
                 host,
                 resource,
                 message_queue_size=1,
@@ -238,7 +246,7 @@ async def open_websocket(
             await abort_stream(stream)  # noqa: ASYNC102 (it waits for nothing)
     if opened is None:
         raise _client_error(reader.error)
-    return WebSocket(opened, lane, reader, host)
+    return WebSocket(opened, frame_stream, reader, host)
 
 
 def _client_error(error: Exception | None) -> Exception:
@@ -281,24 +289,27 @@ async def accept_websocket(
         tasks: Owns the connection's tasks.
         options: The limits.
         peer: The peer's address, for logs.
-        refuse: Gives the HTTP status that a handshake is refused with, or None.
-        readers: Read the stream's socket; None where others may close it.
+        refuse: Returns the HTTP status with which to refuse a handshake; None accepts it.
+        readers: The shared reader for the stream's socket; None if the application can close the socket.
+
+    Returns:
+        The open connection; its messages are not received before ``open()``.
 
     Raises:
         BadHandshakeError: The client's handshake failed or was refused.
 
     Cancellation: Closes the stream.
     """
-    lane = FrameStream(stream, tasks, options, server=True, readers=readers)
+    frame_stream = FrameStream(stream, tasks, options, server=True, readers=readers)
     waiting = trio.CancelScope()
-    reader = ReaderTask(tasks, lane, lambda *_: waiting.cancel())
+    reader = ReaderTask(tasks, frame_stream, lambda *_: waiting.cancel())
     status = None
     accepted = None
     try:
         with waiting:
             request = await trio_websocket.wrap_server_stream(
                 cast("trio.Nursery", reader),
-                lane,
+                frame_stream,
                 message_queue_size=1,
                 max_message_size=options.max_message_bytes,
             )
@@ -318,17 +329,17 @@ async def accept_websocket(
             await abort_stream(stream)  # noqa: ASYNC102 (it waits for nothing)
     if accepted is None:
         raise BadHandshakeError("the handshake failed" if status is None else f"refused with HTTP {status}")
-    return WebSocket(accepted, lane, reader, peer)
+    return WebSocket(accepted, frame_stream, reader, peer)
 
 
 class Accepted(trio.abc.SendStream):
-    """A connection that the application accepted with trio-websocket; what is sent are whole messages.
+    """A connection that the application accepted with trio-websocket; as a stream, it sends whole messages.
 
     Args:
         connection: The connection, its opening handshake done.
 
     Raises:
-        TypeError: It is no such connection, or a client's.
+        TypeError: ``connection`` is not a ``WebSocketConnection``, or it is a client's.
     """
 
     def __init__(self, connection: WebSocketConnection) -> None:
@@ -340,7 +351,7 @@ class Accepted(trio.abc.SendStream):
 
     @property
     def address(self) -> str:
-        """The IP address at the other end; empty where there is none to be had."""
+        """The peer's IP address; empty if there is none."""
         try:
             remote = self._connection.remote
         except (OSError, ValueError, AttributeError):
@@ -349,9 +360,9 @@ class Accepted(trio.abc.SendStream):
         return str(remote.address) if isinstance(remote, trio_websocket.Endpoint) else ""
 
     async def receive(self) -> bytes | str | None:
-        """Return the next message, or None when there will be none.
+        """Return the next message, or None once the connection is closed.
 
-        Cancellation: Nothing is taken.
+        Cancellation: No message is lost.
         """
         try:
             return await self._connection.get_message()
@@ -364,16 +375,19 @@ class Accepted(trio.abc.SendStream):
         Raises:
             trio.BrokenResourceError: The connection was closed.
 
-        Cancellation: The message may be torn; the connection must be closed then.
+        Cancellation: The message may be sent in part; the connection must be closed then.
         """
         try:
             await self._connection.send_message(bytes(data))
         except Exception as error:
-            # Beside its own ConnectionClosed it lets out wsproto's, when the peer has just broken the protocol.
+            # Besides ConnectionClosed, trio-websocket raises wsproto's errors if the peer has just broken the protocol.
             raise trio.BrokenResourceError("the connection was closed") from error
 
     async def wait_send_all_might_not_block(self) -> None:
-        """Return at once: trio-websocket cannot tell."""
+        """Return at once, since trio-websocket does not report this.
+
+        Cancellation: Safe at any time.
+        """
         await trio.lowlevel.checkpoint()
 
     async def ping(self) -> bool:
@@ -383,33 +397,36 @@ class Accepted(trio.abc.SendStream):
         """
         try:
             await self._connection.ping()
-        except Exception:  # noqa: BLE001 (as in send_all; whoever reads sees the end)
+        except Exception:  # noqa: BLE001 (as in send_all; the reader reports the end)
             return False
         return True
 
     async def close(self, code: int, reason: str) -> None:
-        """Do the closing handshake, however long that takes, and close the stream.
+        """Do the closing handshake, without a deadline, and close the stream.
 
-        Cancellation: The stream is closed, unless a Close had gone either way before.
+        Cancellation: The stream is closed, unless a Close was sent or received before.
         """
         await self._connection.aclose(code, reason)
 
     async def aclose(self) -> None:
-        """Close the stream without a word."""
-        # trio-websocket's own aclose() does nothing once a Close has gone either way, and its reader then waits for
-        # as long as the peer likes, or its send for a peer that does not read. No public name leads to the stream.
+        """Close the stream without a closing handshake.
+
+        Cancellation: The stream is closed.
+        """
+        # trio-websocket's own aclose() does nothing once a Close was sent or received. Its reader then waits as long as
+        # the peer wants, and its sender waits for a peer that does not read. There is no public access to the stream.
         stream: trio.abc.AsyncResource = getattr(self._connection, "_stream", self._connection)
         await abort_stream(stream)
 
     async def finish(self) -> None:
-        """Close the stream and wait, for half a second at most, until trio-websocket's reader has seen it.
+        """Close the stream and wait, for at most half a second, until trio-websocket's reader has ended.
 
-        It runs in the application's nursery, and would wait there for ever for somebody to take the messages that it
+        The reader runs in the application's nursery. It would wait there for ever if no task took the messages that it
         has read already.
 
-        Cancellation: Does not end it.
+        Cancellation: Shielded, for at most half a second.
         """
-        with trio.move_on_after(NOTICE_SECONDS, shield=True):
+        with trio.move_on_after(READER_END_SECONDS, shield=True):
             await self.aclose()
             while await self.receive() is not None:
                 pass

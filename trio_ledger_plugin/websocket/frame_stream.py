@@ -1,9 +1,11 @@
-"""The stream of ours between the network and trio-websocket: the fast lane.
+"""The stream between the network and trio-websocket, which reads plain frames itself.
 
-The law of this module: the task that reads is trio-websocket's own reader. It asks this stream for bytes; while it
-waits, plain frames are lifted out and handed to the link, in order, and it sees only the others. Once the last frame
-of a message was passed up, that message is fetched back before anything further is lifted, so that messages reach
-the link in the order of the wire whichever way they took. Nothing is lifted after a Close or an illegal frame.
+trio-websocket's reader task asks this stream for bytes. While the task waits, the stream takes plain frames out of
+what arrives and hands their messages to the link. trio-websocket gets only the other frames.
+
+Invariant: messages reach the link in the order in which they arrived. After the stream has passed the last frame of a
+message to trio-websocket, it fetches that message before it takes another plain frame. After a Close or an illegal
+frame, it takes no more.
 """
 
 from __future__ import annotations
@@ -28,35 +30,37 @@ if TYPE_CHECKING:
 
 __all__ = ["FrameStream"]
 
-FRAMES_A_PASS = 16
-# While more than one read of a peer's bytes has piled up and other peers are read too, it gets less and waits longer.
-FRAMES_A_PASS_CROWDED = 2
-TURNS_CROWDED = 8
-# How long reading pauses at a time while replies wait for room in the out-queue.
+# How many frames a stream takes in one batch, before other tasks run.
+BATCH_FRAMES = 16
+# A stream with a full read to process takes smaller batches, and waits longer, while other streams have data too.
+BUSY_BATCH_FRAMES = 2
+BUSY_TURNS = 8
+# How long reading pauses while replies wait for room in the send queue, in seconds.
 PAUSE_SECONDS = 0.05
 CLOSE_SECONDS = 1.0
-# What the other end is told when trio-websocket has ended a connection over what it was sent: protocol error, text that
-# is none, too big (RFC 6455, section 7.4.1).
-VERDICTS = frozenset({1002, 1007, 1009})
-# Where h11 sees the end of a head.
+# The close codes for what a peer may not send: protocol error, invalid UTF-8, too big (RFC 6455, section 7.4.1).
+REJECTION_CODES = frozenset({1002, 1007, 1009})
+# The end of an HTTP head, as h11 recognises it.
 _HEAD_END = re.compile(rb"\n\r?\n")
 
 
 class FrameStream(trio.abc.Stream):
-    """A stream that lifts BTP's frames past trio-websocket.
+    """A stream that takes plain frames out of what trio-websocket reads.
 
     Args:
         stream: The network's stream, which this one owns.
         tasks: Owns the task that writes.
         options: The limits.
         server: Whether this end is the WebSocket server.
-        readers: May read the socket for this lane's task while frames are plain; None where others may close it.
+        readers: The shared reader, which may read the socket while frames are plain; None if the application can close
+            the socket.
     """
 
-    # Passes over all lanes of the process: whether others read is seen by its growth.
-    passes: ClassVar[int] = 0
+    # Batches that all streams of the process have read. A stream sees by its growth that other streams have data.
+    batches_read: ClassVar[int] = 0
 
     __slots__ = (
+        "_close_code",
         "_closed",
         "_fetch",
         "_fetch_due",
@@ -71,7 +75,6 @@ class FrameStream(trio.abc.Stream):
         "_socket",
         "_stream",
         "_tasks",
-        "_verdict",
         "bytes_received",
         "writer",
     )
@@ -99,14 +102,14 @@ class FrameStream(trio.abc.Stream):
         self._opened: trio.Event | None = trio.Event()
         self._receiver: MessageReceiver | None = None
         self._fetch: Callable[[], Awaitable[bytes | str | None]] | None = None
-        self._verdict: Callable[[], int | None] | None = None
+        self._close_code: Callable[[], int | None] | None = None
         self._fetch_due = False
         self._closed = False
         self.writer: FrameWriter | None = None
         self.bytes_received: int = 0
 
     def start_writing(self) -> FrameWriter:
-        """Return the writer of this stream; from now on what trio-websocket sends is a frame, and queued."""
+        """Return the writer of this stream; what trio-websocket sends after this call is a frame, and is queued."""
         self.writer = FrameWriter(self._stream, self._tasks, self._options.send_timeout)
         return self.writer
 
@@ -114,44 +117,62 @@ class FrameStream(trio.abc.Stream):
         self,
         receiver: MessageReceiver,
         fetch: Callable[[], Awaitable[bytes | str | None]],
-        verdict: Callable[[], int | None],
+        close_code: Callable[[], int | None],
     ) -> None:
-        """Let messages come, in frames.
+        """Start to receive messages.
 
         Args:
-            receiver: Where the messages go.
-            fetch: Gets the message that was passed up last, or None when there is none after all.
-            verdict: Gives the code that trio-websocket has ended the connection with, or None while it has not.
+            receiver: Gets the messages.
+            fetch: Returns the message whose last frame was passed to trio-websocket; None if the connection was closed
+                instead.
+            close_code: Returns the code with which trio-websocket closed the connection; None while it is open.
         """
         self._receiver = receiver
         self._fetch = fetch
-        self._verdict = verdict
+        self._close_code = close_code
         assert self._opened is not None
         self._opened.set()
         self._opened = None
         if self._readers is not None and not self._closed:
-            self._readers.lanes += 1
+            self._readers.streams += 1
 
     def authenticated(self) -> None:
         """Allow messages of full size."""
         self._frames.max_message = self._options.max_message_bytes
 
-    # What trio-websocket calls.
+    # The methods of trio.abc.Stream, which trio-websocket calls.
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:  # noqa: ARG002 (Trio's signature)
-        """Return the next bytes that are trio-websocket's to read; lift the messages before them."""
-        self._tell_verdict()
+        """Return the next bytes for trio-websocket; the messages before them go to the receiver.
+
+        Args:
+            max_bytes: Ignored.
+
+        Raises:
+            trio.BrokenResourceError: The connection broke, or its HTTP head is too long.
+            trio.ClosedResourceError: The stream was closed.
+
+        Cancellation: A message may be lost; the stream must be closed then.
+        """
+        self._send_rejection()
         try:
             data = await self._phase()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            self._left("the connection broke")
+            self._report_end("the connection broke")
             raise
         if not data:
-            self._left("the peer closed the connection")
+            self._report_end("the peer closed the connection")
         return data
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send a handshake at once; queue a control frame and return."""
+        """Send bytes of the handshake at once; after it, queue a control frame and return.
+
+        Raises:
+            trio.BrokenResourceError: The connection broke during the handshake.
+            trio.ClosedResourceError: The stream was closed during the handshake.
+
+        Cancellation: The handshake may be sent in part. A control frame stays queued.
+        """
         if self.writer is None:
             await self._stream.send_all(data)
         else:
@@ -159,48 +180,54 @@ class FrameStream(trio.abc.Stream):
             await trio.lowlevel.checkpoint()
 
     async def wait_send_all_might_not_block(self) -> None:
-        """Return at once: the queue takes all that trio-websocket sends."""
+        """Return at once: the queue accepts every control frame.
+
+        Cancellation: Safe at any time.
+        """
         await trio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:
-        """Let the writer finish, for a moment, then close the network's stream."""
+        """Give the writer at most a second to send what is queued, then close the network's stream.
+
+        Cancellation: The stream is closed at once.
+        """
         if self._closed:
             await trio.lowlevel.checkpoint()
             return
         self._closed = True
         try:
-            self._tell_verdict()
+            self._send_rejection()
             if self.writer is not None:
                 with trio.move_on_after(CLOSE_SECONDS):
                     await self.writer.flush()
         finally:
-            self._left("the connection was closed")
+            self._report_end("the connection was closed")
             if self.writer is not None:
                 self.writer.stop()
             if self._readers is not None and self._socket is not None and self._opened is None:
-                self._readers.lanes -= 1
+                self._readers.streams -= 1
                 self._readers.closing(self._socket)
             await abort_stream(self._stream)  # noqa: ASYNC102 (it waits for nothing)
 
-    def _left(self, reason: str) -> None:
+    def _report_end(self, reason: str) -> None:
         if self._receiver is not None:
             self._receiver.peer_left(reason)
 
-    def _tell_verdict(self) -> None:
-        """Send the Close that trio-websocket leaves out where it ends a connection over what it was sent.
+    def _send_rejection(self) -> None:
+        """Send the Close that trio-websocket omits when it rejects what the peer sent.
 
-        As a server it only closes the stream, and as a client it waits until the server does.
+        As a server, trio-websocket only closes the stream. As a client, it waits until the server does.
         """
-        code = self._verdict() if self._verdict is not None else None
-        if code in VERDICTS and self.writer is not None and not self.writer.is_stopped:
+        code = self._close_code() if self._close_code is not None else None
+        if code in REJECTION_CODES and self.writer is not None and not self.writer.is_stopped:
             self.writer.write_control(close_frame(code, masked=not self._server))
             self._phase = self._receive_raw
-            self._left("the peer sent an illegal message")
+            self._report_end("the peer sent an illegal message")
 
-    # The phases of reading.
+    # The phases of reading: each is a method that returns the next bytes for trio-websocket.
 
     async def _receive_head(self) -> bytes:
-        """Pass the HTTP head up and keep what follows it."""
+        """Return the HTTP head, and keep the bytes after it."""
         data = bytes(await self._stream.receive_some(4096))
         before = len(self._head)
         self._head += data
@@ -222,7 +249,7 @@ class FrameStream(trio.abc.Stream):
         return bytes(await self._stream.receive_some(READ_BYTES))
 
     async def _receive_nothing(self) -> bytes:
-        """Read on without a word, so that the end is seen, until the link closes."""
+        """Read and discard, so that the end of the connection is noticed, until the link closes."""
         while await self._stream.receive_some(READ_BYTES):
             pass
         return b""
@@ -238,31 +265,32 @@ class FrameStream(trio.abc.Stream):
         assert receiver is not None
         assert writer is not None
         backlog = False
-        last_pass = FrameStream.passes
+        last_batch = FrameStream.batches_read
         while True:
-            # One peer that floods must not keep the others waiting: with a full read behind it, it gives way to them.
-            crowded = backlog and FrameStream.passes != last_pass
-            most = FRAMES_A_PASS_CROWDED if crowded else FRAMES_A_PASS
+            # A peer that floods this end must not delay the others: after a full read, it yields to them more often.
+            others_busy = backlog and FrameStream.batches_read != last_batch
+            most = BUSY_BATCH_FRAMES if others_busy else BATCH_FRAMES
             messages = frames.lift(most)
             for message in messages:
                 receiver.receive(message)
-            FrameStream.passes = last_pass = FrameStream.passes + 1
+            FrameStream.batches_read = last_batch = FrameStream.batches_read + 1
             if len(messages) == most:
-                await self._let_others_read(TURNS_CROWDED if crowded else 1)
+                await self._yield_to_others(BUSY_TURNS if others_busy else 1)
                 continue
             other = frames.take_other()
             if other is not None:
-                # trio-websocket may come back at once: a peer that floods it must not keep the others waiting either.
+                # trio-websocket may ask for more bytes without waiting: a flood of its frames must not delay others.
                 await trio.lowlevel.checkpoint()
-                return await self._pass_up(receiver, other.kind, other.raw)
+                return await self._forward(receiver, other.kind, other.raw)
             if receiver.replies_blocked:
-                # The peer asks faster than it reads: let TCP slow it down before requests have to be refused. Only
-                # for a moment, since two peers that both waited for the other to read would wait for ever.
+                # The peer sends requests faster than it reads replies. Not reading makes TCP slow the peer down before
+                # requests have to be refused. The pause is short: two peers that both wait for the other to read would
+                # wait for ever.
                 with trio.move_on_after(PAUSE_SECONDS):
                     await writer.wait_for_room(self._options.max_send_queue_bytes // 2)
             socket = self._socket
-            if socket is not None and self._readers is not None and self._readers.crowded:
-                data = await self._readers.read(socket, self._take)
+            if socket is not None and self._readers is not None and self._readers.reads_for_all:
+                data = await self._readers.read(socket, self._handle_read)
             elif socket is not None:
                 data = await read_socket(socket, READ_BYTES)
                 self._feed(data)
@@ -277,27 +305,28 @@ class FrameStream(trio.abc.Stream):
         self.bytes_received += len(data)
         self._frames.feed(data)
 
-    def _take(self, data: bytes) -> bool:
-        """Serve bytes without waking the lane's task; false when there is more to them than a few plain frames."""
+    def _handle_read(self, data: bytes) -> bool:
+        """Handle bytes in the shared reader's task; return False if this stream's own task has to continue."""
         self._feed(data)
         if len(data) == READ_BYTES:
             return False
         receiver = self._receiver
         assert receiver is not None
-        for message in self._frames.lift(FRAMES_A_PASS):
+        for message in self._frames.lift(BATCH_FRAMES):
             receiver.receive(message)
-        FrameStream.passes += 1
+        FrameStream.batches_read += 1
         return self._frames.is_empty and not receiver.replies_blocked
 
-    async def _let_others_read(self, turns: int) -> None:
-        """Wait for so many turns of the loop, or until none of the other lanes has had anything to read."""
+    async def _yield_to_others(self, turns: int) -> None:
+        """Wait for a number of scheduler turns, or until a turn in which no other stream has read anything."""
         for _ in range(turns):
-            seen = FrameStream.passes
+            seen = FrameStream.batches_read
             await trio.lowlevel.checkpoint()
-            if FrameStream.passes == seen:
+            if FrameStream.batches_read == seen:
                 return
 
-    async def _pass_up(self, receiver: MessageReceiver, kind: FrameKind, raw: bytes) -> bytes:
+    async def _forward(self, receiver: MessageReceiver, kind: FrameKind, raw: bytes) -> bytes:
+        """Return a frame that is not plain for trio-websocket, and choose the phase that follows it."""
         if kind is FrameKind.MESSAGE_END:
             self._fetch_due = True
         elif kind is FrameKind.CLOSE:

@@ -1,9 +1,10 @@
 """WebSocket frames as values (RFC 6455, section 5), without I/O.
 
-The law of this module: a frame is *plain* when it is one whole binary message: FIN set, no reserved bit, opcode
-2, masked as the sender's role demands, its length in the shortest form and within the limit, with no fragmented
-message open. ``FrameReader.lift`` takes plain frames out of the byte stream and unmasks them. Every other frame
-comes out of ``FrameReader.take_other`` byte for byte, for a complete WebSocket implementation to judge.
+A frame is *plain* if it is one whole binary message: FIN set, no reserved bit, opcode 2, masked as the sender's role
+requires, its length in the shortest form and within the limit, with no fragmented message in progress.
+
+Invariant: every byte is returned once, in order. ``FrameReader.lift`` returns the payloads of plain frames, unmasked.
+``FrameReader.take_other`` returns every other frame unchanged, for a complete WebSocket implementation to check.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ PLAIN_FIRST_BYTE = 0x82
 CONTINUATION = 0x0
 CLOSE, PING, PONG = 0x8, 0x9, 0xA
 
-# Below this many bytes one XOR of two big integers beats four passes of bytes.translate.
+# Below this many bytes, one XOR of two big integers is faster than four calls of bytes.translate.
 TRANSLATE_FROM = 512
 
 _TABLES = tuple(bytes(byte ^ key for byte in range(256)) for key in range(256))
@@ -46,8 +47,8 @@ def _xor(payload: bytes, key: bytes) -> bytes:
         repeated = (key * (size // 4 + 1))[:size]
         return (int.from_bytes(payload, "little") ^ int.from_bytes(repeated, "little")).to_bytes(size, "little")
     work = bytearray(payload)
-    for lane in range(4):
-        work[lane::4] = work[lane::4].translate(_TABLES[key[lane]])
+    for offset in range(4):
+        work[offset::4] = work[offset::4].translate(_TABLES[key[offset]])
     return bytes(work)
 
 
@@ -62,7 +63,7 @@ def binary_frame(payload: bytes) -> bytes:
 
 
 class _MaskKeys:
-    """Unpredictable mask keys, as RFC 6455 demands of a client, a page of them for each call of the system."""
+    """Unpredictable mask keys, as RFC 6455 requires of a client; one system call yields a page of them."""
 
     def __init__(self) -> None:
         self._page = b""
@@ -92,21 +93,21 @@ def masked_binary_frame(payload: bytes) -> bytes:
 
 
 def close_frame(code: int, *, masked: bool) -> bytes:
-    """Return a Close with a code and no reason, masked as a client sends it or not."""
+    """Return a Close frame with a code and no reason, masked for a client to send or not."""
     payload = code.to_bytes(2, "big")
     frame = masked_binary_frame(payload) if masked else binary_frame(payload)
     return bytes((0x80 | CLOSE,)) + frame[1:]
 
 
 class FrameKind(Enum):
-    """What a frame that is not plain means for those behind it."""
+    """What a frame that is not plain means for the frames after it."""
 
     CONTROL = "a ping or a pong"
     CLOSE = "the peer's Close: nothing after it is a message"
-    FRAGMENT = "a part of a message that goes on"
+    FRAGMENT = "a part of a message that continues"
     MESSAGE_END = "the last or only frame of a message"
     ILLEGAL = "a frame that breaks RFC 6455: nothing after it can be trusted"
-    TOO_BIG = "a frame or message past the limits"
+    TOO_BIG = "a frame or message that exceeds the limits"
 
 
 @frozen
@@ -114,8 +115,8 @@ class OtherFrame:
     """A frame that is not plain.
 
     Attributes:
-        kind: What it means for what follows.
-        raw: The whole frame as it came; for ILLEGAL and TOO_BIG all that has come, header first.
+        kind: What it means for the frames after it.
+        raw: The whole frame as it arrived; for ILLEGAL and TOO_BIG, all bytes that have arrived from its header on.
     """
 
     kind: FrameKind
@@ -126,9 +127,9 @@ class FrameReader:
     """Splits the bytes after the HTTP head into plain frames and others.
 
     Args:
-        masked: Whether frames must be masked: true for a server, which reads what a client sends.
-        max_message: The most bytes a message may have, in one frame or in fragments. May be set later.
-        max_fragments: The most frames one message may come in.
+        masked: Whether frames must be masked: True for a server, which reads a client's frames.
+        max_message: The most bytes that a message may have, in one frame or in fragments. May be changed later.
+        max_fragments: The most frames that a message may have.
     """
 
     __slots__ = (
@@ -151,7 +152,7 @@ class FrameReader:
         self._fragmented_bytes = 0
 
     def feed(self, data: bytes) -> None:
-        """Add bytes as they came from the network."""
+        """Add bytes from the network."""
         rest = self._buffer[self._position :]
         self._buffer = rest + data if rest else data
         self._position = 0
@@ -162,14 +163,14 @@ class FrameReader:
         return not self._buffer
 
     def take_rest(self) -> bytes:
-        """Return and forget all bytes that no frame was made of."""
+        """Return and drop all bytes that belong to no frame yet."""
         rest = self._buffer[self._position :]
         self._buffer = b""
         self._position = 0
         return rest
 
     def lift(self, most: int) -> list[bytes]:
-        """Take up to so many plain frames off the front and return their payloads, unmasked."""
+        """Take up to ``most`` plain frames from the front and return their payloads, unmasked."""
         payloads: list[bytes] = []
         if self._fragments:
             return payloads
@@ -213,7 +214,7 @@ class FrameReader:
         return payloads
 
     def take_other(self) -> OtherFrame | None:
-        """Take the frame at the front, which is not plain, once the whole of it is here."""
+        """Take the frame at the front, which is not plain; None until all of it has arrived."""
         buffer, position = self._buffer, self._position
         available = len(buffer) - position
         if available < 2:

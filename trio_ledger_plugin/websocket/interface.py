@@ -1,4 +1,4 @@
-"""What a link needs of the connection below it, whoever reads and writes its bytes."""
+"""The interface between a link and the WebSocket connection below it."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ if TYPE_CHECKING:
 
 __all__ = ["MessageReceiver", "OnEnd", "WebSocketTransport"]
 
-# Called once, when nothing more will come: whether the plugin's tasks were cancelled, and an error that is a bug.
+# Called once, after the last message, with whether the plugin's tasks were cancelled, and an error if there is a bug.
 OnEnd: TypeAlias = "Callable[[bool, Exception | None], None]"
 
 
 class MessageReceiver(Protocol):
-    """The link's side of a lane. No method may wait or raise.
+    """Gets the messages of a connection. No method may wait or raise.
 
     Attributes:
-        replies_blocked: How many replies wait for room in the out-queue.
+        replies_blocked: The number of replies that wait for room in the send queue.
     """
 
     replies_blocked: int
 
     def receive(self, message: bytes) -> None:
-        """Take one binary message."""
+        """Handle one binary message."""
 
     def receive_text(self) -> None:
-        """Take note of a text message."""
+        """Handle a text message."""
 
     def too_big(self) -> None:
-        """Take note of a message past the limits; nothing more will be received."""
+        """Handle a message that exceeds the limits; it is the last one."""
 
     def peer_left(self, reason: str) -> None:
-        """Take note that nothing more will be received."""
+        """Handle the end of the connection; may be called more than once."""
 
 
 class WebSocketTransport(Protocol):
@@ -42,33 +42,33 @@ class WebSocketTransport(Protocol):
 
     @property
     def peer(self) -> str:
-        """The address at the other end, for logs."""
+        """The peer's address, for logs."""
 
     @property
     def writer(self) -> FrameWriter:
-        """The queue of what is sent."""
+        """Queues and sends frames."""
 
     @property
     def frame(self) -> Callable[[bytes], bytes]:
-        """Returns what the writer takes for one binary message."""
+        """A function that turns one binary message into what ``writer.write`` accepts."""
 
     @property
     def bytes_received(self) -> int:
-        """Bytes that have come so far; while they grow, the other end is alive."""
+        """The number of bytes received so far; while it grows, the peer is alive."""
 
     def open(self, receiver: MessageReceiver, on_end: OnEnd) -> None:
-        """Let messages come.
+        """Start to receive messages.
 
         Args:
-            receiver: Where they go, in the order of the wire.
-            on_end: Called once, when nothing more will come.
+            receiver: Gets the messages, in the order in which they arrive.
+            on_end: Called once, when the connection is closed and its reader has ended.
         """
 
     def authenticated(self) -> None:
         """Allow messages of full size."""
 
     async def ping(self) -> None:
-        """Send a ping and wait for its pong, for ever if the connection ends first.
+        """Send a ping and wait for its pong; waits for ever if the connection ends first.
 
         Cancellation: Safe at any time.
         """
@@ -80,10 +80,10 @@ class WebSocketTransport(Protocol):
         """
 
     def abort(self) -> None:
-        """Close the stream without a word."""
+        """Close the stream without a closing handshake."""
 
     async def wait_closed(self) -> None:
-        """Wait until the stream is closed and nothing more will come.
+        """Wait until the stream is closed and the receiver gets no more calls.
 
         Cancellation: Safe at any time.
         """

@@ -1,8 +1,10 @@
-"""The slow lane: a connection whose bytes are trio-websocket's, because the application accepted it.
+"""The message stream of a connection that the application accepted, where trio-websocket reads the bytes.
 
-The law of this module: it goes by whole messages. One task takes what trio-websocket has read, as soon as it has read
-it, so that its queue is never full for long and pongs are not held up; the writer's task sends one message after the
-other, and nobody who could be cancelled in the middle of a frame sends. When either ends, the stream is closed.
+One task receives each message as soon as trio-websocket has read it, so trio-websocket's queue is never full for long
+and pongs are not delayed. The writer's task sends one message at a time.
+
+Invariant: only tasks of the plugin send, never a caller that could be cancelled in the middle of a frame. When the
+reading or the writing task ends, the stream is closed.
 """
 
 from __future__ import annotations
@@ -22,18 +24,18 @@ if TYPE_CHECKING:
 
 __all__ = ["MessageStream"]
 
-# What trio-websocket puts into a ping, and so what comes back.
+# The size of the payload of trio-websocket's pings, and so of the pongs.
 PONG_BYTES = 4
 
 
 class MessageStream:
     """One accepted connection, as a link uses it.
 
-    Bytes are counted without the headers of their frames, which only trio-websocket sees.
+    The counts of bytes do not include the headers of frames, which only trio-websocket sees.
 
     Args:
         accepted: The connection.
-        tasks: Owns its tasks; those of trio-websocket run where the application started them.
+        tasks: Owns the reading and the writing task; trio-websocket's run in the application's nursery.
         options: The limits.
         peer: The peer's address, for logs.
     """
@@ -68,7 +70,7 @@ class MessageStream:
         self.bytes_received: int = 0
 
     def open(self, receiver: MessageReceiver, on_end: OnEnd) -> None:
-        """Let messages come; ``on_end`` is called when nothing more will."""
+        """Start to receive messages; ``on_end`` is called after the last one."""
 
         def end(cancelled: bool, error: Exception | None) -> None:
             self._pinging.cancel()
@@ -89,13 +91,13 @@ class MessageStream:
         return message
 
     async def ping(self) -> None:
-        """Send a ping and wait for its pong, for ever if the connection ends first.
+        """Send a ping and wait for its pong; waits for ever if the connection ends first.
 
-        Cancellation: Safe at any time; the ping stays under way, and whoever asks next waits for its pong.
+        Cancellation: Safe at any time. The ping stays in flight, and the next caller waits for its pong.
         """
         if self._pong is None:
             self._pong = trio.Event()
-            # Not by the caller, who has a deadline: cancelled while it waits for the socket, it could tear the frame.
+            # In a task of its own: the caller has a deadline, and could be cancelled in the middle of the frame.
             self._tasks.spawn(self._ping, self._pong)
         await self._pong.wait()
 
@@ -113,14 +115,14 @@ class MessageStream:
         Cancellation: The stream is closed at once.
         """
         self._closing = True
-        await self._reader.part(self._accepted.close(code, reason))
+        await self._reader.close(self._accepted.close(code, reason))
 
     def abort(self) -> None:
-        """Close the stream without a word; the end is told as ever."""
+        """Close the stream without a closing handshake; ``on_end`` is called as usual."""
         self._reader.abort()
 
     async def wait_closed(self) -> None:
-        """Wait until the stream is closed and nothing more will come.
+        """Wait until the stream is closed and the receiver gets no more calls.
 
         Cancellation: Safe at any time.
         """
@@ -138,11 +140,11 @@ class MessageStream:
             else:
                 receiver.receive(message)
             if receiver.replies_blocked:
-                # As the fast lane does, and for the same reason; pongs come after a moment still.
+                # As in a frame stream, and for the same reason. Pongs are delayed only briefly.
                 with trio.move_on_after(PAUSE_SECONDS):
                     await self.writer.wait_for_room(self._options.max_send_queue_bytes // 2)
         receiver.peer_left("the peer closed the connection")
         if self._closing:
-            # The end of the messages is this side's doing: close() still waits for the peer's Close. Were the stream
-            # closed with bytes unread, the system would take back what was sent last.
+            # This side closes: close() still waits for the peer's Close. If this task ended now, the stream would be
+            # closed with bytes unread, and the system could discard what was sent last.
             await trio.sleep_forever()

@@ -1,11 +1,12 @@
 """The one task that writes to a link's stream.
 
-The law of this module: whoever has something to send appends it and never waits for the stream, so a cancelled
-caller cannot tear a frame. Control frames go out ahead of queued messages, between whole frames; a Close goes out
-last and nothing is taken after it. The task lives while there is something to write and a little longer.
+Invariant: only whole frames are sent. A caller appends a frame and never waits for the stream, so a cancelled caller
+cannot leave half a frame behind. Control frames go out ahead of queued messages, between whole frames. A Close goes
+out last, and nothing is queued after it.
 
-A message that is alone may skip the task: waking it costs two turns of the loop, more than all else of a request.
-Its bytes are then given to the socket at once, as many as it takes without waiting, and the rest is queued first.
+The task runs while there is something to write, then sleeps until it is woken or retired. A single message may skip
+the task: to wake the task takes two scheduler turns, more than all the rest of a request. The socket then gets as many
+of the bytes as it accepts without waiting, and the rest goes out before anything else.
 """
 
 from __future__ import annotations
@@ -31,19 +32,19 @@ class FrameWriter:
     """Queues frames for one stream and sends them in pieces of about 64 KiB.
 
     Args:
-        stream: The stream to write to; nobody else may write to it.
+        stream: The stream to write to; nothing else may write to it.
         tasks: Owns the writing task.
-        send_timeout: Seconds that one piece may take, kept by whoever watches ``deadline``.
-        piece_bytes: Frames leave together up to this size; with 1 each leaves by itself.
+        send_timeout: Seconds that one piece may take. The link compares ``deadline`` with the clock and aborts.
+        piece_bytes: The size up to which frames are sent together; with 1, each is sent by itself.
     """
 
     __slots__ = (
         "_closing_frame",
+        "_drained",
         "_frames",
         "_limit",
         "_piece_bytes",
         "_pong",
-        "_rest",
         "_retire",
         "_room",
         "_running",
@@ -53,10 +54,10 @@ class FrameWriter:
         "_stopped",
         "_stream",
         "_tasks",
+        "_unsent",
         "_urgent",
         "bytes_sent",
         "deadline",
-        "emptied",
         "queued",
     )
 
@@ -68,8 +69,8 @@ class FrameWriter:
         self._tasks = tasks
         self._send_timeout = send_timeout
         self._socket = plain_socket(stream)
-        # The end of a frame whose beginning has left: nothing may come in between.
-        self._rest = b""
+        # The unsent end of what the socket has accepted in part: it must be sent next.
+        self._unsent = b""
         self._frames: list[bytes] = []
         self._urgent: list[bytes] = []
         self._pong = b""
@@ -84,25 +85,25 @@ class FrameWriter:
         self.queued: int = 0
         self.bytes_sent: int = 0
         self.deadline: float = inf
-        self.emptied: trio.Event | None = None
+        self._drained: trio.Event | None = None
 
     @property
     def is_stopped(self) -> bool:
-        """Whether nothing more is taken: a Close was queued, or the stream has ended."""
+        """Whether further frames are ignored: a Close was queued, or the stream has ended."""
         return self._stopped
 
     def write(self, frame: bytes) -> None:
-        """Queue one message's frame; after a Close it vanishes."""
+        """Queue one message's frame; it is ignored after a Close."""
         if self._stopped:
             return
         self._frames.append(frame)
         self.queued += len(frame)
-        self._rouse()
+        self._wake_task()
 
     def write_alone(self, frame: bytes) -> None:
-        """Send one message's frame at once when nothing is before it and the socket takes it, or else queue it."""
-        at_work = self._running and self._sleep.task is None
-        if self._socket is None or at_work or self._stopped:
+        """Send one message's frame at once if nothing is queued before it and the socket accepts it; else queue it."""
+        writing = self._running and self._sleep.task is None
+        if self._socket is None or writing or self._stopped:
             self.write(frame)
             return
         sent = write_socket(self._socket, frame)
@@ -110,12 +111,12 @@ class FrameWriter:
         if not sent:
             self.write(frame)
         elif sent < len(frame):
-            self._rest = frame[sent:]
-            self.queued += len(self._rest)
-            self._rouse()
+            self._unsent = frame[sent:]
+            self.queued += len(self._unsent)
+            self._wake_task()
 
     def write_control(self, frame: bytes) -> None:
-        """Queue a control frame ahead of the messages; of pongs only the newest is kept, a Close goes last."""
+        """Queue a control frame ahead of the messages; only the newest pong is kept, and a Close goes last."""
         if self._stopped:
             return
         opcode = frame[0] & 0x0F
@@ -126,32 +127,32 @@ class FrameWriter:
             self._stopped = True
         else:
             self._urgent.append(frame)
-        self._rouse()
+        self._wake_task()
 
     def drop_messages(self) -> None:
-        """Forget the messages that are queued; what has begun to leave and control frames still go out."""
+        """Drop the queued messages; a frame sent in part is still completed, and control frames are still sent."""
         self._frames.clear()
-        self.queued = len(self._rest)
+        self.queued = len(self._unsent)
         if self._room:
             self._room.unpark_all()
 
     def stop(self) -> None:
-        """Forget what is queued and take nothing more: the link is lost."""
+        """Drop all that is queued and ignore further frames: the link is lost."""
         self._stopped = True
         self.drop_messages()
         self._urgent.clear()
-        self._rest = self._pong = self._closing_frame = b""
+        self._unsent = self._pong = self._closing_frame = b""
         self.queued = 0
         self.retire()
 
     def retire(self) -> None:
-        """Let the task go if it has nothing to do."""
+        """End the task if it has nothing to do; the next frame starts it again."""
         if self._sleep.task is not None:
             self._retire = True
             self._sleep.wake()
 
     async def wait_for_room(self, limit: int) -> None:
-        """Wait until fewer bytes than ``limit`` are queued, or the link is lost.
+        """Wait until fewer than ``limit`` bytes are queued, or the link is lost.
 
         Cancellation: Safe at any time.
         """
@@ -161,22 +162,22 @@ class FrameWriter:
             self._limit = limit
             await self._room.park()
 
-    def _let_in(self) -> None:
-        """Wake about as many as fill the room; those who find none left wait on."""
+    def _wake_waiters(self) -> None:
+        """Wake about as many waiting tasks as there is room for; a task that finds no room waits again."""
         if self._room:
             self._room.unpark(count=max(1, (self._limit - self.queued) // 4096))
 
     async def flush(self) -> None:
-        """Wait until all that is queued has been sent, or the stream broke.
+        """Wait until all that is queued has been sent, or the stream is broken.
 
         Cancellation: Safe at any time.
         """
         while self._running and self._sleep.task is None:
-            if self.emptied is None:
-                self.emptied = trio.Event()
-            await self.emptied.wait()
+            if self._drained is None:
+                self._drained = trio.Event()
+            await self._drained.wait()
 
-    def _rouse(self) -> None:
+    def _wake_task(self) -> None:
         if self._sleep.task is not None:
             self._sleep.wake()
         elif not self._running:
@@ -193,14 +194,14 @@ class FrameWriter:
                     return
                 await park(self._sleep)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            # What is queued can never be sent. The reading side, which mostly meets the same break, may find more.
+            # What is queued can never be sent. The reader usually notices the same break, and may get messages before.
             self.stop()
             broken_until = trio.current_time() + self._send_timeout
-        except Exception:  # noqa: BLE001 (a stream of the application's may raise anything, and the plugin outlives it)
+        except Exception:  # noqa: BLE001 (the application's stream may raise anything, and must not end the plugin)
             self.stop()
             await abort_stream(self._stream)
         except trio.Cancelled:
-            # A frame may be torn: nothing may follow it.
+            # A frame may be sent in part: nothing may follow it.
             self.stop()
             raise
         finally:
@@ -209,33 +210,33 @@ class FrameWriter:
             self._signal_empty()
 
     def _signal_empty(self) -> None:
-        if self.emptied is not None:
-            self.emptied.set()
-            self.emptied = None
+        if self._drained is not None:
+            self._drained.set()
+            self._drained = None
         if self._room:
-            # Nothing more will leave, and so wake anybody, if those woken last write nothing after all.
+            # Wakes all: the tasks woken before may have queued nothing, and nothing else would wake the others.
             self._room.unpark_all()
 
     async def _drain(self) -> None:
         if self._socket is not None and (piece := self._next_piece()):
-            # Mostly the socket takes all of it; Trio's own sending costs a turn of the loop more.
+            # The socket usually accepts all of it; sending with Trio would take one more scheduler turn.
             sent = write_socket(self._socket, piece)
             self.bytes_sent += sent
-            self._rest = piece[sent:]
-            self.queued += len(self._rest)
+            self._unsent = piece[sent:]
+            self.queued += len(self._unsent)
             if self._room:
-                self._let_in()
+                self._wake_waiters()
         while piece := self._next_piece():
             self.deadline = trio.current_time() + self._send_timeout
             await self._stream.send_all(piece)
             self.deadline = inf
             self.bytes_sent += len(piece)
             if self._room:
-                self._let_in()
+                self._wake_waiters()
 
     def _next_piece(self) -> bytes:
-        if self._rest:
-            piece, self._rest = self._rest, b""
+        if self._unsent:
+            piece, self._unsent = self._unsent, b""
             self.queued -= len(piece)
             return piece
         if self._urgent or self._pong:
