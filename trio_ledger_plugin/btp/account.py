@@ -1,4 +1,4 @@
-"""One account of a many-account server: its links, and the plugin that the application may have of it."""
+"""One account of a server of many accounts: its links, and its plugin if the application asks for one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Account", "AccountPlugin", "AccountSnapshot"]
 
-# How the destination of an ILDCP request stands in its packet, and where: behind type, length, amount, expiry and
+# The bytes of an ILDCP request's destination, and where they are in the packet: after type, length, amount, expiry and
 # condition.
 ILDCP_MARK = bytes([len(ildcp.DESTINATION)]) + ildcp.DESTINATION.encode()
 MARK_FROM, MARK_TO = 59, 59 + 4 + len(ILDCP_MARK)
@@ -37,16 +37,16 @@ MARK_FROM, MARK_TO = 59, 59 + 4 + len(ILDCP_MARK)
 
 @frozen(kw_only=True)
 class AccountSnapshot:
-    """A connected account as it is now; ``AccountsPlugin.accounts()`` returns it.
+    """A snapshot of a connected account; ``AccountsPlugin.accounts()`` returns it.
 
     Attributes:
         name: The account's name.
-        connections: How many connections it has.
-        connected_at: When it got the first of them, in seconds of Trio's clock.
-        requests_received: Requests of its client since then, transfers included.
+        connections: The number of its connections.
+        connected_at: When the account became connected, in seconds of Trio's clock.
+        requests_received: Requests from its client since then, transfers included.
         requests_sent: Requests to its client since then, transfers included.
-        bytes_received: Bytes read from its connections since then, those that are gone included.
-        bytes_sent: Bytes written to them, likewise.
+        bytes_received: Bytes read from its connections since then, including closed ones.
+        bytes_sent: Bytes written to its connections since then, including closed ones.
     """
 
     name: str
@@ -59,11 +59,11 @@ class AccountSnapshot:
 
 
 class Account:
-    """One account of a server; an idle one costs no more than this.
+    """One account of a server. An idle account needs no task and no timer.
 
     Args:
         name: The account's name.
-        server: The server's context; the account's has counters, handlers and a budget of its own.
+        server: The server's context; the account's context has its own counters, handlers and budget.
         info: Returns the server's address and asset.
         money: The server's money.
     """
@@ -74,28 +74,28 @@ class Account:
         self.name: str = name
         handlers = _AccountHandlers(name, server, info, money)
         self.context: Context = evolve(server, counters=Counters(), handlers=handlers, budget=Budget(server.budget))
-        # The live ones, the newest last; any number, and each can go at any time.
+        # The open links, the newest last.
         self.links: dict[Link, None] = {}
         self.plugin: AccountPlugin | None = None
         self._begin()
 
     def _begin(self) -> None:
-        """Count from now on."""
+        """Start the counts of the snapshot."""
         self._connected_at = trio.current_time()
         self._counted_before = evolve(self.context.counters)
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is left of it."""
+        """Whether the account has neither a link nor a plugin."""
         return not self.links and self.plugin is None
 
     @property
     def newest_link(self) -> Link | None:
-        """The link that requests go to: exactly one, or a request would be executed twice."""
+        """The link that sends requests. It is exactly one: over two, a request would be executed twice."""
         return next(reversed(self.links), None)
 
     def add(self, link: Link) -> None:
-        """Add an authenticated link to those that are there."""
+        """Add an authenticated link."""
         if not self.links:
             self._begin()
         self.links[link] = None
@@ -110,7 +110,7 @@ class Account:
             self.plugin.use_link(self.newest_link)
 
     def snapshot(self) -> AccountSnapshot:
-        """Return what is known of it now."""
+        """Return a snapshot of the account."""
         counted = self.context.counters.since(self._counted_before)
         return AccountSnapshot(
             name=self.name,
@@ -129,7 +129,7 @@ class Account:
             NotConnectedError: There is no link. Nothing was sent.
             LedgerPluginError: As ``LedgerPlugin.send_data`` documents.
 
-        Cancellation: The request may have left; its response is ignored.
+        Cancellation: The request may have been sent; its response is ignored.
         """
         link = self.newest_link
         if link is None:
@@ -138,9 +138,9 @@ class Account:
 
 
 class _AccountHandlers(Handlers):
-    """The handlers of one account; the server's serve what has none here.
+    """The handlers of one account; the server's handlers serve what has no handler here.
 
-    ILDCP requests (RFC-0031) are answered before any handler is asked.
+    ILDCP requests (RFC-0031) are answered without a handler.
     """
 
     def __init__(self, name: str, server: Context, info: Callable[[], HostInfo], money: MoneyService) -> None:
@@ -173,11 +173,11 @@ class _AccountHandlers(Handlers):
 
 
 class AccountPlugin(LedgerPlugin):
-    """One account of a server as a plugin of its own; ``AccountsPlugin.account()`` returns it.
+    """The plugin of one account of a server; ``AccountsPlugin.account()`` returns it.
 
-    It is connected while the account has a connection. The client dials, and the server listens, so ``connect()`` only
-    checks that the server does; ``wait_connected()`` waits for the client. ``disconnect()`` and ``aclose()`` end the
-    account's connections, and its client may connect again. Its tasks are the server's.
+    It is connected while the account has a connection. The client dials, so ``connect()`` only checks that the server
+    listens, and ``wait_connected()`` waits for the client. ``disconnect()`` and ``aclose()`` end the account's
+    connections; its client may connect again. The server's tasks do the work.
 
     Args:
         account: The account.
@@ -212,7 +212,7 @@ class AccountPlugin(LedgerPlugin):
         self._exchange = account.newest_link
 
     async def run_connection(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Do nothing: the server's connection is this plugin's."""
+        """Do nothing: the server accepts the connections."""
         task_status.started()
         await trio.lowlevel.checkpoint()
 
@@ -221,7 +221,7 @@ class AccountPlugin(LedgerPlugin):
         return tuple(self._account.links)
 
     def use_link(self, link: Link | None) -> None:
-        """Send requests over this link from now on; over none when None."""
+        """Send further requests over this link; None means that there is no link."""
         self._exchange = link
 
     def counted(self) -> Counters:
@@ -236,6 +236,6 @@ class AccountPlugin(LedgerPlugin):
             cause = failure.__cause__
             self._connector.fail(cause if isinstance(cause, Exception) else failure)
 
-    def ended(self, failure: PluginFailedError | None) -> None:  # noqa: ARG002 (the server asks for it, not we)
-        """Leave the account; its links stay, and a server that ends drops them when commits are answered."""
+    def ended(self, failure: PluginFailedError | None) -> None:  # noqa: ARG002 (the hook's signature)
+        """Detach from the account. Its links stay: a server that ends drops them once commits are acknowledged."""
         self._on_ended(self._account)

@@ -1,7 +1,7 @@
-"""The ``btp-accounts`` plugin: a server for many accounts over BTP/2.0, as ilp-plugin-mini-accounts is one.
+"""The ``btp-accounts`` plugin: a server for many accounts over BTP/2.0, like ilp-plugin-mini-accounts.
 
-The law of this module: an account is what its token opened. What comes over a connection is served in the name of its
-account alone, and a request of ours goes over exactly one connection of the account that its destination names.
+Invariant: a connection belongs to the account that its token authenticates. The connection's requests are served for
+that account alone. A request that this end sends goes over exactly one connection of the account in its destination.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ __all__ = ["AccountsPlugin"]
 class AccountsPlugin(BtpServer):
     """A server whose clients each have an account, below the server's own ILP address.
 
-    ``is_connected()`` is true while it listens. ``account(name)`` is a plugin of its own for one account; a request
-    that no handler of its account's own takes goes to this plugin's handlers.
+    ``is_connected()`` is true while it listens. ``account(name)`` returns a plugin for one account. If that plugin has
+    no handler for a request, this plugin's handlers serve it.
     """
 
     options_class: ClassVar[type[AccountsOptions]] = AccountsOptions
@@ -92,10 +92,10 @@ class AccountsPlugin(BtpServer):
     def account(self, name: str) -> AccountPlugin:
         """Return the plugin of one account, whether its client has ever connected or not.
 
-        The same object each time, until it is closed.
+        Every call returns the same object until it is closed.
 
         Args:
-            name: The account's name: the segment behind the server's ILP address.
+            name: The account's name: the segment after the server's ILP address.
 
         Raises:
             TypeError: ``name`` is not text.
@@ -111,7 +111,7 @@ class AccountsPlugin(BtpServer):
         return self._plugin_of(self._open_account(name))
 
     def accounts(self) -> tuple[AccountSnapshot, ...]:
-        """Return the accounts that are connected now, in no particular order; looking at them changes nothing."""
+        """Return a snapshot of each connected account, in no particular order."""
         return tuple(account.snapshot() for account in self._accounts.values() if account.links)
 
     async def run_connection(self, *, task_status: trio.TaskStatus[None]) -> None:
@@ -138,7 +138,7 @@ class AccountsPlugin(BtpServer):
         return self.info
 
     async def _ask_host(self) -> HostInfo:
-        """Ask the data handler, as a child asks its parent."""
+        """Ask the data handler for the server's address and asset, as a child asks its parent."""
         if not self.handlers.serves_data:
             raise InvalidFieldsError(
                 "debug_host_ildcp_info: missing, and there is no data handler to ask for the server's ILP address"
@@ -161,15 +161,16 @@ class AccountsPlugin(BtpServer):
     async def carry_data(self, data: bytes) -> bytes:
         """Send an ILP Prepare to the account that its destination names, and return the answer.
 
-        What this plugin itself knows to be impossible is answered with an ILP Reject: ``F02`` for an address that is
-        not below the server's, ``T01`` for an account that is not connected, ``R00`` past the Prepare's expiry,
-        ``F05`` for a fulfillment that is not the condition's preimage. Errors of a request in flight are raised, as
-        ``LedgerPlugin.send_data`` documents.
+        This plugin answers with an ILP Reject itself: ``F02`` for an address that is not below the server's, ``T01``
+        for an account that is not connected, ``R00`` once the Prepare has expired, ``F05`` for a fulfillment that is
+        not the condition's preimage. Errors of a request in flight are raised, as ``LedgerPlugin.send_data`` documents.
 
         Raises:
-            InvalidFieldsError: ``data`` is no ILP Prepare. Nothing was sent.
-            DecodeError: The answer is no ILP Fulfill or Reject; the peer may have acted.
+            InvalidFieldsError: ``data`` is not an ILP Prepare. Nothing was sent.
+            DecodeError: The answer is not an ILP Fulfill or Reject; the peer may have acted.
             LedgerPluginError: As ``LedgerPlugin.send_data`` documents.
+
+        Cancellation: The request may have been sent; its response is ignored.
         """
         info = self._known_info()
         own = info.client_address
@@ -191,7 +192,7 @@ class AccountsPlugin(BtpServer):
         return self._reject_offline()
 
     async def _send_to(self, account: Account, data: bytes) -> bytes:
-        """Send a request to an account; a Reject answers it where the account is no longer connected."""
+        """Send a request to an account, and return its answer; a Reject if the account is no longer connected."""
         try:
             return await account.request(data)
         except NotConnectedError:
@@ -203,8 +204,8 @@ class AccountsPlugin(BtpServer):
         own = self._known_info().client_address
         return ilp.encode(ilp.Reject(ilp.ErrorCode.PEER_UNREACHABLE, own, "the account is not connected"))
 
-    async def carry_money(self, transfer: Transfer) -> None:  # noqa: ARG002 (no account is named)
-        """Refuse: money goes to one account.
+    async def carry_money(self, transfer: Transfer) -> None:  # noqa: ARG002 (there is no account to send it to)
+        """Raise: money is sent to one account, with ``account(name).send_money(amount)``.
 
         Raises:
             InvalidFieldsError: Always. Nothing was sent.
@@ -213,7 +214,7 @@ class AccountsPlugin(BtpServer):
         raise InvalidFieldsError("a server of many accounts sends money with account(name).send_money(amount)")
 
     def _resume_accounts(self) -> None:
-        """Send the transfers of earlier plugins to accounts that connected before the journal was open."""
+        """Resume unfinished transfers to accounts that connected before the journal was open."""
         for account in tuple(self._accounts.values()):
             if account.links and self.money.is_unfinished(account.name):
                 self._plugin_of(account)
@@ -232,7 +233,7 @@ class AccountsPlugin(BtpServer):
         return total
 
     def begin_closing(self) -> bool:
-        """Refuse new calls and requests, those of the accounts' own plugins too."""
+        """Refuse new calls and requests, also in the accounts' own plugins."""
         for plugin in self._plugins():
             plugin.begin_closing()
         return super().begin_closing()
@@ -248,7 +249,7 @@ class AccountsPlugin(BtpServer):
     # What the server and the accounts call.
 
     def _attach_link(self, link: Link) -> None:
-        """Take an authenticated link into use, beside those that its account has."""
+        """Add an authenticated link to its account."""
         account = self._open_account(link.account)
         account.add(link)
         self.log.debug("account %s connected from %s", account.name, link.peer)
@@ -259,11 +260,11 @@ class AccountsPlugin(BtpServer):
         elif plugin.is_connected():
             plugin.money.link_up()
         else:
-            # Not always the first: the links of an account that was disconnected end in their own time.
+            # It may not be the only link: those of an account that was disconnected may not have ended yet.
             plugin.link_up()
         if len(account.links) == 1:
             self.publish(AccountConnected(account.name))
-        # Last: what came before the verdict is served at once, and may be the end of the link.
+        # Last: this serves the messages that were held, and one of them may end the link.
         link.authenticated()
 
     def _detach_link(self, link: Link, reason: str) -> None:
@@ -286,7 +287,7 @@ class AccountsPlugin(BtpServer):
         return account
 
     def _plugin_of(self, account: Account) -> AccountPlugin:
-        """Return the plugin of an account, made when it is first asked for."""
+        """Return the plugin of an account; the first call makes it."""
         plugin = account.plugin
         if plugin is None:
             plugin = account.plugin = AccountPlugin(
@@ -305,6 +306,6 @@ class AccountsPlugin(BtpServer):
         self._forget_idle(account)
 
     def _forget_idle(self, account: Account) -> None:
-        """Forget an account that nothing is left of, but for what was counted."""
+        """Remove an account without a link and a plugin; its counts are added to the server's."""
         if account.is_idle and self._accounts.pop(account.name, None) is not None:
             self.counters.add(account.context.counters)

@@ -1,4 +1,4 @@
-"""The first packet of a BTP connection and its answer, without I/O (RFC-0023, authentication)."""
+"""The first packet of a BTP connection and the reply to it, without I/O (RFC-0023, authentication)."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ AUTH_TOKEN = "auth_token"  # noqa: S105 (the name of a sub-protocol, not a token
 
 @define
 class AuthRequest:
-    """The credentials of a peer's first packet (RFC-0023, authentication).
+    """The credentials in the first packet of a connection (RFC-0023, authentication).
 
     Attributes:
         request_id: The id to answer.
-        username: ``auth_username``, or None where there is no such entry.
-        token: ``auth_token`` as it came.
+        username: ``auth_username``; None if there is no such entry.
+        token: ``auth_token``, as received.
         extra: The other entries, by name.
     """
 
@@ -52,7 +52,7 @@ class AuthRequest:
 
     @property
     def peer_retention(self) -> int | None:
-        """For how many seconds the client offers to keep transfer keys; None when it does not."""
+        """For how many seconds the client offers to keep transfer keys; None if it does not offer it."""
         return read_retention(self.extra.get(TRANSFER_KEYS))
 
     def __repr__(self) -> str:
@@ -73,20 +73,20 @@ def auth_message(request_id: int, account: str, token: str, flags: Mapping[str, 
 
 @frozen
 class AuthAnswer:
-    """A server's answer to right credentials.
+    """A server's reply to correct credentials.
 
     Attributes:
-        peer_retention: For how many seconds the server keeps transfer keys; None when it does not.
+        peer_retention: For how many seconds the server keeps transfer keys; None if it does not keep them.
     """
 
     peer_retention: int | None
 
 
 class BadAuthError(Exception):
-    """A first packet that authenticates nobody; the text says why, fit for the peer to read.
+    """The first packet does not authenticate the peer. The peer may read the text.
 
     Attributes:
-        request_id: The id to answer, or None where none could be read.
+        request_id: The id to answer; None if the packet has no readable id, or must not be answered.
     """
 
     def __init__(self, reason: str, request_id: int | None = None) -> None:
@@ -122,7 +122,7 @@ def read_auth(frame: bytes, *, max_entries: int) -> AuthRequest:
 
 
 def _is_text(entry: btp.ProtocolData) -> bool:
-    """Whether an entry is UTF-8; older clients say octet-stream of their text."""
+    """Whether an entry is UTF-8 text; older clients send text as octet-stream."""
     try:
         entry.data.decode()
     except UnicodeDecodeError:
@@ -131,17 +131,22 @@ def _is_text(entry: btp.ProtocolData) -> bool:
 
 
 def auth_accepted(request_id: int, retention: int | None = None) -> bytes:
-    """Return the encoded answer to right credentials; ``retention`` agrees to keep transfer keys so many seconds."""
+    """Return the encoded reply to correct credentials.
+
+    Args:
+        request_id: The id of the auth packet.
+        retention: For how many seconds this end agrees to keep transfer keys; None if it does not.
+    """
     return btp.encode(btp.Response(request_id, tuple(_flag(*flag) for flag in transfer_keys(retention).items())))
 
 
 def transfer_keys(retention: int | None) -> dict[str, str]:
-    """Return the flag of the authentication that offers to keep transfer keys so many seconds; none for None."""
+    """Return the auth flag that offers to keep transfer keys for ``retention`` seconds; empty for None."""
     return {} if retention is None else {TRANSFER_KEYS: str(retention)}
 
 
 def _flag(name: str, value: object) -> btp.ProtocolData:
-    """Return an entry of the kind that ilp-plugin-btp makes of such a value."""
+    """Return the entry that ilp-plugin-btp makes of such a value."""
     if isinstance(value, bytes):
         return btp.ProtocolData(name, btp.OCTET_STREAM, value)
     if isinstance(value, str):
@@ -150,18 +155,18 @@ def _flag(name: str, value: object) -> btp.ProtocolData:
 
 
 def auth_refused(request_id: int, reason: str) -> bytes:
-    """Return the encoded answer to wrong credentials; its data is plain text, as ilp-plugin-btp sends it."""
+    """Return the encoded reply to wrong credentials; its data is plain text, as ilp-plugin-btp sends it."""
     code, name = NotAcceptedError.code, NotAcceptedError.name
     return btp.encode(btp.Error(request_id, code, name, datetime.now(UTC), reason.encode()))
 
 
 def read_auth_answer(frame: bytes, request_id: int, *, max_entries: int, token: str) -> AuthAnswer | None:
-    """Read a server's packet while its answer to the auth packet is awaited.
+    """Read a packet that a server sends while this end waits for the reply to its auth packet.
 
-    A refusal that repeats ``token`` is told without it.
+    If a refusal repeats ``token``, the error shows ``***`` instead.
 
     Returns:
-        What it accepts with; None when it is no answer to the auth packet and is to be kept for later.
+        The server's reply; None if the packet is not the reply and must be kept for later.
 
     Raises:
         NotAcceptedError: The server refuses the credentials.

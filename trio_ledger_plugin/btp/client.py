@@ -1,8 +1,8 @@
-"""The end that dials: connect, authenticate, and dial again after each loss.
+"""The end that dials: it connects, authenticates, and dials again after each loss.
 
-Invariant: before the first success, an error that trying again cannot mend leaves ``connect()``. After it, only a clear
-refusal of the credentials ends the plugin; every other error is followed by another try, after a pause that is never
-longer than the outage has lasted, nor than ``redial_max_delay``.
+Invariant: before the first success, ``connect()`` raises an error that another try cannot fix. After it, only a clear
+refusal of the credentials ends the plugin. Every other error is followed by another try, after a pause that is at most
+as long as the outage so far and at most ``redial_max_delay``.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Client"]
 
-# One try at the most: a peer that takes the connection and says nothing must not eat the whole timeout.
+# The longest that one try may take: a peer that accepts and stays silent must not use up the whole timeout.
 TRY_SECONDS = 10.0
-# The pause after an immediate redial has failed; from then on the outage itself sets the pace.
+# The longest pause after an immediate redial has failed; the bound then grows with the outage.
 FIRST_PAUSE = 0.1
+# After so many silent closes in a row, the credentials count as refused.
 SILENT_CLOSES = 3
-# A link that does not last so long has not ended the outage: two clients that throw each other out of one account
-# would otherwise do so as fast as the network can.
+# A link that is lost sooner does not end the outage: otherwise two clients that replace each other in one account would
+# do so as fast as the network can.
 STABLE_SECONDS = 10.0
 
 
@@ -50,10 +51,10 @@ class Client:
         context: What the parts of the plugin share.
         options: The plugin's options.
         ids: Where request ids come from.
-        offered_retention: For how many seconds this end keeps transfer keys; None where it offers PLAIN only.
+        offered_retention: For how many seconds this end keeps transfer keys; None if it offers PLAIN only.
         attach: Called with each link once it is authenticated.
         detach: Called with each link that is lost, attached or not, and the reason.
-        is_wanted: Whether a link is still wanted: not while the plugin disconnects or closes.
+        is_wanted: Returns whether a link is still wanted: False while the plugin disconnects or closes.
         on_failed_try: Called with the error of each try before the first link.
     """
 
@@ -84,7 +85,10 @@ class Client:
         return self._options.address
 
     async def run(self, connected: Callable[[], None]) -> None:
-        """Connect, report it, and stay connected.
+        """Connect, and stay connected until cancelled.
+
+        Args:
+            connected: Called once the first link is authenticated.
 
         Raises:
             LedgerPluginError: The first connection cannot be made, or a later one was clearly refused.
@@ -138,12 +142,12 @@ class Client:
             await self._pause(began)
 
     async def _pause(self, began: float) -> None:
-        """Wait with full jitter, no longer than the outage has lasted: a short outage is over soon after its end."""
+        """Wait with full jitter, at most as long as the outage so far: after a short outage, a redial follows soon."""
         outage = max(trio.current_time() - began, FIRST_PAUSE)
         await trio.sleep(uniform(0, min(outage, self._options.redial_max_delay)))  # noqa: S311 (jitter, no secret)
 
     async def _try(self, *, redials: int) -> trio.Event:
-        """Make one link, which counts for so many redials, and return the event of its loss."""
+        """Open and authenticate one link, add ``redials`` to the count, and return the event of the link's loss."""
         with trio.move_on_after(TRY_SECONDS):
             websocket = await self._open_websocket()
             return await self._authenticate(websocket, redials)
@@ -159,14 +163,14 @@ class Client:
     async def _authenticate(self, websocket: WebSocket, redials: int) -> trio.Event:
         options = self._options
         gone, decided = trio.Event(), trio.Event()
-        verdict: list[LedgerPluginError | None] = []
+        decision: list[LedgerPluginError | None] = []
         request_id = next(self._ids)
         offered = transfer_keys(self._offered_retention)
         flags = {**options.btp_auth_flags, **offered}
 
         def on_message(message: bytes) -> None:
             if decided.is_set():
-                # What a refusal is followed by must not open the link after all.
+                # A packet after a refusal must not open the link.
                 return
             try:
                 answer = read_auth_answer(
@@ -176,11 +180,11 @@ class Client:
                     link.hold(message)
                     return
             except LedgerPluginError as error:
-                verdict.append(error)
+                decision.append(error)
             else:
-                verdict.append(None)
+                decision.append(None)
                 self._context.counters.redials += redials
-                # What was not offered cannot be agreed to.
+                # The server cannot agree to what this end has not offered.
                 link.peer_retention = answer.peer_retention if offered else None
                 self._attach(link)
             decided.set()
@@ -198,11 +202,11 @@ class Client:
             await decided.wait()
             done = True
         finally:
-            # One that opened at the very moment at which the time was up is not to be used by anybody either.
+            # Also if the link has opened at the very moment of the timeout: its caller is gone.
             if not (done and link.is_open):
                 link.abort("not authenticated")
-        if not verdict:
+        if not decision:
             raise SilentCloseError(f"{self.address} closed the connection without an answer to the credentials")
-        if verdict[0] is not None:
-            raise verdict[0]
+        if decision[0] is not None:
+            raise decision[0]
         return gone

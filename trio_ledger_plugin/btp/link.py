@@ -1,8 +1,8 @@
 """One BTP connection to a peer: its exchange, its keep-alive, and its end.
 
-Invariant: a link goes from AUTHENTICATING to OPEN to LOST and never back. ``end`` is the one way to LOST: at that
-moment each of its calls fails and what is queued is forgotten, and its socket is closed soon after. Nothing here waits
-for the application's code; only requests and replies wait at all.
+Invariant: a link goes from AUTHENTICATING to OPEN to LOST and never back. Only ``end`` makes it LOST: its calls fail
+and queued messages are dropped at that moment, and its socket is closed soon after. Nothing here waits for the
+application's code.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Link"]
 
 ANSWER, REQUEST = SessionEvent.ANSWER, SessionEvent.REQUEST
-# What a message that is held costs besides its bytes: many empty ones must not grow without bound either.
+# What a held message costs besides its bytes: many empty messages must not grow without bound either.
 HELD_BYTES = 32
 CLOSE_POLICY, CLOSE_TOO_BIG, CLOSE_NORMAL = 1008, 1009, 1000
 MINUTE = 60.0
@@ -49,7 +49,7 @@ class Link(Exchange):
 
     Args:
         context: What the parts of the plugin share.
-        ids: Where the ids of requests come from.
+        ids: Yields the ids of requests.
         transport: The connection, its opening handshake done.
         on_lost: Called once, when the link is lost, with the reason.
     """
@@ -88,13 +88,13 @@ class Link(Exchange):
         self._writer: FrameWriter = transport.writer
         self._frame = transport.frame
         self._on_lost = on_lost
-        #: The account at the other end; empty for a plugin with one peer.
+        #: The peer's account; empty for a plugin with one peer.
         self.account: str = ""
         self.peer_retention: int | None = None
         self.session: Session[Call] = Session(self.calls.pending, max_entries=options.max_entries)
         self._state = _State.AUTHENTICATING
         self._max_queued = options.max_send_queue_bytes
-        # Half of the queue is for replies: were it full of requests at both ends, neither could answer.
+        # Half of the queue is for replies: if requests filled it at both ends, neither end could reply.
         self._max_asked = max(1, self._max_queued // 2)
         self.replies_blocked: int = 0
         self._first_message: Callable[[bytes], None] = self.hold
@@ -107,7 +107,7 @@ class Link(Exchange):
 
     @property
     def is_open(self) -> bool:
-        """Whether the peer is authenticated and the link alive."""
+        """Whether the peer is authenticated and the link is not lost."""
         return self._state is _State.OPEN
 
     @property
@@ -117,23 +117,23 @@ class Link(Exchange):
 
     @property
     def bytes_sent(self) -> int:
-        """Bytes that left in frames."""
+        """The number of bytes sent in frames."""
         return self._writer.bytes_sent
 
     @property
     def bytes_received(self) -> int:
-        """Bytes that came in frames."""
+        """The number of bytes received in frames."""
         return self._transport.bytes_received
 
-    # Authentication; the client and the server decide how it goes.
+    # Authentication, which the client or the server does.
 
     def begin(self, first_message: Callable[[bytes], None]) -> None:
-        """Let messages come; each goes to ``first_message`` until ``authenticated`` is called."""
+        """Start to receive messages; ``first_message`` gets them until ``authenticated`` is called."""
         self._first_message = first_message
         self._transport.open(self, self._transport_ended)
 
     def hold(self, message: bytes) -> None:
-        """Keep a message that came before the link is authenticated; it is served afterwards."""
+        """Keep a message that arrives before the link is authenticated; ``authenticated`` serves it."""
         held = sum(map(len, self._held)) + HELD_BYTES * len(self._held)
         if held + len(message) > self.context.options.max_unauthenticated_bytes:
             self.too_big()
@@ -145,7 +145,7 @@ class Link(Exchange):
         self._write(packet)
 
     def authenticated(self) -> None:
-        """Open the link, and serve what came before the verdict."""
+        """Open the link, and serve the messages that were held."""
         if self._state is not _State.AUTHENTICATING:
             return
         self._state = _State.OPEN
@@ -157,13 +157,13 @@ class Link(Exchange):
         for message in held:
             self.receive(message)
 
-    # What is sent.
+    # Sending.
 
     def _write(self, packet: bytes) -> None:
         self._writer.write(self._frame(packet))
 
     def send_request(self, request_id: int, request: bytes | Transfer) -> None:
-        """Queue a request, or send it at once where it is the only one."""
+        """Queue a request, or send it at once if it is the only one."""
         if request.__class__ is not bytes:
             self._write(transfer_packet(request_id, request))  # type: ignore[arg-type]  # a transfer, by its class
         elif len(self.calls.pending) == 1:
@@ -183,7 +183,7 @@ class Link(Exchange):
         await self._writer.wait_for_room(self._max_asked)
 
     async def drain(self) -> None:
-        """Wait until no call is in flight and all that is queued was sent, or the link is lost.
+        """Wait until no call is in flight and the queue is empty, or the link is lost.
 
         Cancellation: Safe at any time.
         """
@@ -191,7 +191,7 @@ class Link(Exchange):
         await self._writer.flush()
 
     async def reply(self, request_id: int, reply: Reply) -> None:
-        """Send a handler's reply once the queue has room; dropped when the link is lost.
+        """Send a handler's reply once the queue has room; the reply is dropped if the link is lost.
 
         Cancellation: The reply is dropped.
         """
@@ -204,14 +204,14 @@ class Link(Exchange):
         if self._state is not _State.OPEN:
             return
         if reply.__class__ is bytes:
-            # What nearly all replies are, without two calls of methods.
+            # Nearly all replies are bytes: this is answer() and send_reply() without two method calls.
             self.counters.responses_sent += 1
             self._send_response(request_id, btp.encode_ilp(btp.RESPONSE, request_id, reply))
         else:
             self.answer(request_id, reply)
 
     def send_reply(self, request_id: int, reply: Reply) -> None:
-        """Queue a reply, or send it at once where no other request is served."""
+        """Queue a reply, or send it at once if no other request is being served."""
         if isinstance(reply, LedgerPluginError):
             self.session.serving.discard(request_id)
             self._write(error_reply(request_id, reply))
@@ -228,12 +228,12 @@ class Link(Exchange):
             self._write(packet)
 
     def send_refusal(self, request_id: int, error: LedgerPluginError) -> None:
-        """Queue an error in the space that is reserved for the reader, which cannot wait."""
+        """Queue an error in the room that is reserved for the reader, which cannot wait."""
         self.session.serving.discard(request_id)
         self._write_bounded(error_reply(request_id, error))
 
     def _write_bounded(self, packet: bytes) -> None:
-        """Queue a packet of the reader, which cannot wait; only little may be queued past the limit."""
+        """Queue a packet for the reader, which cannot wait; abort once ``max_error_reply_bytes`` are past the limit."""
         self._write(packet)
         if self._writer.queued > self._max_queued + self.context.options.max_error_reply_bytes:
             self.abort("the peer asks and does not read")
@@ -244,7 +244,7 @@ class Link(Exchange):
         """Handle one binary message."""
         if self._state is _State.OPEN:
             event, key, value = self.session.receive(message)
-            # The two that nearly all messages are, as resolve() and receive_request() handle them: a call of a method
+            # Nearly all messages are of these two kinds. This is resolve() and receive_request() inlined: a method call
             # costs a fiftieth of a request.
             if event is ANSWER:
                 self.counters.responses_received += 1
@@ -266,14 +266,14 @@ class Link(Exchange):
             self.shut(CLOSE_POLICY, "a text message before authentication")
 
     def too_big(self) -> None:
-        """Handle a message past the limits."""
+        """Handle a message that exceeds the limits."""
         self.shut(CLOSE_TOO_BIG, "a message past the limits")
 
     def peer_left(self, reason: str) -> None:
-        """Handle the end of what the peer sends."""
+        """Handle the end of the connection."""
         self.end(reason)
 
-    def _receive_other(self, event: SessionEvent, key: Any, value: Any) -> None:  # noqa: ANN401 (the event tells)
+    def _receive_other(self, event: SessionEvent, key: Any, value: Any) -> None:  # noqa: ANN401 (their types depend on the event)
         counters = self.counters
         if event is SessionEvent.FAILURE:
             self.resolve(key, value)
@@ -311,7 +311,7 @@ class Link(Exchange):
     def fire(self, now: float) -> float:
         """Act on the deadlines that have passed."""
         if self._state is _State.LOST:
-            # It was scheduled while the link was open: its closing handshake may still be under way.
+            # The timer was scheduled while the link was open. The closing handshake may not have ended yet.
             if now >= self._abort_at:
                 self._transport.abort()
             return inf
@@ -331,7 +331,7 @@ class Link(Exchange):
         return min(due, self._writer.deadline, self._next_ping, now + self.context.options.send_timeout)
 
     async def _ping(self) -> None:
-        """Send pings until a pong comes; other bytes are a sign of life too, and then another ping is sent."""
+        """Send pings until a pong arrives; if only other bytes arrive, the peer is alive and gets another ping."""
         timeout = self.context.options.pong_timeout
         answered = False
         while self._state is _State.OPEN and not answered:
@@ -339,7 +339,7 @@ class Link(Exchange):
             with trio.CancelScope(deadline=trio.current_time() + timeout) as self._pinging:
                 await self._transport.ping()
                 answered = True
-            # A program that kept the loop busy meanwhile may not have read the pong yet: the reader goes first.
+            # If the program kept the loop busy, the pong may be unread: the reader runs first.
             await trio.lowlevel.checkpoint()
             if self._state is _State.OPEN and self._transport.bytes_received == heard:
                 self.abort(f"no sign of life for {timeout:g} s after a ping")
@@ -356,7 +356,7 @@ class Link(Exchange):
     async def finish(self) -> None:
         """Drain, and close the connection with a closing handshake.
 
-        Cancellation: The connection is closed at once, where the handshake has begun.
+        Cancellation: Once the handshake has begun, the connection is closed at once.
         """
         await self.drain()
         if self._state is not _State.LOST:
@@ -376,11 +376,11 @@ class Link(Exchange):
         self._transport.abort()
 
     def end(self, reason: str, *, closed: bool = False) -> None:
-        """Lose the link: fail its calls, and forget what is queued; the first reason counts.
+        """Lose the link: fail its calls, and drop queued messages; the first reason counts.
 
         Args:
             reason: Why, for calls, events and logs.
-            closed: Whether this side has closed the plugin: its calls fail with ``PluginClosedError`` then.
+            closed: Whether this side has closed the plugin, so that calls fail with ``PluginClosedError``.
         """
         if self._state is _State.LOST:
             return
@@ -392,7 +392,7 @@ class Link(Exchange):
         if self._pinging is not None:
             self._pinging.cancel()
         if was_open:
-            # Nothing of an unauthenticated connection is visible, not even its bytes.
+            # An unauthenticated connection is not visible, so its bytes do not count.
             self.counters.bytes_sent += self.bytes_sent
             self.counters.bytes_received += self.bytes_received
         self._abort_at = trio.current_time() + 2 * CLOSE_SECONDS

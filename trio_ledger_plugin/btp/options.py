@@ -84,7 +84,7 @@ def _as_copy(value: Mapping[str, object]) -> Mapping[str, object]:
 
 
 def _as_url(value: str | None) -> Any:  # noqa: ANN401  # a ServerUrl or Refused until the constructor has ended
-    """Parse a URL; the properties below read the result."""
+    """Parse a URL; the constructor splits the result into fields."""
     if not is_text(value):
         return value
     try:

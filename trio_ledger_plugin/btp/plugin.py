@@ -91,7 +91,7 @@ class BtpPlugin(BtpServer):
             InvalidFieldsError: This plugin dials.
         """
         if not isinstance(self._side, Server):
-            raise InvalidFieldsError("this plugin dials; one that is handed connections has the option listener")
+            raise InvalidFieldsError("this plugin dials; only a plugin with the option listener serves connections")
         return self._side
 
     async def run_connection(self, *, task_status: trio.TaskStatus[None]) -> None:
@@ -107,17 +107,17 @@ class BtpPlugin(BtpServer):
                 self._link.abort("disconnected", closed=not broken)
 
     def _attach_link(self, link: Link) -> None:
-        """Take an authenticated link into use, in place of the one before."""
+        """Use an authenticated link, and close the one before."""
         if self._link is not None:
             self._link.shut(CLOSE_NORMAL, "replaced by a new connection")
         self._link = link
         self.log.debug("connected with %s", link.peer)
-        # First: what came before the verdict is served at once, and may be the end of the link.
+        # First: authenticated() serves the messages that were held, and one of them may end the link.
         self.attach(link)
         link.authenticated()
 
     def _detach_link(self, link: Link, reason: str) -> None:
-        """Stop using a link that is lost; only the one in use matters."""
+        """Stop using a link that is lost; does nothing for a link that is not in use."""
         if link is self._link:
             self._link = None
             self.log.debug("the connection with %s ended: %s", link.peer, reason)
@@ -125,10 +125,10 @@ class BtpPlugin(BtpServer):
 
 
 def _check_token(digest: bytes, _username: str | None, token: bytes) -> str:
-    """Return the account that a token opens; the account of a plugin with one peer has no name.
+    """Return the account of a token, which is empty for a plugin with one peer.
 
     Raises:
-        NotAcceptedError: It is another token.
+        NotAcceptedError: The token is wrong.
     """
     if not compare_digest(sha256(token).digest(), digest):
         raise NotAcceptedError("invalid auth_token")
@@ -136,5 +136,5 @@ def _check_token(digest: bytes, _username: str | None, token: bytes) -> str:
 
 
 def _refuse_browsers(handshake: Handshake) -> int | None:
-    """Refuse a web page's script: it would act with the rights of the person who looks at the page."""
+    """Refuse a web page's script: it would act with the rights of the person who visits the page."""
     return 403 if handshake.origin is not None else None

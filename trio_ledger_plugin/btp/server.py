@@ -1,7 +1,7 @@
-"""The end that accepts: it authenticates connections, of its own port and of the application, and attaches them.
+"""The end that accepts: it authenticates connections to its own port and external connections, and attaches them.
 
-Invariant: nothing of a connection is visible before its token is right, and an unauthenticated peer costs only itself.
-That is the same for every connection; only the end of an external one is awaited by the application.
+Invariant: a connection has no visible effect before its peer is authenticated, and an unauthenticated peer affects no
+other peer. This holds for external connections too.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ class Server:
         context: What the parts of the plugin share.
         ids: Where request ids come from.
         host: The address to listen on.
-        port: The TCP port; 0 takes a free one, None opens none.
+        port: The TCP port; 0 chooses a free one, None opens no port.
         ssl_context: The TLS context of the port; None listens without TLS.
-        offered_retention: For how many seconds this end keeps transfer keys; None where it offers PLAIN only.
-        attach: Called with each link whose peer's token is right; ``link.account`` is set.
+        offered_retention: For how many seconds this end keeps transfer keys; None if it offers PLAIN only.
+        attach: Called with each link whose peer is authenticated; ``link.account`` is set.
         detach: Called with each link that is lost, attached or not, and the reason.
-        is_wanted: Whether links are still wanted: not while the plugin disconnects or closes.
-        identify: Returns the account that a username and a token speak for, or raises ``NotAcceptedError``; decides all
-            that can be decided without waiting.
-        verify: Looks up whether a token is the account's, and raises ``NotAcceptedError`` if it is not, ``StoreError``
-            if it cannot tell; None when ``identify`` decides alone. What the peer sends meanwhile is held.
-        refuse: Returns the HTTP status that a handshake is refused with, or None.
+        is_wanted: Returns whether links are still wanted: False while the plugin disconnects or closes.
+        identify: Returns the account that a username and a token ask for, or raises ``NotAcceptedError``. It does not
+            wait.
+        verify: Looks up the account's token. Raises ``NotAcceptedError`` if it is another one, and ``StoreError`` if
+            the store fails. None if ``identify`` decides alone. The peer's messages are held meanwhile.
+        refuse: Returns the HTTP status with which to refuse a handshake; None accepts it.
     """
 
     def __init__(
@@ -87,40 +87,43 @@ class Server:
         self._refuse_handshake = refuse
         self._admission = Admission(context.options)
         self._listener = Listener(context.log, host, port, self._serve_own)
-        # For sockets that no application can close.
+        # For the sockets of the own port: the application cannot close them.
         self._readers = SocketReaders(context.tasks) if can_share() else None
 
     @property
     def address(self) -> str:
         """The URL to dial, without credentials; its port is the bound one while the plugin listens.
 
-        Empty where there is no port.
+        Empty without a port.
         """
         location = self._listener.location
         return f"btp+ws{'s' if self._ssl_context else ''}://{location}" if location else ""
 
     async def run(self, listening: Callable[[], None]) -> None:
-        """Listen, report it, and serve.
+        """Listen and serve until cancelled.
+
+        Args:
+            listening: Called once the port is bound.
 
         Raises:
-            OSError: The address cannot be listened on.
+            OSError: The port cannot be opened.
 
-        Cancellation: Stops listening, drops connections that are not authenticated yet, and ends every external one.
+        Cancellation: Stops listening, drops unauthenticated connections, and ends every external connection.
         """
         await self._listener.run(listening)
 
     async def _serve_own(self, stream: trio.SocketStream, peer: str) -> bool:
-        """Admit one connection of the own port; returns False when it is to be closed."""
+        """Authenticate one connection to the own port; returns False if it must be closed."""
         handshakes = partial(self._shake_hands, stream, peer, self._ssl_context, self._readers)
         return await self._admit(peer, handshakes) is not None
 
-    # Connections of the application.
+    # External connections.
 
     async def serve_stream(self, stream: trio.abc.Stream, peer: str) -> None:
         """Serve a stream from its opening handshake to its end; see ``BtpServer.serve_stream``."""
         if not isinstance(stream, trio.abc.Stream):
             raise TypeError(f"stream is a trio.abc.Stream, not {type(stream).__name__}")
-        # An error: the peer has left already. The handshake finds out.
+        # OSError: the peer has left already. The handshake will fail.
         with suppress(OSError):
             peer = peer or peer_address(stream)
         peer = peer or NAMELESS
@@ -148,10 +151,10 @@ class Server:
                     stack.callback(connection.link.abort, "the task that served the connection was cancelled")
                     await connection.transport.wait_closed()
 
-    # Connections that are not authenticated yet.
+    # Unauthenticated connections.
 
     async def _admit(self, peer: str, handshakes: Handshakes) -> _PendingConnection | None:
-        """Bring one connection through handshake and authentication; None when it did not come to the latter."""
+        """Do the handshake and the authentication; None if there was no room or the handshake failed."""
         with self._admission.admit(peer) as admitted:
             if admitted:
                 transport = await handshakes()
@@ -193,8 +196,8 @@ class Server:
                 await connection.settle()
             if connection.refusal is not None:
                 await self._refuse(link, connection.refusal)
-            elif connection.is_gone:
-                # It may be sent a Close just now that says why; the link's timer ends that where it takes too long.
+            elif connection.is_lost:
+                # The link may be sending a Close with the reason; its timer aborts that if it takes too long.
                 await transport.wait_closed()
         finally:
             if not link.is_open:
@@ -211,25 +214,25 @@ class Server:
 
 
 class _PendingConnection:
-    """One connection until it is attached or refused."""
+    """An unauthenticated connection, until it is attached or refused."""
 
-    __slots__ = ("_claim", "_heard", "_max_entries", "_server", "is_gone", "link", "refusal", "transport")
+    __slots__ = ("_claim", "_heard", "_max_entries", "_server", "is_lost", "link", "refusal", "transport")
 
     def __init__(self, context: Context, server: Server, transport: WebSocketTransport) -> None:
         self._server = server
         self._max_entries = context.options.max_entries
-        # Set by the first packet, or by the loss of the link.
+        # Set by the first packet or the loss of the link.
         self._heard = trio.Event()
         self._claim: tuple[AuthRequest, str] | None = None
-        self.is_gone: bool = False
+        self.is_lost: bool = False
         self.refusal: BadAuthError | None = None
         self.transport: WebSocketTransport = transport
         self.link: Link = Link(context, server.ids, transport, self._lost)
 
     def receive(self, message: bytes) -> None:
-        """Judge the first packet, and hold what follows it while its token is looked up."""
+        """Check the first packet, and hold what follows it while its token is looked up."""
         if self._heard.is_set():
-            # What follows a refused packet is ignored.
+            # Messages after a refused packet are ignored.
             if self._claim is not None:
                 self.link.hold(message)
             return
@@ -245,13 +248,13 @@ class _PendingConnection:
             self.refusal = BadAuthError(str(error), request.request_id)
             return
         if self._server.verify is None:
-            # At once: what came in the same read behind the packet may be more than can be held.
+            # At once: more messages may follow in the same read than can be held.
             self._accept(request, account)
         else:
             self._claim = request, account
 
     async def settle(self) -> None:
-        """Wait until the connection is attached, refused, or gone.
+        """Wait until the connection is attached, refused, or lost.
 
         Cancellation: The connection stays unauthenticated.
         """
@@ -264,7 +267,7 @@ class _PendingConnection:
         except NotAcceptedError as error:
             self.refusal = BadAuthError(str(error), request.request_id)
         except StoreError as error:
-            # Without an answer: the client tries again.
+            # Closed without a reply: the client tries again.
             self.refusal = BadAuthError(str(error))
         else:
             self._accept(request, account)
@@ -272,7 +275,7 @@ class _PendingConnection:
             self._claim = None
 
     def _accept(self, request: AuthRequest, account: str) -> None:
-        if not self.is_gone and self._server.is_wanted():
+        if not self.is_lost and self._server.is_wanted():
             self.link.account = account
             # Both ends have to offer it.
             offered = self._server.offered_retention if request.peer_retention is not None else None
@@ -281,16 +284,16 @@ class _PendingConnection:
             self._server.attach(self.link)
 
     def _lost(self, link: Link, reason: str) -> None:
-        self.is_gone = True
+        self.is_lost = True
         self._heard.set()
         self._server.detach(link, reason)
 
 
 class BtpServer(LedgerPlugin):
-    """The part of ``btp`` with a ``listener`` and of ``btp-accounts`` that serves connections of the application.
+    """Serves external connections, for ``btp`` with a ``listener`` and for ``btp-accounts``.
 
-    Such a connection is treated as one of the plugin's own port: the same authentication, limits and times, and the
-    plugin's tasks do the work. With ``port=None`` the plugin has no other connections.
+    An external connection is treated like one to the plugin's port: the same authentication, limits and timeouts apply,
+    and the plugin's tasks do the work. With ``port=None``, the plugin has external connections only.
     """
 
     @property
@@ -305,15 +308,14 @@ class BtpServer(LedgerPlugin):
     async def serve_stream(self, stream: trio.abc.Stream, *, peer: str = "") -> None:
         """Serve a stream that the application's own listener accepted, from the WebSocket handshake to its end.
 
-        It is as fast as a connection of the plugin's port. A handshake with an ``Origin`` header is judged as there.
-        Returns when the connection has ended, for any reason: it was refused, the peer left, a newer connection took
-        its place, or the plugin was disconnected or closed. The stream is closed then.
+        It is as fast as a connection to the plugin's port, and the same rules apply to an ``Origin`` header. Returns
+        when the connection has ended, for any reason: it was refused, the peer left, a newer connection replaced it, or
+        the plugin was disconnected or closed. The stream is closed then.
 
         Args:
-            stream: The stream; TLS, where there is any, is the application's, as a ``trio.SSLStream``. Nothing else
-                may use it from now on.
-            peer: The peer's address, for logs and for the limits by address; taken from the stream when empty. A
-                stream without an IP address has no limits by address.
+            stream: The stream; with TLS, a ``trio.SSLStream``. Nothing else may use it after this call.
+            peer: The peer's address, for logs and for the limits by address. If empty, it is taken from the stream.
+                Limits by address do not apply to a stream without an IP address.
 
         Raises:
             TypeError: An argument has another type.
@@ -332,14 +334,14 @@ class BtpServer(LedgerPlugin):
     async def serve_websocket(self, connection: WebSocketConnection, *, peer: str = "") -> None:
         """Serve a connection that the application accepted with trio-websocket.
 
-        The application has judged the handshake: the path, the ``Origin`` header and the sub-protocol. trio-websocket
-        keeps reading the connection's bytes, so this way is slower than ``serve_stream``. Returns as ``serve_stream``
-        does, the connection closed.
+        The application has checked the handshake: the path, the ``Origin`` header and the sub-protocol. trio-websocket
+        continues to read the connection, which is slower than ``serve_stream``. Returns when the connection has ended
+        and is closed, as ``serve_stream`` does.
 
         Args:
-            connection: What ``request.accept()`` returned. Nothing else may use it from now on. Its
+            connection: The result of ``request.accept()``. Nothing else may use it after this call. Its
                 ``max_message_size`` bounds the memory that an unauthenticated peer's message can take, and should be
-                this plugin's ``max_message_bytes``; longer messages end the connection on arrival.
+                this plugin's ``max_message_bytes``. A longer message ends the connection.
             peer: As for ``serve_stream``.
 
         Raises:

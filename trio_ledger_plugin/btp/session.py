@@ -1,14 +1,13 @@
-"""What one BTP connection remembers, without I/O (RFC-0023).
+"""The state of one BTP connection, without I/O (RFC-0023).
 
-The law of this module: a request of ours has exactly one outcome. Its id stands in ``pending`` from the moment that
-it is handed out until its answer, or until whoever waits for it forgets it; no id is handed out twice while an
-answer to it could still come. A request of the peer's stands in ``serving`` until it is answered, and while it
-stands there a second one with its id is dropped.
+Invariants: a call has exactly one outcome. Its id is in ``pending`` until the reply arrives or the caller forgets the
+call, and no id is used again while a reply to it could still arrive. The id of a request from the peer is in
+``serving`` until it has a reply; meanwhile a second request with that id is dropped.
 
-``receive`` judges one frame and says what is to be done, as a tuple of a ``SessionEvent`` and two values:
+``receive`` decodes one message and returns what to do, as a tuple of a ``SessionEvent`` and two values:
 
 ========== =========================== ===============================
-verdict    first                       second
+event      first                       second
 ========== =========================== ===============================
 ANSWER     the call                    the ILP bytes of its response
 FAILURE    the call                    the error that it fails with
@@ -16,7 +15,7 @@ REQUEST    the request id              the ILP bytes
 TRANSFER   the request id              the ``Transfer`` packet
 REPLY      the request id              the encoded reply
 MALFORMED  None                        the ``DecodeError``
-UNEXPECTED None                        None: an answer to no call
+UNEXPECTED None                        None: a reply to no call
 NOTHING    None                        None
 ========== =========================== ===============================
 """
@@ -64,7 +63,7 @@ ILP = "ilp"
 
 
 class SessionEvent(Enum):
-    """What a received frame means for the link; the module's text has the table."""
+    """What a received message means for the link; the module's docstring has the table."""
 
     ANSWER = "answer"
     FAILURE = "failure"
@@ -84,9 +83,9 @@ Judged = tuple[SessionEvent, Any, Any]
 
 
 def request_ids() -> Iterator[int]:
-    """Return the ids of one plugin's requests: from a random start upwards, over all its links.
+    """Return the ids of a plugin's requests over all its links, from a random start upwards.
 
-    A response that a network held back can so never meet another call, not even on a later link.
+    So a delayed response never matches another call, not even on a later link.
     """
     return (number & 0xFFFFFFFF for number in count(SystemRandom().getrandbits(32)))
 
@@ -95,8 +94,8 @@ class Session(Generic[Call]):
     """The ids and pending calls of one authenticated BTP connection.
 
     Args:
-        pending: Where the calls in flight stand, by request id.
-        max_entries: The most sub-protocol entries that a packet of the peer's may have.
+        pending: The calls in flight by request id; owned by the caller.
+        max_entries: The most sub-protocol entries that a packet from the peer may have.
     """
 
     __slots__ = ("_max_entries", "pending", "serving")
@@ -107,7 +106,7 @@ class Session(Generic[Call]):
         self.serving: set[int] = set()
 
     def receive(self, frame: bytes) -> Judged:
-        """Judge one message of the peer's; see the module's table."""
+        """Decode one message from the peer, and return what to do; see the module's table."""
         plain = btp.decode_ilp(frame)
         if plain is None:
             return self._receive_other(frame)
@@ -123,7 +122,7 @@ class Session(Generic[Call]):
         return ANSWER, call, data
 
     def reject_text(self) -> Judged:
-        """Judge a text message: BTP speaks in binary ones only."""
+        """Return what to do about a text message: BTP has binary messages only."""
         return SessionEvent.MALFORMED, None, DecodeError("a text message; BTP packets come in binary messages")
 
     def _receive_other(self, frame: bytes) -> Judged:
@@ -165,13 +164,13 @@ class Session(Generic[Call]):
 
 
 def error_reply(request_id: int, error: LedgerPluginError) -> bytes:
-    """Return the encoded Error that answers a request, under the error's own BTP code and name."""
+    """Return the encoded Error that answers a request, with the error's own BTP code and name."""
     code, name, data = wire_error(error)
     return btp.encode(btp.Error(request_id, code, name, datetime.now(UTC), data))
 
 
 def remote_error(packet: btp.Error) -> RemoteError:
-    """Return what the peer's Error means to the caller."""
+    """Return the exception for an Error packet from the peer."""
     return RemoteError(
         packet.code,
         packet.name,
@@ -182,12 +181,12 @@ def remote_error(packet: btp.Error) -> RemoteError:
 
 
 def find_entry(entries: tuple[btp.ProtocolData, ...], name: str) -> bytes | None:
-    """Return the data of the entry of a sub-protocol; None where there is none."""
+    """Return the data of a sub-protocol's entry; None if there is none."""
     return next((entry.data for entry in entries if entry.protocol_name == name), None)
 
 
 def transfer_packet(request_id: int, transfer: Transfer) -> bytes:
-    """Return the encoded packet of a transfer; its key goes with it at KEYED."""
+    """Return the encoded packet of a transfer; at KEYED it has the key."""
     entries: tuple[btp.ProtocolData, ...] = ()
     if transfer.level is MoneyLevel.KEYED and transfer.key is not None:
         entries = (btp.ProtocolData(IDEMPOTENCY_KEY, btp.TEXT, transfer.key.encode()),)
@@ -199,8 +198,8 @@ def read_transfer(packet: btp.Transfer, account: str, *, keyed: bool) -> Transfe
 
     Args:
         packet: The packet.
-        account: The account that it came from.
-        keyed: Whether the link is at KEYED; a key counts on such a link only.
+        account: The account that sent it.
+        keyed: Whether the link is KEYED; on other links the key is ignored.
 
     Raises:
         InvalidFieldsError: The amount or the key is out of its range.
