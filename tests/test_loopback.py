@@ -27,7 +27,7 @@ from trio_ledger_plugin import (
     loopback_pair,
     open_plugin,
 )
-from trio_ledger_plugin.loopback import LoopbackPlugin, _waiting
+from trio_ledger_plugin.loopback import LoopbackPlugin, _open_plugins
 from trio_ledger_plugin.testing.conformance.assertions import echo, read_events
 
 
@@ -38,7 +38,7 @@ async def nursery(request):
         yield given
     assert all_tasks() <= before
     with suppress(LookupError):
-        assert _waiting.get() == {}, "a name is remembered after its plugins have gone"
+        assert _open_plugins.get() == {}, "a name is remembered after its plugins have gone"
 
 
 def loopback(name="pair", **options):
@@ -359,8 +359,8 @@ async def test_failure_of_one_plugin_ends_only_its_own_block(nursery):
 async def test_pairs_leave_no_name_behind(nursery):
     for _ in range(3):
         async with loopback_pair(nursery=nursery):
-            assert len(_waiting.get()) == 1
-        assert _waiting.get() == {}
+            assert len(_open_plugins.get()) == 1
+        assert _open_plugins.get() == {}
 
 
 async def test_caller_that_gets_closed_error_finds_plugin_disconnected() -> None:

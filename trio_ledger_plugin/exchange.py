@@ -1,7 +1,7 @@
-"""``ExchangePlugin``: the short way to write a plugin whose link carries requests, and replies that name their request.
+"""``ExchangePlugin``: the short way to write a plugin whose link carries numbered requests and their replies.
 
-An author writes ``run_connection``, ``send_request`` and ``send_reply``; limits, deadlines, handlers and what each
-error tells of a request are common. A link with ways of its own, such as BTP's, has an ``Exchange`` of its own.
+The author implements ``run_connection``, ``send_request`` and ``send_reply``. Limits, deadlines, handlers and the
+meaning of errors are common to all such plugins. A link that needs more, as BTP's, subclasses ``Exchange`` instead.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ExchangePlugin"]
 
-# One count for all: a reply that comes late meets no other call.
+# Shared by all plugins, so that a late reply never matches another call.
 _numbers = count(1)
 
 
@@ -33,15 +33,15 @@ class ExchangePlugin(LedgerPlugin):
     Its link is an ``Exchange`` from ``link_up()`` to ``peer_left()``.
     """
 
-    # What an author of a plugin writes.
+    # What the author of a plugin implements.
 
     @abstractmethod
     def send_request(self, number: int, request: bytes | Transfer) -> None:
         """Send a request to the peer, or queue it; called while a link is up.
 
         Args:
-            number: What the peer's reply has to name: below 2**63, never the same twice in a process.
-            request: What ``send_data`` was given, or a transfer.
+            number: The number that the peer's reply must have: below 2**63, and unique in the process.
+            request: The data of ``send_data``, or a transfer.
 
         Raises:
             LedgerPluginError: Nothing was sent; the caller gets the error.
@@ -49,18 +49,18 @@ class ExchangePlugin(LedgerPlugin):
 
     @abstractmethod
     def send_reply(self, number: int, reply: Reply) -> None:
-        """Send the reply to a request of the peer's, or queue it.
+        """Send the reply to a request from the peer, or queue it.
 
         Args:
-            number: The number that the request had.
-            reply: A response; None, the acknowledgement of a transfer; or an error, of which
-                ``errors.wire_error(error)`` gives what the peer may know.
+            number: The number of the request.
+            reply: A response; None for the acknowledgement of a transfer; or an error, for which
+                ``errors.wire_error(error)`` returns what to send.
         """
 
-    # What an author of a plugin calls.
+    # What the author of a plugin calls.
 
     def link_up(self) -> None:
-        """Report that a peer is connected and authenticated; what is left of the link before it is dropped."""
+        """Report that a peer is connected and authenticated; calls over an earlier link fail."""
         if self._exchange is not None:
             self._exchange.close(lambda: ConnectionLostError("another link took its place; the peer may have acted"))
         exchange = self._exchange = _PluginExchange(self)
@@ -73,18 +73,18 @@ class ExchangePlugin(LedgerPlugin):
             self.detach(self._exchange, reason)
 
     def receive_request(self, number: int, request: bytes | Transfer) -> None:
-        """Have a request or transfer of the peer's served; ``send_reply`` is called later, unless the link is lost."""
+        """Serve a request or transfer from the peer; ``send_reply`` is called later, unless the link is lost."""
         if self._exchange is not None:
             self._exchange.receive_request(number, request)
 
     def receive_reply(self, number: int, reply: Reply) -> None:
-        """Give the peer's reply to the call that it names; a reply to no call is counted and ignored.
+        """Give the peer's reply to its call; a reply without a call is counted and ignored.
 
         Args:
-            number: The number that the request had.
-            reply: A response; None, which counts as an empty one; or an error. ``RemoteError`` is raised as it is, and
-                so is ``DecodeError``, for a reply that cannot be read: it leaves a transfer in doubt. Any other is
-                raised as the ``RemoteError`` that it becomes on the wire.
+            number: The number of the request.
+            reply: A response; None for an empty response; or an error. A ``RemoteError`` is raised unchanged, and so is
+                a ``DecodeError``, for an unreadable reply, which leaves a transfer in doubt. Any other error is raised
+                as the ``RemoteError`` that it becomes on the wire.
         """
         if self._exchange is not None:
             self._exchange.receive_reply(number, reply)
@@ -92,7 +92,7 @@ class ExchangePlugin(LedgerPlugin):
             self.counters.unexpected_responses += 1
 
     def peer_retention(self) -> int | None:
-        """Return for how many seconds the peer keeps transfer keys; None at PLAIN, as for a plugin without keys."""
+        """Return for how many seconds the peer keeps transfer keys; None if transfers are PLAIN, as by default."""
         return None
 
 
@@ -100,7 +100,7 @@ class _PluginExchange(Exchange):
     """The exchange of one link of an ``ExchangePlugin``.
 
     Args:
-        plugin: The plugin, which sends.
+        plugin: The plugin, which sends requests and replies.
     """
 
     __slots__ = ("_plugin",)

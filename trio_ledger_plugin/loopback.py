@@ -1,7 +1,7 @@
 """The ``loopback`` plugin: two plugins in one process, for development, tests and embedding.
 
-The first plugin that is opened under a name waits, as a listener does; the second becomes its peer. Requests,
-transfers, limits, deadlines and errors are those of any other plugin; only the network is missing.
+The first plugin that is opened with a name waits, like a listener; the second becomes its peer. Requests, transfers,
+limits, deadlines and errors are those of any other plugin; only the network is missing.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 __all__ = ["LoopbackOptions", "LoopbackPlugin"]
 
-# Which plugins stand under a name, in one Trio run.
-_waiting: trio.lowlevel.RunVar[dict[str, list[LoopbackPlugin]]] = trio.lowlevel.RunVar("loopback plugins")
+# The open plugins by name, at most two for each name, in one Trio run.
+_open_plugins: trio.lowlevel.RunVar[dict[str, list[LoopbackPlugin]]] = trio.lowlevel.RunVar("loopback plugins")
 
 
 @frozen(kw_only=True, eq=False, repr=False)
 class LoopbackOptions(PluginOptions):
-    """Options of the ``loopback`` plugin: two plugins opened under one name in one process are peers.
+    """Options of the ``loopback`` plugin: two plugins with the same name in one Trio run are peers.
 
     Attributes:
         name: The name that the two share.
@@ -48,7 +48,7 @@ class LoopbackPlugin(ExchangePlugin):
     _peer: LoopbackPlugin | None = None
 
     async def run_connection(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Stand under the name and wait for the peer, or join the one that waits."""
+        """Register the name and wait for a peer, or connect to the plugin that waits."""
         plugins = _plugins_under(self.options.name)
         if len(plugins) == 2:
             raise InvalidFieldsError(f"name is {self.options.name!r}; two plugins are connected under it already")
@@ -62,7 +62,7 @@ class LoopbackPlugin(ExchangePlugin):
         finally:
             plugins.remove(self)
             if not plugins:
-                del _waiting.get()[self.options.name]
+                del _open_plugins.get()[self.options.name]
             if self._exchange is not None:
                 self._exchange.close(lambda: PluginClosedError("the plugin was closed; the peer may have acted"))
                 self.detach(self._exchange, "closed")
@@ -71,17 +71,17 @@ class LoopbackPlugin(ExchangePlugin):
                 self._peer = None
 
     def meet(self, peer: LoopbackPlugin) -> None:
-        """Be connected to a peer."""
+        """Connect to a peer; the peer's plugin calls this."""
         self._peer = peer
         self.link_up()
 
     def part(self) -> None:
-        """Handle the end of the peer."""
+        """Disconnect, because the peer has ended; the peer's plugin calls this."""
         self._peer = None
         self.peer_left("the peer disconnected")
 
     def peer_retention(self) -> int | None:
-        """Return for how many seconds the peer keeps transfer keys, where both ends do."""
+        """Return for how many seconds the peer keeps transfer keys; None unless both ends keep them."""
         if self._peer is None or self.money.offered_retention is None:
             return None
         return self._peer.money.offered_retention
@@ -98,7 +98,7 @@ class LoopbackPlugin(ExchangePlugin):
 
 
 def _as_received(transfer: Transfer) -> Transfer:
-    """Return a transfer as its receiver has it: a key is the sender's own matter at PLAIN."""
+    """Return a transfer as its receiver sees it: at PLAIN, without the key."""
     if transfer.level is MoneyLevel.PLAIN:
         return Transfer(transfer.amount)
     return Transfer(transfer.amount, key=transfer.key, level=transfer.level, digest=transfer.amount.encode())
@@ -106,8 +106,8 @@ def _as_received(transfer: Transfer) -> Transfer:
 
 def _plugins_under(name: str) -> list[LoopbackPlugin]:
     try:
-        names = _waiting.get()
+        names = _open_plugins.get()
     except LookupError:
         names = {}
-        _waiting.set(names)
+        _open_plugins.set(names)
     return names.setdefault(name, [])

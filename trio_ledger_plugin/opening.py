@@ -1,4 +1,4 @@
-"""How a plugin is made and opened."""
+"""The functions that create and open plugins."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ def create_plugin(
     Most programs use ``open_plugin()``, which also connects and closes.
 
     Args:
-        opts: An options object, or a mapping such as one parsed from JSON, its plugin's name under ``"plugin"``.
-        services: The store and the log of the host.
-        nursery: Where the plugin's tasks run, from ``connect()`` to ``disconnect()`` or ``aclose()``. A fatal
-            failure leaves through it as ``PluginFailedError``.
+        opts: An options object; or a mapping, such as one parsed from JSON, with the plugin's name as ``"plugin"``.
+        services: The application's store and log.
+        nursery: Where the plugin's tasks run, from ``connect()`` to ``disconnect()`` or ``aclose()``. A fatal error
+            propagates through it as ``PluginFailedError``.
 
     Returns:
         The plugin; call ``connect()`` next, and ``aclose()`` in the end.
 
     Raises:
-        TypeError: ``opts``, ``services`` or ``nursery`` is of a wrong type.
-        InvalidFieldsError: Fields of ``opts`` are bad; the text names all of them.
+        TypeError: ``opts``, ``services`` or ``nursery`` has a wrong type.
+        InvalidFieldsError: Fields of ``opts`` are wrong. The text names each.
         InvalidServicesError: A service is needed and missing.
     """
     if not isinstance(nursery, trio.Nursery):
@@ -70,34 +70,34 @@ def open_plugin(
 ) -> AbstractAsyncContextManager[LedgerPlugin]:
     """Make a plugin, connect it, and close it at the end of the block.
 
-    What leaves the block is bare, never an exception group of this library's making: an error of the body as
-    itself, an error of the connection as itself, and a fatal failure of the plugin, which cancels the block, as one
-    ``PluginFailedError``. A normal exit drains for up to ``close_timeout`` seconds.
+    The block never wraps an error in an exception group. An error of the body is raised unchanged, and so is an error
+    of the connection. A fatal error of the plugin cancels the body and is raised as ``PluginFailedError``. A normal
+    exit drains for up to ``close_timeout`` seconds.
 
     Args:
-        opts: An options object, or a mapping such as one parsed from JSON, its plugin's name under ``"plugin"``.
-        services: The store and the log of the host.
+        opts: An options object; or a mapping, such as one parsed from JSON, with the plugin's name as ``"plugin"``.
+        services: The application's store and log.
         connect: The timeout of the connection, in milliseconds.
         data_handler: ``async (data: bytes) -> bytes``, registered before the connection opens.
         money_handler: ``async (amount: str) -> None``, likewise.
         transactional_money_handler: ``(connection, transfer) -> None``, likewise, instead of ``money_handler``.
-        nursery: Where the plugin's tasks run; when None, a nursery of the block's own. Either way they end with
-            the block, and a failure cancels the block alone.
+        nursery: Where the plugin's tasks run; if None, the block opens a nursery. In both cases the tasks end with the
+            block, and a fatal error cancels only the block.
 
     Yields:
         The connected plugin.
 
     Raises:
-        TypeError: An argument is of a wrong type.
-        InvalidFieldsError: Fields of ``opts`` are bad, or credentials are missing.
+        TypeError: An argument has a wrong type.
+        InvalidFieldsError: Fields of ``opts`` are wrong, or credentials are missing.
         InvalidServicesError: A service is needed and missing.
         NotAcceptedError: The peer refuses the credentials.
-        UnreachableError: The peer cannot be reached; ``ConnectTimeoutError`` when the time ran out.
-        OSError: A listener cannot listen at its address.
-        PluginFailedError: The plugin met a fatal error; its cause is set.
+        UnreachableError: The peer cannot be reached; ``ConnectTimeoutError`` after a timeout.
+        OSError: A listener cannot open its port.
+        PluginFailedError: The plugin had a fatal error, which is the cause.
         RuntimeError: The program does not run in Trio.
 
-    Cancellation: Nothing drains; the plugin is closed at once.
+    Cancellation: The plugin is closed at once, without draining.
     """
     return _Opening(
         _open(
@@ -119,15 +119,15 @@ async def loopback_pair(
     """Open two loopback plugins that are peers.
 
     Args:
-        services: What both are given. In a transactional store the first keeps its transfers as ledger ``main``, the
-            second as ``peer``.
-        nursery: Where their tasks run; when None, around the block.
+        services: The services of both. In a transactional store, the first keeps its transfers in the ledger ``main``,
+            the second in ``peer``.
+        nursery: Where their tasks run; if None, the block opens a nursery.
 
     Yields:
         The two plugins, connected to each other.
 
     Raises:
-        PluginFailedError: One of them met a fatal error.
+        PluginFailedError: One of them had a fatal error.
 
     Cancellation: Closes both at once.
     """
@@ -142,7 +142,7 @@ async def loopback_pair(
 
 
 class _Opening(AbstractAsyncContextManager["LedgerPlugin"]):
-    """What ``open_plugin()`` returns: it says what to do to whoever does anything else with it than ``async with``."""
+    """What ``open_plugin()`` returns; its errors explain ``async with`` if it is used in another way."""
 
     def __init__(self, block: AbstractAsyncContextManager[LedgerPlugin]) -> None:
         self._block = block
@@ -159,9 +159,9 @@ class _Opening(AbstractAsyncContextManager["LedgerPlugin"]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
-        return await self._block.__aexit__(kind, error, traceback)  # noqa: ASYNC102 (whose waits have deadlines)
+        return await self._block.__aexit__(kind, error, traceback)  # noqa: ASYNC102 (its waits have deadlines)
 
-    # Type checkers know without these that it cannot be done.
+    # Hidden from type checkers, which already report such uses as errors.
     if not TYPE_CHECKING:
 
         def __enter__(self) -> NoReturn:
@@ -199,8 +199,8 @@ async def _open(
         failures.append(failure)
         block.cancel()
 
-    async with _bare_nursery(nursery) as home:
-        plugin = plugin_class(options, checked, home, on_failed)
+    async with _bare_nursery(nursery) as plugin_nursery:
+        plugin = plugin_class(options, checked, plugin_nursery, on_failed)
         if data_handler is not None:
             plugin.register_data_handler(data_handler)
         if money_handler is not None:
@@ -213,8 +213,8 @@ async def _open(
                     await plugin.connect(connect)
                     yield plugin
         except ExceptionGroup as group:
-            # The body's own nursery makes a group of the calls that the failure ended; the failure is told once.
-            if not failures or not _tells_only(group, failures[0]):
+            # A nursery in the body groups the errors of the calls that the failure ended; the failure is raised once.
+            if not failures or not _has_only(group, failures[0]):
                 raise
         if failures:
             raise failures[0]
@@ -222,7 +222,7 @@ async def _open(
 
 @asynccontextmanager
 async def _closing(plugin: LedgerPlugin) -> AsyncIterator[None]:
-    """Close the plugin at the end of the block, whose own error wins over a cancellation of the closing."""
+    """Close the plugin at the end of the block; the error of the block has priority over a cancellation of closing."""
     try:
         yield
     except BaseException as error:
@@ -239,7 +239,7 @@ async def _closing(plugin: LedgerPlugin) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _bare_nursery(given: trio.Nursery | None) -> AsyncIterator[trio.Nursery]:
-    """Give the nursery, or open one that lets an error of the block out as itself."""
+    """Yield the given nursery, or one that raises an error of the block without a group."""
     if given is not None:
         yield given
         return
@@ -251,7 +251,7 @@ async def _bare_nursery(given: trio.Nursery | None) -> AsyncIterator[trio.Nurser
             except BaseException as raised:  # noqa: ASYNC103, BLE001 (raised again below)
                 error = raised
     except BaseException as raised:
-        # Such as Ctrl-C, which meets whichever task runs.
+        # An error such as Ctrl-C, raised in any task.
         interruption = _without_cancellation(raised)
         if interruption is not None:
             raise interruption from None
@@ -262,14 +262,14 @@ async def _bare_nursery(given: trio.Nursery | None) -> AsyncIterator[trio.Nurser
 
 
 def _without_cancellation(error: BaseException) -> BaseException | None:
-    """Return what an exception tells apart from a cancellation; None when it tells nothing else."""
+    """Return what an exception says besides a cancellation; None when it says nothing else."""
     if isinstance(error, BaseExceptionGroup):
         rest = error.split(trio.Cancelled)[1]
         return None if rest is None else unwrap_group(rest)
     return None if isinstance(error, trio.Cancelled) else error
 
 
-def _tells_only(group: ExceptionGroup[Exception], failure: PluginFailedError) -> bool:
+def _has_only(group: ExceptionGroup[Exception], failure: PluginFailedError) -> bool:
     def is_failure(error: Exception) -> bool:
         return isinstance(error, PluginFailedError) and error.__cause__ is failure.__cause__
 

@@ -1,8 +1,7 @@
-"""The one wait that is made by hand: a task sleeps until another part of the program reschedules it.
+"""A wait on Trio's low level: a task sleeps until another part of the program reschedules it.
 
-Invariant: no ``KeyboardInterrupt`` is raised in a task between the moment at which its waiter has it and the moment at
-which it sleeps. A task that went on to wait for something else would be rescheduled in the middle of that, and Trio
-would end with ``TrioInternalError``.
+Invariant: no ``KeyboardInterrupt`` is raised in a task between its assignment to a waiter and its sleep. Otherwise the
+task could wait for something else, be rescheduled in the middle of that, and end Trio with ``TrioInternalError``.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ class Waiter:
         self.task: trio.lowlevel.Task | None = None
 
     def wake(self, result: outcome.Outcome[Any] | None = None) -> None:
-        """Let the task go on, with a value or an error; does nothing when no task sleeps here."""
+        """Wake the task, with a value or an error; does nothing if no task sleeps here."""
         task, self.task = self.task, None
         if task is None:
             return
@@ -38,7 +37,7 @@ class Waiter:
             reschedule(task, result)
 
     def abandon(self, _raise_cancel: object) -> trio.lowlevel.Abort:
-        """Let the task go because Trio cancels it. A subclass that overrides this must not raise."""
+        """Forget the task, because Trio cancels it. A subclass that overrides this must not raise."""
         self.task = None
         return trio.lowlevel.Abort.SUCCEEDED
 

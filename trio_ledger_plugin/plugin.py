@@ -1,7 +1,7 @@
-"""``LedgerPlugin``: the interface of RFC-0024, once for every plugin, composed of the parts that do the work.
+"""``LedgerPlugin``: the interface of RFC-0024 for every plugin, composed of the parts that do the work.
 
-What differs between plugins is ``run_connection``: how to connect and stay connected. A plugin whose links carry
-messages attaches an ``Exchange`` for each link; a plugin of another kind overrides ``carry_data`` and its like.
+A plugin implements ``run_connection``: how to connect and stay connected. A plugin whose links carry messages attaches
+an ``Exchange`` for each link; a plugin of another kind overrides ``carry_data`` and ``carry_money``.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ CLOSING = PluginState.CLOSING
 class LedgerPlugin(ABC):
     """One account with one peer (RFC-0024, class LedgerPlugin).
 
-    Made by ``open_plugin()`` or ``create_plugin()``. Any number of tasks of one Trio run may call every method.
+    ``open_plugin()`` and ``create_plugin()`` return one. Any number of tasks of one Trio run may call every method.
 
     Attributes:
         version: The version of the Ledger Plugin Interface: 2.
-        events: The receiving end of the plugin's events. Clones of it compete for them.
+        events: The receiving end of the plugin's events. Each event goes to one of its clones.
 
     Args:
         options: The plugin's options.
-        services: The store and the log of the application.
+        services: The application's store and log.
         nursery: Where the plugin's tasks run.
         on_failed: Called with the fatal error. If None, the error propagates through the nursery.
     """
@@ -109,17 +109,17 @@ class LedgerPlugin(ABC):
         self._exchange: Exchange | None = None
         self._max_data = context.options.max_data_bytes
 
-    # What an author of a plugin writes.
+    # What the author of a plugin implements.
 
     @abstractmethod
     async def run_connection(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Connect, report ``task_status.started()`` when ready, and stay connected until cancelled.
 
-        Call ``attach()`` and ``detach()``, or ``link_up()`` and ``link_down()``, as links come and go. An error before
-        ``started()`` leaves ``connect()``; one after it is fatal to the plugin. The error of a failed try that is not
-        final belongs in ``self.connect_error``, where ``ConnectTimeoutError`` finds its cause.
+        Call ``attach()`` and ``detach()``, or ``link_up()`` and ``link_down()``, as links are opened and lost. An error
+        before ``started()`` is raised by ``connect()``; an error after it is fatal to the plugin. Assign the error of a
+        try that will be repeated to ``self.connect_error``; it becomes the cause of ``ConnectTimeoutError``.
 
-        Cancellation: Drop the link at once. What has to finish first belongs in ``finish_calls``.
+        Cancellation: Must drop the link at once. What has to finish first belongs in ``finish_calls``.
         """
 
     def carry_data(self, data: bytes) -> Awaitable[bytes]:
@@ -159,22 +159,22 @@ class LedgerPlugin(ABC):
         return sum(len(exchange.calls.pending) for exchange in self.exchanges())
 
     async def finish_calls(self) -> None:
-        """Wait for the replies to calls in flight, send what is queued, say goodbye to the peer.
+        """Wait for the replies to calls in flight, send what is queued, and close the links.
 
-        Cancellation: The links that are not finished are closed at once.
+        Cancellation: The links that are not closed yet are closed at once.
         """
         async with trio.open_nursery() as nursery:
             for exchange in self.exchanges():
                 nursery.start_soon(exchange.finish)
 
     def ended(self, failure: PluginFailedError | None) -> None:  # noqa: B027 (most plugins have nothing to do)
-        """Called once, when the plugin is closed or has failed and is in its final state."""
+        """Clean up; called once, when the plugin is closed or has failed and is in its final state."""
 
     @property
     def address(self) -> str:
-        """The URL that is dialed or listened at, without credentials; empty for a plugin without a network.
+        """The URL that this end dials or listens at, without credentials; empty for a plugin without a network.
 
-        For a listener on port 0 it has the bound port once ``connect()`` has returned.
+        For a listener on port 0, it has the bound port once ``connect()`` has returned.
         """
         return ""
 
@@ -195,11 +195,11 @@ class LedgerPlugin(ABC):
             NotAcceptedError: Credentials are refused.
             ConnectTimeoutError: Not connected in time; the cause is the last attempt's error.
             UnreachableError: The peer cannot be reached and trying again cannot help.
-            OSError: A listener cannot listen at its address.
+            OSError: A listener cannot open its port.
             PluginClosedError: The plugin was closed, or disconnected meanwhile.
             PluginFailedError: The plugin has failed.
 
-        Cancellation: Gives up; the last caller to leave cancels the attempt.
+        Cancellation: This caller stops waiting; if it was the last one, the attempt is cancelled.
         """
         self.check_thread()
         await self._connector.connect(ConnectOptions.seconds_of(options, self.options.connect_timeout))
@@ -221,12 +221,12 @@ class LedgerPlugin(ABC):
         self.money.release_callers("the plugin was disconnected")
 
     async def aclose(self) -> None:
-        """Close the plugin for good: drain, say goodbye to the peer, end the events. Safe to call twice.
+        """Close the plugin for good: drain, close the links, end the events. Safe to call twice.
 
-        New calls are refused at once. Calls in flight and running handlers have ``close_timeout`` seconds to
-        finish; what has not finished by then is failed with ``PluginClosedError`` or cancelled.
+        New calls are refused at once. Calls in flight and running handlers have ``close_timeout`` seconds to finish;
+        then calls fail with ``PluginClosedError`` and handlers are cancelled.
 
-        Cancellation: Nothing drains; the plugin is closed anyway.
+        Cancellation: The plugin is closed anyway, without draining.
         """
         self.check_thread()
         try:
@@ -275,14 +275,14 @@ class LedgerPlugin(ABC):
             NotConnectedError: No link is up. Nothing was sent.
             RemoteError: The peer answered with an error.
             ConnectionLostError: The link died first; the peer may have acted.
-            ResponseTimeoutError: No answer within ``response_timeout`` seconds of the sending; the peer may have acted.
-                A call that finds the link full waits for its turn before, for as long as the peer takes what others
-                have sent: ``trio.fail_after()`` bounds both.
+            ResponseTimeoutError: No answer within ``response_timeout`` seconds after sending; the peer may have acted.
+                On a full link, a call first waits for its turn, without a limit while the peer reads what others have
+                sent. ``trio.fail_after()`` limits both.
             DecodeError: The peer's answer breaks the protocol; the peer may have acted.
             PluginClosedError: The plugin was closed or disconnected first.
             PluginFailedError: The plugin has failed.
 
-        Cancellation: Safe at any time. The request may have left; its response is discarded.
+        Cancellation: Safe at any time. The request may have been sent; its response is discarded.
         """
         connector = self._connector
         if data.__class__ is not bytes:
@@ -298,14 +298,14 @@ class LedgerPlugin(ABC):
     async def send_money(self, amount: str | int, *, idempotency_key: str | None = None) -> None:
         """Transfer money to the peer (RFC-0024, sendMoney); returns once the peer acknowledged it.
 
-        With a transactional store at both ends the transfer is KEYED: it has its effect exactly once. It outlives
-        links and this process: from the journal it is sent again until the peer answers. Otherwise it is PLAIN: at
-        most once, never sent again by itself. With a transactional store here, each is in ``transfers``.
+        With a transactional store at both ends, the transfer is KEYED: it takes effect exactly once. It survives the
+        loss of links and of this process: the journal sends it again until the peer replies. Otherwise it is PLAIN: it
+        takes effect at most once, and is never sent again. With a transactional store here, ``transfers`` lists both.
 
         Args:
             amount: Units of the ledger's smallest denomination, 1 to 2**64-1: decimal text, or an int.
-            idempotency_key: 1 to 64 ASCII characters that name this transfer; a UUID4 when None. With a
-                journal, a key that is known there has the outcome that it had, and nothing is sent.
+            idempotency_key: 1 to 64 ASCII characters that name this transfer; if None, a UUID4. If the journal knows
+                the key, this call has the outcome of the earlier transfer, and sends nothing.
 
         Raises:
             TypeError: ``amount`` or the key has another type.
@@ -313,7 +313,7 @@ class LedgerPlugin(ABC):
             NotConnectedError: No link is up. Nothing was sent.
             RemoteError: The peer refused the transfer; it was not applied.
             TransferInDoubtError: It was sent, and no acknowledgement came within ``response_timeout`` seconds or
-                before the plugin was closed: the peer may have applied it. At KEYED the journal goes on with it.
+                before the plugin was closed: the peer may have applied it. At KEYED, the journal keeps retrying it.
             NotAcceptedError: The transfer of this key was settled by hand as not applied. Nothing was sent.
             DuplicateIdError: The key belongs to a transfer of another amount. Nothing was sent.
             MoneyLevelError: The link is PLAIN, and the account or the option ``money`` is KEYED. Nothing was sent.
@@ -321,15 +321,15 @@ class LedgerPlugin(ABC):
             PluginClosedError: The plugin was closed before it was sent.
             PluginFailedError: The plugin had failed before it was sent.
 
-        Cancellation: Nothing is sent when the caller was cancelled before it was in the journal. Later it goes on;
-            a caller that may be cancelled passes a key of its own, to ask again under it.
+        Cancellation: Before the transfer is in the journal, nothing is sent. After that, the transfer continues. A
+            caller that may be cancelled should pass its own key, to call again with it.
         """
         transfer = Transfer(check_amount(amount), key=check_key(idempotency_key))
         self.check_thread()
         await trio.lowlevel.checkpoint_if_cancelled()
         if not self.is_connected() or self._connector.state is CLOSING:
             error = self._connector.not_connected()
-            # What is known under a key may be under way, or done: "nothing was sent" would be read as "not paid".
+            # The transfer of a known key may be in progress or done: "nothing was sent" would be wrong for it.
             known = idempotency_key is not None and isinstance(error, NotConnectedError)
             if known and await self.money.recall(transfer):
                 return
@@ -344,7 +344,7 @@ class LedgerPlugin(ABC):
 
     @property
     def transfers(self) -> Transfers:
-        """What has moved, from the journal of this plugin's transfers, and what is in doubt.
+        """The journal of this plugin's transfers: totals, transfers in doubt, and how to settle them.
 
         Raises:
             InvalidServicesError: The plugin has no transactional store.
@@ -352,11 +352,11 @@ class LedgerPlugin(ABC):
         return self.money.transfers
 
     def counted(self) -> Counters:
-        """Return what was counted so far, without the bytes of the links that are up; may be called from any thread."""
+        """Return the counters, without the bytes of open links; may be called from any thread."""
         return self.counters
 
     def statistics(self) -> Statistics:
-        """Return a snapshot of what the plugin has done so far; may be called from any thread."""
+        """Return a snapshot of the plugin's statistics; may be called from any thread."""
         exchanges = self.exchanges()
         return Statistics.of(
             self.counted(),
@@ -367,15 +367,15 @@ class LedgerPlugin(ABC):
             events_dropped=self._connector.stream.dropped,
         )
 
-    # What an author of a plugin calls.
+    # What the author of a plugin calls.
 
     def attach(self, exchange: Exchange) -> None:
-        """Take an exchange into use: a peer is connected and authenticated."""
+        """Use an exchange: a peer is connected and authenticated."""
         self._exchange = exchange
         self.link_up()
 
     def detach(self, exchange: Exchange, reason: str) -> None:
-        """Stop using an exchange: its link is lost. Does nothing for one that is not in use."""
+        """Stop using an exchange: its link is lost. Does nothing for an exchange that is not in use."""
         if exchange is self._exchange:
             self._exchange = None
             exchange.close(lambda: ConnectionLostError(f"the link was lost: {reason}; the peer may have acted"))
@@ -387,7 +387,7 @@ class LedgerPlugin(ABC):
         self.money.link_up()
 
     def link_down(self, reason: str) -> None:
-        """Report that the peer is gone, if one was there; ``detach()`` does it too."""
+        """Report that the peer is gone, if one was connected; ``detach()`` does it too."""
         self._connector.link_down(reason)
 
     @property
@@ -397,7 +397,7 @@ class LedgerPlugin(ABC):
 
     @property
     def connect_error(self) -> Exception | None:
-        """The error of the last failed try of a connection that does not come about."""
+        """The error of the last failed try to connect."""
         return self._connector.last_error
 
     @connect_error.setter
@@ -405,11 +405,11 @@ class LedgerPlugin(ABC):
         self._connector.last_error = error
 
     def publish(self, event: Event) -> None:
-        """Deliver an event that is the plugin's own kind."""
+        """Publish an event that is specific to this plugin."""
         self._connector.stream.publish(event)
 
     def fail(self, error: Exception) -> None:
-        """End the plugin for good because of an error that nothing can mend (RFC-0024, event ``error``)."""
+        """End the plugin for good, because of a fatal error (RFC-0024, event ``error``)."""
         self._connector.fail(error)
 
     def check_usable(self) -> None:
@@ -417,10 +417,10 @@ class LedgerPlugin(ABC):
         self._connector.check_usable()
 
     def check_thread(self) -> None:
-        """Raise ``RuntimeError`` in another thread than that of the plugin's Trio run."""
+        """Raise ``RuntimeError`` if called in another thread than the plugin runs in."""
         self._connector.check_thread()
 
-    # What the parts call.
+    # What the plugin's parts call.
 
     async def _receive_transfer(self, transfer: Transfer, handlers: Handlers) -> LedgerPluginError | None:
         return await self.money.receive(transfer, handlers)

@@ -1,4 +1,4 @@
-"""How an application registers its handlers: the methods of ``LedgerPlugin`` that do so (RFC-0024)."""
+"""The methods of ``LedgerPlugin`` that register handlers (RFC-0024)."""
 
 from __future__ import annotations
 
@@ -20,60 +20,60 @@ __all__ = [
 
 
 class Registers(Protocol):
-    """What a plugin needs to have for these functions to be its methods."""
+    """What these functions use of the plugin whose methods they are."""
 
     handlers: Handlers
     money: MoneyService
 
 
 def register_data_handler(self: Registers, handler: DataHandler) -> None:
-    """Set the handler of the peer's requests (RFC-0024, registerDataHandler).
+    """Set the handler for requests from the peer (RFC-0024, registerDataHandler).
 
     Args:
-        handler: ``async (data: bytes) -> bytes``. It runs in a task and a context of its own.
+        handler: ``async (data: bytes) -> bytes``. Each call runs in its own task and context.
 
     Raises:
         TypeError: ``handler`` cannot be called.
-        DataHandlerAlreadyRegisteredError: One is set already.
+        DataHandlerAlreadyRegisteredError: A data handler is set already.
     """
     self.handlers.register_data(handler)
 
 
 def deregister_data_handler(self: Registers) -> None:
-    """Remove the data handler, if one is set; those that run finish (RFC-0024, deregisterDataHandler)."""
+    """Remove the data handler, if one is set; running calls finish (RFC-0024, deregisterDataHandler)."""
     self.handlers.deregister_data()
 
 
 def register_money_handler(self: Registers, handler: MoneyHandler) -> None:
-    """Set the handler of the peer's transfers (RFC-0024, registerMoneyHandler).
+    """Set the handler for transfers from the peer (RFC-0024, registerMoneyHandler).
 
     Args:
-        handler: ``async (amount: str) -> None``; ``current_transfer()`` tells more inside it. Without a
-            transactional store it is called before the transfer is acknowledged, and an error that it raises
-            refuses the transfer. With one it is called once the transfer is credited, at least once, and again
-            after an error until it succeeds: it tells by the key what it has seen before.
+        handler: ``async (amount: str) -> None``; inside it, ``current_transfer()`` returns the transfer. Without a
+            transactional store, it is called before the transfer is acknowledged, and an error that it raises refuses
+            the transfer. With one, it is called after the transfer is credited: at least once, and after an error again
+            until it succeeds. It can recognise a repeated call by the transfer's key.
 
     Raises:
         TypeError: ``handler`` cannot be called.
-        MoneyHandlerAlreadyRegisteredError: One is set already, of either kind.
+        MoneyHandlerAlreadyRegisteredError: A money handler of either kind is set already.
     """
     self.handlers.register_money(handler)
     self.money.handler_registered()
 
 
 def register_transactional_money_handler(self: Registers, handler: TransactionalMoneyHandler) -> None:
-    """Set a handler of the peer's transfers that has its effect exactly once, in the store's own database.
+    """Set a handler for transfers from the peer that takes effect exactly once, in the store's own database.
 
     Args:
-        handler: ``(connection: sqlite3.Connection, transfer: Transfer) -> None``, a plain function. It runs on
-            the store's thread, inside the transaction that credits the transfer: what it writes counts exactly
-            when the transfer does. An error that it raises undoes what it did and refuses the transfer. It
-            can be run again after a commit that failed, so it changes nothing but the database.
+        handler: ``(connection: sqlite3.Connection, transfer: Transfer) -> None``, a plain function. It runs on the
+            store's thread, inside the transaction that credits the transfer, so that both are committed or neither is.
+            An error that it raises rolls back its changes and refuses the transfer. It can be called again after a
+            failed commit, so it must change nothing but the database.
 
     Raises:
         TypeError: ``handler`` cannot be called, or is an async function.
         InvalidServicesError: There is no transactional store.
-        MoneyHandlerAlreadyRegisteredError: One is set already, of either kind.
+        MoneyHandlerAlreadyRegisteredError: A money handler of either kind is set already.
     """
     check_transactional(handler)
     self.money.check_journal()
@@ -81,5 +81,5 @@ def register_transactional_money_handler(self: Registers, handler: Transactional
 
 
 def deregister_money_handler(self: Registers) -> None:
-    """Remove the money handler of either kind; those that run finish (RFC-0024, deregisterMoneyHandler)."""
+    """Remove the money handler of either kind; running calls finish (RFC-0024, deregisterMoneyHandler)."""
     self.handlers.deregister_money()

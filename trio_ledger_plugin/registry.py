@@ -1,4 +1,4 @@
-"""Finds the plugin that a name or an options object means."""
+"""Finds the plugin for a name or an options object."""
 
 from __future__ import annotations
 

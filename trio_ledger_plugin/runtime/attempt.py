@@ -15,7 +15,7 @@ __all__ = ["ConnectAttempt"]
 
 
 class ConnectAttempt(trio.TaskStatus[None]):
-    """One run of a plugin's connection, which several callers of ``connect()`` share; the run's ``task_status``.
+    """One run of the connection, which several callers of ``connect()`` share; the run's ``task_status``.
 
     Args:
         on_ready: Called when the connection is ready.
@@ -67,9 +67,9 @@ class ConnectAttempt(trio.TaskStatus[None]):
         """Wait until the attempt has succeeded.
 
         Raises:
-            Exception: What the attempt failed with, an object of its own for each caller.
+            Exception: The error of the attempt; each caller gets its own copy.
 
-        Cancellation: Leaves; the last caller to leave an attempt cancels it.
+        Cancellation: This caller stops waiting; if it was the last one, the attempt is cancelled.
         """
         self._waiting += 1
         try:
@@ -79,6 +79,6 @@ class ConnectAttempt(trio.TaskStatus[None]):
             if not self._waiting and not self.is_settled:
                 self._scope.cancel()
         if self._error is not None:
-            # The next caller's is made before this one is raised.
+            # Copied for the next caller before raising adds a traceback.
             error, self._error = self._error, copy_error(self._error)
             raise error

@@ -1,7 +1,6 @@
-"""What an account holds of its server, and a server of its machine.
+"""Counts the resources that an account uses, and with it its server.
 
-A share counts one resource and is part of its parent's: what an account takes, its server has given out. Links take
-from the share of their account, and what they hold goes on counting when they are lost.
+Invariant: what a share counts, its parents count too. What a lost link still uses stays counted until it is given back.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ class Share:
         self.limit: float = limit
         self.used: int = 0
         self.parent = parent
-        #: Set when nothing is in use; made when first needed, for most accounts are never waited for.
+        #: Set when nothing is in use. Made when first needed, since few accounts ever need it.
         self.unused: trio.Event | None = None
 
     def has_room(self, amount: int = 1) -> bool:
-        """Whether so much more may be taken, here and of every parent."""
+        """Whether this share and every parent allow ``amount`` more."""
         share: Share | None = self
         while share is not None:
             if share.used + amount > share.limit:
@@ -40,13 +39,13 @@ class Share:
         return True
 
     def take(self, amount: int = 1) -> None:
-        """Count so much as used, here and of every parent; ``has_room`` says whether that is allowed."""
+        """Count ``amount`` as used, here and in every parent; ``has_room`` checks the limits."""
         self.used += amount
         if self.parent is not None:
             self.parent.take(amount)
 
     def give_back(self, amount: int = 1) -> None:
-        """Count so much as used no longer."""
+        """Count ``amount`` as no longer used, here and in every parent."""
         self.used -= amount
         if self.unused is not None:
             self.wake_waiters()
@@ -54,7 +53,7 @@ class Share:
             self.parent.give_back(amount)
 
     def wake_waiters(self) -> None:
-        """Wake the tasks that wait until nothing is in use, if that is so."""
+        """Wake the tasks in ``wait_unused``, if nothing is in use."""
         if self.unused is not None and not self.used:
             self.unused.set()
             self.unused = None
@@ -74,7 +73,7 @@ class Budget:
     """The shares of one account, or of one server.
 
     Attributes:
-        handlers: Handlers of the application that run.
+        handlers: Counts the application's handlers that run.
 
     Args:
         parent: The server's budget, for one of its accounts; None for a server and for a plugin with one peer.

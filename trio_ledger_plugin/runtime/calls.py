@@ -1,8 +1,7 @@
-"""The calls of this end that wait for the peer's answer.
+"""The calls that wait for the peer's reply.
 
-Invariant: a call has one outcome. It stands in its table until it is answered, failed or expired or its caller is
-cancelled, whichever comes first, and no longer. Waiting costs no timer: the owner of the table calls ``expire`` when a
-deadline is due.
+Invariant: a call has one outcome. It leaves its table when it is answered, fails or expires, or when its caller is
+cancelled, whichever happens first. Calls have no timers: the owner of the table calls ``expire`` when one is due.
 """
 
 from __future__ import annotations
@@ -34,10 +33,10 @@ IN_DOUBT = (ConnectionLostError, ResponseTimeoutError, DecodeError, PluginClosed
 
 
 class Call(Waiter):
-    """One caller that waits for its answer.
+    """One caller that waits for its reply.
 
     Args:
-        deadline: When to give up on the peer, on Trio's clock.
+        deadline: When the call expires, on Trio's clock.
     """
 
     __slots__ = ("deadline", "early")
@@ -46,7 +45,7 @@ class Call(Waiter):
         # Not by super(): that would be a tenth of the cost of a call.
         self.task = None
         self.deadline: float = deadline
-        #: The outcome, where it came before the caller began to wait: a link can be lost while it sends.
+        #: The outcome, if there is one before the caller waits: a link can be lost while it sends.
         self.early: outcome.Outcome[bytes] | None = None
 
     def answer(self, response: bytes) -> None:
@@ -69,8 +68,8 @@ class CallTable:
     """The calls to one peer that are in flight, by request id, in the order of their deadlines.
 
     Args:
-        ids: Where request ids come from; one source for all links of a plugin.
-        limit: How many there may be; callers wait for a slot beyond it.
+        ids: Yields request ids; all links of a plugin share it.
+        limit: The most calls in flight; further callers wait for a slot.
         timeout: Seconds until a call expires.
     """
 
@@ -93,7 +92,7 @@ class CallTable:
         return self.make_error is not None
 
     def open(self) -> tuple[int, Call]:
-        """Return a new call and the fresh request id under which it stands; ``forget`` removes it."""
+        """Add a call, and return it with its new request id; ``forget`` removes it."""
         request_id = next(self._ids)
         while request_id in self.pending:
             request_id = next(self._ids)
@@ -101,7 +100,7 @@ class CallTable:
         return request_id, call
 
     def forget(self, request_id: int) -> None:
-        """Forget a call whose caller goes on."""
+        """Remove a call, if it is still there, and give its slot to the next caller."""
         self.pending.pop(request_id, None)
         if self._slots:
             self._slots.unpark()
@@ -110,9 +109,9 @@ class CallTable:
             self._drained = None
 
     async def wait_for_slot(self) -> None:
-        """Wait until fewer calls are in flight than may be, or the table is closed.
+        """Wait until fewer calls than ``limit`` are in flight, or the table is closed.
 
-        A caller that makes no call after all calls ``wake_next()``, or the slot would be lost.
+        A caller that then makes no call must call ``wake_next()``, or its slot is lost.
 
         Cancellation: Safe at any time.
         """
@@ -122,7 +121,7 @@ class CallTable:
             await self._slots.park()
 
     def wake_next(self) -> None:
-        """Let the next caller look for a slot."""
+        """Wake the next caller that waits for a slot."""
         if self._slots:
             self._slots.unpark()
 
@@ -130,8 +129,8 @@ class CallTable:
         """Raise the error of a call that was not sent before the table was closed.
 
         Raises:
-            NotConnectedError: The peer is gone.
-            LedgerPluginError: The error of the calls in flight, where this side closed the table.
+            NotConnectedError: The link was lost.
+            LedgerPluginError: The error of the calls in flight, if this side closed the table.
         """
         if self.make_error is not None:
             error = self.make_error()
@@ -152,7 +151,7 @@ class CallTable:
     def close(self, make_error: Callable[[], LedgerPluginError]) -> None:
         """Fail every call in flight, each with an error of its own, and every caller that waits for a slot.
 
-        Does nothing when the table is closed already: the first reason counts.
+        Does nothing if the table is closed already: the first reason counts.
         """
         if self.closed:
             return
@@ -165,7 +164,7 @@ class CallTable:
             call.fail(make_error())
 
     def expire(self, now: float) -> float:
-        """Fail the calls that are past their deadline; return when the next one may be."""
+        """Fail the calls that are past their deadline, and return when to be called next, on Trio's clock."""
         due = []
         for request_id, call in self.pending.items():
             if call.deadline > now:

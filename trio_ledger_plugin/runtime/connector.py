@@ -1,7 +1,7 @@
-"""The states of a plugin, how it comes to them, and the events that report them.
+"""The states of a plugin, its connection, and its events.
 
-Invariants: a plugin has one state, and ``TRANSITIONS`` lists every way from one to another; a final state is entered
-once and never left. Whether a peer is connected changes before the event that reports it.
+Invariants: a plugin has one state, and changes it only as ``TRANSITIONS`` allows. It enters a final state once and
+never leaves it. ``is_connected`` changes before the event that reports the change.
 
 ::
 
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
 
 __all__ = ["DISCONNECT_SECONDS", "FINAL", "Connector", "PluginState"]
 
-# How long a plugin that disconnects may take to say goodbye to its peer.
+# How long disconnecting may take to close the links, in seconds.
 DISCONNECT_SECONDS = 1.0
-# How long a closed plugin waits, shielded, for tasks that it has cancelled; one that shields itself can take longer.
+# How long a closed plugin waits, shielded, for its cancelled tasks, in seconds. A task with a shield can take longer.
 END_SECONDS = 0.5
 
 
 class PluginState(Enum):
-    """What a plugin is doing; whether a peer is connected is another matter."""
+    """The state of a plugin; it does not say whether a peer is connected."""
 
     IDLE = "not connected"
     CONNECTING = "connecting"
@@ -57,7 +57,7 @@ class PluginState(Enum):
 
 
 FINAL: Final = frozenset({PluginState.CLOSED, PluginState.FAILED})
-# In these the plugin takes no calls.
+# The states in which the plugin refuses calls.
 UNUSABLE: Final = FINAL | {PluginState.CLOSING}
 TRANSITIONS: Final[dict[PluginState, frozenset[PluginState]]] = {
     PluginState.IDLE: UNUSABLE | {PluginState.CONNECTING},
@@ -71,16 +71,16 @@ TRANSITIONS: Final[dict[PluginState, frozenset[PluginState]]] = {
 
 
 class Connector:
-    """Brings a plugin to its states, runs its connection, and publishes its events.
+    """Changes a plugin's state, runs its connection, and publishes its events.
 
     Args:
         context: What the parts of the plugin share.
         run: Connects, reports ``task_status.started()``, and stays connected until cancelled.
-        claim: Called before the plugin's tasks begin; raises where the plugin may not have its ledger.
-        release: Called when no task is left that began with ``claim``.
+        claim: Called before the plugin's tasks start. Raises an error if another plugin uses the ledger.
+        release: Called when the tasks that started after ``claim`` have ended.
         on_connection_end: Called when ``run`` has ended.
-        on_end: Called once, when the plugin is closed, or has failed with the error that it is given.
-        on_failed: Called with the fatal error; when None, the error leaves through the nursery.
+        on_end: Called once: with None when the plugin is closed, or with the fatal error when it has failed.
+        on_failed: Called with the fatal error. If None, the error propagates through the nursery.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Connector:
         self.stream: EventStream = EventStream()
         #: Whether a peer is connected and authenticated.
         self.is_connected: bool = False
-        #: The error of the last failed try of a connection that does not come about, for ``ConnectTimeoutError``.
+        #: The error of the last failed try to connect, for ``ConnectTimeoutError``.
         self.last_error: Exception | None = None
 
     # States.
@@ -119,7 +119,7 @@ class Connector:
         """Enter another state.
 
         Raises:
-            RuntimeError: There is no way from the present one to it; that is a bug.
+            RuntimeError: ``TRANSITIONS`` does not allow it; that is a bug.
         """
         if state not in TRANSITIONS[self.state]:
             raise RuntimeError(f"a plugin that is {self.state.value} cannot become {state.value}")
@@ -132,11 +132,11 @@ class Connector:
 
     @property
     def is_ending(self) -> bool:
-        """Whether the plugin disconnects, or takes no calls, so that no new link is wanted."""
+        """Whether the plugin disconnects or refuses calls, so that no new link is wanted."""
         return self.state in UNUSABLE or self.state is PluginState.DISCONNECTING
 
     def begin_closing(self) -> bool:
-        """Take no calls from now on; returns False when the plugin has come to its end before."""
+        """Refuse further calls; returns False if the plugin is already in a final state."""
         if self.state in FINAL:
             return False
         if self.state is not PluginState.CLOSING:
@@ -151,7 +151,7 @@ class Connector:
             raise PluginClosedError("the plugin is closed; open a new one")
 
     def not_connected(self) -> LedgerPluginError:
-        """Return the error of a call while no peer is connected, or the plugin takes no calls."""
+        """Return the error of a call while no peer is connected or the plugin refuses calls."""
         try:
             self.check_usable()
         except LedgerPluginError as error:
@@ -161,7 +161,7 @@ class Connector:
         )
 
     def check_thread(self) -> None:
-        """Raise ``RuntimeError`` in another thread than that of the plugin's Trio run."""
+        """Raise ``RuntimeError`` if called in another thread than the plugin runs in."""
         if get_ident() != self.thread:
             raise RuntimeError(
                 "the plugin belongs to another thread; call it as trio.from_thread.run(plugin.send_data, data)"
@@ -176,7 +176,7 @@ class Connector:
         self.stream.publish(Connected())
 
     def link_down(self, reason: str) -> None:
-        """Report that the peer is gone; does nothing when none was there."""
+        """Report that the peer is gone; does nothing if no peer was connected."""
         if self.is_connected:
             self.is_connected = False
             self._wake_waiters()
@@ -211,15 +211,15 @@ class Connector:
 
         Raises:
             ConnectTimeoutError: Not connected in time.
-            Exception: What the attempt failed with.
+            Exception: The error of the attempt.
 
-        Cancellation: Gives up; the last caller to leave cancels the attempt.
+        Cancellation: This caller stops waiting; if it was the last one, the attempt is cancelled.
         """
         with trio.move_on_after(seconds):
             await self._connect()
             return
         if self.state is PluginState.READY:
-            # Ready at the very moment at which the time was up.
+            # The plugin became ready at the very moment of the timeout.
             return
         cause = self.last_error
         detail = f": {cause}" if cause is not None else ""
@@ -238,16 +238,16 @@ class Connector:
                 return
 
     async def _begin(self) -> None:
-        """Open the plugin's tasks and begin an attempt, unless another task does it meanwhile."""
+        """Start the plugin's tasks and an attempt, unless another task does so meanwhile."""
         tasks = self._context.tasks
         self._claim()
         try:
             await tasks.start()
-            # The tasks before these have given the ledger up when they ended.
+            # Claimed again: earlier tasks of the plugin released the ledger when they ended.
             self._claim()
             if self._attempt is None and self.state is PluginState.IDLE and tasks.running:
                 self.move(PluginState.CONNECTING)
-                # Not before: tasks that end already must begin nothing.
+                # Only here: tasks that are already ending must not start anything.
                 tasks.closing_when_idle = False
                 self.last_error = None
                 self._attempt = ConnectAttempt(self._ready)
@@ -256,7 +256,7 @@ class Connector:
             if self._attempt is None:
                 tasks.close_when_idle()
             if tasks.ended:
-                # No end of the tasks is to come that would release it.
+                # The tasks have ended already, so their end cannot release the ledger.
                 self._release()
 
     def _ready(self) -> None:
@@ -264,7 +264,7 @@ class Connector:
             self.move(PluginState.READY)
 
     async def _run_attempt(self, attempt: ConnectAttempt) -> None:
-        """Own one run of the connection from its beginning to its end."""
+        """Run the connection of one attempt, from start to end."""
         error: Exception | None = None
         try:
             await attempt.run(partial(self._run, attempt))
@@ -288,11 +288,11 @@ class Connector:
         """End the connection; ``connect()`` may follow.
 
         Args:
-            cut: Called at once: from then on no peer is connected.
-            say_goodbye: Takes leave of the peer, for at most a second.
+            cut: Called at once; reports that no peer is connected.
+            say_goodbye: Closes the links; cancelled after a second.
 
         Returns:
-            Whether there was anything to disconnect.
+            Whether there was a connection.
 
         Cancellation: The connection is ended anyway, without a closing handshake.
         """
@@ -312,16 +312,16 @@ class Connector:
         return True
 
     async def stop(self) -> None:
-        """End every task of the plugin and wait for that, shielded, for half a second at most.
+        """Cancel every task of the plugin, and wait for at most half a second until they have ended.
 
-        Cancellation: Does not end it.
+        Cancellation: Shielded, for at most half a second.
         """
         self._context.tasks.cancel()
         with trio.CancelScope(shield=True, deadline=trio.current_time() + END_SECONDS):
             await self._context.tasks.wait_ended()
 
     async def wait_ended(self) -> None:
-        """Wait until no task of the plugin is left, for half a second at most.
+        """Wait for at most half a second until no task of the plugin is left.
 
         Cancellation: Safe at any time.
         """
@@ -331,7 +331,7 @@ class Connector:
     # The end.
 
     def fail(self, error: Exception) -> None:
-        """End the plugin for good because of an error that nothing can mend."""
+        """End the plugin for good, because of a fatal error."""
         self._context.log.error("the plugin failed: %o", error)
         if self.state in FINAL:
             return
@@ -344,7 +344,7 @@ class Connector:
             self._on_failed(failure)
 
     def close(self) -> None:
-        """End the plugin for good; does nothing when it has ended."""
+        """End the plugin for good; does nothing in a final state."""
         if self.state not in FINAL:
             self._end(PluginState.CLOSED, None)
 
@@ -359,14 +359,14 @@ class Connector:
             self._attempt.settle(self._failure or PluginClosedError("the plugin was closed while it connected"))
 
     def tasks_ended(self, crash: Exception | None, cancelled: bool) -> Exception | None:
-        """Settle the state when the plugin's tasks have ended; return what is to leave through the nursery."""
+        """Set the state after the plugin's tasks have ended; return the error to raise in the nursery."""
         self._release()
         if crash is not None:
             self.fail(unwrap_group(crash))
         elif cancelled and self.state is not PluginState.FAILED:
             self.close()
         if self._attempt is not None:
-            # It was cancelled with all the others.
+            # Its task was cancelled with the others.
             self._attempt.ended.set()
             self._attempt = None
         return self._failure if self._on_failed is None else None

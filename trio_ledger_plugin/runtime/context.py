@@ -29,19 +29,19 @@ __all__ = ["Context"]
 
 @frozen(eq=False)
 class Context:
-    """What the parts of a plugin share; it holds no protocol, no money and no plugin.
+    """What the parts of a plugin share. It knows no protocol, no money and no plugin.
 
-    An account of a server has its server's context with other counters, handlers and another budget.
+    An account's context is its server's, except for counters, handlers and budget.
 
     Attributes:
         options: The plugin's options.
-        log: The log of the plugin, which keeps credentials out of the log that the application gave.
-        counters: What the plugin counts.
+        log: The plugin's log; it passes messages on to the application's log without credentials.
+        counters: The counters for statistics.
         tasks: The plugin's tasks.
         timers: The plugin's deadlines.
         workers: The tasks that run handlers.
         handlers: The application's handlers.
-        budget: What the plugin, or the account, holds.
+        budget: Counts what the plugin or the account uses.
     """
 
     options: PluginOptions
@@ -68,11 +68,11 @@ class Context:
 
         Args:
             options: The plugin's options.
-            services: Its log is the plugin's; the standard library's where it has none.
+            services: Has the application's log. Without one, the plugin logs to the standard library's.
             nursery: Where the plugin's tasks run.
-            receive: Called with each transfer of the peer's.
+            receive: Called with each transfer from the peer.
             on_end: Called when the plugin's tasks have ended.
-            is_busy: Whether tasks are needed that were told to end when they are idle.
+            is_busy: Returns whether the tasks are still needed, after ``close_when_idle()``.
         """
         log = RedactingLog(services.log or StdlibLog(), options.secrets())
         timers = Timers()

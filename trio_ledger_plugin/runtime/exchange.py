@@ -1,8 +1,8 @@
 """The engine of calls and requests over one link, for every plugin whose link carries messages.
 
-Invariants: a call belongs to the link that it went over, and so does a request of the peer's. When the exchange is
-closed its calls have failed, and what its handlers answer later goes nowhere, not even over the next link. A transfer
-that was handed to the link and has no reply that can be read may have been applied: it is in doubt.
+Invariants: a call belongs to one link, and so does a request from the peer. Closing the exchange fails its calls. Later
+replies of its handlers are dropped; they never go over the next link. A transfer that was handed to the link and has no
+readable reply may have been applied: it is in doubt.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 __all__ = ["TOO_MANY", "Exchange", "MakeError"]
 
-# What a transfer counts for while it waits for a handler.
+# For how many bytes a transfer counts while it waits for a handler.
 TRANSFER_BYTES = 64
-# What a peer is told whose requests wait in too large a number.
+# The text of the error for a request when too many others wait.
 TOO_MANY = "too many requests wait already"
 
 # Makes the error of one call: no two calls share one.
@@ -47,13 +47,13 @@ MakeError: TypeAlias = "Callable[[], LedgerPluginError]"
 class Exchange(ABC):
     """Requests, replies and transfers over one link, each answered once.
 
-    A subclass writes ``send_request`` and ``send_reply``, calls ``receive_request`` and ``receive_reply`` with what the
-    link brings, and ``close`` when the link is gone.
+    A subclass implements ``send_request`` and ``send_reply``. It calls ``receive_request`` and ``receive_reply`` when a
+    message arrives over the link, and ``close`` when the link is lost.
 
     Args:
         context: What the parts of the plugin share.
-        ids: Where the ids of requests come from; one source for all links of a plugin, so that a late reply meets no
-            call of another link.
+        ids: Yields the ids of requests. All links of a plugin share it, so that a late reply never matches a call of
+            another link.
     """
 
     __slots__ = ("calls", "context", "counters", "requests")
@@ -67,7 +67,7 @@ class Exchange(ABC):
             context.workers, context.budget.handlers, self, context.handlers.answer
         )
 
-    # What a transport writes.
+    # What a subclass implements.
 
     @abstractmethod
     def send_request(self, request_id: int, request: bytes | Transfer) -> None:
@@ -79,10 +79,10 @@ class Exchange(ABC):
 
     @abstractmethod
     def send_reply(self, request_id: int, reply: Reply) -> None:
-        """Send the reply to a request of the peer's, or queue it."""
+        """Send the reply to a request from the peer, or queue it."""
 
     def send_refusal(self, request_id: int, error: LedgerPluginError) -> None:
-        """Send an error for a request that no handler answers; called by the task that reads, which must not wait."""
+        """Send an error for a request that no handler answers. The reading task calls this, so it must not wait."""
         self.send_reply(request_id, error)
 
     @property
@@ -92,12 +92,12 @@ class Exchange(ABC):
 
     @property
     def bytes_sent(self) -> int:
-        """Bytes that left over the link; 0 for a link without a network."""
+        """The number of bytes sent over the link; 0 for a link without a network."""
         return 0
 
     @property
     def bytes_received(self) -> int:
-        """Bytes that came over the link, likewise."""
+        """The number of bytes received over the link; 0 for a link without a network."""
         return 0
 
     @property
@@ -118,12 +118,12 @@ class Exchange(ABC):
 
     # What a plugin calls.
 
-    # Ctrl-C must not leave a call behind whose caller waits for something else by then.
+    # Ctrl-C must not interrupt between open() and forget(): the call would stay in the table without its caller.
     @trio.lowlevel.enable_ki_protection
     async def request(self, request: bytes | Transfer) -> bytes:
         """Send a request and return its response; ``LedgerPlugin.send_data`` documents the errors.
 
-        Cancellation: The request may have left; its response is ignored.
+        Cancellation: The request may have been sent; its response is ignored.
         """
         calls = self.calls
         if len(calls.pending) >= calls.limit or self.is_full():
@@ -145,20 +145,20 @@ class Exchange(ABC):
     async def transfer(self, transfer: Transfer) -> None:
         """Send a transfer, once, and return when it is acknowledged; ``LedgerPlugin.carry_money`` documents the errors.
 
-        Cancellation: The transfer may have left and may be applied.
+        Cancellation: The transfer may have been sent and applied.
         """
         assert transfer.key is not None
         if transfer.level is MoneyLevel.KEYED and self.peer_retention is None:
             raise NotConnectedError("the peer does not keep transfer keys on this link; nothing was sent")
         await self._wait_for_turn()
-        # In its turn it is sent before anything else is awaited: an error from here on is one of a call in flight.
+        # request() sends before it awaits anything, so an error from here on is that of a call in flight.
         try:
             await self.request(transfer)
         except IN_DOUBT as error:
             raise TransferInDoubtError(transfer.key, transfer.amount, str(error)) from error
 
     async def _wait_for_turn(self) -> None:
-        """Wait until another call may be made, which must happen before anything else is awaited."""
+        """Wait until another call may be made; the caller must make it before it awaits anything else."""
         calls = self.calls
         try:
             while not calls.closed and (len(calls.pending) >= calls.limit or self.is_full()):
@@ -169,21 +169,21 @@ class Exchange(ABC):
             raise
         calls.check_open()
 
-    # What a transport calls.
+    # What a subclass calls.
 
     def receive_request(self, request_id: int, request: bytes | Transfer) -> None:
-        """Have a request or a transfer of the peer's served; its reply is sent later, unless the link is lost."""
+        """Serve a request or a transfer from the peer; the reply is sent later, unless the link is lost."""
         self.counters.requests_received += 1
         size = len(request) if request.__class__ is bytes else TRANSFER_BYTES
         if not self.requests.submit(request_id, request, size):
             self.refuse(request_id, UnreachableError(TOO_MANY))
 
     def receive_reply(self, request_id: int, reply: Reply) -> None:
-        """Give a reply to the call that it names; a reply to no call is counted and ignored.
+        """Give a reply to its call; a reply without a call is counted and ignored.
 
         Args:
             request_id: The id of the request.
-            reply: A response; None, which counts as an empty one; or what the call fails with, a ``DecodeError`` where
+            reply: A response; None for an empty response; or the error with which the call fails, a ``DecodeError`` if
                 the peer's reply cannot be read.
         """
         call = self.calls.pending.pop(request_id, None)
@@ -193,7 +193,7 @@ class Exchange(ABC):
             self.resolve(call, reply)
 
     def resolve(self, call: Call, reply: Reply) -> None:
-        """Give a reply to a call that is in the table no longer."""
+        """Give a reply to a call that has been removed from the table."""
         if isinstance(reply, LedgerPluginError):
             self.counters.errors_received += 1
             call.fail(reply)
@@ -202,7 +202,7 @@ class Exchange(ABC):
             call.answer(reply or b"")
 
     async def reply(self, request_id: int, reply: Reply) -> None:
-        """Send a handler's reply; dropped when the link is gone.
+        """Send a handler's reply; the reply is dropped if the link is lost.
 
         Cancellation: The reply is dropped.
         """
@@ -228,7 +228,7 @@ class Exchange(ABC):
             self.send_refusal(request_id, error)
 
     def serve_as(self, context: Context) -> None:
-        """Serve the peer's requests, and count, under another context: that of its account."""
+        """Use another context for the peer's requests and the counters: that of its account."""
         self.context = context
         self.counters = context.counters
         self.requests.share = context.budget.handlers
@@ -241,7 +241,7 @@ class Exchange(ABC):
         return inf if self.calls.closed else self.calls.expire(now)
 
     def close(self, make_error: Callable[[], LedgerPluginError]) -> None:
-        """Fail every call, each with an error of its own, and forget requests that wait; the first reason counts."""
+        """Fail every call, each with an error of its own, and drop waiting requests; the first reason counts."""
         self.calls.close(make_error)
         self.requests.abandon()
 
@@ -250,7 +250,7 @@ class Exchange(ABC):
 
         Args:
             reason: Why.
-            closed: Whether this side has closed the plugin: calls fail with ``PluginClosedError`` then.
+            closed: Whether this side has closed the plugin, so that calls fail with ``PluginClosedError``.
         """
         if closed:
             self.close(lambda: PluginClosedError("the plugin was closed; the peer may have acted"))
@@ -265,8 +265,8 @@ class Exchange(ABC):
         await self.calls.drain()
 
     async def finish(self) -> None:
-        """Drain, and say goodbye to the peer where the link has a way to.
+        """Drain; a subclass may then do a closing handshake.
 
-        Cancellation: The link is closed at once, where it has begun to say goodbye.
+        Cancellation: If the closing handshake has begun, the link is closed at once.
         """
         await self.drain()

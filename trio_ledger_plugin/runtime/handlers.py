@@ -1,4 +1,4 @@
-"""The application's handlers: how they are registered and called, and what the peer is told of their errors."""
+"""The application's handlers: how they are registered and called, and which errors the peer gets."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ DataHandler: TypeAlias = Callable[[bytes], Awaitable[bytes]]
 MoneyHandler: TypeAlias = Callable[[str], Awaitable[None]]
 TransactionalMoneyHandler: TypeAlias = "Callable[[sqlite3.Connection, Transfer], None]"
 
-# What answers a request: a response, None for the acknowledgement of a transfer, or an error.
+# The reply to a request: a response, None for the acknowledgement of a transfer, or an error.
 Reply: TypeAlias = bytes | LedgerPluginError | None
-# Takes a transfer of the peer to the money handler; returns None, or the error that refuses the transfer.
+# Gives a transfer from the peer to the money handler; returns None, or the error that refuses the transfer.
 Receive: TypeAlias = "Callable[[Transfer, Handlers], Awaitable[LedgerPluginError | None]]"
 
 
@@ -53,7 +53,7 @@ class Handlers:
         log: Gets the errors that the peer must not read.
         receive: Called with each transfer that the peer sends, and these handlers.
         max_reply: The most bytes that a data handler may return.
-        parent: Serves what has no handler here; None for a plugin of its own.
+        parent: The server's handlers, for requests without a handler here; None if there is no server.
     """
 
     def __init__(self, log: Log, receive: Receive, *, max_reply: int, parent: Handlers | None = None) -> None:
@@ -110,11 +110,11 @@ class Handlers:
             )
 
     def wrap(self, wrap: Callable[[str, Any], Any]) -> None:
-        """Have something else called in the place of each handler, also of those that are set already.
+        """Wrap every handler, both present and later ones.
 
         Args:
             wrap: Called with the kind, ``"data"``, ``"money"`` or ``"transactional_money"``, and a handler; returns
-                what is called with the same arguments instead.
+                the function to call with the same arguments instead.
         """
         self._wrap = wrap
         self._data = self._data and wrap("data", self._data)
@@ -138,14 +138,14 @@ class Handlers:
 
     @property
     def data(self) -> DataHandler | None:
-        """The data handler, this one's own or the parent's."""
+        """The data handler: the one set here, or else the parent's."""
         if self._data is None and self._parent is not None:
             return self._parent.data
         return self._data
 
     @property
     def money(self) -> MoneyHandler | None:
-        """The handler of credited transfers; None where none is set, or a transactional one is."""
+        """The handler of credited transfers; None if none is set, or a transactional one is."""
         return self._serving_money()._money
 
     @property
@@ -154,7 +154,7 @@ class Handlers:
         return self._serving_money()._transactional
 
     def _serving_money(self) -> Handlers:
-        """Return the handlers that money goes to: these if one is set here, else the parent's."""
+        """Return the handlers for transfers: these if a money handler is set here, else the parent's."""
         if self.serves_money or self._parent is None:
             return self
         return self._parent._serving_money()
@@ -168,11 +168,11 @@ class Handlers:
         self._money = self._transactional = None
 
     def stop(self) -> None:
-        """Refuse every request from now on: the plugin is closing."""
+        """Refuse all further requests: the plugin is closing."""
         self._stopped = True
 
     async def answer(self, payload: bytes | Transfer) -> Reply:
-        """Have a handler serve a request or a transfer, and return the reply; no exception of a handler leaves."""
+        """Call a handler with a request or a transfer, and return the reply; a handler's exception becomes a reply."""
         if self._stopped or (self._parent is not None and self._parent.is_stopped):
             return UnreachableError("the plugin is closing")
         try:
@@ -184,7 +184,7 @@ class Handlers:
             response = await handler(payload)
             if response.__class__ is not bytes:
                 response = as_bytes(response, "what a data handler returns")
-        except Exception as error:  # noqa: BLE001 (whatever a handler raises, the peer gets one reply)
+        except Exception as error:  # noqa: BLE001 (a handler may raise any exception, and the peer gets one reply)
             return self.refuse("money" if isinstance(payload, Transfer) else "data", error)
         if len(response) > self._max_reply:
             self._log.error(
@@ -194,13 +194,13 @@ class Handlers:
         return response
 
     def refuse(self, kind: str, error: Exception) -> LedgerPluginError:
-        """Return what the peer is told of a handler's error, and log the rest."""
+        """Return the error that the peer gets for a handler's error, and log the latter if they differ."""
         refusal, reference = judge_error(kind, error)
         self.log_error(kind, reference, error)
         return refusal
 
     def log_error(self, kind: str, reference: str, error: Exception) -> None:
-        """Log a handler's error under its reference; an error that the peer is told in full has none."""
+        """Log a handler's error with its reference; without one, the peer gets the error and nothing is logged."""
         if reference:
             plain = isinstance(error, TypeError) and "await" in str(error)
             hint = "; is it an async function?" if plain else ""
@@ -208,14 +208,14 @@ class Handlers:
 
 
 class NotAsyncError(TypeError):
-    """A function was registered as a money handler and called, and is no async function."""
+    """A money handler was called and turned out to be a plain function."""
 
 
 def begin_handling(handler: MoneyHandler, amount: str) -> Awaitable[None]:
-    """Call a money handler and return what is to be awaited.
+    """Call a money handler and return its awaitable.
 
     Raises:
-        NotAsyncError: It has returned something else, and what it did is done.
+        NotAsyncError: The handler is a plain function. Its effect stands.
     """
     awaitable = handler(amount)
     if not isawaitable(awaitable):
@@ -224,9 +224,9 @@ def begin_handling(handler: MoneyHandler, amount: str) -> Awaitable[None]:
 
 
 def judge_error(kind: str, error: Exception) -> tuple[LedgerPluginError, str]:
-    """Return what the peer is told, and a reference for the log, empty where the peer is told the error itself.
+    """Return the error that the peer gets, and a reference for the log.
 
-    The error's own words are told only where its class is one that peers know.
+    The peer gets the handler's error itself only if its class has a BTP code; the reference is empty then.
     """
     if isinstance(error, LedgerPluginError) and type(error).code and not isinstance(error, RemoteError):
         return error, ""
@@ -235,7 +235,7 @@ def judge_error(kind: str, error: Exception) -> tuple[LedgerPluginError, str]:
 
 
 def check_transactional(handler: object) -> None:
-    """Refuse what cannot be a transactional money handler.
+    """Check that a transactional money handler can be called as one.
 
     Raises:
         TypeError: It cannot be called, or is an async function.
@@ -248,7 +248,7 @@ def as_bytes(data: object, what: str = "data") -> bytes:
     """Return bytes-like data as bytes.
 
     Raises:
-        TypeError: It is not bytes-like; ``what`` says in the error what it is.
+        TypeError: It is not bytes-like. The error's text calls it ``what``.
     """
     if isinstance(data, bytes | bytearray | memoryview):
         return bytes(data)

@@ -20,13 +20,13 @@ __all__ = ["HostedConnector"]
 
 
 class HostedConnector(Connector):
-    """The connector of a plugin whose connections belong to another, as those of an account belong to its server.
+    """The connector of an account's plugin, whose connections its server accepts.
 
     Args:
         context: What the parts of the plugin share.
-        is_listening: Whether the other plugin is connected.
-        exchanges: Returns the exchanges of the plugin's links.
-        on_end: Called once, when the plugin is closed, or has failed with the error that it is given.
+        is_listening: Returns whether the server is connected.
+        exchanges: Returns the exchanges of the account's links.
+        on_end: Called once: with None when the plugin is closed, or with the fatal error when it has failed.
     """
 
     def __init__(
@@ -51,10 +51,10 @@ class HostedConnector(Connector):
         self.state = PluginState.READY
 
     async def connect(self, seconds: float) -> None:  # noqa: ARG002 (there is nothing to wait for)
-        """Check that the other plugin listens: the peer is what connects.
+        """Check that the server listens: the client dials.
 
         Raises:
-            NotConnectedError: It does not listen.
+            NotConnectedError: The server does not listen.
 
         Cancellation: Safe at any time.
         """
@@ -64,11 +64,11 @@ class HostedConnector(Connector):
             raise NotConnectedError("the server does not listen; connect() it first")
 
     async def disconnect(self, cut: Callable[[], None], say_goodbye: Callable[[], Awaitable[None]]) -> bool:
-        """End the plugin's connections; its peer may connect again.
+        """End the account's connections; its client may connect again.
 
-        Cancellation: They are ended anyway, without a closing handshake.
+        Cancellation: The connections are ended anyway, without a closing handshake.
         """
-        # Not those that the peer opens meanwhile.
+        # Only these: the client may open other connections meanwhile.
         exchanges = self._exchanges()
         cut()
         try:
@@ -80,7 +80,7 @@ class HostedConnector(Connector):
         return False
 
     async def stop(self) -> None:
-        """Drop the plugin's connections; its tasks are those of the other plugin.
+        """Drop the account's connections; the tasks are the server's and go on.
 
         Cancellation: Safe at any time.
         """
@@ -89,7 +89,7 @@ class HostedConnector(Connector):
         await trio.lowlevel.checkpoint()
 
     def fail(self, error: Exception) -> None:
-        """End the plugin for good; the other plugin's tasks are not this one's to end."""
+        """End the plugin for good; the server's tasks go on."""
         if self.state not in FINAL:
             self._failure = PluginFailedError(f"the plugin failed: {error}")
             self._failure.__cause__ = error

@@ -1,8 +1,8 @@
-"""The tasks of a plugin, in one task of the caller's nursery.
+"""The tasks of a plugin, inside one task in the caller's nursery.
 
-Invariant: every task of a plugin is a descendant of that one task, so that it ends with it, and nothing but the
-plugin's own fatal error ever leaves it. A commit that is under way when the end comes is given a moment to finish and
-to be answered; everything else ends at once.
+Invariant: every task of a plugin is a descendant of that one task and ends with it. That task raises only the plugin's
+fatal error. When the tasks are cancelled, a commit in progress has a moment to finish and to be acknowledged;
+everything else ends at once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TaskGroup", "unwrap_group"]
 
-# How long a commit under way delays the end of the tasks, and how long its answer may take to leave.
+# How long a commit in progress delays the end of the tasks, and how long its acknowledgement may take, in seconds.
 COMMIT_SECONDS = 0.25
 ANSWER_SECONDS = 0.05
 
@@ -34,7 +34,7 @@ ErrorT = TypeVar("ErrorT", bound=BaseException)
 
 
 def unwrap_group(error: ErrorT) -> ErrorT:
-    """Take a lone error out of the groups that nurseries have put it into."""
+    """Return the error within nested groups of one error each; another error is returned as it is."""
     inner: Any = error
     while isinstance(inner, BaseExceptionGroup) and len(inner.exceptions) == 1:
         inner = inner.exceptions[0]
@@ -50,14 +50,14 @@ def _new_scope() -> trio.CancelScope:
 
 
 class TaskGroup:
-    """Runs the tasks of one plugin inside a nursery of the caller's.
+    """Runs the tasks of one plugin in a task in the caller's nursery.
 
     Args:
         nursery: The caller's nursery.
         timers: The plugin's timers, which run in one of the tasks.
-        on_end: Called when the tasks have ended, for any reason, with the exception that left a task and whether they
-            were cancelled; the exception that it returns is raised into the nursery.
-        is_busy: Whether the tasks are needed, asked after ``close_when_idle()``.
+        on_end: Called when the tasks have ended, for any reason, with the exception of a task and whether they were
+            cancelled. The exception that it returns is raised in the nursery.
+        is_busy: Returns whether the tasks are still needed, after ``close_when_idle()``.
     """
 
     def __init__(self, nursery: trio.Nursery, timers: Timers, on_end: OnEnd, is_busy: Callable[[], bool]) -> None:
@@ -65,7 +65,7 @@ class TaskGroup:
         self._timers = timers
         self._on_end = on_end
         self._is_busy = is_busy
-        # Tasks start in a copy of this, never in the context of the request that happens to need them.
+        # Tasks start in a copy of this context, never in that of the request that happens to start them.
         self.context: contextvars.Context = contextvars.copy_context()
         self._nursery: trio.Nursery | None = None
         # The group's own scope: it can be cancelled before its first step.
@@ -87,20 +87,20 @@ class TaskGroup:
 
     @property
     def ended(self) -> bool:
-        """Whether no task is left, and none is about to begin."""
+        """Whether no task is left and none is about to start."""
         return self._ended.is_set()
 
     async def start(self) -> None:
-        """Open the group; does nothing when it is open. It can end at once, when the caller's nursery is cancelled.
+        """Open the group; does nothing if it is open. It can end at once, if the caller's nursery is cancelled.
 
         Raises:
             PluginClosedError: The caller's nursery has ended.
 
-        Cancellation: Safe at any time; the group opens all the same, and the next caller finds it open.
+        Cancellation: Safe at any time. The group opens anyway, and the next caller finds it open.
         """
         if self._nursery is None:
             if self._opened.is_set() and not self._ended.is_set():
-                # The group before this one is ending, and must not settle the state of this one.
+                # The tasks of the previous opening are ending; their end must not change the new state.
                 await self._ended.wait()
             if self._ended.is_set():
                 self._open()
@@ -116,7 +116,7 @@ class TaskGroup:
         self._opened, self._ended = trio.Event(), trio.Event()
 
     def spawn(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
-        """Start a task that ends with the plugin; an exception that leaves it is fatal to the plugin.
+        """Start a task that ends with the plugin; an exception that it raises is fatal to the plugin.
 
         Raises:
             RuntimeError: The group is not open.
@@ -126,7 +126,7 @@ class TaskGroup:
         self.context.run(self._nursery.start_soon, function, *args)
 
     def cancel(self) -> None:
-        """Cancel every task, after the commits under way if there are any; ``wait_ended()`` waits for them."""
+        """Cancel every task, once commits in progress have ended; ``wait_ended()`` waits for the tasks."""
         self._ending = True
         if self._commits:
             self._end_within(COMMIT_SECONDS)
@@ -138,7 +138,7 @@ class TaskGroup:
 
     @contextmanager
     def committing(self) -> Iterator[None]:
-        """Delay the end of the tasks around a commit and its answer to the peer."""
+        """Delay the end of the tasks during a commit and its acknowledgement to the peer."""
         commit = object()
         self._commits.add(commit)
         try:
@@ -150,12 +150,12 @@ class TaskGroup:
                 self._end_within(ANSWER_SECONDS)
 
     async def wait_committed(self) -> None:
-        """Wait for the commits that are under way now; a busy server is never without any.
+        """Wait for the commits that are in progress now, but not for later ones: a busy server always has some.
 
         Cancellation: Safe at any time.
         """
-        under_way = self._commits.copy()
-        while not under_way.isdisjoint(self._commits):
+        in_progress = self._commits.copy()
+        while not in_progress.isdisjoint(self._commits):
             await self._commit_ended.park()
 
     async def wait_ended(self) -> None:
@@ -166,12 +166,12 @@ class TaskGroup:
         await self._ended.wait()
 
     def close_when_idle(self) -> None:
-        """Have the tasks end by themselves as soon as the plugin is not busy."""
+        """Make the tasks end by themselves as soon as the plugin is not busy."""
         self.closing_when_idle = True
         self._timers.wake()
 
     def wake(self) -> None:
-        """Look now whether the tasks are still needed: the plugin may not be busy any longer."""
+        """Check now whether the tasks are still needed: the plugin may no longer be busy."""
         if self.closing_when_idle:
             self._timers.wake()
 
@@ -209,6 +209,6 @@ class TaskGroup:
 
     async def _run_timers(self) -> None:
         await self._timers.run(self._is_needed)
-        # What is left are workers without work and connections that are lost already.
+        # Only idle workers and lost connections are left.
         self._nursery = None
         self.cancel()

@@ -1,4 +1,7 @@
-"""The deadlines of a plugin, kept by one task: a cancel scope for each would cost more than the rest of a call."""
+"""The deadlines of a plugin, kept by one task: a cancel scope for each would cost more than the rest of a call.
+
+Invariant: a timer fires no earlier than the time for which it was scheduled, and never concurrently with another timer.
+"""
 
 from __future__ import annotations
 
@@ -16,45 +19,45 @@ __all__ = ["Timer", "Timers"]
 
 
 class Timer(Protocol):
-    """Something with deadlines, such as a link.
+    """An object with deadlines, such as a link.
 
-    A deadline that it gains later must not lie before the time that ``fire`` returned last.
+    A new deadline must not be earlier than the time that ``fire`` returned last.
     """
 
     def fire(self, now: float) -> float:
-        """Act on what is due at ``now``, and return the next time to be called; ``inf`` for never. Must not wait."""
+        """Handle the deadlines up to ``now``, and return when to be called next; ``inf`` for never. Must not wait."""
 
 
 class Timers:
-    """Calls timers at their times, on Trio's clock."""
+    """Fires timers at their times, on Trio's clock."""
 
     def __init__(self) -> None:
-        #: Fired when the task begins, each time it does, and from then on when they ask for it.
+        #: Timers that fire each time the task starts, and then at the times that they return.
         self.periodic: list[Timer] = []
         self._order = count()
         self._due: list[tuple[float, int, Timer]] = []
         self._sleep = trio.CancelScope()
 
     def schedule(self, timer: Timer, when: float) -> None:
-        """Have a timer fire at a time on Trio's clock, besides the times that it has asked for."""
+        """Schedule a timer for a time on Trio's clock, in addition to its other times."""
         heapq.heappush(self._due, (when, next(self._order), timer))
         self._sleep.deadline = min(self._sleep.deadline, when)
 
     def wake(self) -> None:
-        """Have the task ask now whether it is still needed."""
+        """Make the task call ``is_needed`` now."""
         self._sleep.deadline = -inf
 
     def clear(self) -> None:
-        """Forget every timer but the periodic ones."""
+        """Remove every timer except the periodic ones."""
         self._due.clear()
 
     async def run(self, is_needed: Callable[[], bool]) -> None:
-        """Fire timers for as long as that is needed.
+        """Fire timers for as long as ``is_needed`` returns True.
 
         Args:
-            is_needed: Asked after each round of timers, and after ``wake()``.
+            is_needed: Called before each round of timers, and after ``wake()``.
 
-        Cancellation: No timer fires any more.
+        Cancellation: No further timer fires.
         """
         for timer in self.periodic:
             self.schedule(timer, trio.current_time())

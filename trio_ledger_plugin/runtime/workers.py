@@ -1,8 +1,8 @@
 """Runs the application's handlers in pooled tasks.
 
-Invariant: a request that was accepted is served by exactly one task, in a fresh context, whatever happens to the link
-it came by. ``submit`` never waits. A data handler past its deadline is answered for at that moment and cancelled; a
-money handler is left to finish, since only it knows whether it has applied the transfer.
+Invariant: exactly one task serves an accepted request, in a fresh context, even if its link is lost. ``submit`` never
+waits. When a data handler exceeds its deadline, the peer gets an error at that moment and the handler is cancelled. A
+money handler is not cancelled, since only it knows whether it has applied the transfer.
 """
 
 from __future__ import annotations
@@ -25,35 +25,35 @@ if TYPE_CHECKING:
 
 __all__ = ["Answer", "RequestQueue", "WorkerPool"]
 
-# What a waiting request costs besides its payload: many empty ones must not grow without bound either.
+# What a waiting request costs besides its payload: many empty requests must not grow without bound either.
 REQUEST_BYTES = 200
 
 
-# A request's id, its payload, and for how many bytes it counts.
+# A request's id, its payload, and the bytes for which it counts.
 _Job: TypeAlias = "tuple[int, bytes | Transfer, int]"
 Answer: TypeAlias = "Callable[[bytes | Transfer], Awaitable[Reply]]"
 
 
 class Requester(Protocol):
-    """Where requests come from and their replies go."""
+    """The source of requests, which sends their replies."""
 
     async def reply(self, request_id: int, reply: Reply) -> None:
-        """Send a reply, or drop it when the link is gone; may wait for room."""
+        """Send a reply, or drop it if the link is lost; may wait for room."""
 
     def expire(self, request_id: int) -> None:
-        """Answer for a data handler that is past its deadline; its own reply is dropped."""
+        """Send an error for a data handler that is past its deadline; the handler's reply is dropped."""
 
 
 class RequestQueue:
-    """The requests of one source: how many run, and those that wait for their turn.
+    """The requests of one source: the running ones are counted, the others wait in order.
 
-    Transfers take at most half of the source's handlers: they may wait for a store, and data goes on while it hangs.
+    Transfers use at most half of the source's handlers, so that data requests continue while a store hangs.
 
     Args:
         pool: The plugin's pool.
-        share: The account's share of handlers, of which each that runs takes one.
-        requester: Where the requests come from.
-        answer: Runs the application's handler and returns the reply; never raises for it.
+        share: The account's share of handlers; each running handler takes one.
+        requester: The source of the requests.
+        answer: Runs the application's handler and returns the reply; a handler's exception becomes a reply.
     """
 
     __slots__ = (
@@ -76,7 +76,7 @@ class RequestQueue:
         self.answer: Answer = answer
         self.running: int = 0
         self.running_transfers: int = 0
-        # Of the requests and replies that the running handlers hold.
+        # The bytes of requests and replies that the running handlers hold.
         self.running_bytes: int = 0
         # Made when first needed: an idle connection must cost little.
         self.waiting: deque[_Job] | None = None
@@ -84,7 +84,7 @@ class RequestQueue:
         self.waiting_bytes: int = 0
 
     def submit(self, request_id: int, payload: bytes | Transfer, size: int) -> bool:
-        """Have a request served; returns False, and does nothing, when too many wait already."""
+        """Serve a request, now or later; returns False, and does nothing, if too many wait already."""
         if self._may_run(payload, size):
             self._count(payload, size)
             self.pool.run(self, request_id, payload, size)
@@ -100,7 +100,7 @@ class RequestQueue:
         return True
 
     def _may_run(self, payload: bytes | Transfer, size: int) -> bool:
-        """Whether another request may run; one alone always may."""
+        """Whether another request may run; a single request may exceed the limit of bytes."""
         if self.running >= self.pool.limit:
             return False
         if payload.__class__ is Transfer and self.running_transfers >= self.pool.transfer_limit:
@@ -114,7 +114,12 @@ class RequestQueue:
             self.running_transfers += 1
 
     def next_job(self, held: int, *, was_transfer: bool) -> _Job | None:
-        """Return the next request to serve, now that one has finished that held so many bytes; None for none."""
+        """Count a request as finished, and return the next one to serve, or None.
+
+        Args:
+            held: The bytes that the finished request held.
+            was_transfer: Whether it was a transfer.
+        """
         self.running -= 1
         self.running_bytes -= held
         self.running_transfers -= was_transfer
@@ -123,12 +128,12 @@ class RequestQueue:
         job = self._take()
         if job is not None:
             while (further := self._take()) is not None:
-                # A large one has made room for many small ones.
+                # A large request may have made room for many small ones.
                 self.pool.run(self, *further)
         return job
 
     def _take(self) -> _Job | None:
-        """Count the next one that may run as running, and return it."""
+        """Remove the next waiting request that may run, count it as running, and return it."""
         for waiting in (self.waiting_transfers, self.waiting):
             if waiting and self._may_run(*waiting[0][1:]):
                 job = waiting.popleft()
@@ -138,13 +143,13 @@ class RequestQueue:
         return None
 
     def abandon(self) -> None:
-        """Forget the requests that wait: their replies have no link to go over."""
+        """Drop the waiting requests: there is no link for their replies."""
         self.waiting = self.waiting_transfers = None
         self.waiting_bytes = 0
 
 
 class _Worker(Waiter):
-    """One pooled task and the request that it serves; it waits here for the next one."""
+    """One pooled task, and the request that it serves; the task waits here for the next request."""
 
     __slots__ = ("answered", "held", "is_transfer", "payload", "pool", "queue", "request_id", "scope", "share")
 
@@ -153,7 +158,7 @@ class _Worker(Waiter):
         self.pool: WorkerPool = pool
         self.scope: trio.CancelScope = trio.CancelScope()
         self.queue: RequestQueue | None = None
-        # The queue's when the worker began: a queue that changes hands gives back what it took.
+        # The queue's share when the request began: the queue's own may be replaced before the request ends.
         self.share: Share | None = None
         self.request_id: int = 0
         self.payload: bytes | Transfer = b""
@@ -176,7 +181,7 @@ class WorkerPool:
 
     Args:
         tasks: Owns the tasks.
-        log: Gets the errors of handlers that no reply can carry.
+        log: Gets the errors of handlers whose reply was sent already.
         limit: How many handlers may run for one source.
         handler_bytes_limit: How many bytes the running handlers of one source may hold; further requests wait.
         backlog_limit: How many bytes of requests may wait in one source.
@@ -206,10 +211,10 @@ class WorkerPool:
         self._deadlines: dict[_Worker, float] = {}
 
     def run(self, queue: RequestQueue, request_id: int, payload: bytes | Transfer, size: int) -> None:
-        """Serve one request in a task that is free, or in a new one."""
+        """Serve one request in an idle task, or in a new one."""
         worker = self.idle.pop() if self.idle else _Worker(self)
         share = worker.share = queue.share
-        # As share.take() does, and give_back() below, without a call for each request.
+        # share.take() inlined, as give_back() is in _release(), to save a call for each request.
         share.used += 1
         if share.parent is not None:
             share.parent.take()
@@ -223,7 +228,7 @@ class WorkerPool:
         worker.wake()
 
     def fire(self, now: float) -> float:
-        """Answer for handlers past their deadline, and let workers go that were not needed lately."""
+        """Expire data handlers past their deadline, and end workers that have been idle since the last call."""
         unneeded = self.idle[: self._least_idle]
         del self.idle[: self._least_idle]
         self._least_idle = len(self.idle)
@@ -246,7 +251,7 @@ class WorkerPool:
                 while worker.queue is not None:
                     await self._serve(worker, worker.queue)
         except* Exception as group:  # noqa: BLE001 (a handler may raise anything)
-            # A handler's task group can raise errors beside its cancellation; the request was answered before.
+            # A handler's nursery can raise errors beside its cancellation. The peer has a reply already.
             self._log.error("a handler raised while it was cancelled: %s", group)
         finally:
             self._deadlines.pop(worker, None)
@@ -264,13 +269,13 @@ class WorkerPool:
         worker.payload = b""
         self._deadlines.pop(worker, None)
         if reply.__class__ is bytes and len(reply) > worker.held:
-            # It waits where the peer does not read, and counts meanwhile.
+            # The reply waits if the peer does not read, and counts meanwhile.
             queue.running_bytes += len(reply) - worker.held
             worker.held = len(reply)
         if not worker.answered:
             await requester.reply(worker.request_id, reply)
         if worker.scope.cancel_called:
-            # This handler went on through its cancellation; the scope is spent.
+            # The handler ignored its cancellation. The scope cannot be used again, so this task ends here.
             await trio.lowlevel.checkpoint()
         job = queue.next_job(worker.held, was_transfer=worker.is_transfer)
         if job is None:
@@ -292,7 +297,7 @@ class WorkerPool:
             )
 
     def _pass_on(self, worker: _Worker, queue: RequestQueue) -> None:
-        """Give the place of a cancelled worker to another; its own scope is spent, so its task ends."""
+        """Let another worker serve the next request: a cancelled worker's scope cannot be used again."""
         job = queue.next_job(worker.held, was_transfer=worker.is_transfer)
         if job is not None:
             self.run(queue, *job)
