@@ -115,7 +115,7 @@ class AccountsPlugin(BtpServer):
         return tuple(account.snapshot() for account in self._accounts.values() if account.links)
 
     async def run_connection(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Find out the server's own address, listen, and serve."""
+        """Get the server's own address and asset, then listen and serve."""
 
         def listening() -> None:
             task_status.started()
@@ -146,8 +146,8 @@ class AccountsPlugin(BtpServer):
         answer = await self.handlers.answer(ildcp.encode(ildcp.IldcpRequest()))
         if not isinstance(answer, bytes):
             raise answer or UnreachableError("the data handler gave no answer to the ILDCP request")
-        told = read_ildcp_answer(answer)
-        return HostInfo(client_address=told.client_address, asset_scale=told.asset_scale, asset_code=told.asset_code)
+        info = read_ildcp_answer(answer)
+        return HostInfo(client_address=info.client_address, asset_scale=info.asset_scale, asset_code=info.asset_code)
 
     def _refuse_origin(self, handshake: Handshake) -> int | None:
         """Refuse a web page's script unless its origin is listed."""

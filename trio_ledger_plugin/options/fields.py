@@ -60,7 +60,7 @@ class Milliseconds:
     value: object
 
     def as_seconds(self) -> object:
-        """Return the time in seconds, or ``value`` itself if it is no number."""
+        """Return the time in seconds, or ``value`` itself if it is not a number."""
         if isinstance(self.value, bool) or not isinstance(self.value, int | float):
             return self.value
         try:

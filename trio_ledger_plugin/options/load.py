@@ -53,7 +53,7 @@ def options_from_mapping(
         find_owners: Returns the names of the plugins that have an option, for the error about one that ``cls`` lacks.
 
     Raises:
-        TypeError: ``mapping`` is no mapping.
+        TypeError: ``mapping`` is not a mapping.
         InvalidFieldsError: Names are unknown or a field is given twice, or values are wrong. The text names each.
 
     Warns:
