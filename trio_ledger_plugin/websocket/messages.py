@@ -3,8 +3,8 @@
 One task receives each message as soon as trio-websocket has read it, so trio-websocket's queue is never full for long
 and pongs are not delayed. The writer's task sends one message at a time.
 
-Invariant: only tasks of the plugin send, never a caller that could be cancelled in the middle of a frame. When the
-reading or the writing task ends, the stream is closed.
+Invariant: only tasks of the plugin send messages and pings, never a caller that could be cancelled in the middle of a
+frame. When reading ends or writing fails, the stream is closed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The one task that writes to a link's stream.
 
-Invariant: only whole frames are sent. A caller appends a frame and never waits for the stream, so a cancelled caller
-cannot leave half a frame behind. Control frames go out ahead of queued messages, between whole frames. A Close goes
-out last, and nothing is queued after it.
+Invariant: after part of a frame, only the rest of that frame is sent. A caller appends a frame and never waits for the
+stream, so a cancelled caller cannot leave half a frame behind. Control frames go out ahead of queued messages, between
+whole frames. A Close goes out last, and nothing is queued after it.
 
 The task runs while there is something to write, then sleeps until it is woken or retired. A single message may skip
 the task: to wake the task takes two scheduler turns, more than all the rest of a request. The socket then gets as many
