@@ -1,8 +1,8 @@
 """Ctrl-C at random moments of a program under load: many links and a store, each run interrupted once.
 
 ``python -m faults.interrupts --runs 200`` in ``tests/`` prints one line, and exits with 1 when a run ended in any other
-way than as ``KeyboardInterrupt``. ``--at Call`` interrupts once, where a waiter of that class is known to whoever wakes
-it and its task does not sleep yet.
+way than as ``KeyboardInterrupt``. ``--at Call`` interrupts once, where a waiter of that class can be woken already and
+its task does not sleep yet.
 """
 
 from __future__ import annotations

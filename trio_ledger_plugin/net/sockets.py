@@ -20,7 +20,7 @@ async def abort_stream(stream: trio.abc.AsyncResource) -> None:
     Cancellation: None comes from here, where it would take the place of the error, such as ``KeyboardInterrupt``, that
     the stream is closed for. Nothing is waited for: the scope is cancelled before the first wait.
     """
-    with suppress(Exception), trio.CancelScope(shield=True) as scope:
+    with suppress(Exception), trio.move_on_after(0, shield=True) as scope:
         scope.cancel()
         await stream.aclose()
 
