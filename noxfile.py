@@ -53,11 +53,12 @@ def interop(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style, format and common mistakes with Trio."""
-    session.install("ruff==0.17.6", "flake8-async>=25")
+    """Check style, format, prose and common mistakes with Trio."""
+    session.install("-e", ".[test]", "ruff==0.17.6", "flake8-async>=25")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("flake8-async", *FLAKE8_ASYNC, *(str(path) for path in Path("trio_ledger_plugin").rglob("*.py")))
+    session.run("pytest", "-q", "tests/test_prose.py")
 
 
 @nox.session

@@ -33,7 +33,8 @@ nitpick_ignore_regex = [
     ("py:class", r"(btp\.Packet|.*\bPacketT|.*\bPluginT|T|Answer|DataHandler|MoneyHandler|Reply|PairFactory)"),
     ("py:class", r"TransactionalMoneyHandler|Window|(list|tuple|Mapping)\[str.*"),
     # and internal parts of a plugin.
-    ("py:class", r"(.*\.)?(Account|AccountHost|WorkerPool|Ledger|LoopbackPlugin|MoneyService|Requester|Stage)"),
+    ("py:class", r"(.*\.)?(Account|AccountHost|Budget|Event|Handlers|Ledger|LoopbackPlugin)"),
+    ("py:class", r"(.*\.)?(MoneyService|RedactingLog|Requester|Share|Stage|WorkerPool)"),
 ]
 autodoc_member_order = "bysource"
 # Show defaults as they are written: the value of os.environ would be the builder's environment, including its secrets.

@@ -189,6 +189,45 @@ def test_every_shield_has_a_deadline():
                     assert bounded or "deadline" in words or "relative_deadline" in words, f"{name}, line {node.lineno}"
 
 
+def test_only_parking_waits_by_hand():
+    """Every other hand-made wait would need its own protection from Ctrl-C."""
+    waiting = [name for name, path in MODULES.items() if "wait_task_rescheduled" in path.read_text()]
+    assert waiting == [f"{PACKAGE}.parking"]
+
+
+def classes():
+    """Yield the name of each class's module, the class, and the names of its bases."""
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                yield name, node, [ast.unparse(base).partition("[")[0].rpartition(".")[2] for base in node.bases]
+
+
+def test_at_most_eight_protocol_classes_are_shipped():
+    protocols = [f"{name}.{node.name}" for name, node, bases in classes() if "Protocol" in bases]
+    assert len([name for name in protocols if unit(name) != "testing"]) <= 8, protocols
+
+
+def test_inheritance_is_at_most_three_deep():
+    """Counting the package's own classes. Errors, which programs catch by level, and test doubles may be deeper."""
+    bases: dict[str, set[str]] = {}
+    for name, node, found in classes():
+        if unit(name) not in ("errors", "testing"):
+            bases.setdefault(node.name, set()).update(set(found) - {node.name})
+
+    def depth(name):
+        return 1 + max(map(depth, bases[name]), default=0) if name in bases else 0
+
+    assert {name: depth(name) for name in bases if depth(name) > 3} == {}
+
+
+def test_lost_link_has_one_entry():
+    """A second one would forget a part of what the end of a link means."""
+    link = next(node for name, node, _ in classes() if (name, node.name) == (f"{PACKAGE}.btp.link", "Link"))
+    text = "self._state = _State.LOST"
+    assert [method.name for method in link.body if text in ast.unparse(method)] == ["end"]
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_sql_has_no_numbered_placeholders(module):
     """Python 3.12 warns about them: a program that turns warnings into errors would fail."""

@@ -16,10 +16,10 @@ import trio
 from .errors import ConnectionLostError, DecodeError, LedgerPluginError, RemoteError, wire_error
 from .plugin import LedgerPlugin
 from .runtime.exchange import Exchange
+from .transfer import Transfer  # noqa: TC001 (so that the signatures of public methods can be resolved)
 
 if TYPE_CHECKING:
     from .runtime.handlers import Reply
-    from .transfer import Transfer
 
 __all__ = ["ExchangePlugin"]
 

@@ -344,7 +344,7 @@ class LedgerPlugin(ABC):
 
     @property
     def transfers(self) -> Transfers:
-        """The journal of this plugin's transfers: totals, transfers in doubt, and how to settle them.
+        """The journal of this plugin's transfers, with totals, and a way to settle transfers in doubt.
 
         Raises:
             InvalidServicesError: The plugin has no transactional store.

@@ -1,7 +1,7 @@
-"""Ends that echo what they are sent, over the lane and trio-websocket together, for the Autobahn test suite.
+"""Ends that echo what they are sent, over the frame stream and trio-websocket together, for the Autobahn test suite.
 
-BTP has no use for text. Here what the lane passes up and fetches back is echoed as well, so that every case goes the
-way that it goes in a plugin: plain binary messages past trio-websocket, all else through it.
+BTP has no use for text. Here what the frame stream forwards and fetches back is echoed as well, so that every case goes
+the way that it goes in a plugin: plain binary messages past trio-websocket, all else through it.
 
     python echo.py server PORT            until it is killed
     python echo.py client PORT            through all cases of a fuzzing server

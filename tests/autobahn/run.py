@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["judge"]
 
 ECHO = Path(__file__).with_name("echo.py")
+TESTS = ECHO.parents[1]
 CASES = ["1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "9.*", "10.*"]
 GOOD = {"OK", "NON-STRICT", "INFORMATIONAL"}
 AGENT = "trio-ledger-plugin"
@@ -46,7 +47,8 @@ def main(wstest: Path, directory: Path, cases: list[str]) -> int:
         path = directory / f"{name}.json"
         path.write_text(json.dumps(spec))
         suite = [str(wstest), "-m", theirs, "-s", str(path), "-u", "0"]
-        echo = [sys.executable, str(ECHO), ours, str(port)]
+        # Only the ends find the folder of tests: the suite's own package has the name of one of them.
+        echo = ["env", f"PYTHONPATH={TESTS}", sys.executable, str(ECHO), ours, str(port)]
         background, foreground = (echo, suite) if ours == "server" else (suite, echo)
         began = time.monotonic()
         with running(background, port, directory / f"{name}.log"), (directory / f"{name}-run.log").open("wb") as log:
