@@ -24,12 +24,6 @@ TRACED = 10_000
 MONTH = 30 * 86400
 
 
-@pytest.fixture
-def clock() -> MockClock:
-    """A clock that jumps when every task waits, so that it shows any waiting."""
-    return MockClock(autojump_threshold=0.03)
-
-
 def held_by(plugin: Any) -> tuple[int, ...]:
     """Count what a send could leave in the plugin or in the program."""
     gc.collect()

@@ -41,11 +41,11 @@ def _scripted_is_installed(monkeypatch, tmp_path):
 
 
 @pytest.fixture(params=FORMS)
-async def nursery(request):
+async def given(request):
     """The nursery to pass, or None; at its end, the fixture checks that no task is left."""
     before = all_tasks()
-    async with nursery_of(request.param) as given:
-        yield given
+    async with nursery_of(request.param) as made:
+        yield made
     assert all_tasks() <= before
 
 
@@ -53,8 +53,8 @@ async def accept(amount):
     pass
 
 
-async def test_the_block_gets_a_connected_plugin(nursery):
-    async with open_scripted(data_handler=echo, money_handler=accept, nursery=nursery) as plugin:
+async def test_the_block_gets_a_connected_plugin(given):
+    async with open_scripted(data_handler=echo, money_handler=accept, nursery=given) as plugin:
         assert plugin.is_connected()
         with pytest.raises(DataHandlerAlreadyRegisteredError):
             plugin.register_data_handler(echo)
@@ -62,14 +62,14 @@ async def test_the_block_gets_a_connected_plugin(nursery):
     assert names([event async for event in plugin.events]) == ["Connected", "Disconnected"]
 
 
-async def test_handlers_are_registered_before_the_first_request(nursery):
+async def test_handlers_are_registered_before_the_first_request(given):
     async def script(plugin, task_status):
         plugin.link_up()
         plugin.ask(1, b"early")
         task_status.started()
         await trio.sleep_forever()
 
-    async with open_scripted(script, data_handler=echo, nursery=nursery) as plugin:
+    async with open_scripted(script, data_handler=echo, nursery=given) as plugin:
         await trio.testing.wait_all_tasks_blocked()
         assert plugin.replies == {1: b"early"}
 
@@ -81,31 +81,31 @@ class BodyError(Exception):
 @pytest.mark.parametrize(
     "error", [BodyError("b"), ExceptionGroup("g", [BodyError()]), KeyboardInterrupt(), SystemExit(3)]
 )
-async def test_error_of_the_body_is_raised_unchanged(nursery, error):
+async def test_error_of_the_body_is_raised_unchanged(given, error):
     with pytest.raises(type(error)) as caught:
-        async with open_scripted(nursery=nursery):
+        async with open_scripted(nursery=given):
             raise error
     assert caught.value is error
     assert caught.value.__cause__ is None
 
 
 @pytest.mark.parametrize("error", [NotAcceptedError("n"), OSError("in use"), InvalidFieldsError("missing")])
-async def test_error_of_the_connection_is_raised_unchanged(nursery, error):
+async def test_error_of_the_connection_is_raised_unchanged(given, error):
     with pytest.raises(type(error)) as caught:
-        async with open_scripted(refused(error), nursery=nursery):
+        async with open_scripted(refused(error), nursery=given):
             pytest.fail("the block ran")
     assert caught.value is error
 
 
-async def test_timeout_of_the_connection(nursery, autojump_clock):
+async def test_timeout_of_the_connection(given, autojump_clock):
     begun = trio.current_time()
     with pytest.raises(ConnectTimeoutError):
-        async with open_scripted(hang, connect=ConnectOptions(timeout=1500), nursery=nursery):
+        async with open_scripted(hang, connect=ConnectOptions(timeout=1500), nursery=given):
             pytest.fail("the block ran")
     assert trio.current_time() - begun == pytest.approx(1.5)
 
 
-async def test_fatal_failure_ends_only_the_block(nursery, autojump_clock):
+async def test_fatal_failure_ends_only_the_block(given, autojump_clock):
     cause = NotAcceptedError("not any more")
     sibling_ended = []
 
@@ -115,9 +115,9 @@ async def test_fatal_failure_ends_only_the_block(nursery, autojump_clock):
 
     begun = trio.current_time()
     async with trio.open_nursery() as siblings:
-        (nursery or siblings).start_soon(sibling)
+        (given or siblings).start_soon(sibling)
         with pytest.raises(PluginFailedError) as caught:
-            async with open_scripted(broken_after(2, cause), nursery=nursery) as plugin:
+            async with open_scripted(broken_after(2, cause), nursery=given) as plugin:
                 await trio.sleep_forever()
         assert trio.current_time() - begun == pytest.approx(2)
         assert caught.value.__cause__ is cause
@@ -128,18 +128,18 @@ async def test_fatal_failure_ends_only_the_block(nursery, autojump_clock):
     assert sibling_ended == [begun + 10]
 
 
-async def test_failure_that_a_call_of_the_body_raises_is_reported_once(nursery, autojump_clock):
+async def test_failure_that_a_call_of_the_body_raises_is_reported_once(given, autojump_clock):
     cause = OSError("broken")
     with pytest.raises(PluginFailedError) as caught:
-        async with open_scripted(broken_after(1, cause), nursery=nursery) as plugin:
+        async with open_scripted(broken_after(1, cause), nursery=given) as plugin:
             await plugin.send_data(b"")
     assert caught.value.__cause__ is cause
 
 
-async def test_failure_in_many_tasks_of_the_body_is_raised_once(nursery, autojump_clock):
+async def test_failure_in_many_tasks_of_the_body_is_raised_once(given, autojump_clock):
     cause = OSError("broken")
     with pytest.raises(PluginFailedError) as caught:
-        async with open_scripted(broken_after(1, cause), nursery=nursery) as plugin:
+        async with open_scripted(broken_after(1, cause), nursery=given) as plugin:
             async with trio.open_nursery() as body:
                 body.start_soon(plugin.send_data, b"1")
                 body.start_soon(plugin.send_data, b"2")
@@ -147,7 +147,7 @@ async def test_failure_in_many_tasks_of_the_body_is_raised_once(nursery, autojum
     assert caught.value.__cause__ is cause
 
 
-async def test_other_error_of_the_body_is_not_lost(nursery, autojump_clock):
+async def test_other_error_of_the_body_is_not_lost(given, autojump_clock):
     async def clean_up():
         try:
             await trio.sleep_forever()
@@ -155,37 +155,37 @@ async def test_other_error_of_the_body_is_not_lost(nursery, autojump_clock):
             raise BodyError
 
     with pytest.raises(ExceptionGroup) as caught:
-        async with open_scripted(broken_after(1, OSError()), nursery=nursery) as plugin:
+        async with open_scripted(broken_after(1, OSError()), nursery=given) as plugin:
             async with trio.open_nursery() as body:
                 body.start_soon(plugin.send_data, b"1")
                 body.start_soon(clean_up)
     assert caught.group_contains(BodyError)
 
 
-async def test_body_that_handles_the_failed_call_still_gets_the_failure(nursery, autojump_clock):
+async def test_body_that_handles_the_failed_call_still_gets_the_failure(given, autojump_clock):
     with pytest.raises(PluginFailedError):
-        async with open_scripted(broken_after(1, OSError()), nursery=nursery) as plugin:
+        async with open_scripted(broken_after(1, OSError()), nursery=given) as plugin:
             with pytest.raises(PluginFailedError):
                 await plugin.send_data(b"")
 
 
-async def test_error_of_the_body_has_precedence_over_a_failure(nursery, autojump_clock):
+async def test_error_of_the_body_has_precedence_over_a_failure(given, autojump_clock):
     with pytest.raises(BodyError):
-        async with open_scripted(broken_after(1, OSError()), nursery=nursery):
+        async with open_scripted(broken_after(1, OSError()), nursery=given):
             try:
                 await trio.sleep_forever()
             finally:
                 raise BodyError
 
 
-async def test_failure_while_closing_is_raised(nursery, autojump_clock):
+async def test_failure_while_closing_is_raised(given, autojump_clock):
     with pytest.raises(PluginFailedError):
-        async with open_scripted(broken_after(2, OSError()), data_handler=sleeping(4), nursery=nursery) as plugin:
+        async with open_scripted(broken_after(2, OSError()), data_handler=sleeping(4), nursery=given) as plugin:
             plugin.ask(1, b"")
             await trio.sleep(1)
 
 
-async def test_cancelling_the_block_drains_nothing(nursery, autojump_clock):
+async def test_cancelling_the_block_drains_nothing(given, autojump_clock):
     ends = []
 
     async def handle(data):
@@ -196,7 +196,7 @@ async def test_cancelling_the_block_drains_nothing(nursery, autojump_clock):
 
     begun = trio.current_time()
     with trio.move_on_after(1) as scope:
-        async with open_scripted(data_handler=handle, nursery=nursery) as plugin:
+        async with open_scripted(data_handler=handle, nursery=given) as plugin:
             plugin.ask(1, b"")
             await trio.sleep_forever()
     assert scope.cancelled_caught
@@ -204,7 +204,7 @@ async def test_cancelling_the_block_drains_nothing(nursery, autojump_clock):
     assert ends == [begun + 1]
 
 
-async def test_error_of_a_cancelled_body_is_not_lost(nursery, autojump_clock):
+async def test_error_of_a_cancelled_body_is_not_lost(given, autojump_clock):
     """Not even when a handler shields itself for longer than the plugin waits."""
 
     async def linger(data):
@@ -212,7 +212,7 @@ async def test_error_of_a_cancelled_body_is_not_lost(nursery, autojump_clock):
             await trio.sleep(3)
 
     with pytest.raises(BodyError), trio.move_on_after(1):
-        async with open_scripted(data_handler=linger, nursery=nursery) as plugin:
+        async with open_scripted(data_handler=linger, nursery=given) as plugin:
             plugin.ask(1, b"")
             try:
                 await trio.sleep_forever()
@@ -222,25 +222,25 @@ async def test_error_of_a_cancelled_body_is_not_lost(nursery, autojump_clock):
 
 
 @pytest.mark.parametrize("_again", range(6))
-async def test_opening_under_a_cancellation_leaves_nothing(nursery, _again):
+async def test_opening_under_a_cancellation_leaves_nothing(given, _again):
     with trio.CancelScope() as scope:
         scope.cancel()
-        async with open_scripted(nursery=nursery):
+        async with open_scripted(nursery=given):
             pytest.fail("the block ran")
     assert scope.cancelled_caught
 
 
-async def test_a_normal_exit_drains_and_is_bounded(nursery, autojump_clock):
+async def test_a_normal_exit_drains_and_is_bounded(given, autojump_clock):
     for seconds, took in ((3, 3), (100, 5)):
         begun = trio.current_time()
-        async with open_scripted(data_handler=sleeping(seconds), nursery=nursery) as plugin:
+        async with open_scripted(data_handler=sleeping(seconds), nursery=given) as plugin:
             plugin.ask(1, b"")
             await trio.testing.wait_all_tasks_blocked()
         assert trio.current_time() - begun == pytest.approx(took)
 
 
-async def test_a_body_may_close_or_disconnect_the_plugin_itself(nursery):
-    async with open_scripted(nursery=nursery) as plugin:
+async def test_a_body_may_close_or_disconnect_the_plugin_itself(given):
+    async with open_scripted(nursery=given) as plugin:
         await plugin.disconnect()
         await plugin.connect()
         await plugin.aclose()
@@ -248,11 +248,11 @@ async def test_a_body_may_close_or_disconnect_the_plugin_itself(nursery):
             await plugin.connect()
 
 
-async def test_plugins_nest_and_follow_each_other(nursery):
+async def test_plugins_nest_and_follow_each_other(given):
     for _ in range(2):
         async with (
-            open_scripted(nursery=nursery) as outer,
-            open_scripted(nursery=nursery) as inner,
+            open_scripted(nursery=given) as outer,
+            open_scripted(nursery=given) as inner,
         ):
             assert outer.is_connected()
             assert inner.is_connected()
@@ -294,34 +294,34 @@ async def test_a_wrong_nursery_is_a_type_error(nursery_given):
 
 
 @pytest.mark.parametrize("opts", [None, 5, "loopback", []])
-async def test_wrong_options_are_type_errors(nursery, opts):
+async def test_wrong_options_are_type_errors(given, opts):
     with pytest.raises(TypeError, match="opts is"):
-        async with open_plugin(opts, nursery=nursery):
+        async with open_plugin(opts, nursery=given):
             pytest.fail("the block ran")
 
 
-async def test_wrong_services_are_a_type_error(nursery):
+async def test_wrong_services_are_a_type_error(given):
     with pytest.raises(TypeError, match="services is a PluginServices"):
-        async with open_plugin(ScriptedOptions(), {"store": None}, nursery=nursery):  # type: ignore[arg-type] # on purpose
+        async with open_plugin(ScriptedOptions(), {"store": None}, nursery=given):  # type: ignore[arg-type] # on purpose
             pytest.fail("the block ran")
 
 
-async def test_wrong_handler_is_a_type_error(nursery):
+async def test_wrong_handler_is_a_type_error(given):
     for handlers in ({"data_handler": 5}, {"money_handler": "m"}):
         with pytest.raises(TypeError, match="handler is an async function"):
-            async with open_scripted(nursery=nursery, **handlers):
+            async with open_scripted(nursery=given, **handlers):
                 pytest.fail("the block ran")
 
 
-async def test_wrong_connect_options_are_a_type_error(nursery):
+async def test_wrong_connect_options_are_a_type_error(given):
     with pytest.raises(TypeError, match="ConnectOptions"):
-        async with open_scripted(connect=5000, nursery=nursery):
+        async with open_scripted(connect=5000, nursery=given):
             pytest.fail("the block ran")
 
 
-async def test_bad_fields_are_all_named(nursery):
+async def test_bad_fields_are_all_named(given):
     with pytest.raises(InvalidFieldsError) as caught:
-        async with open_plugin({"plugin": "scripted", "respnseTimeout": 5, "max_handlers": 0}, nursery=nursery):
+        async with open_plugin({"plugin": "scripted", "respnseTimeout": 5, "max_handlers": 0}, nursery=given):
             pytest.fail("the block ran")
     assert "responseTimeout" in str(caught.value)
     assert "max_handlers" in str(caught.value)
@@ -351,12 +351,12 @@ async def test_interruption_in_a_task_of_the_plugin_is_not_lost(interruption):
 # With a network.
 
 
-async def test_credentials_refused_on_a_redial_end_the_block(nursery):
+async def test_credentials_refused_on_a_redial_end_the_block(given):
     async with peers.open_btp({"listener": {"port": 0, "secret": "old"}}) as listener:
         address = listener.address
         server = address.replace("//", "//alice:old@")
         with pytest.raises(PluginFailedError) as caught, trio.fail_after(10):
-            async with open_plugin({"server": server}, nursery=nursery) as plugin:
+            async with open_plugin({"server": server}, nursery=given) as plugin:
                 await listener.disconnect()
                 port = int(address.rpartition(":")[2])
                 async with peers.open_btp({"listener": {"port": port, "secret": "new"}}):
@@ -367,15 +367,15 @@ async def test_credentials_refused_on_a_redial_end_the_block(nursery):
     assert events[-1] == Failed(caught.value.__cause__)
 
 
-async def test_disconnecting_plugins_do_not_connect_again(nursery):
+async def test_disconnecting_plugins_do_not_connect_again(given):
     """Neither end makes a new link during the closing handshake."""
-    async with peers.open_btp({"listener": {"port": 0, "secret": "s"}}, nursery=nursery) as listener:
+    async with peers.open_btp({"listener": {"port": 0, "secret": "s"}}, nursery=given) as listener:
         server = listener.address.replace("//", "//alice:s@")
-        async with open_plugin({"server": server}, nursery=nursery) as client:
+        async with open_plugin({"server": server}, nursery=given) as client:
             await listener.wait_connected()
             await client.disconnect()
         assert names([event async for event in client.events]) == ["Connected", "Disconnected"]
-        async with open_plugin({"server": server}, nursery=nursery) as client:
+        async with open_plugin({"server": server}, nursery=given) as client:
             await listener.wait_connected()
             await listener.disconnect()
             await trio.sleep(0.05)
@@ -385,7 +385,7 @@ async def test_disconnecting_plugins_do_not_connect_again(nursery):
     assert names([event async for event in listener.events]) == ["Connected", "Disconnected"] * 2
 
 
-async def test_draining_listener_accepts_no_peer(nursery):
+async def test_draining_listener_accepts_no_peer(given):
     """A new link would be dropped at once, and the draining one with it."""
     begun, finish = trio.Event(), trio.Event()
 
@@ -394,7 +394,7 @@ async def test_draining_listener_accepts_no_peer(nursery):
         await finish.wait()
         return data
 
-    async with peers.open_btp(peers.listening(), data_handler=handle, nursery=nursery) as listener:
+    async with peers.open_btp(peers.listening(), data_handler=handle, nursery=given) as listener:
         first = await peers.dial_in(listener.address)
         await first.send_request(1, b"slow")
         await begun.wait()
