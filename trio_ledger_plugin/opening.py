@@ -228,10 +228,10 @@ async def _closing(plugin: LedgerPlugin) -> AsyncIterator[None]:
     except BaseException as error:
         try:
             await plugin.aclose()
-        except BaseException as raised:  # noqa: BLE001 (raised again, unless it is a cancellation)
+        except BaseException as raised:  # noqa: ASYNC103, BLE001 (raised again, unless it is a cancellation)
             interruption = _without_cancellation(raised)
             if interruption is not None:
-                raise interruption from error
+                raise interruption from error  # noqa: ASYNC104 (it tells more)
         raise
     else:
         await plugin.aclose()
@@ -250,11 +250,11 @@ async def _bare_nursery(given: trio.Nursery | None) -> AsyncIterator[trio.Nurser
                 yield own
             except BaseException as raised:  # noqa: ASYNC103, BLE001 (raised again below)
                 error = raised
-    except BaseException as raised:
+    except BaseException as raised:  # noqa: ASYNC103 (one of the two errors is raised below)
         # An error such as Ctrl-C, raised in any task.
         interruption = _without_cancellation(raised)
         if interruption is not None:
-            raise interruption from None
+            raise interruption from None  # noqa: ASYNC104 (it tells more)
         if error is None:
             raise
     if error is not None:

@@ -1,8 +1,4 @@
-"""``LedgerPlugin``: the interface of RFC-0024 for every plugin, composed of the parts that do the work.
-
-A plugin implements ``run_connection``: how to connect and stay connected. A plugin whose links carry messages attaches
-an ``Exchange`` for each link; a plugin of another kind overrides ``carry_data`` and ``carry_money``.
-"""
+"""``LedgerPlugin``: the interface of RFC-0024 for every plugin, composed of the parts that do the work."""
 
 from __future__ import annotations
 
@@ -36,6 +32,7 @@ if TYPE_CHECKING:
     from .events import Event
     from .log import RedactingLog
     from .money.reconciliation import Transfers
+    from .registration import Deregister, RegisterData, RegisterMoney, RegisterTransactional
     from .runtime.exchange import Exchange
     from .runtime.handlers import Handlers
     from .runtime.tasks import TaskGroup
@@ -238,7 +235,7 @@ class LedgerPlugin(ABC):
                     await self.money.finish_records()
         finally:
             self._connector.close()
-            await self._connector.stop()
+            await self._connector.stop()  # noqa: ASYNC102 (it shields itself, with a deadline)
 
     def begin_closing(self) -> bool:
         """Refuse new calls and requests, as ``aclose()`` does first; returns False when the plugin has ended."""
@@ -336,11 +333,13 @@ class LedgerPlugin(ABC):
             raise error
         await self.money.send(transfer)
 
-    register_data_handler = registration.register_data_handler
-    deregister_data_handler = registration.deregister_data_handler
-    register_money_handler = registration.register_money_handler
-    register_transactional_money_handler = registration.register_transactional_money_handler
-    deregister_money_handler = registration.deregister_money_handler
+    register_data_handler: ClassVar[RegisterData] = registration.register_data_handler
+    deregister_data_handler: ClassVar[Deregister] = registration.deregister_data_handler
+    register_money_handler: ClassVar[RegisterMoney] = registration.register_money_handler
+    register_transactional_money_handler: ClassVar[RegisterTransactional] = (
+        registration.register_transactional_money_handler
+    )
+    deregister_money_handler: ClassVar[Deregister] = registration.deregister_money_handler
 
     @property
     def transfers(self) -> Transfers:

@@ -1,16 +1,27 @@
-"""The methods of ``LedgerPlugin`` that register handlers (RFC-0024)."""
+"""The methods of ``LedgerPlugin`` that register handlers (RFC-0024), and their types.
+
+A class that takes a function from here as its method declares it ``ClassVar`` with one of these types: without it, type
+checkers infer different ones.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from .runtime.handlers import check_transactional
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .money.service import MoneyService
     from .runtime.handlers import DataHandler, Handlers, MoneyHandler, TransactionalMoneyHandler
 
 __all__ = [
+    "Deregister",
+    "RegisterData",
+    "RegisterMoney",
+    "RegisterTransactional",
+    "Registers",
     "deregister_data_handler",
     "deregister_money_handler",
     "register_data_handler",
@@ -24,6 +35,12 @@ class Registers(Protocol):
 
     handlers: Handlers
     money: MoneyService
+
+
+RegisterData: TypeAlias = "Callable[[Registers, DataHandler], None]"
+RegisterMoney: TypeAlias = "Callable[[Registers, MoneyHandler], None]"
+RegisterTransactional: TypeAlias = "Callable[[Registers, TransactionalMoneyHandler], None]"
+Deregister: TypeAlias = "Callable[[Registers], None]"
 
 
 def register_data_handler(self: Registers, handler: DataHandler) -> None:

@@ -25,7 +25,7 @@ class Share:
     def __init__(self, limit: float = inf, parent: Share | None = None) -> None:
         self.limit: float = limit
         self.used: int = 0
-        self.parent = parent
+        self.parent: Share | None = parent
         #: Set when nothing is in use. Made when first needed, since few accounts ever need it.
         self.unused: trio.Event | None = None
 

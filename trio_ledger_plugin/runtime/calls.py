@@ -43,7 +43,7 @@ class Call(Waiter):
 
     def __init__(self, deadline: float) -> None:
         # Not by super(): that would be a tenth of the cost of a call.
-        self.task = None
+        self.task: trio.lowlevel.Task | None = None
         self.deadline: float = deadline
         #: The outcome, if there is one before the caller waits: a link can be lost while it sends.
         self.early: outcome.Outcome[bytes] | None = None
