@@ -388,15 +388,20 @@ class KeepsTheOldest(EventStream):
 class DropsTheNewestEvents(LoopbackPlugin):
     def __init__(self, *args):
         super().__init__(*args)
-        self._stream = KeepsTheOldest()
-        self.events = self._stream.receiver
+        self._connector.stream = KeepsTheOldest()
+        self.events = self._connector.stream.receiver
+
+
+def _ignore_link_down(plugin, ignored):
+    link_down = plugin._connector.link_down
+    vars(plugin._connector)["link_down"] = lambda reason: None if reason == ignored else link_down(reason)
 
 
 @breaks("events_end_after_closing")
-class ClosesWithoutAWord(LoopbackPlugin):
-    def link_down(self, reason):
-        if reason != "closed":
-            super().link_down(reason)
+class ClosesWithoutAnEvent(LoopbackPlugin):
+    def __init__(self, *args):
+        super().__init__(*args)
+        _ignore_link_down(self, "closed")
 
 
 @breaks("failed_is_the_last_event")
@@ -409,8 +414,7 @@ class TellsAnotherError(LoopbackPlugin):
 class StaysConnected(LoopbackPlugin):
     def __init__(self, *args):
         super().__init__(*args)
-        link_down = self._connector.link_down
-        vars(self._connector)["link_down"] = lambda reason: None if reason == "failed" else link_down(reason)
+        _ignore_link_down(self, "failed")
 
 
 @breaks("a_failed_plugin_refuses_calls")
