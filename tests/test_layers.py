@@ -139,7 +139,9 @@ print(*(set(sys.modules) - before))
     loaded = set(run.stdout.split())
     assert f"{PACKAGE}.plugin" in loaded
     late = {"sqlite3", "importlib.metadata", "difflib", "trio_websocket", "click", "rich"}
-    late |= {f"{PACKAGE}.{name}" for name in ("stores", "money.journal", "money.sender", "codec.ilp", "testing")}
+    late |= {
+        f"{PACKAGE}.{name}" for name in ("stores", "money.journal", "money.sender", "codec.ilp", "loopback", "testing")
+    }
     assert loaded & late == set()
     assert {name for name in loaded if ".btp." in name} == {f"{PACKAGE}.btp.options"}
 

@@ -31,10 +31,10 @@ from .errors import (
 )
 from .events import AccountConnected, AccountDisconnected, Connected, Disconnected, EventsDropped, Failed
 from .ilp.configuration import fetch_ildcp
-from .loopback import LoopbackOptions
 from .money.reconciliation import Transfers
 from .opening import create_plugin, loopback_pair, open_plugin
 from .options.base import ConnectOptions
+from .options.loopback import LoopbackOptions
 from .plugin import LedgerPlugin
 from .services import Log, PluginServices, Store, TransactionalStore
 from .transfer import JournalEntry, MoneyLevel, Totals, Transfer, TransferDirection, TransferState, current_transfer

@@ -9,12 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 import trio
-from attrs import field, frozen
 
 from .errors import InvalidFieldsError, PluginClosedError
 from .exchange import ExchangePlugin
-from .options.base import PluginOptions
-from .options.fields import NAME
+from .options.loopback import LoopbackOptions
 from .transfer import MoneyLevel, Transfer
 
 if TYPE_CHECKING:
@@ -24,20 +22,6 @@ __all__ = ["LoopbackOptions", "LoopbackPlugin"]
 
 # The open plugins by name, at most two for each name, in one Trio run.
 _open_plugins: trio.lowlevel.RunVar[dict[str, list[LoopbackPlugin]]] = trio.lowlevel.RunVar("loopback plugins")
-
-
-@frozen(kw_only=True, eq=False, repr=False)
-class LoopbackOptions(PluginOptions):
-    """Options of the ``loopback`` plugin: two plugins with the same name in one Trio run are peers.
-
-    Attributes:
-        name: The name that the two share.
-
-    Raises:
-        InvalidFieldsError: Fields are wrong. The text names each.
-    """
-
-    name: str = field(default="loopback", metadata=NAME)
 
 
 class LoopbackPlugin(ExchangePlugin):

@@ -9,7 +9,7 @@ from uuid import uuid4
 import trio
 
 from .errors import PluginFailedError
-from .loopback import LoopbackOptions, LoopbackPlugin
+from .options.loopback import LoopbackOptions
 from .registry import resolve_plugin
 from .runtime.tasks import unwrap_group
 from .services import PluginServices
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from types import TracebackType
 
+    from .loopback import LoopbackPlugin
     from .options.base import ConnectOptions
     from .options.checked import CheckedOptions
     from .plugin import LedgerPlugin
@@ -131,6 +132,8 @@ async def loopback_pair(
 
     Cancellation: Closes both at once.
     """
+    from .loopback import LoopbackPlugin  # noqa: PLC0415 (only its users need it)
+
     name = f"pair-{uuid4()}"
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(open_plugin(LoopbackOptions(name=name), services, nursery=nursery))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Context"]
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Context:
     """What the parts of a plugin share. It knows no protocol, no money and no plugin.
 
