@@ -466,7 +466,9 @@ async def test_accounts_creates_and_keeps_no_account(clock: MockClock) -> None:
         await wait_all_tasks_blocked()
         assert plugin.accounts() == ()
         gc.collect()
-        made = [each for each in gc.get_objects() if type(each).__name__ == "AccountPlugin" and each._host is plugin]
+        made = [
+            each for each in gc.get_objects() if type(each).__name__ == "AccountPlugin" and each.tasks is plugin.tasks
+        ]
         assert len(made) == 1
 
 

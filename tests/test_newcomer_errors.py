@@ -390,7 +390,7 @@ def test_an_await_that_was_forgotten():
         trio.run(forget)
     assert [str(each.message) for each in warned] == [
         "coroutine 'LedgerPlugin.send_data' was never awaited",
-        "coroutine 'Lifecycle.connect' was never awaited",
+        "coroutine 'LedgerPlugin.connect' was never awaited",
     ]
 
 
