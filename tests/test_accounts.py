@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -60,6 +60,9 @@ from trio_ledger_plugin.registry import resolve_plugin
 from trio_ledger_plugin.stores import MemoryStore
 from trio_ledger_plugin.testing.conformance.assertions import Recorder, echo, read_events
 from trio_ledger_plugin.testing.scripted_peer import dial_stream
+
+if TYPE_CHECKING:
+    from trio_ledger_plugin.btp.account import AccountPlugin
 
 HOST_INFO = HostInfo(client_address=HOST, asset_scale=9, asset_code="XRP")
 SERVICES = PluginServices()
@@ -960,3 +963,48 @@ async def test_client_can_return_while_its_account_disconnects(clock: MockClock)
             assert await account.send_data(b"still there?") == b"yes"
         await frozen.aclose()
         await again.aclose()
+
+
+async def test_failed_account_is_new_when_its_client_returns() -> None:
+    """The account would refuse every request from then on, and take no handler."""
+    async with open_accounts(data_handler=answer_common) as server:
+        failed = server.account(hashed(TOKEN))
+        failed.register_data_handler(answer_own)
+        peer = await enter(server)
+        assert (await ask(peer, b"?", 1)).protocol_data[0].data == b"own"
+        failed.fail(ValueError("for this account alone"))
+        await wait_all_tasks_blocked()
+        assert server.is_connected()
+        again = await enter(server)
+        assert (await ask(again, b"?", 2)).protocol_data[0].data == b"common"
+        account = server.account(hashed(TOKEN))
+        assert account is not failed
+        account.register_data_handler(answer_own)
+        assert (await ask(again, b"?", 3)).protocol_data[0].data == b"own"
+        await peer.aclose()
+        await again.aclose()
+
+
+async def answer_own(_data: bytes) -> bytes:
+    return b"own"
+
+
+async def answer_common(_data: bytes) -> bytes:
+    return b"common"
+
+
+async def test_interruption_while_an_account_closes_is_not_lost() -> None:
+    """A cancellation of the closing must not take its place."""
+    async with open_accounts() as server:
+        account = server.account("alice")
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            with pytest.raises(KeyboardInterrupt):
+                await _close_after_interruption(account)
+
+
+async def _close_after_interruption(account: AccountPlugin) -> None:
+    try:
+        raise KeyboardInterrupt
+    finally:
+        await account.aclose()

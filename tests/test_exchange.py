@@ -1,5 +1,7 @@
 """The base of plugins with requests and replies: a call belongs to the link that it was sent on."""
 
+from itertools import count
+
 import pytest
 import trio
 import trio.testing
@@ -8,6 +10,7 @@ from support.calls import start
 from trio_ledger_plugin import (
     ConnectionLostError,
     DecodeError,
+    LedgerPlugin,
     PluginClosedError,
     PluginServices,
     RemoteError,
@@ -17,6 +20,7 @@ from trio_ledger_plugin import (
 )
 from trio_ledger_plugin.exchange import ExchangePlugin
 from trio_ledger_plugin.options.base import PluginOptions
+from trio_ledger_plugin.runtime.exchange import Exchange
 
 
 class Wire(ExchangePlugin):
@@ -159,3 +163,81 @@ async def test_link_lost_while_a_request_is_sent_fails_its_call(wire, monkeypatc
     monkeypatch.setattr(wire, "send_request", lose)
     with trio.fail_after(5), pytest.raises(ConnectionLostError):
         await wire.send_data(b"?")
+
+
+class SilentExchange(Exchange):
+    """Sends nothing."""
+
+    def send_request(self, request_id, request):
+        pass
+
+    def send_reply(self, request_id, reply):
+        pass
+
+
+class Direct(LedgerPlugin):
+    """Attaches its exchanges itself, without an ``ExchangePlugin``."""
+
+    async def run_connection(self, *, task_status):
+        task_status.started()
+        await trio.sleep_forever()
+
+
+@pytest.fixture
+async def direct(nursery):
+    plugin = Direct(PluginOptions(response_timeout=5), PluginServices(), nursery)
+    await plugin.connect()
+    yield plugin
+    await plugin.aclose()
+
+
+async def test_replaced_exchange_fails_its_calls(direct, nursery, autojump_clock):
+    """A caller would wait for ever, since nothing else knows of the exchange."""
+    first, second = SilentExchange(direct.context, count(1)), SilentExchange(direct.context, count(1))
+    direct.attach(first)
+    outcomes = await start(nursery, direct.send_data, b"?")
+    direct.attach(second)
+    await trio.testing.wait_all_tasks_blocked()
+    (error,) = outcomes
+    assert isinstance(error, ConnectionLostError)
+    assert "another link took its place" in str(error)
+    direct.detach(first, "late")
+    assert direct.is_connected()
+
+
+async def test_detached_exchange_fails_its_calls(direct, nursery, autojump_clock):
+    exchange = SilentExchange(direct.context, count(1))
+    direct.attach(exchange)
+    outcomes = await start(nursery, direct.send_data, b"?")
+    direct.detach(exchange, "gone")
+    await trio.testing.wait_all_tasks_blocked()
+    (error,) = outcomes
+    assert isinstance(error, ConnectionLostError)
+    assert "gone" in str(error)
+    assert not direct.is_connected()
+
+
+async def test_attached_exchange_has_the_response_timeout(direct, autojump_clock):
+    direct.attach(SilentExchange(direct.context, count(1)))
+    began = trio.current_time()
+    with pytest.raises(ResponseTimeoutError):
+        await direct.send_data(b"?")
+    assert trio.current_time() == began + 5
+
+
+async def test_ended_is_called_in_the_final_state(nursery):
+    """An error that it raises must not keep the events open."""
+    states = []
+
+    class Clumsy(Direct):
+        def ended(self, failure):
+            states.append(self.is_connected())
+            raise ValueError("the author's")
+
+    plugin = Clumsy(PluginOptions(), PluginServices(), nursery)
+    await plugin.connect()
+    plugin.attach(SilentExchange(plugin.context, count(1)))
+    with pytest.raises(ValueError, match="the author's"):
+        await plugin.aclose()
+    assert states == [False]
+    assert [type(event).__name__ async for event in plugin.events] == ["Connected", "Disconnected"]

@@ -557,3 +557,15 @@ async def test_interruption_of_the_closing(monkeypatch):
             monkeypatch.setattr(plugin, "aclose", interrupted)
             raise ValueError("the body's own")
     assert isinstance(caught.value.__cause__, ValueError)
+
+
+async def test_error_of_the_closing_does_not_replace_the_blocks_own(monkeypatch):
+    async def broken() -> None:
+        raise OSError("the disk is gone")
+
+    with pytest.raises(ValueError, match="the body's own") as caught:
+        async with open_scripted(nursery=None) as plugin:
+            await plugin.aclose()
+            monkeypatch.setattr(plugin, "aclose", broken)
+            raise ValueError("the body's own")
+    assert caught.value.__notes__ == ["closing the plugin failed as well: OSError: the disk is gone"]

@@ -8,7 +8,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from trio_ledger_plugin import PluginClosedError
-from trio_ledger_plugin.runtime.tasks import TaskGroup
+from trio_ledger_plugin.runtime.tasks import TaskGroup, run_all
 from trio_ledger_plugin.runtime.timers import Timers
 
 
@@ -306,3 +306,18 @@ async def test_waiting_for_commits_ends_with_the_last(autojump_clock):
         await group.tasks.wait_committed()
         assert trio.current_time() - start == 3
         group.tasks.cancel()
+
+
+async def test_interruption_of_one_of_many_is_in_no_group():
+    async def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        await run_all([trio.sleep_forever, interrupted])
+
+
+async def test_cancellation_of_many_ends_its_scope():
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await run_all([trio.sleep_forever, trio.sleep_forever])
+    assert scope.cancelled_caught

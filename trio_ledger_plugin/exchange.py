@@ -11,9 +11,7 @@ from datetime import UTC, datetime
 from itertools import count
 from typing import TYPE_CHECKING
 
-import trio
-
-from .errors import ConnectionLostError, DecodeError, LedgerPluginError, RemoteError, wire_error
+from .errors import DecodeError, LedgerPluginError, RemoteError, wire_error
 from .plugin import LedgerPlugin
 from .runtime.exchange import Exchange
 from .transfer import Transfer  # noqa: TC001 (so that the signatures of public methods can be resolved)
@@ -61,11 +59,7 @@ class ExchangePlugin(LedgerPlugin):
 
     def link_up(self) -> None:
         """Report that a peer is connected and authenticated; calls over an earlier link fail."""
-        if self._exchange is not None:
-            self._exchange.close(lambda: ConnectionLostError("another link took its place; the peer may have acted"))
-        exchange = self._exchange = _PluginExchange(self)
-        self.context.timers.schedule(exchange, trio.current_time() + self.options.response_timeout)
-        super().link_up()
+        self.attach(_PluginExchange(self))
 
     def peer_left(self, reason: str) -> None:
         """Report that the link is lost: its calls fail with ``ConnectionLostError``."""

@@ -11,7 +11,7 @@ import trio
 from .errors import PluginFailedError
 from .options.loopback import LoopbackOptions
 from .registry import resolve_plugin
-from .runtime.tasks import unwrap_group
+from .runtime.tasks import without_cancellation
 from .services import PluginServices
 
 if TYPE_CHECKING:
@@ -231,10 +231,13 @@ async def _closing(plugin: LedgerPlugin) -> AsyncIterator[None]:
     except BaseException as error:
         try:
             await plugin.aclose()
-        except BaseException as raised:  # noqa: ASYNC103, BLE001 (raised again, unless it is a cancellation)
-            interruption = _without_cancellation(raised)
-            if interruption is not None:
-                raise interruption from error  # noqa: ASYNC104 (it tells more)
+        except BaseException as raised:  # noqa: ASYNC103, BLE001 (one of the two errors is raised)
+            other = without_cancellation(raised)
+            if isinstance(other, Exception):
+                error.add_note(f"closing the plugin failed as well: {type(other).__name__}: {other}")
+            elif other is not None:
+                # Such as Ctrl-C.
+                raise other from error  # noqa: ASYNC104 (it tells more)
         raise
     else:
         await plugin.aclose()
@@ -255,21 +258,13 @@ async def _bare_nursery(given: trio.Nursery | None) -> AsyncIterator[trio.Nurser
                 error = raised
     except BaseException as raised:  # noqa: ASYNC103 (one of the two errors is raised below)
         # An error such as Ctrl-C, raised in any task.
-        interruption = _without_cancellation(raised)
+        interruption = without_cancellation(raised)
         if interruption is not None:
             raise interruption from None  # noqa: ASYNC104 (it tells more)
         if error is None:
             raise
     if error is not None:
         raise error
-
-
-def _without_cancellation(error: BaseException) -> BaseException | None:
-    """Return what an exception says besides a cancellation; None when it says nothing else."""
-    if isinstance(error, BaseExceptionGroup):
-        rest = error.split(trio.Cancelled)[1]
-        return None if rest is None else unwrap_group(rest)
-    return None if isinstance(error, trio.Cancelled) else error
 
 
 def _has_only(group: ExceptionGroup[Exception], failure: PluginFailedError) -> bool:

@@ -22,6 +22,7 @@ from .options.base import ConnectOptions, PluginOptions
 from .runtime.connector import Connector, PluginState
 from .runtime.context import Context
 from .runtime.handlers import as_bytes
+from .runtime.tasks import run_all
 from .statistics import Statistics
 from .transfer import Transfer, check_amount, check_key
 
@@ -160,9 +161,7 @@ class LedgerPlugin(ABC):
 
         Cancellation: The links that are not closed yet are closed at once.
         """
-        async with trio.open_nursery() as nursery:
-            for exchange in self.exchanges():
-                nursery.start_soon(exchange.finish)
+        await run_all(exchange.finish for exchange in self.exchanges())
 
     def ended(self, failure: PluginFailedError | None) -> None:  # noqa: B027 (most plugins have nothing to do)
         """Clean up; called once, when the plugin is closed or has failed and is in its final state."""
@@ -234,7 +233,6 @@ class LedgerPlugin(ABC):
                     await self.finish_calls()
                     await self.money.finish_records()
         finally:
-            self._connector.close()
             await self._connector.stop()  # noqa: ASYNC102 (it shields itself, with a deadline)
 
     def begin_closing(self) -> bool:
@@ -369,15 +367,18 @@ class LedgerPlugin(ABC):
     # What the author of a plugin calls.
 
     def attach(self, exchange: Exchange) -> None:
-        """Use an exchange: a peer is connected and authenticated."""
-        self._exchange = exchange
-        self.link_up()
+        """Use an exchange: a peer is connected and authenticated. Calls over an earlier one fail."""
+        former, self._exchange = self._exchange, exchange
+        if former is not None and former is not exchange:
+            former.close(lambda: ConnectionLostError("another link took its place; the peer may have acted"))
+        exchange.start_timers()
+        LedgerPlugin.link_up(self)
 
     def detach(self, exchange: Exchange, reason: str) -> None:
-        """Stop using an exchange: its link is lost. Does nothing for an exchange that is not in use."""
+        """Stop using an exchange: its link is lost. Its calls fail with ``ConnectionLostError``."""
+        exchange.close(lambda: ConnectionLostError(f"the link was lost: {reason}; the peer may have acted"))
         if exchange is self._exchange:
             self._exchange = None
-            exchange.close(lambda: ConnectionLostError(f"the link was lost: {reason}; the peer may have acted"))
             self.link_down(reason)
 
     def link_up(self) -> None:

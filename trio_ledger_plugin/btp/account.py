@@ -220,6 +220,13 @@ class AccountPlugin(LedgerPlugin):
         """Return the account's links; may be called from any thread."""
         return tuple(self._account.links)
 
+    def fail(self, error: Exception) -> None:
+        """End the plugin for good and drop its connections; a client that connects again has a new account."""
+        links = self.exchanges()
+        super().fail(error)
+        for link in links:
+            link.abort("the account's plugin failed")
+
     def use_link(self, link: Link | None) -> None:
         """Send further requests over this link; None means that there is no link."""
         self._exchange = link

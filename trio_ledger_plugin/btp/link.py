@@ -157,6 +157,9 @@ class Link(Exchange):
         for message in held:
             self.receive(message)
 
+    def start_timers(self) -> None:
+        """Do nothing: ``authenticated`` schedules the deadlines of calls and pings together."""
+
     # Sending.
 
     def _write(self, packet: bytes) -> None:

@@ -312,11 +312,14 @@ class Connector:
         return True
 
     async def stop(self) -> None:
-        """Cancel every task of the plugin, and wait for at most half a second until they have ended.
+        """End the plugin for good: cancel its tasks, and wait for at most half a second until they have ended.
 
         Cancellation: Shielded, for at most half a second.
         """
-        self._context.tasks.cancel()
+        try:
+            self.close()
+        finally:
+            self._context.tasks.cancel()
         with trio.CancelScope(shield=True, deadline=trio.current_time() + END_SECONDS):
             await self._context.tasks.wait_ended()
 
@@ -351,12 +354,13 @@ class Connector:
     def _end(self, state: PluginState, last: Event | None) -> None:
         """Enter a final state: every call fails, and the events end."""
         self.move(state)
-        self._on_end(self._failure)
         self.link_down("closed" if self._failure is None else "failed")
         self._wake_waiters()
         self.stream.close(last)
         if self._attempt is not None:
             self._attempt.settle(self._failure or PluginClosedError("the plugin was closed while it connected"))
+        # Last, since it calls functions of the plugin's author.
+        self._on_end(self._failure)
 
     def tasks_ended(self, crash: Exception | None, cancelled: bool) -> Exception | None:
         """Set the state after the plugin's tasks have ended; return the error to raise in the nursery."""

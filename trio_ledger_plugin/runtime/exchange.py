@@ -236,6 +236,10 @@ class Exchange(ABC):
 
     # Deadlines and the end.
 
+    def start_timers(self) -> None:
+        """Keep the deadlines of calls from now on; ``LedgerPlugin.attach`` calls this."""
+        self.context.timers.schedule(self, self.calls.expire(trio.current_time()))
+
     def fire(self, now: float) -> float:
         """Fail the calls that are past their deadline."""
         return inf if self.calls.closed else self.calls.expire(now)

@@ -80,13 +80,16 @@ class HostedConnector(Connector):
         return False
 
     async def stop(self) -> None:
-        """Drop the account's connections; the tasks are the server's and go on.
+        """End the account's plugin and drop its connections; the tasks are the server's and go on.
 
-        Cancellation: Safe at any time.
+        Cancellation: None comes from here, where it would replace the error for which the plugin is closed.
         """
-        for exchange in self._exchanges():
-            exchange.abort("closed", closed=True)
-        await trio.lowlevel.checkpoint()
+        try:
+            self.close()
+        finally:
+            for exchange in self._exchanges():
+                exchange.abort("closed", closed=True)
+        await trio.lowlevel.cancel_shielded_checkpoint()
 
     def fail(self, error: Exception) -> None:
         """End the plugin for good; the server's tasks go on."""

@@ -17,13 +17,13 @@ import trio
 from ..errors import PluginClosedError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
 
     from .timers import Timers
 
     OnEnd = Callable[[Exception | None, bool], Exception | None]
 
-__all__ = ["TaskGroup", "unwrap_group"]
+__all__ = ["TaskGroup", "run_all", "unwrap_group", "without_cancellation"]
 
 # How long a commit in progress delays the end of the tasks, and how long its acknowledgement may take, in seconds.
 COMMIT_SECONDS = 0.25
@@ -39,6 +39,30 @@ def unwrap_group(error: ErrorT) -> ErrorT:
     while isinstance(inner, BaseExceptionGroup) and len(inner.exceptions) == 1:
         inner = inner.exceptions[0]
     return cast("ErrorT", inner)
+
+
+def without_cancellation(error: BaseException) -> BaseException | None:
+    """Return what an exception says besides a cancellation; None when it says nothing else."""
+    if isinstance(error, BaseExceptionGroup):
+        rest = error.split(trio.Cancelled)[1]
+        return None if rest is None else unwrap_group(rest)
+    return None if isinstance(error, trio.Cancelled) else error
+
+
+async def run_all(functions: Iterable[Callable[[], Awaitable[None]]]) -> None:
+    """Run functions at the same time. An error, such as Ctrl-C, is raised without a group.
+
+    Cancellation: Cancels them.
+    """
+    try:
+        async with trio.open_nursery() as nursery:
+            for function in functions:
+                nursery.start_soon(function)
+    except BaseExceptionGroup as group:
+        error = without_cancellation(group)
+        if error is None:
+            raise
+        raise error from None
 
 
 def _new_scope() -> trio.CancelScope:
