@@ -33,7 +33,7 @@ nitpick_ignore_regex = [
     ("py:class", r"(btp\.Packet|.*\bPacketT|.*\bPluginT|T|Answer|DataHandler|MoneyHandler|Reply|PairFactory)"),
     ("py:class", r"TransactionalMoneyHandler|Window|(list|tuple|Mapping)\[str.*"),
     # and internal parts of a plugin.
-    ("py:class", r"(.*\.)?(Account|AccountHost|Budget|Event|Handlers|Ledger|LoopbackPlugin)"),
+    ("py:class", r"(.*\.)?(Account|Budget|Event|Handlers|Ledger|LoopbackPlugin)"),
     ("py:class", r"(.*\.)?(MoneyService|RedactingLog|Requester|Share|Stage|WorkerPool)"),
 ]
 autodoc_member_order = "bysource"

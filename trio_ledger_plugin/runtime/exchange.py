@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from math import inf
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -33,15 +33,12 @@ if TYPE_CHECKING:
     from .context import Context
     from .handlers import Reply
 
-__all__ = ["TOO_MANY", "Exchange", "MakeError"]
+__all__ = ["TOO_MANY", "Exchange"]
 
 # For how many bytes a transfer counts while it waits for a handler.
 TRANSFER_BYTES = 64
 # The text of the error for a request when too many others wait.
 TOO_MANY = "too many requests wait already"
-
-# Makes the error of one call: no two calls share one.
-MakeError: TypeAlias = "Callable[[], LedgerPluginError]"
 
 
 class Exchange(ABC):
