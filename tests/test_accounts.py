@@ -171,17 +171,83 @@ async def test_token_names_the_account_without_a_store() -> None:
         await leave(peer)
 
 
-async def test_tokens_are_stored_as_in_mini_accounts() -> None:
+async def test_stored_digest_of_a_token_needs_the_stores_key() -> None:
+    """Whoever reads a copy of the store must not be able to try tokens of a list against it."""
+    found = []
+    for _ in range(2):
+        store = MemoryStore()
+        async with open_accounts(store=store) as plugin:
+            for name in ("alice", "bob"):
+                await (await enter(plugin, name)).aclose()
+        found += [await store.get(f"{name}:token:main") for name in ("alice", "bob")]
+        assert await store.get("alice:hashed-token") is None
+    assert all(digest is not None and digest.startswith("hmac-sha256:") for digest in found)
+    assert len(set(found)) == 4
+
+
+async def test_account_named_by_its_token_is_not_stored() -> None:
+    """The name itself proves the token, and would be its plain digest."""
     store = MemoryStore()
     async with open_accounts(store=store) as plugin:
-        peers = [await enter(plugin, "alice"), await enter(plugin, "", "other")]
-        assert await store.get("alice:hashed-token") == hashed(TOKEN)
-        assert await store.get(f"{hashed('other')}:hashed-token") == hashed("other")
-        for peer in peers:
-            await peer.aclose()
+        await (await enter(plugin, "")).aclose()
+        await (await enter(plugin, hashed(TOKEN))).aclose()
+    assert [await store.get(f"{hashed(TOKEN)}:{end}") for end in ("token:main", "hashed-token")] == [None, None]
 
 
-async def test_plain_text_token_in_the_store_is_replaced_by_its_hash() -> None:
+async def refused(plugin: Any, account: Any, token: Any) -> bool:
+    peer = await dial(plugin.address)
+    answer = await peer.authenticate(token, account=account)
+    await leave(peer)
+    return bool(answer.code == "F00")
+
+
+async def test_entry_of_mini_accounts_is_taken_over_by_its_token() -> None:
+    """Another token must get the name neither before nor afterwards, at no server of the store."""
+    store = MemoryStore()
+    await store.put("alice:hashed-token", hashed(TOKEN))
+    for ledger in ("main", "other", "main"):
+        async with open_accounts(options(ledger_id=ledger), store=store) as plugin:
+            assert await refused(plugin, "alice", "wrong")
+            await (await enter(plugin, "alice")).aclose()
+            assert await refused(plugin, "alice", "wrong")
+        shared = await store.get("alice:hashed-token")
+        assert shared is not None
+        assert shared.startswith("hmac-sha256:")
+
+
+async def test_servers_share_names_only_with_the_same_ledger_id() -> None:
+    """Two servers with one store are two services; a name at one says nothing about the other."""
+    store = MemoryStore()
+    async with open_accounts(options(ledger_id="one"), store=store) as plugin:
+        await (await enter(plugin, "alice")).aclose()
+    async with open_accounts(options(ledger_id="two"), store=store) as plugin:
+        await (await enter(plugin, "alice", "other")).aclose()
+    for ledger, right, wrong in (("one", TOKEN, "other"), ("two", "other", TOKEN)):
+        async with open_accounts(options(ledger_id=ledger), store=store) as plugin:
+            assert await refused(plugin, "alice", wrong)
+            await (await enter(plugin, "alice", right)).aclose()
+
+
+async def test_ledger_id_with_any_character_keeps_names_apart() -> None:
+    store = MemoryStore()
+    for ledger in ("a\0", "a%00"):
+        async with open_accounts(options(ledger_id=ledger), store=store) as plugin:
+            await (await enter(plugin, "alice", ledger)).aclose()
+    async with open_accounts(options(ledger_id="a\0"), store=store) as plugin:
+        assert await refused(plugin, "alice", "a%00")
+
+
+async def test_unusable_key_in_the_store_admits_nobody() -> None:
+    store = MemoryStore()
+    await store.put("lpi:token-key", "")
+    async with open_accounts(store=store) as plugin:
+        peer = await dial(plugin.address)
+        await peer.send(peer.frame(auth_message(1, "alice", TOKEN, {})))
+        await leave(peer)
+    assert await store.get("alice:token:main") is None
+
+
+async def test_plain_text_token_in_the_store_is_replaced_by_its_digest() -> None:
     """Early versions of mini-accounts stored it; their clients must still get in, and the plain text must go."""
     store = MemoryStore()
     await store.put("alice:token", TOKEN)
@@ -190,7 +256,7 @@ async def test_plain_text_token_in_the_store_is_replaced_by_its_hash() -> None:
         assert (await unauthenticated.authenticate("wrong", account="alice")).code == "F00"
         await leave(unauthenticated)
         peer = await enter(plugin, "alice")
-        assert await store.get("alice:hashed-token") == hashed(TOKEN)
+        assert (await store.get("alice:hashed-token") or "").startswith("hmac-sha256:")
         assert await store.get("alice:token") is None
         await peer.aclose()
 
@@ -282,6 +348,25 @@ async def test_one_of_several_simultaneous_clients_gets_a_new_name() -> None:
             await wait_all_tasks_blocked()
             store.go.set()
         assert sorted(each.__name__ for each in answers) == ["Error", "Error", "Response"]
+
+
+async def test_two_servers_of_one_store_do_not_both_give_away_a_name() -> None:
+    store = SlowStore()
+    answers: list[Any] = []
+    async with open_accounts(store=store) as first, open_accounts(store=store) as second:
+
+        async def try_it(plugin: Any, token: str) -> None:
+            peer = await dial(plugin.address)
+            answers.append(type(await peer.authenticate(token, account="alice")))
+            await peer.aclose()
+
+        async with trio.open_nursery() as nursery:
+            for plugin in (first, second):
+                nursery.start_soon(try_it, plugin, plugin.address)
+            await store.asked.wait()
+            await wait_all_tasks_blocked()
+            store.go.set()
+    assert sorted(each.__name__ for each in answers) == ["Error", "Response"]
 
 
 @pytest.mark.parametrize("leaves", [True, False])

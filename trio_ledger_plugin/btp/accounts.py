@@ -60,7 +60,7 @@ class AccountsPlugin(BtpServer):
         self._accounts: dict[str, Account] = {}
         if self.money.ledger is not None:
             self.money.ledger.on_open = self._resume_accounts
-        tokens = AccountTokens(services.store, options.generate_account, self.log)
+        tokens = AccountTokens(services.store, options.generate_account, self.log, options.ledger_id)
         self._server = Server(
             self.context,
             request_ids(),

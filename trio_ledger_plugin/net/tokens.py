@@ -1,16 +1,23 @@
-"""Finds the account of a token, and keeps the tokens' hashes in the store.
+"""Finds the account of a token, and keeps digests of the tokens in the store.
 
-Invariant: an account belongs to the token that first authenticated for it. The store holds hashes only, with the keys
-and the format of ilp-plugin-mini-accounts, so that a store of that plugin works unchanged.
+Invariant: an account belongs to the token that first authenticated for it. The store holds digests with a random key,
+so that equal tokens cannot be recognized in two stores or in two accounts. Servers that share a store share the names
+of accounts only if they have the same ``ledger_id``.
+
+An entry of ilp-plugin-mini-accounts, ``<account>:hashed-token`` with the plain SHA-256 digest, reserves the account's
+name at every server that uses the store. When its token is used, the digest in it is replaced by one with the key.
 """
 
 from __future__ import annotations
 
 import re
+import secrets
 from base64 import urlsafe_b64encode
 from hashlib import sha256
 from hmac import compare_digest
+from hmac import digest as hmac_digest
 from typing import TYPE_CHECKING, Final
+from weakref import WeakKeyDictionary
 
 import trio
 
@@ -23,6 +30,10 @@ __all__ = ["AccountTokens", "is_segment"]
 
 SEGMENT: Final = re.compile(r"[A-Za-z0-9_~-]{1,255}")
 HASH: Final = re.compile(r"[A-Za-z0-9_-]{43}")
+# No name of an account contains a colon.
+SECRET_KEY: Final = "lpi:token-key"  # noqa: S105 (the name under which it is stored)
+SECRET: Final = re.compile(r"[0-9a-f]{64}")
+KEYED: Final = "hmac-sha256:"
 
 
 def is_segment(name: str) -> bool:
@@ -34,22 +45,27 @@ class AccountTokens:
     """Checks the credentials of the clients of a server of many accounts.
 
     Args:
-        store: Keeps the tokens' hashes; None if there is no store.
+        store: Keeps the digests of the tokens; None if there is no store.
         generate_account: The option of that name.
         log: Gets the failures of the store.
+        ledger_id: The option of that name.
 
     Raises:
         InvalidServicesError: ``generate_account`` is False and there is no store.
     """
 
-    def __init__(self, store: Store | None, generate_account: bool | None, log: Log) -> None:
+    def __init__(self, store: Store | None, generate_account: bool | None, log: Log, ledger_id: str) -> None:
         if generate_account is False and store is None:
             raise InvalidServicesError("store: missing, generate_account=False needs one to keep the accounts' tokens")
         self._store = None if generate_account else store
         self._needs_username = generate_account is False
         self._log = log
+        self._ledger_id = ledger_id
+        # A store's key has no NUL character.
+        self._ending = ledger_id.replace("%", "%25").replace("\0", "%00")
+        self._secret: bytes | None = None
         # Held while a new account is stored: of two clients that ask for the same name at once, one may get it.
-        self._claiming = trio.Lock()
+        self._claiming = trio.Lock() if self._store is None else _lock_of(self._store)
 
     @property
     def are_stored(self) -> bool:
@@ -89,43 +105,96 @@ class AccountTokens:
         """
         assert self._store is not None
         try:
-            right = await self._is_right(self._store, account, _hashed(token))
+            right = await self._is_right(self._store, account, token)
         except Exception as error:
             self._log.error("cannot look up the token of account %s: %o", account, error)
             raise StoreError("the store failed") from error
         if not right:
             raise NotAcceptedError("invalid auth_token")
 
-    async def _is_right(self, store: Store, account: str, hashed: str) -> bool:
-        known = await store.get(_key(account))
-        if known is None:
+    async def _is_right(self, store: Store, account: str, token: bytes) -> bool:
+        secret = await self._get_secret(store)
+        own, shared = f"{account}:token:{self._ending}", f"{account}:hashed-token"
+        digest = _keyed(secret, self._ledger_id, account, token)
+        known = await store.get(own)
+        if known is not None:
+            return _are_equal(known, digest)
+        async with self._claiming:
+            known = await store.get(own)
+            if known is not None:
+                return _are_equal(known, digest)
+            reserved = await self._get_reservation(store, secret, account, shared)
+            if reserved is not None:
+                if not _are_equal(reserved, _hashed(token), _keyed(secret, None, account, token)):
+                    return False
+                # First, and it stays: the name is reserved at the other servers of this store as well.
+                await store.put(shared, _keyed(secret, None, account, token))
+            elif HASH.fullmatch(account):
+                # A name that looks like a hash belongs to the token with that hash; there is nothing to store.
+                return _are_equal(account, _hashed(token))
+            await store.put(own, digest)
+            return True
+
+    async def _get_reservation(self, store: Store, secret: bytes, account: str, shared: str) -> str | None:
+        """Return the digest that reserves a name at every server of the store; None if there is none."""
+        # An early ilp-plugin-mini-accounts stored the token itself.
+        plain = await store.get(f"{account}:token")
+        reserved = await store.get(shared)
+        if plain:
+            if reserved is None:
+                reserved = _keyed(secret, None, account, plain.encode())
+                await store.put(shared, reserved)
+            await store.delete(f"{account}:token")
+        return reserved
+
+    async def _get_secret(self, store: Store) -> bytes:
+        """Return the key of the digests; the first server that uses the store makes it.
+
+        Raises:
+            ValueError: The store has another value in its place.
+        """
+        if self._secret is None:
             async with self._claiming:
-                known = await store.get(_key(account)) or await _convert(store, account)
-                if known is None:
-                    # A name that looks like a hash needs the token with that hash. It is reserved for a client that
-                    # has used that token without a store.
-                    if HASH.fullmatch(account) and account != hashed:
-                        return False
-                    await store.put(_key(account), hashed)
-                    return True
-        return compare_digest(known.encode(), hashed.encode())
+                secret = await store.get(SECRET_KEY)
+                if secret is None:
+                    secret = secrets.token_hex(32)
+                    await store.put(SECRET_KEY, secret)
+                if SECRET.fullmatch(secret) is None:
+                    raise ValueError(f"the store's value of {SECRET_KEY!r} is not a key")
+                self._secret = bytes.fromhex(secret)
+        return self._secret
 
 
-def _key(account: str) -> str:
-    return f"{account}:hashed-token"
+# Servers that share a store also share its lock, whether they share names or not.
+_locks: WeakKeyDictionary[Store, trio.Lock] = WeakKeyDictionary()
 
 
-async def _convert(store: Store, account: str) -> str | None:
-    """Replace a token that an early ilp-plugin-mini-accounts stored in plain text."""
-    old = f"{account}:token"
-    token = await store.get(old)
-    if not token:
-        return None
-    hashed = _hashed(token.encode())
-    await store.put(_key(account), hashed)
-    await store.delete(old)
-    return hashed
+def _lock_of(store: Store) -> trio.Lock:
+    try:
+        return _locks.setdefault(store, trio.Lock())
+    except TypeError:
+        # The application's own class cannot be a key. Then two servers of this store must not share a ledger_id.
+        return trio.Lock()
+
+
+def _keyed(secret: bytes, ledger_id: str | None, account: str, token: bytes) -> str:
+    """Return the digest of a token for one account at the servers of one ledger; None: at every server."""
+    ledger = b"" if ledger_id is None else b"l" + ledger_id.encode()
+    # Separated by lengths, so that no two sets of values give the same text.
+    text = b"%d:%b%d:%b%b" % (len(ledger), ledger, len(account), account.encode(), token)
+    return KEYED + _text(hmac_digest(secret, text, "sha256"))
+
+
+def _are_equal(known: str, *digests: str) -> bool:
+    """Compare a digest with others in constant time."""
+    # All are compared before any() can stop at the first that is equal.
+    equal = [compare_digest(known.encode(), digest.encode()) for digest in digests]
+    return any(equal)
 
 
 def _hashed(token: bytes) -> str:
-    return urlsafe_b64encode(sha256(token).digest()).rstrip(b"=").decode()
+    return _text(sha256(token).digest())
+
+
+def _text(digest: bytes) -> str:
+    return urlsafe_b64encode(digest).rstrip(b"=").decode()
