@@ -91,6 +91,24 @@ async def test_options_narrow_the_list(db, args, keys):
     assert [row["key"] for row in (await listed(db, *args))["transfers"]] == keys
 
 
+async def test_store_of_a_newer_version_is_one_error(tmp_path):
+    path = tmp_path / "newer.db"
+    async with open_sqlite_store(path) as store, loopback_pair(PluginServices(store=store)) as (first, _):
+        await first.send_money(1)
+        await store.transaction(lambda connection: connection.execute("UPDATE lpi_schema SET version = 99").rowcount)
+    for args in ((), ("--confirm", "key")):
+        code, out, err = await run("transfers", str(path), *args)
+        assert (code, out) == (1, "")
+        assert_one_error(err)
+        assert "a newer version of trio_ledger_plugin made them" in err
+
+
+async def test_listing_leaves_no_file_behind(doubt):
+    before = sorted(doubt.parent.iterdir())
+    assert (await listed(doubt))["totals"]["in_doubt"] == "30"
+    assert sorted(doubt.parent.iterdir()) == before
+
+
 async def test_settling_is_refused_while_the_store_is_open(db):
     code, out, err = await run("transfers", str(db), "--confirm", "lost")
     assert (code, out) == (1, "")

@@ -2,21 +2,20 @@
 
 import os
 import sqlite3
-import subprocess
 import sys
 import threading
-from contextlib import asynccontextmanager, closing
+from contextlib import closing
 
 import pytest
 import trio
 import trio.testing
 from support.faulty_vfs import faulty_vfs
 from support.programs import PATIENCE, posix
+from support.stores import hold_thread, holder
 
 from trio_ledger_plugin.errors import InvalidFieldsError, StoreError, StoreInDoubtError
 from trio_ledger_plugin.services import PluginServices, TransactionalStore
 from trio_ledger_plugin.stores import open_sqlite_store
-from trio_ledger_plugin.stores.sqlite_file import read_sqlite
 
 
 @pytest.fixture
@@ -48,24 +47,6 @@ def insert(name):
     return work
 
 
-@asynccontextmanager
-async def held(store):
-    """Keep the store's thread busy for the duration of the block, so that calls made in it wait together."""
-    begun, over, token = trio.Event(), threading.Event(), trio.lowlevel.current_trio_token()
-
-    def work(_connection):
-        token.run_sync_soon(begun.set)
-        assert over.wait(PATIENCE)
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(store.transaction, work)
-        try:
-            await begun.wait()
-            yield
-        finally:
-            over.set()
-
-
 async def outcomes(store, works):
     """Run works together, in one transaction if possible; return the result or the error of each, in order."""
     found: list[object] = [None] * len(works)
@@ -76,7 +57,7 @@ async def outcomes(store, works):
         except Exception as error:  # noqa: BLE001  # the test examines the error
             found[i] = error
 
-    async with trio.open_nursery() as nursery, held(store):
+    async with trio.open_nursery() as nursery, hold_thread(store):
         for i, work in enumerate(works):
             nursery.start_soon(one, i, work)
             # One after another, so that their order is known.
@@ -111,7 +92,7 @@ async def test_waiting_transactions_share_one_commit(store):
     """A hundred tasks would wait for a hundred commits."""
     statements: list[str] = []
     await store.transaction(lambda connection: connection.set_trace_callback(statements.append))
-    async with trio.open_nursery() as nursery, held(store):
+    async with trio.open_nursery() as nursery, hold_thread(store):
         for i in range(100):
             nursery.start_soon(store.put, str(i), "value")
         await trio.testing.wait_all_tasks_blocked()
@@ -305,6 +286,21 @@ async def test_work_that_calls_the_store_fails_and_blocks_nothing(store):
     assert await store.get("key") is None
 
 
+@pytest.mark.parametrize("method", ["get", "delete", "transaction"])
+async def test_use_in_another_trio_run_is_an_error(store, method):
+    """A task of one run would be woken by the other, in the wrong thread, and both would fail."""
+
+    async def use():
+        await getattr(store, method)("key")
+
+    with pytest.raises(RuntimeError, match="opened in another Trio run"):
+        await trio.to_thread.run_sync(trio.run, use)
+    with pytest.raises(RuntimeError, match="opened in another Trio run"):
+        await trio.to_thread.run_sync(trio.run, use)
+    await store.put("key", "value")
+    assert await store.get("key") == "value"
+
+
 async def test_work_that_breaks_the_connection_leaves_no_call_waiting(store):
     await store.transaction(make_table)
     found = await outcomes(store, [insert("one"), sqlite3.Connection.close, insert("two")])
@@ -323,7 +319,7 @@ async def test_call_cancelled_before_it_begins_never_runs(store):
     with trio.CancelScope() as scope:
         scope.cancel()
         await store.transaction(insert("cancelled before"))
-    async with trio.open_nursery() as nursery, held(store):
+    async with trio.open_nursery() as nursery, hold_thread(store):
         for i in range(3):
             nursery.start_soon(store.transaction, insert(f"cancelled while it waits {i}"))
         await trio.testing.wait_all_tasks_blocked()
@@ -443,51 +439,6 @@ async def test_cancelled_opening_leaves_no_thread_and_no_lock(path):
 
 
 # Other programs
-
-
-HOLDER = """
-import sys, trio
-from trio_ledger_plugin.stores import open_sqlite_store
-
-async def main():
-    async with open_sqlite_store(sys.argv[1]) as store:
-        print("open", flush=True)
-        n = 0
-        while sys.argv[2] == "write":
-            async with trio.open_nursery() as nursery:
-                for i in range(n, n + 7):
-                    nursery.start_soon(put, store, i)
-            n += 7
-        await trio.sleep_forever()
-
-async def put(store, i):
-    await store.put(str(i), "value" * 50)
-    print(i, flush=True)
-
-trio.run(main)
-"""
-
-
-@asynccontextmanager
-async def holder(path, what):
-    """Run a process that opens the file; the block begins once it is open."""
-    line = b""
-    with trio.fail_after(PATIENCE):
-        process = await trio.lowlevel.open_process(
-            [sys.executable, "-c", HOLDER, str(path), what], stdout=subprocess.PIPE
-        )
-        try:
-            assert process.stdout is not None
-            while not line.endswith(b"\n"):
-                line += await process.stdout.receive_some(1)
-            assert line == b"open\n"
-            yield process
-        finally:
-            process.kill()
-            with trio.move_on_after(PATIENCE, shield=True):
-                await process.wait()
-            if process.stdout is not None:
-                await trio.aclose_forcefully(process.stdout)
 
 
 @posix
@@ -684,44 +635,3 @@ async def test_full_file_system_is_reported_and_passes(tmp_path):
     path = f"{tmp_path}/store.db"
     (error,) = await fill(*alone, f'{mount} && exec "$0" -c "$@"', sys.executable, FILLER, path, "tmpfs")
     assert error.startswith(f"{path}: the disk is full; make room and try again")
-
-
-# Reading from another program
-
-
-def value(connection):
-    return connection.execute("SELECT value FROM lpi_values WHERE key = 'key'").fetchone()[0]
-
-
-async def test_read_sqlite_reads_a_store_in_use_or_not(path):
-    async with open_sqlite_store(path) as store:
-        await store.put("key", "one")
-        assert read_sqlite(path, value) == "one"
-        await store.put("key", "two")
-        assert read_sqlite(str(path), value) == "two"
-    assert read_sqlite(path, value) == "two"
-    async with open_sqlite_store(path) as store:
-        await store.put("key", "three")
-
-
-@posix
-async def test_read_sqlite_reads_the_log_of_a_killed_program(path):
-    async with holder(path, "write") as process:
-        assert await process.stdout.receive_some()
-    count = "SELECT count(*) FROM lpi_values"
-    assert read_sqlite(path, lambda connection: connection.execute(count).fetchone()[0]) > 0
-
-
-async def test_read_sqlite_cannot_write_and_says_what_is_wrong(path, tmp_path):
-    with pytest.raises(StoreError, match="no such file"):
-        read_sqlite(path, value)
-    assert not path.exists()
-    async with open_sqlite_store(path) as store:
-        await store.put("key", "value")
-        with pytest.raises(StoreError, match="READONLY"):
-            read_sqlite(path, lambda connection: connection.execute("DELETE FROM lpi_values"))
-        with pytest.raises(sqlite3.OperationalError, match="no such table"):
-            read_sqlite(path, lambda connection: connection.execute("SELECT * FROM missing"))
-    (tmp_path / "text.db").write_text("a letter to my bank\n" * 1000)
-    with pytest.raises(StoreError, match="not an SQLite database"):
-        read_sqlite(tmp_path / "text.db", value)

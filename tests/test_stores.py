@@ -66,6 +66,13 @@ async def test_text_that_utf8_cannot_encode_is_refused(store: Any, method: Any, 
     assert caught.value.__context__ is None
 
 
+@pytest.mark.parametrize(("method", "arguments"), [("put", ("a\0b", "value")), ("get", ("a\0b",)), ("delete", ("\0",))])
+async def test_key_with_a_nul_character_is_refused(store: Any, method: Any, arguments: Any) -> None:
+    """PostgreSQL's text cannot hold it, so a program would fail when it changes its store."""
+    with pytest.raises(InvalidFieldsError, match="store's key has a NUL character"):
+        await getattr(store, method)(*arguments)
+
+
 @pytest.mark.parametrize(("method", "arguments"), [("put", ("key", "new")), ("get", ("key",)), ("delete", ("key",))])
 async def test_calls_are_checkpoints_and_change_nothing_if_cancelled(store: Any, method: Any, arguments: Any) -> None:
     with trio.testing.assert_checkpoints():

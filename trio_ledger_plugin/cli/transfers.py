@@ -11,9 +11,10 @@ import click
 from ..errors import LedgerPluginError, TransferNotFoundError
 from ..log import escape
 from ..money.journal import Journal, ledgers_in
+from ..money.tables import STEPS
 from ..options.base import PluginOptions
 from ..stores import open_sqlite_store
-from ..stores.sqlite_file import read_sqlite
+from ..stores.reader import open_reader
 from ..transfer import TransferDirection, TransferState
 from .errors import COMMON, ENDED, Exit, one_line
 from .output import Screen
@@ -65,10 +66,10 @@ def transfers(db: str, ledger: str, account: str | None, as_json: bool, **choice
     if actions and (choices["state"] or choices["direction"]):
         raise click.UsageError("--state and --direction are for listing")
     journal = Journal(ledger, max_keys=PluginOptions().max_transfer_keys)
-    read_sqlite(db, lambda connection: _Journal(journal, connection).check_ledger())
+    _Journal(journal, db).check_ledger()
     if not actions:
         wanted = _wanted(account, choices["direction"], choices["state"])
-        read_sqlite(db, lambda connection: _list(_Journal(journal, connection), wanted, as_json=as_json))
+        _list(_Journal(journal, db), wanted, as_json=as_json)
         return Exit.OK
     action = actions[0]
     done = run_until_sigterm(_settle, db, journal, account or "", action, choices[action])
@@ -81,11 +82,11 @@ def _wanted(account: str | None, direction: str | None, state: str | None) -> tu
 
 
 class _Journal:
-    """Reads a journal."""
+    """Reads a journal; the file is open only during each call, and not while the caller prints."""
 
-    def __init__(self, journal: Journal, connection: sqlite3.Connection) -> None:
+    def __init__(self, journal: Journal, db: str) -> None:
         self._journal = journal
-        self._connection = connection
+        self._db = db
 
     def check_ledger(self) -> None:
         """Check that the file has rows of the ledger, if it has rows at all.
@@ -110,7 +111,8 @@ class _Journal:
 
     def _read(self, method: Callable[..., Any], *args: object) -> Any:  # noqa: ANN401 (as the method has it)
         try:
-            return method(self._connection, *args)
+            with open_reader(self._db, {"transfers": STEPS}) as connection:
+                return method(connection, *args)
         except sqlite3.OperationalError as error:
             if "no such table" in str(error):
                 raise click.ClickException("there are no transfers in this store") from error

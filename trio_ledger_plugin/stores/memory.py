@@ -8,7 +8,7 @@ import trio
 
 from ..errors import InvalidFieldsError
 
-__all__ = ["MemoryStore", "check_text"]
+__all__ = ["MemoryStore", "check_key", "check_text"]
 
 
 class MemoryStore:
@@ -26,11 +26,11 @@ class MemoryStore:
 
         Raises:
             TypeError: ``key`` or ``value`` is not a str.
-            InvalidFieldsError: One of them is text that UTF-8 cannot encode.
+            InvalidFieldsError: One of them is text that UTF-8 cannot encode, or ``key`` has a NUL character.
 
         Cancellation: Nothing is stored.
         """
-        check_text("key", key)
+        check_key(key)
         check_text("value", value)
         await trio.lowlevel.checkpoint()
         self._values[key] = value
@@ -40,11 +40,11 @@ class MemoryStore:
 
         Raises:
             TypeError: ``key`` is not a str.
-            InvalidFieldsError: ``key`` is text that UTF-8 cannot encode.
+            InvalidFieldsError: ``key`` is text that UTF-8 cannot encode, or has a NUL character.
 
         Cancellation: Safe at any time.
         """
-        check_text("key", key)
+        check_key(key)
         await trio.lowlevel.checkpoint()
         return self._values.get(key)
 
@@ -53,11 +53,11 @@ class MemoryStore:
 
         Raises:
             TypeError: ``key`` is not a str.
-            InvalidFieldsError: ``key`` is text that UTF-8 cannot encode.
+            InvalidFieldsError: ``key`` is text that UTF-8 cannot encode, or has a NUL character.
 
         Cancellation: Nothing is removed.
         """
-        check_text("key", key)
+        check_key(key)
         await trio.lowlevel.checkpoint()
         self._values.pop(key, None)
 
@@ -83,3 +83,16 @@ def check_text(what: str, value: object) -> None:
         encodable = True
     if not encodable:
         raise InvalidFieldsError(f"a store's {what} has a lone surrogate; it must be text that UTF-8 can encode")
+
+
+def check_key(key: object) -> None:
+    """Check a key; used by every store.
+
+    Raises:
+        TypeError: It is not a str.
+        InvalidFieldsError: It is text that UTF-8 cannot encode, or has a NUL character.
+    """
+    check_text("key", key)
+    # PostgreSQL's text has none, so a program could not change its store.
+    if "\0" in str(key):
+        raise InvalidFieldsError("a store's key has a NUL character, which not every database can hold")

@@ -13,11 +13,20 @@ from ..errors import StoreError
 if TYPE_CHECKING:
     import sqlite3
 
-__all__ = ["VALUES", "Steps", "add_functions", "migrate"]
+__all__ = ["VALUES", "Steps", "add_functions", "check_version", "migrate"]
 
 Steps = tuple[tuple[str, ...], ...]
 
-VALUES: Steps = (("CREATE TABLE lpi_values (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",),)
+VALUES: Steps = (
+    ("CREATE TABLE lpi_values (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",),
+    (
+        """CREATE TABLE lpi_opening (
+            one INTEGER PRIMARY KEY CHECK (one = 1),
+            id TEXT NOT NULL,
+            closed INTEGER NOT NULL
+        )""",
+    ),
+)
 
 
 def migrate(connection: sqlite3.Connection, component: str, steps: Steps) -> None:
@@ -32,6 +41,29 @@ def migrate(connection: sqlite3.Connection, component: str, steps: Steps) -> Non
         StoreError: The file was made by a newer version of this package, which has more steps.
     """
     connection.execute("CREATE TABLE IF NOT EXISTS lpi_schema (component TEXT PRIMARY KEY, version INTEGER NOT NULL)")
+    version = check_version(connection, component, steps)
+    if version == len(steps):
+        return
+    for statements in steps[version:]:
+        for statement in statements:
+            connection.execute(statement)
+    connection.execute("INSERT OR REPLACE INTO lpi_schema VALUES (?, ?)", (component, len(steps)))
+
+
+def check_version(connection: sqlite3.Connection, component: str, steps: Steps, *, reading: bool = False) -> int:
+    """Return how many steps have been applied to a component's tables; 0 if the file does not have them.
+
+    Args:
+        connection: The connection; nothing is written.
+        component: The name of the component that owns the tables.
+        steps: The steps that this program knows.
+        reading: Whether the tables are only read, and so not upgraded if they are older.
+
+    Raises:
+        StoreError: A newer version of this package made the tables, or ``reading`` and an older one did.
+    """
+    if connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'lpi_schema'").fetchone() is None:
+        return 0
     row = connection.execute("SELECT version FROM lpi_schema WHERE component = ?", (component,)).fetchone()
     version: int = row[0] if row else 0
     if version > len(steps):
@@ -39,12 +71,12 @@ def migrate(connection: sqlite3.Connection, component: str, steps: Steps) -> Non
             f"the store's tables of {component!r} have version {version}, but this program knows only versions up to "
             f"{len(steps)}: a newer version of trio_ledger_plugin made them; upgrade it"
         )
-    if version == len(steps):
-        return
-    for statements in steps[version:]:
-        for statement in statements:
-            connection.execute(statement)
-    connection.execute("INSERT OR REPLACE INTO lpi_schema VALUES (?, ?)", (component, len(steps)))
+    if reading and 0 < version < len(steps):
+        raise StoreError(
+            f"the store's tables of {component!r} have version {version}, and this program reads version {len(steps)}: "
+            "open the file once with a program that uses this version of trio_ledger_plugin, which upgrades it"
+        )
+    return version
 
 
 def add_functions(connection: sqlite3.Connection) -> None:

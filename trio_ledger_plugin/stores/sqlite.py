@@ -18,7 +18,7 @@ import trio
 
 from ..errors import InvalidFieldsError, StoreError, StoreInDoubtError
 from ..parking import Waiter, park
-from .memory import check_text
+from .memory import check_key, check_text
 from .sqlite_file import Database
 
 if TYPE_CHECKING:
@@ -84,8 +84,11 @@ class SqliteStore:
     same time share one commit, so many tasks together are much faster than one.
 
     Every method raises:
-        StoreError: The file could not be written or read, or the store is closed; nothing has changed.
-        StoreInDoubtError: The file failed in a commit and in the write after it: the change may count or not.
+        StoreError: The file could not be written or read, or the store is closed; nothing has changed. If the file or
+            its log was deleted, renamed or replaced, every call raises this until the store is opened again.
+        StoreInDoubtError: The file failed in a commit and in the write after it, or was deleted, renamed or replaced
+            during the commit: the change may count or not.
+        RuntimeError: The store was opened in another Trio run, or by the process from which this one was forked.
     """
 
     def __init__(self, path: str) -> None:
@@ -93,6 +96,7 @@ class SqliteStore:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._token = trio.lowlevel.current_trio_token()
         self._ended = trio.Event()
+        self._process = os.getpid()
         self._closed = False
         # A daemon thread: a disk that hangs must not keep the program from exiting.
         self._thread = threading.Thread(target=self._serve, name=f"store {os.path.basename(path)}", daemon=True)
@@ -102,12 +106,12 @@ class SqliteStore:
 
         Raises:
             TypeError: ``key`` or ``value`` is not a str.
-            InvalidFieldsError: One of them is text that UTF-8 cannot encode.
+            InvalidFieldsError: One of them is text that UTF-8 cannot encode, or ``key`` has a NUL character.
             StoreError: See the class.
 
         Cancellation: See the class.
         """
-        check_text("key", key)
+        check_key(key)
         check_text("value", value)
         await self.transaction(lambda connection: _run(connection, PUT, key, value))
 
@@ -116,12 +120,12 @@ class SqliteStore:
 
         Raises:
             TypeError: ``key`` is not a str.
-            InvalidFieldsError: ``key`` is text that UTF-8 cannot encode.
+            InvalidFieldsError: ``key`` is text that UTF-8 cannot encode, or has a NUL character.
             StoreError: See the class.
 
         Cancellation: See the class.
         """
-        check_text("key", key)
+        check_key(key)
         return await self.transaction(lambda connection: _value(connection, key))
 
     async def delete(self, key: str) -> None:
@@ -129,12 +133,12 @@ class SqliteStore:
 
         Raises:
             TypeError: ``key`` is not a str.
-            InvalidFieldsError: ``key`` is text that UTF-8 cannot encode.
+            InvalidFieldsError: ``key`` is text that UTF-8 cannot encode, or has a NUL character.
             StoreError: See the class.
 
         Cancellation: See the class.
         """
-        check_text("key", key)
+        check_key(key)
         await self.transaction(lambda connection: _run(connection, DELETE, key))
 
     async def transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -151,7 +155,8 @@ class SqliteStore:
             StoreError: The store failed or is closed; nothing has changed.
             StoreInDoubtError: The store failed during the commit; it is not known whether the changes count.
             RuntimeError: ``work`` tried to begin, commit or roll back, to attach a database, to set a PRAGMA, to close
-                the connection, or to continue after SQLite rolled back by itself; nothing has changed.
+                the connection, or to continue after SQLite rolled back by itself; or see the class. Nothing has
+                changed.
             TypeError: ``work`` is an async function.
 
         Cancellation: ``work`` does not run if it has not begun. Once begun, it commits anyway, and the call returns its
@@ -159,6 +164,7 @@ class SqliteStore:
         Concurrency: Any number of tasks may call this at once. Works run in the order of the calls, and calls that
             wait at the same time share a commit. A slow one delays all others.
         """
+        self._check_caller()
         if self._closed:
             raise StoreError(f"{self._path}: the store is closed")
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -176,8 +182,25 @@ class SqliteStore:
             raise
         return result
 
+    def _check_caller(self) -> None:
+        """Check that the store is used where it was opened.
+
+        Raises:
+            RuntimeError: This is another process or another Trio run.
+        """
+        if os.getpid() != self._process:
+            raise RuntimeError(f"{self._path}: the store was opened by the process that forked this one")
+        if trio.lowlevel.current_trio_token() is not self._token:
+            raise RuntimeError(
+                f"{self._path}: the store was opened in another Trio run; use it there, or through "
+                "trio.from_thread.run() with that run's token"
+            )
+
     async def _aclose(self) -> None:
         """Finish all queued jobs, close the file and end the thread."""
+        if os.getpid() != self._process:
+            # The thread is in the parent only.
+            return
         if not self._closed:
             self._closed = True
             self._jobs.put(None)
@@ -219,6 +242,7 @@ async def open_sqlite_store(path: str | os.PathLike[str]) -> AsyncIterator[Sqlit
     """Open a store in a file, which is created if it does not exist, for the duration of a block.
 
     While the store is open, ``<path>-wal`` and ``<path>-shm`` exist next to it. ``<path>.lock`` also stays afterwards.
+    New files can be read and written by their owner only. A process that was forked cannot use the store.
 
     Args:
         path: The file, on a local disk. Only one program may have it open at a time.
@@ -227,8 +251,9 @@ async def open_sqlite_store(path: str | os.PathLike[str]) -> AsyncIterator[Sqlit
         The store. It is usable within the block.
 
     Raises:
-        StoreError: The file is in use by another program, is damaged, was made by a newer version of this package, or
-            cannot be opened or written; the text says what to do.
+        StoreError: The file is in use by another program, is damaged, was made by a newer version of this package, is
+            not the one that was last open under this name, has a second hard link, or cannot be opened or written; the
+            text says what to do.
         InvalidFieldsError: ``":memory:"`` or an empty path, for which SQLite keeps nothing; use a ``MemoryStore``.
         TypeError: ``path`` is not a path.
 

@@ -7,9 +7,12 @@ import os
 import sqlite3
 
 from ..errors import StoreError
+from .permissions import LOG, advise_reader, advise_writer
 
-__all__ = ["NOT_AUTHORIZED", "is_storage_error", "primary_code", "told"]
+__all__ = ["NOT_AUTHORIZED", "TROUBLE", "is_storage_error", "primary_code", "told"]
 
+# What SQLite raises; any statement may run out of memory.
+TROUBLE = (sqlite3.Error, MemoryError)
 NOT_AUTHORIZED = sqlite3.SQLITE_AUTH
 
 _OUT_OF_ROOM = "the disk is full; make room and try again"
@@ -20,6 +23,12 @@ _DAMAGED = (
     "it is damaged; restore it from a backup, together with the files next to it, or move them all away to start with "
     "an empty store"
 )
+
+_WRONG_LOG = (
+    "it is damaged, or the write-ahead log beside it belongs to another copy. If a backup was copied here, delete "
+    "{path}-wal and {path}-shm, copy the backup here again, and open it; otherwise restore it from a backup"
+)
+_ACCESS = frozenset((sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM))
 
 # SQLite's primary result codes. Any other code is about the statement, not about the file.
 _ADVICE = {
@@ -56,12 +65,29 @@ def is_storage_error(error: BaseException) -> bool:
     return primary_code(error) in _ADVICE
 
 
-def told(path: str, error: BaseException) -> StoreError:
-    """Return a ``StoreError`` that says what is wrong with the file and what the operator can do."""
+def told(path: str, error: BaseException, *, writing: bool = True) -> StoreError:
+    """Return a ``StoreError`` that says what is wrong with the file and what the operator can do.
+
+    Args:
+        path: The database.
+        error: An error of SQLite or of the operating system.
+        writing: Whether the database was opened for writing.
+    """
     advice = _OS_ADVICE.get(error.errno or 0) if isinstance(error, OSError) else _ADVICE.get(primary_code(error))
     if advice is None:
         advice = _UNREADABLE
     if primary_code(error) == sqlite3.SQLITE_CANTOPEN and os.path.isdir(path):
         advice = "it is a directory; use the path of a file"
+    elif primary_code(error) in _ACCESS or isinstance(error, PermissionError):
+        advice = (advise_writer(path) if writing else advise_reader(path)) or advice
+    elif primary_code(error) == sqlite3.SQLITE_CORRUPT and _has_log(path):
+        advice = _WRONG_LOG.format(path=path)
     detail = getattr(error, "sqlite_errorname", None) or type(error).__name__
     return StoreError(f"{path}: {advice} ({detail}: {error})")
+
+
+def _has_log(path: str) -> bool:
+    try:
+        return os.path.getsize(path + LOG) > 0
+    except OSError:
+        return False

@@ -7,23 +7,27 @@ undone, and each runs again in its own transaction.
 The hard case is a commit that fails with an I/O error. The connection does not count its changes, but its pages may be
 in the write-ahead log, where a recovery after a crash would find them. Therefore another commit follows at once and
 overwrites them: then it is certain that the first commit does not count. If that fails too, the first is in doubt.
+
+A commit also counts only if it is found after a restart. Therefore the files are compared with what has their names,
+before and after each commit (``open_files.py``).
 """
 
 from __future__ import annotations
 
-import os
+import secrets
 import sqlite3
 from contextlib import suppress
 from inspect import iscoroutine
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import outcome
 
 from ..errors import StoreError, StoreInDoubtError
-from .lock import hold_lock
+from .lock import Claim
+from .open_files import OpenFiles, check_file
+from .openings import examine, record_closing, record_opening
 from .schema import VALUES, add_functions, migrate
-from .sqlite_errors import NOT_AUTHORIZED, is_storage_error, primary_code, told
+from .sqlite_errors import NOT_AUTHORIZED, TROUBLE, is_storage_error, primary_code, told
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,9 +35,7 @@ if TYPE_CHECKING:
     Work = Callable[[sqlite3.Connection], Any]
     Result = outcome.Value[Any] | outcome.Error
 
-__all__ = ["Database", "read_sqlite"]
-
-T = TypeVar("T")
+__all__ = ["Database"]
 
 BUSY_TIMEOUT = 1.0
 # How often a work is tried in its own transaction before it is reported as failed.
@@ -57,8 +59,6 @@ MISUSE = (
 )
 # A commit that fails with one of these has left nothing in the log that a recovery would count.
 NOT_COMMITTED = frozenset((sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY))
-# What SQLite raises; any statement may run out of memory.
-TROUBLE = (sqlite3.Error, MemoryError)
 
 
 class _UndoneError(Exception):
@@ -107,7 +107,8 @@ class Database:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._lock: int | None = None
+        self._claim: Claim | None = None
+        self._files: OpenFiles | None = None
         self._connection: _Connection | None = None
         self._known_good = False
         self._schema_version = 0
@@ -123,11 +124,21 @@ class Database:
             return [outcome.Error(_copy(error)) for _ in works]
 
     def close(self) -> None:
-        """Close the file and release its lock."""
+        """Close the file and release the claim on it."""
+        if self._connection is not None:
+            # Otherwise the file is checked when it is opened again.
+            with suppress(StoreError, *TROUBLE):
+                self._verify()
+                self._connection.execute(BEGIN)
+                record_closing(self._connection)
+                self._connection.commit()
+        if self._files is not None:
+            self._files.release()
+        # Before the claim closes its own descriptor of the file, which releases SQLite's locks on it.
         self._drop()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        if self._claim is not None:
+            self._claim.release()
+        self._claim = self._files = None
 
     def _run_alone(self, work: Work) -> Result:
         for _ in range(TRIES):
@@ -143,7 +154,7 @@ class Database:
         """Run works in one transaction.
 
         Raises:
-            StoreError: It could not begin; nothing has changed.
+            StoreError: It could not begin, or the file is not the one that was opened; nothing has changed.
             _UndoneError: Nothing has changed, and each work should be tried again in its own transaction.
         """
         connection = self._connect()
@@ -161,10 +172,29 @@ class Database:
                 return [result]
             results.append(result)
         try:
+            self._verify()
+        except StoreError:
+            self._undo(connection)
+            raise
+        try:
             connection.commit()
         except TROUBLE as error:
             return self._commit_failed(connection, works, error)
+        try:
+            self._verify()
+        except StoreError as error:
+            # The commit is in a file, but which file will be read after a restart is not known.
+            return [outcome.Error(_with_cause(StoreInDoubtError(*error.args), error)) for _ in works]
         return results
+
+    def _verify(self) -> None:
+        """Check that the file and its log still have their names.
+
+        Raises:
+            StoreError: They do not, or it cannot be known.
+        """
+        if self._files is not None:
+            self._files.verify()
 
     def _run_work(self, connection: _Connection, work: Work) -> tuple[Result, bool]:
         """Run one work in the transaction; return its result, and whether the whole transaction was undone."""
@@ -265,41 +295,61 @@ class Database:
             StoreError: It cannot be opened; the text says why.
         """
         if self._connection is None:
-            if self._lock is None:
-                self._lock = hold_lock(self._path)
-            self._connection = self._open()
+            if self._claim is None:
+                check_file(self._path)
+                self._claim = Claim(self._path)
+            if self._files is None:
+                self._files = OpenFiles(self._path, self._claim)
+            self._connection = self._open(self._claim, self._files)
         return self._connection
 
-    def _open(self) -> _Connection:
+    def _open(self, claim: Claim, files: OpenFiles) -> _Connection:
+        files.verify()
+        opening = secrets.token_hex(8)
         try:
+            if not self._known_good:
+                before = examine(self._path, claim.openings)
+                # Both, because the program may be killed between this and the commit.
+                claim.record(*filter(None, (before, opening)), durable=True)
             # Not autocommit: if SQLite has rolled back by itself, the next change of the work would be committed at
             # once. With this level, the sqlite3 module tries to begin a transaction first, which a work may not do.
             connection = sqlite3.connect(
                 self._path, timeout=BUSY_TIMEOUT, isolation_level="DEFERRED", cached_statements=512, factory=_Connection
             )
-        except TROUBLE as error:
+        except (OSError, *TROUBLE) as error:
             raise told(self._path, error) from error
         try:
             connection.set_authorizer(connection.authorize)
             add_functions(connection)
             _set_up(self._path, connection)
-            if not self._known_good:
-                _check(self._path, connection)
             connection.execute(BEGIN)
             migrate(connection, "values", VALUES)
             if self._known_good:
                 # It is open again after an error: if it still fails, that shows here and leaves no payment in doubt.
                 _write_same_value(connection)
+            else:
+                record_opening(connection, opening)
+            files.log_opened()
             connection.commit()
+            files.verify()
+            if not self._known_good:
+                claim.record(opening, durable=False)
             self._known_good = True
             self._schema_version = _schema_version(connection)
         except TROUBLE as error:
-            connection.close()
+            self._close_unopened(connection, files)
             raise told(self._path, error) from error
         except StoreError:
-            connection.close()
+            self._close_unopened(connection, files)
             raise
         return connection
+
+    def _close_unopened(self, connection: _Connection, files: OpenFiles) -> None:
+        """Close a connection that could not be set up."""
+        if not self._known_good:
+            # SQLite may delete the log that it has created.
+            files.release()
+        connection.close()
 
     def _drop(self) -> None:
         """Close a connection that may be broken; the next transaction opens a new one."""
@@ -307,35 +357,8 @@ class Database:
         if connection is not None:
             with suppress(*TROUBLE):
                 connection.close()
-
-
-def read_sqlite(path: str | os.PathLike[str], work: Callable[[sqlite3.Connection], T]) -> T:
-    """Read a store's file, even while another program has it open; for command-line tools.
-
-    Args:
-        path: The store's file.
-        work: Called with a read-only connection, which sees one consistent snapshot.
-
-    Raises:
-        StoreError: The file does not exist or cannot be read; the text says what to do.
-        Exception: An exception of ``work`` that is not about the file.
-    """
-    real = os.path.realpath(path)
-    if not os.path.exists(real):
-        raise StoreError(f"{real}: there is no such file")
-    try:
-        connection = sqlite3.connect(f"{Path(real).as_uri()}?mode=ro", uri=True, isolation_level=None)
-        try:
-            add_functions(connection)
-            connection.execute("PRAGMA query_only = ON")
-            connection.execute("BEGIN")
-            return work(connection)
-        finally:
-            connection.close()
-    except TROUBLE as error:
-        if is_storage_error(error):
-            raise told(real, error) from error
-        raise
+            if self._files is not None:
+                self._files.log_closed()
 
 
 def _set_up(path: str, connection: sqlite3.Connection) -> None:
@@ -344,14 +367,6 @@ def _set_up(path: str, connection: sqlite3.Connection) -> None:
         raise StoreError(f"{path}: its file system does not support write-ahead logging; use a local disk")
     for setting in SETTINGS:
         connection.execute(setting)
-
-
-def _check(path: str, connection: sqlite3.Connection) -> None:
-    found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-    if found != "ok":
-        error = sqlite3.DatabaseError(str(found))
-        error.sqlite_errorcode, error.sqlite_errorname = sqlite3.SQLITE_CORRUPT, "SQLITE_CORRUPT"
-        raise told(path, error)
 
 
 def _write_same_value(connection: sqlite3.Connection) -> None:
