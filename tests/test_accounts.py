@@ -172,7 +172,7 @@ async def test_token_names_the_account_without_a_store() -> None:
 
 
 async def test_stored_digest_of_a_token_needs_the_stores_key() -> None:
-    """Whoever reads a copy of the store must not be able to try tokens of a list against it."""
+    """A reader of a copy of the store must not be able to try tokens of a list against it."""
     found = []
     for _ in range(2):
         store = MemoryStore()

@@ -17,7 +17,7 @@ from trio_ledger_plugin.errors import StoreError, StoreInDoubtError
 from trio_ledger_plugin.stores import open_sqlite_store
 from trio_ledger_plugin.stores.open_files import OpenFiles
 
-# Windows lets nobody delete or replace a file that is open.
+# Windows does not let a program delete or replace a file that is open.
 pytestmark = posix
 
 

@@ -86,7 +86,7 @@ async def test_file_with_a_log_is_checked_fully(path):
 
 
 async def test_killed_program_leaves_a_file_that_is_checked_fully(path):
-    """Even if somebody else has emptied the log."""
+    """Even if another program has emptied the log."""
     await make(path, key="value")
     break_index(path)
     with faulty_vfs() as faults:

@@ -1,4 +1,4 @@
-"""Reading a store's file writes nothing, leaves nothing behind, and holds up nobody."""
+"""Reading a store's file writes nothing, leaves nothing behind, and delays no other program."""
 
 import os
 import shutil
