@@ -6,7 +6,8 @@ does; the next program that closes the database then deletes the log in use.
 
 Two measures:
 
-- The names are compared with what was opened before and after each commit.
+- The names are compared with what was opened, before and after each commit. As long as their directory has not changed,
+  one look at the directory is enough: each look gives other threads a turn, and the commit waits for its own.
 - On Linux, the store holds an additional lock that no closing of another handle releases. As long as it is held, no
   program can delete the log. Elsewhere only the comparison notices that, after commits that were already acknowledged.
 """
@@ -17,6 +18,7 @@ import os
 import stat
 import struct
 import sys
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -36,6 +38,10 @@ __all__ = ["OpenFiles", "check_file"]
 # deletes the log (SQLite's file format, "the lock-byte page").
 SHARED_FIRST = 0x40000000 + 2
 SHARED_SIZE = 510
+# File systems keep times in steps of up to 10 ms. A directory that changed more recently may change again in the same
+# step. One whose time is in whole seconds is on a file system with steps of a second or more.
+SETTLED_NS = 100_000_000
+SECOND_NS = 1_000_000_000
 
 
 def check_file(path: str) -> None:
@@ -76,6 +82,9 @@ class OpenFiles:
         self._path = path
         self._lost: str | None = None
         self._is_locked = False
+        self._directory = os.path.dirname(path)
+        # The directory's status when all names were last found as they were opened; None if it may miss a change.
+        self._unchanged: tuple[int, int, int] | None = None
         try:
             self._descriptor = open_private(path)
         except OSError as error:
@@ -103,12 +112,14 @@ class OpenFiles:
             adopt_beside(self._path, self.database)
             with suppress(FileNotFoundError):
                 self._opened[log] = _identity(log)
+                self._unchanged = None
         self.verify()
 
     def log_closed(self) -> None:
         """Forget the log after SQLite has closed the database, unless the lock has kept SQLite from deleting it."""
         if not self._is_locked:
             self._opened.pop(self._path + LOG, None)
+            self._unchanged = None
 
     def verify(self) -> None:
         """Compare the names with what was opened.
@@ -119,17 +130,29 @@ class OpenFiles:
         """
         if self._lost is None:
             try:
-                for name, opened in self._opened.items():
-                    found = os.stat(name)
-                    if (found.st_dev, found.st_ino) != opened:
-                        self._lost = _lost(self._path, name, "replaced by another file")
-                        break
+                directory = os.stat(self._directory)
+                # Not the time of modification, which programs can set back.
+                state = directory.st_dev, directory.st_ino, directory.st_ctime_ns
+                if state != self._unchanged:
+                    self._lost = self._compare()
+                    self._unchanged = state if _is_settled(directory.st_ctime_ns) else None
             except (FileNotFoundError, NotADirectoryError):
-                self._lost = _lost(self._path, name, "deleted or renamed")
+                self._lost = _lost(self._path, self._directory, "deleted or renamed")
             except OSError as error:
                 raise told(self._path, error) from error
         if self._lost is not None:
             raise StoreError(self._lost)
+
+    def _compare(self) -> str | None:
+        """Return which name no longer belongs to what was opened under it, as the text of the error."""
+        for name, opened in self._opened.items():
+            try:
+                found = _identity(name)
+            except (FileNotFoundError, NotADirectoryError):
+                return _lost(self._path, name, "deleted or renamed")
+            if found != opened:
+                return _lost(self._path, name, "replaced by another file")
+        return None
 
     def release(self) -> None:
         """Release the additional lock, so that SQLite may delete the log when it closes the database."""
@@ -150,6 +173,12 @@ class OpenFiles:
 def _identity(name: str) -> tuple[int, int]:
     found = os.stat(name)
     return found.st_dev, found.st_ino
+
+
+def _is_settled(changed_ns: int) -> bool:
+    """Return whether a directory that changed at this time will have another time after its next change."""
+    # Windows does not keep the time of the last change.
+    return sys.platform != "win32" and time.time_ns() - changed_ns > SETTLED_NS and changed_ns % SECOND_NS != 0
 
 
 def _lost(path: str, name: str, what: str) -> str:
