@@ -51,7 +51,7 @@ class Link(Exchange):
         context: What the parts of the plugin share.
         ids: Yields the ids of requests.
         transport: The connection, its opening handshake done.
-        on_lost: Called once, when the link is lost, with the reason.
+        on_lost: Called once, when the link is lost, with the reason. May be replaced later.
     """
 
     __slots__ = (
@@ -64,12 +64,12 @@ class Link(Exchange):
         "_max_asked",
         "_max_queued",
         "_next_ping",
-        "_on_lost",
         "_pinging",
         "_state",
         "_transport",
         "_writer",
         "account",
+        "on_lost",
         "peer_retention",
         "replies_blocked",
         "session",
@@ -87,7 +87,7 @@ class Link(Exchange):
         self._transport = transport
         self._writer: FrameWriter = transport.writer
         self._frame = transport.frame
-        self._on_lost = on_lost
+        self.on_lost: Callable[[Link, str], None] = on_lost
         #: The peer's account; empty for a plugin with one peer.
         self.account: str = ""
         self.peer_retention: int | None = None
@@ -97,7 +97,8 @@ class Link(Exchange):
         # Half of the queue is for replies: if requests filled it at both ends, neither end could reply.
         self._max_asked = max(1, self._max_queued // 2)
         self.replies_blocked: int = 0
-        self._first_message: Callable[[bytes], None] = self.hold
+        # Set from begin() until the link is authenticated or lost.
+        self._first_message: Callable[[bytes], None] | None = None
         self._held: list[bytes] = []
         self._malformed_times = 0
         self._malformed_since = -inf
@@ -109,6 +110,11 @@ class Link(Exchange):
     def is_open(self) -> bool:
         """Whether the peer is authenticated and the link is not lost."""
         return self._state is _State.OPEN
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the link has ended."""
+        return self._state is _State.LOST
 
     @property
     def peer(self) -> str:
@@ -149,6 +155,7 @@ class Link(Exchange):
         if self._state is not _State.AUTHENTICATING:
             return
         self._state = _State.OPEN
+        self._first_message = None
         self._transport.authenticated()
         now = trio.current_time()
         self._next_ping = now + self.context.options.ping_interval
@@ -258,7 +265,7 @@ class Link(Exchange):
                     self.refuse(key, UnreachableError(TOO_MANY))
             else:
                 self._receive_other(event, key, value)
-        elif self._state is _State.AUTHENTICATING:
+        elif self._first_message is not None:
             self._first_message(message)
 
     def receive_text(self) -> None:
@@ -389,6 +396,7 @@ class Link(Exchange):
             return
         was_open = self._state is _State.OPEN
         self._state = _State.LOST
+        self._first_message = None
         super().abort(reason, closed=closed)
         self._writer.drop_messages()
         self.session.serving.clear()
@@ -400,7 +408,7 @@ class Link(Exchange):
             self.counters.bytes_received += self.bytes_received
         self._abort_at = trio.current_time() + 2 * CLOSE_SECONDS
         self.context.timers.schedule(self, self._abort_at)
-        self._on_lost(self, reason)
+        self.on_lost(self, reason)
 
     def _transport_ended(self, cancelled: bool, error: Exception | None) -> None:
         if error is not None:

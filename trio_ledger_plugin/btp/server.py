@@ -196,7 +196,7 @@ class Server:
                 await connection.settle()
             if connection.refusal is not None:
                 await self._refuse(link, connection.refusal)
-            elif connection.is_lost:
+            elif link.is_lost:
                 # The link may be sending a Close with the reason; its timer aborts that if it takes too long.
                 await transport.wait_closed()
         finally:
@@ -216,7 +216,7 @@ class Server:
 class _PendingConnection:
     """An unauthenticated connection, until it is attached or refused."""
 
-    __slots__ = ("_claim", "_heard", "_max_entries", "_server", "is_lost", "link", "refusal", "transport")
+    __slots__ = ("_claim", "_heard", "_max_entries", "_server", "link", "refusal", "transport")
 
     def __init__(self, context: Context, server: Server, transport: WebSocketTransport) -> None:
         self._server = server
@@ -224,7 +224,6 @@ class _PendingConnection:
         # Set by the first packet or the loss of the link.
         self._heard = trio.Event()
         self._claim: tuple[AuthRequest, str] | None = None
-        self.is_lost: bool = False
         self.refusal: BadAuthError | None = None
         self.transport: WebSocketTransport = transport
         self.link: Link = Link(context, server.ids, transport, self._lost)
@@ -275,7 +274,9 @@ class _PendingConnection:
             self._claim = None
 
     def _accept(self, request: AuthRequest, account: str) -> None:
-        if not self.is_lost and self._server.is_wanted():
+        if not self.link.is_lost and self._server.is_wanted():
+            # The link does not call this object any more, and so does not keep it in memory.
+            self.link.on_lost = self._server.detach
             self.link.account = account
             # Both ends have to offer it.
             offered = self._server.offered_retention if request.peer_retention is not None else None
@@ -284,7 +285,6 @@ class _PendingConnection:
             self._server.attach(self.link)
 
     def _lost(self, link: Link, reason: str) -> None:
-        self.is_lost = True
         self._heard.set()
         self._server.detach(link, reason)
 
