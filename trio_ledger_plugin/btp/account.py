@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..errors import PluginFailedError
     from ..money.service import MoneyService
     from ..runtime.context import Context
-    from ..runtime.handlers import Reply
+    from ..runtime.handlers import Receive, Reply
     from ..services import PluginServices
     from ..transfer import Transfer
     from .link import Link
@@ -33,6 +33,7 @@ __all__ = ["Account", "AccountPlugin", "AccountSnapshot"]
 # condition.
 ILDCP_MARK = bytes([len(ildcp.DESTINATION)]) + ildcp.DESTINATION.encode()
 MARK_FROM, MARK_TO = 59, 59 + 4 + len(ILDCP_MARK)
+NOTHING_COUNTED = Counters()
 
 
 @frozen(kw_only=True)
@@ -65,14 +66,14 @@ class Account:
         name: The account's name.
         server: The server's context; the account's context has its own counters, handlers and budget.
         info: Returns the server's address and asset.
-        money: The server's money.
+        receive: Called with each transfer from the account's client.
     """
 
     __slots__ = ("_connected_at", "_counted_before", "context", "links", "name", "plugin")
 
-    def __init__(self, name: str, server: Context, info: Callable[[], HostInfo], money: MoneyService) -> None:
+    def __init__(self, name: str, server: Context, info: Callable[[], HostInfo], receive: Receive) -> None:
         self.name: str = name
-        handlers = _AccountHandlers(name, server, info, money)
+        handlers = _AccountHandlers(name, server, info, receive)
         self.context: Context = evolve(server, counters=Counters(), handlers=handlers, budget=Budget(server.budget))
         # The open links, the newest last.
         self.links: dict[Link, None] = {}
@@ -82,7 +83,9 @@ class Account:
     def _begin(self) -> None:
         """Start the counts of the snapshot."""
         self._connected_at = trio.current_time()
-        self._counted_before = evolve(self.context.counters)
+        counters = self.context.counters
+        # Nearly every account is new, and an idle one must cost little: it needs no copy.
+        self._counted_before = NOTHING_COUNTED if counters == NOTHING_COUNTED else evolve(counters)
 
     @property
     def is_idle(self) -> bool:
@@ -143,8 +146,10 @@ class _AccountHandlers(Handlers):
     ILDCP requests (RFC-0031) are answered without a handler.
     """
 
-    def __init__(self, name: str, server: Context, info: Callable[[], HostInfo], money: MoneyService) -> None:
-        super().__init__(server.log, money.receive, max_reply=server.options.max_data_bytes, parent=server.handlers)
+    __slots__ = ("_info", "_name")
+
+    def __init__(self, name: str, server: Context, info: Callable[[], HostInfo], receive: Receive) -> None:
+        super().__init__(server.log, receive, max_reply=server.options.max_data_bytes, parent=server.handlers)
         self._name = name
         self._info = info
 

@@ -58,6 +58,8 @@ class AccountsPlugin(BtpServer):
         super().__init__(options, services, nursery, on_failed)
         self.info: HostInfo | None = options.debug_host_ildcp_info
         self._accounts: dict[str, Account] = {}
+        # The bound methods are made once, not for each account: an idle account must cost little.
+        self._new_account = partial(Account, server=self.context, info=self._known_info, receive=self.money.receive)
         if self.money.ledger is not None:
             self.money.ledger.on_open = self._resume_accounts
         tokens = AccountTokens(services.store, options.generate_account, self.log, options.ledger_id)
@@ -283,7 +285,7 @@ class AccountsPlugin(BtpServer):
     def _open_account(self, name: str) -> Account:
         account = self._accounts.get(name)
         if account is None:
-            account = self._accounts[name] = Account(name, self.context, self._known_info, self.money)
+            account = self._accounts[name] = self._new_account(name)
         return account
 
     def _plugin_of(self, account: Account) -> AccountPlugin:

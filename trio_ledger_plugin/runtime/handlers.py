@@ -56,6 +56,8 @@ class Handlers:
         parent: The server's handlers, for requests without a handler here; None if there is no server.
     """
 
+    __slots__ = ("_data", "_log", "_max_reply", "_money", "_parent", "_receive", "_stopped", "_transactional", "_wrap")
+
     def __init__(self, log: Log, receive: Receive, *, max_reply: int, parent: Handlers | None = None) -> None:
         self._log = log
         self._receive = receive
