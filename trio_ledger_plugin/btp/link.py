@@ -99,7 +99,7 @@ class Link(Exchange):
         self.replies_blocked: int = 0
         # Set from begin() until the link is authenticated or lost.
         self._first_message: Callable[[bytes], None] | None = None
-        self._held: list[bytes] = []
+        self._held: tuple[bytes, ...] = ()
         self._malformed_times = 0
         self._malformed_since = -inf
         self._pinging: trio.CancelScope | None = None
@@ -144,7 +144,7 @@ class Link(Exchange):
         if held + len(message) > self.context.options.max_unauthenticated_bytes:
             self.too_big()
         else:
-            self._held.append(message)
+            self._held += (message,)
 
     def send_unauthenticated(self, packet: bytes) -> None:
         """Send a packet of the authentication itself."""
@@ -160,7 +160,7 @@ class Link(Exchange):
         now = trio.current_time()
         self._next_ping = now + self.context.options.ping_interval
         self.context.timers.schedule(self, self._next_time(now, self.calls.expire(now)))
-        held, self._held = self._held, []
+        held, self._held = self._held, ()
         for message in held:
             self.receive(message)
 

@@ -64,7 +64,7 @@ class ReaderTask:
         on_end: Called when the reader has ended.
     """
 
-    __slots__ = ("_closing", "_end_reported", "_on_end", "_scope", "_stream", "_tasks", "ended", "error")
+    __slots__ = ("_closing", "_end_reported", "_ended", "_on_end", "_scope", "_stream", "_tasks", "error")
 
     def __init__(self, tasks: TaskGroup, stream: trio.abc.AsyncResource, on_end: OnEnd) -> None:
         self._tasks = tasks
@@ -74,7 +74,15 @@ class ReaderTask:
         self._end_reported = False
         self._closing = False
         self.error: Exception | None = None
-        self.ended: trio.Event = trio.Event()
+        # Made when first needed: an idle connection must cost little.
+        self._ended: trio.Event | None = None
+
+    @property
+    def ended(self) -> trio.Event:
+        """Set once the reader has ended and the stream is closed."""
+        if self._ended is None:
+            self._ended = trio.Event()
+        return self._ended
 
     def start_soon(self, reader: Callable[[], Awaitable[None]]) -> None:
         """Start the reader, as trio-websocket asks a nursery to."""

@@ -72,7 +72,8 @@ class FrameWriter:
         # The unsent end of what the socket has accepted in part: it must be sent next.
         self._unsent = b""
         self._frames: list[bytes] = []
-        self._urgent: list[bytes] = []
+        # The control frames other than the newest pong and the Close.
+        self._urgent = b""
         self._pong = b""
         self._closing_frame = b""
         self._stopped = False
@@ -126,7 +127,7 @@ class FrameWriter:
             self._closing_frame = frame
             self._stopped = True
         else:
-            self._urgent.append(frame)
+            self._urgent += frame
         self._wake_task()
 
     def drop_messages(self) -> None:
@@ -140,8 +141,7 @@ class FrameWriter:
         """Drop all that is queued and ignore further frames: the link is lost."""
         self._stopped = True
         self.drop_messages()
-        self._urgent.clear()
-        self._unsent = self._pong = self._closing_frame = b""
+        self._unsent = self._urgent = self._pong = self._closing_frame = b""
         self.queued = 0
         self.retire()
 
@@ -240,9 +240,8 @@ class FrameWriter:
             self.queued -= len(piece)
             return piece
         if self._urgent or self._pong:
-            piece = b"".join((*self._urgent, self._pong))
-            self._urgent.clear()
-            self._pong = b""
+            piece = self._urgent + self._pong
+            self._urgent = self._pong = b""
             return piece
         if self._frames:
             if self.queued <= self._piece_bytes:
