@@ -26,7 +26,13 @@ async def accept(amount):
     pass
 
 
-LISTENER: dict[str, object] = {"plugin": "btp", "listener": {"port": 0, "secret": "s"}}
+# A task that writes ends this long after it has become idle; the default would keep it until after the test.
+SEND_TIMEOUT = 0.5
+LISTENER: dict[str, object] = {
+    "plugin": "btp",
+    "listener": {"port": 0, "secret": "s"},
+    "send_timeout": SEND_TIMEOUT,
+}
 
 
 @asynccontextmanager
@@ -35,7 +41,8 @@ async def open_peer(kind, nursery=None):
     opts: dict[str, object] = LISTENER if kind == "btp" else {"plugin": "loopback", "name": "cancelled"}
     async with open_plugin(opts, data_handler=echo, money_handler=accept, nursery=nursery) as peer:
         if isinstance(peer, BtpPlugin):
-            opts = {"plugin": "btp", "server": peer.address.replace("//", "//alice:s@")}
+            server = peer.address.replace("//", "//alice:s@")
+            opts = {"plugin": "btp", "server": server, "send_timeout": SEND_TIMEOUT}
         await wait_all_tasks_blocked()
         yield opts, peer
 

@@ -147,8 +147,11 @@ class Link(Exchange):
             self._held += (message,)
 
     def send_unauthenticated(self, packet: bytes) -> None:
-        """Send a packet of the authentication itself."""
-        self._write(packet)
+        """Send a packet of the authentication itself.
+
+        At once if possible: a task that writes would wait for ``send_timeout`` with nothing to do.
+        """
+        self._writer.write_alone(self._frame(packet))
 
     def authenticated(self) -> None:
         """Open the link, and serve the messages that were held."""
