@@ -83,12 +83,11 @@ class SqliteStore:
     Concurrency: Any number of tasks of the Trio run that opened the store may use it at once. Calls that wait at the
     same time share one commit, so many tasks together are much faster than one.
 
-    Every method raises:
-        StoreError: The file could not be written or read, or the store is closed; nothing has changed. If the file or
-            its log was deleted, renamed or replaced, every call raises this until the store is opened again.
-        StoreInDoubtError: The file failed in a commit and in the write after it, or was deleted, renamed or replaced
-            during the commit: the change may count or not.
-        RuntimeError: The store was opened in another Trio run, or by the process from which this one was forked.
+    Every method raises ``StoreError`` if the file could not be written or read, or the store is closed; nothing has
+    changed. If the file or its log was deleted, renamed or replaced, every call raises it until the store is opened
+    again. Every method raises ``StoreInDoubtError`` if the file failed in a commit and in the write after it, or was
+    deleted, renamed or replaced during the commit: the change may count or not. Every method raises ``RuntimeError`` if
+    the store was opened in another Trio run, or by the process from which this one was forked.
     """
 
     def __init__(self, path: str) -> None:
