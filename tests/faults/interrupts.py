@@ -8,6 +8,7 @@ its task does not sleep yet.
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import signal
@@ -72,6 +73,7 @@ async def load(folder: str, started: threading.Event) -> None:
         await trio.sleep(0.1)
         started.set()
         await trio.sleep(LONGEST_RUN)
+        nursery.cancel_scope.cancel()
 
 
 def interrupt_at(started: threading.Event, place: str) -> None:
@@ -100,6 +102,8 @@ def run_once(seconds: float | None, place: str = "") -> str:
         seconds: When the interruption comes, after the load has begun; None for one at ``place``.
         place: The class of a waiter.
     """
+    # Python discards an interruption that comes while it collects an async generator, such as those of the run before.
+    gc.collect()
     started, ended = threading.Event(), threading.Event()
     thread = threading.Thread(target=interrupt, args=(started, ended, seconds or 0.0))
     with tempfile.TemporaryDirectory() as folder:
