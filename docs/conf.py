@@ -31,9 +31,9 @@ nitpick_ignore_regex = [
     ("py:class", r"AbstractAsyncContextManager|MeterProvider|TracerProvider|WebSocketConnection|datetime"),
     # aliases and type variables, which docstrings describe in words,
     ("py:class", r"(btp\.Packet|.*\bPacketT|.*\bPluginT|T|Answer|DataHandler|MoneyHandler|Reply|PairFactory)"),
-    ("py:class", r"TransactionalMoneyHandler|Window|(list|tuple|Mapping)\[str.*"),
+    ("py:class", r"TransactionalMoneyHandler|(list|tuple|Mapping)\[str.*"),
     # and internal parts of a plugin.
-    ("py:class", r"(.*\.)?(Account|Budget|Event|Handlers|Ledger|LoopbackPlugin)"),
+    ("py:class", r"(.*\.)?(Account|Budget|Event|Handlers|Holding|Journal|LoopbackPlugin)"),
     ("py:class", r"(.*\.)?(MoneyService|RedactingLog|Requester|Share|Stage|WorkerPool)"),
 ]
 autodoc_member_order = "bysource"

@@ -18,7 +18,7 @@ from trio_ledger_plugin import (
 )
 from trio_ledger_plugin.errors import wire_error
 from trio_ledger_plugin.log import format_message
-from trio_ledger_plugin.money.service import receive_plain
+from trio_ledger_plugin.money.plain import PlainMoney
 from trio_ledger_plugin.runtime.handlers import Handlers, as_bytes
 from trio_ledger_plugin.testing.conformance.assertions import echo
 from trio_ledger_plugin.transfer import Transfer
@@ -46,7 +46,8 @@ def log():
 @pytest.fixture
 def handlers(log):
     """Handlers of a plugin without a journal: money goes straight to its handler."""
-    return Handlers(log, receive_plain, max_reply=1000)
+    nothing: Any = None
+    return Handlers(log, PlainMoney(nothing, nothing).receive, max_reply=1000)
 
 
 async def refuse(data):
@@ -185,7 +186,7 @@ async def test_request_without_a_data_handler_may_be_retried(handlers):
 
 async def test_transfer_without_a_money_handler_is_not_credited(handlers):
     reply = await handlers.answer(Transfer("5"))
-    assert wire_error(reply)[:2] == ("F00", "NotAcceptedError")
+    assert wire_error(reply)[:2] == ("T00", "UnreachableError")
 
 
 async def test_money_is_acknowledged_for_any_value_its_handler_returns(handlers):

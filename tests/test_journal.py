@@ -1,6 +1,8 @@
 """The journal compared with a model of it in plain Python: in any order of operations, no unit is lost or made."""
 
 import sqlite3
+from collections.abc import Callable
+from math import inf
 from typing import Any
 
 import pytest
@@ -20,21 +22,32 @@ from trio_ledger_plugin import (
     UnreachableError,
 )
 from trio_ledger_plugin.errors import wire_error
-from trio_ledger_plugin.money import journal as module
-from trio_ledger_plugin.money.journal import Journal
+from trio_ledger_plugin.money import history, outgoing
+from trio_ledger_plugin.money.history import START
+from trio_ledger_plugin.money.incoming import PLAIN_SECONDS, Credited, Received
+from trio_ledger_plugin.money.outgoing import BEING_SENT, BeingSent
+from trio_ledger_plugin.money.sql import SqlJournal
+from trio_ledger_plugin.negotiation import MAX_RETENTION, JournalOffer, PeerCounts, PeerJournal
+from trio_ledger_plugin.stores.dialect import SQLITE
 from trio_ledger_plugin.stores.schema import add_functions
 from trio_ledger_plugin.transfer import TransferDirection, TransferState
 
 KEYED, PLAIN = MoneyLevel.KEYED, MoneyLevel.PLAIN
 OUT, IN = TransferDirection.OUT, TransferDirection.IN
+NAMES = ("", "alice", "bob")
 MAX_KEYS = 4
 RETENTION = 1000.0
+PROMISED = 700.0
+PEER_RETENTION = 100_000
 REFUSAL = RemoteError("F00", "NotAcceptedError", data=b"{}")
 
-accounts = st.sampled_from(["", "alice", "bob"])
-keys = st.sampled_from(["a", "b", "c", "d", "e", "f"])
+accounts = st.sampled_from(NAMES)
+keys = st.sampled_from(["a", "b", "c", "d"])
 amounts = st.sampled_from([1, 7, 2**63, 2**64 - 1])
 levels = st.sampled_from([KEYED, PLAIN])
+# The journals that a peer shows.
+peers = st.sampled_from(["first", "second"])
+pauses = st.sampled_from([0.0, 1.0, 60.0])
 
 
 def connect():
@@ -43,17 +56,78 @@ def connect():
     return connection
 
 
-def transfer_of(account, key, amount, level):
-    return Transfer(str(amount), account, key=key, level=level, digest=f"{amount}".encode() if level is KEYED else b"")
+def transfer_of(account, key, amount, level, journal=""):
+    digest = f"{amount}".encode() if level is KEYED else b""
+    return Transfer(str(amount), account, key=key, level=level, journal=journal, digest=digest)
+
+
+def journal_of(peer, age=1000.0):
+    """Return a peer's journal whose age stands still."""
+    return PeerJournal(JournalOffer(PEER_RETENTION, peer, age), None, inf)
+
+
+def new_journal(clock, ledger="main", *, max_keys=10_000, key_retention=RETENTION, promised=PROMISED):
+    return SqlJournal(ledger, SQLITE, max_keys=max_keys, key_retention=key_retention, promised=promised, clock=clock)
+
+
+def in_transaction(connection, work, *args, **kwargs):
+    """Run work as a store does: if it raises an exception, its changes are undone."""
+    connection.execute("BEGIN")
+    try:
+        result = work(connection, *args, **kwargs)
+    except Exception:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+    return result
+
+
+def rows_of(connection, ledger):
+    """Return all rows of a ledger."""
+    tables = ("lpi_ledgers", "lpi_accounts", "lpi_peers", "lpi_transfers", "lpi_to_send", "lpi_to_deliver")
+    return [connection.execute(f"SELECT * FROM {table} WHERE ledger = ?", (ledger,)).fetchall() for table in tables]
+
+
+def walk(connection, journal, account=None, direction=None, state=None):
+    entries, after = [], 0
+    while after is not None:
+        page = journal.history.page(connection, account, direction, state, after)
+        entries += page.entries
+        after = page.after
+    return entries
+
+
+def forget(connection, journal):
+    after = START
+    while after is not None:
+        after = journal.history.forget(connection, after)
 
 
 class Row:
-    def __init__(self, amount, level, state, since):
+    """A transfer in the model.
+
+    ``next_try`` and ``tries`` are those of its row in a queue; None if it is in none.
+    """
+
+    def __init__(self, number, amount, level, state, keep_for, *, forget_at=None, journal=""):
+        self.number = number
         self.amount = amount
         self.level = level
         self.state = state
-        self.since = since
-        self.refusal = None
+        self.keep_for = keep_for
+        self.forget_at = forget_at
+        self.journal = journal
+        self.next_try: float | None = None
+        self.tries: int | None = None
+        self.refusal: Any = None
+        # Whether undoing it undoes a part of its account's level; not if the level was reset since.
+        self.counts_for_level = level is KEYED
+
+    def enter_queue(self, next_try, tries):
+        self.next_try, self.tries = next_try, tries
+
+    def leave_queue(self):
+        self.next_try = self.tries = None
 
 
 class JournalMachine(RuleBasedStateMachine):
@@ -62,233 +136,579 @@ class JournalMachine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.connection = connect()
-        self.now = 0.0
+        self.now = 5000.0
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(module, "monotonic", lambda: self.now)
-        self.journal = Journal("main", max_keys=MAX_KEYS)
-        self.journal.open(self.connection, settle=True)
-        self.neighbour = Journal("other", max_keys=MAX_KEYS)
-        self.neighbour.receive(self.connection, transfer_of("alice", "a", 5, KEYED), None, plain_allowed=True)
+        # So that all that is read page by page has several pages.
+        self.patch.setattr(history, "PAGE", 3)
+        self.patch.setattr(outgoing, "PAGE", 2)
+        self.promised, self.key_retention = PROMISED, RETENTION
+        self.journal = self.make_journal()
+        self.undone = False
+        self.call(self.journal.open, settle=True)
+        self.fill_neighbour()
         self.connection.execute("CREATE TABLE mine (account TEXT, key TEXT)")
-        self.rows: dict[Any, Any] = {}
+        self.last_number = 5
+        # By account, direction, origin and key.
+        self.rows: dict[Any, Row] = {}
+        # Outgoing transfers by account and key, also those that are no longer in the journal.
+        self.begun: dict[Any, BeingSent] = {}
+        self.finished: list[Credited] = []
         self.written: list[tuple[str, str]] = []
-        self.sent: dict[str, int] = {}
-        self.received: dict[str, int] = {}
-        self.levels: dict[str, MoneyLevel] = {}
+        self.sent = dict.fromkeys(NAMES, 0)
+        self.received = dict.fromkeys(NAMES, 0)
+        self.keyed = dict.fromkeys(NAMES, 0)
+        self.current = dict.fromkeys(NAMES, "")
+        # What is counted for each account and journal: sent, acked, received, and the age that the journal has shown.
+        self.counts: dict[tuple[str, str], list[Any]] = {}
+        # The age at which another journal took the place of one.
+        self.left_at: dict[tuple[str, str], float] = {}
+        # The age of the ledger that a crash cannot take back.
+        self.certain_age = 0.0
+
+    def make_journal(self):
+        return new_journal(
+            lambda: self.now, max_keys=MAX_KEYS, key_retention=self.key_retention, promised=self.promised
+        )
+
+    def fill_neighbour(self):
+        """Fill another ledger in the same tables, with rows that are in doubt, due, and ready to be forgotten."""
+        other = new_journal(lambda: self.now, "other", key_retention=0.0, promised=0.0)
+        other.open(self.connection, settle=True)
+        for key, level in (("a", KEYED), ("b", KEYED), ("c", PLAIN)):
+            account = "alice" if level is KEYED else ""
+            peer = journal_of("first") if level is KEYED else None
+            begun = other.outgoing.begin(self.connection, transfer_of(account, key, 5, level), peer, plain_allowed=True)
+            assert isinstance(begun, BeingSent)
+            if key == "b":
+                other.outgoing.doubt(self.connection, begun.number)
+        for key in "ab":
+            transfer = transfer_of("alice", key, 5, KEYED, "first")
+            other.incoming.receive(
+                self.connection, transfer, None if key == "a" else lambda *_: None, plain_allowed=True
+            )
+        self.neighbour = rows_of(self.connection, "other")
 
     def teardown(self):
         self.patch.undo()
         self.connection.close()
 
-    def level_of(self, account):
-        return self.levels.get(account, PLAIN)
+    def call(self, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run work in a transaction; if a commit has to fail, in two of which the first is undone."""
+        if self.undone:
+            self.undone = False
+            self.connection.execute("BEGIN")
+            try:
+                work(self.connection, *args, **kwargs)
+            except (MoneyLevelError, InvalidFieldsError, TransferNotFoundError):
+                pass
+            finally:
+                self.connection.execute("ROLLBACK")
+        return in_transaction(self.connection, work, *args, **kwargs)
+
+    @precondition(lambda self: not self.undone)
+    @rule()
+    def fail_next_commit(self):
+        self.undone = True
+
+    @property
+    def age(self):
+        return self.journal.age()
+
+    def rows_in(self, account, direction, *in_states):
+        return [
+            (place, row)
+            for place, row in self.rows.items()
+            if place[:2] == (account, direction) and row.state in in_states
+        ]
+
+    def outgoing_row(self, account, key):
+        return self.rows.get((account, OUT, "", key))
+
+    def check_number(self, number):
+        """A number that was used once is never used again."""
+        assert number > self.last_number
+        self.last_number = number
 
     # Outgoing transfers.
 
-    @rule(account=accounts, key=keys, amount=amounts, level=levels, plain_allowed=st.booleans())
-    def begin(self, account, key, amount, level, plain_allowed):
+    @rule(account=accounts, key=keys, amount=amounts, level=levels, plain_allowed=st.booleans(), peer=peers)
+    def begin(self, account, key, amount, level, plain_allowed, peer):
         transfer = transfer_of(account, key, amount, level)
-        window = None if level is PLAIN else (1e9, 1e9 + 500)
-        known = self.rows.get((account, OUT, key))
+        known = self.outgoing_row(account, key)
+        shown = journal_of(peer) if level is KEYED else None
         try:
-            found: Any = self.journal.begin(self.connection, transfer, window, plain_allowed=plain_allowed)
+            found = self.call(self.journal.outgoing.begin, transfer, shown, plain_allowed=plain_allowed)
         except MoneyLevelError:
             assert known is None
             assert level is PLAIN
-            assert self.level_of(account) is KEYED or not plain_allowed
+            assert self.keyed[account] or not plain_allowed
             return
         if known is not None:
-            assert (found.amount, found.state.value, found.level) == (known.amount, known.state, known.level)
+            assert (found.number, found.amount, found.level) == (known.number, known.amount, known.level)
+            assert found.state.value == known.state
             return
-        assert found is None
-        assert level is KEYED or (plain_allowed and self.level_of(account) is PLAIN)
-        self.rows[account, OUT, key] = Row(amount, level, "sent", self.now)
+        assert level is KEYED or (plain_allowed and not self.keyed[account])
+        until = 1000.0 + PEER_RETENTION / 2
+        journal, resend_until = (peer, until) if level is KEYED else ("", 0.0)
+        assert found == BeingSent(found.number, transfer, journal, resend_until)
+        self.check_number(found.number)
+        row = self.rows[account, OUT, "", key] = Row(
+            found.number, amount, level, "sent", self.key_retention, journal=journal
+        )
+        row.enter_queue(BEING_SENT, -1)
+        self.begun[account, key] = found
+        self.certain_age = self.age
         if level is KEYED:
-            self.levels[account] = KEYED
+            self.keyed[account] += 1
+            self.use(account, peer)
+            self.counts[account, peer][0] += 1
 
-    def move(self, account, key, before, after):
-        row = self.rows.get((account, OUT, key))
-        if row is None or row.state not in before:
-            return
-        row.state, row.since = after, self.now
+    def undo(self, account, row):
+        if row.counts_for_level:
+            self.keyed[account] -= 1
+
+    def settle(self, account, row, after):
+        row.state, row.forget_at = after, self.age + row.keep_for
+        row.leave_queue()
         if after == "acked":
-            self.sent[account] = self.sent.get(account, 0) + row.amount
+            self.sent[account] += row.amount
+        else:
+            self.undo(account, row)
 
-    def own(self, account, key):
-        row = self.rows.get((account, OUT, key))
-        return transfer_of(account, key, 1 if row is None else row.amount, PLAIN)
+    def put_row_in_doubt(self, row):
+        row.state = "in_doubt"
+        row.leave_queue()
 
-    @rule(account=accounts, key=keys, error=st.sampled_from([None, REFUSAL]))
-    def answered(self, account, key, error):
-        self.journal.answered(self.connection, self.own(account, key), error)
-        self.move(account, key, ("sent", "in_doubt"), "acked" if error is None else "rejected")
+    @precondition(lambda self: self.begun)
+    @rule(data=st.data(), error=st.sampled_from([None, REFUSAL]))
+    def answered(self, data, error):
+        account, key = data.draw(st.sampled_from(sorted(self.begun)))
+        sent, row = self.begun[account, key], self.outgoing_row(account, key)
+        state = self.call(self.journal.outgoing.answered, sent, error).value
+        after = "acked" if error is None else "rejected"
+        if row is None:
+            assert state == after
+        elif row.state not in ("sent", "in_doubt"):
+            assert state == row.state
+        else:
+            assert state == after
+            self.settle(account, row, after)
+            row.refusal = error and error.code
+            if error is None and row.level is KEYED and self.current[account] == row.journal:
+                self.counts[account, row.journal][1] += 1
+
+    @precondition(lambda self: self.begun)
+    @rule(data=st.data())
+    def doubt(self, data):
+        place = data.draw(st.sampled_from(sorted(self.begun)))
+        row = self.outgoing_row(*place)
+        is_new = self.call(self.journal.outgoing.doubt, self.begun[place].number)
+        assert is_new is (row is not None and row.state == "sent")
+        if row is not None and is_new:
+            self.put_row_in_doubt(row)
+
+    def doubt_open_keyed(self, account):
+        """Put the account's open KEYED transfers in doubt, and return their number and sum."""
+        doubted = [row for _, row in self.rows_in(account, OUT, "sent") if row.level is KEYED]
+        for row in doubted:
+            self.put_row_in_doubt(row)
+        return len(doubted), sum(row.amount for row in doubted)
+
+    @rule(account=accounts)
+    def put_in_doubt(self, account):
+        assert self.call(self.journal.outgoing.put_in_doubt, account) == self.doubt_open_keyed(account)
+
+    @precondition(lambda self: self.begun)
+    @rule(data=st.data(), waiting=st.booleans())
+    def withdraw(self, data, waiting):
+        """Withdraw a transfer that is being sent, or one that waits for its next try."""
+        account, key = data.draw(st.sampled_from(sorted(self.begun)))
+        row = self.outgoing_row(account, key)
+        method = self.journal.outgoing.withdraw_waiting if waiting else self.journal.outgoing.withdraw
+        withdrawn = self.call(method, self.begun[account, key])
+        is_open = row is not None and row.state == "sent"
+        assert withdrawn is (is_open and not (waiting and row.next_try == BEING_SENT))
+        if withdrawn:
+            self.remove_outgoing(account, key)
 
     @rule(account=accounts, key=keys)
-    def doubt(self, account, key):
-        self.journal.doubt(self.connection, self.own(account, key))
-        self.move(account, key, ("sent",), "in_doubt")
+    def withdraw_new(self, account, key):
+        row = self.outgoing_row(account, key)
+        self.call(self.journal.outgoing.withdraw_new, account, key)
+        if row is not None and row.tries == -1:
+            self.remove_outgoing(account, key)
 
-    @rule(account=accounts, key=keys)
-    def withdraw(self, account, key):
-        self.journal.withdraw(self.connection, self.own(account, key))
-        row = self.rows.get((account, OUT, key))
-        if row is not None and row.state in ("sent", "in_doubt"):
-            del self.rows[account, OUT, key]
+    def remove_outgoing(self, account, key):
+        self.undo(account, self.rows.pop((account, OUT, "", key)))
+
+    @precondition(lambda self: any(begun.journal for begun in self.begun.values()))
+    @rule(data=st.data(), pause=pauses, tries=st.integers(0, 3))
+    def postpone(self, data, pause, tries):
+        keyed = sorted(place for place, begun in self.begun.items() if begun.journal)
+        place = data.draw(st.sampled_from(keyed))
+        row, sent = self.outgoing_row(*place), self.begun[place]
+        sent.tries = tries
+        self.call(self.journal.outgoing.postpone, sent, pause)
+        self.certain_age = self.age
+        if row is not None and row.next_try is not None:
+            row.enter_queue(self.age + pause, tries)
+
+    @rule(account=accounts, limit=st.sampled_from([1, 2, 100]))
+    def take_due(self, account, limit):
+        waiting = sorted(
+            (row.next_try, row.number, key, row)
+            for (_, _, _, key), row in self.rows_in(account, OUT, "sent")
+            if row.next_try < BEING_SENT
+        )
+        expected = [each for each in waiting if each[0] <= self.age][:limit]
+        due = self.call(self.journal.outgoing.take_due, account, limit)
+        until = 1000.0 + PEER_RETENTION / 2
+        assert due.transfers == [
+            BeingSent(number, Transfer(str(row.amount), account, key=key, level=KEYED), row.journal, until, row.tries)
+            for _, number, key, row in expected
+        ]
+        for (_, _, key, row), sent in zip(expected, due.transfers, strict=True):
+            row.next_try = BEING_SENT
+            self.begun[account, key] = sent
+        assert due.next_age == (waiting[len(expected)][0] if len(waiting) > len(expected) else None)
 
     @rule(account=accounts, key=keys, confirmed=st.booleans())
     def reconcile(self, account, key, confirmed):
-        row: Any = self.rows.get((account, OUT, key))
-        after = "acked" if confirmed else "rejected"
-        settle = self.journal.confirm if confirmed else self.journal.reject
+        row: Any = self.outgoing_row(account, key)
+        after = TransferState.ACKED if confirmed else TransferState.REJECTED
         try:
-            settle(self.connection, account, key)
+            self.call(self.journal.history.settle, account, key, after)
         except TransferNotFoundError:
             assert row is None
         except InvalidFieldsError:
-            assert row.state not in ("in_doubt", after)
+            assert row.state in ("acked", "rejected")
         else:
-            assert row.state in ("in_doubt", after)
-            self.move(account, key, ("in_doubt",), after)
+            assert row.state in ("sent", "in_doubt")
+            self.settle(account, row, after.value)
 
     @rule(account=accounts)
     def reset_level(self, account):
-        self.journal.reset_level(self.connection, account)
-        self.levels[account] = PLAIN
-        for (whose, direction, _), row in self.rows.items():
-            if whose == account and direction is OUT and row.state == "sent":
-                row.state = "in_doubt"
+        try:
+            self.call(self.journal.reset_level, account)
+        except InvalidFieldsError:
+            assert not self.keyed[account]
+            return
+        assert self.keyed[account]
+        self.keyed[account] = 0
+        self.doubt_open_keyed(account)
+        for (whose, _, _, _), row in self.rows.items():
+            if whose == account:
+                row.counts_for_level = False
 
-    @rule(settle=st.booleans())
-    def open_again(self, settle):
-        """Open again as after a crash: the ledger's age is the one that was saved last."""
-        waiting = self.journal.open(self.connection, settle=settle)
+    # Opening.
+
+    @rule(
+        how=st.sampled_from(["again", "after a rest", "after a crash"]),
+        settle=st.booleans(),
+        promised=st.sampled_from([PROMISED, PROMISED / 10, PROMISED * 10]),
+        key_retention=st.sampled_from([RETENTION, RETENTION / 10]),
+    )
+    def open_again(self, how, settle, promised, key_retention):
+        """Open the ledger again; the options may be others than before."""
+        before = self.age
+        if how == "after a rest":
+            self.journal.rest()
+            self.now += 1000.0
+        if how == "after a crash":
+            # The machine has started again: its clock as well.
+            self.now = 0.0
+            self.promised, self.key_retention = promised, key_retention
+            name, self.journal = self.journal.id, self.make_journal()
+        waiting = self.call(self.journal.open, settle=settle)
+        if how == "after a crash":
+            assert self.journal.id == name
+            assert self.certain_age <= self.age <= before
+        else:
+            assert self.age == before
         if settle:
-            for row in self.rows.values():
-                if row.state == "sent" and row.level is PLAIN:
-                    row.state = "in_doubt"
-        expected = {account for (account, _, _), row in self.rows.items() if row.state == "sent" and row.level is KEYED}
-        assert expected <= waiting
-        if settle:
-            assert waiting == expected
+            self.certain_age = self.age
+            for place, row in self.rows.items():
+                if place[1] is OUT and row.next_try == BEING_SENT:
+                    if row.level is PLAIN:
+                        self.put_row_in_doubt(row)
+                    else:
+                        row.enter_queue(self.age, 0)
+        assert waiting == {place[0] for place, row in self.rows.items() if row.state == "sent"}
+
+    @rule()
+    def save_age(self):
+        assert self.call(self.journal.save_age) == self.age
+        self.certain_age = self.age
+
+    @rule(seconds=st.sampled_from([1.0, PLAIN_SECONDS + 1, RETENTION / 2, RETENTION + 1, MAX_RETENTION + 1.0]))
+    def let_time_pass(self, seconds):
+        self.now += seconds
+
+    # The journals of peers.
+
+    def use(self, account, peer):
+        if self.current[account] == peer:
+            return
+        former, self.current[account] = self.current[account], peer
+        self.left_at.pop((account, peer), None)
+        self.counts.setdefault((account, peer), [0, 0, 0, 0.0])
+        if former:
+            self.left_at[account, former] = self.age
+        for place, age in list(self.left_at.items()):
+            if place[0] == account and age < self.age - MAX_RETENTION:
+                del self.left_at[place], self.counts[place]
+
+    @rule(account=accounts, peer=peers, age=st.sampled_from([100.0, 1000.0]))
+    def meet(self, account, peer, age):
+        """Meet a peer on a new link. If it has another journal, or a younger one, its open transfers are in doubt."""
+        former = self.current[account]
+        meeting = self.call(self.journal.peers.meet, account, journal_of(peer, age))
+        self.use(account, peer)
+        is_younger = age < self.counts[account, peer][3]
+        self.counts[account, peer][3] = age
+        assert bool(meeting.trouble) is (former not in ("", peer) or is_younger)
+        doubted = self.doubt_open_keyed(account) if meeting.trouble else (0, 0)
+        assert (meeting.doubts, meeting.amount) == doubted
 
     # Incoming transfers.
 
     def kept(self, account):
-        return sum(1 for (whose, direction, _) in self.rows if (whose, direction) == (account, IN))
+        """Return how many received transfers count: those with a key, and those that wait for the handler."""
+        return sum(
+            1
+            for (whose, direction, _, _), row in self.rows.items()
+            if (whose, direction) == (account, IN) and (row.level is KEYED or row.state == "applied")
+        )
 
-    @rule(
-        account=accounts,
-        key=keys,
-        amount=amounts,
-        level=levels,
-        plain_allowed=st.booleans(),
-        verdict=st.sampled_from(["outbox", "accept", "refuse", "later"]),
-    )
-    def receive(self, account, key, amount, level, plain_allowed, verdict):
-        if level is PLAIN:
-            key = f"made {key} {len(self.rows)} {self.now}"
-        transfer = transfer_of(account, key, amount, level)
-        error = {"refuse": NotAcceptedError("no"), "later": UnreachableError("later")}.get(verdict)
-        ran = []
+    def apply_with(self, error, ran):
+        """Return a transactional handler that writes to the database and then refuses, or not."""
 
         def apply(connection, received):
             connection.execute("INSERT INTO mine VALUES (?, ?)", (received.account, received.key))
             ran.append(received)
             return error
 
-        known = self.rows.get((account, IN, key))
-        reply = self.journal.receive(
-            self.connection, transfer, None if verdict == "outbox" else apply, plain_allowed=plain_allowed
-        )
-        wire: Any = None if reply is None else wire_error(reply)
-        if level is PLAIN and (self.level_of(account) is KEYED or not plain_allowed):
+        return apply
+
+    @rule(
+        account=accounts,
+        key=keys,
+        amount=amounts,
+        level=levels,
+        peer=peers,
+        plain_allowed=st.booleans(),
+        verdict=st.sampled_from(["outbox", "accept", "refuse", "later"]),
+    )
+    def receive(self, account, key, amount, level, peer, plain_allowed, verdict):
+        origin = peer if level is KEYED else ""
+        if level is PLAIN:
+            key = f"made after {self.last_number}"
+        transfer = transfer_of(account, key, amount, level, origin)
+        error = {"refuse": NotAcceptedError("no"), "later": UnreachableError("later")}.get(verdict)
+        ran: list[Transfer] = []
+        apply = None if verdict == "outbox" else self.apply_with(error, ran)
+        known, is_full, undone = self.rows.get((account, IN, origin, key)), self.kept(account) >= MAX_KEYS, self.undone
+        received = self.call(self.journal.incoming.receive, transfer, apply, plain_allowed=plain_allowed)
+        wire: Any = None if received.refusal is None else wire_error(received.refusal)
+        if level is PLAIN and (self.keyed[account] or not plain_allowed):
             assert wire[0] == "F00"
-            assert ran == []
         elif known is not None:
-            assert ran == []
-            if known.amount != amount:
-                assert wire[0] == "F05"
-            else:
-                assert wire == known.refusal
-        elif self.kept(account) >= MAX_KEYS:
+            self.check_repeated(known, amount, wire)
+        elif is_full:
             assert wire[0] == "T00"
-            assert ran == []
-        else:
-            assert bool(ran) is (verdict != "outbox")
             if level is KEYED:
-                self.levels[account] = KEYED
+                self.use(account, peer)
+        else:
             assert wire == (None if error is None else wire_error(error))
-            if verdict != "later":
-                state = {"outbox": "applied", "accept": "delivered", "refuse": "refused"}[verdict]
-                row = self.rows[account, IN, key] = Row(amount, level, state, self.now)
-                row.refusal = wire
-                if verdict == "accept":
-                    self.written.append((account, key))
-                if error is None:
-                    self.received[account] = self.received.get(account, 0) + amount
+            assert len(ran) == (verdict != "outbox") * (1 + undone)
+            self.enter_received(transfer, verdict, received, error and wire_error(error))
+            return
+        assert ran == []
+        assert received.credited is None
 
-    @rule(which=st.integers(0, 5))
-    def delivered(self, which):
-        waiting = self.journal.undelivered(self.connection, 0, 100)
-        numbers = [number for number, _ in waiting]
-        assert numbers == sorted(numbers)
-        expected = {(account, key) for (account, direction, key), row in self.rows.items() if row.state == "applied"}
-        assert {(transfer.account, transfer.key) for _, transfer in waiting} == expected
-        if which < len(waiting):
-            number, transfer = waiting[which]
-            self.journal.delivered(self.connection, number)
-            self.rows[transfer.account, IN, transfer.key].state = "delivered"
+    def check_repeated(self, row, amount, wire):
+        if row.amount != amount:
+            assert wire[0] == "F05"
+        else:
+            assert wire == row.refusal
 
-    @rule(seconds=st.sampled_from([1.0, RETENTION / 2, RETENTION + 1]))
-    def let_time_pass(self, seconds):
-        self.now += seconds
+    def enter_received(self, transfer, verdict, received, refusal):
+        account, level = transfer.account, transfer.level
+        if verdict == "later" or (verdict == "refuse" and level is PLAIN):
+            return
+        number = self.connection.execute("SELECT max(id) FROM lpi_transfers WHERE ledger = 'main'").fetchone()[0]
+        self.check_number(number)
+        self.certain_age = self.age
+        state = {"outbox": "applied", "accept": "delivered", "refuse": "refused"}[verdict]
+        kept = self.promised if level is KEYED else None if verdict == "outbox" else PLAIN_SECONDS
+        row = self.rows[account, IN, transfer.journal, transfer.key] = Row(
+            number, int(transfer.amount), level, state, self.promised, forget_at=kept and self.age + kept
+        )
+        row.refusal = refusal
+        if verdict == "refuse":
+            return
+        self.received[account] += row.amount
+        if level is KEYED:
+            self.keyed[account] += 1
+            self.use(account, transfer.journal)
+            self.counts[account, transfer.journal][2] += 1
+        if verdict == "outbox":
+            row.enter_queue(self.age, 0)
+            assert received == Received(None, Credited(number, transfer))
+        else:
+            assert received == Received()
+            self.written.append((account, transfer.key))
+
+    @rule(account=accounts, key=keys, amount=amounts, peer=peers)
+    def repeat_reply(self, account, key, amount, peer):
+        row = self.rows.get((account, IN, peer, key))
+        received = self.call(self.journal.incoming.repeat_reply, transfer_of(account, key, amount, KEYED, peer))
+        if row is None:
+            assert received is None
+        else:
+            self.check_repeated(row, amount, None if received.refusal is None else wire_error(received.refusal))
+
+    @rule(
+        account=accounts,
+        limit=st.sampled_from([1, 2, 100]),
+        which=st.integers(0, 2),
+        outcome=st.sampled_from(["finished", "finished within", "refused within", "failed"]),
+        pause=pauses,
+    )
+    def deliver(self, account, limit, which, outcome, pause):
+        waiting = sorted(
+            (row.next_try, row.number, origin, key, row)
+            for (_, _, origin, key), row in self.rows_in(account, IN, "applied")
+        )
+        expected = [each for each in waiting if each[0] <= self.age][:limit]
+        due, next_age = self.call(self.journal.incoming.due_to_deliver, account, limit)
+        assert due == [
+            Credited(number, Transfer(str(row.amount), account, key=key, level=row.level, journal=origin), row.tries)
+            for _, number, origin, key, row in expected
+        ]
+        assert next_age == min((each[0] for each in waiting if each[0] > self.age), default=None)
+        if which >= len(due):
+            return
+        credited, row = due[which], expected[which][4]
+        incoming, error = self.journal.incoming, NotAcceptedError("no")
+        if outcome == "finished":
+            self.call(incoming.delivered, credited)
+        elif outcome == "finished within":
+            assert self.call(incoming.deliver_within, credited, self.apply_with(None, [])) is None
+            self.written.append((account, str(credited.transfer.key)))
+        elif outcome == "refused within":
+            assert self.call(incoming.deliver_within, credited, self.apply_with(error, [])) is error
+        else:
+            self.call(incoming.postpone_delivery, credited, pause)
+            self.certain_age = self.age
+            row.enter_queue(self.age + pause, row.tries + 1)
+        if outcome in ("finished", "finished within"):
+            self.finished.append(credited)
+            row.state = "delivered"
+            row.leave_queue()
+            if row.level is PLAIN:
+                del self.rows[account, IN, credited.transfer.journal, credited.transfer.key]
+
+    @precondition(lambda self: self.finished)
+    @rule(data=st.data(), failed=st.booleans())
+    def record_delivery_again(self, data, failed):
+        """The commit before was in doubt, and it counted."""
+        credited = data.draw(st.sampled_from(self.finished))
+        if failed:
+            self.call(self.journal.incoming.postpone_delivery, credited, 1.0)
+            self.certain_age = self.age
+        else:
+            self.call(self.journal.incoming.delivered, credited)
 
     @rule()
-    def purge(self):
-        after: int | None = 0
-        while after is not None:
-            after = self.journal.purge(self.connection, after, RETENTION)
-        left = {key for key, _ in self.entries().items()}
+    def forget(self):
+        """Exactly those are forgotten whose time has come, by what was promised when they were entered."""
+        self.call(lambda connection: forget(connection, self.journal))
         for place, row in list(self.rows.items()):
-            if place not in left:
-                # It may keep a transfer for longer than promised, never for less time.
-                assert row.state in ("acked", "rejected", "delivered", "refused")
-                assert self.now - row.since > RETENTION
+            if row.forget_at is not None and row.forget_at < self.age and row.state != "applied":
                 del self.rows[place]
 
     # Invariants.
 
-    def entries(self):
-        entries = self.journal.page(self.connection, None, None, None, 0)
-        return {(entry.account, entry.direction, entry.key): entry for entry in entries}
+    def select(self, statement):
+        return self.connection.execute(statement).fetchall()
 
     @invariant()
-    def the_journal_says_what_the_model_says(self):
-        found = {place: (entry.amount, entry.level, entry.state.value) for place, entry in self.entries().items()}
-        assert found == {place: (row.amount, row.level, row.state) for place, row in self.rows.items()}
+    def journal_has_the_entries_of_the_model(self):
+        entries = walk(self.connection, self.journal)
+        assert [entry.number for entry in entries] == sorted(row.number for row in self.rows.values())
+        found = {
+            entry.number: (
+                *(entry.account, entry.direction, entry.key, entry.amount, entry.level, entry.state.value),
+                *(entry.error and entry.error.code,),
+            )
+            for entry in entries
+        }
+        assert found == {
+            row.number: (account, direction, key, row.amount, row.level, row.state, _code_of(row.refusal))
+            for (account, direction, _, key), row in self.rows.items()
+        }
+
+    @invariant()
+    def promises_are_those_of_the_time_of_entry(self):
+        found = self.select(
+            "SELECT id, origin, keep_for, forget_at, coalesce(peer_journal, '') FROM lpi_transfers"
+            " WHERE ledger = 'main' ORDER BY id"
+        )
+        assert found == sorted(
+            (row.number, origin, row.keep_for, row.forget_at, row.journal)
+            for (_, _, origin, _), row in self.rows.items()
+        )
+
+    @invariant()
+    def queues_are_the_open_transfers(self):
+        for table, direction in (("lpi_to_send", OUT), ("lpi_to_deliver", IN)):
+            found = self.select(f"SELECT id, account, next_try, tries FROM {table} WHERE ledger = 'main' ORDER BY id")
+            assert found == sorted(
+                (row.number, account, row.next_try, row.tries)
+                for (account, where, _, _), row in self.rows.items()
+                if where is direction and row.state in ("sent", "applied")
+            )
+        waiting = {account for (account, _, _, _), row in self.rows.items() if row.state == "applied"}
+        assert self.journal.accounts_to_deliver(self.connection) == sorted(waiting)
 
     @invariant()
     def no_unit_is_lost_or_made(self):
-        for account in ("", "alice", "bob"):
-            totals = self.journal.totals(self.connection, account)
-            open_ones = [
-                row.amount
-                for (whose, _, _), row in self.rows.items()
-                if whose == account and row.state in ("sent", "in_doubt")
-            ]
-            assert totals.sent == self.sent.get(account, 0)
-            assert totals.received == self.received.get(account, 0)
-            assert totals.in_doubt == sum(open_ones)
-        assert self.journal.totals(self.connection, None).received == sum(self.received.values())
+        for account in NAMES:
+            totals = self.journal.history.totals(self.connection, account)
+            assert totals.sent == self.sent[account]
+            assert totals.received == self.received[account]
+            open_ones = self.rows_in(account, OUT, "sent", "in_doubt")
+            assert totals.in_doubt == sum(row.amount for _, row in open_ones)
+        found, after = [], None
+        while page := self.journal.history.accounts(self.connection, after):
+            found += page
+            after = page[-1].account
+        assert [each.account for each in found] == sorted(each.account for each in found)
+        assert sum(each.totals.received for each in found) == sum(self.received.values())
+        levels = {each.account: each.level for each in found}
+        assert all(levels.get(name, PLAIN) is (KEYED if self.keyed[name] else PLAIN) for name in NAMES)
 
     @invariant()
     def as_many_keys_are_counted_as_are_kept(self):
-        for account in ("", "alice", "bob"):
-            row = self.connection.execute(
-                "SELECT keys_kept, level FROM lpi_accounts WHERE ledger = 'main' AND account = ?", (account,)
-            ).fetchone()
-            assert (0 if row is None else row[0]) == self.kept(account)
-            assert (PLAIN if row is None else MoneyLevel(row[1])) is self.level_of(account)
+        rows = self.select("SELECT account, keys_kept, keyed FROM lpi_accounts WHERE ledger = 'main'")
+        found = {account: counted for account, *counted in rows}
+        for account in NAMES:
+            assert found.get(account, [0, 0]) == [self.kept(account), self.keyed[account]]
+
+    @invariant()
+    def peers_counts_are_those_of_the_model(self):
+        for account in NAMES:
+            counts = self.journal.peers.counts
+            shown = self.current[account]
+            for peer in ("first", "second"):
+                counted = self.counts.get((account, peer))
+                expected = None if counted is None else PeerCounts(peer, *counted[:3])
+                assert counts(self.connection, account, peer) == expected
+                if peer == shown:
+                    assert counts(self.connection, account, None) == expected
+            if not shown:
+                assert counts(self.connection, account, None) is None
 
     @invariant()
     def what_a_handler_wrote_is_there_exactly_when_its_transfer_counts(self):
@@ -297,24 +717,25 @@ class JournalMachine(RuleBasedStateMachine):
 
     @invariant()
     def another_ledger_is_left_alone(self):
-        assert self.neighbour.totals(self.connection, None).received == 5
+        assert rows_of(self.connection, "other") == self.neighbour
 
-    @precondition(lambda self: self.rows)
-    @rule()
-    def what_is_to_be_sent_again_is_what_was_sent_at_keyed(self):
-        for account in ("", "alice", "bob"):
-            page = self.journal.unanswered(self.connection, account, 0)
-            expected = {
-                (key, str(row.amount))
-                for (whose, direction, key), row in self.rows.items()
-                if (whose, direction, row.state, row.level) == (account, OUT, "sent", KEYED)
-            }
-            assert {(transfer.key, transfer.amount) for _, transfer, _ in page} == expected
-            assert all(window == (1e9, 1e9 + 500) for _, _, window in page)
+
+def _code_of(refusal):
+    return refusal[0] if isinstance(refusal, tuple) else refusal
 
 
 TestJournal = JournalMachine.TestCase
 TestJournal.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
 
 
 @pytest.fixture
@@ -325,16 +746,52 @@ def connection():
 
 
 @pytest.fixture
-def journal(connection):
-    journal = Journal("main", max_keys=10_000)
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def journal(connection, clock):
+    journal = new_journal(clock)
     journal.open(connection, settle=True)
     return journal
 
 
+def begin(connection, journal, key, *, amount=5, level=KEYED, account=""):
+    peer = journal_of("first") if level is KEYED else None
+    sent = journal.outgoing.begin(connection, transfer_of(account, key, amount, level), peer, plain_allowed=True)
+    assert isinstance(sent, BeingSent)
+    return sent
+
+
+def receive(connection, journal, key, *, apply=None, account=""):
+    transfer = transfer_of(account, key, 5, KEYED, "first")
+    return journal.incoming.receive(connection, transfer, apply, plain_allowed=True)
+
+
+def accept(connection, transfer):
+    return None
+
+
+def refuse(connection, transfer):
+    return NotAcceptedError("no")
+
+
+def keys_in(connection, journal):
+    return [entry.key for entry in walk(connection, journal)]
+
+
+def level_of(connection, journal, account):
+    return {each.account: each.level for each in journal.history.accounts(connection, None)}[account]
+
+
 def test_second_opening_changes_nothing(connection, journal):
-    journal.begin(connection, transfer_of("", "k", 5, KEYED), (1.0, 2.0), plain_allowed=True)
+    begin(connection, journal, "k")
     assert journal.open(connection, settle=True) == {""}
-    assert journal.find(connection, "", OUT, "k").state is TransferState.SENT
+    before = rows_of(connection, "main")
+    assert journal.open(connection, settle=True) == {""}
+    assert rows_of(connection, "main") == before
+    assert journal.outgoing.find(connection, "", "k").state is TransferState.SENT
 
 
 def test_file_of_a_newer_version_is_refused(connection, journal):
@@ -343,100 +800,139 @@ def test_file_of_a_newer_version_is_refused(connection, journal):
         journal.open(connection, settle=True)
 
 
-def test_running_again_after_a_failed_commit_is_harmless(connection, journal):
-    transfer = transfer_of("", "k", 5, KEYED)
-    assert journal.begin(connection, transfer, (1.0, 2.0), plain_allowed=True) is None
+def test_running_again_after_a_commit_that_counts_is_harmless(connection, journal):
+    sent = begin(connection, journal, "k")
     for _ in range(2):
-        journal.answered(connection, transfer, None)
-        assert journal.receive(connection, transfer, None, plain_allowed=True) is None
-    journal.doubt(connection, transfer)
-    journal.withdraw(connection, transfer)
-    journal.answered(connection, transfer, REFUSAL)
-    totals = journal.totals(connection, "")
+        assert journal.outgoing.answered(connection, sent, None) is TransferState.ACKED
+        assert receive(connection, journal, "k").refusal is None
+    assert not journal.outgoing.doubt(connection, sent.number)
+    assert not journal.outgoing.withdraw(connection, sent)
+    assert journal.outgoing.answered(connection, sent, REFUSAL) is TransferState.ACKED
+    totals = journal.history.totals(connection, "")
     assert (totals.sent, totals.received, totals.in_doubt) == (5, 5, 0)
-    assert journal.find(connection, "", OUT, "k").state is TransferState.ACKED
+    assert journal.outgoing.find(connection, "", "k").state is TransferState.ACKED
 
 
-def test_entry_contains_all_that_is_known(connection, journal):
-    journal.begin(connection, transfer_of("alice", "k", 2**64 - 1, KEYED), (100.0, 200.0), plain_allowed=True)
-    journal.answered(connection, transfer_of("alice", "k", 2**64 - 1, KEYED), REFUSAL)
-    entry = journal.find(connection, "alice", OUT, "k")
+def test_entry_contains_all_that_is_known(connection, journal, monkeypatch):
+    monkeypatch.setattr(outgoing, "time", lambda: 100.0)
+    sent = begin(connection, journal, "k", amount=2**64 - 1, account="alice")
+    monkeypatch.setattr(outgoing, "time", lambda: 200.0)
+    journal.outgoing.answered(connection, sent, REFUSAL)
+    entry = journal.outgoing.find(connection, "alice", "k")
     assert (entry.account, entry.direction, entry.key, entry.amount) == ("alice", OUT, "k", 2**64 - 1)
-    assert (entry.level, entry.state, entry.window) == (KEYED, TransferState.REJECTED, (100.0, 200.0))
+    assert (entry.number, entry.level, entry.state) == (sent.number, KEYED, TransferState.REJECTED)
     assert (entry.error.code, entry.error.name, entry.error.data) == ("F00", "NotAcceptedError", b"{}")
-    assert entry.created.timestamp() == 100.0
-    assert entry.changed > entry.created
+    assert (entry.created.timestamp(), entry.changed.timestamp()) == (100.0, 200.0)
 
 
 def test_pages_cover_the_whole_journal(connection, journal):
-    for number in range(2 * module.PAGE + 1):
-        journal.receive(connection, transfer_of("", f"k{number}", 1, KEYED), None, plain_allowed=True)
-    seen, after = [], 0
-    while page := journal.page(connection, None, IN, TransferState.APPLIED, after):
-        seen += [entry.key for entry in page]
-        after = page[-1].number
-    assert seen == [f"k{number}" for number in range(2 * module.PAGE + 1)]
-    assert journal.page(connection, None, OUT, None, 0) == []
-    assert journal.page(connection, "nobody", None, None, 0) == []
+    expected = [f"k{number}" for number in range(2 * history.PAGE + 1)]
+    for key in expected:
+        receive(connection, journal, key)
+    assert [entry.key for entry in walk(connection, journal, None, IN, TransferState.APPLIED)] == expected
+    assert walk(connection, journal, None, OUT) == []
+    assert walk(connection, journal, "nobody") == []
+    assert walk(connection, journal, None, None, TransferState.IN_DOUBT) == []
 
 
-def test_late_settled_transfer_is_kept_for_the_full_retention(connection, journal, monkeypatch):
+def test_late_settled_transfer_is_kept_for_the_full_retention(connection, journal, clock):
     """If it were removed at once, a program that asks for it under its key would send it again."""
-    now = 0.0
-    monkeypatch.setattr(module, "monotonic", lambda: now)
-    journal.open(connection, settle=True)
-    transfer = transfer_of("", "k", 5, PLAIN)
-    journal.begin(connection, transfer, None, plain_allowed=True)
-    journal.doubt(connection, transfer)
-    now = 2 * RETENTION
-    journal.purge(connection, 0, RETENTION)
-    journal.confirm(connection, "", "k")
-    journal.purge(connection, 0, RETENTION)
-    assert journal.find(connection, "", OUT, "k").state is TransferState.ACKED
-    now = 3 * RETENTION + 1
-    journal.purge(connection, 0, RETENTION)
-    assert journal.find(connection, "", OUT, "k") is None
-    assert journal.totals(connection, "").sent == 5
+    sent = begin(connection, journal, "k", level=PLAIN)
+    journal.outgoing.doubt(connection, sent.number)
+    clock.now = 2 * RETENTION
+    forget(connection, journal)
+    journal.history.settle(connection, "", "k", TransferState.ACKED)
+    forget(connection, journal)
+    clock.now = 3 * RETENTION
+    forget(connection, journal)
+    assert journal.outgoing.find(connection, "", "k").state is TransferState.ACKED
+    clock.now = 3 * RETENTION + 1
+    forget(connection, journal)
+    assert journal.outgoing.find(connection, "", "k") is None
+    assert journal.history.totals(connection, "").sent == 5
 
 
-def test_unfinished_transfers_are_never_removed(connection, journal, monkeypatch):
-    now = 0.0
-    monkeypatch.setattr(module, "monotonic", lambda: now)
-    journal.open(connection, settle=True)
-    for key in ("sent", "in_doubt"):
-        journal.begin(connection, transfer_of("", key, 5, KEYED), (1.0, 2.0), plain_allowed=True)
-    journal.doubt(connection, transfer_of("", "in_doubt", 5, KEYED))
-    journal.receive(connection, transfer_of("", "applied", 5, KEYED), None, plain_allowed=True)
-    now = 100 * RETENTION
-    journal.purge(connection, 0, RETENTION)
-    assert {entry.key for entry in journal.page(connection, None, None, None, 0)} == {"sent", "in_doubt", "applied"}
+def test_unfinished_transfers_are_never_removed(connection, journal, clock):
+    begin(connection, journal, "sent")
+    journal.outgoing.doubt(connection, begin(connection, journal, "in_doubt").number)
+    receive(connection, journal, "applied")
+    clock.now = 100 * RETENTION
+    forget(connection, journal)
+    assert keys_in(connection, journal) == ["sent", "in_doubt", "applied"]
 
 
 def test_setting_the_clock_removes_no_key(connection, journal, monkeypatch):
-    journal.receive(connection, transfer_of("", "k", 5, KEYED), lambda *_: None, plain_allowed=True)
-    monkeypatch.setattr(module, "time", lambda: 1e12)
-    journal.purge(connection, 0, RETENTION)
-    assert journal.find(connection, "", IN, "k") is not None
+    receive(connection, journal, "k", apply=accept)
+    monkeypatch.setattr(history, "time", lambda: 1e12)
+    monkeypatch.setattr("time.time", lambda: 1e12)
+    forget(connection, journal)
+    assert keys_in(connection, journal) == ["k"]
 
 
+def test_shorter_retention_shortens_no_earlier_promise(connection, journal, clock):
+    """The peer may send a transfer again for as long as it was promised that its key is known."""
+    sent = begin(connection, journal, "paid")
+    receive(connection, journal, "received", apply=accept)
+    journal.save_age(connection)
+    later = new_journal(clock, key_retention=1.0, promised=1.0)
+    later.open(connection, settle=True)
+    later.outgoing.answered(connection, sent, None)
+    receive(connection, later, "received later", apply=accept)
+    clock.now = 2.0
+    forget(connection, later)
+    assert keys_in(connection, later) == ["paid", "received"]
+    clock.now = PROMISED + 1
+    forget(connection, later)
+    assert keys_in(connection, later) == ["paid"]
+    clock.now = RETENTION + 1
+    forget(connection, later)
+    assert keys_in(connection, later) == []
+
+
+def test_numbers_are_not_reused_once_all_are_forgotten(connection, journal, clock):
+    receive(connection, journal, "k", apply=accept)
+    withdrawn = begin(connection, journal, "withdrawn")
+    journal.outgoing.withdraw(connection, withdrawn)
+    clock.now = PROMISED + 1
+    forget(connection, journal)
+    assert keys_in(connection, journal) == []
+    assert begin(connection, journal, "next").number > withdrawn.number
+
+
+def test_rejecting_what_a_reset_put_in_doubt_keeps_the_new_level(connection, journal):
+    """The account is at KEYED again; a peer that has lost its journal could otherwise pay at PLAIN unnoticed."""
+    begin(connection, journal, "before")
+    journal.reset_level(connection, "")
+    assert level_of(connection, journal, "") is PLAIN
+    journal.outgoing.answered(connection, begin(connection, journal, "after"), None)
+    journal.history.settle(connection, "", "before", TransferState.REJECTED)
+    assert level_of(connection, journal, "") is KEYED
+
+
+@pytest.mark.parametrize("handler", [accept, refuse], ids=["credited", "refused"])
 @pytest.mark.parametrize("saved", [True, False], ids=["closed in peace", "killed"])
-def test_old_keys_are_removed_even_with_frequent_restarts(connection, monkeypatch, saved):
+def test_old_keys_are_removed_even_with_frequent_restarts(connection, clock, saved, handler):
     """Its keys would otherwise fill the account, and money would be refused."""
-    now = 0.0
-    monkeypatch.setattr(module, "monotonic", lambda: now)
     for number in range(4):
-        journal = Journal("main", max_keys=100)
+        journal = new_journal(clock, promised=RETENTION)
         journal.open(connection, settle=True)
-        now += RETENTION / 2
+        clock.now += RETENTION / 2
         for key in (f"{number}", f"{number} again"):
-            journal.receive(connection, transfer_of("", key, 5, KEYED), lambda *_: None, plain_allowed=True)
+            receive(connection, journal, key, apply=handler)
         if saved:
             journal.save_age(connection)
         # The machine restarts too: its monotonic clock begins at 0.
-        now = 0.0
-    journal = Journal("main", max_keys=100)
+        clock.now = 0.0
+    journal = new_journal(clock, promised=RETENTION)
     journal.open(connection, settle=True)
-    now += 1
-    journal.purge(connection, 0, RETENTION)
-    kept = {entry.key[0] for entry in journal.page(connection, None, None, None, 0)}
-    assert kept == {"2", "3"}
+    clock.now += 1
+    forget(connection, journal)
+    assert {key[0] for key in keys_in(connection, journal)} == {"2", "3"}
+
+
+def test_account_with_plain_leftovers_only_has_nothing_to_send(connection, journal, clock):
+    begin(connection, journal, "k", level=PLAIN)
+    again = new_journal(clock)
+    assert again.open(connection, settle=False) == {""}
+    assert again.open(connection, settle=True) == set()
+    assert again.outgoing.find(connection, "", "k").state is TransferState.IN_DOUBT

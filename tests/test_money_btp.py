@@ -1,5 +1,7 @@
 """Money over BTP links: what is negotiated, what a hostile or broken peer can do, and what survives lost links."""
 
+import json
+import re
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -10,7 +12,7 @@ import trio
 from attrs import evolve
 from support.accounts import enter, hashed, open_accounts, options
 from support.calls import start
-from support.ledgers import DAY, WEEK, Handler, HeldStore, dial_keyed, keyed, settle, states, sums, until
+from support.ledgers import DAY, PEER_OFFER, WEEK, Handler, HeldStore, dial_keyed, keyed, settle, states, sums, until
 from support.peers import BINARY, TOKEN, Peer, dial_in, listening, open_btp, serving, welcome
 from trio.testing import wait_all_tasks_blocked
 
@@ -30,10 +32,11 @@ from trio_ledger_plugin.btp.accounts import AccountsPlugin
 from trio_ledger_plugin.btp.session import read_transfer, transfer_packet
 from trio_ledger_plugin.codec import btp
 from trio_ledger_plugin.errors import InvalidFieldsError
-from trio_ledger_plugin.money import sender
+from trio_ledger_plugin.money import outcomes
+from trio_ledger_plugin.negotiation import TRANSFER_KEYS, PeerJournal
 from trio_ledger_plugin.stores import open_sqlite_store
 from trio_ledger_plugin.testing.conformance.assertions import Recorder, echo
-from trio_ledger_plugin.transfer import IDEMPOTENCY_KEY, TRANSFER_KEYS, Transfer, TransferState
+from trio_ledger_plugin.transfer import IDEMPOTENCY_KEY, Transfer, TransferState
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -47,6 +50,8 @@ async def other(tmp_path):
 @asynccontextmanager
 async def listener(store, *, money_handler=None, transactional=None, **more):
     services = PluginServices(store=store)
+    # Credited without a handler, too: most of these tests only look at the totals.
+    more = {"accept_money": "journal", **more}
     async with open_btp(
         listening(**more), services, money_handler=money_handler, transactional_money_handler=transactional
     ) as plugin:
@@ -65,23 +70,44 @@ def entry_of(packet, name):
 
 # Negotiation.
 
+# What a peer may say about its journal, with its retention to fill in.
+OFFER = '{"retention": %s, "journal": "theirs", "age": 5}'
 
-@pytest.mark.parametrize("offer", [str(WEEK), str(DAY)])
-async def test_listener_agrees_to_keyed_with_a_peer_that_offers_it(store, offer):
+
+@pytest.mark.parametrize(("offered", "kept"), [(WEEK, WEEK), (DAY, DAY), (365 * DAY, 30 * DAY)])
+async def test_listener_agrees_to_keyed_with_a_peer_that_offers_it(store, offered, kept):
     async with listener(store) as plugin:
-        peer, answer = await dial_keyed(plugin.address, offer=offer)
-        assert entry_of(answer, TRANSFER_KEYS) == str(WEEK).encode()
-        assert plugin.peer_retention() == int(offer)
+        peer, answer = await dial_keyed(plugin.address, offer=evolve(PEER_OFFER, retention=offered))
+        told = json.loads(entry_of(answer, TRANSFER_KEYS))
+        assert told["retention"] == WEEK
+        assert re.fullmatch("[0-9a-f]{32}", told["journal"])
+        assert 0 <= told["age"] < 60
+        assert told["peer"] is None
+        assert plugin.peer_journal().id == PEER_OFFER.journal
+        assert plugin.peer_journal().retention == kept
         await peer.aclose()
 
 
-@pytest.mark.parametrize("offer", [None, "", str(DAY - 1), "0", "-604800", "6e5", " 604800", "٦٠٤٨٠٠", "9" * 11])
+async def test_journal_has_one_id_and_an_age_that_grows(store):
+    told = []
+    for _ in range(2):
+        async with listener(store) as plugin:
+            peer, answer = await dial_keyed(plugin.address)
+            told.append(json.loads(entry_of(answer, TRANSFER_KEYS)))
+            await peer.aclose()
+    assert told[0]["journal"] == told[1]["journal"]
+    assert told[0]["age"] < told[1]["age"]
+
+
+@pytest.mark.parametrize(
+    "offer", [None, "", str(WEEK), OFFER % (DAY - 1), OFFER % -1, OFFER % "null", "{}", "[", "9" * 2000]
+)
 async def test_listener_is_plain_with_other_peers(store, offer):
     """A peer that removes keys within hours would credit a transfer again that is sent again later."""
     async with listener(store) as plugin:
         peer, answer = await dial_keyed(plugin.address, offer=offer)
         assert answer.protocol_data == ()
-        assert plugin.peer_retention() is None
+        assert plugin.peer_journal() is None
         await peer.aclose()
 
 
@@ -90,18 +116,18 @@ async def test_listener_without_keys_agrees_to_nothing(store, more):
     async with listener(None if more is None else store, **(more or {})) as plugin:
         peer, answer = await dial_keyed(plugin.address)
         assert answer.protocol_data == ()
-        assert plugin.peer_retention() is None
+        assert plugin.peer_journal() is None
         await peer.aclose()
 
 
 @pytest.mark.parametrize(
     ("has_store", "answer", "agreed"),
     [
-        (True, str(WEEK), WEEK),
+        (True, OFFER % WEEK, WEEK),
         (True, None, None),
-        (True, "3600", None),
+        (True, OFFER % 3600, None),
         (True, "soon", None),
-        (False, str(WEEK), None),
+        (False, OFFER % WEEK, None),
     ],
 )
 async def test_client_is_keyed_only_if_both_ends_agree(store, has_store, answer, agreed):
@@ -112,7 +138,7 @@ async def test_client_is_keyed_only_if_both_ends_agree(store, has_store, answer,
         peer = await welcome(stream)
         packet = await peer.receive_packet()
         offers.append(entry_of(packet, TRANSFER_KEYS))
-        entries = () if answer is None else (btp.ProtocolData(TRANSFER_KEYS, btp.TEXT, answer.encode()),)
+        entries = () if answer is None else (btp.ProtocolData(TRANSFER_KEYS, btp.JSON, answer.encode()),)
         await peer.send_packet(btp.Response(packet.request_id, entries))
         await peer.receive_close()
 
@@ -120,8 +146,11 @@ async def test_client_is_keyed_only_if_both_ends_agree(store, has_store, answer,
         serving(serve) as url,
         open_btp({"server": url}, PluginServices(store=store if has_store else None)) as plugin,
     ):
-        assert plugin.peer_retention() == agreed
-    assert offers == [str(WEEK).encode() if has_store else None]
+        peer_journal = plugin.peer_journal()
+        assert (None if peer_journal is None else peer_journal.retention) == agreed
+    assert (offers[0] is not None) == has_store
+    if has_store:
+        assert json.loads(offers[0])["retention"] == WEEK
 
 
 async def test_money_keyed_neither_sends_nor_accepts_at_plain(store):
@@ -148,7 +177,7 @@ async def test_bad_key_is_refused(store, key):
         await peer.aclose()
 
 
-@pytest.mark.parametrize("key", [b"k", b"k" * 64, b"a b", b"~", b"\x00\r\n\x1b\x7f"])
+@pytest.mark.parametrize("key", [b"k", b"k" * 64, b"a b", b"~", b"\x01\r\n\x1b\x7f"])
 async def test_key_is_found_at_any_position_among_the_entries(store, key):
     async with listener(store) as plugin:
         peer, _ = await dial_keyed(plugin.address)
@@ -177,12 +206,12 @@ def test_digest_is_the_same_for_a_resent_transfer():
     """The digest distinguishes a transfer that is sent again from another one under its key."""
     once: Any = btp.decode(transfer_packet(7, Transfer("5", key="k", level=MoneyLevel.KEYED)))
     again: Any = btp.decode(transfer_packet(8, Transfer("5", key="k", level=MoneyLevel.KEYED)))
-    read = read_transfer(once, "", keyed=True)
-    assert read == read_transfer(again, "", keyed=True)
-    assert read.digest != read_transfer(evolve(once, amount=6), "", keyed=True).digest
-    assert read_transfer(once, "", keyed=False) == Transfer("5")
+    read = read_transfer(once, "", PeerJournal.of(PEER_OFFER))
+    assert read == read_transfer(again, "", PeerJournal.of(PEER_OFFER))
+    assert read.digest != read_transfer(evolve(once, amount=6), "", PeerJournal.of(PEER_OFFER)).digest
+    assert read_transfer(once, "", None) == Transfer("5")
     with pytest.raises(InvalidFieldsError):
-        read_transfer(evolve(once, amount=0), "", keyed=False)
+        read_transfer(evolve(once, amount=0), "", None)
 
 
 # Receiving.
@@ -271,7 +300,9 @@ async def test_plain_transfer_gets_a_generated_key_in_the_journal(store):
         assert await give(peer, keyed(10, 5, b"theirs")) == btp.Response(10)
         await settle(store)
         assert await sums(plugin) == (0, 10, 0)
-        assert sorted(await states(plugin)) == sorted(transfer.key for transfer in seen)
+        assert len({transfer.key for transfer in seen} - {"theirs"}) == 2
+        # Nobody can send a PLAIN transfer again: it does not stay once it is delivered.
+        assert await states(plugin) == {}
         assert "theirs" not in await states(plugin)
         assert {transfer.level for transfer in seen} == {MoneyLevel.PLAIN}
         await peer.aclose()
@@ -331,7 +362,7 @@ async def both(store, other, *, handler=None, **more):
     """A client that pays and a listener that is paid, each with its own store."""
     async with listener(other, money_handler=handler) as payee:
         url = payee.address.replace("btp+ws://", f"btp+ws://:{TOKEN}@")
-        async with open_btp({"server": url, **more}, PluginServices(store=store)) as payer:
+        async with open_btp({"server": url, "accept_money": "journal", **more}, PluginServices(store=store)) as payer:
             yield payer, payee
 
 
@@ -351,6 +382,7 @@ async def test_money_goes_both_ways_at_keyed(store, other):
 async def test_repeatedly_cut_link_neither_loses_nor_doubles_money(store, other):
     handler = Handler()
     async with both(store, other, handler=handler) as (payer, payee), trio.open_nursery() as nursery:
+        await settle(store, other)
         for number in range(60):
             nursery.start_soon(lambda number: payer.send_money(10 + number, idempotency_key=f"k{number}"), number)
         for _ in range(6):
@@ -414,7 +446,7 @@ async def enter_keyed(plugin, account) -> Peer:
 
 async def test_keys_are_separate_for_each_account(store):
     """Otherwise one client's transfers could be taken for duplicates of another's."""
-    async with open_accounts(options(generateAccount=False), store=store) as plugin:
+    async with open_accounts(options(acceptMoney="journal", generateAccount=False), store=store) as plugin:
         alice, bob = await enter_keyed(plugin, "alice"), await enter_keyed(plugin, "bob")
         assert await give(alice, keyed(9, 5, b"k")) == btp.Response(9)
         assert await give(bob, keyed(9, 6, b"k")) == btp.Response(9)
@@ -430,7 +462,7 @@ async def test_keys_are_separate_for_each_account(store):
 
 async def test_accounts_money_handler_comes_before_the_servers(store):
     common, own = Handler(), Handler()
-    async with open_accounts(options(generateAccount=False), store=store) as plugin:
+    async with open_accounts(options(acceptMoney="journal", generateAccount=False), store=store) as plugin:
         plugin.register_money_handler(common)
         plugin.account("alice").register_money_handler(own)
         for name in ("alice", "bob"):
@@ -445,7 +477,7 @@ async def test_transactional_handler_of_an_account_is_separate(store):
     def refuse(connection, transfer):
         raise NotAcceptedError(f"nothing from {transfer.account}")
 
-    async with open_accounts(options(generateAccount=False), store=store) as plugin:
+    async with open_accounts(options(acceptMoney="journal", generateAccount=False), store=store) as plugin:
         plugin.account("alice").register_transactional_money_handler(refuse)
         alice, bob = await enter_keyed(plugin, "alice"), await enter_keyed(plugin, "bob")
         assert b"nothing from alice" in (await give(alice, keyed(9, 5, b"k"))).data
@@ -456,14 +488,17 @@ async def test_transactional_handler_of_an_account_is_separate(store):
 
 
 async def test_restart_resends_to_an_account_that_is_not_used(store):
-    async with open_accounts(options(generateAccount=False), store=store) as plugin, trio.open_nursery() as nursery:
+    async with (
+        open_accounts(options(acceptMoney="journal", generateAccount=False), store=store) as plugin,
+        trio.open_nursery() as nursery,
+    ):
         peer = await enter_keyed(plugin, "alice")
         outcome = await start(nursery, lambda: plugin.account("alice").send_money(7, idempotency_key="k"))
         assert entry_of(await peer.receive_packet(), IDEMPOTENCY_KEY) == b"k"
         await peer.aclose()
         nursery.cancel_scope.cancel()
     assert outcome == []
-    async with open_accounts(options(generateAccount=False), store=store) as plugin:
+    async with open_accounts(options(acceptMoney="journal", generateAccount=False), store=store) as plugin:
         peer = await enter_keyed(plugin, "alice")
         packet = await peer.receive_packet()
         assert (packet.amount, entry_of(packet, IDEMPOTENCY_KEY)) == (7, b"k")
@@ -476,7 +511,7 @@ async def test_restart_resends_to_an_account_that_is_not_used(store):
 
 @pytest.mark.parametrize("asked", ["never", "before the client connected", "while a transfer was open"])
 async def test_closed_account_leaves_its_transfers_to_the_next(store, asked):
-    opts = options(generateAccount=False, close_timeout=0.05)
+    opts = options(acceptMoney="journal", generateAccount=False, close_timeout=0.05)
     async with open_accounts(opts, store=store) as plugin, trio.open_nursery() as nursery:
         peer = await enter_keyed(plugin, "alice")
         outcome = await start(nursery, lambda: plugin.account("alice").send_money(7, idempotency_key="k"))
@@ -490,7 +525,7 @@ async def test_closed_account_leaves_its_transfers_to_the_next(store, asked):
             assert entry_of(await peer.receive_packet(), IDEMPOTENCY_KEY) == b"k"
         await peer.aclose()
         nursery.cancel_scope.cancel()
-    async with open_accounts(options(generateAccount=False), store=store) as plugin:
+    async with open_accounts(options(acceptMoney="journal", generateAccount=False), store=store) as plugin:
         if asked == "before the client connected":
             await plugin.account("alice").aclose()
         peer = await enter_keyed(plugin, "alice")
@@ -506,8 +541,8 @@ async def test_closed_account_leaves_its_transfers_to_the_next(store, asked):
 
 async def test_closed_account_withdraws_nothing_that_the_next_sends(store, monkeypatch):
     """The peer would have the money, but the journal would have no record of it."""
-    monkeypatch.setattr(sender, "FIRST_PAUSE", 0.1)
-    log, opts = Recorder(), options(generateAccount=False)
+    monkeypatch.setattr(outcomes, "FIRST_PAUSE", 0.1)
+    log, opts = Recorder(), options(acceptMoney="journal", generateAccount=False)
     async with open_accounts(opts, store=store, log=log) as plugin, trio.open_nursery() as nursery:
         alice = plugin.account("alice")
         peer = await enter_keyed(plugin, "alice")
@@ -537,7 +572,10 @@ async def test_closed_account_withdraws_nothing_that_the_next_sends(store, monke
 
 
 async def test_reconciliation_on_a_server_needs_the_account(store):
-    async with open_accounts(options(generateAccount=False), store=store) as plugin, trio.open_nursery() as nursery:
+    async with (
+        open_accounts(options(acceptMoney="journal", generateAccount=False), store=store) as plugin,
+        trio.open_nursery() as nursery,
+    ):
         for name in ("alice", "bob"):
             peer = await enter(plugin, name)
             send = partial(plugin.account(name).send_money, 7, idempotency_key="k")
@@ -558,14 +596,14 @@ async def test_reconciliation_on_a_server_needs_the_account(store):
 
 
 async def test_server_itself_sends_no_money(store):
-    async with open_accounts(options(generateAccount=False), store=store) as plugin:
+    async with open_accounts(options(acceptMoney="journal", generateAccount=False), store=store) as plugin:
         with pytest.raises(InvalidFieldsError, match=r"account\(name\)"):
             await plugin.send_money(5)
         assert await states(plugin) == {}
 
 
 async def test_failing_store_of_a_server_is_a_temporary_refusal(store):
-    async with open_accounts(options(generateAccount=False), store=store) as plugin:
+    async with open_accounts(options(acceptMoney="journal", generateAccount=False), store=store) as plugin:
         peer = await enter_keyed(plugin, "alice")
         await settle(store)
         store.refuses = True
@@ -577,7 +615,11 @@ async def test_failing_store_of_a_server_is_a_temporary_refusal(store):
 @pytest.mark.parametrize("kind", ["listener", "account", "account with a plugin of its own"])
 async def test_commit_during_a_cancellation_is_acknowledged(store, kind):
     """Without the reply, a peer at PLAIN would be in doubt about money that has moved."""
-    opts = listening() if kind == "listener" else options(generateAccount=True)
+    opts = (
+        listening(accept_money="journal")
+        if kind == "listener"
+        else options(acceptMoney="journal", generateAccount=True)
+    )
     scope = trio.CancelScope()
 
     async def serve(*, task_status):
@@ -603,8 +645,8 @@ async def test_commit_during_a_cancellation_is_acknowledged(store, kind):
 
 
 async def test_account_is_resent_to_although_the_store_started_slowly(store):
-    """It would wait for the client's next connection, for weeks if the network is good."""
-    opts = options(generateAccount=True, closeTimeout=500)
+    """It would wait for weeks if the network is good."""
+    opts = options(acceptMoney="journal", generateAccount=True, closeTimeout=500)
     async with open_accounts(opts, store=store) as server, trio.open_nursery() as nursery:
         peer, _ = await dial_keyed(server.address)
         account = server.account(hashed(TOKEN))
@@ -616,9 +658,15 @@ async def test_account_is_resent_to_although_the_store_started_slowly(store):
     store.may_begin = trio.Event()
     async with open_accounts(opts, store=store) as server:
         # The server listens after two seconds, although the store does not answer.
-        peer, _ = await dial_keyed(server.address)
-        await wait_all_tasks_blocked(0.05)
+        peer, answer = await dial_keyed(server.address)
+        assert answer.protocol_data == ()
         store.may_begin.set()
+        # It is dropped once the journal is open, so that the client connects again, at KEYED.
+        with trio.fail_after(5), pytest.raises(EOFError):
+            await peer.receive()
+        await peer.aclose()
+        peer, answer = await dial_keyed(server.address)
+        assert entry_of(answer, TRANSFER_KEYS) is not None
         assert (await server.transfers.totals()).in_doubt == 7
         with trio.fail_after(5):
             packet = await peer.receive_packet()
@@ -631,7 +679,7 @@ async def test_server_disconnect_releases_callers_paying_its_accounts(store):
     """While a handler runs, they would wait for the whole response timeout."""
     async with trio.open_nursery() as nursery:
         services = PluginServices(store=store)
-        server = create_plugin(options(generateAccount=True), services, nursery=nursery)
+        server = create_plugin(options(acceptMoney="journal", generateAccount=True), services, nursery=nursery)
         assert isinstance(server, AccountsPlugin)
 
         async def never(_: bytes) -> bytes:

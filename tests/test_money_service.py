@@ -13,16 +13,23 @@ from trio_ledger_plugin.stores import MemoryStore
 
 @pytest.mark.parametrize(
     ("options", "offered"),
-    [({}, WEEK), ({"key_retention": DAY + 0.5}, DAY), ({"money": "keyed"}, WEEK), ({"money": "plain"}, None)],
+    [
+        ({}, WEEK),
+        ({"key_retention": DAY + 0.5}, DAY),
+        ({"key_retention": 90 * DAY}, 30 * DAY),
+        ({"money": "keyed"}, WEEK),
+        ({"money": "plain"}, None),
+    ],
 )
 async def test_offered_retention_is_the_configured_one(store, options, offered):
     async with open_payer(store, **options) as plugin:
-        assert plugin.money.offered_retention == offered
+        offer = plugin.money.offer()
+        assert (None if offer is None else offer.retention) == offered
 
 
 async def test_money_without_a_journal_is_plain_and_sent_once():
-    async with open_payer(MemoryStore(), retention=None) as payer, trio.open_nursery() as nursery:
-        assert payer.money.offered_retention is None
+    async with open_payer(MemoryStore(), retention=None, money="plain") as payer, trio.open_nursery() as nursery:
+        assert payer.money.offer() is None
         outcomes: list[Any] = []
 
         async def pay(key):
@@ -50,6 +57,14 @@ async def test_money_without_a_journal_is_plain_and_sent_once():
         assert len(payer.sent) == 3
         with pytest.raises(InvalidServicesError, match=r"transaction\(\)"):
             _ = payer.transfers
+
+
+async def test_key_without_a_journal_is_refused_unless_plain_is_meant():
+    """Nothing would remember it, and the program that calls again would pay twice."""
+    async with open_payer(MemoryStore(), retention=None) as payer:
+        with pytest.raises(InvalidServicesError, match="idempotency_key is kept in one that has"):
+            await payer.send_money(7, idempotency_key="k")
+        assert payer.sent == []
 
 
 async def test_generated_keys_differ_without_a_journal():

@@ -6,13 +6,18 @@ import pytest
 import trio
 import trio.lowlevel
 from support.calls import start
-from support.ledgers import Handler, open_payer, receive, settle, states, sums
+from support.ledgers import Handler, open_journal, receive, settle, states, sums
 from trio.testing import wait_all_tasks_blocked
 
 from trio_ledger_plugin import MoneyHandlerAlreadyRegisteredError, current_transfer
 from trio_ledger_plugin.money import outbox
 from trio_ledger_plugin.telemetry import Telemetry
 from trio_ledger_plugin.transfer import MoneyLevel, Transfer
+
+
+async def credit(plugin: Any, transfer: Transfer) -> None:
+    """Credit a transfer of one of many accounts."""
+    assert await plugin.money.receive(transfer, plugin.handlers) is None
 
 
 async def pass_time(clock, store, seconds):
@@ -23,7 +28,7 @@ async def pass_time(clock, store, seconds):
 
 async def test_credited_transfer_reaches_the_handler_and_is_delivered(store):
     handler = Handler()
-    async with open_payer(store) as plugin:
+    async with open_journal(store) as plugin:
         plugin.register_money_handler(handler)
         receive(plugin, 1, "k")
         await settle(store)
@@ -36,7 +41,7 @@ async def test_credited_transfer_reaches_the_handler_and_is_delivered(store):
 async def test_transfer_is_acknowledged_before_the_handler_runs(store):
     handler = Handler()
     handler.may_end = trio.Event()
-    async with open_payer(store) as plugin:
+    async with open_journal(store) as plugin:
         plugin.register_money_handler(handler)
         receive(plugin, 1, "k")
         await settle(store)
@@ -47,7 +52,7 @@ async def test_transfer_is_acknowledged_before_the_handler_runs(store):
 
 async def test_failing_handler_is_retried_with_growing_pauses(store, mock_clock):
     handler = Handler(failures=3)
-    async with open_payer(store) as plugin:
+    async with open_journal(store) as plugin:
         plugin.register_money_handler(handler)
         receive(plugin, 1, "k")
         calls = []
@@ -63,7 +68,7 @@ async def test_failing_handler_is_retried_with_growing_pauses(store, mock_clock)
 
 async def test_retry_pause_has_a_maximum(store, mock_clock):
     handler = Handler(failures=100)
-    async with open_payer(store) as plugin:
+    async with open_journal(store) as plugin:
         plugin.register_money_handler(handler)
         receive(plugin, 1, "k")
         await settle(store)
@@ -81,7 +86,7 @@ async def test_failed_transfer_does_not_delay_others(store, mock_clock):
         if key == "bad":
             raise RuntimeError
 
-    async with open_payer(store) as plugin:
+    async with open_journal(store) as plugin:
         plugin.register_money_handler(handle)
         for number, key in enumerate(("bad", "good", "better")):
             receive(plugin, number, key)
@@ -93,7 +98,7 @@ async def test_failed_transfer_does_not_delay_others(store, mock_clock):
 async def test_transfers_are_handled_in_order_and_64_at_once(store):
     handler = Handler()
     handler.may_end = trio.Event()
-    async with open_payer(store) as plugin:
+    async with open_journal(store) as plugin:
         for number in range(150):
             receive(plugin, number, f"k{number}")
             await wait_all_tasks_blocked()
@@ -112,7 +117,7 @@ async def test_transfers_are_handled_in_order_and_64_at_once(store):
 
 async def test_transfers_wait_for_a_handler_to_be_registered(store):
     handler = Handler()
-    async with open_payer(store) as plugin:
+    async with open_journal(store) as plugin:
         receive(plugin, 1, "k")
         await settle(store)
         assert plugin.replies == {1: None}
@@ -124,7 +129,7 @@ async def test_transfers_wait_for_a_handler_to_be_registered(store):
 async def test_handler_registered_while_a_page_is_read_gets_it(store):
     """Otherwise the transfer would stay credited but not handed over until the next start."""
     handler = Handler()
-    async with open_payer(store) as plugin:
+    async with open_journal(store) as plugin:
         receive(plugin, 1, "first")
         await settle(store)
         store.may_return = trio.Event()
@@ -142,7 +147,7 @@ async def test_handler_registered_while_a_page_is_read_gets_it(store):
 
 async def test_transfers_wait_for_the_next_handler(store):
     first, second = Handler(), Handler()
-    async with open_payer(store) as plugin:
+    async with open_journal(store) as plugin:
         plugin.register_money_handler(first)
         receive(plugin, 1, "a")
         await settle(store)
@@ -158,7 +163,7 @@ async def test_transfers_wait_for_the_next_handler(store):
 
 async def test_failed_transfer_waits_for_the_next_handler(store, mock_clock):
     first, second = Handler(failures=1), Handler()
-    async with open_payer(store) as plugin:
+    async with open_journal(store) as plugin:
         plugin.register_money_handler(first)
         receive(plugin, 1, "k")
         await settle(store)
@@ -173,20 +178,20 @@ async def test_failed_transfer_waits_for_the_next_handler(store, mock_clock):
 async def test_transfer_of_a_killed_handler_is_handled_after_a_restart(store):
     handler = Handler()
     handler.may_end = trio.Event()
-    async with open_payer(store) as plugin:
+    async with open_journal(store) as plugin:
         plugin.register_money_handler(handler)
         receive(plugin, 1, "k")
         await settle(store)
         assert handler.keys == ["k"]
     assert handler.running == 0
     again = Handler()
-    async with open_payer(store) as plugin:
+    async with open_journal(store) as plugin:
         plugin.register_money_handler(again)
         await settle(store)
         assert again.keys == ["k"]
         assert await states(plugin) == {"k": "delivered"}
     third = Handler()
-    async with open_payer(store) as plugin:
+    async with open_journal(store) as plugin:
         plugin.register_money_handler(third)
         await settle(store)
         assert third.keys == []
@@ -195,7 +200,7 @@ async def test_transfer_of_a_killed_handler_is_handled_after_a_restart(store):
 async def test_closing_waits_for_running_handlers(store):
     handler = Handler()
     handler.may_end = trio.Event()
-    async with open_payer(store) as plugin, trio.open_nursery() as nursery:
+    async with open_journal(store) as plugin, trio.open_nursery() as nursery:
         plugin.register_money_handler(handler)
         receive(plugin, 1, "k")
         await settle(store)
@@ -203,14 +208,14 @@ async def test_closing_waits_for_running_handlers(store):
         await wait_all_tasks_blocked()
         assert handler.running == 1
         handler.may_end.set()
-    async with open_payer(store) as plugin:
+    async with open_journal(store) as plugin:
         assert await states(plugin) == {"k": "delivered"}
 
 
 async def test_two_concurrent_closes_take_no_longer(store, mock_clock):
     handler = Handler()
     handler.may_end = trio.Event()
-    async with open_payer(store) as plugin, trio.open_nursery() as nursery:
+    async with open_journal(store) as plugin, trio.open_nursery() as nursery:
         plugin.register_money_handler(handler)
         receive(plugin, 1, "k")
         await settle(store)
@@ -223,7 +228,7 @@ async def test_two_concurrent_closes_take_no_longer(store, mock_clock):
 
 async def test_disconnect_lets_handlers_finish_and_starts_no_more(store, mock_clock):
     handler = Handler(failures=1)
-    async with open_payer(store) as plugin:
+    async with open_journal(store) as plugin:
         plugin.register_money_handler(handler)
         receive(plugin, 1, "fails")
         await settle(store)
@@ -256,7 +261,7 @@ async def disconnect_while_committing(payer, nursery):
 async def test_reconnecting_while_the_tasks_end_is_not_fatal(store, mock_clock):
     """The outbox would start handlers in a task group that has ended, and the plugin would fail for good."""
     handler = Handler()
-    async with open_payer(store) as plugin, trio.open_nursery() as nursery:
+    async with open_journal(store) as plugin, trio.open_nursery() as nursery:
         receive(plugin, 1, "credited")
         await settle(store)
         await disconnect_while_committing(plugin, nursery)
@@ -273,7 +278,7 @@ async def test_reconnecting_while_the_tasks_end_is_not_fatal(store, mock_clock):
 async def test_cancelled_connect_does_not_stop_the_outbox(store, mock_clock, _again):
     """Money would be credited, but the application would never be called."""
     handler = Handler()
-    async with open_payer(store) as plugin, trio.open_nursery() as nursery:
+    async with open_journal(store) as plugin, trio.open_nursery() as nursery:
         plugin.register_money_handler(handler)
         await settle(store)
         await disconnect_while_committing(plugin, nursery)
@@ -293,7 +298,7 @@ async def test_cancelled_connect_does_not_stop_the_outbox(store, mock_clock, _ag
 async def test_failing_store_after_the_handler_does_not_repeat_it(store, mock_clock, trouble):
     handler = Handler()
     handler.may_end = trio.Event()
-    async with open_payer(store) as plugin:
+    async with open_journal(store) as plugin:
         plugin.register_money_handler(handler)
         receive(plugin, 1, "k")
         await settle(store)
@@ -306,7 +311,7 @@ async def test_failing_store_after_the_handler_does_not_repeat_it(store, mock_cl
 
 async def test_outbox_continues_when_the_store_works_again(store, mock_clock):
     handler = Handler()
-    async with open_payer(store) as plugin:
+    async with open_journal(store) as plugin:
         receive(plugin, 1, "k")
         await settle(store)
         store.refuses = True
@@ -325,7 +330,7 @@ async def test_each_handler_call_has_its_own_context(store):
         await trio.lowlevel.checkpoint()
         seen.append((amount, current_transfer().amount, current_transfer().level, current_transfer().account))
 
-    async with open_payer(store) as plugin:
+    async with open_journal(store) as plugin:
         plugin.register_money_handler(handle)
         for number in range(3):
             receive(plugin, number, f"k{number}", 10 + number)
@@ -336,9 +341,7 @@ async def test_each_handler_call_has_its_own_context(store):
 
 
 def running(plugin):
-    ledger = plugin.money.ledger
-    assert ledger is not None
-    return ledger.outbox.running
+    return plugin.money.outbox.running
 
 
 async def test_hanging_handlers_do_not_block_others(store, mock_clock):
@@ -351,7 +354,7 @@ async def test_hanging_handlers_do_not_block_others(store, mock_clock):
             await may_end.wait()
         done.append(current_transfer().key)
 
-    async with open_payer(store, handler_timeout=20.0) as plugin:
+    async with open_journal(store, handler_timeout=20.0) as plugin:
         plugin.register_money_handler(handle)
         for number in range(90):
             receive(plugin, number, f"h{number}", 7)
@@ -369,11 +372,11 @@ async def test_hanging_handlers_do_not_block_others(store, mock_clock):
 
 
 async def test_number_of_hanging_handlers_is_bounded(store, mock_clock, monkeypatch):
-    monkeypatch.setattr(outbox, "MAX_IN_TROUBLE", 5)
+    monkeypatch.setattr(outbox, "MAX_LATE", 5)
     monkeypatch.setattr(outbox, "AT_ONCE", 5)
     handler = Handler()
     handler.may_end = trio.Event()
-    async with open_payer(store, handler_timeout=20.0) as plugin:
+    async with open_journal(store, handler_timeout=20.0) as plugin:
         plugin.register_money_handler(handler)
         for number in range(20):
             receive(plugin, number, f"k{number}")
@@ -395,7 +398,7 @@ async def test_plain_function_as_handler_is_called_only_once(store, mock_clock, 
         called.append(current_transfer().key)
 
     handler = Handler()
-    async with open_payer(store) as plugin:
+    async with open_journal(store) as plugin:
         if wrapped:
             Telemetry().observe(plugin)
         plugin.register_money_handler(handle)
@@ -413,7 +416,7 @@ async def test_plain_function_as_handler_is_called_only_once(store, mock_clock, 
 @pytest.mark.parametrize("how", ["fails", "hangs"])
 async def test_trouble_of_one_account_does_not_block_others(store, mock_clock, monkeypatch, how):
     """A client could stop the money of all others with some transfers that the handler refuses."""
-    monkeypatch.setattr(outbox, "MAX_IN_TROUBLE", 5)
+    monkeypatch.setattr(outbox, "MAX_LATE", 5)
     monkeypatch.setattr(outbox, "AT_ONCE", 5)
     done: list[Any] = []
     mended = trio.Event()
@@ -427,14 +430,12 @@ async def test_trouble_of_one_account_does_not_block_others(store, mock_clock, m
                 raise RuntimeError("no such customer")
         done.append(transfer.key)
 
-    async with open_payer(store, handler_timeout=20.0) as plugin:
+    async with open_journal(store, handler_timeout=20.0) as plugin:
         plugin.register_money_handler(handle)
-        ledger = plugin.money.ledger
-        assert ledger is not None
         for number in range(30):
-            await ledger.receive(Transfer("5", "mallory", key=f"m{number}", digest=b"d"), None)
+            await credit(plugin, Transfer("5", "mallory", key=f"m{number}", digest=b"d"))
         await pass_time(mock_clock, store, 20.01)
-        await ledger.receive(Transfer("5", "alice", key="a", digest=b"d"), None)
+        await credit(plugin, Transfer("5", "alice", key="a", digest=b"d"))
         await settle(store)
         assert done == ["a"]
         # Past the limit, no more transfers of the account are tried.
@@ -447,7 +448,7 @@ async def test_trouble_of_one_account_does_not_block_others(store, mock_clock, m
 
 async def test_all_failed_transfers_are_retried_past_the_limit(store, mock_clock, monkeypatch):
     """A handler whose database is down fails for all transfers; none may be lost."""
-    monkeypatch.setattr(outbox, "MAX_IN_TROUBLE", 3)
+    monkeypatch.setattr(outbox, "MAX_LATE", 3)
     down = True
     done: list[Any] = []
 
@@ -456,7 +457,7 @@ async def test_all_failed_transfers_are_retried_past_the_limit(store, mock_clock
             raise RuntimeError("the database is down")
         done.append(current_transfer().key)
 
-    async with open_payer(store) as plugin:
+    async with open_journal(store) as plugin:
         plugin.register_money_handler(handle)
         for number in range(10):
             receive(plugin, number, f"k{number}")
@@ -470,7 +471,7 @@ async def test_all_failed_transfers_are_retried_past_the_limit(store, mock_clock
 async def test_failed_transfer_is_retried_after_a_reconnect(store, mock_clock):
     """While a data handler runs on, the outbox survives a disconnect, and used to sleep until a link came."""
     handler = Handler(failures=1)
-    async with open_payer(store) as plugin:
+    async with open_journal(store) as plugin:
         plugin.register_money_handler(handler)
         never = trio.Event()
 
@@ -496,15 +497,13 @@ async def test_one_account_gets_a_quarter_of_the_handlers(store):
     """The other accounts would wait for half a minute, until the hanging handlers are late."""
     handler = Handler()
     handler.may_end = trio.Event()
-    async with open_payer(store) as plugin:
+    async with open_journal(store) as plugin:
         plugin.register_money_handler(handler)
-        ledger = plugin.money.ledger
-        assert ledger is not None
         for number in range(100):
-            await ledger.receive(Transfer("5", "busy", key=f"b{number}", digest=b"d"), None)
+            await credit(plugin, Transfer("5", "busy", key=f"b{number}", digest=b"d"))
         await settle(store)
         assert handler.running == outbox.OF_AN_ACCOUNT == 16
-        await ledger.receive(Transfer("5", "quiet", key="q", digest=b"d"), None)
+        await credit(plugin, Transfer("5", "quiet", key="q", digest=b"d"))
         await settle(store)
         assert handler.keys[-1] == "q"
         handler.may_end.set()

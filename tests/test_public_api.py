@@ -34,7 +34,15 @@ ERRORS = {
     "TransferNotFoundError": "F03",
     "UnreachableError": "T00",
 }
-EVENTS = ("AccountConnected", "AccountDisconnected", "Connected", "Disconnected", "EventsDropped", "Failed")
+EVENTS = (
+    "AccountConnected",
+    "AccountDisconnected",
+    "Connected",
+    "Disconnected",
+    "EventsDropped",
+    "Failed",
+    "TransfersInDoubt",
+)
 OTHERS = (
     "AccountsOptions",
     "BtpOptions",

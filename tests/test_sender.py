@@ -1,13 +1,14 @@
 """Sending money: at most once at PLAIN, exactly once at KEYED, even if callers, links or the store fail."""
 
 import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import trio
 import trio.lowlevel
 from support.calls import start
-from support.ledgers import DAY, WEEK, open_payer, settle, states, sums, until
+from support.ledgers import DAY, PEER_OFFER, WEEK, aged, open_payer, settle, states, sums, until
 from trio.testing import wait_all_tasks_blocked
 
 from trio_ledger_plugin import (
@@ -23,25 +24,15 @@ from trio_ledger_plugin import (
     RemoteError,
     StoreError,
     TransferInDoubtError,
+    TransfersInDoubt,
     open_plugin,
 )
-from trio_ledger_plugin.money import sender
+from trio_ledger_plugin.money import outgoing, resender
+from trio_ledger_plugin.negotiation import PeerCounts
 from trio_ledger_plugin.transfer import TransferDirection
 
 BUSY = RemoteError("T00", "UnreachableError", data=b'{"message": "later"}')
 NO = RemoteError("F00", "NotAcceptedError", data=b'{"message": "no"}')
-
-
-@pytest.fixture
-def wall(monkeypatch):
-    """A wall clock that a test can set; Trio's clock is not affected."""
-
-    class Wall:
-        shift = 0.0
-
-    wall = Wall()
-    monkeypatch.setattr(sender, "time", lambda: time.time() + wall.shift)
-    return wall
 
 
 async def pay(payer, nursery, key, amount=7):
@@ -111,9 +102,8 @@ async def test_refused_transfer_is_recorded_as_refused(store, retention):
         assert await sums(payer) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("retention", [WEEK, None])
-async def test_temporary_refusal_leaves_the_key_free(store, retention):
-    async with open_payer(store, retention=retention) as payer, trio.open_nursery() as nursery:
+async def test_temporary_refusal_leaves_the_key_free_at_plain(store):
+    async with open_payer(store, retention=None) as payer, trio.open_nursery() as nursery:
         outcome = await pay(payer, nursery, "k")
         payer.answer(BUSY)
         await settle(store)
@@ -124,6 +114,71 @@ async def test_temporary_refusal_leaves_the_key_free(store, retention):
         await settle(store)
         assert again == [None]
         assert await sums(payer) == (7, 0, 0)
+
+
+async def test_temporary_refusal_at_keyed_is_retried_while_the_caller_waits(store, mock_clock):
+    async with open_payer(store, response_timeout=35) as payer, trio.open_nursery() as nursery:
+        outcome = await pay(payer, nursery, "k")
+        for pause in (1, 2):
+            payer.answer(BUSY)
+            await settle(store)
+            assert outcome == []
+            mock_clock.jump(pause)
+            await settle(store)
+        payer.answer()
+        await settle(store)
+        assert outcome == [None]
+        assert payer.sent_keys == ["k"] * 3
+
+
+@pytest.mark.parametrize(("seconds", "patience"), [(2.5, 2.5), (35, 5.0)])
+async def test_transfer_refused_only_for_now_is_withdrawn(store, mock_clock, seconds, patience):
+    """The caller gets a certain outcome: it was never applied, and its key and level are as before."""
+    async with open_payer(store, response_timeout=seconds) as payer, trio.open_nursery() as nursery:
+        outcome = await pay(payer, nursery, "k")
+        payer.answer(BUSY)
+        await settle(store)
+        mock_clock.jump(1)
+        await settle(store)
+        payer.answer(BUSY)
+        await settle(store)
+        if patience > 3:
+            mock_clock.jump(2)
+            await settle(store)
+            payer.answer(BUSY)
+            await settle(store)
+        assert outcome == []
+        mock_clock.jump(patience - (3 if patience > 3 else 1) + 0.01)
+        await settle(store)
+        assert outcome[0].code == "T00"
+        assert await states(payer) == {}
+        payer.lose_link()
+        payer.retention = None
+        payer.regain_link()
+        again = await pay(payer, nursery, "k")
+        payer.answer()
+        await settle(store)
+        assert again == [None]
+
+
+async def test_pause_after_a_temporary_refusal_survives_a_restart(store, mock_clock):
+    async with open_payer(store) as payer:
+        await start_and_cancel(payer, "k")
+        for pause in (1, 2, 4):
+            payer.answer(BUSY)
+            await settle(store)
+            mock_clock.jump(pause)
+            await settle(store)
+        payer.answer(BUSY)
+        await settle(store)
+    async with open_payer(store) as payer:
+        await settle(store)
+        mock_clock.jump(7.5)
+        await settle(store)
+        assert payer.sent == []
+        mock_clock.jump(0.6)
+        await settle(store)
+        assert payer.sent_keys == ["k"]
 
 
 # Known keys.
@@ -269,7 +324,7 @@ async def test_retry_while_the_plugin_ends_says_nothing_was_sent(store, ending):
 
 @pytest.mark.parametrize("ending", ["disconnect", "aclose", "cancel"])
 async def test_retry_of_a_transfer_in_the_journal_is_in_doubt(store, ending):
-    """The next plugin sends it; a program that gets "nothing was sent" would have paid once more."""
+    """The store had begun to enter it, so "nothing was sent" would not be certain."""
     async with trio.open_nursery() as nursery:
         async with open_payer(store, close_timeout=0.01) as payer:
             await settle(store)
@@ -279,9 +334,14 @@ async def test_retry_of_a_transfer_in_the_journal_is_in_doubt(store, ending):
         await wait_all_tasks_blocked()
         store.may_return.set()
     assert isinstance(again[0], TransferInDoubtError)
-    async with open_payer(store) as payer:
+    async with open_payer(store) as payer, trio.open_nursery() as nursery:
         await settle(store)
-        assert payer.sent_keys == ["k"]
+        assert payer.sent_keys == []
+        third = await pay(payer, nursery, "k")
+        payer.answer()
+        await settle(store)
+        assert third == [None]
+        assert await sums(payer) == (7, 0, 0)
 
 
 async def test_one_of_two_callers_can_be_cancelled(store):
@@ -424,12 +484,12 @@ async def test_retry_during_a_withdrawal_gets_its_own_transfer(store):
 async def test_retry_after_a_withdrawal_times_out_if_the_store_hangs(store):
     async with open_payer(store, response_timeout=0.1) as payer:
         await settle(store)
-        store.may_begin = trio.Event()
-        with trio.move_on_after(0.02):
+        store.may_return = trio.Event()
+        with trio.move_on_after(0.05):
             await payer.send_money(7, idempotency_key="k")
         with trio.fail_after(2), pytest.raises(TransferInDoubtError, match="may not have been withdrawn"):
             await payer.send_money(7, idempotency_key="k")
-        store.may_begin.set()
+        store.may_return.set()
         await settle(store)
         assert payer.sent == []
 
@@ -563,7 +623,7 @@ async def test_keyed_transfer_waits_for_a_keyed_link(store):
 
 
 async def test_old_transfers_are_resent_a_limited_number_at_once(store):
-    number = 3 * sender.RESUMED_AT_ONCE // 2
+    number = 3 * resender.RESENT_AT_ONCE // 2
     async with open_payer(store) as payer, trio.open_nursery() as nursery:
         for index in range(number):
             nursery.start_soon(lambda key: payer.send_money(1, idempotency_key=key), f"k{index}")
@@ -571,7 +631,7 @@ async def test_old_transfers_are_resent_a_limited_number_at_once(store):
         nursery.cancel_scope.cancel()
     async with open_payer(store) as payer:
         await settle(store)
-        assert len(payer.calls.pending) == sender.RESUMED_AT_ONCE
+        assert len(payer.calls.pending) == resender.RESENT_AT_ONCE
         with trio.fail_after(20):
             while payer.calls.pending:
                 while payer.calls.pending:
@@ -601,48 +661,138 @@ async def test_resending_continues_when_the_store_works_again(store):
 # Retention.
 
 
-async def test_transfer_is_in_doubt_after_half_of_the_peers_retention(store, wall):
+async def test_transfer_is_in_doubt_after_half_of_the_peers_retention(store):
     async with open_payer(store) as payer, trio.open_nursery() as nursery:
         outcome = await pay(payer, nursery, "k")
         payer.lose_link()
         await settle(store)
-        wall.shift = WEEK / 2 + 1
+        payer.offer = aged(WEEK / 2 + 1)
         payer.regain_link()
         await settle(store)
         assert isinstance(outcome[0], TransferInDoubtError)
+        assert "confirm()" in str(outcome[0])
         assert len(payer.sent) == 1
         assert await states(payer) == {"k": "in_doubt"}
         assert await sums(payer) == (0, 0, 7)
 
 
-async def test_restart_does_not_resend_after_half_of_the_retention(store, wall):
+async def test_restart_does_not_resend_after_half_of_the_retention(store):
     async with open_payer(store) as payer:
         await start_and_cancel(payer, "k")
-    wall.shift = WEEK / 2 + 1
-    async with open_payer(store) as payer:
+    async with open_payer(store, offer=aged(WEEK / 2 + 1)) as payer:
         await settle(store)
         assert payer.sent == []
         assert await states(payer) == {"k": "in_doubt"}
 
 
-async def test_shorter_retention_of_the_peer_stops_old_transfers(store, wall):
-    """The peer was restarted with another retention, and may have removed the key already."""
-    async with open_payer(store) as payer:
-        await start_and_cancel(payer, "old")
-    wall.shift = 2 * DAY
-    async with open_payer(store, retention=DAY) as payer:
-        await settle(store)
-        assert payer.sent == []
-        assert await states(payer) == {"old": "in_doubt"}
-
-
-async def test_transfer_is_resent_just_before_half_of_the_retention(store, wall):
+async def test_transfer_is_resent_just_before_half_of_the_retention(store):
     async with open_payer(store) as payer:
         await start_and_cancel(payer, "k")
-    wall.shift = WEEK / 2 - 60
-    async with open_payer(store) as payer:
+    async with open_payer(store, offer=aged(WEEK / 2 - 60)) as payer:
         await settle(store)
         assert payer.sent_keys == ["k"]
+
+
+async def test_later_promise_does_not_shorten_an_earlier_one(store):
+    """The peer has recorded its promise with the transfer's key."""
+    async with open_payer(store) as payer:
+        await start_and_cancel(payer, "old")
+    async with open_payer(store, retention=DAY, offer=aged(2 * DAY)) as payer:
+        await settle(store)
+        assert payer.sent_keys == ["old"]
+
+
+@pytest.mark.parametrize("shift", [-16 * 3600.0, 16 * 3600.0, -8 * DAY, 8 * DAY])
+async def test_own_clock_does_not_decide_what_is_sent_again(store, monkeypatch, shift):
+    """A machine without a battery-backed clock would pay twice, or never."""
+    monkeypatch.setattr(outgoing, "time", lambda: time.time() + shift)
+    async with open_payer(store) as payer:
+        await start_and_cancel(payer, "soon")
+        await start_and_cancel(payer, "late")
+    monkeypatch.setattr(outgoing, "time", time.time)
+    async with open_payer(store, offer=aged(WEEK / 2 - 60)) as payer:
+        await settle(store)
+        assert sorted(payer.sent_keys) == ["late", "soon"]
+    async with open_payer(store, offer=aged(WEEK / 2 + 1)) as payer:
+        await settle(store)
+        assert payer.sent == []
+
+
+# The peer's journal.
+
+
+async def events_of(payer: Any) -> list[Any]:
+    """Return what the plugin has published, once reports that are collected have been made."""
+    await trio.sleep(0.2)
+    found = []
+    with suppress(trio.WouldBlock):
+        while True:
+            found.append(payer.events.receive_nowait())
+    return found
+
+
+@pytest.mark.parametrize("offer", [aged(0, journal="another journal"), aged(-60)], ids=["replaced", "restored"])
+async def test_peer_with_another_or_younger_journal_gets_nothing_again(store, caplog, offer):
+    """It may have applied the transfer and lost the record of it."""
+    async with open_payer(store) as payer, trio.open_nursery() as nursery:
+        outcome = await pay(payer, nursery, "k")
+        payer.lose_link()
+        payer.offer = offer
+        payer.regain_link()
+        await settle(store)
+        assert isinstance(outcome[0], TransferInDoubtError)
+        assert await states(payer) == {"k": "in_doubt"}
+        new = await pay(payer, nursery, "new")
+        payer.answer()
+        await settle(store)
+        assert new == [None]
+        assert TransfersInDoubt(1, 7) in await events_of(payer)
+        assert "1 unanswered transfers of 7 in all are in doubt" in caplog.text
+
+
+async def test_peer_that_lost_acknowledged_transfers_is_named(store, caplog):
+    async with open_payer(store) as payer, trio.open_nursery() as nursery:
+        for key in ("a", "b", "c"):
+            await pay(payer, nursery, key)
+            payer.answer()
+        await settle(store)
+        said = await payer.money.make_offer("", PEER_OFFER)
+        assert said.peer == PeerCounts(PEER_OFFER.journal, sent=3, acked=3)
+        payer.lose_link()
+        theirs = PeerCounts(said.journal, received=1)
+        payer.offer, payer.said = aged(5, peer=theirs, tells_peer=True), said
+        payer.regain_link()
+        await settle(store)
+        assert "it does not know 2 transfers that it has acknowledged" in caplog.text
+        assert "'c' of 7, 'b' of 7" in caplog.text
+
+
+async def test_own_journal_that_lost_transfers_is_named_once(store, caplog):
+    async with open_payer(store) as payer, trio.open_nursery() as nursery:
+        open_one = await pay(payer, nursery, "open")
+        for _ in range(2):
+            payer.lose_link()
+            said = await payer.money.make_offer("", PEER_OFFER)
+            theirs = PeerCounts(said.journal, sent=4, acked=4, received=9)
+            payer.offer, payer.said = aged(5, peer=theirs, tells_peer=True), said
+            payer.regain_link()
+            await settle(store)
+        assert isinstance(open_one[0], TransferInDoubtError)
+        text = "this journal is an old copy: it does not know 4 transfers that it has acknowledged to the peer, and 8"
+        assert caplog.text.count(text) == 1
+
+
+async def test_lost_link_during_a_withdrawal_is_told_as_that(store):
+    """Not that the account's level has to be reset."""
+    async with open_payer(store) as payer, trio.open_nursery() as nursery:
+        await pay(payer, nursery, "first")
+        payer.answer()
+        await settle(store)
+        again = await cancel_and_retry(store, "may_return", payer, nursery)
+        payer.lose_link()
+        store.may_return.set()
+        await settle(store)
+        assert isinstance(again[0], NotConnectedError)
 
 
 # Levels.
@@ -914,12 +1064,12 @@ async def test_temporary_refusals_are_retried_with_growing_pauses(store, mock_cl
         payer.lose_link()
         payer.regain_link()
         times = []
-        for pause in (0.5, 1.0, 2.0, 4.0):
+        for pause in (1.0, 2.0, 4.0, 8.0):
             await settle(store)
             payer.answer(BUSY)
-            await wait_all_tasks_blocked()
+            await settle(store)
             mock_clock.jump(pause - 0.01)
-            await wait_all_tasks_blocked()
+            await settle(store)
             assert not payer.calls.pending
             mock_clock.jump(0.02)
             await settle(store)
@@ -929,7 +1079,7 @@ async def test_temporary_refusals_are_retried_with_growing_pauses(store, mock_cl
 
 async def test_transfer_queued_at_disconnect_is_sent_on_the_next_link(store, mock_clock, monkeypatch):
     """It is in the journal, but the task that reads unanswered transfers may have passed it already."""
-    monkeypatch.setattr(sender, "RESUMED_AT_ONCE", 4)
+    monkeypatch.setattr(resender, "RESENT_AT_ONCE", 4)
     async with open_payer(store) as payer, trio.open_nursery() as nursery:
         for number in range(10):
             key = f"k{number}"

@@ -20,7 +20,7 @@ from trio_ledger_plugin import (
 )
 from trio_ledger_plugin.stores import open_sqlite_store
 from trio_ledger_plugin.testing import Message, MessageKind, RandomDelivery, open_faulty_loopback
-from trio_ledger_plugin.testing.conformance.assertions import echo, read_events
+from trio_ledger_plugin.testing.conformance.assertions import echo, ignore, read_events
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
@@ -157,6 +157,7 @@ async def test_duplicate_keyed_money_is_credited_once(tmp_path) -> None:
             peer_services=PluginServices(store=peer_store),
         ) as pair,
     ):
+        pair.second.register_money_handler(ignore)
         for _ in range(5):
             await pair.first.send_money("7")
         await trio.sleep(0.05)

@@ -125,7 +125,7 @@ async def test_a_client_on_memory_streams_under_a_mock_clock(autojump_clock: Moc
         await peer.send(peer.frame(b"are you there?", PING))
         assert (await peer.receive()).opcode == PONG
         await peer.send_packet(btp.Transfer(9, 5))
-        assert (await peer.expect(btp.Error)).code == "F00"
+        assert (await peer.expect(btp.Error)).code == "T00"
         await peer.send(peer.frame(b"\x03\xe8", CLOSE))
         assert await peer.receive_close() == 1000
         await peer.wait_eof()

@@ -3,9 +3,9 @@
 import sqlite3
 
 import pytest
+from trio_ledger_plugin.money.totals import TABLE, AccountTotals
 
 from trio_ledger_plugin import MoneyLevel
-from trio_ledger_plugin.money.totals import TABLE, AccountTotals
 from trio_ledger_plugin.stores.schema import add_functions
 
 KEYED, PLAIN = MoneyLevel.KEYED, MoneyLevel.PLAIN

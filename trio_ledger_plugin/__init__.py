@@ -29,7 +29,15 @@ from .errors import (
     TransferNotFoundError,
     UnreachableError,
 )
-from .events import AccountConnected, AccountDisconnected, Connected, Disconnected, EventsDropped, Failed
+from .events import (
+    AccountConnected,
+    AccountDisconnected,
+    Connected,
+    Disconnected,
+    EventsDropped,
+    Failed,
+    TransfersInDoubt,
+)
 from .ilp.configuration import fetch_ildcp
 from .money.reconciliation import Transfers
 from .opening import create_plugin, loopback_pair, open_plugin
@@ -88,6 +96,7 @@ __all__ = [
     "TransferNotFoundError",
     "TransferState",
     "Transfers",
+    "TransfersInDoubt",
     "UnreachableError",
     "create_plugin",
     "current_transfer",

@@ -18,6 +18,7 @@ __all__ = [
     "EventStream",
     "EventsDropped",
     "Failed",
+    "TransfersInDoubt",
 ]
 
 BUFFERED_EVENTS = 64
@@ -53,6 +54,22 @@ class Failed:
 
 
 @frozen
+class TransfersInDoubt:
+    """It is not known of some outgoing transfers whether the peer has applied them, and they are not sent again.
+
+    Published when transfers come into doubt, many at once as one event, and when the plugin opens with some in doubt.
+    An operator settles each with ``plugin.transfers.confirm()`` or ``reject()``.
+
+    Attributes:
+        count: How many transfers.
+        amount: Their sum, in the ledger's smallest unit.
+    """
+
+    count: int
+    amount: int
+
+
+@frozen
 class EventsDropped:
     """Events before this one were dropped because the application did not read them in time.
 
@@ -85,7 +102,7 @@ class AccountDisconnected:
     name: str
 
 
-Event = Connected | Disconnected | Failed | EventsDropped | AccountConnected | AccountDisconnected
+Event = Connected | Disconnected | Failed | EventsDropped | TransfersInDoubt | AccountConnected | AccountDisconnected
 
 
 class EventStream:

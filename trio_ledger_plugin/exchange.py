@@ -17,6 +17,7 @@ from .runtime.exchange import Exchange
 from .transfer import Transfer  # noqa: TC001 (so that the signatures of public methods can be resolved)
 
 if TYPE_CHECKING:
+    from .negotiation import PeerJournal
     from .runtime.handlers import Reply
 
 __all__ = ["ExchangePlugin"]
@@ -85,8 +86,12 @@ class ExchangePlugin(LedgerPlugin):
         else:
             self.counters.unexpected_responses += 1
 
-    def peer_retention(self) -> int | None:
-        """Return for how many seconds the peer keeps transfer keys; None if transfers are PLAIN, as by default."""
+    def peer_journal(self) -> PeerJournal | None:
+        """Return the peer's journal, as both ends agreed on the present link; None at PLAIN, as by default.
+
+        A plugin whose messages carry transfer keys tells its peer ``money.offer()`` when a link is made, and returns
+        ``PeerJournal.of(offer)`` for the peer's.
+        """
         return None
 
 
@@ -116,5 +121,5 @@ class _PluginExchange(Exchange):
         super().receive_reply(request_id, reply)
 
     @property
-    def peer_retention(self) -> int | None:
-        return self._plugin.peer_retention()
+    def peer_journal(self) -> PeerJournal | None:
+        return self._plugin.peer_journal()

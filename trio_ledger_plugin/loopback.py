@@ -9,9 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 import trio
+from attrs import evolve
 
 from .errors import InvalidFieldsError, PluginClosedError
 from .exchange import ExchangePlugin
+from .negotiation import PeerJournal
 from .options.loopback import LoopbackOptions
 from .transfer import MoneyLevel, Transfer
 
@@ -30,6 +32,7 @@ class LoopbackPlugin(ExchangePlugin):
     options_class: ClassVar[type[LoopbackOptions]] = LoopbackOptions
     options: LoopbackOptions
     _peer: LoopbackPlugin | None = None
+    _journal: PeerJournal | None = None
 
     async def run_connection(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Register the name and wait for a peer, or connect to the plugin that waits."""
@@ -52,40 +55,42 @@ class LoopbackPlugin(ExchangePlugin):
                 self.detach(self._exchange, "closed")
             if self._peer is not None:
                 self._peer.part()
-                self._peer = None
+                self._peer = self._journal = None
 
     def meet(self, peer: LoopbackPlugin) -> None:
         """Connect to a peer; the peer's plugin calls this."""
-        self._peer = peer
+        self._peer, self._journal = peer, None
         self.link_up()
 
     def part(self) -> None:
         """Disconnect, because the peer has ended; the peer's plugin calls this."""
-        self._peer = None
+        self._peer = self._journal = None
         self.peer_left("the peer disconnected")
 
-    def peer_retention(self) -> int | None:
-        """Return for how many seconds the peer keeps transfer keys; None unless both ends keep them."""
-        if self._peer is None or self.money.offered_retention is None:
-            return None
-        return self._peer.money.offered_retention
+    def peer_journal(self) -> PeerJournal | None:
+        """Return the peer's journal; None unless both ends have one."""
+        if self._journal is None and self._peer is not None and self.money.offer() is not None:
+            offer = self._peer.money.offer()
+            self._journal = None if offer is None else PeerJournal.of(offer)
+        return self._journal
 
     def send_request(self, number: int, request: bytes | Transfer) -> None:
         """Hand a request or a transfer to the peer."""
         if self._peer is not None:
-            self._peer.receive_request(number, _as_received(request) if isinstance(request, Transfer) else request)
+            self._peer.receive_request(number, self._as_received(request) if isinstance(request, Transfer) else request)
+
+    def _as_received(self, transfer: Transfer) -> Transfer:
+        """Return a transfer as its receiver sees it: at PLAIN, without the key."""
+        offer = self.money.offer()
+        if transfer.level is MoneyLevel.PLAIN or offer is None:
+            return Transfer(transfer.amount)
+        digest = transfer.amount.encode()
+        return evolve(transfer, account="", journal=offer.journal, digest=digest)
 
     def send_reply(self, number: int, reply: Reply) -> None:
         """Hand a reply to the peer."""
         if self._peer is not None:
             self._peer.receive_reply(number, reply)
-
-
-def _as_received(transfer: Transfer) -> Transfer:
-    """Return a transfer as its receiver sees it: at PLAIN, without the key."""
-    if transfer.level is MoneyLevel.PLAIN:
-        return Transfer(transfer.amount)
-    return Transfer(transfer.amount, key=transfer.key, level=transfer.level, digest=transfer.amount.encode())
 
 
 def _plugins_under(name: str) -> list[LoopbackPlugin]:

@@ -17,7 +17,8 @@ from .errors import (
     PluginClosedError,
     copy_error,
 )
-from .money.service import MoneyService, open_money
+from .money.opening import open_money
+from .money.service import MoneyLink, MoneyService
 from .options.base import ConnectOptions, PluginOptions
 from .runtime.connector import Connector, PluginState
 from .runtime.context import Context
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from .events import Event
     from .log import RedactingLog
     from .money.reconciliation import Transfers
+    from .negotiation import PeerJournal
     from .registration import Deregister, RegisterData, RegisterMoney, RegisterTransactional
     from .runtime.exchange import Exchange
     from .runtime.handlers import Handlers
@@ -75,13 +77,8 @@ class LedgerPlugin(ABC):
         context = Context.for_plugin(
             options, services, nursery, receive=self._receive_transfer, on_end=self._tasks_ended, is_busy=self._is_busy
         )
-        money = open_money(
-            context,
-            services.store,
-            has_accounts=self.has_accounts,
-            carry=self.carry_money,
-            peer_retention=self.peer_retention,
-        )
+        link = MoneyLink(self.carry_money, self.peer_journal, self.is_connected, self.publish)
+        money = open_money(context, services.store, link, has_accounts=self.has_accounts)
         connector = Connector(
             context,
             self._run,
@@ -138,9 +135,9 @@ class LedgerPlugin(ABC):
             raise NotConnectedError("not connected; nothing was sent")
         await exchange.transfer(transfer)
 
-    def peer_retention(self) -> int | None:
-        """Return for how many seconds the peer keeps transfer keys, agreed on the present link; None at PLAIN."""
-        return None if self._exchange is None else self._exchange.peer_retention
+    def peer_journal(self) -> PeerJournal | None:
+        """Return the peer's journal, as both ends agreed on the present link; None at PLAIN."""
+        return None if self._exchange is None else self._exchange.peer_journal
 
     def exchanges(self) -> tuple[Exchange, ...]:
         """Return the exchanges of the links that are up; may be called from any thread."""
@@ -208,7 +205,8 @@ class LedgerPlugin(ABC):
         Cancellation: The link is dropped anyway, without a closing handshake.
         """
         self.check_thread()
-        if await self._connector.disconnect(self._cut, self.finish_calls) and self.money.ledger and not self._is_busy():
+        ended = await self._connector.disconnect(self._cut, self.finish_calls)
+        if ended and self.money.keeps_journal and not self._is_busy():
             await self._connector.wait_ended()
 
     def _cut(self) -> None:
@@ -305,8 +303,10 @@ class LedgerPlugin(ABC):
         Raises:
             TypeError: ``amount`` or the key has another type.
             InvalidFieldsError: ``amount`` or the key is out of its range. Nothing was sent.
+            InvalidServicesError: There is no transactional store to keep the key, and ``money`` is not ``"plain"``.
             NotConnectedError: No link is up. Nothing was sent.
-            RemoteError: The peer refused the transfer; it was not applied.
+            RemoteError: The peer refused the transfer; it was not applied. At KEYED, a temporary refusal (T00) is
+                raised only if the peer still refuses it after some more tries within 5 seconds.
             TransferInDoubtError: It was sent, and no acknowledgement came within ``response_timeout`` seconds or
                 before the plugin was closed: the peer may have applied it. At KEYED, the journal keeps retrying it.
             NotAcceptedError: The transfer of this key was settled by hand as not applied. Nothing was sent.
@@ -329,7 +329,7 @@ class LedgerPlugin(ABC):
             if known and await self.money.recall(transfer):
                 return
             raise error
-        await self.money.send(transfer)
+        await self.money.send(transfer, has_key=idempotency_key is not None)
 
     register_data_handler: ClassVar[RegisterData] = registration.register_data_handler
     deregister_data_handler: ClassVar[Deregister] = registration.deregister_data_handler

@@ -95,6 +95,7 @@ def register_transactional_money_handler(self: Registers, handler: Transactional
     check_transactional(handler)
     self.money.check_journal()
     self.handlers.register_transactional_money(handler)
+    self.money.handler_registered()
 
 
 def deregister_money_handler(self: Registers) -> None:

@@ -15,9 +15,8 @@ from weakref import ref
 import trio
 from attrs import fields
 
-from .runtime.handlers import as_bytes
+from .runtime.handlers import as_bytes, begin_handling
 from .statistics import Statistics
-from .transfer import begin_handling
 
 try:
     from opentelemetry.metrics import Observation, get_meter

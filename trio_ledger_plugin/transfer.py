@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from enum import Enum
-from inspect import isawaitable
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
 from attrs import field, frozen
@@ -13,46 +12,30 @@ from attrs import field, frozen
 from .errors import InvalidFieldsError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
     from datetime import datetime
 
     from .errors import RemoteError
 
 __all__ = [
     "IDEMPOTENCY_KEY",
-    "MIN_RETENTION",
-    "TRANSFER_KEYS",
+    "TRANSITIONS",
     "JournalEntry",
     "MoneyLevel",
-    "NotAsyncError",
     "Totals",
     "Transfer",
     "TransferDirection",
     "TransferState",
-    "Window",
-    "begin_handling",
     "check_amount",
     "check_key",
     "current_transfer",
     "enter_transfer",
     "is_key",
-    "read_retention",
 ]
 
-# The sub-protocol in which the two ends offer and accept KEYED when they authenticate; its text is the retention in
-# seconds.
-TRANSFER_KEYS: Final = "transfer_keys"
 # The sub-protocol of a transfer's key.
 IDEMPOTENCY_KEY: Final = "idempotency_key"
-# With a shorter retention, an end could forget a key while the other end still sends the transfer again.
-MIN_RETENTION: Final = 24 * 60 * 60
 MAX_KEY = 64
 MAX_AMOUNT = 2**64 - 1
-MAX_RETENTION_DIGITS = 10
-
-
-# The earliest and the latest time at which a transfer may be sent, in seconds since the epoch.
-Window: TypeAlias = tuple[float, float]
 
 
 class MoneyLevel(Enum):
@@ -77,6 +60,7 @@ class Transfer:
         key: The transfer's idempotency key: the sender's at KEYED; at PLAIN one that is generated on arrival if there
             is a journal, else None. A handler that may be called twice for one transfer can recognise it by the key.
         level: The level at which it is sent.
+        journal: Incoming at KEYED: the id of the sender's journal, to which the key belongs. Empty otherwise.
         digest: Distinguishes a transfer that is sent again from another one under the same key; may be empty at PLAIN.
     """
 
@@ -84,6 +68,7 @@ class Transfer:
     account: str = ""
     key: str | None = field(default=None, kw_only=True)
     level: MoneyLevel = field(default=MoneyLevel.PLAIN, kw_only=True)
+    journal: str = field(default="", kw_only=True, repr=False)
     digest: bytes = field(default=b"", kw_only=True, repr=False)
 
 
@@ -107,33 +92,9 @@ def enter_transfer(transfer: Transfer) -> None:
     _transfer.set(transfer)
 
 
-class NotAsyncError(TypeError):
-    """A money handler turned out, when it was called, not to be an async function."""
-
-
-def begin_handling(handler: Callable[[str], Awaitable[None]], amount: str) -> Awaitable[None]:
-    """Call a money handler and return its awaitable.
-
-    Raises:
-        NotAsyncError: It returned something else; the effects of the call remain.
-    """
-    awaitable = handler(amount)
-    if not isawaitable(awaitable):
-        raise NotAsyncError(f"a money handler is an async function; this one returned {type(awaitable).__name__}")
-    return awaitable
-
-
 def is_key(text: str) -> bool:
-    """Whether text can be a transfer's key: 1 to 64 ASCII characters, control characters included."""
-    return 1 <= len(text) <= MAX_KEY and text.isascii()
-
-
-def read_retention(text: bytes | None) -> int | None:
-    """Return for how many seconds a peer keeps keys; None if it does not say or keeps them for less than a day."""
-    if text is None or not text.isdigit() or len(text) > MAX_RETENTION_DIGITS:
-        return None
-    seconds = int(text)
-    return seconds if seconds >= MIN_RETENTION else None
+    """Whether text can be a transfer's key: 1 to 64 ASCII characters without NUL, which some databases cannot keep."""
+    return 1 <= len(text) <= MAX_KEY and text.isascii() and "\0" not in text
 
 
 class TransferDirection(Enum):
@@ -165,6 +126,19 @@ class TransferState(Enum):
     REFUSED = "refused"
 
 
+# The states that may follow each state. A transfer that is withdrawn, because it was certainly not applied, leaves the
+# journal from SENT.
+TRANSITIONS: Final = {
+    TransferState.SENT: (TransferState.ACKED, TransferState.REJECTED, TransferState.IN_DOUBT),
+    TransferState.IN_DOUBT: (TransferState.ACKED, TransferState.REJECTED),
+    TransferState.APPLIED: (TransferState.DELIVERED,),
+    TransferState.ACKED: (),
+    TransferState.REJECTED: (),
+    TransferState.DELIVERED: (),
+    TransferState.REFUSED: (),
+}
+
+
 @frozen
 class JournalEntry:
     """One transfer in the journal.
@@ -181,8 +155,6 @@ class JournalEntry:
             if it was settled by hand.
         created: When it was entered (aware).
         changed: When its state last changed (aware).
-        window: The earliest and the latest time at which it may be sent, in seconds since the epoch; None if it is not
-            sent again.
     """
 
     number: int
@@ -195,7 +167,6 @@ class JournalEntry:
     error: RemoteError | None = field(eq=str)
     created: datetime
     changed: datetime
-    window: Window | None
 
 
 @frozen
@@ -245,5 +216,5 @@ def check_key(key: object) -> str:
     if not isinstance(key, str):
         raise TypeError(f"idempotency_key is text, not {type(key).__name__}")
     if not is_key(key):
-        raise InvalidFieldsError("idempotency_key must be 1 to 64 ASCII characters")
+        raise InvalidFieldsError("idempotency_key must be 1 to 64 ASCII characters without NUL")
     return key

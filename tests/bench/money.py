@@ -85,7 +85,9 @@ async def receive(directory: str, case: str) -> None:
         store = None
         if case != "plain":
             store = await stack.enter_async_context(open_sqlite_store(Path(directory) / "receiver.sqlite3"))
-        options = {"plugin": "btp", "listener": {"port": 0, "secret": "bench"}}
+        options: dict[str, Any] = {"plugin": "btp", "listener": {"port": 0, "secret": "bench"}}
+        if case == "none":
+            options["accept_money"] = "journal"
         plugin = await stack.enter_async_context(open_plugin(options, PluginServices(store=store), **handlers))
         say(port=int(plugin.address.rpartition(":")[2]))
         await trio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)

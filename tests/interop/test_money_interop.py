@@ -61,7 +61,7 @@ async def journal(plugin: LedgerPlugin) -> dict[str, tuple[int, str, str]]:
 
 async def test_an_acknowledged_transfer_is_in_the_journal(dialer: str, store: SqliteStore) -> None:
     async with paired(dialer, store) as (plugin, peer):
-        assert plugin.peer_retention() is None
+        assert plugin.peer_journal() is None
         await plugin.send_money("250", idempotency_key="k")
         await plugin.send_money("250", idempotency_key="k")
         assert await journal(plugin) == {"k": (250, MoneyLevel.PLAIN.value, TransferState.ACKED.value)}
@@ -138,7 +138,7 @@ async def test_their_money_is_credited_once_each_time_it_is_sent(dialer: str, st
 async def test_the_offer_of_keys_does_not_disturb_mini_accounts(store: SqliteStore) -> None:
     async with serving() as (_, url), open_plugin(client(url, "alice"), PluginServices(store=store)) as plugin:
         assert await send(plugin, offer("test.elsewhere")) == FULFILL
-        assert plugin.peer_retention() is None
+        assert plugin.peer_journal() is None
         with pytest.raises(RemoteError):
             await plugin.send_money("250", idempotency_key="k")
         assert await journal(plugin) == {"k": (250, "plain", "rejected")}
@@ -150,4 +150,4 @@ async def test_the_offer_of_keys_does_not_disturb_a_connector(store: SqliteStore
         open_plugin(client(url, "alice"), PluginServices(store=store)) as alice,
     ):
         assert (await fetch_ildcp(alice)).client_address == f"{CONNECTOR}.children.alice"
-        assert alice.peer_retention() is None
+        assert alice.peer_journal() is None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import trio
+from attrs import evolve
 from trio.testing import wait_all_tasks_blocked
 
 from support.peers import TOKEN, Peer, dial
@@ -18,7 +19,8 @@ from trio_ledger_plugin import (
 )
 from trio_ledger_plugin.btp.auth import auth_message
 from trio_ledger_plugin.codec import btp
-from trio_ledger_plugin.transfer import IDEMPOTENCY_KEY, TRANSFER_KEYS, MoneyLevel, Transfer
+from trio_ledger_plugin.negotiation import TRANSFER_KEYS, JournalOffer, PeerJournal
+from trio_ledger_plugin.transfer import IDEMPOTENCY_KEY, MoneyLevel, Transfer
 
 if TYPE_CHECKING:
     import sqlite3
@@ -116,14 +118,32 @@ async def until(condition: Callable[[], object]) -> None:
             await trio.sleep(0.001)
 
 
+PEER_OFFER = JournalOffer(WEEK, "the peer's journal", 1000.0)
+
+
+def aged(seconds: float, **changes: Any) -> JournalOffer:
+    """Return what the peer says when its journal is older by so many seconds."""
+    return evolve(PEER_OFFER, age=PEER_OFFER.age + seconds, **changes)
+
+
 class Payer(ScriptedPlugin):
     """A plugin whose links the test makes and loses, and whose transfers the test answers."""
 
     replies: dict[int, Any]
+    # What the peer says about its journal on the next link.
+    offer: JournalOffer = PEER_OFFER
+    # For how long the peer keeps keys; None for links at PLAIN.
     retention: int | None = WEEK
+    # What this end has said about its journal on the next link.
+    said: JournalOffer | None = None
+    _peer: PeerJournal | None = None
 
-    def peer_retention(self) -> int | None:
-        return self.retention if self.is_connected() else None
+    def peer_journal(self) -> PeerJournal | None:
+        return self._peer if self.retention is not None and self.is_connected() else None
+
+    def link_up(self) -> None:
+        self._peer = PeerJournal.of(evolve(self.offer, retention=self.retention or WEEK), self.said)
+        super().link_up()
 
     def lose_link(self) -> None:
         self.peer_left("the cable was cut")
@@ -146,14 +166,19 @@ class Payer(ScriptedPlugin):
 
 @asynccontextmanager
 async def open_payer(
-    store: Any, *, retention: int | None = WEEK, log: Any = None, **options: Any
+    store: Any, *, retention: int | None = WEEK, offer: JournalOffer = PEER_OFFER, log: Any = None, **options: Any
 ) -> AsyncIterator[Payer]:
     async with trio.open_nursery() as nursery:
         payer = Payer(ScriptedOptions(**options), PluginServices(store=store, log=log), nursery)
-        payer.retention = retention
+        payer.retention, payer.offer = retention, offer
         await payer.connect()
         yield payer
         nursery.cancel_scope.cancel()
+
+
+def open_journal(store: Any, **options: Any) -> AbstractAsyncContextManager[Payer]:
+    """Open a plugin that credits what it gets before a money handler is registered."""
+    return open_payer(store, accept_money="journal", **options)
 
 
 async def states(plugin: LedgerPlugin, **which: Any) -> dict[str, str]:
@@ -166,10 +191,12 @@ async def sums(plugin: LedgerPlugin) -> tuple[int, int, int]:
     return totals.sent, totals.received, totals.in_doubt
 
 
-async def dial_keyed(address: str, *, offer: str | None = str(WEEK), account: str = "") -> tuple[Peer, Any]:
+async def dial_keyed(
+    address: str, *, offer: JournalOffer | str | None = PEER_OFFER, account: str = ""
+) -> tuple[Peer, Any]:
     """Connect to a listener as a peer that keeps transfer keys; give it, and the answer to its credentials."""
     peer = await dial(address)
-    flags = {} if offer is None else {TRANSFER_KEYS: offer}
+    flags = {} if offer is None else {TRANSFER_KEYS: offer.as_json() if isinstance(offer, JournalOffer) else offer}
     await peer.send(peer.frame(auth_message(1, account, TOKEN, flags)))
     answer = await peer.receive_packet()
     assert isinstance(answer, btp.Response), answer

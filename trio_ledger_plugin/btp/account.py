@@ -9,6 +9,7 @@ from attrs import evolve, frozen
 
 from ..codec import ildcp, ilp
 from ..errors import DecodeError, InvalidFieldsError, NotConnectedError
+from ..money.service import MoneyLink
 from ..plugin import LedgerPlugin
 from ..runtime.budget import Budget
 from ..runtime.handlers import Handlers
@@ -204,12 +205,8 @@ class AccountPlugin(LedgerPlugin):
         self._account = account
         self._on_ended = on_ended
         self._counted_before = evolve(account.context.counters)
-        own_money = money.for_account(
-            account.name,
-            account.context,
-            self.carry_money,
-            self.peer_retention,
-        )
+        link = MoneyLink(self.carry_money, self.peer_journal, self.is_connected, self.publish)
+        own_money = money.for_account(account.name, account.context, link)
         connector = HostedConnector(
             account.context, is_listening=is_listening, exchanges=self.exchanges, on_end=self._end
         )

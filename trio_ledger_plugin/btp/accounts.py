@@ -60,8 +60,7 @@ class AccountsPlugin(BtpServer):
         self._accounts: dict[str, Account] = {}
         # The bound methods are made once, not for each account: an idle account must cost little.
         self._new_account = partial(Account, server=self.context, info=self._known_info, receive=self.money.receive)
-        if self.money.ledger is not None:
-            self.money.ledger.on_open = self._resume_accounts
+        self.money.call_on_open(self._resume_accounts)
         tokens = AccountTokens(services.store, options.generate_account, self.log, options.ledger_id)
         self._server = Server(
             self.context,
@@ -69,7 +68,7 @@ class AccountsPlugin(BtpServer):
             host=options.host,
             port=options.port,
             ssl_context=options.ssl_context,
-            offered_retention=self.money.offered_retention,
+            make_offer=self.money.make_offer,
             attach=self._attach_link,
             detach=self._detach_link,
             is_wanted=self._is_link_wanted,
@@ -217,6 +216,7 @@ class AccountsPlugin(BtpServer):
 
     def _resume_accounts(self) -> None:
         """Resume unfinished transfers to accounts that connected before the journal was open."""
+        self.drop_downgraded()
         for account in tuple(self._accounts.values()):
             if account.links and self.money.is_unfinished(account.name):
                 self._plugin_of(account)
@@ -259,6 +259,8 @@ class AccountsPlugin(BtpServer):
         if plugin is None:
             if self.money.is_unfinished(account.name):
                 self._plugin_of(account)
+            else:
+                self.money.account_link_up(account.name, link.peer_journal)
         elif plugin.is_connected():
             plugin.money.link_up()
         else:

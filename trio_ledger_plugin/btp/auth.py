@@ -10,7 +10,7 @@ from attrs import define, evolve, frozen
 
 from ..codec import btp
 from ..errors import DecodeError, NotAcceptedError, UnreachableError
-from ..transfer import TRANSFER_KEYS, read_retention
+from ..negotiation import TRANSFER_KEYS, JournalOffer, read_offer
 from .session import find_entry, remote_error
 
 if TYPE_CHECKING:
@@ -51,9 +51,9 @@ class AuthRequest:
     extra: Mapping[str, bytes]
 
     @property
-    def peer_retention(self) -> int | None:
-        """For how many seconds the client offers to keep transfer keys; None if it does not offer it."""
-        return read_retention(self.extra.get(TRANSFER_KEYS))
+    def offer(self) -> JournalOffer | None:
+        """What the client says about its journal; None if it does not keep transfer keys."""
+        return read_offer(self.extra.get(TRANSFER_KEYS))
 
     def __repr__(self) -> str:
         """Show no credential."""
@@ -76,10 +76,10 @@ class AuthAnswer:
     """A server's reply to correct credentials.
 
     Attributes:
-        peer_retention: For how many seconds the server keeps transfer keys; None if it does not keep them.
+        offer: What the server says about its journal; None if it does not keep transfer keys.
     """
 
-    peer_retention: int | None
+    offer: JournalOffer | None
 
 
 class BadAuthError(Exception):
@@ -130,19 +130,19 @@ def _is_text(entry: btp.ProtocolData) -> bool:
     return entry.content_type in (btp.TEXT, btp.OCTET_STREAM)
 
 
-def auth_accepted(request_id: int, retention: int | None = None) -> bytes:
+def auth_accepted(request_id: int, offer: JournalOffer | None = None) -> bytes:
     """Return the encoded reply to correct credentials.
 
     Args:
         request_id: The id of the auth packet.
-        retention: For how many seconds this end agrees to keep transfer keys; None if it does not.
+        offer: What this end says about its journal; None if it does not keep transfer keys.
     """
-    return btp.encode(btp.Response(request_id, tuple(_flag(*flag) for flag in transfer_keys(retention).items())))
+    return btp.encode(btp.Response(request_id, tuple(_flag(*flag) for flag in transfer_keys(offer).items())))
 
 
-def transfer_keys(retention: int | None) -> dict[str, str]:
-    """Return the auth flag that offers to keep transfer keys for ``retention`` seconds; empty for None."""
-    return {} if retention is None else {TRANSFER_KEYS: str(retention)}
+def transfer_keys(offer: JournalOffer | None) -> dict[str, object]:
+    """Return the auth flag that offers to keep transfer keys; empty for None."""
+    return {} if offer is None else {TRANSFER_KEYS: offer.as_json()}
 
 
 def _flag(name: str, value: object) -> btp.ProtocolData:
@@ -179,7 +179,7 @@ def read_auth_answer(frame: bytes, request_id: int, *, max_entries: int, token: 
     if not isinstance(packet, btp.Response | btp.Error) or packet.request_id != request_id:
         return None
     if isinstance(packet, btp.Response):
-        return AuthAnswer(read_retention(find_entry(packet.protocol_data, TRANSFER_KEYS)))
+        return AuthAnswer(read_offer(find_entry(packet.protocol_data, TRANSFER_KEYS)))
     name, data = packet.name.replace(token, "***"), packet.data.replace(token.encode(), b"***")
     refusal = remote_error(evolve(packet, name=name, data=data, protocol_data=()))
     if packet.code.startswith("T"):

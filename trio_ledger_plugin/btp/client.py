@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING
 import trio
 
 from ..errors import InvalidFieldsError, LedgerPluginError, NotAcceptedError, UnreachableError
+from ..negotiation import PeerJournal
 from ..net.dial import PermanentlyUnreachableError, dial
 from ..websocket.connection import WebSocket, open_websocket
 from .auth import auth_message, read_auth_answer, transfer_keys
 from .link import Link
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
+    from ..negotiation import JournalOffer
     from ..runtime.context import Context
     from .options import BtpOptions
 
@@ -51,7 +53,7 @@ class Client:
         context: What the parts of the plugin share.
         options: The plugin's options.
         ids: Where request ids come from.
-        offered_retention: For how many seconds this end keeps transfer keys; None if it offers PLAIN only.
+        make_offer: Returns what this end says about its journal; None if it offers only PLAIN.
         attach: Called with each link once it is authenticated.
         detach: Called with each link that is lost, attached or not, and the reason.
         is_wanted: Returns whether a link is still wanted: False while the plugin disconnects or closes.
@@ -64,7 +66,7 @@ class Client:
         options: BtpOptions,
         ids: Iterator[int],
         *,
-        offered_retention: int | None,
+        make_offer: Callable[[], Awaitable[JournalOffer | None]],
         attach: Callable[[Link], None],
         detach: Callable[[Link, str], None],
         is_wanted: Callable[[], bool],
@@ -73,7 +75,7 @@ class Client:
         self._context = context
         self._options = options
         self._ids = ids
-        self._offered_retention = offered_retention
+        self._make_offer = make_offer
         self._attach = attach
         self._detach = detach
         self._is_wanted = is_wanted
@@ -165,8 +167,8 @@ class Client:
         gone, decided = trio.Event(), trio.Event()
         decision: list[LedgerPluginError | None] = []
         request_id = next(self._ids)
-        offered = transfer_keys(self._offered_retention)
-        flags = {**options.btp_auth_flags, **offered}
+        offered = await self._make_offer()
+        flags = {**options.btp_auth_flags, **transfer_keys(offered)}
 
         def on_message(message: bytes) -> None:
             if decided.is_set():
@@ -185,7 +187,9 @@ class Client:
                 decision.append(None)
                 self._context.counters.redials += redials
                 # The server cannot agree to what this end has not offered.
-                link.peer_retention = answer.peer_retention if offered else None
+                link.is_downgraded = offered is None
+                if offered is not None and answer.offer is not None:
+                    link.peer_journal = PeerJournal.of(answer.offer, offered)
                 self._attach(link)
             decided.set()
 

@@ -22,6 +22,7 @@ from .session import Session, SessionEvent, error_reply, read_transfer, transfer
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from ..negotiation import PeerJournal
     from ..runtime.calls import Call
     from ..runtime.context import Context
     from ..runtime.handlers import Reply
@@ -69,8 +70,9 @@ class Link(Exchange):
         "_transport",
         "_writer",
         "account",
+        "is_downgraded",
         "on_lost",
-        "peer_retention",
+        "peer_journal",
         "replies_blocked",
         "session",
     )
@@ -90,7 +92,9 @@ class Link(Exchange):
         self.on_lost: Callable[[Link, str], None] = on_lost
         #: The peer's account; empty for a plugin with one peer.
         self.account: str = ""
-        self.peer_retention: int | None = None
+        self.peer_journal: PeerJournal | None = None
+        #: Whether the link is PLAIN only because this end's journal was not open yet.
+        self.is_downgraded: bool = False
         self.session: Session[Call] = Session(self.calls.pending, max_entries=options.max_entries)
         self._state = _State.AUTHENTICATING
         self._max_queued = options.max_send_queue_bytes
@@ -303,7 +307,7 @@ class Link(Exchange):
 
     def _receive_transfer(self, request_id: int, packet: btp.Transfer) -> None:
         try:
-            transfer = read_transfer(packet, self.account, keyed=self.peer_retention is not None)
+            transfer = read_transfer(packet, self.account, self.peer_journal)
         except InvalidFieldsError as error:
             self.counters.requests_received += 1
             self.refuse(request_id, error)

@@ -40,8 +40,8 @@ class BtpPlugin(BtpServer):
     ) -> None:
         super().__init__(options, services, nursery, on_failed)
         self._link: Link | None = None
+        self.money.call_on_open(self.drop_downgraded)
         ids = request_ids()
-        offered = self.money.offered_retention
         self._side: Client | Server
         listener = options.listener
         if listener is None:
@@ -49,7 +49,7 @@ class BtpPlugin(BtpServer):
                 self.context,
                 options,
                 ids,
-                offered_retention=offered,
+                make_offer=partial(self.money.make_offer, "", None),
                 attach=self._attach_link,
                 detach=self._detach_link,
                 is_wanted=self._is_link_wanted,
@@ -63,7 +63,7 @@ class BtpPlugin(BtpServer):
                 host=listener.host,
                 port=listener.port,
                 ssl_context=listener.ssl_context,
-                offered_retention=offered,
+                make_offer=self.money.make_offer,
                 attach=self._attach_link,
                 detach=self._detach_link,
                 is_wanted=self._is_link_wanted,

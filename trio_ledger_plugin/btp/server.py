@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import trio
 
 from ..errors import NotAcceptedError, NotConnectedError, StoreError
+from ..negotiation import PeerJournal
 from ..net.admission import Admission
 from ..net.listen import NAMELESS, Listener, peer_address
 from ..net.shared_reader import SocketReaders, can_share
@@ -28,11 +29,13 @@ from .link import Link
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
+    from ..negotiation import JournalOffer
     from ..runtime.context import Context
     from ..websocket.connection import Handshake, WebSocket, WebSocketConnection
     from ..websocket.interface import WebSocketTransport
 
     Identify: TypeAlias = Callable[[str | None, bytes], str]
+    MakeOffer: TypeAlias = Callable[[str, JournalOffer | None], Awaitable[JournalOffer | None]]
     Verify: TypeAlias = Callable[[str, bytes], Awaitable[None]]
     Handshakes: TypeAlias = Callable[[], Awaitable[WebSocketTransport | None]]
 
@@ -48,7 +51,8 @@ class Server:
         host: The address to listen on.
         port: The TCP port; 0 chooses a free one, None opens no port.
         ssl_context: The TLS context of the port; None listens without TLS.
-        offered_retention: For how many seconds this end keeps transfer keys; None if it offers PLAIN only.
+        make_offer: Returns what this end says about its journal to the account of a client that says something about
+            its own; None if it offers only PLAIN. The client's messages are held meanwhile.
         attach: Called with each link whose peer is authenticated; ``link.account`` is set.
         detach: Called with each link that is lost, attached or not, and the reason.
         is_wanted: Returns whether links are still wanted: False while the plugin disconnects or closes.
@@ -67,7 +71,7 @@ class Server:
         host: str,
         port: int | None,
         ssl_context: ssl.SSLContext | None,
-        offered_retention: int | None,
+        make_offer: MakeOffer,
         attach: Callable[[Link], None],
         detach: Callable[[Link, str], None],
         is_wanted: Callable[[], bool],
@@ -78,7 +82,7 @@ class Server:
         self._context = context
         self._ssl_context = ssl_context
         self.ids: Iterator[int] = ids
-        self.offered_retention: int | None = offered_retention
+        self.make_offer: MakeOffer = make_offer
         self.attach: Callable[[Link], None] = attach
         self.detach: Callable[[Link, str], None] = detach
         self.is_wanted: Callable[[], bool] = is_wanted
@@ -246,9 +250,9 @@ class _PendingConnection:
         except NotAcceptedError as error:
             self.refusal = BadAuthError(str(error), request.request_id)
             return
-        if self._server.verify is None:
+        if self._server.verify is None and request.offer is None:
             # At once: more messages may follow in the same read than can be held.
-            self._accept(request, account)
+            self._accept(request, account, None)
         else:
             self._claim = request, account
 
@@ -258,30 +262,33 @@ class _PendingConnection:
         Cancellation: The connection stays unauthenticated.
         """
         await self._heard.wait()
-        if self._claim is None or self._server.verify is None:
+        if self._claim is None:
             return
         request, account = self._claim
         try:
-            await self._server.verify(account, request.token)
+            if self._server.verify is not None:
+                await self._server.verify(account, request.token)
+            # Both ends have to offer it.
+            offer = None if request.offer is None else await self._server.make_offer(account, request.offer)
         except NotAcceptedError as error:
             self.refusal = BadAuthError(str(error), request.request_id)
         except StoreError as error:
             # Closed without a reply: the client tries again.
             self.refusal = BadAuthError(str(error))
         else:
-            self._accept(request, account)
+            self._accept(request, account, offer)
         finally:
             self._claim = None
 
-    def _accept(self, request: AuthRequest, account: str) -> None:
+    def _accept(self, request: AuthRequest, account: str, offer: JournalOffer | None) -> None:
         if not self.link.is_lost and self._server.is_wanted():
             # The link does not call this object any more, and so does not keep it in memory.
             self.link.on_lost = self._server.detach
             self.link.account = account
-            # Both ends have to offer it.
-            offered = self._server.offered_retention if request.peer_retention is not None else None
-            self.link.peer_retention = request.peer_retention if offered is not None else None
-            self.link.send_unauthenticated(auth_accepted(request.request_id, offered))
+            self.link.is_downgraded = request.offer is not None and offer is None
+            if request.offer is not None and offer is not None:
+                self.link.peer_journal = PeerJournal.of(request.offer, offer)
+            self.link.send_unauthenticated(auth_accepted(request.request_id, offer))
             self._server.attach(self.link)
 
     def _lost(self, link: Link, reason: str) -> None:
@@ -304,6 +311,13 @@ class BtpServer(LedgerPlugin):
         Raises:
             InvalidFieldsError: This plugin dials.
         """
+
+    def drop_downgraded(self) -> None:
+        """Drop the links that became PLAIN because this end's journal was not open; the clients connect again."""
+        if self.money.offer() is not None:
+            for link in self.exchanges():
+                if isinstance(link, Link) and link.is_downgraded:
+                    link.abort("the journal of transfers was not open; now it is")
 
     async def serve_stream(self, stream: trio.abc.Stream, *, peer: str = "") -> None:
         """Serve a stream that the application's own listener accepted, from the WebSocket handshake to its end.

@@ -44,6 +44,8 @@ from ..transfer import IDEMPOTENCY_KEY, MoneyLevel, Transfer, is_key
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ..negotiation import PeerJournal
+
 __all__ = [
     "ILP",
     "Session",
@@ -194,13 +196,13 @@ def transfer_packet(request_id: int, transfer: Transfer) -> bytes:
     return btp.encode(btp.Transfer(request_id, int(transfer.amount), entries))
 
 
-def read_transfer(packet: btp.Transfer, account: str, *, keyed: bool) -> Transfer:
+def read_transfer(packet: btp.Transfer, account: str, journal: PeerJournal | None) -> Transfer:
     """Read a peer's transfer.
 
     Args:
         packet: The packet.
         account: The account that sent it.
-        keyed: Whether the link is KEYED; on other links the key is ignored.
+        journal: The peer's journal, to which the key belongs; on a link without one, the key is ignored.
 
     Raises:
         InvalidFieldsError: The amount or the key is out of its range.
@@ -209,10 +211,10 @@ def read_transfer(packet: btp.Transfer, account: str, *, keyed: bool) -> Transfe
         raise InvalidFieldsError("amount is 0; it must be at least 1")
     amount = str(packet.amount)
     entry = next((entry for entry in packet.protocol_data if entry.protocol_name == IDEMPOTENCY_KEY), None)
-    if not keyed or entry is None:
+    if journal is None or entry is None:
         return Transfer(amount, account)
     key = entry.data.decode("ascii", "replace")
     if not is_key(key):
-        raise InvalidFieldsError("idempotency_key must be 1 to 64 ASCII characters")
+        raise InvalidFieldsError("idempotency_key must be 1 to 64 ASCII characters without NUL")
     digest = sha256(btp.encode(evolve(packet, request_id=0))).digest()
-    return Transfer(amount, account, key=key, level=MoneyLevel.KEYED, digest=digest)
+    return Transfer(amount, account, key=key, level=MoneyLevel.KEYED, journal=journal.id, digest=digest)

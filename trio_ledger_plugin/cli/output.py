@@ -16,7 +16,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-from ..events import AccountConnected, AccountDisconnected, Connected, Disconnected, EventsDropped, Failed
+from ..events import (
+    AccountConnected,
+    AccountDisconnected,
+    Connected,
+    Disconnected,
+    EventsDropped,
+    Failed,
+    TransfersInDoubt,
+)
 from ..log import escape, format_message
 
 if TYPE_CHECKING:
@@ -122,6 +130,8 @@ class LiveOutput:
                 self.write("failed", text, "red", error=str(error))
             case EventsDropped(count):
                 self.write("events_dropped", text, "cyan", count=count)
+            case TransfersInDoubt(count, amount):
+                self.write("transfers_in_doubt", text, "yellow", count=count, amount=str(amount))
 
 
 class _OutputLog:
@@ -162,3 +172,5 @@ def event_text(event: Event) -> str:
             return f"failed: {escape(str(error))}"
         case EventsDropped(count):
             return f"{count} events were lost"
+        case TransfersInDoubt(count, amount):
+            return f"{count} transfers of {amount} in all are in doubt"

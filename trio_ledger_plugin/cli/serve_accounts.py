@@ -13,7 +13,7 @@ from attrs import frozen
 from ..btp.accounts import AccountsPlugin
 from ..btp.options import AccountsOptions, HostInfo
 from ..errors import InvalidFieldsError
-from ..events import AccountConnected, AccountDisconnected, EventsDropped
+from ..events import AccountConnected, AccountDisconnected, EventsDropped, TransfersInDoubt
 from ..ilp.routing import route
 from ..opening import create_plugin
 from ..services import PluginServices
@@ -50,7 +50,7 @@ _Decorated = TypeVar("_Decorated", bound="Callable[..., object]")
 # The table's lines besides its rows: the heading, the totals, and one for the cursor.
 OTHER_LINES = 3
 # Connected and Disconnected only say that the server listens.
-EVENTS = (AccountConnected, AccountDisconnected, EventsDropped)
+EVENTS = (AccountConnected, AccountDisconnected, EventsDropped, TransfersInDoubt)
 
 
 def _checked_origins(_: click.Context, __: click.Parameter, origins: tuple[str, ...]) -> tuple[str, ...]:

@@ -6,6 +6,8 @@ caller stops waiting, it is withdrawn, unless a caller got an error that says th
 
 from __future__ import annotations
 
+from enum import Enum
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -14,53 +16,120 @@ from ..errors import TransferInDoubtError
 from ..transfer import MoneyLevel, Transfer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
-    from ..transfer import Window
+    from ..errors import RemoteError
+    from ..negotiation import PeerJournal
+    from .outgoing import BeingSent
 
-__all__ = ["PendingTransfer"]
+__all__ = ["PendingTransfer", "Phase"]
 
 # At PLAIN the link's own deadline applies. Callers wait this much longer, so that its outcome is recorded first.
 RECORDING_SECONDS: Final = 1.0
+# How long callers wait after the first temporary refusal, in which the transfer is tried again.
+REFUSED_SECONDS: Final = 5.0
+
+
+class Phase(Enum):
+    """Where an outgoing transfer is.
+
+    Attributes:
+        NEW: Nothing has been done.
+        ENTERING: It is being entered in the journal, and can still be withdrawn.
+        WAITING: It is in the journal, and waits for a link or for its next try.
+        SENT: It has been handed to a link, and the peer has not replied.
+        SETTLED: Its outcome is known.
+        WITHDRAWN: Its callers stopped waiting before it was in the journal.
+    """
+
+    NEW = "new"
+    ENTERING = "entering"
+    WAITING = "waiting"
+    SENT = "sent"
+    SETTLED = "settled"
+    WITHDRAWN = "withdrawn"
 
 
 class PendingTransfer:
-    """One outgoing transfer, and the callers that wait for its outcome.
+    """One outgoing transfer that a task works on or a caller waits for.
 
     Args:
         transfer: The transfer.
-        window: The earliest and the latest time at which it may be sent, in seconds since the epoch; None at PLAIN.
-        sent_before: Whether an earlier task, perhaps of an earlier process, may have sent it. If so, it is in the
-            journal.
+        give_up: Withdraws a transfer that was refused for now, when a caller's time is over.
+        abandoned: Called when the last caller of a transfer that waits in the journal has stopped waiting.
     """
 
     __slots__ = (
+        "_abandoned",
+        "_changed",
+        "_give_up",
+        "_is_settled",
         "_make_error",
-        "_settled",
+        "_patience_ends",
         "_waiting",
         "begun",
-        "entered",
+        "entering",
+        "gone",
+        "idle",
+        "may_be_applied",
+        "peer",
+        "phase",
         "promised",
-        "sent_before",
+        "refusal",
+        "sent",
         "transfer",
-        "window",
-        "withdrawn",
     )
 
-    def __init__(self, transfer: Transfer, window: Window | None, *, sent_before: bool = False) -> None:
+    def __init__(
+        self,
+        transfer: Transfer,
+        give_up: Callable[[PendingTransfer], Awaitable[None]],
+        abandoned: Callable[[PendingTransfer], None],
+    ) -> None:
         self.transfer: Transfer = transfer
-        self.window: Window | None = window
-        self.sent_before: bool = sent_before
-        # Set once it is decided whether the transfer enters the journal; until then it can be withdrawn.
-        self.entered: trio.Event = trio.Event()
-        self.withdrawn: bool = False
-        # Whether it may be in the journal; true while it is being entered.
-        self.begun: bool = sent_before
-        # Whether a caller got an error that says that the transfer goes on; then it is never withdrawn.
+        self._give_up = give_up
+        self._abandoned = abandoned
+        self.phase: Phase = Phase.NEW
+        #: The scope in which it is entered in the journal.
+        self.entering: trio.CancelScope = trio.CancelScope()
+        #: Whether the store has begun to enter it. Set on the store's thread.
+        self.begun: bool = False
+        #: Whether it is certain that the journal does not have it, after its callers stopped waiting.
+        self.gone: bool = False
+        #: The peer's journal, if the link at the beginning of the call was KEYED.
+        self.peer: PeerJournal | None = None
+        #: The transfer in the journal; None before it is entered.
+        self.sent: BeingSent | None = None
+        #: Whether the peer may have applied it, in a try without a reply.
+        self.may_be_applied: bool = False
+        #: The peer's last reply, if it has only refused the transfer for now.
+        self.refusal: RemoteError | None = None
+        # Until when callers wait for another reply then, on Trio's clock.
+        self._patience_ends = inf
+        # Set when the outcome is known, or when the patience begins.
+        self._changed = trio.Event()
+        #: Whether a caller got an error that says that the transfer goes on; then it is never withdrawn.
         self.promised: bool = False
-        self._settled = trio.Event()
+        #: Set while no task works on it.
+        self.idle: trio.Event = trio.Event()
+        self._is_settled = False
         self._make_error: Callable[[], Exception] | None = None
         self._waiting = 0
+
+    @property
+    def is_keyed(self) -> bool:
+        """Whether it is sent again until the peer replies."""
+        return self.transfer.level is MoneyLevel.KEYED
+
+    @property
+    def is_entering(self) -> bool:
+        """Whether it is not in the journal yet, as far as is known."""
+        return self.phase in (Phase.NEW, Phase.ENTERING)
+
+    @property
+    def has_callers(self) -> bool:
+        """Whether a caller waits for the outcome."""
+        return self._waiting > 0
 
     def settle(self, make_error: Callable[[], Exception] | None = None) -> None:
         """Set the outcome and wake the callers; only the first outcome counts.
@@ -68,18 +137,25 @@ class PendingTransfer:
         Args:
             make_error: Called once for each caller, which raises its result. None: the callers return.
         """
-        if not self._settled.is_set():
+        if not self._is_settled:
             self._make_error = make_error
-            self._settled.set()
+            self._is_settled = True
+            self._changed.set()
+            if self.phase is not Phase.WITHDRAWN:
+                self.phase = Phase.SETTLED
+
+    def refuse_for_now(self, refusal: RemoteError) -> None:
+        """Note a temporary refusal; the transfer is tried again, and its callers wait for a limited time."""
+        self.refusal = refusal
+        if self._patience_ends == inf and not self.may_be_applied:
+            self._patience_ends = trio.current_time() + REFUSED_SECONDS
+            self._changed.set()
+            self._changed = trio.Event()
 
     def doubt(self, reason: str) -> TransferInDoubtError:
         """Return the error of a transfer whose outcome is not known."""
         assert self.transfer.key is not None
         return TransferInDoubtError(self.transfer.key, self.transfer.amount, reason)
-
-    @property
-    def _is_keyed(self) -> bool:
-        return self.transfer.level is MoneyLevel.KEYED
 
     async def wait(self, deadline: float, seconds: float) -> None:
         """Wait for the outcome. When the last caller stops waiting, a transfer that is not in the journal is withdrawn.
@@ -92,17 +168,34 @@ class PendingTransfer:
         """
         self._waiting += 1
         try:
-            with trio.move_on_at(deadline + (0.0 if self._is_keyed else RECORDING_SECONDS)):
-                await self._settled.wait()
-            # The level may have changed while waiting: the journal may hold the key from an earlier KEYED transfer.
-            self.promised = self.promised or self._is_keyed
+            await self._wait_for_change(deadline)
+            if not self._is_settled and self.refusal is not None and not self.may_be_applied:
+                await self._give_up(self)
+            self.promised = self.promised or self.is_keyed
         finally:
             self._waiting -= 1
-            if not (self._waiting or self.promised or self.entered.is_set()):
-                self.withdrawn = True
-        if not self._settled.is_set():
-            retried = "goes on from the journal" if self.entered.is_set() else "goes on when the store has recorded it"
-            next_step = retried if self._is_keyed else "is not sent again"
+            if not self._waiting:
+                self._leave()
+        if not self._is_settled:
+            in_journal = self.phase in (Phase.WAITING, Phase.SENT)
+            retried = "goes on from the journal" if in_journal else "goes on when the store has recorded it"
+            next_step = retried if self.is_keyed else "is not sent again"
             raise self.doubt(f"no acknowledgement within {seconds:g} s; it {next_step}")
         if self._make_error is not None:
             raise self._make_error()
+
+    async def _wait_for_change(self, deadline: float) -> None:
+        """Wait for the outcome until the deadline, or until the patience with a peer that refuses for now ends."""
+        while not self._is_settled:
+            limit = min(deadline + (0.0 if self.is_keyed else RECORDING_SECONDS), self._patience_ends)
+            with trio.move_on_at(limit) as waiting:
+                await self._changed.wait()
+            if waiting.cancelled_caught:
+                return
+
+    def _leave(self) -> None:
+        if self.is_entering and not self.promised:
+            self.phase = Phase.WITHDRAWN
+            self.entering.cancel()
+        elif self.phase is Phase.WAITING:
+            self._abandoned(self)

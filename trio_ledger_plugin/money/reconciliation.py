@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, TypeAlias
 
 from ..errors import InvalidFieldsError
 from ..transfer import JournalEntry, Totals, TransferDirection, TransferState
+from .turns import BACKGROUND
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+    from contextlib import AbstractAsyncContextManager
 
-    from .ledger import Ledger
+    from .journal import Journal
+
+    Holding: TypeAlias = Callable[[str, str], AbstractAsyncContextManager[None] | None]
 
 __all__ = ["Transfers"]
 
@@ -22,13 +27,15 @@ class Transfers:
     For a server of many accounts, it shows all accounts; for ``account(name)``, only that one.
 
     Args:
-        ledger: The ledger with the journal.
+        journal: The journal.
         account: The account; None for all.
+        holding: Returns a context in which the transfer of an account and a key is not sent; None if nothing sends it.
     """
 
-    def __init__(self, ledger: Ledger, account: str | None) -> None:
-        self._ledger = ledger
+    def __init__(self, journal: Journal, account: str | None, holding: Holding | None = None) -> None:
+        self._journal = journal
         self._account = account
+        self._holding = holding
 
     async def totals(self) -> Totals:
         """Return the sums of what was sent, received and is in doubt.
@@ -38,14 +45,15 @@ class Transfers:
 
         Cancellation: Safe at any time.
         """
-        return await self._ledger.run(self._ledger.journal.totals, self._account)
+        return await self._journal.totals(self._account)
 
     def walk(
         self, *, state: TransferState | None = None, direction: TransferDirection | None = None
     ) -> AsyncIterator[JournalEntry]:
         """Iterate over the journal, in the order in which the transfers were entered.
 
-        Transfers that are entered meanwhile are included. Finished transfers are removed after ``key_retention``.
+        Transfers that are entered meanwhile are included. Finished transfers are removed after ``key_retention``, and
+        incoming ones at PLAIN as soon as a money handler has finished with them.
 
         Args:
             state: Only transfers in this state.
@@ -62,12 +70,13 @@ class Transfers:
         """
         _check("state", state, TransferState)
         _check("direction", direction, TransferDirection)
-        return _Walk(self._ledger, self._account, direction, state)
+        return _Walk(self._journal, self._account, direction, state)
 
     async def confirm(self, key: str, *, account: str | None = None) -> None:
-        """Settle an outgoing transfer in doubt that the peer has applied; it then counts as sent.
+        """Settle an outgoing transfer that the peer has applied; it then counts as sent.
 
-        Does nothing if it is acknowledged already.
+        A transfer that is in doubt can be settled, and one that is still being sent again: a try in progress ends
+        first, and there is no other.
 
         Args:
             key: Its idempotency key.
@@ -75,19 +84,20 @@ class Transfers:
 
         Raises:
             TypeError: An argument has another type.
-            InvalidFieldsError: It is not in doubt, or ``account`` is missing.
-            TransferNotFoundError: No transfer was sent under this key.
+            InvalidFieldsError: It is settled already, or ``account`` is missing; nothing has changed.
+            TransferNotFoundError: No transfer was sent under this key; nothing has changed.
             StoreError: The store failed; nothing has changed.
 
         Cancellation: The transfer may be settled anyway.
         """
-        await self._settle(self._ledger.journal.confirm, key, account)
+        await self._settle(TransferState.ACKED, key, account)
 
     async def reject(self, key: str, *, account: str | None = None) -> None:
-        """Settle an outgoing transfer in doubt that the peer has not applied and never will apply.
+        """Settle an outgoing transfer that the peer has not applied and never will apply.
 
-        Does nothing if it is rejected already. To pay again, send a new transfer under a new key: sending under this
-        key raises a ``NotAcceptedError``, which says that the transfer was settled by hand.
+        A transfer that is in doubt can be settled, and one that is still being sent again: a try in progress ends
+        first, and there is no other. To pay again, send a new transfer under a new key: sending under this key raises a
+        ``NotAcceptedError``, which says that the transfer was settled by hand.
 
         Args:
             key: Its idempotency key.
@@ -95,13 +105,13 @@ class Transfers:
 
         Raises:
             TypeError: An argument has another type.
-            InvalidFieldsError: It is not in doubt, or ``account`` is missing.
-            TransferNotFoundError: No transfer was sent under this key.
+            InvalidFieldsError: It is settled already, or ``account`` is missing; nothing has changed.
+            TransferNotFoundError: No transfer was sent under this key; nothing has changed.
             StoreError: The store failed; nothing has changed.
 
         Cancellation: The transfer may be settled anyway.
         """
-        await self._settle(self._ledger.journal.reject, key, account)
+        await self._settle(TransferState.REJECTED, key, account)
 
     async def reset_level(self, *, account: str | None = None) -> None:
         """Allow an account that was at KEYED to use links at PLAIN again.
@@ -114,17 +124,21 @@ class Transfers:
 
         Raises:
             TypeError: ``account`` has another type.
-            InvalidFieldsError: ``account`` is missing.
+            InvalidFieldsError: ``account`` is missing, not known, or not at KEYED; nothing has changed.
             StoreError: The store failed; nothing has changed.
 
         Cancellation: The level may be reset anyway.
         """
-        await self._ledger.run(self._ledger.journal.reset_level, self._one_account(account))
+        name = self._one_account(account)
+        await self._journal.run(name, self._journal.sql.reset_level, name)
 
-    async def _settle(self, settle: Callable[..., None], key: str, account: str | None) -> None:
+    async def _settle(self, state: TransferState, key: str, account: str | None) -> None:
         if not isinstance(key, str):
             raise TypeError(f"key is text, not {type(key).__name__}")
-        await self._ledger.run(settle, self._one_account(account), key)
+        name = self._one_account(account)
+        holding = None if self._holding is None else self._holding(name, key)
+        async with holding or nullcontext():
+            await self._journal.run(name, self._journal.sql.history.settle, name, key, state)
 
     def _one_account(self, account: str | None) -> str:
         _check("account", account, str)
@@ -139,24 +153,24 @@ class _Walk:
     """Iterates over the journal, page by page. Not a generator, which would have to be closed if a loop is left."""
 
     def __init__(
-        self, ledger: Ledger, account: str | None, direction: TransferDirection | None, state: TransferState | None
+        self, journal: Journal, account: str | None, direction: TransferDirection | None, state: TransferState | None
     ) -> None:
-        self._ledger = ledger
+        self._journal = journal
         self._filter = account, direction, state
-        self._page: deque[JournalEntry] = deque()
-        self._after = 0
+        self._entries: deque[JournalEntry] = deque()
+        self._after: int | None = 0
 
     def __aiter__(self) -> _Walk:
         return self
 
     async def __anext__(self) -> JournalEntry:
-        if not self._page:
-            self._page.extend(await self._ledger.run(self._ledger.journal.page, *self._filter, self._after))
-            if not self._page:
+        while not self._entries:
+            if self._after is None:
                 raise StopAsyncIteration
-        entry = self._page.popleft()
-        self._after = entry.number
-        return entry
+            page = await self._journal.run(BACKGROUND, self._journal.sql.history.page, *self._filter, self._after)
+            self._entries.extend(page.entries)
+            self._after = page.after
+        return self._entries.popleft()
 
 
 def _check(name: str, value: object, expected: type) -> None:

@@ -1,16 +1,16 @@
 """Sends the transfers of one account.
 
-Invariants: a transfer is in the journal before its first byte is sent, and stays there until its outcome is known. From
-then on one of the plugin's tasks owns it; its callers only wait. At PLAIN, the task hands it to a link once. At KEYED,
-the task hands it to one link after another until the peer answers, or until the peer may have forgotten its key.
+Invariants: a transfer is in the journal before its first byte is sent, and stays there until its outcome is known. At
+PLAIN, it is handed to a link once. At KEYED, it is handed to one link after another until the peer replies, or until
+the peer may have forgotten its key. What is to be sent again is in the journal only (``resender.py``).
 """
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from functools import partial
 from math import inf
-from time import time
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 import trio
 from attrs import evolve
@@ -18,8 +18,6 @@ from attrs import evolve
 from ..errors import (
     DuplicateIdError,
     LedgerPluginError,
-    MoneyLevelError,
-    NotAcceptedError,
     NotConnectedError,
     PluginClosedError,
     PluginFailedError,
@@ -29,31 +27,35 @@ from ..errors import (
     TransferInDoubtError,
     copy_error,
 )
-from ..transfer import MoneyLevel, Transfer, TransferDirection, TransferState
-from .pending import PendingTransfer
+from ..transfer import MoneyLevel, Transfer
+from .doubts import SETTLE_BY_HAND
+from .outcomes import Outcomes, key_conflict
+from .outgoing import BeingSent
+from .pending import PendingTransfer, Phase
+from .resender import Resender
 
 if TYPE_CHECKING:
-    import sqlite3
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
+    from ..negotiation import PeerJournal
     from ..runtime.context import Context
-    from ..transfer import JournalEntry, Window
-    from .ledger import Ledger
+    from ..stores.dialect import Connection
+    from ..transfer import JournalEntry
+    from .doubts import Doubts
+    from .journal import Journal
 
 __all__ = ["Sender"]
 
-T = TypeVar("T")
-
-FIRST_PAUSE: Final = 0.5
-LONGEST_PAUSE: Final = 30.0
-# Transfers in the journal are sent again only while fewer than this many are in flight.
-RESUMED_AT_ONCE: Final = 256
-# By how many seconds the clock may be set back before the age of a transfer counts as unknown.
-CLOCK_SECONDS: Final = 3600.0
+# The pauses between two tries of a transfer that the peer refuses for now (RFC-0023: 1 to 60 seconds).
+FIRST_RETRY: Final = 1.0
+LONGEST_RETRY: Final = 60.0
+# How long a caller whose time is over waits for the store to withdraw its transfer.
+GIVE_UP_SECONDS: Final = 1.0
 
 
-class _Withdrawn(Exception):  # noqa: N818 (not an error: the transfer has no callers)
-    """All callers stopped waiting before the transfer was in the journal."""
+NOTHING_SENT: Final = "the plugin was closed or disconnected; nothing was sent"
+# A transfer in these phases has a task that works on it.
+BEGUN: Final = (Phase.NEW, Phase.ENTERING, Phase.SENT)
 
 
 class Sender:
@@ -61,55 +63,73 @@ class Sender:
 
     Args:
         context: What the parts of the plugin share.
-        ledger: The journal.
+        journal: The journal.
         account: The account's name; empty for a plugin with one peer.
         carry: Carries a transfer over the present link, once.
-        peer_retention: Returns for how many seconds the peer keeps keys, agreed on the present link; None at PLAIN.
+        peer: Returns the peer's journal as the present link knows it; None at PLAIN and without a link.
+        is_connected: Returns whether there is a link.
+        doubts: Gets the transfers that are in doubt.
     """
 
     def __init__(
         self,
         context: Context,
-        ledger: Ledger,
+        journal: Journal,
         account: str,
         carry: Callable[[Transfer], Awaitable[None]],
-        peer_retention: Callable[[], int | None],
+        *,
+        peer: Callable[[], PeerJournal | None],
+        is_connected: Callable[[], bool],
+        doubts: Doubts,
     ) -> None:
         self._context = context
-        self._carry = carry
-        self._peer_retention = peer_retention
-        self._ledger = ledger
+        self._journal = journal
+        self._outgoing = journal.sql.outgoing
         self._account = account
+        self._carry = carry
+        self._peer = peer
+        self._is_connected = is_connected
+        self._doubts = doubts
+        self._outcomes = outcomes = Outcomes(context, journal, account, doubts)
+        self._resender = Resender(context, journal, account, outcomes, may_send=self._may_resend, send=self._send_again)
+        journal.unfinished.discard(account)
         self._live: dict[str, PendingTransfer] = {}
-        self._resuming = False
-        # Whether the journal may hold transfers of an earlier plugin that this sender has not read yet.
-        self.behind: bool = False
+        # Keys that an operator is settling; they are not sent.
+        self._held: set[str] = set()
         self._closed = False
-        self._transfer_ended = trio.Event()
-        self._new_link = trio.Event()
+        # Of the present link: set once the journal has compared the peer's journal with what it knows.
+        self._met = trio.Event()
+
+    # Sending.
 
     async def send(self, transfer: Transfer) -> None:
         """Send a transfer and return when it is acknowledged; ``LedgerPlugin.send_money`` documents what it raises."""
-        assert transfer.key is not None
-        outgoing = self._live.get(transfer.key)
         seconds = self._context.options.response_timeout
         deadline = trio.current_time() + seconds
-        with trio.move_on_at(deadline) as patience:
-            while outgoing is not None and outgoing.withdrawn and not outgoing.entered.is_set():
-                # Its callers stopped waiting; whether that was before it entered the journal is known soon.
-                await outgoing.entered.wait()
-                if not outgoing.begun:
-                    outgoing = self._live.get(transfer.key)
-        if patience.cancelled_caught:
-            reason = "the store did not answer in time, so an earlier call with its key may not have been withdrawn"
-            raise TransferInDoubtError(transfer.key, transfer.amount, reason)
-        if outgoing is None:
+        pending = await self._find_live(transfer, deadline)
+        if pending is None:
             if self._closed:
                 raise PluginClosedError("the plugin was closed; nothing was sent")
-            outgoing = self._enter(evolve(transfer, account=self._account))
-        elif outgoing.transfer.amount != transfer.amount:
-            raise _key_conflict(transfer.key, outgoing.transfer.amount)
-        await outgoing.wait(deadline, seconds)
+            if not self._is_connected():
+                # The link was lost while an earlier call under the key was being withdrawn.
+                raise NotConnectedError("not connected; nothing was sent")
+            pending = self._begin(evolve(transfer, account=self._account))
+        elif pending.transfer.amount != transfer.amount:
+            raise key_conflict(str(transfer.key), pending.transfer.amount)
+        await pending.wait(deadline, seconds)
+
+    async def _find_live(self, transfer: Transfer, deadline: float) -> PendingTransfer | None:
+        """Return the transfer under a key that is being sent; one that is being withdrawn is waited for."""
+        assert transfer.key is not None
+        with trio.move_on_at(deadline):
+            while (pending := self._live.get(transfer.key)) is not None and pending.phase is Phase.WITHDRAWN:
+                await pending.idle.wait()
+                if pending.phase is Phase.WITHDRAWN and not pending.gone:
+                    reason = "the plugin ended before an earlier call with its key was withdrawn"
+                    raise TransferInDoubtError(transfer.key, transfer.amount, reason)
+            return pending
+        reason = "the store did not answer in time, so an earlier call with its key may not have been withdrawn"
+        raise TransferInDoubtError(transfer.key, transfer.amount, reason)
 
     async def recall(self, transfer: Transfer) -> bool:
         """Report the outcome of a transfer whose key is known, while there is no link; return False if it is unknown.
@@ -120,287 +140,311 @@ class Sender:
         if transfer.key in self._live:
             await self.send(transfer)
             return True
-        outgoing = PendingTransfer(evolve(transfer, account=self._account), None)
-        find = self._ledger.journal.find
+        pending = self._new_pending(evolve(transfer, account=self._account))
         with trio.move_on_after(self._context.options.response_timeout):
-            known = await self._ledger.run(find, self._account, TransferDirection.OUT, transfer.key)
+            known = await self._journal.run(self._account, self._outgoing.find, self._account, transfer.key)
             if known is None:
                 return False
-            if await self._must_send(outgoing, known):
-                outgoing.settle(partial(outgoing.doubt, "it is in the journal, and goes on once there is a link"))
-            await outgoing.wait(inf, inf)
+            if await self._outcomes.goes_on(pending, known):
+                pending.settle(partial(pending.doubt, "it is in the journal, and goes on once there is a link"))
+            await pending.wait(inf, inf)
             return True
-        raise outgoing.doubt("the store did not answer in time, so it is not known whether its key was used before")
+        raise pending.doubt("the store did not answer in time, so it is not known whether its key was used before")
 
-    def _enter(self, transfer: Transfer) -> PendingTransfer:
-        retention = self._peer_retention()
-        if retention is None:
-            outgoing = PendingTransfer(transfer, None)
-        else:
-            # The peer keeps a key from when it receives it. Using only half of that time leaves a margin for slow
-            # networks and for clocks that are set.
-            now = time()
-            outgoing = PendingTransfer(evolve(transfer, level=MoneyLevel.KEYED), (now, now + retention / 2))
-        self._begin(outgoing)
-        return outgoing
+    def _new_pending(self, transfer: Transfer) -> PendingTransfer:
+        return PendingTransfer(transfer, self._give_up, self._drop)
 
-    def _begin(self, outgoing: PendingTransfer) -> None:
-        assert outgoing.transfer.key is not None
+    def _begin(self, transfer: Transfer) -> PendingTransfer:
+        assert transfer.key is not None
+        if self._peer() is not None:
+            transfer = evolve(transfer, level=MoneyLevel.KEYED)
+        pending = self._new_pending(transfer)
+        pending.peer = self._peer() if self._met.is_set() else None
         try:
-            self._context.tasks.spawn(self._run, outgoing)
+            self._context.tasks.spawn(self._run, pending)
         except RuntimeError as error:
-            raise PluginClosedError("the plugin was closed or disconnected; nothing was sent") from error
-        self._live[outgoing.transfer.key] = outgoing
+            raise PluginClosedError(NOTHING_SENT) from error
+        self._live[str(transfer.key)] = pending
+        return pending
+
+    def _drop(self, pending: PendingTransfer) -> None:
+        """Keep a transfer no longer in memory; the journal has it."""
+        if self._live.get(str(pending.transfer.key)) is pending:
+            del self._live[str(pending.transfer.key)]
+
+    async def _give_up(self, pending: PendingTransfer) -> None:
+        """Withdraw a transfer that the peer has only refused for now; the callers get the last refusal."""
+        sent, refusal = pending.sent, pending.refusal
+        if sent is None or refusal is None or pending.phase is not Phase.WAITING:
+            return
+        try:
+            with trio.move_on_after(GIVE_UP_SECONDS):
+                if await self._journal.run(self._account, self._outgoing.withdraw_waiting, sent):
+                    pending.settle(partial(copy_error, refusal))
+                    self._drop(pending)
+        except StoreError as error:
+            self._context.log.error("cannot withdraw a transfer: %s", error)
+
+    # The plugin's life.
 
     def link_up(self) -> None:
-        """Send unanswered transfers again, if the link is at KEYED."""
-        self._new_link.set()
-        self._new_link = trio.Event()
-        if self._peer_retention() is not None and not self._resuming:
-            self._resuming = True
-            self._context.tasks.spawn(self._resume)
+        """Handle a new link: compare the peer's journal with what is known, then send unanswered transfers again."""
+        former, self._met = self._met, trio.Event()
+        former.set()
+        peer = self._peer()
+        if peer is not None and not self._closed:
+            self._context.tasks.spawn(self._meet, peer, self._met)
+
+    async def _meet(self, peer: PeerJournal, met: trio.Event) -> None:
+        what = "compare the peer's journal"
+        if await self._outcomes.persist(what, self._doubts.meet, self._journal, self._account, peer):
+            for pending in [each for each in self._live.values() if each.phase is Phase.WAITING]:
+                await self._look_up(pending)
+        met.set()
+        self._resender.wake()
 
     def abandon(self, reason: str) -> None:
         """Release callers waiting on KEYED transfers; the link itself ends the wait of those at PLAIN."""
-        for outgoing in self._live.values():
-            if outgoing.transfer.level is MoneyLevel.KEYED:
-                outgoing.settle(partial(outgoing.doubt, reason))
+        for pending in tuple(self._live.values()):
+            if pending.is_entering and not pending.begun and not pending.promised:
+                # It is no longer entered, and its task tells its callers that nothing was sent.
+                pending.entering.cancel()
+            elif pending.is_keyed:
+                pending.settle(partial(pending.doubt, reason))
 
     def close(self, reason: str) -> None:
         """Stop sending; the next plugin of the account sends the KEYED transfers in the journal."""
         self.abandon(reason)
         self._closed = True
-        self._new_link.set()
-        if self.behind or any(outgoing.transfer.level is MoneyLevel.KEYED for outgoing in self._live.values()):
-            self._ledger.unfinished.add(self._account)
+        self._resender.wake()
+        if self._resender.has_waiting or any(pending.is_keyed for pending in self._live.values()):
+            self._journal.unfinished.add(self._account)
 
-    async def _resume(self) -> None:
-        """Send the unanswered transfers in the journal again, a limited number at once."""
-        after, pause = 0, FIRST_PAUSE
+    @asynccontextmanager
+    async def holding(self, key: str) -> AsyncIterator[None]:
+        """Do not send the transfer of a key during the block, which settles it by hand; a try in progress ends first.
+
+        Cancellation: Safe at any time.
+        """
+        self._held.add(key)
         try:
-            while not self._closed:
-                try:
-                    page = await self._ledger.run(self._ledger.journal.unanswered, self._account, after)
-                except StoreError as error:
-                    self._context.log.error("cannot look for transfers to send again: %s", error)
-                    await trio.sleep(pause)
-                    pause = min(2 * pause, LONGEST_PAUSE)
-                    continue
-                if not page:
-                    self.behind = False
-                    return
-                for number, transfer, window in page:
-                    after = number
-                    while len(self._live) >= RESUMED_AT_ONCE:
-                        self._transfer_ended = trio.Event()
-                        await self._transfer_ended.wait()
-                    if transfer.key not in self._live:
-                        self._begin(PendingTransfer(transfer, window, sent_before=True))
+            while (pending := self._live.get(key)) is not None and pending.phase in BEGUN:
+                await pending.idle.wait()
+            yield
         finally:
-            self._resuming = False
+            self._held.discard(key)
+            pending = self._live.get(key)
+            if pending is not None and pending.phase is Phase.WAITING and self._context.tasks.running:
+                pending.idle = trio.Event()
+                self._context.tasks.spawn(self._look_up, pending)
+
+    async def _look_up(self, pending: PendingTransfer) -> None:
+        """Give the callers of a transfer its outcome, if an operator has settled it."""
+        try:
+            known = await self._outcomes.record(self._outgoing.find, self._account, pending.transfer.key)
+            if known is not None:
+                await self._outcomes.goes_on(pending, known)
+        finally:
+            self._rest(pending)
 
     # One transfer, in its own task.
 
-    async def _run(self, outgoing: PendingTransfer) -> None:
+    async def _run(self, pending: PendingTransfer) -> None:
         try:
-            to_send = outgoing.sent_before or await self._enter_journal(outgoing)
-            outgoing.entered.set()
-            if to_send:
-                if outgoing.transfer.level is MoneyLevel.KEYED:
-                    await self._send_keyed(outgoing)
-                else:
-                    await self._send_plain(outgoing)
-        except _Withdrawn:
-            pass
+            if await self._enter(pending):
+                await self._send(pending)
         finally:
-            assert outgoing.transfer.key is not None
-            del self._live[outgoing.transfer.key]
-            outgoing.entered.set()
-            self._transfer_ended.set()
-            outgoing.settle(partial(outgoing.doubt, "the plugin was closed before it was acknowledged"))
+            self._rest(pending)
 
-    async def _enter_journal(self, outgoing: PendingTransfer) -> bool:
-        """Enter a transfer as SENT; return False if its outcome is known without sending it."""
+    def _rest(self, pending: PendingTransfer) -> None:
+        """End the work on a transfer; it stays in memory only while callers wait for it."""
+        if pending.phase is not Phase.WAITING or not pending.has_callers:
+            self._drop(pending)
+        if pending.phase is Phase.SENT or (pending.is_entering and pending.begun):
+            # The task was cancelled: the plugin ends.
+            pending.settle(partial(pending.doubt, "the plugin was closed before it was acknowledged"))
+        elif pending.is_entering:
+            pending.settle(partial(PluginClosedError, NOTHING_SENT))
+        elif pending.phase is Phase.WITHDRAWN and not pending.begun:
+            pending.gone = True
+        pending.idle.set()
 
-        def enter(connection: sqlite3.Connection) -> JournalEntry | None:
-            # The order matters: Trio's thread first sets ``withdrawn``, then reads ``begun``.
-            outgoing.begun = True
-            if outgoing.withdrawn:
-                outgoing.begun = False
-                raise _Withdrawn
-            return self._ledger.journal.begin(
-                connection, outgoing.transfer, outgoing.window, plain_allowed=self._ledger.plain_allowed
-            )
-
+    async def _enter(self, pending: PendingTransfer) -> bool:
+        """Enter a transfer in the journal; return whether it has to be sent now."""
+        if pending.phase is Phase.WITHDRAWN:
+            return False
+        pending.phase = Phase.ENTERING
+        entered: BeingSent | JournalEntry | None = None
         try:
-            known = await self._ledger.run(enter)
+            with pending.entering:
+                entered = await self._begin_in_journal(pending)
         except StoreInDoubtError as error:
-            outgoing.settle(
-                partial(outgoing.doubt, f"nothing was sent yet, but the store may have recorded it: {error}")
-            )
-        except (StoreError, MoneyLevelError) as error:
-            if outgoing.promised:
-                key = outgoing.transfer.key
-                self._context.log.error(
-                    "transfer %s was not sent, although its caller was told that it goes on: %s", key, error
-                )
-            outgoing.settle(partial(type(error), str(error)))
-        else:
-            if known is not None:
-                return await self._must_send(outgoing, known)
-            if not outgoing.withdrawn or outgoing.transfer.level is MoneyLevel.KEYED:
-                return True
-            # The callers stopped waiting while the store committed it, and may have paid in another way since.
-            await self._record(self._withdraw, outgoing.transfer)
-            outgoing.begun = False
-        return False
-
-    async def _must_send(self, outgoing: PendingTransfer, known: JournalEntry) -> bool:
-        """Settle a transfer from its entry in the journal; return True if this task has to send it again instead."""
-        if known.amount != int(outgoing.transfer.amount):
-            outgoing.settle(partial(_key_conflict, known.key, str(known.amount)))
-        elif known.state is TransferState.ACKED:
-            outgoing.settle()
-        elif known.state is TransferState.REJECTED:
-            by_hand = "the transfer was settled by hand as not applied; use a new key for a new transfer"
-            outgoing.settle(partial(copy_error, known.error or NotAcceptedError(by_hand)))
-        elif known.state is TransferState.SENT and known.level is MoneyLevel.KEYED:
-            outgoing.transfer = evolve(outgoing.transfer, level=MoneyLevel.KEYED)
-            outgoing.window, outgoing.sent_before = known.window, True
-            return True
-        else:
-            await self._record(self._ledger.journal.doubt, outgoing.transfer)
-            outgoing.settle(partial(outgoing.doubt, "it was sent before and not acknowledged"))
-        return False
-
-    async def _send_plain(self, outgoing: PendingTransfer) -> None:
-        journal, transfer = self._ledger.journal, outgoing.transfer
-        try:
-            await self._carry(transfer)
-        except TransferInDoubtError as error:
-            await self._record(journal.doubt, transfer)
-            outgoing.settle(partial(outgoing.doubt, error.reason))
-        except RemoteError as error:
-            await self._record_refusal(outgoing, error)
+            pending.settle(partial(pending.doubt, f"nothing was sent yet, but the store may have recorded it: {error}"))
         except LedgerPluginError as error:
-            await self._forget_unsent(outgoing, error)
+            if pending.promised:
+                text = "transfer %s was not sent, although its caller was told that it goes on: %s"
+                self._context.log.error(text, pending.transfer.key, error)
+            pending.settle(partial(copy_error, error))
+            return False
+        if entered is not None:
+            return await self._entered(pending, entered)
+        # Withdrawn, or in doubt: nothing was sent. If the store has begun, it may have recorded it.
+        if pending.begun:
+            await self._outcomes.record(self._outgoing.withdraw_new, self._account, str(pending.transfer.key))
+        pending.gone = True
+        pending.settle(partial(PluginClosedError, NOTHING_SENT))
+        return False
+
+    async def _begin_in_journal(self, pending: PendingTransfer) -> BeingSent | JournalEntry:
+        # If the link is lost from here on, the transfer waits for the next one.
+        peer = pending.peer or await self._wait_until_met()
+        if peer is None and not self._is_connected():
+            raise NotConnectedError("not connected; nothing was sent")
+        level = MoneyLevel.PLAIN if peer is None else MoneyLevel.KEYED
+        transfer = pending.transfer = evolve(pending.transfer, level=level)
+
+        def begin(connection: Connection) -> BeingSent | JournalEntry:
+            pending.begun = True
+            return self._outgoing.begin(connection, transfer, peer, plain_allowed=self._journal.plain_allowed)
+
+        return await self._journal.run(self._account, begin)
+
+    async def _entered(self, pending: PendingTransfer, entered: BeingSent | JournalEntry) -> bool:
+        if not isinstance(entered, BeingSent):
+            if await self._outcomes.goes_on(pending, entered):
+                pending.phase = Phase.WAITING
+                self._resender.wake()
+            return False
+        pending.sent = entered
+        if pending.phase is Phase.WITHDRAWN and not pending.is_keyed:
+            # The callers stopped waiting while the store committed it, and may have paid in another way since.
+            await self._outcomes.record(self._outgoing.withdraw, entered)
+            pending.gone = True
+            return False
+        pending.phase = Phase.WAITING
+        return True
+
+    async def _wait_until_met(self) -> PeerJournal | None:
+        """Return the peer's journal once it is known to be the one that this journal knows; None at PLAIN."""
+        while (peer := self._peer()) is not None:
+            met = self._met
+            await met.wait()
+            if met is self._met and self._peer() is peer:
+                break
+        return peer
+
+    async def _send(self, pending: PendingTransfer) -> None:
+        """Hand a transfer to the link, once."""
+        assert pending.sent is not None
+        if not pending.is_keyed:
+            pending.phase = Phase.SENT
+            await self._send_plain(pending, pending.sent)
+            return
+        peer = self._peer()
+        if peer is None:
+            await self._postpone(pending, pending.sent, 0.0)
+        elif pending.sent.journal != peer.id and not pending.may_be_applied:
+            await self._outcomes.forget_unsent(
+                pending, pending.sent, NotConnectedError("the link was lost; nothing was sent")
+            )
+        elif pending.sent.journal != peer.id or peer.age() >= pending.sent.resend_until:
+            reason = f"the peer may have forgotten its key, so it is not sent again; {SETTLE_BY_HAND}"
+            await self._outcomes.leave_in_doubt(pending, pending.sent.number, reason)
+        else:
+            pending.phase = Phase.SENT
+            await self._send_keyed(pending, pending.sent)
+
+    async def _send_plain(self, pending: PendingTransfer, sent: BeingSent) -> None:
+        try:
+            await self._carry(pending.transfer)
+        except TransferInDoubtError as error:
+            await self._outcomes.leave_in_doubt(pending, sent.number, f"{error.reason}; {SETTLE_BY_HAND}")
+        except RemoteError as error:
+            await self._outcomes.record_refusal(pending, sent, error)
+        except LedgerPluginError as error:
+            await self._outcomes.forget_unsent(pending, sent, error)
         except Exception as error:  # noqa: BLE001 (a plugin of another package may raise anything)
-            self._context.log.error("carrying transfer %s failed: %o", transfer.key, error)
-            await self._record(journal.doubt, transfer)
-            outgoing.settle(partial(outgoing.doubt, "the plugin failed to carry it"))
+            self._context.log.error("carrying transfer %s failed: %o", pending.transfer.key, error)
+            reason = f"the plugin failed to carry it; {SETTLE_BY_HAND}"
+            await self._outcomes.leave_in_doubt(pending, sent.number, reason)
         else:
-            await self._record(journal.answered, transfer, None)
-            outgoing.settle()
+            await self._outcomes.record_acknowledgement(pending, sent)
 
-    async def _send_keyed(self, outgoing: PendingTransfer) -> None:
-        # Whether the peer may have applied it already; if so, a temporary refusal does not mean that it has not.
-        sent_before = outgoing.sent_before
-        # Whether it has just been entered; an older entry may have been settled by hand since.
-        fresh = not sent_before
-        pause = FIRST_PAUSE
-        while True:
-            if self._peer_retention() is None and not self._closed:
-                fresh = False
-                with trio.move_on_after(_time_left(outgoing.window, None)):
-                    while self._peer_retention() is None and not self._closed:
-                        await self._new_link.wait()
-            if self._closed:
+    async def _send_keyed(self, pending: PendingTransfer, sent: BeingSent) -> None:
+        link = self._met
+        pause = _pause_after(sent.tries)
+        try:
+            await self._carry(pending.transfer)
+        except TransferInDoubtError:
+            pending.may_be_applied = True
+            # If the link was lost, the next one tries at once.
+            pause = 0.0 if self._is_lost(link) else pause
+        except RemoteError as error:
+            if pending.may_be_applied and error.code == DuplicateIdError.code:
+                # The peer says that the key belongs to another request; that may be this transfer as sent before.
+                reason = f"it was sent again, and {error}; {SETTLE_BY_HAND}"
+                await self._outcomes.leave_in_doubt(pending, sent.number, reason)
                 return
-            # Checked with the system clock again: Trio's clock may stand still while the machine sleeps.
-            if not _time_left(outgoing.window, self._peer_retention()):
-                await self._leave_in_doubt(outgoing, "the peer may have forgotten its key; it is not sent again")
+            if not error.code.startswith("T"):
+                await self._outcomes.record_refusal(pending, sent, error)
                 return
-            if not fresh and not await self._must_still_send(outgoing):
+            pending.refuse_for_now(error)
+        except (PluginClosedError, PluginFailedError, NotConnectedError):
+            # Nothing was sent: the link was lost first. The next link sends it.
+            pause = 0.0 if self._is_lost(link) else pause
+        except LedgerPluginError as error:
+            if not pending.may_be_applied:
+                await self._outcomes.forget_unsent(pending, sent, error)
                 return
-            fresh, next_link = False, self._new_link
-            try:
-                await self._carry(outgoing.transfer)
-            except TransferInDoubtError:
-                sent_before = True
-                if self._peer_retention() is None or next_link is not self._new_link:
-                    continue
-            except RemoteError as error:
-                if sent_before and error.code == DuplicateIdError.code:
-                    # The peer says that the key belongs to another request; that may be this transfer as sent before.
-                    await self._leave_in_doubt(outgoing, f"it was sent again, and {error}")
-                    return
-                if not (sent_before and _is_temporary(error)):
-                    await self._record_refusal(outgoing, error)
-                    return
-            except (PluginClosedError, PluginFailedError):
-                # The plugin ended while the transfer waited to be sent. After a disconnect(), the next link sends it.
-                pass
-            except LedgerPluginError as error:
-                if not sent_before and not isinstance(error, NotConnectedError):
-                    await self._forget_unsent(outgoing, error)
-                    return
-            except Exception as error:  # noqa: BLE001 (a plugin of another package may raise anything)
-                self._context.log.error("carrying transfer %s failed: %o", outgoing.transfer.key, error)
-                sent_before = True
+        except Exception as error:  # noqa: BLE001 (a plugin of another package may raise anything)
+            self._context.log.error("carrying transfer %s failed: %o", pending.transfer.key, error)
+            pending.may_be_applied = True
+        else:
+            await self._outcomes.record_acknowledgement(pending, sent)
+            return
+        await self._postpone(pending, sent, pause)
+
+    def _is_lost(self, link: trio.Event) -> bool:
+        """Whether the link with this event is lost."""
+        return self._peer() is None or link is not self._met
+
+    async def _postpone(self, pending: PendingTransfer, sent: BeingSent, pause: float) -> None:
+        """Have the resender send a transfer again after a pause, in seconds."""
+        sent.tries = sent.tries + 1 if pause else 0
+        await self._outcomes.record(self._outgoing.postpone, sent, pause)
+        if pending.phase is Phase.SENT:
+            pending.phase = Phase.WAITING
+        if self._closed:
+            self._journal.wake_sender(self._account)
+        else:
+            self._resender.wake(has_waiting=True)
+
+    # Sending again what the journal holds.
+
+    def look_again(self) -> None:
+        """Look for transfers to send again: an earlier sender of the account has left one."""
+        self._resender.wake(has_waiting=True)
+
+    def _may_resend(self) -> bool:
+        return not self._closed and self._met.is_set() and self._peer() is not None
+
+    async def _send_again(self, sent: BeingSent) -> None:
+        key = str(sent.transfer.key)
+        pending = self._live.get(key)
+        if pending is None:
+            pending = self._live[key] = self._new_pending(sent.transfer)
+            pending.may_be_applied = True
+        pending.sent, pending.phase = sent, Phase.WAITING
+        pending.idle = trio.Event()
+        try:
+            if key in self._held:
+                await self._postpone(pending, sent, FIRST_RETRY)
             else:
-                await self._record(self._ledger.journal.answered, outgoing.transfer, None)
-                outgoing.settle()
-                return
-            await trio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
-
-    async def _must_still_send(self, outgoing: PendingTransfer) -> bool:
-        """Read a transfer's entry again; settle it and return False if it does not have to be sent any longer."""
-        transfer = outgoing.transfer
-        known = await self._record(self._ledger.journal.find, transfer.account, TransferDirection.OUT, transfer.key)
-        return known is not None and await self._must_send(outgoing, known)
-
-    async def _leave_in_doubt(self, outgoing: PendingTransfer, reason: str) -> None:
-        await self._record(self._ledger.journal.doubt, outgoing.transfer)
-        outgoing.settle(partial(outgoing.doubt, reason))
-
-    async def _forget_unsent(self, outgoing: PendingTransfer, error: LedgerPluginError) -> None:
-        """Remove a transfer that was not sent from the journal."""
-        await self._record(self._withdraw, outgoing.transfer)
-        outgoing.settle(partial(copy_error, error))
-
-    async def _record_refusal(self, outgoing: PendingTransfer, error: RemoteError) -> None:
-        """Record a refusal; after a temporary one, the key may be used again."""
-        if _is_temporary(error):
-            await self._record(self._withdraw, outgoing.transfer)
-        else:
-            await self._record(self._ledger.journal.answered, outgoing.transfer, error)
-        outgoing.settle(partial(copy_error, error))
-
-    def _withdraw(self, connection: sqlite3.Connection, transfer: Transfer) -> None:
-        # Runs on the store's thread. Once this sender is closed, the next plugin may be sending a KEYED transfer again.
-        if not (self._closed and transfer.level is MoneyLevel.KEYED):
-            self._ledger.journal.withdraw(connection, transfer)
-
-    async def _record(self, work: Callable[..., T], *args: object) -> T:
-        """Run ``work`` on the journal, and retry until the store works: the outcome of a transfer must be recorded."""
-        pause = FIRST_PAUSE
-        with self._context.tasks.committing():
-            while True:
-                try:
-                    return await self._ledger.run(work, *args)
-                except StoreError as error:
-                    self._context.log.error("cannot record the outcome of a transfer: %s", error)
-                    await trio.sleep(pause)
-                    pause = min(2 * pause, LONGEST_PAUSE)
+                await self._send(pending)
+        finally:
+            self._rest(pending)
 
 
-def _time_left(window: Window | None, retention: int | None) -> float:
-    """Return for how many more seconds a transfer may be sent.
-
-    The result is 0 if the clock was set back to before the transfer. A peer whose retention is shorter now than when
-    the transfer was entered may have forgotten the key sooner.
-    """
-    now = time()
-    if window is None or now < window[0] - CLOCK_SECONDS:
-        return 0.0
-    since, until = window
-    return max(0.0, (until if retention is None else min(until, since + retention / 2)) - now)
-
-
-def _is_temporary(error: RemoteError) -> bool:
-    return error.code.startswith("T")
-
-
-def _key_conflict(key: str, amount: str) -> DuplicateIdError:
-    return DuplicateIdError(f"the key {key!r} belongs to a transfer of {amount}")
+def _pause_after(tries: int) -> float:
+    """Return the pause after a try, in seconds."""
+    return float(min(FIRST_RETRY * 2 ** min(tries, 10), LONGEST_RETRY))

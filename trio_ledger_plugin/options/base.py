@@ -10,7 +10,7 @@ from attrs import field, fields, frozen
 from ..errors import InvalidFieldsError
 from ..secret import Secret
 from .checked import CheckedOptions
-from .fields import ADDRESSES, COUNT, EARLIER_NAME, MONEY, NAME, RETENTION, SECONDS, as_tuple, shown
+from .fields import ACCEPT_MONEY, ADDRESSES, COUNT, EARLIER_NAME, MONEY, NAME, RETENTION, SECONDS, as_tuple, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -107,6 +107,8 @@ class PluginOptions(CheckedOptions):
         trusted_proxies: IP addresses that many peers share. Limits by address do not apply to them.
         money: ``"auto"``: transfers are KEYED if both ends can, else PLAIN. ``"keyed"``: they are KEYED or are
             refused. ``"plain"``: they are PLAIN. KEYED needs a transactional store at both ends.
+        accept_money: ``"handler"``: money is accepted while a money handler is registered. ``"journal"``: always, for
+            programs that only read the totals; it waits in the journal for a handler. Needs a transactional store.
         ledger_id: Distinguishes this plugin's transfers from those of other plugins in the same store.
         key_retention: How long the keys of transfers are remembered; at least 24 hours.
         max_transfer_keys: The number of incoming transfers that are remembered for an account. Further ones are
@@ -142,6 +144,7 @@ class PluginOptions(CheckedOptions):
     max_failures_per_minute: int = field(default=5, metadata=COUNT)
     trusted_proxies: tuple[str, ...] = field(default=(), converter=as_tuple, metadata=ADDRESSES)
     money: str = field(default="auto", metadata=MONEY)
+    accept_money: str = field(default="handler", metadata=ACCEPT_MONEY)
     ledger_id: str = field(default="main", metadata=NAME)
     key_retention: float = field(default=7 * 24 * 60 * 60.0, metadata=RETENTION)
     max_transfer_keys: int = field(default=1_000_000, metadata=COUNT)

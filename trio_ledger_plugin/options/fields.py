@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final, TypeGuard
 
 from attrs import frozen
 
+from ..negotiation import MIN_RETENTION
 from ..secret import Secret
-from ..transfer import MIN_RETENTION
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -178,6 +178,7 @@ RETENTION: Final = {
         milliseconds="a number of milliseconds from 86,400,000 (24 hours) to 1e12",
     )
 }
+ACCEPT_MONEY: Final = {VALIDATOR: Validator("'handler' or 'journal'", lambda value: value in ("handler", "journal"))}
 MONEY: Final = {VALIDATOR: Validator("'auto', 'keyed' or 'plain'", lambda value: value in ("auto", "keyed", "plain"))}
 COUNT: Final = {VALIDATOR: Validator("a whole number above 0", _is_count)}
 PORT: Final = {VALIDATOR: Validator("a port number from 0 to 65535, or None to open none", _is_port, null=True)}

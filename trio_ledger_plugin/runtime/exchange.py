@@ -29,6 +29,7 @@ from .workers import RequestQueue
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from ..negotiation import PeerJournal
     from ..statistics import Counters
     from .context import Context
     from .handlers import Reply
@@ -83,8 +84,8 @@ class Exchange(ABC):
         self.send_reply(request_id, error)
 
     @property
-    def peer_retention(self) -> int | None:
-        """For how many seconds the peer keeps transfer keys, agreed on this link; None at PLAIN."""
+    def peer_journal(self) -> PeerJournal | None:
+        """The peer's journal, as both ends agreed on this link; None at PLAIN."""
         return None
 
     @property
@@ -145,7 +146,7 @@ class Exchange(ABC):
         Cancellation: The transfer may have been sent and applied.
         """
         assert transfer.key is not None
-        if transfer.level is MoneyLevel.KEYED and self.peer_retention is None:
+        if transfer.level is MoneyLevel.KEYED and self.peer_journal is None:
             raise NotConnectedError("the peer does not keep transfer keys on this link; nothing was sent")
         await self._wait_for_turn()
         # request() sends before it awaits anything, so an error from here on is that of a call in flight.

@@ -83,9 +83,23 @@ def add_functions(connection: sqlite3.Connection) -> None:
     """Define the SQL functions that statements on the tables may use.
 
     ``lpi_add(a, b)`` returns the sum of two whole numbers as text. The sum is exact at any size, whereas SQLite's
-    integers end at 2**63. The result is NULL if either argument is NULL.
+    integers end at 2**63. The result is NULL if either argument is NULL. ``lpi_sum(a)`` is such a sum over all rows.
     """
     connection.create_function("lpi_add", 2, _add, deterministic=True)
+    connection.create_aggregate("lpi_sum", 1, _Sum)  # type: ignore[arg-type]  # typeshed: steps get an int only
+
+
+class _Sum:
+    """Adds whole numbers that are text, exactly."""
+
+    def __init__(self) -> None:
+        self._total = 0
+
+    def step(self, amount: str | None) -> None:
+        self._total += int(amount or 0)
+
+    def finalize(self) -> str:
+        return str(self._total)
 
 
 def _add(left: str | None, right: str | None) -> str | None:

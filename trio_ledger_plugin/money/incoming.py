@@ -1,0 +1,267 @@
+"""The incoming transfers of a journal, in SQL.
+
+Invariant: a credited transfer that no money handler has finished with has a row in ``lpi_to_deliver`` with the age at
+which the handler is called next.
+
+Every method runs inside the caller's transaction, on the store's thread.
+"""
+
+from __future__ import annotations
+
+from json import loads
+from time import time
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from attrs import frozen
+
+from ..errors import DuplicateIdError, LedgerPluginError, NotAcceptedError, UnreachableError, wire_error
+from ..transfer import MoneyLevel, Transfer, TransferState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..stores.dialect import Connection
+    from .statements import Statements
+
+    Apply: TypeAlias = Callable[[Connection, Transfer], LedgerPluginError | None]
+
+__all__ = ["Credited", "Received", "SqlIncoming"]
+
+LOST_KEYS: Final = (
+    "this account is at KEYED, but this transfer has no key: the other end has lost its journal or is another program;"
+    " reset the account's level to allow PLAIN"
+)
+NO_KEYS: Final = "money is accepted at KEYED only"
+# For how many seconds a received PLAIN transfer stays that is delivered at once: until its commit is certain.
+PLAIN_SECONDS: Final = 60.0
+
+
+class _StoredRefusalError(LedgerPluginError):
+    """The refusal of an earlier reply, for a transfer that the peer sends again."""
+
+    code: str  # type: ignore[misc]  # one class for all codes
+
+    def __init__(self, code: str, name: str, message: str) -> None:
+        super().__init__(message)
+        self.code, self.name = code, name
+
+
+@frozen
+class Credited:
+    """A credited transfer that a money handler has to be called for.
+
+    Attributes:
+        number: Its number in the journal.
+        transfer: The transfer.
+        tries: How often the handler has failed.
+    """
+
+    number: int
+    transfer: Transfer
+    tries: int = 0
+
+
+@frozen
+class Received:
+    """What became of a received transfer.
+
+    Attributes:
+        refusal: Why it is refused; None if it is credited, now or earlier.
+        credited: The transfer, if it was credited now and waits for the money handler.
+    """
+
+    refusal: LedgerPluginError | None = None
+    credited: Credited | None = None
+
+
+class SqlIncoming:
+    """The incoming transfers of one ledger.
+
+    Args:
+        ledger: The ledger's name.
+        statements: The SQL.
+        age: Returns the ledger's age.
+        use_peer: Counts for another journal of an account's peer.
+        max_keys: How many transfers are kept for an account; further ones are refused.
+        promised: For how many seconds keys are kept, as peers are told.
+    """
+
+    def __init__(
+        self,
+        ledger: str,
+        statements: Statements,
+        age: Callable[[], float],
+        use_peer: Callable[[Connection, str, str], None],
+        *,
+        max_keys: int,
+        promised: float,
+    ) -> None:
+        self._ledger = ledger
+        self._sql = statements
+        self._age = age
+        self._use_peer = use_peer
+        self._max_keys = max_keys
+        self._promised = promised
+
+    def receive(
+        self,
+        connection: Connection,
+        transfer: Transfer,
+        apply: Apply | None,
+        *,
+        plain_allowed: bool,
+    ) -> Received:
+        """Credit a transfer once, or refuse it.
+
+        A transfer that was received before gets the same reply as then. A temporary refusal (a code that begins with T)
+        is not recorded.
+
+        Args:
+            connection: The connection, inside a transaction.
+            transfer: The transfer that the peer sent; its key is set.
+            apply: Calls the transactional money handler and returns its refusal or None. If None, the transfer waits
+                for the money handler.
+            plain_allowed: Whether an account that was never at KEYED may receive at PLAIN.
+        """
+        if transfer.level is MoneyLevel.PLAIN and not plain_allowed:
+            return Received(NotAcceptedError(NO_KEYS))
+        if apply is None:
+            return self._credit(connection, transfer, delivered=False)
+        connection.execute("SAVEPOINT lpi_receive")
+        received = self._credit(connection, transfer, delivered=True)
+        if received.credited is not None:
+            refusal = apply(connection, transfer)
+            received = Received(refusal)
+            if refusal is not None:
+                # Everything that it did is undone, the account's level included.
+                connection.execute("ROLLBACK TO lpi_receive")
+                self._keep_refusal(connection, transfer, refusal)
+        connection.execute("RELEASE lpi_receive")
+        return received
+
+    def _credit(self, connection: Connection, transfer: Transfer, *, delivered: bool) -> Received:
+        age, keyed = self._age(), transfer.level is MoneyLevel.KEYED
+        state = TransferState.DELIVERED if delivered else TransferState.APPLIED
+        forget_at = age + (self._promised if keyed else PLAIN_SECONDS) if keyed or delivered else None
+        number = self._enter_incoming(connection, transfer, state, forget_at, None)
+        if number is None:
+            return Received(self._repeat_reply(connection, transfer))
+        refusal = self._credit_account(connection, transfer, age, delivered=delivered)
+        if refusal is not None:
+            connection.execute(self._sql.DROP_TRANSFER, (number,))
+            return Received(refusal)
+        if not delivered:
+            connection.execute(self._sql.ENTER_TO_DELIVER, (number, self._ledger, transfer.account, age))
+        return Received(None, Credited(number, transfer))
+
+    def _enter_incoming(
+        self,
+        connection: Connection,
+        transfer: Transfer,
+        state: TransferState,
+        forget_at: float | None,
+        refusal: LedgerPluginError | None,
+    ) -> int | None:
+        """Enter a received transfer and return its number; None if its key is known."""
+        now = time()
+        error = (None, None, None) if refusal is None else wire_error(refusal)
+        row = connection.execute(
+            self._sql.ENTER_INCOMING,
+            (
+                *(self._ledger, transfer.account, transfer.journal, transfer.key, transfer.amount),
+                *(transfer.level.value, state.value, transfer.digest, now, now, self._promised, forget_at, *error),
+            ),
+        ).fetchone()
+        return None if row is None else int(row[0])
+
+    def _credit_account(
+        self,
+        connection: Connection,
+        transfer: Transfer,
+        age: float,
+        *,
+        delivered: bool,
+    ) -> LedgerPluginError | None:
+        place = (self._ledger, transfer.account)
+        if transfer.level is MoneyLevel.KEYED:
+            statement = self._sql.CREDIT_KEYED
+            values: tuple[object, ...] = (transfer.amount, age, *place, transfer.journal, self._max_keys)
+        else:
+            # A PLAIN transfer has no key that anybody could send again: it counts while it waits for the handler.
+            waits = 0 if delivered else 1
+            statement = self._sql.CREDIT_PLAIN
+            values = (transfer.amount, waits, age, *place, self._max_keys)
+        if connection.execute(statement, values).rowcount:
+            return None
+        if transfer.level is MoneyLevel.KEYED:
+            self._use_peer(connection, transfer.account, transfer.journal)
+        else:
+            connection.execute(self._sql.ENTER_ACCOUNT, place)
+            if connection.execute(self._sql.FIND_LEVEL, place).fetchone()[0]:
+                return NotAcceptedError(LOST_KEYS)
+        if connection.execute(statement, values).rowcount:
+            return None
+        return UnreachableError("too many transfers are remembered already")
+
+    def repeat_reply(self, connection: Connection, transfer: Transfer) -> Received | None:
+        """Return the reply to a transfer that was received before; None for a new one."""
+        place = (self._ledger, transfer.account, transfer.journal, transfer.key)
+        if connection.execute(self._sql.FIND_REPLY, place).fetchone() is None:
+            return None
+        return Received(self._repeat_reply(connection, transfer))
+
+    def _repeat_reply(self, connection: Connection, transfer: Transfer) -> LedgerPluginError | None:
+        place = (self._ledger, transfer.account, transfer.journal, transfer.key)
+        digest, code, name, data = connection.execute(self._sql.FIND_REPLY, place).fetchone()
+        if digest != transfer.digest:
+            return DuplicateIdError("this key belongs to another transfer")
+        return None if code is None else _StoredRefusalError(code, name, loads(data)["message"])
+
+    def _keep_refusal(self, connection: Connection, transfer: Transfer, refusal: LedgerPluginError) -> None:
+        """Remember a final refusal under its key, so that the transfer gets it again."""
+        if wire_error(refusal)[0].startswith("T") or transfer.level is MoneyLevel.PLAIN:
+            return
+        place = (self._ledger, transfer.account)
+        connection.execute(self._sql.ENTER_ACCOUNT, place)
+        if connection.execute(self._sql.KEEP_KEY, (*place, self._max_keys)).rowcount:
+            self._enter_incoming(connection, transfer, TransferState.REFUSED, self._age() + self._promised, refusal)
+
+    # Handing credited transfers to the money handler.
+
+    def due_to_deliver(self, connection: Connection, account: str, limit: int) -> tuple[list[Credited], float | None]:
+        """Return an account's credited transfers that are due, at most ``limit``, and the age when the next one is."""
+        place, age = (self._ledger, account), self._age()
+        rows = connection.execute(self._sql.DUE_TO_DELIVER, (*place, age, limit)).fetchall()
+        due = [
+            Credited(number, Transfer(amount, account, key=key, level=MoneyLevel(level), journal=origin), tries)
+            for number, tries, amount, key, level, origin in rows
+        ]
+        later = connection.execute(self._sql.NEXT_TO_DELIVER, (*place, age)).fetchone()
+        return due, None if later is None else later[0]
+
+    def delivered(self, connection: Connection, credited: Credited) -> None:
+        """Record that the money handler has finished with a transfer; one at PLAIN does not stay."""
+        dropped = connection.execute(self._sql.DROP_TO_DELIVER, (credited.number,)).rowcount
+        if credited.transfer.level is MoneyLevel.KEYED:
+            connection.execute(self._sql.DELIVERED, (time(), credited.number))
+        elif dropped:
+            connection.execute(self._sql.DROP_TRANSFER, (credited.number,))
+            connection.execute(self._sql.FORGET_KEYS, (1, self._ledger, credited.transfer.account))
+
+    def deliver_within(self, connection: Connection, credited: Credited, apply: Apply) -> LedgerPluginError | None:
+        """Call a transactional handler for a credited transfer, and record it as delivered; return its refusal."""
+        connection.execute("SAVEPOINT lpi_deliver")
+        refusal = apply(connection, credited.transfer)
+        if refusal is not None:
+            connection.execute("ROLLBACK TO lpi_deliver")
+        connection.execute("RELEASE lpi_deliver")
+        if refusal is None:
+            self.delivered(connection, credited)
+        return refusal
+
+    def postpone_delivery(self, connection: Connection, credited: Credited, pause: float) -> None:
+        """Record that the money handler is called again after a pause, in seconds."""
+        age = self._age()
+        connection.execute(self._sql.POSTPONE_DELIVERY, (age + pause, credited.number))
+        # The next process counts the pause from here, however this one ends.
+        connection.execute(self._sql.SAVE_AGE, (age, self._ledger, age))

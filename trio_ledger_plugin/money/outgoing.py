@@ -1,0 +1,271 @@
+"""The outgoing transfers of a journal, in SQL.
+
+Invariant: a transfer in the state SENT has a row in ``lpi_to_send`` with the age of its next try, or with
+``BEING_SENT`` while this process is sending it.
+
+Every method runs inside the caller's transaction, on the store's thread.
+"""
+
+from __future__ import annotations
+
+from time import time
+from typing import TYPE_CHECKING, Any, Final
+
+from attrs import define, frozen
+
+from ..errors import MoneyLevelError
+from ..transfer import MoneyLevel, Transfer, TransferState
+from .history import read_entry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..errors import RemoteError
+    from ..negotiation import PeerJournal
+    from ..stores.dialect import Connection
+    from ..transfer import JournalEntry
+    from .statements import Statements
+
+__all__ = ["BeingSent", "DueTransfers", "SqlOutgoing"]
+
+LOST_KEYS: Final = (
+    "this account is at KEYED, but the peer keeps no transfer keys on this link: it has lost its journal or is another"
+    " program; reset the account's level to allow PLAIN"
+)
+NO_KEYS: Final = "the option money is 'keyed', but the peer keeps no transfer keys on this link"
+# Stands for the time of the next try while a running process is sending a transfer; no age is that great.
+BEING_SENT: Final = 1e300
+PAGE: Final = 500
+
+
+@define
+class BeingSent:
+    """An outgoing transfer in the journal that this process is sending.
+
+    Attributes:
+        number: Its number in the journal.
+        transfer: The transfer.
+        journal: The id of the peer's journal that its key is known to; empty at PLAIN.
+        resend_until: The age of that journal until which it may be sent; 0 at PLAIN.
+        tries: How often it was tried since it was last refused for good reason or the link was lost.
+    """
+
+    number: int
+    transfer: Transfer
+    journal: str = ""
+    resend_until: float = 0.0
+    tries: int = 0
+
+
+@frozen
+class DueTransfers:
+    """What is due to be sent again for one account.
+
+    Attributes:
+        transfers: The transfers; they count as being sent from now on.
+        next_age: The age of the ledger at which more is due; None if nothing waits.
+    """
+
+    transfers: list[BeingSent]
+    next_age: float | None
+
+
+class SqlOutgoing:
+    """The outgoing transfers of one ledger.
+
+    Args:
+        ledger: The ledger's name.
+        statements: The SQL.
+        age: Returns the ledger's age.
+        use_peer: Counts for another journal of an account's peer.
+        key_retention: For how many seconds the keys of transfers that are final are kept.
+    """
+
+    def __init__(
+        self,
+        ledger: str,
+        statements: Statements,
+        age: Callable[[], float],
+        use_peer: Callable[[Connection, str, str], None],
+        key_retention: float,
+    ) -> None:
+        self._ledger = ledger
+        self._sql = statements
+        self._age = age
+        self._use_peer = use_peer
+        self._key_retention = key_retention
+
+    def begin(
+        self,
+        connection: Connection,
+        transfer: Transfer,
+        peer: PeerJournal | None,
+        *,
+        plain_allowed: bool,
+    ) -> BeingSent | JournalEntry:
+        """Enter a transfer that is about to be sent, or return the entry of the transfer with its key.
+
+        Args:
+            connection: The connection, inside a transaction.
+            transfer: The transfer; its key is set.
+            peer: The peer's journal; None at PLAIN.
+            plain_allowed: Whether an account that was never at KEYED may send at PLAIN.
+
+        Raises:
+            MoneyLevelError: The transfer is PLAIN, and the account or the options are KEYED.
+        """
+        sql, place, now = self._sql, (self._ledger, transfer.account), time()
+        journal = None if peer is None else peer.id
+        # The peer keeps a key from when it receives it; half of that time is a margin for what its journal takes to
+        # record its age.
+        until = None if peer is None else peer.age() + peer.retention / 2
+        entered = connection.execute(
+            sql.ENTER_OUTGOING,
+            (
+                *place,
+                transfer.key,
+                transfer.amount,
+                transfer.level.value,
+                now,
+                now,
+                self._key_retention,
+                journal,
+                until,
+            ),
+        ).fetchone()
+        if entered is None:
+            known = self.find(connection, transfer.account, str(transfer.key))
+            assert known is not None
+            return known
+        if peer is None:
+            self._begin_plain(connection, transfer, plain_allowed=plain_allowed)
+        else:
+            values = (transfer.amount, self._age(), *place, peer.id)
+            if not connection.execute(sql.BEGIN_KEYED, values).rowcount:
+                self._use_peer(connection, transfer.account, peer.id)
+                connection.execute(sql.BEGIN_KEYED, values)
+        connection.execute(sql.ENTER_TO_SEND, (entered[0], *place, BEING_SENT))
+        return BeingSent(entered[0], transfer, journal or "", until or 0.0)
+
+    def _begin_plain(self, connection: Connection, transfer: Transfer, *, plain_allowed: bool) -> None:
+        place = (self._ledger, transfer.account)
+        if not plain_allowed:
+            raise MoneyLevelError(NO_KEYS)
+        values = (transfer.amount, self._age(), *place)
+        if not connection.execute(self._sql.BEGIN_PLAIN, values).rowcount:
+            connection.execute(self._sql.ENTER_ACCOUNT, place)
+            if not connection.execute(self._sql.BEGIN_PLAIN, values).rowcount:
+                raise MoneyLevelError(LOST_KEYS)
+
+    def find(self, connection: Connection, account: str, key: str) -> JournalEntry | None:
+        """Return the outgoing transfer under a key, or None."""
+        row = connection.execute(self._sql.FIND_OUTGOING, (self._ledger, account, key)).fetchone()
+        return None if row is None else read_entry(row)
+
+    def answered(self, connection: Connection, sent: BeingSent, error: RemoteError | None) -> TransferState:
+        """Record the peer's reply, and return the state of the transfer, which may have been settled by hand before.
+
+        Args:
+            connection: The connection, inside a transaction.
+            sent: The transfer.
+            error: The error that refuses it; None for an acknowledgement.
+        """
+        state = TransferState.ACKED if error is None else TransferState.REJECTED
+        refusal = (None, None, None) if error is None else (error.code, error.name, error.data)
+        settled = connection.execute(
+            self._sql.SETTLE, (state.value, *refusal, time(), self._age(), sent.number)
+        ).rowcount
+        connection.execute(self._sql.DROP_TO_SEND, (sent.number,))
+        if not settled:
+            row = connection.execute(self._sql.FIND_STATE, (sent.number,)).fetchone()
+            return state if row is None else TransferState(row[0])
+        if error is None:
+            self.count_acked(connection, sent.transfer.account, sent.transfer.amount, sent.journal)
+        else:
+            self._undo(connection, sent.transfer)
+        return state
+
+    def count_acked(self, connection: Connection, account: str, amount: str, journal: str) -> None:
+        """Count a transfer that the peer has applied, also for the peer's journal, unless that is empty."""
+        # A journal's id is never a space.
+        values = (f"-{amount}", amount, journal or " ", self._ledger, account)
+        connection.execute(self._sql.COUNT_ACKED, values)
+
+    def undo_sending(self, connection: Connection, account: str, amount: str, level: MoneyLevel) -> None:
+        """Undo what a transfer that was not applied did to its account, the account's level included."""
+        keyed = int(level is MoneyLevel.KEYED)
+        connection.execute(self._sql.UNDO_SENDING, (f"-{amount}", keyed, keyed, self._ledger, account))
+
+    def _undo(self, connection: Connection, transfer: Transfer) -> None:
+        self.undo_sending(connection, transfer.account, transfer.amount, transfer.level)
+
+    def doubt(self, connection: Connection, number: int) -> bool:
+        """Record that it is not known whether the peer has applied a transfer; return whether that is new."""
+        doubted: int = connection.execute(self._sql.PUT_IN_DOUBT, (time(), number)).rowcount
+        connection.execute(self._sql.DROP_TO_SEND, (number,))
+        return doubted > 0
+
+    def put_in_doubt(self, connection: Connection, account: str) -> tuple[int, int]:
+        """Put every KEYED transfer of an account that is not answered in doubt; return their number and sum."""
+        count = amount = 0
+        while rows := connection.execute(self._sql.OPEN_KEYED, (self._ledger, account, PAGE)).fetchall():
+            for number, each in rows:
+                self.doubt(connection, number)
+                count, amount = count + 1, amount + int(each)
+        return count, amount
+
+    def withdraw(self, connection: Connection, sent: BeingSent) -> bool:
+        """Remove a transfer that was certainly not applied, so that its key may be used again.
+
+        Returns:
+            False if it was settled by hand meanwhile.
+        """
+        connection.execute(self._sql.DROP_TO_SEND, (sent.number,))
+        if not connection.execute(self._sql.WITHDRAW, (sent.number,)).rowcount:
+            return False
+        self._undo(connection, sent.transfer)
+        return True
+
+    def withdraw_new(self, connection: Connection, account: str, key: str) -> None:
+        """Remove a transfer that may have been entered in doubt; one that was ever tried, or is older, stays."""
+        row = connection.execute(self._sql.FIND_OUTGOING, (self._ledger, account, key)).fetchone()
+        if row is not None and connection.execute(self._sql.CLAIM_NEW, (row[0],)).rowcount:
+            self.withdraw(connection, _being_sent(row, 0))
+
+    def withdraw_waiting(self, connection: Connection, sent: BeingSent) -> bool:
+        """Remove a transfer that waits for its next try; return False if it is being sent or was settled."""
+        claimed = connection.execute(self._sql.CLAIM_TO_SEND, (sent.number, BEING_SENT)).rowcount
+        return bool(claimed) and self.withdraw(connection, sent)
+
+    def postpone(self, connection: Connection, sent: BeingSent, pause: float) -> None:
+        """Record that a transfer is sent again after a pause, in seconds."""
+        age = self._age()
+        connection.execute(self._sql.POSTPONE_SENDING, (age + pause, sent.tries, sent.number))
+        # The next process counts the pause from here, however this one ends.
+        connection.execute(self._sql.SAVE_AGE, (age, self._ledger, age))
+
+    def take_due(self, connection: Connection, account: str, limit: int) -> DueTransfers:
+        """Return the transfers of an account that are due to be sent again, at most ``limit``."""
+        sql, place = self._sql, (self._ledger, account)
+        due = connection.execute(sql.DUE_TO_SEND, (*place, self._age(), limit)).fetchall()
+        taken = []
+        for number, tries in due:
+            connection.execute(sql.LEASE_TO_SEND, (BEING_SENT, number))
+            row = connection.execute(sql.FIND_BY_NUMBER, (number,)).fetchone()
+            taken.append(_being_sent(row, tries))
+        next_age = connection.execute(sql.NEXT_TO_SEND, place).fetchone()[0]
+        return DueTransfers(taken, None if next_age is None or next_age >= BEING_SENT else next_age)
+
+    def release(self, connection: Connection, account: str) -> None:
+        """Make the transfers of an account due that an earlier sender was sending; doubt those at PLAIN."""
+        place = (self._ledger, account)
+        for number, level in connection.execute(self._sql.LEASED, (*place, BEING_SENT)).fetchall():
+            if level == MoneyLevel.PLAIN.value:
+                self.doubt(connection, number)
+        connection.execute(self._sql.RELEASE_LEASES, (self._age(), *place, BEING_SENT))
+
+
+def _being_sent(row: tuple[Any, ...], tries: int) -> BeingSent:
+    number, account, _, key, amount, level, *_, journal, resend_until = row
+    transfer = Transfer(amount, account, key=key, level=MoneyLevel(level))
+    return BeingSent(number, transfer, journal or "", resend_until or 0.0, tries)

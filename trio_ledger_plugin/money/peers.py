@@ -1,0 +1,156 @@
+"""The journals of peers: is a peer's journal the one that this journal knows, and is it complete?
+
+Both ends count the KEYED transfers between their two journals, and tell each other the counts on every link. A count
+can only grow. If one end has counted less than the other end knows for certain, it was restored from an old copy.
+
+Every method runs inside the caller's transaction, on the store's thread.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from attrs import frozen
+
+from ..negotiation import MAX_RETENTION, PeerCounts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..negotiation import PeerJournal
+    from ..stores.dialect import Connection
+    from .statements import Statements
+
+__all__ = ["Meeting", "SqlPeers"]
+
+# How many transfers that a peer has lost are named.
+NAMED: Final = 5
+# How many rows of the history are searched at once for them, and how often.
+SLICE: Final = 1000
+SLICES: Final = 100
+
+
+@frozen
+class Meeting:
+    """What was found out about a peer's journal on a new link.
+
+    Attributes:
+        trouble: What is wrong, as text for the log; empty if nothing is.
+        lost: How many transfers the peer has acknowledged and no longer knows.
+        missing: How many transfers of the peer this end has acknowledged and no longer knows.
+        doubts: How many transfers were put in doubt because of it.
+        amount: The sum of these transfers.
+    """
+
+    trouble: str = ""
+    lost: int = 0
+    missing: int = 0
+    doubts: int = 0
+    amount: int = 0
+
+
+class SqlPeers:
+    """The peers' journals that one ledger knows.
+
+    Args:
+        ledger: The ledger's name.
+        statements: The SQL.
+        age: Returns the ledger's age.
+        own_id: Returns the id of this ledger's journal.
+        put_in_doubt: Puts the open KEYED transfers of an account in doubt, and returns their number and sum.
+    """
+
+    def __init__(
+        self,
+        ledger: str,
+        statements: Statements,
+        age: Callable[[], float],
+        own_id: Callable[[], str],
+        put_in_doubt: Callable[[Connection, str], tuple[int, int]],
+    ) -> None:
+        self._ledger = ledger
+        self._sql = statements
+        self._age = age
+        self._own_id = own_id
+        self._put_in_doubt = put_in_doubt
+
+    def counts(self, connection: Connection, account: str, journal: str | None) -> PeerCounts | None:
+        """Return what is counted for a peer's journal; None if it is not known.
+
+        Args:
+            connection: The connection.
+            account: The account.
+            journal: The journal's id; None for the one that the account has shown last.
+        """
+        row = connection.execute(self._sql.FIND_PEER, (self._ledger, account)).fetchone()
+        if row is None or (journal is None and not row[0]):
+            return None
+        if journal is None or journal == row[0]:
+            return PeerCounts(row[0], *row[2:])
+        older = connection.execute(self._sql.FIND_OLDER_PEER, (self._ledger, account, journal)).fetchone()
+        return None if older is None else PeerCounts(journal, *older[1:])
+
+    def use(self, connection: Connection, account: str, journal: str) -> None:
+        """Count for another journal of the account from now on; the account is entered if it is new."""
+        sql, place = self._sql, (self._ledger, account)
+        connection.execute(sql.ENTER_ACCOUNT, place)
+        former, *counted = connection.execute(sql.FIND_PEER, place).fetchone()
+        if former == journal:
+            return
+        older = connection.execute(sql.FIND_OLDER_PEER, (*place, journal)).fetchone()
+        connection.execute(sql.DROP_OLDER_PEER, (*place, journal))
+        if former:
+            connection.execute(sql.KEEP_OLDER_PEER, (*place, former, *counted, self._age()))
+        connection.execute(sql.SET_PEER, (journal, *(older or (0.0, 0, 0, 0)), *place))
+        connection.execute(sql.DROP_OLD_PEERS, (*place, self._age() - MAX_RETENTION))
+
+    def meet(self, connection: Connection, account: str, peer: PeerJournal) -> Meeting:
+        """Compare the peer's journal of a new link with what is known; if it cannot be trusted, doubt what is open."""
+        sql, place = self._sql, (self._ledger, account)
+        connection.execute(sql.ENTER_ACCOUNT, place)
+        former = connection.execute(sql.FIND_PEER, place).fetchone()[0]
+        self.use(connection, account, peer.id)
+        _, age, sent, acked, received = connection.execute(sql.FIND_PEER, place).fetchone()
+        offer, said = peer.offer, peer.said
+        theirs = offer.peer if offer.peer is not None and offer.peer.journal == self._own_id() else None
+        mine = said.peer if said is not None and said.peer is not None and said.peer.journal == peer.id else None
+        troubles = []
+        if former not in ("", peer.id):
+            troubles.append(f"its journal was {former} before and is {peer.id} now: it was replaced")
+        elif offer.age < age - 1e-3:
+            troubles.append(f"its journal is {age - offer.age:.0f} s younger than before: it was restored from a copy")
+        lost, missing = 0, 0
+        if mine is not None and offer.tells_peer and (theirs is not None or offer.peer is None):
+            known = theirs or PeerCounts(mine.journal)
+            lost = max(0, mine.acked - known.received)
+            unsent = max(0, mine.received - known.sent)
+            if lost or unsent:
+                troubles.append(
+                    f"its journal is an old copy: it does not know {lost} transfers that it has acknowledged, and"
+                    f" {unsent} that it has sent"
+                )
+        if theirs is not None:
+            missing = max(0, theirs.acked - received)
+            forgotten = max(0, theirs.received - sent)
+            if missing or forgotten:
+                troubles.append(
+                    f"this journal is an old copy: it does not know {missing} transfers that it has acknowledged to the"
+                    f" peer, and {forgotten} that it has sent"
+                )
+            received, sent = max(received, theirs.acked), max(sent, theirs.received)
+        connection.execute(sql.SET_PEER, (peer.id, offer.age, sent, acked, received, *place))
+        doubts, amount = self._put_in_doubt(connection, account) if troubles else (0, 0)
+        return Meeting("; ".join(troubles), lost, missing, doubts, amount)
+
+    def last_acked(self, connection: Connection, account: str, journal: str, count: int) -> list[tuple[str, str]]:
+        """Return the keys and amounts of the last transfers that a peer's journal has acknowledged, the last first."""
+        found: list[tuple[str, str]] = []
+        upper = connection.execute(self._sql.LAST_NUMBER).fetchone()[0] or 0
+        for _ in range(SLICES):
+            if upper <= 0 or len(found) >= min(count, NAMED):
+                break
+            place = (upper - SLICE, upper, self._ledger, account, journal)
+            rows = connection.execute(self._sql.ACKED_IN_SLICE, place).fetchall()
+            found += [(key, amount) for _, key, amount in rows]
+            upper -= SLICE
+        return found[: min(count, NAMED)]

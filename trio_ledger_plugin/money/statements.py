@@ -1,0 +1,199 @@
+"""Every SQL statement of the journal.
+
+Invariant: no statement reads more rows as the history grows. Each is answered by an index, or reads a limited slice of
+the history by its numbers; a test asks SQLite for the plan of each.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from ..stores.dialect import Dialect
+
+__all__ = ["COLUMNS", "Statements"]
+
+COLUMNS: Final = (
+    "id, account, direction, key, amount, level, state, error_code, error_name, error_data, created, changed,"
+    " peer_journal, resend_until"
+)
+
+
+class Statements:
+    """The statements, as a database takes them.
+
+    Args:
+        dialect: The database's dialect.
+    """
+
+    def __init__(self, dialect: Dialect) -> None:
+        for name, text in vars(Statements).items():
+            if isinstance(text, str) and name.isupper():
+                setattr(self, name, dialect.statement(text))
+
+    # The ledger.
+
+    FIND_LEDGER = "SELECT age, journal FROM lpi_ledgers WHERE ledger = ?"
+    ENTER_LEDGER = "INSERT INTO lpi_ledgers (ledger, age, journal) VALUES (?, 0, ?) ON CONFLICT DO NOTHING"
+    SAVE_AGE = "UPDATE lpi_ledgers SET age = ? WHERE ledger = ? AND age < ?"
+    NEWEST_ACCOUNT_AGE = "SELECT max(age) FROM lpi_accounts WHERE ledger = ?"
+    LIST_LEDGERS = "SELECT ledger FROM lpi_ledgers ORDER BY ledger"
+
+    # Accounts.
+
+    ENTER_ACCOUNT = "INSERT INTO lpi_accounts (ledger, account) VALUES (?, ?) ON CONFLICT DO NOTHING"
+    FIND_LEVEL = "SELECT keyed FROM lpi_accounts WHERE ledger = ? AND account = ?"
+    RESET_LEVEL = "UPDATE lpi_accounts SET keyed = 0 WHERE ledger = ? AND account = ? AND keyed > 0"
+    BEGIN_KEYED = (
+        "UPDATE lpi_accounts SET in_doubt = lpi_add(in_doubt, ?), keyed = keyed + 1, peer_sent = peer_sent + 1, age = ?"
+        " WHERE ledger = ? AND account = ? AND peer_journal = ?"
+    )
+    BEGIN_PLAIN = (
+        "UPDATE lpi_accounts SET in_doubt = lpi_add(in_doubt, ?), age = ?"
+        " WHERE ledger = ? AND account = ? AND keyed = 0"
+    )
+    COUNT_ACKED = (
+        "UPDATE lpi_accounts SET in_doubt = lpi_add(in_doubt, ?), sent = lpi_add(sent, ?),"
+        " peer_acked = peer_acked + CASE WHEN peer_journal = ? THEN 1 ELSE 0 END WHERE ledger = ? AND account = ?"
+    )
+    # What a transfer did that was withdrawn or refused.
+    UNDO_SENDING = (
+        "UPDATE lpi_accounts SET in_doubt = lpi_add(in_doubt, ?),"
+        " keyed = CASE WHEN keyed > ? THEN keyed - ? ELSE 0 END WHERE ledger = ? AND account = ?"
+    )
+    CREDIT_KEYED = (
+        "UPDATE lpi_accounts SET received = lpi_add(received, ?), keyed = keyed + 1, keys_kept = keys_kept + 1,"
+        " peer_received = peer_received + 1, age = ?"
+        " WHERE ledger = ? AND account = ? AND peer_journal = ? AND keys_kept < ?"
+    )
+    CREDIT_PLAIN = (
+        "UPDATE lpi_accounts SET received = lpi_add(received, ?), keys_kept = keys_kept + ?, age = ?"
+        " WHERE ledger = ? AND account = ? AND keyed = 0 AND keys_kept < ?"
+    )
+    KEEP_KEY = "UPDATE lpi_accounts SET keys_kept = keys_kept + 1 WHERE ledger = ? AND account = ? AND keys_kept < ?"
+    FORGET_KEYS = "UPDATE lpi_accounts SET keys_kept = keys_kept - ? WHERE ledger = ? AND account = ?"
+    FIND_SUMS = "SELECT sent, received, in_doubt FROM lpi_accounts WHERE ledger = ? AND account = ?"
+    FIRST_SUMS = (
+        "SELECT account, sent, received, in_doubt, keyed FROM lpi_accounts WHERE ledger = ? AND account >= ?"
+        " ORDER BY account LIMIT ?"
+    )
+    LIST_SUMS = (
+        "SELECT account, sent, received, in_doubt, keyed FROM lpi_accounts WHERE ledger = ? AND account > ?"
+        " ORDER BY account LIMIT ?"
+    )
+
+    # The journals of peers.
+
+    FIND_PEER = (
+        "SELECT peer_journal, peer_age, peer_sent, peer_acked, peer_received FROM lpi_accounts"
+        " WHERE ledger = ? AND account = ?"
+    )
+    SET_PEER = (
+        "UPDATE lpi_accounts SET peer_journal = ?, peer_age = ?, peer_sent = ?, peer_acked = ?, peer_received = ?"
+        " WHERE ledger = ? AND account = ?"
+    )
+    FIND_OLDER_PEER = (
+        "SELECT peer_age, sent, acked, received FROM lpi_peers WHERE ledger = ? AND account = ? AND journal = ?"
+    )
+    KEEP_OLDER_PEER = (
+        "INSERT INTO lpi_peers (ledger, account, journal, peer_age, sent, acked, received, age)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+    )
+    DROP_OLDER_PEER = "DELETE FROM lpi_peers WHERE ledger = ? AND account = ? AND journal = ?"
+    DROP_OLD_PEERS = "DELETE FROM lpi_peers WHERE ledger = ? AND account = ? AND age < ?"
+    LAST_NUMBER = "SELECT max(id) FROM lpi_transfers"
+    ACKED_IN_SLICE = (
+        "SELECT id, key, amount FROM lpi_transfers WHERE id > ? AND id <= ? AND ledger = ? AND account = ?"
+        " AND direction = 'out' AND state = 'acked' AND level = 'keyed' AND peer_journal = ? ORDER BY id DESC"
+    )
+
+    # Outgoing transfers.
+
+    ENTER_OUTGOING = (
+        "INSERT INTO lpi_transfers (ledger, account, direction, origin, key, amount, level, state, created, changed,"
+        " keep_for, peer_journal, resend_until) VALUES (?, ?, 'out', '', ?, ?, ?, 'sent', ?, ?, ?, ?, ?)"
+        " ON CONFLICT DO NOTHING RETURNING id"
+    )
+    # Fewer than 0 tries: it was entered and has never waited for another try.
+    ENTER_TO_SEND = "INSERT INTO lpi_to_send (id, ledger, account, next_try, tries) VALUES (?, ?, ?, ?, -1)"
+    CLAIM_NEW = "DELETE FROM lpi_to_send WHERE id = ? AND tries < 0"
+    FIND_OUTGOING = (
+        f"SELECT {COLUMNS} FROM lpi_transfers"  # noqa: S608 (constants)
+        " WHERE ledger = ? AND account = ? AND direction = 'out' AND origin = '' AND key = ?"
+    )
+    FIND_STATE = "SELECT state FROM lpi_transfers WHERE id = ?"
+    # The sender's and the operator's step, from any state that may become this one.
+    SETTLE = (
+        "UPDATE lpi_transfers SET state = ?, error_code = ?, error_name = ?, error_data = ?, changed = ?,"
+        " forget_at = ? + keep_for WHERE id = ? AND state IN ('sent', 'in_doubt')"
+    )
+    PUT_IN_DOUBT = "UPDATE lpi_transfers SET state = 'in_doubt', changed = ? WHERE id = ? AND state = 'sent'"
+    WITHDRAW = "DELETE FROM lpi_transfers WHERE id = ? AND state = 'sent'"
+    DROP_TO_SEND = "DELETE FROM lpi_to_send WHERE id = ?"
+    # Withdrawing waits until the transfer is not being sent.
+    CLAIM_TO_SEND = "DELETE FROM lpi_to_send WHERE id = ? AND next_try < ?"
+    POSTPONE_SENDING = "UPDATE lpi_to_send SET next_try = ?, tries = ? WHERE id = ?"
+    DUE_TO_SEND = (
+        "SELECT id, tries FROM lpi_to_send WHERE ledger = ? AND account = ? AND next_try <= ?"
+        " ORDER BY next_try, id LIMIT ?"
+    )
+    NEXT_TO_SEND = "SELECT min(next_try) FROM lpi_to_send WHERE ledger = ? AND account = ?"
+    LEASE_TO_SEND = "UPDATE lpi_to_send SET next_try = ? WHERE id = ?"
+    RELEASE_LEASES = "UPDATE lpi_to_send SET next_try = ?, tries = 0 WHERE ledger = ? AND account = ? AND next_try >= ?"
+    OPEN_KEYED = (
+        "SELECT q.id, t.amount FROM lpi_to_send AS q JOIN lpi_transfers AS t ON t.id = q.id"
+        " WHERE q.ledger = ? AND q.account = ? AND t.level = 'keyed' ORDER BY q.next_try, q.id LIMIT ?"
+    )
+    LEASED = (
+        "SELECT q.id, t.level FROM lpi_to_send AS q JOIN lpi_transfers AS t ON t.id = q.id"
+        " WHERE q.ledger = ? AND q.account = ? AND q.next_try >= ? ORDER BY q.next_try, q.id"
+    )
+    ACCOUNTS_TO_SEND = "SELECT min(account) FROM lpi_to_send WHERE ledger = ? AND account > ?"
+    ANY_TO_SEND = "SELECT 1 FROM lpi_to_send WHERE ledger = ? AND account = '' LIMIT 1"
+    FIND_BY_NUMBER = f"SELECT {COLUMNS} FROM lpi_transfers WHERE id = ?"  # noqa: S608 (constants)
+
+    # Incoming transfers.
+
+    ENTER_INCOMING = (
+        "INSERT INTO lpi_transfers (ledger, account, direction, origin, key, amount, level, state, digest, created,"
+        " changed, keep_for, forget_at, error_code, error_name, error_data)"
+        " VALUES (?, ?, 'in', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING id"
+    )
+    FIND_REPLY = (
+        "SELECT digest, error_code, error_name, error_data FROM lpi_transfers"
+        " WHERE ledger = ? AND account = ? AND direction = 'in' AND origin = ? AND key = ?"
+    )
+    FIND_INCOMING = (
+        f"SELECT {COLUMNS} FROM lpi_transfers"  # noqa: S608 (constants)
+        " WHERE ledger = ? AND account = ? AND direction = 'in' AND origin = ? AND key = ?"
+    )
+    ENTER_TO_DELIVER = "INSERT INTO lpi_to_deliver (id, ledger, account, next_try) VALUES (?, ?, ?, ?)"
+    DELIVERED = "UPDATE lpi_transfers SET state = 'delivered', changed = ? WHERE id = ? AND state = 'applied'"
+    DROP_TO_DELIVER = "DELETE FROM lpi_to_deliver WHERE id = ?"
+    DROP_TRANSFER = "DELETE FROM lpi_transfers WHERE id = ?"
+    POSTPONE_DELIVERY = "UPDATE lpi_to_deliver SET next_try = ?, tries = tries + 1 WHERE id = ?"
+    DUE_TO_DELIVER = (
+        "SELECT q.id, q.tries, t.amount, t.key, t.level, t.origin"
+        " FROM lpi_to_deliver AS q JOIN lpi_transfers AS t ON t.id = q.id"
+        " WHERE q.ledger = ? AND q.account = ? AND q.next_try <= ? ORDER BY q.next_try, q.id LIMIT ?"
+    )
+    NEXT_TO_DELIVER = (
+        "SELECT next_try FROM lpi_to_deliver WHERE ledger = ? AND account = ? AND next_try > ?"
+        " ORDER BY next_try LIMIT 1"
+    )
+    ACCOUNTS_TO_DELIVER = "SELECT min(account) FROM lpi_to_deliver WHERE ledger = ? AND account > ?"
+    ANY_TO_DELIVER = "SELECT 1 FROM lpi_to_deliver WHERE ledger = ? AND account = '' LIMIT 1"
+
+    # Reading and forgetting.
+
+    FORGETTABLE = (
+        "SELECT id, account, direction, state, level, forget_at FROM lpi_transfers"
+        " WHERE ledger = ? AND (forget_at, id) > (?, ?) AND forget_at < ?"
+        " ORDER BY forget_at, id LIMIT ?"
+    )
+    SLICE_FROM = "SELECT min(id) FROM lpi_transfers WHERE id > ?"
+    SLICE = f"SELECT {COLUMNS} FROM lpi_transfers WHERE id > ? AND id <= ? AND ledger = ? ORDER BY id"  # noqa: S608
+    IN_DOUBT = (
+        f"SELECT {COLUMNS} FROM lpi_transfers"  # noqa: S608 (constants)
+        " WHERE ledger = ? AND state = 'in_doubt' AND id > ? ORDER BY id LIMIT ?"
+    )
