@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.lowlevel
 from support.calls import start
-from support.ledgers import Handler, open_journal, receive, settle, states, sums
+from support.ledgers import Handler, open_journal, receive, settle, states, sums, until
 from trio.testing import wait_all_tasks_blocked
 
 from trio_ledger_plugin import MoneyHandlerAlreadyRegisteredError, current_transfer
@@ -124,6 +124,29 @@ async def test_transfers_wait_for_a_handler_to_be_registered(store):
         plugin.register_money_handler(handler)
         await settle(store)
         assert handler.keys == ["k"]
+
+
+async def test_transfer_credited_after_a_page_was_read_is_handed_over(store):
+    """The page does not contain it, so the account has to be looked at again."""
+    handler = Handler()
+    async with open_journal(store) as plugin:
+        receive(plugin, 1, "first")
+        await settle(store)
+        store.may_return = looking = trio.Event()
+        plugin.register_money_handler(handler)
+        await wait_all_tasks_blocked(0.05)
+        store.may_return = reading = trio.Event()
+        looking.set()
+        await wait_all_tasks_blocked(0.05)
+        # The page is read, but the outbox does not have it yet.
+        store.may_return = trio.Event()
+        store.may_return.set()
+        receive(plugin, 2, "second")
+        await until(lambda: plugin.replies.keys() == {1, 2})
+        reading.set()
+        await settle(store)
+        assert handler.keys == ["first", "second"]
+        assert set((await states(plugin)).values()) == {"delivered"}
 
 
 async def test_handler_registered_while_a_page_is_read_gets_it(store):

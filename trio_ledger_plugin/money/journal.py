@@ -36,7 +36,7 @@ OPEN_SECONDS: Final = 2.0
 COUNTS_SECONDS: Final = 1.0
 # How many jobs of the journal are in the store at once: as many as share a commit well, and few enough that others'
 # wait is short.
-JOBS_AT_ONCE: Final = 64
+JOBS_AT_ONCE: Final = 128
 
 # The ledgers that open plugins write to. The key is the store's identity, since an application's store may not be
 # hashable.

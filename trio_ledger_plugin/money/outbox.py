@@ -69,6 +69,8 @@ class Outbox:
         self._look_at_all = True
         # The accounts to look at next, the first of them first.
         self._ready: dict[str, None] = {}
+        # The account whose page is being read from the journal.
+        self._read: str | None = None
         # When to look at an account again: a heap of times on Trio's clock.
         self._due: list[tuple[float, str]] = []
         # Running handlers that are not late, in the order in which they become late, and running ones that are.
@@ -97,7 +99,8 @@ class Outbox:
         if self._is_begun(credited):
             # A page that was read since the commit had it.
             return
-        if account in self._ready or self._look_at_all or not self._active or not self._may_run(account):
+        first = account in self._ready or account == self._read or self._look_at_all
+        if first or not self._active or not self._may_run(account):
             self._ready[account] = None
             self._wake_up.set()
         elif self._has_handler(account):
@@ -181,8 +184,16 @@ class Outbox:
         self._finished.clear()
         known = self._running_of[account] + self._late_of[account]
         limit = _max_running(account) - self._running_of[account] + known
-        due, next_age = await self._journal.run(account, self._sql.incoming.due_to_deliver, account, limit)
-        self._ready.pop(account, None)
+        # What is credited from here on may be missing in the page, and makes the account ready again.
+        del self._ready[account]
+        self._read = account
+        try:
+            due, next_age = await self._journal.run(account, self._sql.incoming.due_to_deliver, account, limit)
+        except StoreError:
+            self._ready[account] = None
+            raise
+        finally:
+            self._read = None
         if next_age is not None:
             self._look_at_later(account, next_age - self._sql.age())
         started = 0

@@ -106,20 +106,22 @@ class Sender:
         """Send a transfer and return when it is acknowledged; ``LedgerPlugin.send_money`` documents what it raises."""
         seconds = self._context.options.response_timeout
         deadline = trio.current_time() + seconds
-        pending = await self._find_live(transfer, deadline)
+        pending = self._live.get(str(transfer.key))
+        if pending is not None and pending.phase is Phase.WITHDRAWN:
+            pending = await self._wait_withdrawn(transfer, deadline)
         if pending is None:
             if self._closed:
                 raise PluginClosedError("the plugin was closed; nothing was sent")
             if not self._is_connected():
                 # The link was lost while an earlier call under the key was being withdrawn.
                 raise NotConnectedError("not connected; nothing was sent")
-            pending = self._begin(evolve(transfer, account=self._account))
+            pending = self._begin(transfer)
         elif pending.transfer.amount != transfer.amount:
             raise key_conflict(str(transfer.key), pending.transfer.amount)
         await pending.wait(deadline, seconds)
 
-    async def _find_live(self, transfer: Transfer, deadline: float) -> PendingTransfer | None:
-        """Return the transfer under a key that is being sent; one that is being withdrawn is waited for."""
+    async def _wait_withdrawn(self, transfer: Transfer, deadline: float) -> PendingTransfer | None:
+        """Wait while the transfer under a key is being withdrawn; return one that is being sent under it then."""
         assert transfer.key is not None
         with trio.move_on_at(deadline):
             while (pending := self._live.get(transfer.key)) is not None and pending.phase is Phase.WITHDRAWN:
@@ -155,11 +157,10 @@ class Sender:
         return PendingTransfer(transfer, self._give_up, self._drop)
 
     def _begin(self, transfer: Transfer) -> PendingTransfer:
-        assert transfer.key is not None
-        if self._peer() is not None:
-            transfer = evolve(transfer, level=MoneyLevel.KEYED)
-        pending = self._new_pending(transfer)
-        pending.peer = self._peer() if self._met.is_set() else None
+        peer = self._peer()
+        level = MoneyLevel.PLAIN if peer is None else MoneyLevel.KEYED
+        pending = self._new_pending(evolve(transfer, account=self._account, level=level))
+        pending.peer = peer if self._met.is_set() else None
         try:
             self._context.tasks.spawn(self._run, pending)
         except RuntimeError as error:
@@ -301,7 +302,9 @@ class Sender:
         if peer is None and not self._is_connected():
             raise NotConnectedError("not connected; nothing was sent")
         level = MoneyLevel.PLAIN if peer is None else MoneyLevel.KEYED
-        transfer = pending.transfer = evolve(pending.transfer, level=level)
+        if pending.transfer.level is not level:
+            pending.transfer = evolve(pending.transfer, level=level)
+        transfer = pending.transfer
 
         def begin(connection: Connection) -> BeingSent | JournalEntry:
             pending.begun = True

@@ -40,6 +40,17 @@ GET = "SELECT value FROM lpi_values WHERE key = ?"
 PUT = "INSERT INTO lpi_values VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
 DELETE = "DELETE FROM lpi_values WHERE key = ?"
 
+# How often this process is a fork of the one that imported this module: a comparison costs less than a system call.
+_forks = 0
+
+
+def _count_fork() -> None:
+    global _forks  # noqa: PLW0603 (a fork concerns the whole process)
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
+
 
 class _Job(Waiter):
     """One caller's work."""
@@ -95,7 +106,7 @@ class SqliteStore:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._token = trio.lowlevel.current_trio_token()
         self._ended = trio.Event()
-        self._process = os.getpid()
+        self._forks = _forks
         self._closed = False
         # A daemon thread: a disk that hangs must not keep the program from exiting.
         self._thread = threading.Thread(target=self._serve, name=f"store {os.path.basename(path)}", daemon=True)
@@ -187,7 +198,7 @@ class SqliteStore:
         Raises:
             RuntimeError: This is another process or another Trio run.
         """
-        if os.getpid() != self._process:
+        if self._forks != _forks:
             raise RuntimeError(f"{self._path}: the store was opened by the process that forked this one")
         if trio.lowlevel.current_trio_token() is not self._token:
             raise RuntimeError(
@@ -197,7 +208,7 @@ class SqliteStore:
 
     async def _aclose(self) -> None:
         """Finish all queued jobs, close the file and end the thread."""
-        if os.getpid() != self._process:
+        if self._forks != _forks:
             # The thread is in the parent only.
             return
         if not self._closed:
