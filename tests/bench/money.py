@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ import trio
 import trio_ledger_plugin.stores.sqlite
 from trio_ledger_plugin import PluginServices, open_plugin
 from trio_ledger_plugin.stores import open_sqlite_store
+from trio_ledger_plugin.stores.reader import open_reader
 from trio_ledger_plugin.stores.sqlite_file import Database
 
 if TYPE_CHECKING:
@@ -95,7 +97,7 @@ async def receive(directory: str, case: str) -> None:
     say(received=received, handled=handled, commits=Counted.commits, cpu=time.process_time())
 
 
-async def send(directory: str, port: int, transfers: int) -> None:
+async def send(directory: str, port: int, transfers: int, in_flight: int) -> None:
     """Be the sender: so many transfers, and tell how it went."""
     async with open_sqlite_store(Path(directory) / "sender.sqlite3") as store:
         options = {"plugin": "btp", "server": f"btp+ws://bench:bench@127.0.0.1:{port}"}
@@ -107,10 +109,10 @@ async def send(directory: str, port: int, transfers: int) -> None:
 
             async def load(number: int) -> None:
                 async with trio.open_nursery() as nursery:
-                    for _ in range(IN_FLIGHT):
-                        nursery.start_soon(lane, number // IN_FLIGHT)
+                    for _ in range(in_flight):
+                        nursery.start_soon(lane, number // in_flight)
 
-            await load(max(IN_FLIGHT, transfers // 10))
+            await load(max(in_flight, transfers // 10))
             commits, cpu = Counted.commits, time.process_time()
             began = time.perf_counter()
             await load(transfers)
@@ -152,20 +154,37 @@ def syncs_a_second(directory: str) -> float:
     return number / elapsed
 
 
-def measure(case: str, transfers: int, where: Path) -> dict[str, Any]:
-    """Measure one case once, with new stores."""
+def measure(
+    case: str, transfers: int, where: Path, *, in_flight: int = IN_FLIGHT, stores: Path | None = None
+) -> dict[str, Any]:
+    """Measure one case once.
+
+    Args:
+        case: One of ``CASES``.
+        transfers: How many.
+        where: A directory on the disk to measure.
+        in_flight: How many are sent at once.
+        stores: A directory with the stores to begin with, which are copied; None for new ones.
+    """
     with tempfile.TemporaryDirectory(dir=where, prefix=".bench-") as directory:
+        before = 0
+        if stores is not None:
+            for name in ("sender.sqlite3", "receiver.sqlite3"):
+                shutil.copy(stores / name, directory)
+            with open_reader(Path(directory) / "sender.sqlite3") as connection:
+                before = int(connection.execute("SELECT sent FROM lpi_accounts").fetchone()[0])
         syncs = syncs_a_second(directory)
         with running("--receive", CASES[case], "--directory", directory) as receiver:
             port = hear(receiver)["port"]
-            with running("--send", transfers, "--port", port, "--directory", directory) as sender:
+            options = ("--port", port, "--in-flight", in_flight, "--directory", directory)
+            with running("--send", transfers, *options) as sender:
                 ours = hear(sender)
                 sender.wait()
             assert receiver.stdin is not None
             receiver.stdin.close()
             theirs = hear(receiver)
-    done = ours["sent"]
-    assert theirs["received"] in (None, done)
+    done = ours["sent"] - before
+    assert theirs["received"] in (None, done + before)
     assert theirs["handled"] == done or CASES[case] in ("none", "transactional")
     return {
         "case": case,
@@ -207,11 +226,12 @@ if __name__ == "__main__":
     parser.add_argument("--receive", choices=CASES.values(), help=argparse.SUPPRESS)
     parser.add_argument("--send", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--in-flight", type=int, default=IN_FLIGHT, help="how many transfers are sent at once")
     arguments = parser.parse_args()
     if arguments.receive is not None:
         trio.run(receive, arguments.directory, arguments.receive)
     elif arguments.send is not None:
-        trio.run(send, arguments.directory, arguments.port, arguments.send)
+        trio.run(send, arguments.directory, arguments.port, arguments.send, arguments.in_flight)
     elif arguments.quick:
         main(1, 2 * IN_FLIGHT, arguments.directory, arguments.save)
     else:
