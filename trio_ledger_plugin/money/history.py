@@ -18,6 +18,7 @@ from ..transfer import (
     JournalEntry,
     MoneyLevel,
     Totals,
+    Transfer,
     TransferDirection,
     TransferState,
 )
@@ -81,7 +82,7 @@ class SqlHistory:
         statements: Statements,
         age: Callable[[], float],
         *,
-        undo_sending: Callable[[Connection, str, str, MoneyLevel], None],
+        undo_sending: Callable[[Connection, int, Transfer], None],
         count_acked: Callable[[Connection, str, str, str], None],
     ) -> None:
         self._ledger = ledger
@@ -190,7 +191,8 @@ class SqlHistory:
             # The peer's journal may not know it: only an answer counts for that.
             self._count_acked(connection, account, str(entry.amount), "")
         else:
-            self._undo_sending(connection, account, str(entry.amount), entry.level)
+            transfer = Transfer(str(entry.amount), account, key=key, level=entry.level)
+            self._undo_sending(connection, entry.number, transfer)
 
     def reset_level(self, connection: Connection, account: str) -> None:
         """Set an account's level to PLAIN again.

@@ -182,7 +182,7 @@ class SqlOutgoing:
         if error is None:
             self.count_acked(connection, sent.transfer.account, sent.transfer.amount, sent.journal)
         else:
-            self._undo(connection, sent.transfer)
+            self._undo(connection, sent)
         return state
 
     def count_acked(self, connection: Connection, account: str, amount: str, journal: str) -> None:
@@ -191,13 +191,14 @@ class SqlOutgoing:
         values = (f"-{amount}", amount, journal or " ", self._ledger, account)
         connection.execute(self._sql.COUNT_ACKED, values)
 
-    def undo_sending(self, connection: Connection, account: str, amount: str, level: MoneyLevel) -> None:
+    def undo_sending(self, connection: Connection, number: int, transfer: Transfer) -> None:
         """Undo what a transfer that was not applied did to its account, the account's level included."""
-        keyed = int(level is MoneyLevel.KEYED)
-        connection.execute(self._sql.UNDO_SENDING, (f"-{amount}", keyed, keyed, self._ledger, account))
+        keyed = number if transfer.level is MoneyLevel.KEYED else 0
+        values = (f"-{transfer.amount}", keyed, self._ledger, transfer.account)
+        connection.execute(self._sql.UNDO_SENDING, values)
 
-    def _undo(self, connection: Connection, transfer: Transfer) -> None:
-        self.undo_sending(connection, transfer.account, transfer.amount, transfer.level)
+    def _undo(self, connection: Connection, sent: BeingSent) -> None:
+        self.undo_sending(connection, sent.number, sent.transfer)
 
     def doubt(self, connection: Connection, number: int) -> bool:
         """Record that it is not known whether the peer has applied a transfer; return whether that is new."""
@@ -223,7 +224,7 @@ class SqlOutgoing:
         connection.execute(self._sql.DROP_TO_SEND, (sent.number,))
         if not connection.execute(self._sql.WITHDRAW, (sent.number,)).rowcount:
             return False
-        self._undo(connection, sent.transfer)
+        self._undo(connection, sent)
         return True
 
     def withdraw_new(self, connection: Connection, account: str, key: str) -> None:

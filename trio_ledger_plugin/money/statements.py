@@ -43,7 +43,10 @@ class Statements:
 
     ENTER_ACCOUNT = "INSERT INTO lpi_accounts (ledger, account) VALUES (?, ?) ON CONFLICT DO NOTHING"
     FIND_LEVEL = "SELECT keyed FROM lpi_accounts WHERE ledger = ? AND account = ?"
-    RESET_LEVEL = "UPDATE lpi_accounts SET keyed = 0 WHERE ledger = ? AND account = ? AND keyed > 0"
+    RESET_LEVEL = (
+        "UPDATE lpi_accounts SET keyed = 0, level_reset = (SELECT coalesce(max(id), 0) FROM lpi_transfers)"
+        " WHERE ledger = ? AND account = ? AND keyed > 0"
+    )
     BEGIN_KEYED = (
         "UPDATE lpi_accounts SET in_doubt = lpi_add(in_doubt, ?), keyed = keyed + 1, peer_sent = peer_sent + 1, age = ?"
         " WHERE ledger = ? AND account = ? AND peer_journal = ?"
@@ -56,10 +59,11 @@ class Statements:
         "UPDATE lpi_accounts SET in_doubt = lpi_add(in_doubt, ?), sent = lpi_add(sent, ?),"
         " peer_acked = peer_acked + CASE WHEN peer_journal = ? THEN 1 ELSE 0 END WHERE ledger = ? AND account = ?"
     )
-    # What a transfer did that was withdrawn or refused.
+    # What a transfer did that was withdrawn or refused; its number, or 0 at PLAIN.
     UNDO_SENDING = (
         "UPDATE lpi_accounts SET in_doubt = lpi_add(in_doubt, ?),"
-        " keyed = CASE WHEN keyed > ? THEN keyed - ? ELSE 0 END WHERE ledger = ? AND account = ?"
+        " keyed = CASE WHEN ? > level_reset AND keyed > 0 THEN keyed - 1 ELSE keyed END"
+        " WHERE ledger = ? AND account = ?"
     )
     CREDIT_KEYED = (
         "UPDATE lpi_accounts SET received = lpi_add(received, ?), keyed = keyed + 1, keys_kept = keys_kept + 1,"
@@ -70,7 +74,9 @@ class Statements:
         "UPDATE lpi_accounts SET received = lpi_add(received, ?), keys_kept = keys_kept + ?, age = ?"
         " WHERE ledger = ? AND account = ? AND keyed = 0 AND keys_kept < ?"
     )
-    KEEP_KEY = "UPDATE lpi_accounts SET keys_kept = keys_kept + 1 WHERE ledger = ? AND account = ? AND keys_kept < ?"
+    KEEP_KEY = (
+        "UPDATE lpi_accounts SET keys_kept = keys_kept + 1, age = ? WHERE ledger = ? AND account = ? AND keys_kept < ?"
+    )
     FORGET_KEYS = "UPDATE lpi_accounts SET keys_kept = keys_kept - ? WHERE ledger = ? AND account = ?"
     FIND_SUMS = "SELECT sent, received, in_doubt FROM lpi_accounts WHERE ledger = ? AND account = ?"
     FIRST_SUMS = (
