@@ -216,17 +216,19 @@ class JournalMachine(RuleBasedStateMachine):
             self.use(account, peer)
             self.counts[account, peer][0] += 1
 
-    def undo(self, account, row):
+    def undo(self, account, row, *, by_hand=False):
         if row.counts_for_level:
             self.keyed[account] -= 1
+        if not by_hand and row.level is KEYED and self.current[account] == row.journal:
+            self.counts[account, row.journal][0] -= 1
 
-    def settle(self, account, row, after):
+    def settle(self, account, row, after, *, by_hand=False):
         row.state, row.forget_at = after, self.age + row.keep_for
         row.leave_queue()
         if after == "acked":
             self.sent[account] += row.amount
         else:
-            self.undo(account, row)
+            self.undo(account, row, by_hand=by_hand)
 
     def put_row_in_doubt(self, row):
         row.state = "in_doubt"
@@ -337,7 +339,7 @@ class JournalMachine(RuleBasedStateMachine):
             assert row.state in ("acked", "rejected")
         else:
             assert row.state in ("sent", "in_doubt")
-            self.settle(account, row, after.value)
+            self.settle(account, row, after.value, by_hand=True)
 
     @rule(account=accounts)
     def reset_level(self, account):

@@ -64,7 +64,7 @@ class PeerCounts:
 
     Attributes:
         journal: The id of the other end's journal.
-        sent: Transfers that were entered to be sent.
+        sent: Transfers that were entered to be sent, without those that were certainly not applied.
         acked: Transfers that the other end has acknowledged.
         received: Transfers from the other end that were credited.
     """

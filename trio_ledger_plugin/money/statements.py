@@ -59,10 +59,12 @@ class Statements:
         "UPDATE lpi_accounts SET in_doubt = lpi_add(in_doubt, ?), sent = lpi_add(sent, ?),"
         " peer_acked = peer_acked + CASE WHEN peer_journal = ? THEN 1 ELSE 0 END WHERE ledger = ? AND account = ?"
     )
-    # What a transfer did that was withdrawn or refused; its number, or 0 at PLAIN.
+    # What a transfer did that was withdrawn or refused; its number, or 0 at PLAIN. The peer has not received it, and if
+    # it still counted as sent, it would hide that another one is missing in a restored copy.
     UNDO_SENDING = (
         "UPDATE lpi_accounts SET in_doubt = lpi_add(in_doubt, ?),"
-        " keyed = CASE WHEN ? > level_reset AND keyed > 0 THEN keyed - 1 ELSE keyed END"
+        " keyed = CASE WHEN ? > level_reset AND keyed > 0 THEN keyed - 1 ELSE keyed END,"
+        " peer_sent = CASE WHEN peer_journal = ? AND peer_sent > 0 THEN peer_sent - 1 ELSE peer_sent END"
         " WHERE ledger = ? AND account = ?"
     )
     CREDIT_KEYED = (
