@@ -1,10 +1,12 @@
 """The journals of peers: an old copy of either journal is noticed, before anything is sent to it again."""
 
+import json
 from math import inf
 
 import pytest
 from support.journals import PEER_RETENTION, REFUSAL, Book, accept, connect, journal_of
 
+from trio_ledger_plugin import negotiation
 from trio_ledger_plugin.money import peers
 from trio_ledger_plugin.money.peers import Meeting
 from trio_ledger_plugin.negotiation import MAX_RETENTION, JournalOffer, PeerCounts, PeerJournal
@@ -273,3 +275,18 @@ def test_search_for_acknowledged_transfers_is_limited(book, monkeypatch):
     for number in range(5):
         book.receive(f"k{number}", apply=accept)
     assert last_acked(book, 5) == [("near", "5")]
+
+
+def test_peer_that_claims_enormous_counts_is_still_served(client, server):
+    """Its number must not make the next transfer's count overflow, which some databases refuse."""
+    link(client, server)
+    most = negotiation.MAX_COUNT
+    claim = JournalOffer(PEER_RETENTION, client.journal.id, 1e6, PeerCounts(server.journal.id, most, most, most), True)
+    told = negotiation.read_offer(json.dumps(claim.as_json()).encode())
+    assert told == claim
+    assert "this journal is an old copy" in server.meet(told, server.offer(client.journal.id)).trouble
+    pay(client, server, "a")
+    pay(server, client, "b")
+    counted = server.journal.peers.counts(server.connection, "", client.journal.id)
+    assert counted == PeerCounts(client.journal.id, most + 1, 1, most + 1)
+    assert {type(number) for number in (counted.sent, counted.received)} == {int}
