@@ -1,10 +1,11 @@
 """Settings and fixtures of all tests."""
 
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from support.journals import Book
 from support.ledgers import HeldStore
 from trio.testing import MockClock
 
@@ -30,3 +31,11 @@ async def store(tmp_path: Path) -> AsyncIterator[HeldStore]:
     """A store for money that a test can delay and make fail."""
     async with open_sqlite_store(tmp_path / "money.db") as inner:
         yield HeldStore(inner)
+
+
+@pytest.fixture
+def book() -> Iterator[Book]:
+    """An open journal in memory."""
+    book = Book()
+    yield book
+    book.connection.close()

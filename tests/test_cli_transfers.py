@@ -156,7 +156,7 @@ async def test_options_narrow_the_list(db, args, keys):
 async def test_since_is_a_time_in_utc_as_the_lines_show_it(db):
     created = datetime.fromisoformat((await listed(db, "--limit", "1"))["transfers"][0]["created"])
     _, out, _ = await run("transfers", str(db), "--limit", "1", TZ="America/New_York")
-    shown = re.search(r"^\d{4}\S+ \S+Z", out, re.MULTILINE)[0]
+    [shown] = re.findall(r"^\d{4}\S+ \S+Z", out, re.MULTILINE)
     assert datetime.fromisoformat(shown) == created.replace(microsecond=0)
     later = (datetime.now(UTC) + timedelta(seconds=60)).strftime("%Y-%m-%dT%H:%M:%S")
     for since, number in ((shown, 4), (shown[:-1], 4), (later, 0)):

@@ -1,5 +1,7 @@
 """The peer gets one reply to each request, and no internal details of a failure."""
 
+from typing import Any
+
 import pytest
 import trio
 

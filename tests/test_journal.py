@@ -1,21 +1,37 @@
 """The journal compared with a model of it in plain Python: in any order of operations, no unit is lost or made."""
 
-import sqlite3
 from collections.abc import Callable
-from math import inf
 from typing import Any
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from support.journals import (
+    IN,
+    KEYED,
+    OUT,
+    PEER_RETENTION,
+    PLAIN,
+    PROMISED,
+    REFUSAL,
+    RETENTION,
+    accept,
+    connect,
+    forget_in_slices,
+    in_transaction,
+    journal_of,
+    new_journal,
+    read_pages,
+    refuse,
+    rows_of,
+    transfer_of,
+)
 
 from trio_ledger_plugin import (
     InvalidFieldsError,
-    MoneyLevel,
     MoneyLevelError,
     NotAcceptedError,
-    RemoteError,
     StoreError,
     Transfer,
     TransferNotFoundError,
@@ -23,23 +39,13 @@ from trio_ledger_plugin import (
 )
 from trio_ledger_plugin.errors import wire_error
 from trio_ledger_plugin.money import history, outgoing
-from trio_ledger_plugin.money.history import START
 from trio_ledger_plugin.money.incoming import PLAIN_SECONDS, Credited, Received
 from trio_ledger_plugin.money.outgoing import BEING_SENT, BeingSent
-from trio_ledger_plugin.money.sql import SqlJournal
-from trio_ledger_plugin.negotiation import MAX_RETENTION, JournalOffer, PeerCounts, PeerJournal
-from trio_ledger_plugin.stores.dialect import SQLITE
-from trio_ledger_plugin.stores.schema import add_functions
-from trio_ledger_plugin.transfer import TransferDirection, TransferState
+from trio_ledger_plugin.negotiation import MAX_RETENTION, PeerCounts
+from trio_ledger_plugin.transfer import TRANSITIONS, TransferState
 
-KEYED, PLAIN = MoneyLevel.KEYED, MoneyLevel.PLAIN
-OUT, IN = TransferDirection.OUT, TransferDirection.IN
 NAMES = ("", "alice", "bob")
 MAX_KEYS = 4
-RETENTION = 1000.0
-PROMISED = 700.0
-PEER_RETENTION = 100_000
-REFUSAL = RemoteError("F00", "NotAcceptedError", data=b"{}")
 
 accounts = st.sampled_from(NAMES)
 keys = st.sampled_from(["a", "b", "c", "d"])
@@ -48,59 +54,6 @@ levels = st.sampled_from([KEYED, PLAIN])
 # The journals that a peer shows.
 peers = st.sampled_from(["first", "second"])
 pauses = st.sampled_from([0.0, 1.0, 60.0])
-
-
-def connect():
-    connection = sqlite3.connect(":memory:", isolation_level=None)
-    add_functions(connection)
-    return connection
-
-
-def transfer_of(account, key, amount, level, journal=""):
-    digest = f"{amount}".encode() if level is KEYED else b""
-    return Transfer(str(amount), account, key=key, level=level, journal=journal, digest=digest)
-
-
-def journal_of(peer, age=1000.0):
-    """Return a peer's journal whose age stands still."""
-    return PeerJournal(JournalOffer(PEER_RETENTION, peer, age), None, inf)
-
-
-def new_journal(clock, ledger="main", *, max_keys=10_000, key_retention=RETENTION, promised=PROMISED):
-    return SqlJournal(ledger, SQLITE, max_keys=max_keys, key_retention=key_retention, promised=promised, clock=clock)
-
-
-def in_transaction(connection, work, *args, **kwargs):
-    """Run work as a store does: if it raises an exception, its changes are undone."""
-    connection.execute("BEGIN")
-    try:
-        result = work(connection, *args, **kwargs)
-    except Exception:
-        connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
-    return result
-
-
-def rows_of(connection, ledger):
-    """Return all rows of a ledger."""
-    tables = ("lpi_ledgers", "lpi_accounts", "lpi_peers", "lpi_transfers", "lpi_to_send", "lpi_to_deliver")
-    return [connection.execute(f"SELECT * FROM {table} WHERE ledger = ?", (ledger,)).fetchall() for table in tables]
-
-
-def walk(connection, journal, account=None, direction=None, state=None):
-    entries, after = [], 0
-    while after is not None:
-        page = journal.history.page(connection, account, direction, state, after)
-        entries += page.entries
-        after = page.after
-    return entries
-
-
-def forget(connection, journal):
-    after = START
-    while after is not None:
-        after = journal.history.forget(connection, after)
 
 
 class Row:
@@ -263,17 +216,19 @@ class JournalMachine(RuleBasedStateMachine):
             self.use(account, peer)
             self.counts[account, peer][0] += 1
 
-    def undo(self, account, row):
+    def undo(self, account, row, *, by_hand=False):
         if row.counts_for_level:
             self.keyed[account] -= 1
+        if not by_hand and row.level is KEYED and self.current[account] == row.journal:
+            self.counts[account, row.journal][0] -= 1
 
-    def settle(self, account, row, after):
+    def settle(self, account, row, after, *, by_hand=False):
         row.state, row.forget_at = after, self.age + row.keep_for
         row.leave_queue()
         if after == "acked":
             self.sent[account] += row.amount
         else:
-            self.undo(account, row)
+            self.undo(account, row, by_hand=by_hand)
 
     def put_row_in_doubt(self, row):
         row.state = "in_doubt"
@@ -384,7 +339,7 @@ class JournalMachine(RuleBasedStateMachine):
             assert row.state in ("acked", "rejected")
         else:
             assert row.state in ("sent", "in_doubt")
-            self.settle(account, row, after.value)
+            self.settle(account, row, after.value, by_hand=True)
 
     @rule(account=accounts)
     def reset_level(self, account):
@@ -623,7 +578,7 @@ class JournalMachine(RuleBasedStateMachine):
     @rule()
     def forget(self):
         """Exactly those are forgotten whose time has come, by what was promised when they were entered."""
-        self.call(lambda connection: forget(connection, self.journal))
+        self.call(lambda connection: list(forget_in_slices(connection, self.journal)))
         for place, row in list(self.rows.items()):
             if row.forget_at is not None and row.forget_at < self.age and row.state != "applied":
                 del self.rows[place]
@@ -635,7 +590,7 @@ class JournalMachine(RuleBasedStateMachine):
 
     @invariant()
     def journal_has_the_entries_of_the_model(self):
-        entries = walk(self.connection, self.journal)
+        entries = [entry for page in read_pages(self.connection, self.journal) for entry in page]
         assert [entry.number for entry in entries] == sorted(row.number for row in self.rows.values())
         found = {
             entry.number: (
@@ -663,7 +618,8 @@ class JournalMachine(RuleBasedStateMachine):
     @invariant()
     def queues_are_the_open_transfers(self):
         for table, direction in (("lpi_to_send", OUT), ("lpi_to_deliver", IN)):
-            found = self.select(f"SELECT id, account, next_try, tries FROM {table} WHERE ledger = 'main' ORDER BY id")
+            statement = f"SELECT id, account, next_try, tries FROM {table} WHERE ledger = 'main' ORDER BY id"  # noqa: S608
+            found = self.select(statement)
             assert found == sorted(
                 (row.number, account, row.next_try, row.tries)
                 for (account, where, _, _), row in self.rows.items()
@@ -725,214 +681,262 @@ def _code_of(refusal):
 
 
 TestJournal = JournalMachine.TestCase
-TestJournal.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestJournal.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 
 
-class Clock:
-    """A clock that a test sets."""
+# Every transition, allowed or refused.
 
-    def __init__(self):
-        self.now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def connection():
-    connection = connect()
-    yield connection
-    connection.close()
-
-
-@pytest.fixture
-def clock():
-    return Clock()
+ENTERED = {
+    TransferState.SENT: lambda book, sent: None,
+    TransferState.IN_DOUBT: lambda book, sent: book.journal.outgoing.doubt(book.connection, sent.number),
+    TransferState.ACKED: lambda book, sent: book.answer(sent),
+    TransferState.REJECTED: lambda book, sent: book.answer(sent, REFUSAL),
+}
+WANTED = {
+    "acknowledged": (TransferState.ACKED, lambda book, sent: book.answer(sent)),
+    "refused": (TransferState.REJECTED, lambda book, sent: book.answer(sent, REFUSAL)),
+    "confirmed": (TransferState.ACKED, lambda book, sent: book.settle("k", TransferState.ACKED)),
+    "rejected": (TransferState.REJECTED, lambda book, sent: book.settle("k", TransferState.REJECTED)),
+    "doubted": (TransferState.IN_DOUBT, lambda book, sent: book.journal.outgoing.doubt(book.connection, sent.number)),
+}
 
 
-@pytest.fixture
-def journal(connection, clock):
-    journal = new_journal(clock)
-    journal.open(connection, settle=True)
-    return journal
+@pytest.mark.parametrize("level", [KEYED, PLAIN])
+@pytest.mark.parametrize("wanted", WANTED)
+@pytest.mark.parametrize("before", ENTERED)
+def test_outgoing_transition_happens_exactly_if_allowed(book, before, wanted, level):
+    """A final transfer that changed again would be counted twice, or taken back after it was paid."""
+    sent, (after, step) = book.begin("k", amount=7, level=level), WANTED[wanted]
+    ENTERED[before](book, sent)
+    everything = rows_of(book.connection, "main")
+    allowed = after in TRANSITIONS[before]
+    if allowed or wanted not in ("confirmed", "rejected"):
+        step(book, sent)
+    else:
+        with pytest.raises(InvalidFieldsError, match=f"{before.value} already; nothing was changed"):
+            step(book, sent)
+    assert book.state("k") is (after if allowed else before)
+    state = after if allowed else before
+    expected = [7 * (state is each) for each in (TransferState.ACKED, TransferState.SENT, TransferState.IN_DOUBT)]
+    assert (book.totals().sent, book.totals().in_doubt) == (expected[0], expected[1] + expected[2])
+    assert book.select("SELECT count(*) FROM lpi_to_send") == [(int(state is TransferState.SENT),)]
+    if not allowed:
+        assert rows_of(book.connection, "main") == everything
 
 
-def begin(connection, journal, key, *, amount=5, level=KEYED, account=""):
-    peer = journal_of("first") if level is KEYED else None
-    sent = journal.outgoing.begin(connection, transfer_of(account, key, amount, level), peer, plain_allowed=True)
-    assert isinstance(sent, BeingSent)
-    return sent
+@pytest.mark.parametrize("before", ENTERED)
+def test_only_an_open_transfer_can_be_withdrawn(book, before):
+    sent = book.begin("k", amount=7)
+    ENTERED[before](book, sent)
+    withdrawn = book.journal.outgoing.withdraw(book.connection, sent)
+    assert withdrawn is (before is TransferState.SENT)
+    assert book.state("k") is (None if withdrawn else before)
+    # A withdrawn key can be used again.
+    assert (book.begin("k").number > sent.number) if withdrawn else (book.keys == ["k"])
 
 
-def receive(connection, journal, key, *, apply=None, account=""):
-    transfer = transfer_of(account, key, 5, KEYED, "first")
-    return journal.incoming.receive(connection, transfer, apply, plain_allowed=True)
-
-
-def accept(connection, transfer):
-    return None
-
-
-def refuse(connection, transfer):
-    return NotAcceptedError("no")
-
-
-def keys_in(connection, journal):
-    return [entry.key for entry in walk(connection, journal)]
-
-
-def level_of(connection, journal, account):
-    return {each.account: each.level for each in journal.history.accounts(connection, None)}[account]
-
-
-def test_second_opening_changes_nothing(connection, journal):
-    begin(connection, journal, "k")
-    assert journal.open(connection, settle=True) == {""}
-    before = rows_of(connection, "main")
-    assert journal.open(connection, settle=True) == {""}
-    assert rows_of(connection, "main") == before
-    assert journal.outgoing.find(connection, "", "k").state is TransferState.SENT
-
-
-def test_file_of_a_newer_version_is_refused(connection, journal):
-    connection.execute("UPDATE lpi_schema SET version = 99 WHERE component = 'transfers'")
-    with pytest.raises(StoreError, match="newer version"):
-        journal.open(connection, settle=True)
-
-
-def test_running_again_after_a_commit_that_counts_is_harmless(connection, journal):
-    sent = begin(connection, journal, "k")
+def test_received_transfer_is_delivered_once(book):
+    credited = book.receive("k").credited
+    assert [entry.state for entry in book.walk()] == [TransferState.APPLIED]
     for _ in range(2):
-        assert journal.outgoing.answered(connection, sent, None) is TransferState.ACKED
-        assert receive(connection, journal, "k").refusal is None
-    assert not journal.outgoing.doubt(connection, sent.number)
-    assert not journal.outgoing.withdraw(connection, sent)
-    assert journal.outgoing.answered(connection, sent, REFUSAL) is TransferState.ACKED
-    totals = journal.history.totals(connection, "")
-    assert (totals.sent, totals.received, totals.in_doubt) == (5, 5, 0)
-    assert journal.outgoing.find(connection, "", "k").state is TransferState.ACKED
+        book.journal.incoming.delivered(book.connection, credited)
+        assert [entry.state for entry in book.walk()] == [TransferState.DELIVERED]
+    book.journal.incoming.postpone_delivery(book.connection, credited, 1.0)
+    assert book.select("SELECT count(*) FROM lpi_to_deliver") == [(0,)]
+    assert book.receive("k").credited is None
+    assert book.totals().received == 5
 
 
-def test_entry_contains_all_that_is_known(connection, journal, monkeypatch):
+# Keys.
+
+
+@pytest.mark.parametrize("handler", [None, accept, refuse], ids=["queued", "accepted", "refused"])
+def test_same_key_and_digest_get_the_same_reply(book, handler):
+    first = book.receive("k", apply=handler)
+    again = [book.receive("k", apply=each) for each in (None, accept, refuse)]
+    replies = [each.refusal and wire_error(each.refusal) for each in (first, *again)]
+    assert len(set(replies)) == 1
+    assert [each.credited for each in again] == [None, None, None]
+    assert book.totals().received == (0 if handler is refuse else 5)
+    assert len(book.walk()) == 1
+
+
+@pytest.mark.parametrize("handler", [None, accept, refuse], ids=["queued", "accepted", "refused"])
+def test_same_key_with_another_digest_is_refused(book, handler):
+    """Two transfers under one key would be taken for one, and the second would be lost silently."""
+    book.receive("k", apply=handler)
+    before = rows_of(book.connection, "main")
+    for each in (None, accept, refuse):
+        assert wire_error(book.receive("k", amount=6, apply=each).refusal)[0] == "F05"
+    assert rows_of(book.connection, "main") == before
+
+
+def test_temporary_refusal_is_not_kept_under_its_key(book):
+    refused = book.receive("k", apply=lambda *_: UnreachableError("later"))
+    assert wire_error(refused.refusal)[0] == "T00"
+    assert book.walk() == []
+    assert book.receive("k", amount=6, apply=accept) == Received()
+
+
+def test_keys_of_two_journals_are_two_transfers(book):
+    """Two programs that pay "bill 1" to one account pay two bills."""
+    for peer, amount in (("first", 5), ("second", 6), ("first", 5), ("second", 6)):
+        assert book.receive("bill 1", peer=peer, amount=amount, apply=accept) == Received()
+    assert book.totals().received == 11
+    assert wire_error(book.receive("bill 1", peer="second", amount=5).refusal)[0] == "F05"
+    assert book.select("SELECT origin, key FROM lpi_transfers ORDER BY id") == [
+        ("first", "bill 1"),
+        ("second", "bill 1"),
+    ]
+
+
+def test_sent_and_received_keys_are_apart(book):
+    book.pay("k", amount=1)
+    assert book.receive("k", amount=2, apply=accept) == Received()
+    for account in ("alice", "bob"):
+        book.pay("k", account=account, amount=4)
+    assert [(entry.account, entry.direction, entry.amount) for entry in book.walk()] == [
+        ("", OUT, 1),
+        ("", IN, 2),
+        ("alice", OUT, 4),
+        ("bob", OUT, 4),
+    ]
+
+
+def test_known_key_gives_its_entry_and_changes_nothing(book):
+    book.pay("k", amount=5)
+    before = rows_of(book.connection, "main")
+    for amount, peer in ((5, journal_of("first")), (6, journal_of("second")), (5, None)):
+        transfer = transfer_of("", "k", amount, KEYED if peer else PLAIN)
+        found = book.journal.outgoing.begin(book.connection, transfer, peer, plain_allowed=True)
+        assert (found.key, found.amount, found.state) == ("k", 5, TransferState.ACKED)
+    assert rows_of(book.connection, "main") == before
+
+
+def test_entry_contains_all_that_is_known(book, monkeypatch):
     monkeypatch.setattr(outgoing, "time", lambda: 100.0)
-    sent = begin(connection, journal, "k", amount=2**64 - 1, account="alice")
+    sent = book.begin("k", amount=2**64 - 1, account="alice")
     monkeypatch.setattr(outgoing, "time", lambda: 200.0)
-    journal.outgoing.answered(connection, sent, REFUSAL)
-    entry = journal.outgoing.find(connection, "alice", "k")
+    book.answer(sent, REFUSAL)
+    entry = book.find("k", "alice")
     assert (entry.account, entry.direction, entry.key, entry.amount) == ("alice", OUT, "k", 2**64 - 1)
     assert (entry.number, entry.level, entry.state) == (sent.number, KEYED, TransferState.REJECTED)
     assert (entry.error.code, entry.error.name, entry.error.data) == ("F00", "NotAcceptedError", b"{}")
     assert (entry.created.timestamp(), entry.changed.timestamp()) == (100.0, 200.0)
 
 
-def test_pages_cover_the_whole_journal(connection, journal):
-    expected = [f"k{number}" for number in range(2 * history.PAGE + 1)]
-    for key in expected:
-        receive(connection, journal, key)
-    assert [entry.key for entry in walk(connection, journal, None, IN, TransferState.APPLIED)] == expected
-    assert walk(connection, journal, None, OUT) == []
-    assert walk(connection, journal, "nobody") == []
-    assert walk(connection, journal, None, None, TransferState.IN_DOUBT) == []
+def test_running_again_after_a_commit_that_counts_is_harmless(book):
+    sent = book.begin("k")
+    for _ in range(2):
+        assert book.answer(sent) is TransferState.ACKED
+        assert book.receive("k").refusal is None
+    assert not book.journal.outgoing.doubt(book.connection, sent.number)
+    assert not book.journal.outgoing.withdraw(book.connection, sent)
+    assert book.answer(sent, REFUSAL) is TransferState.ACKED
+    assert (book.totals().sent, book.totals().received, book.totals().in_doubt) == (5, 5, 0)
 
 
-def test_late_settled_transfer_is_kept_for_the_full_retention(connection, journal, clock):
-    """If it were removed at once, a program that asks for it under its key would send it again."""
-    sent = begin(connection, journal, "k", level=PLAIN)
-    journal.outgoing.doubt(connection, sent.number)
-    clock.now = 2 * RETENTION
-    forget(connection, journal)
-    journal.history.settle(connection, "", "k", TransferState.ACKED)
-    forget(connection, journal)
-    clock.now = 3 * RETENTION
-    forget(connection, journal)
-    assert journal.outgoing.find(connection, "", "k").state is TransferState.ACKED
-    clock.now = 3 * RETENTION + 1
-    forget(connection, journal)
-    assert journal.outgoing.find(connection, "", "k") is None
-    assert journal.history.totals(connection, "").sent == 5
+# The level.
 
 
-def test_unfinished_transfers_are_never_removed(connection, journal, clock):
-    begin(connection, journal, "sent")
-    journal.outgoing.doubt(connection, begin(connection, journal, "in_doubt").number)
-    receive(connection, journal, "applied")
-    clock.now = 100 * RETENTION
-    forget(connection, journal)
-    assert keys_in(connection, journal) == ["sent", "in_doubt", "applied"]
-
-
-def test_setting_the_clock_removes_no_key(connection, journal, monkeypatch):
-    receive(connection, journal, "k", apply=accept)
-    monkeypatch.setattr(history, "time", lambda: 1e12)
-    monkeypatch.setattr("time.time", lambda: 1e12)
-    forget(connection, journal)
-    assert keys_in(connection, journal) == ["k"]
-
-
-def test_shorter_retention_shortens_no_earlier_promise(connection, journal, clock):
-    """The peer may send a transfer again for as long as it was promised that its key is known."""
-    sent = begin(connection, journal, "paid")
-    receive(connection, journal, "received", apply=accept)
-    journal.save_age(connection)
-    later = new_journal(clock, key_retention=1.0, promised=1.0)
-    later.open(connection, settle=True)
-    later.outgoing.answered(connection, sent, None)
-    receive(connection, later, "received later", apply=accept)
-    clock.now = 2.0
-    forget(connection, later)
-    assert keys_in(connection, later) == ["paid", "received"]
-    clock.now = PROMISED + 1
-    forget(connection, later)
-    assert keys_in(connection, later) == ["paid"]
-    clock.now = RETENTION + 1
-    forget(connection, later)
-    assert keys_in(connection, later) == []
-
-
-def test_numbers_are_not_reused_once_all_are_forgotten(connection, journal, clock):
-    receive(connection, journal, "k", apply=accept)
-    withdrawn = begin(connection, journal, "withdrawn")
-    journal.outgoing.withdraw(connection, withdrawn)
-    clock.now = PROMISED + 1
-    forget(connection, journal)
-    assert keys_in(connection, journal) == []
-    assert begin(connection, journal, "next").number > withdrawn.number
-
-
-def test_rejecting_what_a_reset_put_in_doubt_keeps_the_new_level(connection, journal):
+def test_rejecting_what_a_reset_put_in_doubt_keeps_the_new_level(book):
     """The account is at KEYED again; a peer that has lost its journal could otherwise pay at PLAIN unnoticed."""
-    begin(connection, journal, "before")
-    journal.reset_level(connection, "")
-    assert level_of(connection, journal, "") is PLAIN
-    journal.outgoing.answered(connection, begin(connection, journal, "after"), None)
-    journal.history.settle(connection, "", "before", TransferState.REJECTED)
-    assert level_of(connection, journal, "") is KEYED
+    book.begin("before")
+    book.journal.reset_level(book.connection, "")
+    assert book.level() is PLAIN
+    book.pay("after")
+    book.settle("before", TransferState.REJECTED)
+    assert book.level() is KEYED
 
 
-@pytest.mark.parametrize("handler", [accept, refuse], ids=["credited", "refused"])
-@pytest.mark.parametrize("saved", [True, False], ids=["closed in peace", "killed"])
-def test_old_keys_are_removed_even_with_frequent_restarts(connection, clock, saved, handler):
-    """Its keys would otherwise fill the account, and money would be refused."""
-    for number in range(4):
-        journal = new_journal(clock, promised=RETENTION)
-        journal.open(connection, settle=True)
-        clock.now += RETENTION / 2
-        for key in (f"{number}", f"{number} again"):
-            receive(connection, journal, key, apply=handler)
-        if saved:
-            journal.save_age(connection)
-        # The machine restarts too: its monotonic clock begins at 0.
-        clock.now = 0.0
-    journal = new_journal(clock, promised=RETENTION)
-    journal.open(connection, settle=True)
-    clock.now += 1
-    forget(connection, journal)
-    assert {key[0] for key in keys_in(connection, journal)} == {"2", "3"}
+@pytest.mark.parametrize("undo", ["refuse", "withdraw", "reject"])
+def test_transfer_without_effect_leaves_the_level_as_it_was(book, undo):
+    sent = book.begin("k")
+    assert book.level() is KEYED
+    if undo == "refuse":
+        book.answer(sent, REFUSAL)
+    elif undo == "withdraw":
+        book.journal.outgoing.withdraw(book.connection, sent)
+    else:
+        book.settle("k", TransferState.REJECTED)
+    assert book.level() is PLAIN
+    assert book.receive("at PLAIN", level=PLAIN, apply=accept) == Received()
 
 
-def test_account_with_plain_leftovers_only_has_nothing_to_send(connection, journal, clock):
-    begin(connection, journal, "k", level=PLAIN)
-    again = new_journal(clock)
-    assert again.open(connection, settle=False) == {""}
-    assert again.open(connection, settle=True) == set()
-    assert again.outgoing.find(connection, "", "k").state is TransferState.IN_DOUBT
+@pytest.mark.parametrize("first", ["sent", "received"])
+def test_account_that_was_at_keyed_takes_no_plain_money(book, first):
+    """The peer may have lost its journal, and with it what it has applied."""
+    if first == "sent":
+        book.pay("k")
+    else:
+        book.receive("k", apply=accept)
+    assert wire_error(book.receive("plain", level=PLAIN, apply=accept).refusal)[0] == "F00"
+    with pytest.raises(MoneyLevelError, match="reset the account's level"):
+        book.begin("plain", level=PLAIN)
+    book.journal.reset_level(book.connection, "")
+    assert book.receive("plain", level=PLAIN, apply=accept) == Received()
+    assert book.begin("plain", level=PLAIN).journal == ""
+
+
+def test_reset_that_changes_nothing_is_an_error(book):
+    book.pay("k", account="alice", level=PLAIN)
+    for account, text in (("nobody", "is not known"), ("alice", "is not at KEYED")):
+        with pytest.raises(InvalidFieldsError, match=f"account '{account}' {text}; nothing was changed"):
+            book.journal.reset_level(book.connection, account)
+
+
+# Opening.
+
+
+def test_second_opening_changes_nothing(book):
+    book.begin("k")
+    assert book.journal.open(book.connection, settle=True) == {""}
+    before = rows_of(book.connection, "main")
+    assert book.journal.open(book.connection, settle=True) == {""}
+    assert rows_of(book.connection, "main") == before
+    assert book.state("k") is TransferState.SENT
+
+
+def test_file_of_a_newer_version_is_refused(book):
+    book.connection.execute("UPDATE lpi_schema SET version = 99 WHERE component = 'transfers'")
+    with pytest.raises(StoreError, match="newer version"):
+        book.reopen()
+
+
+def test_opening_makes_due_what_an_earlier_process_was_sending(book):
+    keyed, plain = book.begin("keyed"), book.begin("plain", level=PLAIN, account="alice")
+    assert book.journal.outgoing.take_due(book.connection, "", 9).transfers == []
+    journal = new_journal(lambda: 0.0)
+    # A reader does not touch what another process sends.
+    assert journal.open(book.connection, settle=False) == {"", "alice"}
+    assert [book.state("keyed"), book.state("plain", "alice")] == [TransferState.SENT, TransferState.SENT]
+    assert journal.open(book.connection, settle=True) == {""}
+    assert book.state("plain", "alice") is TransferState.IN_DOUBT
+    due = journal.outgoing.take_due(book.connection, "", 9).transfers
+    assert [(sent.number, sent.journal, sent.resend_until) for sent in due] == [(keyed.number, "first", 51_000.0)]
+    assert journal.outgoing.take_due(book.connection, "alice", 9).transfers == []
+    assert not journal.outgoing.doubt(book.connection, plain.number)
+
+
+def test_age_goes_on_over_restarts_and_the_rest_between(book):
+    book.now = 100.0
+    assert book.journal.save_age(book.connection) == 100.0
+    book.journal.rest()
+    book.now = 5000.0
+    book.journal.open(book.connection, settle=True)
+    assert book.journal.age() == 100.0
+    book.now = 5010.0
+    # The ledger does not age between the end of one process and the beginning of the next.
+    assert book.journal.save_age(book.connection) == 110.0
+    book.now = 0.0
+    assert book.reopen().age() == 110.0
+    # A clock that steps back does not make it younger.
+    book.now = -50.0
+    assert book.journal.age() == 110.0
+
+
+def test_id_of_a_journal_stays_and_is_its_own(book):
+    first = book.journal.id
+    assert len(first) == 32
+    assert book.reopen().id == first
+    assert book.reopen("other").id != first

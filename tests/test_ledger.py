@@ -549,7 +549,10 @@ async def test_loopback_is_keyed_and_resumes_after_a_restart(store):
     async with trio.open_nursery() as nursery, loopback_pair(PluginServices(store=store)) as (payer, payee):
         payee.register_money_handler(Handler())
         await settle(store)
-        assert payer.peer_journal().retention == payee.peer_journal().retention == WEEK
+        assert [None if each is None else each.retention for each in (payer.peer_journal(), payee.peer_journal())] == [
+            WEEK,
+            WEEK,
+        ]
         await payer.send_money(7, idempotency_key="k")
         await payer.send_money(7, idempotency_key="k")
         assert await sums(payer) == (7, 0, 0)

@@ -11,24 +11,43 @@ import trio_ledger_plugin
 
 PAGE = (ROOT / "docs" / "reference" / "logging.md").read_text(encoding="utf-8")
 PACKAGE = Path(trio_ledger_plugin.__file__).parent
+# The parameter of a log that hands messages to another log.
+PASSED_ON = {"message"}
 LEVELS = {"debug": "DEBUG", "info": "INFO", "warn": "WARNING", "error": "ERROR"}
 
 
-def calls() -> Iterator[ast.Call]:
+def modules() -> Iterator[ast.Module]:
     for path in PACKAGE.rglob("*.py"):
         # Commands write to a terminal, and the test kit is no plugin.
         if not {"cli", "testing"} & set(path.relative_to(PACKAGE).parts):
-            yield from (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
+            yield ast.parse(path.read_text())
+
+
+def calls(module: ast.Module) -> Iterator[ast.Call]:
+    return (node for node in ast.walk(module) if isinstance(node, ast.Call))
 
 
 def logged() -> set[tuple[str, str]]:
     """Return the level and the text of each message in the source."""
     found = set()
-    for call in calls():
-        if isinstance(call.func, ast.Attribute) and call.func.attr in LEVELS and call.args:
-            owner, text = ast.unparse(call.func.value).rpartition(".")[2], call.args[0]
-            if owner in ("log", "_log") and isinstance(text, ast.Constant):
-                found.add((LEVELS[call.func.attr], str(text.value)))
+    for module in modules():
+        texts = {
+            target.id: node.value
+            for node in ast.walk(module)
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
+        for call in calls(module):
+            if isinstance(call.func, ast.Attribute) and call.func.attr in LEVELS and call.args:
+                owner, text = ast.unparse(call.func.value).rpartition(".")[2], call.args[0]
+                if owner in ("log", "_log"):
+                    if isinstance(text, ast.Name) and text.id not in PASSED_ON:
+                        text = texts[text.id]
+                    if isinstance(text, ast.Constant):
+                        found.add((LEVELS[call.func.attr], str(text.value)))
+                    else:
+                        assert isinstance(text, ast.Name), ast.unparse(call)
     return found
 
 
@@ -43,7 +62,8 @@ def test_logger_is_the_one_on_the_page() -> None:
     """An application's configuration of that logger would have no effect."""
     names = {
         ast.literal_eval(call.args[0])
-        for call in calls()
+        for module in modules()
+        for call in calls(module)
         if isinstance(call.func, ast.Attribute) and call.func.attr == "getLogger"
     }
     assert names == {"trio_ledger_plugin"}

@@ -757,6 +757,7 @@ async def test_peer_that_lost_acknowledged_transfers_is_named(store, caplog):
             payer.answer()
         await settle(store)
         said = await payer.money.make_offer("", PEER_OFFER)
+        assert said is not None
         assert said.peer == PeerCounts(PEER_OFFER.journal, sent=3, acked=3)
         payer.lose_link()
         theirs = PeerCounts(said.journal, received=1)
@@ -773,6 +774,7 @@ async def test_own_journal_that_lost_transfers_is_named_once(store, caplog):
         for _ in range(2):
             payer.lose_link()
             said = await payer.money.make_offer("", PEER_OFFER)
+            assert said is not None
             theirs = PeerCounts(said.journal, sent=4, acked=4, received=9)
             payer.offer, payer.said = aged(5, peer=theirs, tells_peer=True), said
             payer.regain_link()

@@ -45,7 +45,8 @@ MIN_RETENTION: Final = 24 * 60 * 60
 MAX_RETENTION: Final = 30 * 24 * 60 * 60
 MAX_OFFER_BYTES: Final = 1024
 MAX_JOURNAL: Final = 64
-MAX_COUNT: Final = 2**63 - 1
+# The ends may count on from what the other one says, and databases have integers of 64 bits.
+MAX_COUNT: Final = 2**53 - 1
 
 
 def _running_clock() -> Callable[[], float]:
@@ -64,7 +65,7 @@ class PeerCounts:
 
     Attributes:
         journal: The id of the other end's journal.
-        sent: Transfers that were entered to be sent.
+        sent: Transfers that were entered to be sent, without those that were certainly not applied.
         acked: Transfers that the other end has acknowledged.
         received: Transfers from the other end that were credited.
     """

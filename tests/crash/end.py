@@ -125,8 +125,10 @@ class End:
             handlers["money_handler"] = self._apply
         elif self._config.handler == "transactional":
             handlers["transactional_money_handler"] = self._apply_within
+        # Without a handler, this end reads the totals only.
+        accepted = "journal" if self._config.handler == "none" else "handler"
         opening = open_plugin(
-            {**LINK, "money": self._config.money, **options},
+            {**LINK, "money": self._config.money, "accept_money": accepted, **options},
             self._services,
             connect=ConnectOptions(timeout=math.inf),
             **handlers,

@@ -374,6 +374,9 @@ def compare(ours: Account, theirs: Account, handler: str, *, keyed: bool) -> Non
     credited = [amount for amount, state in theirs.received if state in ("applied", "delivered")]
     if handler == "direct":
         credited = theirs.applied
+    elif not keyed and handler != "none":
+        # At PLAIN, a transfer leaves the journal once a handler has finished with it; the handler may be called again.
+        credited = theirs.mine if handler == "transactional" else sorted(set(theirs.applied))
     assert max(Counter(credited).values(), default=1) == 1, f"doubled: {Counter(credited).most_common(5)}"
     assert set(done) <= set(credited), f"lost: {sorted(set(done) - set(credited))[:5]}"
     assert set(credited) <= {*done, *doubt}, f"never acknowledged: {sorted(set(credited) - {*done, *doubt})[:5]}"

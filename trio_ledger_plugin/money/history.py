@@ -18,6 +18,7 @@ from ..transfer import (
     JournalEntry,
     MoneyLevel,
     Totals,
+    Transfer,
     TransferDirection,
     TransferState,
 )
@@ -81,7 +82,7 @@ class SqlHistory:
         statements: Statements,
         age: Callable[[], float],
         *,
-        undo_sending: Callable[[Connection, str, str, MoneyLevel], None],
+        undo_sending: Callable[[Connection, int, Transfer, str], None],
         count_acked: Callable[[Connection, str, str, str], None],
     ) -> None:
         self._ledger = ledger
@@ -186,11 +187,12 @@ class SqlHistory:
         values = (state.value, None, None, None, time(), self._age(), entry.number)
         connection.execute(self._sql.SETTLE, values)
         connection.execute(self._sql.DROP_TO_SEND, (entry.number,))
+        # The peer's journal may know better than the operator: only an answer counts for it.
         if state is TransferState.ACKED:
-            # The peer's journal may not know it: only an answer counts for that.
             self._count_acked(connection, account, str(entry.amount), "")
         else:
-            self._undo_sending(connection, account, str(entry.amount), entry.level)
+            transfer = Transfer(str(entry.amount), account, key=key, level=entry.level)
+            self._undo_sending(connection, entry.number, transfer, "")
 
     def reset_level(self, connection: Connection, account: str) -> None:
         """Set an account's level to PLAIN again.

@@ -221,10 +221,10 @@ class SqlIncoming:
         """Remember a final refusal under its key, so that the transfer gets it again."""
         if wire_error(refusal)[0].startswith("T") or transfer.level is MoneyLevel.PLAIN:
             return
-        place = (self._ledger, transfer.account)
+        place, age = (self._ledger, transfer.account), self._age()
         connection.execute(self._sql.ENTER_ACCOUNT, place)
-        if connection.execute(self._sql.KEEP_KEY, (*place, self._max_keys)).rowcount:
-            self._enter_incoming(connection, transfer, TransferState.REFUSED, self._age() + self._promised, refusal)
+        if connection.execute(self._sql.KEEP_KEY, (age, *place, self._max_keys)).rowcount:
+            self._enter_incoming(connection, transfer, TransferState.REFUSED, age + self._promised, refusal)
 
     # Handing credited transfers to the money handler.
 

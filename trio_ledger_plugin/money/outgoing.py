@@ -35,6 +35,8 @@ LOST_KEYS: Final = (
 NO_KEYS: Final = "the option money is 'keyed', but the peer keeps no transfer keys on this link"
 # Stands for the time of the next try while a running process is sending a transfer; no age is that great.
 BEING_SENT: Final = 1e300
+# No journal has this id.
+NO_JOURNAL: Final = " "
 PAGE: Final = 500
 
 
@@ -182,22 +184,29 @@ class SqlOutgoing:
         if error is None:
             self.count_acked(connection, sent.transfer.account, sent.transfer.amount, sent.journal)
         else:
-            self._undo(connection, sent.transfer)
+            self._undo(connection, sent)
         return state
 
     def count_acked(self, connection: Connection, account: str, amount: str, journal: str) -> None:
         """Count a transfer that the peer has applied, also for the peer's journal, unless that is empty."""
-        # A journal's id is never a space.
-        values = (f"-{amount}", amount, journal or " ", self._ledger, account)
+        values = (f"-{amount}", amount, journal or NO_JOURNAL, self._ledger, account)
         connection.execute(self._sql.COUNT_ACKED, values)
 
-    def undo_sending(self, connection: Connection, account: str, amount: str, level: MoneyLevel) -> None:
-        """Undo what a transfer that was not applied did to its account, the account's level included."""
-        keyed = int(level is MoneyLevel.KEYED)
-        connection.execute(self._sql.UNDO_SENDING, (f"-{amount}", keyed, keyed, self._ledger, account))
+    def undo_sending(self, connection: Connection, number: int, transfer: Transfer, journal: str) -> None:
+        """Undo what a transfer that was not applied did to its account, the account's level included.
 
-    def _undo(self, connection: Connection, transfer: Transfer) -> None:
-        self.undo_sending(connection, transfer.account, transfer.amount, transfer.level)
+        Args:
+            connection: The connection, inside a transaction.
+            number: The transfer's number.
+            transfer: The transfer.
+            journal: The peer's journal that has certainly not received it; empty if that is not known.
+        """
+        keyed = number if transfer.level is MoneyLevel.KEYED else 0
+        values = (f"-{transfer.amount}", keyed, journal or NO_JOURNAL, self._ledger, transfer.account)
+        connection.execute(self._sql.UNDO_SENDING, values)
+
+    def _undo(self, connection: Connection, sent: BeingSent) -> None:
+        self.undo_sending(connection, sent.number, sent.transfer, sent.journal)
 
     def doubt(self, connection: Connection, number: int) -> bool:
         """Record that it is not known whether the peer has applied a transfer; return whether that is new."""
@@ -223,7 +232,7 @@ class SqlOutgoing:
         connection.execute(self._sql.DROP_TO_SEND, (sent.number,))
         if not connection.execute(self._sql.WITHDRAW, (sent.number,)).rowcount:
             return False
-        self._undo(connection, sent.transfer)
+        self._undo(connection, sent)
         return True
 
     def withdraw_new(self, connection: Connection, account: str, key: str) -> None:

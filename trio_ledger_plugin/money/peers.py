@@ -1,7 +1,8 @@
 """The journals of peers: is a peer's journal the one that this journal knows, and is it complete?
 
-Both ends count the KEYED transfers between their two journals, and tell each other the counts on every link. A count
-can only grow. If one end has counted less than the other end knows for certain, it was restored from an old copy.
+Both ends count the KEYED transfers between their two journals, and tell each other the counts on every link. What is
+applied stays counted; only a transfer that was certainly not applied is taken out of those that were sent. If one end
+has counted less than the other end knows for certain, it was restored from an old copy.
 
 Every method runs inside the caller's transaction, on the store's thread.
 """

@@ -105,12 +105,11 @@ class SqlJournal:
         # After a disconnect(), this process may know an age that it has not recorded.
         self.age_at_opening = max(age, newest or 0.0, self._age_at_rest if self._opened_at is None else self.age())
         self._opened_at = self._clock()
-        accounts = self._accounts_in(connection, sql.ANY_TO_SEND, sql.ACCOUNTS_TO_SEND)
         if settle:
             self.save_age(connection)
-            for account in accounts:
+            for account in self._accounts_to_send(connection):
                 self.outgoing.release(connection, account)
-        return set(accounts)
+        return set(self._accounts_to_send(connection))
 
     def age(self) -> float:
         """Return the age of the ledger in seconds: for how long it was open, in all processes together."""
@@ -127,6 +126,9 @@ class SqlJournal:
         age = self.age()
         connection.execute(self._sql.SAVE_AGE, (age, self.ledger, age))
         return age
+
+    def _accounts_to_send(self, connection: Connection) -> list[str]:
+        return self._accounts_in(connection, self._sql.ANY_TO_SEND, self._sql.ACCOUNTS_TO_SEND)
 
     def accounts_to_deliver(self, connection: Connection) -> list[str]:
         """Return the accounts with credited transfers that no money handler has finished with."""

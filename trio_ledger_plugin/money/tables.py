@@ -66,6 +66,7 @@ TABLES: Final = (
         journal TEXT NOT NULL
     ){keyed}""",
     # keyed: how many KEYED transfers took part; above 0, the account is at KEYED.
+    # level_reset: undoing a transfer up to this number no longer changes keyed: the level was reset after it.
     # keys_kept: how many received transfers are remembered.
     # age: the ledger's age at the account's last transfer.
     # peer_*: the journal that the peer showed last, its age then, and the KEYED transfers that were exchanged with it.
@@ -76,6 +77,7 @@ TABLES: Final = (
         received TEXT NOT NULL DEFAULT '0',
         in_doubt TEXT NOT NULL DEFAULT '0',
         keyed {number} NOT NULL DEFAULT 0,
+        level_reset {number} NOT NULL DEFAULT 0,
         keys_kept {number} NOT NULL DEFAULT 0,
         age {real} NOT NULL DEFAULT 0,
         peer_journal TEXT NOT NULL DEFAULT '',
@@ -147,6 +149,7 @@ TABLES: Final = (
 
 # Transfers that were not answered become IN_DOUBT: the earlier version did not record which journal knows their keys.
 # What the earlier version promised is not recorded either, so what was received is remembered for the longest time.
+# Nor did it count the transfers at KEYED: undoing one of them does not change the level.
 UPGRADE: Final = (
     "DROP INDEX lpi_unfinished",
     "DELETE FROM lpi_transfers WHERE direction = 'in' AND level = 'plain' AND state <> 'applied'",
@@ -160,8 +163,10 @@ UPGRADE: Final = (
             UNION ALL SELECT ledger, max(remembered_from) FROM lpi_transfers_1 GROUP BY ledger
             UNION ALL SELECT ledger, 0 FROM lpi_accounts_1
         ) GROUP BY ledger""",
-    """INSERT INTO lpi_accounts (ledger, account, sent, received, keyed, keys_kept)
+    """INSERT INTO lpi_accounts (ledger, account, sent, received, keyed, level_reset, keys_kept)
         SELECT ledger, account, sent, received, CASE level WHEN 'keyed' THEN 1 ELSE 0 END, (
+            SELECT coalesce(max(id), 0) FROM lpi_transfers_1
+        ), (
             SELECT count(*) FROM lpi_transfers_1 AS t
             WHERE t.ledger = a.ledger AND t.account = a.account AND t.direction = 'in'
         ) FROM lpi_accounts_1 AS a""",
