@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["AccountTotals", "Page", "SqlHistory", "read_entry"]
 
 # How many rows are read or removed in one transaction; it limits how long other transactions wait.
-PAGE: Final = 500
+PAGE: Final = 200
 # Before the first row that can be forgotten.
 START: Final = (-inf, 0)
 

@@ -110,6 +110,8 @@ class Journal:
 
     # Working with the journal.
 
+    # Ctrl-C must not come between taking a turn and giving it back.
+    @trio.lowlevel.enable_ki_protection
     async def run(self, account: str, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:  # noqa: ANN401 (the work's own)
         """Run ``work(connection, ...)`` in a transaction; open the journal first if necessary.
 

@@ -302,9 +302,7 @@ class Sender:
         if peer is None and not self._is_connected():
             raise NotConnectedError("not connected; nothing was sent")
         level = MoneyLevel.PLAIN if peer is None else MoneyLevel.KEYED
-        if pending.transfer.level is not level:
-            pending.transfer = evolve(pending.transfer, level=level)
-        transfer = pending.transfer
+        transfer = pending.transfer = evolve(pending.transfer, level=level)
 
         def begin(connection: Connection) -> BeingSent | JournalEntry:
             pending.begun = True
@@ -347,9 +345,8 @@ class Sender:
         if peer is None:
             await self._postpone(pending, pending.sent, 0.0)
         elif pending.sent.journal != peer.id and not pending.may_be_applied:
-            await self._outcomes.forget_unsent(
-                pending, pending.sent, NotConnectedError("the link was lost; nothing was sent")
-            )
+            lost = NotConnectedError("the link was lost; nothing was sent")
+            await self._outcomes.forget_unsent(pending, pending.sent, lost)
         elif pending.sent.journal != peer.id or peer.age() >= pending.sent.resend_until:
             reason = f"the peer may have forgotten its key, so it is not sent again; {SETTLE_BY_HAND}"
             await self._outcomes.leave_in_doubt(pending, pending.sent.number, reason)

@@ -32,9 +32,8 @@ class Turns:
         # The jobs that wait, by account; the account whose turn is next comes first.
         self._waiting: dict[str, deque[Waiter]] = {}
 
-    @trio.lowlevel.enable_ki_protection
     async def take(self, account: str) -> None:
-        """Wait for a turn of an account; the caller gives it back in any case.
+        """Wait for a turn of an account; the caller, which is protected from Ctrl-C, gives it back in any case.
 
         Cancellation: Takes no turn.
         """
