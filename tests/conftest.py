@@ -1,12 +1,16 @@
 """Settings and fixtures of all tests."""
 
+import shutil
 import signal
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+import trio
 from support.journals import Book
 from support.ledgers import HeldStore
+from support.old_store import make_old_store
 from trio.testing import MockClock
 
 from trio_ledger_plugin.stores import open_sqlite_store
@@ -26,10 +30,27 @@ def clock() -> MockClock:
     return MockClock(autojump_threshold=0.03)
 
 
+@pytest.fixture(scope="session")
+def old_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a store of eight days with a history of another account; a test copies it."""
+    path = tmp_path_factory.mktemp("old") / "money.db"
+    trio.run(partial(make_old_store, path, 20_000, account="another"))
+    return path
+
+
+@pytest.fixture(params=["new", pytest.param("old", marks=pytest.mark.slow)])
+def store_path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """The path of a store for money: a new one, and one with a history."""
+    path = tmp_path / "money.db"
+    if request.param == "old":
+        shutil.copy(request.getfixturevalue("old_store"), path)
+    return path
+
+
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[HeldStore]:
+async def store(store_path: Path) -> AsyncIterator[HeldStore]:
     """A store for money that a test can delay and make fail."""
-    async with open_sqlite_store(tmp_path / "money.db") as inner:
+    async with open_sqlite_store(store_path) as inner:
         yield HeldStore(inner)
 
 

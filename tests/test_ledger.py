@@ -14,6 +14,7 @@ from support.ledgers import (
     WEEK,
     Handler,
     HeldStore,
+    new_store,
     open_journal,
     open_payer,
     receive,
@@ -314,6 +315,7 @@ async def test_full_account_refuses_money_and_removes_no_key(store):
         assert await sums(plugin) == (0, 10, 0)
 
 
+@new_store
 async def test_keys_are_removed_once_they_cannot_be_sent_again(store, mock_clock):
     handler = Handler()
     async with open_journal(store, max_transfer_keys=1, key_retention=DAY) as plugin, trio.open_nursery() as nursery:

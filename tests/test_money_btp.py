@@ -12,7 +12,20 @@ import trio
 from attrs import evolve
 from support.accounts import enter, hashed, open_accounts, options
 from support.calls import start
-from support.ledgers import DAY, PEER_OFFER, WEEK, Handler, HeldStore, dial_keyed, keyed, settle, states, sums, until
+from support.ledgers import (
+    DAY,
+    PEER_OFFER,
+    WEEK,
+    Handler,
+    HeldStore,
+    dial_keyed,
+    keyed,
+    new_store,
+    settle,
+    states,
+    sums,
+    until,
+)
 from support.peers import BINARY, TOKEN, Peer, dial_in, listening, open_btp, serving, welcome
 from trio.testing import wait_all_tasks_blocked
 
@@ -74,6 +87,7 @@ def entry_of(packet, name):
 OFFER = '{"retention": %s, "journal": "theirs", "age": 5}'
 
 
+@new_store
 @pytest.mark.parametrize(("offered", "kept"), [(WEEK, WEEK), (DAY, DAY), (365 * DAY, 30 * DAY)])
 async def test_listener_agrees_to_keyed_with_a_peer_that_offers_it(store, offered, kept):
     async with listener(store) as plugin:
@@ -99,6 +113,7 @@ async def test_journal_has_one_id_and_an_age_that_grows(store):
     assert told[0]["age"] < told[1]["age"]
 
 
+@new_store
 @pytest.mark.parametrize(
     "offer", [None, "", str(WEEK), OFFER % (DAY - 1), OFFER % -1, OFFER % "null", "{}", "[", "9" * 2000]
 )
@@ -111,6 +126,7 @@ async def test_listener_is_plain_with_other_peers(store, offer):
         await peer.aclose()
 
 
+@new_store
 @pytest.mark.parametrize("more", [{"money": "plain"}, None])
 async def test_listener_without_keys_agrees_to_nothing(store, more):
     async with listener(None if more is None else store, **(more or {})) as plugin:
@@ -444,6 +460,7 @@ async def enter_keyed(plugin, account) -> Peer:
     return peer
 
 
+@new_store
 async def test_keys_are_separate_for_each_account(store):
     """Otherwise one client's transfers could be taken for duplicates of another's."""
     async with open_accounts(options(acceptMoney="journal", generateAccount=False), store=store) as plugin:
@@ -473,6 +490,7 @@ async def test_accounts_money_handler_comes_before_the_servers(store):
         assert (own.keys, common.keys) == (["alice"], ["bob"])
 
 
+@new_store
 async def test_transactional_handler_of_an_account_is_separate(store):
     def refuse(connection, transfer):
         raise NotAcceptedError(f"nothing from {transfer.account}")
@@ -487,6 +505,7 @@ async def test_transactional_handler_of_an_account_is_separate(store):
         await bob.aclose()
 
 
+@new_store
 async def test_restart_resends_to_an_account_that_is_not_used(store):
     async with (
         open_accounts(options(acceptMoney="journal", generateAccount=False), store=store) as plugin,
@@ -509,6 +528,7 @@ async def test_restart_resends_to_an_account_that_is_not_used(store):
         await peer.aclose()
 
 
+@new_store
 @pytest.mark.parametrize("asked", ["never", "before the client connected", "while a transfer was open"])
 async def test_closed_account_leaves_its_transfers_to_the_next(store, asked):
     opts = options(acceptMoney="journal", generateAccount=False, close_timeout=0.05)
@@ -571,6 +591,7 @@ async def test_closed_account_withdraws_nothing_that_the_next_sends(store, monke
         await peer.aclose()
 
 
+@new_store
 async def test_reconciliation_on_a_server_needs_the_account(store):
     async with (
         open_accounts(options(acceptMoney="journal", generateAccount=False), store=store) as plugin,
@@ -595,6 +616,7 @@ async def test_reconciliation_on_a_server_needs_the_account(store):
         assert [entry.state.value async for entry in plugin.transfers.walk()] == ["acked", "rejected"]
 
 
+@new_store
 async def test_server_itself_sends_no_money(store):
     async with open_accounts(options(acceptMoney="journal", generateAccount=False), store=store) as plugin:
         with pytest.raises(InvalidFieldsError, match=r"account\(name\)"):
@@ -612,6 +634,7 @@ async def test_failing_store_of_a_server_is_a_temporary_refusal(store):
         await peer.aclose()
 
 
+@new_store
 @pytest.mark.parametrize("kind", ["listener", "account", "account with a plugin of its own"])
 async def test_commit_during_a_cancellation_is_acknowledged(store, kind):
     """Without the reply, a peer at PLAIN would be in doubt about money that has moved."""

@@ -477,7 +477,7 @@ async def test_no_handler_at_the_peer():
             'the peer answered T00 UnreachableError: {"message": "no data handler is registered"}'
         )
         assert await read_error(RemoteError, partial(alice.send_money, 5)) == (
-            'the peer answered F00 NotAcceptedError: {"message": "no money handler is registered"}'
+            'the peer answered T00 UnreachableError: {"message": "no money handler is registered"}'
         )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import trio
 from support.calls import start
-from support.ledgers import WEEK, open_journal, open_payer, receive, settle, states, sums
+from support.ledgers import WEEK, new_store, open_journal, open_payer, receive, settle, states, sums
 
 from trio_ledger_plugin import (
     InvalidFieldsError,
@@ -189,6 +189,7 @@ async def test_failing_store_settles_nothing(store):
         assert await states(payer) == {"k": "in_doubt"}
 
 
+@new_store
 async def test_walk_can_be_left_early(store):
     """A program that only looks for the first transfer in doubt would get a warning about an unclosed generator."""
     async with open_journal(store) as plugin:

@@ -747,7 +747,7 @@ async def test_peer_with_another_or_younger_journal_gets_nothing_again(store, ca
         await settle(store)
         assert new == [None]
         assert TransfersInDoubt(1, 7) in await events_of(payer)
-        assert "1 unanswered transfers of 7 in all are in doubt" in caplog.text
+        assert "Because of this, 1 transfer of 7 is in doubt and not sent again" in caplog.text
 
 
 async def test_peer_that_lost_acknowledged_transfers_is_named(store, caplog):

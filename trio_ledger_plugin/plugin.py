@@ -128,7 +128,7 @@ class LedgerPlugin(ABC):
         """Carry one transfer to the peer, once, and return when it is acknowledged.
 
         At ``MoneyLevel.KEYED`` the peer must get ``transfer.key`` with it. ``TransferInDoubtError`` means that the peer
-        may have applied it, ``RemoteError`` that the peer refuses it, any other error that nothing was sent.
+        may have applied it, ``RemoteError`` that it was refused, another ``LedgerPluginError`` that nothing was sent.
         """
         exchange = self._exchange
         if exchange is None:

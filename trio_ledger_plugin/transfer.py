@@ -58,7 +58,8 @@ class Transfer:
         amount: The amount in the ledger's smallest unit, as decimal text.
         account: The account that sent it; empty for a plugin with one peer.
         key: The transfer's idempotency key: the sender's at KEYED; at PLAIN one that is generated on arrival if there
-            is a journal, else None. A handler that may be called twice for one transfer can recognise it by the key.
+            is a journal, else None. A handler that may be called twice for one transfer can recognise it by account,
+            journal and key.
         level: The level at which it is sent.
         journal: Incoming at KEYED: the id of the sender's journal, to which the key belongs. Empty otherwise.
         digest: Distinguishes a transfer that is sent again from another one under the same key; may be empty at PLAIN.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import trio
 from attrs import evolve
 from trio.testing import wait_all_tasks_blocked
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
     from trio_ledger_plugin import LedgerPlugin
     from trio_ledger_plugin.stores import SqliteStore
+
+# For tests that compare the whole ledger, in which an old store has a history.
+new_store = pytest.mark.parametrize("store_path", ["new"], indirect=True)
 
 DAY = 24 * 60 * 60
 WEEK = 7 * DAY

@@ -172,5 +172,5 @@ def event_text(event: Event) -> str:
             return f"failed: {escape(str(error))}"
         case EventsDropped(count):
             return f"{count} events were lost"
-        case TransfersInDoubt(count, amount):
-            return f"{count} transfers of {amount} in all are in doubt"
+        case TransfersInDoubt():
+            return str(event)

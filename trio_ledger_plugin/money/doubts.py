@@ -67,8 +67,9 @@ class Doubts:
 
     def _report(self) -> None:
         count, amount, self._count, self._amount = self._count, self._amount, 0, 0
-        self._context.log.warn("%d transfers of %s in all are in doubt now: %s", count, str(amount), SETTLE_BY_HAND)
-        self._publish(TransfersInDoubt(count, amount))
+        event = TransfersInDoubt(count, amount)
+        self._context.log.warn("%s now: %s", str(event), SETTLE_BY_HAND)
+        self._publish(event)
 
     async def report_earlier(self, journal: Journal) -> None:
         """Report the transfers that are in doubt since an earlier run.
@@ -85,8 +86,9 @@ class Doubts:
             self._context.log.warn("cannot look for transfers in doubt: %s", error)
             return
         if count:
-            self._context.log.warn("%d transfers of %s in all are in doubt: %s", count, str(amount), SETTLE_BY_HAND)
-            self._publish(TransfersInDoubt(count, amount))
+            event = TransfersInDoubt(count, amount)
+            self._context.log.warn("%s: %s", str(event), SETTLE_BY_HAND)
+            self._publish(event)
 
     async def meet(self, journal: Journal, account: str, peer: PeerJournal) -> int:
         """Compare the peer's journal of a new link with what is known of it, and report what is wrong.
@@ -111,12 +113,12 @@ class Doubts:
         if meeting.trouble:
             named = await journal.run(BACKGROUND, journal.sql.peers.last_acked, account, peer.id, meeting.lost)
             lost = ", ".join(f"{key!r} of {amount}" for key, amount in named)
+            doubts = TransfersInDoubt(meeting.doubts, meeting.amount)
             self._context.log.error(
-                "the peer%s: %s. %d unanswered transfers of %s in all are in doubt and are not sent again.%s",
+                "the peer%s: %s.%s%s",
                 f" of account {account}" if account else "",
                 meeting.trouble,
-                meeting.doubts,
-                str(meeting.amount),
+                f" Because of this, {doubts} and not sent again." if meeting.doubts else "",
                 f" The last transfers that it acknowledged: {lost}." if lost else "",
             )
             self.add(meeting.amount, meeting.doubts)

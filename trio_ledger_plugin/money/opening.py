@@ -25,14 +25,15 @@ def open_money(context: Context, store: Store | None, link: MoneyLink, *, has_ac
         has_accounts: Whether the plugin is many accounts, each of which sends its own money.
 
     Raises:
-        InvalidServicesError: The options ask for KEYED, which needs a transactional store.
+        InvalidServicesError: The options ask for something that needs a transactional store.
     """
     if callable(getattr(store, "transaction", None)):
         from .journaled import JournaledMoney  # noqa: PLC0415 (programs without a journal need not import SQLite)
 
         return JournaledMoney(context, cast("TransactionalStore", store), link, has_accounts=has_accounts)
-    if context.options.money == "keyed":
-        raise InvalidServicesError(
-            "store: money='keyed' needs one that has transaction(), as open_sqlite_store() gives"
-        )
+    for option, value in (("money", "keyed"), ("accept_money", "journal")):
+        if getattr(context.options, option) == value:
+            raise InvalidServicesError(
+                f"store: {option}={value!r} needs one that has transaction(), as open_sqlite_store() gives"
+            )
     return PlainMoney(context, link)

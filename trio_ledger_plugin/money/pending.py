@@ -176,6 +176,8 @@ class PendingTransfer:
             self._waiting -= 1
             if not self._waiting:
                 self._leave()
+        if not self._is_settled and self.refusal is not None and trio.current_time() < deadline:
+            raise self.doubt(f"the peer has refused it for now, and it is being sent again: {self.refusal}")
         if not self._is_settled:
             in_journal = self.phase in (Phase.WAITING, Phase.SENT)
             retried = "goes on from the journal" if in_journal else "goes on when the store has recorded it"

@@ -53,7 +53,7 @@ class Transfers:
         """Iterate over the journal, in the order in which the transfers were entered.
 
         Transfers that are entered meanwhile are included. Finished transfers are removed after ``key_retention``, and
-        incoming ones at PLAIN as soon as a money handler has finished with them.
+        incoming ones at PLAIN once a money handler has finished with them.
 
         Args:
             state: Only transfers in this state.

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-import trio
-
 from ..parking import Waiter, park
 
 __all__ = ["BACKGROUND", "Turns"]

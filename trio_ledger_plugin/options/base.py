@@ -110,9 +110,10 @@ class PluginOptions(CheckedOptions):
         accept_money: ``"handler"``: money is accepted while a money handler is registered. ``"journal"``: always, for
             programs that only read the totals; it waits in the journal for a handler. Needs a transactional store.
         ledger_id: Distinguishes this plugin's transfers from those of other plugins in the same store.
-        key_retention: How long the keys of transfers are remembered; at least 24 hours.
-        max_transfer_keys: The number of incoming transfers that are remembered for an account. Further ones are
-            refused until some are forgotten.
+        key_retention: How long the keys of transfers are remembered; at least 24 hours. Those of incoming transfers
+            are remembered for 30 days at most.
+        max_transfer_keys: The number of incoming transfers that are remembered for an account: those at KEYED, and
+            those at PLAIN that wait for a money handler. Further ones are refused until some are forgotten.
 
     Raises:
         InvalidFieldsError: Fields are wrong. The text names each.
