@@ -178,11 +178,14 @@ async def test_ledgers_in_one_store_are_independent(store):
         assert (await sums(first), await sums(second)) == ((0, 5, 0), (0, 6, 0))
 
 
-async def test_keyed_without_a_transactional_store_is_refused():
+@pytest.mark.parametrize("option", ["money='keyed'", "accept_money='journal'"])
+@pytest.mark.parametrize("store", [None, MemoryStore()])
+async def test_what_needs_a_transactional_store_is_refused_without_one(option, store):
+    name, _, value = option.partition("=")
+    options: Any = {name: value.strip("'")}
     async with trio.open_nursery() as nursery:
-        for store in (None, MemoryStore()):
-            with pytest.raises(InvalidServicesError, match=r"transaction\(\)"):
-                create_plugin(LoopbackOptions(name="a", money="keyed"), PluginServices(store=store), nursery=nursery)
+        with pytest.raises(InvalidServicesError, match=rf"{option} needs one that has transaction\(\)"):
+            create_plugin(LoopbackOptions(name="a", **options), PluginServices(store=store), nursery=nursery)
 
 
 async def test_transfers_without_a_journal_are_an_error(store):

@@ -64,7 +64,8 @@ async def other(tmp_path):
 async def listener(store, *, money_handler=None, transactional=None, **more):
     services = PluginServices(store=store)
     # Credited without a handler, too: most of these tests only look at the totals.
-    more = {"accept_money": "journal", **more}
+    if store is not None:
+        more = {"accept_money": "journal", **more}
     async with open_btp(
         listening(**more), services, money_handler=money_handler, transactional_money_handler=transactional
     ) as plugin:

@@ -448,7 +448,10 @@ async def test_unknown_key(tmp_path):
     for option in ("--confirm", "--reject"):
         code, _, stderr = await run("transfers", str(path), option, "nokey")
         hint = f"without {option} this command lists the keys, each with its account"
-        assert (code, stderr) == (1, f"error: no transfer was sent under the key 'nokey'; {hint}\n")
+        assert (code, stderr) == (
+            1,
+            f"error: no transfer was sent under the key 'nokey'; nothing was changed; {hint}\n",
+        )
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,25 @@ async def test_transfer_refused_only_for_now_is_withdrawn(store, mock_clock, sec
         assert again == [None]
 
 
+async def test_transfer_refused_for_now_and_being_sent_again_is_in_doubt(store, mock_clock):
+    async with open_payer(store, response_timeout=35) as payer, trio.open_nursery() as nursery:
+        outcome = await pay(payer, nursery, "k")
+        payer.answer(BUSY)
+        await settle(store)
+        mock_clock.jump(1)
+        await settle(store)
+        assert payer.sent_keys == ["k"] * 2
+        mock_clock.jump(4.01)
+        await settle(store)
+        assert isinstance(outcome[0], TransferInDoubtError)
+        assert outcome[0].reason.startswith(
+            "the peer has refused it for now, and it is being sent again: the peer answered"
+        )
+        payer.answer()
+        await settle(store)
+        assert await states(payer) == {"k": "acked"}
+
+
 async def test_pause_after_a_temporary_refusal_survives_a_restart(store, mock_clock):
     async with open_payer(store) as payer:
         await start_and_cancel(payer, "k")
