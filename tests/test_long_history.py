@@ -3,6 +3,7 @@
 import threading
 import time
 from functools import partial
+from typing import cast
 
 import pytest
 import trio
@@ -10,6 +11,7 @@ from support.ledgers import HeldStore, open_journal, settle, states
 from support.old_store import make_old_store
 
 from trio_ledger_plugin.money.history import START
+from trio_ledger_plugin.money.journaled import JournaledMoney
 from trio_ledger_plugin.money.turns import BACKGROUND
 from trio_ledger_plugin.stores import open_sqlite_store
 
@@ -72,8 +74,8 @@ async def test_no_transaction_that_forgets_is_long(tmp_path):
     async with open_sqlite_store(path) as inner:
         store = TimedStore(inner)
         async with open_journal(store) as plugin:
-            journal = plugin.money.journal
-            after = START
+            journal = cast("JournaledMoney", plugin.money).journal
+            after: tuple[float, int] | None = START
             while after is not None:
                 after = await journal.run(BACKGROUND, journal.sql.history.forget, after)
             assert await states(plugin) == {}
