@@ -1011,15 +1011,15 @@ async def test_handshake_alone_opens_no_account() -> None:
         assert names(read_events(plugin)) == ["Connected"]
 
 
-async def test_debug_log_names_account_and_address_of_a_connection(clock: MockClock, caplog: Any) -> None:
-    caplog.set_level(logging.DEBUG, "trio_ledger_plugin")
+async def test_log_names_account_and_address_of_a_connection(clock: MockClock, caplog: Any) -> None:
+    caplog.set_level(logging.INFO, "trio_ledger_plugin")
     async with open_accounts(options(generateAccount=True)) as plugin:
         peer = await enter(plugin)
         await peer.aclose()
         for kind in (Connected, AccountConnected, AccountDisconnected):
             await next_event(plugin.events, kind)
     account = hashed(TOKEN)
-    assert [record.getMessage() for record in caplog.records if record.levelname == "DEBUG"] == [
+    assert [record.getMessage() for record in caplog.records] == [
         f"account {account} connected from 127.0.0.1",
         f"a connection of account {account} from 127.0.0.1 ended: the peer closed the connection",
     ]

@@ -96,6 +96,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "redial_max_delay": 30.0,
         "max_message_bytes": 65536,
         "max_unauthenticated_bytes": 8192,
+        "max_head_bytes": 16 * 1024,
         "max_fragments": 64,
         "max_entries": 32,
         "max_send_queue_bytes": 1048576,

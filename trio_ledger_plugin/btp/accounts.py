@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ..services import PluginServices
     from ..statistics import Counters
     from ..transfer import Transfer
-    from ..websocket.connection import Handshake
+    from ..websocket.requests import Handshake
     from .account import AccountSnapshot
     from .link import Link
 
@@ -254,7 +254,7 @@ class AccountsPlugin(BtpServer):
         """Add an authenticated link to its account."""
         account = self._open_account(link.account)
         account.add(link)
-        self.log.debug("account %s connected from %s", account.name, link.peer)
+        self.log.info("account %s connected from %s", account.name, link.peer)
         plugin = account.plugin
         if plugin is None:
             if self.money.is_unfinished(account.name):
@@ -277,7 +277,7 @@ class AccountsPlugin(BtpServer):
         if account is None or link not in account.links:
             return
         account.remove(link)
-        self.log.debug("a connection of account %s from %s ended: %s", account.name, link.peer, reason)
+        self.log.info("a connection of account %s from %s ended: %s", account.name, link.peer, reason)
         if not account.links:
             if account.plugin is not None:
                 account.plugin.link_down(reason)

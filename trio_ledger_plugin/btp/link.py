@@ -288,7 +288,8 @@ class Link(Exchange):
 
     def peer_left(self, reason: str) -> None:
         """Handle the end of the connection."""
-        self.end(reason)
+        # The peer may repeat the token in its reason.
+        self.end(self.context.log.redact(reason))
 
     def _receive_other(self, event: SessionEvent, key: Any, value: Any) -> None:  # noqa: ANN401 (their types depend on the event)
         counters = self.counters

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import trio
 
     from ..services import PluginServices
-    from ..websocket.connection import Handshake
+    from ..websocket.requests import Handshake
 
 __all__ = ["BtpPlugin"]
 
@@ -111,7 +111,7 @@ class BtpPlugin(BtpServer):
         if self._link is not None:
             self._link.shut(CLOSE_NORMAL, "replaced by a new connection")
         self._link = link
-        self.log.debug("connected with %s", link.peer)
+        self.log.info("connected with %s", link.peer)
         # First: authenticated() serves the messages that were held, and one of them may end the link.
         self.attach(link)
         link.authenticated()
@@ -120,7 +120,7 @@ class BtpPlugin(BtpServer):
         """Stop using a link that is lost; does nothing for a link that is not in use."""
         if link is self._link:
             self._link = None
-            self.log.debug("the connection with %s ended: %s", link.peer, reason)
+            self.log.info("the connection with %s ended: %s", link.peer, reason)
             self.detach(link, reason)
 
 

@@ -21,8 +21,9 @@ from ..net.listen import NAMELESS, Listener, peer_address
 from ..net.shared_reader import SocketReaders, can_share
 from ..net.sockets import abort_stream
 from ..plugin import LedgerPlugin
-from ..websocket.connection import Accepted, BadHandshakeError, accept_websocket
+from ..websocket.connection import Accepted, accept_websocket
 from ..websocket.messages import MessageStream
+from ..websocket.requests import BadHandshakeError
 from .auth import AuthRequest, BadAuthError, auth_accepted, auth_refused, read_auth
 from .link import Link
 
@@ -31,8 +32,9 @@ if TYPE_CHECKING:
 
     from ..negotiation import JournalOffer
     from ..runtime.context import Context
-    from ..websocket.connection import Handshake, WebSocket, WebSocketConnection
+    from ..websocket.connection import WebSocket, WebSocketConnection
     from ..websocket.interface import WebSocketTransport
+    from ..websocket.requests import Handshake
 
     Identify: TypeAlias = Callable[[str | None, bytes], str]
     MakeOffer: TypeAlias = Callable[[str, JournalOffer | None], Awaitable[JournalOffer | None]]
@@ -176,19 +178,29 @@ class Server:
         options = self._context.options
         secured = stream
         websocket = None
+        reason = ""
         try:
-            with trio.move_on_after(options.handshake_timeout):
+            with trio.move_on_after(options.handshake_timeout) as scope:
                 if ssl_context is not None:
                     secured = tls = trio.SSLStream(stream, ssl_context, server_side=True, https_compatible=True)
                     await tls.do_handshake()
                 websocket = await accept_websocket(
                     secured, self._context.tasks, options, peer=peer, refuse=self._refuse_handshake, readers=readers
                 )
-        except (BadHandshakeError, trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError, OSError) as error:
-            self._context.log.debug("handshake with %s failed: %s", peer, error)
+            if scope.cancelled_caught:
+                reason = f"it took longer than {options.handshake_timeout:g} s"
+        except BadHandshakeError as error:
+            if error.is_check:
+                self._context.log.debug("%s looked whether this server is there: %s", peer, error)
+            else:
+                reason = str(error)
+        except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError, OSError) as error:
+            reason = str(error.__cause__ or error)
         finally:
             if websocket is None:
                 await abort_stream(stream)  # noqa: ASYNC102 (it waits for nothing)
+        if reason:
+            self._context.log.info("the handshake with %s failed: %s", peer, reason)
         return websocket
 
     async def _authenticate(self, transport: WebSocketTransport) -> _PendingConnection:

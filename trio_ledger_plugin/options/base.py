@@ -91,6 +91,7 @@ class PluginOptions(CheckedOptions):
         redial_max_delay: The longest pause between two redials.
         max_message_bytes: The size of one message.
         max_unauthenticated_bytes: The size of one message before authentication.
+        max_head_bytes: The size of the HTTP head of a WebSocket handshake.
         max_fragments: The number of fragments of one WebSocket message.
         max_entries: The number of entries in one packet's protocol data.
         max_send_queue_bytes: What may wait to be sent on a link. Callers wait while it is full.
@@ -130,6 +131,7 @@ class PluginOptions(CheckedOptions):
     redial_max_delay: float = field(default=30.0, metadata=SECONDS)
     max_message_bytes: int = field(default=64 * 1024, metadata=COUNT)
     max_unauthenticated_bytes: int = field(default=8 * 1024, metadata=COUNT)
+    max_head_bytes: int = field(default=16 * 1024, metadata=COUNT)
     max_fragments: int = field(default=64, metadata=COUNT)
     max_entries: int = field(default=32, metadata=COUNT)
     max_send_queue_bytes: int = field(default=1024 * 1024, metadata=COUNT | {EARLIER_NAME: "max_queue_bytes"})

@@ -25,6 +25,7 @@ __all__ = [
     "binary_frame",
     "close_frame",
     "masked_binary_frame",
+    "read_close",
 ]
 
 PLAIN_FIRST_BYTE = 0x82
@@ -97,6 +98,14 @@ def close_frame(code: int, *, masked: bool) -> bytes:
     payload = code.to_bytes(2, "big")
     frame = masked_binary_frame(payload) if masked else binary_frame(payload)
     return bytes((0x80 | CLOSE,)) + frame[1:]
+
+
+def read_close(frame: bytes) -> tuple[int | None, str]:
+    """Return the code and the reason of a whole Close frame; None and an empty text if it has none."""
+    payload = _xor(frame[6:], frame[2:6]) if frame[1] & 0x80 else frame[2:]
+    if len(payload) < 2:
+        return None, ""
+    return int.from_bytes(payload[:2], "big"), payload[2:].decode("utf-8", "replace")
 
 
 class FrameKind(Enum):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+from ..log import escape
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .writer import FrameWriter
 
-__all__ = ["MessageReceiver", "OnEnd", "WebSocketTransport"]
+__all__ = ["MessageReceiver", "OnEnd", "WebSocketTransport", "closed_by_peer"]
 
 # Called once, after the last message, with whether the plugin's tasks were cancelled, and an error if there is a bug.
 OnEnd: TypeAlias = "Callable[[bool, Exception | None], None]"
@@ -87,3 +89,9 @@ class WebSocketTransport(Protocol):
 
         Cancellation: Safe at any time.
         """
+
+
+def closed_by_peer(code: int | None, reason: str) -> str:
+    """Return the reason for which a link ended whose peer sent a Close, with the peer's own code and text."""
+    said = "" if code is None else f" with {code}"
+    return f"the peer closed the connection{said}{': ' if reason else ''}{escape(reason)}"

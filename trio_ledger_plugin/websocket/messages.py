@@ -15,6 +15,7 @@ import trio
 
 from .connection import Accepted, ReaderTask
 from .frame_stream import PAUSE_SECONDS
+from .interface import closed_by_peer
 from .writer import FrameWriter
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class MessageStream:
                 # As in a frame stream, and for the same reason. Pongs are delayed only briefly.
                 with trio.move_on_after(PAUSE_SECONDS):
                     await self.writer.wait_for_room(self._options.max_send_queue_bytes // 2)
-        receiver.peer_left("the peer closed the connection")
+        receiver.peer_left(closed_by_peer(*self._accepted.closed))
         if self._closing:
             # This side closes: close() still waits for the peer's Close. If this task ended now, the stream would be
             # closed with bytes unread, and the system could discard what was sent last.
