@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 import trustme
 from support.events import next_event
 from support.peers import CLOSE, TOKEN, Peer, frame, open_btp, read_head, serving, welcome
@@ -206,6 +207,19 @@ async def test_refused_credentials_fail_at_once_without_the_token(clock: MockClo
     text = "".join(traceback.format_exception(caught.value)) + repr(caught.value) + "".join(log.lines)
     assert TOKEN not in text
     assert TOKEN not in repr(caught.value.__cause__.__dict__)
+
+
+@pytest.mark.parametrize(("token", "sent"), [("a=b=canary", "a%3Db%3Dcanary"), ("a%3Dcanary", "a%3Dcanary")])
+async def test_escaped_token_is_warned_about_once(
+    token: Any, sent: Any, clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that knows the token as it is in the URL refuses it, and nobody would guess why."""
+    server = Server(Server.hang_up, Server.accept)
+    async with serving(server, credentials=f"alice:{token}") as url, open_btp({"server": url}):
+        await trio.testing.wait_all_tasks_blocked()
+    warned = [record.getMessage() for record in caplog.records if "percent-encoded" in record.getMessage()]
+    assert len(warned) == (token != sent)
+    assert "canary" not in caplog.text
 
 
 @pytest.mark.parametrize("status", [401, 403, 408, 425, 429, 500, 503])

@@ -262,17 +262,28 @@ def test_tls_is_configured_by_an_ssl_context() -> None:
         ("btp+wss://alice:tok@h.example/ilp?x=1", "btp+wss://h.example/ilp?x=1", "alice", "tok"),
         ("btp+ws://:tok@localhost:7768", "btp+ws://localhost:7768", "", "tok"),
         ("btp+wss://alice:s%40cr@h", "btp+wss://h", "alice", "s%40cr"),
-        ("btp+wss://alice:s@cr:et@h", "btp+wss://h", "alice", "s@cr:et"),
+        ("btp+wss://alice:s@cr:et@h", "btp+wss://h", "alice", "s%40cr%3Aet"),
+        ("btp+wss://al=ice:a=b@h", "btp+wss://h", "al%3Dice", "a%3Db"),
+        ("btp+wss://alice:100%@h", "btp+wss://h", "alice", "100%"),
+        ("btp+wss://alice:ü b@h", "btp+wss://h", "alice", "%C3%BC%20b"),
+        (" btp+wss://alice:a\tb\r\n@h\n", "btp+wss://h", "alice", "ab"),
         ("btp+wss://alice@h", "btp+wss://h", "alice", ""),
         ("btp+wss://:@h", "btp+wss://h", "", ""),
         ("btp+wss://h/a@b", "btp+wss://h/a@b", "", ""),
     ],
 )
-def test_credentials_are_taken_from_the_url_as_written(server: Any, address: Any, account: Any, token: Any) -> None:
+def test_credentials_are_read_from_the_url_as_in_javascript(
+    server: Any, address: Any, account: Any, token: Any
+) -> None:
     options = BtpOptions(server=server)
     assert options.server == options.address == address
     assert (options.btp_account, options.btp_token) == (account, Secret(token))
     assert attrs.evolve(options, max_entries=1).btp_token == Secret(token)
+
+
+def test_separate_credentials_are_taken_as_they_are() -> None:
+    options = BtpOptions(server="btp+wss://h", btp_account="al=ice", btp_token="a=b c")
+    assert (options.btp_account, options.btp_token, options.is_escaped) == ("al=ice", Secret("a=b c"), False)
 
 
 @pytest.mark.parametrize(
@@ -328,6 +339,8 @@ def test_url_gives_host_port_and_resource(
         ("btp+ws://h/#top", "fragment"),
         ("btp+ws://h#top", "fragment"),
         ("btp+ws://h/a b", "percent-encoded"),
+        ("btp+ws://h/a\\b", "percent-encoded"),
+        (f"btp+ws://alice:{CANARY}\\x@h", "bad port"),
         ("btp+ws://h/ü", "percent-encoded"),
         ("btp+ws://h/\r\nX-Injected: 1", "percent-encoded"),
     ],

@@ -108,6 +108,12 @@ class Client:
                 "credentials are missing: put account and token into the server URL "
                 "(btp+wss://account:token@host/path) or into btp_account and btp_token"
             )
+        if self._options.is_escaped:
+            self._context.log.warn(
+                "the account or the token in the URL of %s is sent percent-encoded, as ilp-plugin-btp sends it; "
+                "btp_account and btp_token are sent as they are",
+                self.address,
+            )
         gone = await self._first_link()
         connected()
         began = -inf

@@ -120,7 +120,8 @@ class BtpOptions(PluginOptions):
 
     Attributes:
         server: The URL to dial, ``btp+ws(s)://account:token@host:port/path?query``. The account and the token are
-            taken as written and moved to ``btp_account`` and ``btp_token``; ``server`` then has neither.
+            moved to ``btp_account`` and ``btp_token``; ``server`` then has neither. As in JavaScript, characters such
+            as ``=``, ``/`` and blanks are percent-encoded in them, and nothing is decoded.
         listener: Where to listen, instead of dialing ``server``.
         btp_account: The account's name, if ``server`` has none.
         btp_token: The token, if ``server`` has none, as text or as a ``Secret``.
@@ -200,6 +201,11 @@ class BtpOptions(PluginOptions):
     def address(self) -> str:
         """The server's URL without credentials."""
         return self._dialed.address
+
+    @property
+    def is_escaped(self) -> bool:
+        """Whether the account or the token in the server's URL was percent-encoded."""
+        return self._dialed.is_escaped
 
     @property
     def tls(self) -> bool:
