@@ -186,7 +186,7 @@ class AccountsPlugin(BtpServer):
             return ilp.encode(ilp.Reject(ilp.ErrorCode.UNREACHABLE, own, text))
         account = self._accounts.get(name)
         if account is not None and account.links:
-            return await forward(prepare, partial(self._send_to, account), own, data)
+            return await forward(prepare, partial(self._send_to, account), own, data, self.log)
         await trio.lowlevel.checkpoint()
         if has_expired(prepare):
             return ilp.encode(ilp.Reject(ilp.ErrorCode.TRANSFER_TIMED_OUT, own, "the packet expired"))

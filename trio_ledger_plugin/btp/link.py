@@ -294,6 +294,8 @@ class Link(Exchange):
     def _receive_other(self, event: SessionEvent, key: Any, value: Any) -> None:  # noqa: ANN401 (their types depend on the event)
         counters = self.counters
         if event is SessionEvent.FAILURE:
+            if value.__cause__ is not None:
+                self.context.log.warn("an Error from %s was read in part: %s", self.peer, value.__cause__)
             self.resolve(key, value)
         elif event is SessionEvent.TRANSFER:
             self._receive_transfer(key, value)
