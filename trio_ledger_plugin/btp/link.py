@@ -37,6 +37,8 @@ ANSWER, REQUEST = SessionEvent.ANSWER, SessionEvent.REQUEST
 HELD_BYTES = 32
 CLOSE_POLICY, CLOSE_TOO_BIG, CLOSE_NORMAL = 1008, 1009, 1000
 MINUTE = 60.0
+# How often an idle link ends its writing task, also without a deadline for sends.
+TIDY_SECONDS = 10.0
 
 
 class _State(Enum):
@@ -348,7 +350,9 @@ class Link(Exchange):
         return self._next_time(now, due)
 
     def _next_time(self, now: float, due: float) -> float:
-        return min(due, self._writer.deadline, self._next_ping, now + self.context.options.send_timeout)
+        return min(
+            due, self._writer.deadline, self._next_ping, now + min(self.context.options.send_timeout, TIDY_SECONDS)
+        )
 
     async def _ping(self) -> None:
         """Send pings until a pong arrives; if only other bytes arrive, the peer is alive and gets another ping."""
@@ -374,11 +378,13 @@ class Link(Exchange):
             self.context.tasks.spawn(self._transport.close, code, reason)
 
     async def finish(self) -> None:
-        """Drain, and close the connection with a closing handshake.
+        """Drain, and close the connection with a closing handshake, for which the caller's deadline leaves some time.
 
         Cancellation: Once the handshake has begun, the connection is closed at once.
         """
-        await self.drain()
+        left = trio.current_effective_deadline() - trio.current_time()
+        with trio.move_on_after(max(left - CLOSE_SECONDS, left / 2, 0)):
+            await self.drain()
         if self._state is not _State.LOST:
             await self.say_goodbye()
 
