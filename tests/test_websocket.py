@@ -24,6 +24,10 @@ class Receiver:
     """Receives messages, and raises at one of them, as no link should."""
 
     replies_blocked = 0
+    is_open = True
+
+    async def wait_ready(self) -> None:
+        """Return at once."""
 
     def __init__(self) -> None:
         self.messages: list[bytes] = []

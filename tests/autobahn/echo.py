@@ -42,6 +42,10 @@ class Echo:
     """
 
     replies_blocked = 0
+    is_open = True
+
+    async def wait_ready(self) -> None:
+        """Return at once."""
 
     def __init__(self, websocket: WebSocket, *, echoes: bool = True) -> None:
         self._websocket = websocket

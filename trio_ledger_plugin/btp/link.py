@@ -70,6 +70,7 @@ class Link(Exchange):
         "_pinging",
         "_state",
         "_transport",
+        "_verdict",
         "_writer",
         "account",
         "is_downgraded",
@@ -106,6 +107,8 @@ class Link(Exchange):
         # Set from begin() until the link is authenticated or lost.
         self._first_message: Callable[[bytes], None] | None = None
         self._held: tuple[bytes, ...] = ()
+        # Set when the peer's token is judged; None if it is not looked up at the moment.
+        self._verdict: trio.Event | None = None
         self._malformed_times = 0
         self._malformed_since = -inf
         self._pinging: trio.CancelScope | None = None
@@ -148,9 +151,32 @@ class Link(Exchange):
         """Keep a message that arrives before the link is authenticated; ``authenticated`` serves it."""
         held = sum(map(len, self._held)) + HELD_BYTES * len(self._held)
         if held + len(message) > self.context.options.max_unauthenticated_bytes:
-            self.too_big()
-        else:
-            self._held += (message,)
+            if self._verdict is None:
+                self.too_big()
+                return
+            # Reading pauses; what has been read already is held.
+            self.replies_blocked = 1
+        self._held += (message,)
+
+    def await_verdict(self) -> None:
+        """Allow messages of full size, and a backlog behind the auth packet, while the peer's token is looked up."""
+        self._verdict = trio.Event()
+        self._transport.authenticated()
+
+    async def wait_ready(self) -> None:
+        """Wait until messages can be handled: the peer's token is judged, and half of the send queue is free.
+
+        Cancellation: Safe at any time.
+        """
+        if self._verdict is not None:
+            await self._verdict.wait()
+        await self._writer.wait_for_room(self._max_queued // 2)
+
+    def _end_verdict(self) -> None:
+        if self._verdict is not None:
+            self._verdict.set()
+            self._verdict = None
+            self.replies_blocked = 0
 
     def send_unauthenticated(self, packet: bytes) -> None:
         """Send a packet of the authentication itself.
@@ -165,6 +191,7 @@ class Link(Exchange):
             return
         self._state = _State.OPEN
         self._first_message = None
+        self._end_verdict()
         self._transport.authenticated()
         now = trio.current_time()
         self._next_ping = now + self.context.options.ping_interval
@@ -413,6 +440,7 @@ class Link(Exchange):
         was_open = self._state is _State.OPEN
         self._state = _State.LOST
         self._first_message = None
+        self._end_verdict()
         super().abort(reason, closed=closed)
         self._writer.drop_messages()
         self.session.serving.clear()

@@ -267,6 +267,7 @@ class _PendingConnection:
             self._accept(request, account, None)
         else:
             self._claim = request, account
+            self.link.await_verdict()
 
     async def settle(self) -> None:
         """Wait until the connection is attached, refused, or lost.

@@ -10,6 +10,7 @@ frame, it takes no more.
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, ClassVar
 
 import trio
@@ -257,13 +258,14 @@ class FrameStream(trio.abc.Stream):
     async def _receive_frames(self) -> bytes:
         if self._opened is not None:
             await self._opened.wait()
+        receiver, frames = self._receiver, self._frames
+        assert receiver is not None
         if self._fetch_due:
             await self._fetch_message()
             if self._phase != self._receive_frames:
                 return await self._phase()
-        receiver, frames, writer = self._receiver, self._frames, self.writer
-        assert receiver is not None
-        assert writer is not None
+            if receiver.replies_blocked and not receiver.is_open:
+                await receiver.wait_ready()
         backlog = False
         last_batch = FrameStream.batches_read
         while True:
@@ -275,6 +277,9 @@ class FrameStream(trio.abc.Stream):
                 receiver.receive(message)
             FrameStream.batches_read = last_batch = FrameStream.batches_read + 1
             if len(messages) == most:
+                if receiver.replies_blocked and not receiver.is_open:
+                    # Nothing more is held than one batch.
+                    await receiver.wait_ready()
                 await self._yield_to_others(BUSY_TURNS if others_busy else 1)
                 continue
             other = frames.take_other()
@@ -285,9 +290,9 @@ class FrameStream(trio.abc.Stream):
             if receiver.replies_blocked:
                 # The peer sends requests faster than it reads replies. Not reading makes TCP slow the peer down before
                 # requests have to be refused. The pause is short: two peers that both wait for the other to read would
-                # wait for ever.
-                with trio.move_on_after(PAUSE_SECONDS):
-                    await writer.wait_for_room(self._options.max_send_queue_bytes // 2)
+                # wait for ever. While a token is looked up, nobody waits for this end.
+                with trio.move_on_after(PAUSE_SECONDS if receiver.is_open else inf):
+                    await receiver.wait_ready()
             socket = self._socket
             if socket is not None and self._readers is not None and self._readers.reads_for_all:
                 data = await self._readers.read(socket, self._handle_read)

@@ -21,10 +21,18 @@ class MessageReceiver(Protocol):
     """Gets the messages of a connection. No method may wait or raise.
 
     Attributes:
-        replies_blocked: The number of replies that wait for room in the send queue.
+        replies_blocked: The number of replies that wait for room in the send queue; 1 if too much is held for a peer
+            whose token is looked up. While it is not 0, reading pauses for ``wait_ready``.
     """
 
     replies_blocked: int
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the peer is authenticated."""
+
+    async def wait_ready(self) -> None:
+        """Wait until it makes sense to read on."""
 
     def receive(self, message: bytes) -> None:
         """Handle one binary message."""

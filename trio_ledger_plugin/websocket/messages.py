@@ -9,6 +9,7 @@ frame. When reading ends or writing fails, the stream is closed.
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING
 
 import trio
@@ -142,8 +143,8 @@ class MessageStream:
                 receiver.receive(message)
             if receiver.replies_blocked:
                 # As in a frame stream, and for the same reason. Pongs are delayed only briefly.
-                with trio.move_on_after(PAUSE_SECONDS):
-                    await self.writer.wait_for_room(self._options.max_send_queue_bytes // 2)
+                with trio.move_on_after(PAUSE_SECONDS if receiver.is_open else inf):
+                    await receiver.wait_ready()
         receiver.peer_left(closed_by_peer(*self._accepted.closed))
         if self._closing:
             # This side closes: close() still waits for the peer's Close. If this task ended now, the stream would be
