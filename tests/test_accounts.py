@@ -1033,7 +1033,7 @@ async def test_handshake_alone_opens_no_account() -> None:
 
 
 async def test_log_names_account_and_address_of_a_connection(clock: MockClock, caplog: Any) -> None:
-    caplog.set_level(logging.INFO, "trio_ledger_plugin")
+    caplog.set_level(logging.DEBUG, "trio_ledger_plugin")
     async with open_accounts(options(generateAccount=True)) as plugin:
         peer = await enter(plugin)
         await peer.aclose()

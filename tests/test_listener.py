@@ -419,7 +419,7 @@ async def test_connection_without_tls_does_not_affect_others(what: Any, clock: M
 
 async def test_log_has_address_and_end_of_each_connection(clock: MockClock, caplog: Any) -> None:
     """When two clients replace each other, an operator would see that a client connects, but not which one."""
-    caplog.set_level(logging.INFO, "trio_ledger_plugin")
+    caplog.set_level(logging.DEBUG, "trio_ledger_plugin")
     async with open_btp(listening()) as plugin:
         first = await dial_in(plugin.address)
         second = await dial_in(plugin.address)

@@ -254,7 +254,7 @@ class AccountsPlugin(BtpServer):
         """Add an authenticated link to its account."""
         account = self._open_account(link.account)
         account.add(link)
-        self.log.info("account %s connected from %s", account.name, link.peer)
+        self.log.debug("account %s connected from %s", account.name, link.peer)
         plugin = account.plugin
         if plugin is None:
             if self.money.is_unfinished(account.name):

@@ -111,7 +111,7 @@ class BtpPlugin(BtpServer):
         if self._link is not None:
             self._link.shut(CLOSE_NORMAL, "replaced by a new connection")
         self._link = link
-        self.log.info("connected with %s", link.peer)
+        self.log.debug("connected with %s", link.peer)
         # First: authenticated() serves the messages that were held, and one of them may end the link.
         self.attach(link)
         link.authenticated()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import signal
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,7 +19,7 @@ from ..errors import InvalidFieldsError
 from ..opening import open_plugin
 from ..services import PluginServices
 from .errors import COMMON, SECRET_VARIABLE, Exit, describe_problems
-from .output import LiveOutput, Screen
+from .output import open_live_output
 from .parameters import Command, epilog
 from .replies import REPLIES
 from .serve_accounts import AccountChoices, accounts_choices, make_accounts_options, serve_accounts
@@ -144,12 +145,12 @@ def _check_choices(context: click.Context, *, accounts: bool) -> None:
 
 
 async def _serve(options: BtpOptions, token: str, reply: str, path: str | None, as_json: bool) -> None:
-    output = LiveOutput(Screen(), as_json=as_json)
-
     async def take_money(amount: str) -> None:
         output.write("money", f"received money: {amount}", "green", amount=amount)
 
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    async with AsyncExitStack() as stack:
+        signals = stack.enter_context(trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM))
+        output = await stack.enter_async_context(open_live_output(as_json=as_json))
         async with (
             open_store(path) as store,
             open_plugin(
@@ -173,7 +174,7 @@ async def _serve(options: BtpOptions, token: str, reply: str, path: str | None, 
                     nursery.start_soon(show_live, output.screen, _RateLine(plugin).update)
                 await anext(signals)
                 nursery.cancel_scope.cancel()
-    write_closed(output, plugin)
+        write_closed(output, plugin)
 
 
 class _RateLine:

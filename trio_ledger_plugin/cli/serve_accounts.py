@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,7 +22,7 @@ from ..stores import MemoryStore
 from ..transfer import current_transfer
 from .accounts_table import Meter, accounts_table
 from .errors import describe_problems
-from .output import LiveOutput, Screen
+from .output import open_live_output
 from .parameters import Seconds
 from .replies import ADDRESS, REPLIES
 from .serving import (
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ..services import Store
+    from .output import LiveOutput, Screen
 
 __all__ = ["AccountChoices", "accounts_choices", "make_accounts_options", "serve_accounts"]
 
@@ -161,13 +163,14 @@ async def serve_accounts(
     Raises:
         click.ClickException: The server cannot listen at its address.
     """
-    output = LiveOutput(Screen(), as_json=as_json)
 
     async def take_money(amount: str) -> None:
         account = current_transfer().account
         output.write("money", f"received money from {account}: {amount}", "green", account=account, amount=amount)
 
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    async with AsyncExitStack() as stack:
+        signals = stack.enter_context(trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM))
+        output = await stack.enter_async_context(open_live_output(as_json=as_json))
         async with open_store(path) as store, trio.open_nursery() as nursery:
             services = PluginServices(store=store or choices.forgetful_store, log=output.log)
             plugin = create_plugin(options, services, nursery=nursery)
@@ -188,7 +191,7 @@ async def serve_accounts(
             await anext(signals)
             await plugin.aclose()
             nursery.cancel_scope.cancel()
-    write_closed(output, plugin)
+        write_closed(output, plugin)
 
 
 def _introduce(output: LiveOutput, plugin: AccountsPlugin, choices: AccountChoices, reply: str) -> None:
