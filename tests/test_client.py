@@ -213,7 +213,7 @@ async def test_refused_credentials_fail_at_once_without_the_token(clock: MockClo
 async def test_escaped_token_is_warned_about_once(
     token: Any, sent: Any, clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A server that knows the token as it is in the URL refuses it, and nobody would guess why."""
+    """A server that knows the token as it is in the URL refuses it, and the reason would be a riddle."""
     server = Server(Server.hang_up, Server.accept)
     async with serving(server, credentials=f"alice:{token}") as url, open_btp({"server": url}):
         await trio.testing.wait_all_tasks_blocked()
@@ -254,7 +254,7 @@ async def test_retry_after_is_honoured(after: str, least: float, clock: MockCloc
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
 async def test_redirect_is_refused_and_its_target_named(status: Any, clock: MockClock) -> None:
-    """To follow it would send the token to another server; without its target nobody can mend the URL."""
+    """To follow it would send the token to another server; without its target the URL cannot be mended."""
     server = Server(answering(status, location="https://moved.example/btp\x1b[31m"))
     error = await connect_fails(server, UnreachableError, timeout=1000)
     assert isinstance(error, ConnectTimeoutError) == (status in (302, 307))
@@ -270,7 +270,7 @@ async def test_server_of_another_protocol_is_named_as_such(clock: MockClock) -> 
 
 
 async def test_body_of_a_refusal_is_not_read(clock: MockClock) -> None:
-    """Whoever answers the dial could otherwise fill the memory: such a body has no limit."""
+    """An attacker in between could otherwise fill the memory: such a body has no limit."""
     sent = 0
 
     async def flood(server: Server, stream: trio.SocketStream) -> None:
@@ -348,7 +348,7 @@ async def test_silent_closes_are_no_refusal(clock: MockClock, caplog: pytest.Log
 
 
 async def test_close_code_and_text_are_told(clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
-    """Without them nobody knows whether to wait, to pay, or to mend something."""
+    """Without them an operator does not know whether to wait, to pay, or to mend something."""
 
     async def close(peer: Peer) -> None:
         await peer.send(frame((1013).to_bytes(2, "big") + f"over\x1bquota, {TOKEN}".encode(), CLOSE))

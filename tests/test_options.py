@@ -201,7 +201,7 @@ def test_repr_shows_every_field() -> None:
     )
     assert repr(BtpOptions(server="btp+ws://a:b@localhost", btp_auth_flags={"f": 1})).endswith(
         "server='btp+ws://localhost', listener=None, btp_account='a', btp_token=Secret(***), btp_auth_flags=['f'], "
-        "ssl_context=None, allow_insecure=False)"
+        "ssl_context=None, allow_insecure=False, headers=[], user_agent='trio-ledger-plugin', proxy=None)"
     )
 
 

@@ -56,7 +56,7 @@ async def test_handshake_is_passed_on_with_what_follows(piece: int) -> None:
 
 @pytest.mark.parametrize("piece", [100, 1400, 10_000])
 async def test_long_head_gets_431_however_it_is_cut(piece: int, autojump_clock: MockClock) -> None:
-    """A reset would become a 502 of the proxy before, which nobody can explain."""
+    """A reset would become a 502 of the proxy before, without any explanation."""
     response, error = await ask(LONG, piece)
     assert response.startswith(b"HTTP/1.1 431 ")
     assert "2,000 bytes (max_head_bytes)" in str(error)
@@ -81,7 +81,7 @@ async def test_long_head_gets_431_however_it_is_cut(piece: int, autojump_clock: 
 async def test_each_mistake_has_a_status_and_a_reason(
     request_bytes: bytes, status: int, reason: str, autojump_clock: MockClock
 ) -> None:
-    """With "the handshake failed" alone, nobody finds the missing line in the configuration of nginx."""
+    """With "the handshake failed" alone, the missing line cannot be found in the configuration of nginx."""
     response, error = await ask(request_bytes)
     assert response.startswith(b"HTTP/1.1 %d " % status)
     assert reason in str(error)

@@ -17,6 +17,7 @@ import trio
 from ..errors import InvalidFieldsError, LedgerPluginError, UnreachableError
 from ..negotiation import PeerJournal
 from ..net.dial import dial
+from ..net.tunnel import dial_through
 from ..net.unreachable import PermanentlyUnreachableError, RetryLaterError
 from ..websocket.connection import WebSocket, open_websocket
 from .auth import auth_message, read_auth_answer, transfer_keys
@@ -85,7 +86,7 @@ class Client:
         # Both since the last link.
         self._failed_tries = 0
         self._silent_closes = 0
-        self._ssl_context: ssl.SSLContext | None = options.ssl_context
+        self._trusting_system: ssl.SSLContext | None = None
 
     @property
     def address(self) -> str:
@@ -178,13 +179,40 @@ class Client:
 
     async def _open_websocket(self) -> WebSocket:
         options = self._options
-        if options.tls and self._ssl_context is None:
-            # In a thread: it reads files.
-            self._ssl_context = await trio.to_thread.run_sync(ssl.create_default_context)
-        stream = await dial(options.host, options.port, self.address, ssl_context=self._ssl_context)
+        stream = await self._dial()
         return await open_websocket(
-            stream, self._context.tasks, options, host=options.host_header, resource=options.resource
+            stream,
+            self._context.tasks,
+            options,
+            host=options.host_header,
+            resource=options.resource,
+            headers=options.request_headers(),
         )
+
+    async def _dial(self) -> trio.abc.Stream:
+        options = self._options
+        context = options.ssl_context
+        if options.tls and context is None:
+            context = await self._system_context()
+        proxy = options.find_proxy()
+        if proxy is None:
+            return await dial(options.host, options.port, self.address, ssl_context=context)
+        return await dial_through(
+            proxy,
+            options.host,
+            options.port,
+            self.address,
+            ssl_context=context,
+            proxy_context=await self._system_context() if proxy.tls else None,
+            user_agent=options.user_agent,
+            limit=options.max_head_bytes,
+        )
+
+    async def _system_context(self) -> ssl.SSLContext:
+        """Return the context that trusts the system's authorities; it is made once, in a thread, from files."""
+        if self._trusting_system is None:
+            self._trusting_system = await trio.to_thread.run_sync(ssl.create_default_context)
+        return self._trusting_system
 
     async def _authenticate(self, websocket: WebSocket, redials: int) -> trio.Event:
         options = self._options

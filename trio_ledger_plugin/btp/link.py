@@ -37,8 +37,7 @@ ANSWER, REQUEST = SessionEvent.ANSWER, SessionEvent.REQUEST
 HELD_BYTES = 32
 CLOSE_POLICY, CLOSE_TOO_BIG, CLOSE_NORMAL = 1008, 1009, 1000
 MINUTE = 60.0
-# How often an idle link ends its writing task, also without a deadline for sends.
-TIDY_SECONDS = 10.0
+TIDY_SECONDS = 10.0  # How often an idle link ends its writing task, also without a deadline for sends.
 
 
 class _State(Enum):
@@ -107,10 +106,9 @@ class Link(Exchange):
         # Set from begin() until the link is authenticated or lost.
         self._first_message: Callable[[bytes], None] | None = None
         self._held: tuple[bytes, ...] = ()
-        # Set when the peer's token is judged; None if it is not looked up at the moment.
+        # While the peer's token is looked up; set when it is judged.
         self._verdict: trio.Event | None = None
-        self._malformed_times = 0
-        self._malformed_since = -inf
+        self._malformed_times, self._malformed_since = 0, -inf
         self._pinging: trio.CancelScope | None = None
         self._next_ping = inf
         self._abort_at = inf
@@ -149,19 +147,17 @@ class Link(Exchange):
 
     def hold(self, message: bytes) -> None:
         """Keep a message that arrives before the link is authenticated; ``authenticated`` serves it."""
-        held = sum(map(len, self._held)) + HELD_BYTES * len(self._held)
-        if held + len(message) > self.context.options.max_unauthenticated_bytes:
+        self._held += (message,)
+        if sum(map(len, self._held)) + HELD_BYTES * len(self._held) > self.context.options.max_unauthenticated_bytes:
             if self._verdict is None:
                 self.too_big()
-                return
-            # Reading pauses; what has been read already is held.
-            self.replies_blocked = 1
-        self._held += (message,)
+            else:
+                self.replies_blocked = 1  # Reading pauses; what has been read already is held.
 
     def await_verdict(self) -> None:
         """Allow messages of full size, and a backlog behind the auth packet, while the peer's token is looked up."""
-        self._verdict = trio.Event()
         self._transport.authenticated()
+        self._verdict = trio.Event()
 
     async def wait_ready(self) -> None:
         """Wait until messages can be handled: the peer's token is judged, and half of the send queue is free.
@@ -172,17 +168,14 @@ class Link(Exchange):
             await self._verdict.wait()
         await self._writer.wait_for_room(self._max_queued // 2)
 
-    def _end_verdict(self) -> None:
+    def _end_authentication(self) -> None:
+        self._first_message = None
         if self._verdict is not None:
             self._verdict.set()
-            self._verdict = None
-            self.replies_blocked = 0
+            self._verdict, self.replies_blocked = None, 0
 
     def send_unauthenticated(self, packet: bytes) -> None:
-        """Send a packet of the authentication itself.
-
-        At once if possible: a task that writes would wait for ``send_timeout`` with nothing to do.
-        """
+        """Send a packet of the authentication, at once if possible: a task that writes would linger."""
         self._writer.write_alone(self._frame(packet))
 
     def authenticated(self) -> None:
@@ -190,8 +183,7 @@ class Link(Exchange):
         if self._state is not _State.AUTHENTICATING:
             return
         self._state = _State.OPEN
-        self._first_message = None
-        self._end_verdict()
+        self._end_authentication()
         self._transport.authenticated()
         now = trio.current_time()
         self._next_ping = now + self.context.options.ping_interval
@@ -405,7 +397,7 @@ class Link(Exchange):
             self.context.tasks.spawn(self._transport.close, code, reason)
 
     async def finish(self) -> None:
-        """Drain, and close the connection with a closing handshake, for which the caller's deadline leaves some time.
+        """Drain, then close with a closing handshake, for which some of the caller's time is kept.
 
         Cancellation: Once the handshake has begun, the connection is closed at once.
         """
@@ -439,15 +431,13 @@ class Link(Exchange):
             return
         was_open = self._state is _State.OPEN
         self._state = _State.LOST
-        self._first_message = None
-        self._end_verdict()
+        self._end_authentication()
         super().abort(reason, closed=closed)
         self._writer.drop_messages()
         self.session.serving.clear()
         if self._pinging is not None:
             self._pinging.cancel()
-        if was_open:
-            # An unauthenticated connection is not visible, so its bytes do not count.
+        if was_open:  # An unauthenticated connection is not visible, so its bytes do not count.
             self.counters.bytes_sent += self.bytes_sent
             self.counters.bytes_received += self.bytes_received
         self._abort_at = trio.current_time() + 2 * CLOSE_SECONDS

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attrs import field, frozen
 
+from ..net.request_options import HEADER_TEXT, HEADERS, PROXY, as_headers, as_proxy
+from ..net.tunnel import find_proxy, parse_proxy
 from ..net.url import ServerUrl, parse_server
 from ..options.base import PluginOptions
 from ..options.checked import CheckedOptions
@@ -35,6 +37,8 @@ from ..secret import Secret
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Iterator
+
+    from ..net.tunnel import Proxy
 
 __all__ = ["AccountsOptions", "BtpOptions", "HostInfo", "ListenerOptions"]
 
@@ -128,6 +132,12 @@ class BtpOptions(PluginOptions):
         btp_auth_flags: Further entries of the auth message: text, bytes, or what JSON can hold.
         ssl_context: The client's TLS context. None verifies the server with the system's certificates.
         allow_insecure: Whether the token may go without TLS to a host that is not this machine.
+        headers: Further headers of the handshake, for a proxy or a gateway before the server. Values that are a
+            ``Secret``, and those of ``Authorization`` and ``Cookie``, are kept out of the log.
+        user_agent: The ``User-Agent`` header; empty for none.
+        proxy: The HTTP proxy to go through, ``http://user:password@host:port``, as text or as a ``Secret``. None: the
+            one that the environment names in ``HTTPS_PROXY``, or in ``HTTP_PROXY`` for ``btp+ws://``, unless the
+            server is in ``NO_PROXY`` or on this machine. Empty: none.
 
     Raises:
         InvalidFieldsError: Fields are wrong. The text names each.
@@ -170,6 +180,14 @@ class BtpOptions(PluginOptions):
     )
     ssl_context: ssl.SSLContext | None = field(default=None, metadata=SSL_CONTEXT)
     allow_insecure: bool = field(default=False, metadata=SWITCH)
+    headers: Mapping[str, str | Secret] = field(
+        factory=dict,
+        converter=as_headers,
+        metadata=HEADERS,
+        repr=lambda headers: repr(sorted(headers)),
+    )
+    user_agent: str = field(default="trio-ledger-plugin", metadata=HEADER_TEXT)
+    proxy: Secret | None = field(default=None, converter=as_proxy, metadata=PROXY)
 
     _url: ServerUrl | None = field(init=False, default=None, eq=False, repr=False)
 
@@ -192,6 +210,9 @@ class BtpOptions(PluginOptions):
             yield "server", "missing, must be the URL to dial, or give listener instead"
         if server is not None and listener is not None:
             yield "server", "given together with listener, must be one of the two"
+        for name in ("headers", "proxy"):
+            if server is None and values[name]:
+                yield name, "is for dialing a server, and this end listens"
         if server is None and values["ssl_context"] is not None:
             yield "ssl_context", "is for dialing a server, a listener has its own in listener.ssl_context"
         if isinstance(server, ServerUrl):
@@ -226,6 +247,24 @@ class BtpOptions(PluginOptions):
     def resource(self) -> str:
         """The path and query to ask the server for; at least ``/``."""
         return self._dialed.resource
+
+    def request_headers(self) -> list[tuple[bytes, bytes]]:
+        """Return the further headers of the handshake."""
+        values = {**({"User-Agent": self.user_agent} if self.user_agent else {}), **self.headers}
+        return [
+            (name.encode(), (value.reveal() if isinstance(value, Secret) else value).encode("latin-1"))
+            for name, value in values.items()
+        ]
+
+    def find_proxy(self) -> Proxy | None:
+        """Return the proxy to go through, if there is one.
+
+        Raises:
+            PermanentlyUnreachableError: The environment names one by a bad URL.
+        """
+        if self.proxy is not None:
+            return parse_proxy(self.proxy.reveal()) if self.proxy else None
+        return None if self._dialed.is_loopback else find_proxy(self.host, tls=self.tls)
 
     @property
     def host_header(self) -> str:

@@ -12,7 +12,7 @@ from ..errors import UnreachableError
 from .sockets import abort_stream
 from .unreachable import PermanentlyUnreachableError
 
-__all__ = ["dial"]
+__all__ = ["dial", "start_tls"]
 
 # The errors of OpenSSL, by version, for a server that answers without TLS.
 NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
@@ -43,10 +43,14 @@ async def dial(host: str, port: int, address: str, *, ssl_context: ssl.SSLContex
         raise UnreachableError(f"cannot connect to {address}: {_reasons_of(error)}") from error
     except UnicodeError as error:
         raise PermanentlyUnreachableError(f"{address} names a host that cannot exist: {error}") from error
-    return stream if ssl_context is None else await _start_tls(stream, host, address, ssl_context)
+    return stream if ssl_context is None else await start_tls(stream, host, address, ssl_context)
 
 
-async def _start_tls(stream: trio.SocketStream, host: str, address: str, context: ssl.SSLContext) -> trio.abc.Stream:
+async def start_tls(stream: trio.abc.Stream, host: str, address: str, context: ssl.SSLContext) -> trio.abc.Stream:
+    """Do a client's TLS handshake over a stream; the arguments and errors are those of ``dial``.
+
+    Cancellation: The connection is closed.
+    """
     secured = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
     done = False
     try:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import trio
 
-__all__ = ["HeadTooLongError", "HttpHead", "parse_head", "receive_head", "refusal_of"]
+__all__ = ["HeadTooLongError", "HttpHead", "parse_head", "read_pause", "receive_head", "refusal_of"]
 
 # The end of a head, as h11 recognises it.
 _HEAD_END: Final = re.compile(rb"\n\r?\n")
@@ -112,7 +112,7 @@ def refusal_of(head: HttpHead, what: str) -> UnreachableError:
         return UnreachableError(f"{what} was not answered in HTTP; does the URL name a server of another protocol?")
     if 400 <= status < 500 and status not in TEMPORARY:
         return PermanentlyUnreachableError(f"{what} was refused, there is no BTP endpoint at this URL: HTTP {status}")
-    pause = _read_pause(head.headers.get("retry-after", ""))
+    pause = read_pause(head)
     until = f", to be tried again in {pause:g} s" if pause else ""
     if not 300 <= status < 400:
         return RetryLaterError(f"{what} was refused for now: HTTP {status}{until}", pause)
@@ -121,11 +121,12 @@ def refusal_of(head: HttpHead, what: str) -> UnreachableError:
     return PermanentlyUnreachableError(text) if status in MOVED else RetryLaterError(f"{text}{until}", pause)
 
 
-def _read_pause(text: str) -> float:
-    """Return the seconds that a ``Retry-After`` header asks for (RFC 9110, section 10.2.3); 0 if it is unreadable."""
+def read_pause(head: HttpHead) -> float:
+    """Return the seconds that ``Retry-After`` asks for (RFC 9110, section 10.2.3); 0 without a readable one."""
     from datetime import UTC, datetime  # noqa: PLC0415 (for refusals only)
     from email.utils import parsedate_to_datetime  # noqa: PLC0415 (the same, and it is slow to import)
 
+    text = head.headers.get("retry-after", "")
     if text.isascii() and text.isdigit():
         return min(float(text[:10]), LONGEST_PAUSE)
     try:

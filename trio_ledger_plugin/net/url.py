@@ -10,7 +10,7 @@ from attrs import frozen
 
 from ..secret import Secret
 
-__all__ = ["ServerUrl", "parse_server", "split_url"]
+__all__ = ["ServerUrl", "parse_location", "parse_server", "split_url"]
 
 # What ilp-plugin-btp percent-encodes in an account and a token: the userinfo percent-encode set of the URL standard,
 # besides control characters and all that is not ASCII.
@@ -91,7 +91,7 @@ def parse_server(server: str) -> ServerUrl:
     tls = scheme == "btp+wss"
     account, _, token = userinfo.partition(":")
     escaped = _escape(account), _escape(token)
-    host, port = _parse_location(location, 443 if tls else 80)
+    host, port = parse_location(location, 443 if tls else 80)
     if "#" in rest:
         raise ValueError("has a fragment ('#...'), must end with its path or query")
     if "\\" in rest or not all("!" <= character <= "~" for character in rest):
@@ -115,7 +115,12 @@ def _percent_encode(character: str) -> str:
     return "".join(f"%{byte:02X}" for byte in character.encode())
 
 
-def _parse_location(location: str, default_port: int) -> tuple[str, int]:
+def parse_location(location: str, default_port: int) -> tuple[str, int]:
+    """Parse a host and an optional port.
+
+    Raises:
+        ValueError: It is not that. The text shows nothing of it.
+    """
     if location.startswith("["):
         host, bracket, after = location[1:].partition("]")
         before, _, port = after.rpartition(":")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from attrs import field, fields, frozen
@@ -166,6 +167,8 @@ def _find_secrets(options: CheckedOptions) -> Iterator[Secret]:
         value = getattr(options, each.name)
         if isinstance(value, Secret):
             yield value
+        elif isinstance(value, Mapping):
+            yield from (each for each in value.values() if isinstance(each, Secret))
         elif isinstance(value, CheckedOptions):
             yield from _find_secrets(value)
 

@@ -211,7 +211,13 @@ class WebSocket:
 
 
 async def open_websocket(
-    stream: trio.abc.Stream, tasks: TaskGroup, options: PluginOptions, *, host: str, resource: str
+    stream: trio.abc.Stream,
+    tasks: TaskGroup,
+    options: PluginOptions,
+    *,
+    host: str,
+    resource: str,
+    headers: list[tuple[bytes, bytes]] | None = None,
 ) -> WebSocket:
     """Do a client's opening handshake.
 
@@ -221,6 +227,7 @@ async def open_websocket(
         options: The limits.
         host: The ``Host`` header.
         resource: The path and query of the URL.
+        headers: Further headers.
 
     Returns:
         The open connection; its messages are not received before ``open()``.
@@ -242,6 +249,7 @@ async def open_websocket(
                 cast("trio.SocketStream", frame_stream),
                 host,
                 resource,
+                extra_headers=headers,
                 message_queue_size=1,
                 max_message_size=options.max_message_bytes,
             )
