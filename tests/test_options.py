@@ -148,7 +148,8 @@ def test_limit_is_a_whole_number_above_zero(name: Any) -> None:
 
 def test_trusted_proxies_are_addresses_in_their_shortest_form() -> None:
     assert PluginOptions(trusted_proxies=["10.0.0.1", "::1"]).trusted_proxies == ("10.0.0.1", "::1")
-    for wrong in ["10.0.0.1", ("proxy.example",), ("0:0::1",), (1,), None]:
+    assert PluginOptions(trusted_proxies=["10.0.0.0/8", "fd00::/8"]).trusted_proxies == ("10.0.0.0/8", "fd00::/8")
+    for wrong in ["10.0.0.1", ("proxy.example",), ("0:0::1",), (1,), None, ("10.0.0.1/8",), ("10.0.0.0/33",)]:
         (problem,) = problems_of(PluginOptions, trusted_proxies=wrong)
         assert problem.startswith("- trusted_proxies: got ")
         assert "IP addresses" in problem
@@ -197,7 +198,7 @@ def test_options_are_equal_by_class_and_values() -> None:
 
 def test_repr_shows_every_field() -> None:
     assert repr(ListenerOptions(0, "s")) == (
-        "ListenerOptions(port=0, secret=Secret(***), host='127.0.0.1', ssl_context=None)"
+        "ListenerOptions(port=0, secret=Secret(***), host='127.0.0.1', ssl_context=None, proxy_protocol=False)"
     )
     assert repr(BtpOptions(server="btp+ws://a:b@localhost", btp_auth_flags={"f": 1})).endswith(
         "server='btp+ws://localhost', listener=None, btp_account='a', btp_token=Secret(***), btp_auth_flags=['f'], "

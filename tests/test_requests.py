@@ -94,7 +94,10 @@ async def test_tls_on_a_plain_port_is_named() -> None:
     assert "speaks TLS, and this port does not" in str(error)
 
 
-@pytest.mark.parametrize("request_bytes", [b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", b"\r\nGET / HTTP/1.0\r\n\r\n"])
+@pytest.mark.parametrize(
+    "request_bytes",
+    [b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", b"\r\nGET / HTTP/1.0\r\n\r\n", b"OPTIONS / HTTP/1.0\r\n\r\n"],
+)
 async def test_health_check_gets_200(request_bytes: bytes, autojump_clock: MockClock) -> None:
     response, error = await ask(request_bytes)
     assert response.startswith(b"HTTP/1.1 200 OK\r\n")

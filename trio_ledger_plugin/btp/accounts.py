@@ -68,6 +68,7 @@ class AccountsPlugin(BtpServer):
             host=options.host,
             port=options.port,
             ssl_context=options.ssl_context,
+            proxy_protocol=options.proxy_protocol,
             make_offer=self.money.make_offer,
             attach=self._attach_link,
             detach=self._detach_link,

@@ -44,6 +44,7 @@ __all__ = ["AccountsOptions", "BtpOptions", "HostInfo", "ListenerOptions"]
 
 # An origin as browsers send it. Any other text in allowed_origins is a regular expression.
 PLAIN_ORIGIN: Final = r"[a-z][a-z0-9+-]*://[A-Za-z0-9.:_-]+|null"
+NO_PROXIES: Final = "set without trusted_proxies, which must have the addresses of the proxies that may connect"
 # Entries of the auth message that the plugin writes itself. RFC-0023 forbids a second entry of the same name.
 OWN_AUTH_ENTRIES: Final = frozenset({"auth", "auth_username", "auth_token", "transfer_keys"})
 
@@ -107,6 +108,8 @@ class ListenerOptions(CheckedOptions):
         secret: The token that the peer authenticates with, as text or as a ``Secret``.
         host: The address to listen on.
         ssl_context: The server's TLS context. None listens without TLS.
+        proxy_protocol: Whether each connection to the port begins with a header of the PROXY protocol, version 1 or 2,
+            by which a proxy names the client. Only ``trusted_proxies`` may connect then.
 
     Raises:
         InvalidFieldsError: Fields are wrong. The text names each.
@@ -116,6 +119,7 @@ class ListenerOptions(CheckedOptions):
     secret: Secret = field(converter=as_secret, metadata=CREDENTIAL)
     host: str = field(default="127.0.0.1", metadata=WORD)
     ssl_context: ssl.SSLContext | None = field(default=None, metadata=SSL_CONTEXT)
+    proxy_protocol: bool = field(default=False, metadata=SWITCH)
 
 
 @frozen(kw_only=True, eq=False, repr=False)
@@ -215,6 +219,8 @@ class BtpOptions(PluginOptions):
                 yield name, "is for dialing a server, and this end listens"
         if server is None and values["ssl_context"] is not None:
             yield "ssl_context", "is for dialing a server, a listener has its own in listener.ssl_context"
+        if isinstance(listener, ListenerOptions) and listener.proxy_protocol and not values["trusted_proxies"]:
+            yield "listener.proxy_protocol", NO_PROXIES
         if isinstance(server, ServerUrl):
             yield from _find_server_conflicts(server, values)
 
@@ -327,6 +333,8 @@ class AccountsOptions(PluginOptions):
         debug_host_ildcp_info: The server's ILP address and asset. If None, ``connect()`` asks the data handler, as a
             child asks its parent.
         ssl_context: The server's TLS context. None listens without TLS.
+        proxy_protocol: Whether each connection to the port begins with a header of the PROXY protocol, version 1 or 2,
+            by which a proxy names the client. Only ``trusted_proxies`` may connect then.
 
     Raises:
         InvalidFieldsError: Fields are wrong. The text names each.
@@ -351,6 +359,13 @@ class AccountsOptions(PluginOptions):
         },
     )
     ssl_context: ssl.SSLContext | None = field(default=None, metadata=SSL_CONTEXT)
+    proxy_protocol: bool = field(default=False, metadata=SWITCH)
+
+    @classmethod
+    def find_conflicts(cls, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Check that there is a proxy to trust if one is expected."""
+        if values["proxy_protocol"] is True and not values["trusted_proxies"]:
+            yield "proxy_protocol", NO_PROXIES
 
     def allows(self, origin: str) -> bool:
         """Return whether a page of this origin may connect."""

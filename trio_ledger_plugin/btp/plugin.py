@@ -63,6 +63,7 @@ class BtpPlugin(BtpServer):
                 host=listener.host,
                 port=listener.port,
                 ssl_context=listener.ssl_context,
+                proxy_protocol=listener.proxy_protocol,
                 make_offer=self.money.make_offer,
                 attach=self._attach_link,
                 detach=self._detach_link,

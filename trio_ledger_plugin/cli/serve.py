@@ -25,6 +25,8 @@ from .replies import REPLIES
 from .serve_accounts import AccountChoices, accounts_choices, make_accounts_options, serve_accounts
 from .serving import (
     CLOSE_SECONDS,
+    SUBJECTS,
+    Where,
     client_url,
     introduce,
     open_store,
@@ -67,6 +69,19 @@ EXAMPLES = """
 @click.option("--tls-cert", type=click.Path(exists=True, dir_okay=False), help="Serve TLS with this certificate (PEM).")
 @click.option("--tls-key", type=click.Path(exists=True, dir_okay=False), help="Its key, unless in the same file (PEM).")
 @click.option(
+    "--trusted-proxy",
+    "trusted_proxies",
+    multiple=True,
+    metavar="ADDRESS",
+    help="A proxy before the server, by its IP address or network: the clients' addresses are those in its "
+    "X-Forwarded-For. May be given several times.",
+)
+@click.option(
+    "--proxy-protocol",
+    is_flag=True,
+    help="Expect a PROXY protocol header from --trusted-proxy at the beginning of each connection.",
+)
+@click.option(
     "--reply",
     type=click.Choice(list(REPLIES)),
     default="echo",
@@ -91,6 +106,8 @@ def serve(
     secret: str | None,
     tls_cert: str | None,
     tls_key: str | None,
+    trusted_proxies: tuple[str, ...],
+    proxy_protocol: bool,
     reply: str,
     store: str | None,
     as_json: bool,
@@ -112,7 +129,8 @@ def serve(
     ssl_context = tls_context(tls_cert, tls_key)
     if accounts:
         chosen = AccountChoices(**choices)
-        accounts_options = make_accounts_options(chosen, host, port, ssl_context)
+        where = Where(host, port, ssl_context, trusted_proxies, proxy_protocol)
+        accounts_options = make_accounts_options(chosen, where)
         run_until_sigterm(serve_accounts, accounts_options, chosen, reply, store, as_json)
         return Exit.OK
     shown = "***"
@@ -121,11 +139,12 @@ def serve(
     if secret is None:
         secret = shown = secrets.token_hex(16)
     try:
-        listener = ListenerOptions(port=port, secret=secret, host=host, ssl_context=ssl_context)
+        listener = ListenerOptions(
+            port=port, secret=secret, host=host, ssl_context=ssl_context, proxy_protocol=proxy_protocol
+        )
+        options = BtpOptions(listener=listener, trusted_proxies=trusted_proxies, close_timeout=CLOSE_SECONDS)
     except InvalidFieldsError as error:
-        subjects = {"secret": "--secret:", "host": "--host:"}
-        raise click.UsageError(describe_problems(error, subjects)) from error
-    options = BtpOptions(listener=listener, close_timeout=CLOSE_SECONDS)
+        raise click.UsageError(describe_problems(error, SUBJECTS)) from error
     with reporting_bind_errors():
         run_until_sigterm(_serve, options, shown, reply, store, as_json)
     return Exit.OK

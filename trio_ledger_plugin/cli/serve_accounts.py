@@ -27,6 +27,8 @@ from .parameters import Seconds
 from .replies import ADDRESS, REPLIES
 from .serving import (
     CLOSE_SECONDS,
+    SUBJECTS,
+    Where,
     client_url,
     introduce,
     open_store,
@@ -37,7 +39,6 @@ from .serving import (
 )
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Callable
 
     from rich.table import Table
@@ -124,9 +125,7 @@ def accounts_choices(command: _Decorated) -> _Decorated:
     return command
 
 
-def make_accounts_options(
-    choices: AccountChoices, host: str, port: int, ssl_context: ssl.SSLContext | None
-) -> AccountsOptions:
+def make_accounts_options(choices: AccountChoices, where: Where) -> AccountsOptions:
     """Return the server's options.
 
     Raises:
@@ -135,17 +134,18 @@ def make_accounts_options(
     try:
         info = HostInfo(client_address=choices.address, asset_scale=choices.asset_scale, asset_code=choices.asset_code)
         return AccountsOptions(
-            port=port,
-            host=host,
-            ssl_context=ssl_context,
+            port=where.port,
+            host=where.host,
+            ssl_context=where.ssl_context,
+            trusted_proxies=where.trusted_proxies,
+            proxy_protocol=where.proxy_protocol,
             allowed_origins=choices.allow_origin,
             generate_account=choices.account_mode == "token",
             debug_host_ildcp_info=info,
             close_timeout=CLOSE_SECONDS,
         )
     except InvalidFieldsError as error:
-        subjects = {"client_address": "--address:", "asset_code": "--asset-code:", "host": "--host:"}
-        raise click.UsageError(describe_problems(error, subjects)) from error
+        raise click.UsageError(describe_problems(error, SUBJECTS)) from error
 
 
 async def serve_accounts(

@@ -25,7 +25,15 @@ ADDRESS_BYTES: Final = {INET: 4, INET6: 16}
 
 
 class BadProxyHeaderError(Exception):
-    """A connection does not begin with a header of the PROXY protocol."""
+    """A connection does not begin with a header of the PROXY protocol.
+
+    Attributes:
+        is_check: Whether it ended at once, as those of simple health checks do.
+    """
+
+    def __init__(self, reason: str, *, is_check: bool = False) -> None:
+        super().__init__(reason)
+        self.is_check: bool = is_check
 
 
 async def read_proxy_header(stream: trio.abc.ReceiveStream) -> str:
@@ -57,7 +65,7 @@ async def _read_exactly(stream: trio.abc.ReceiveStream, size: int, data: bytes) 
     while len(data) < size:
         piece = await stream.receive_some(size - len(data))
         if not piece:
-            raise BadProxyHeaderError("it ended within its PROXY protocol header" if data else "it ended at once")
+            raise BadProxyHeaderError("it ended within its PROXY protocol header", is_check=not data)
         data += piece
     return data
 

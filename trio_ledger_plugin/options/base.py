@@ -106,7 +106,9 @@ class PluginOptions(CheckedOptions):
         max_unauthenticated: The number of connections at a listener that have not authenticated.
         max_unauthenticated_per_address: The same from one address.
         max_failures_per_minute: The number of failed authentications from one address before replies slow down.
-        trusted_proxies: IP addresses that many peers share. Limits by address do not apply to them.
+        trusted_proxies: The IP addresses and networks of proxies, such as ``10.0.0.0/8``. Limits by address do not
+            apply to them. A client's address, for limits and logs, is what they say: the last one in
+            ``X-Forwarded-For`` that is not theirs.
         money: ``"auto"``: transfers are KEYED if both ends can, else PLAIN. ``"keyed"``: they are KEYED or are
             refused. ``"plain"``: they are PLAIN. KEYED needs a transactional store at both ends.
         accept_money: ``"handler"``: money is accepted while a money handler is registered. ``"journal"``: always, for

@@ -24,6 +24,8 @@ __all__ = ["BadHandshakeError", "Handshake", "receive_handshake"]
 # How long, and how many bytes, are read after an answer: bytes that are left would make the system discard it.
 LINGER_SECONDS: Final = 1.0
 LINGER_BYTES: Final = 256 * 1024
+# The methods of health checks; HAProxy asks for OPTIONS.
+CHECKS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 TLS_HANDSHAKE: Final = b"\x16"
 # How a request begins (RFC 9112, section 3), as far as it has arrived.
 _BEGINS = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}( |\Z)")
@@ -52,6 +54,16 @@ class Handshake:
 
     head: HttpHead
     received: tuple[bytes, bytes]
+
+    @property
+    def path(self) -> str:
+        """The path and query of its URL."""
+        return self.head.first_line.split(" ")[1]
+
+    @property
+    def forwarded_for(self) -> str:
+        """The ``X-Forwarded-For`` header, which proxies write; empty if there is none."""
+        return self.head.headers.get("x-forwarded-for", "")
 
     @property
     def origin(self) -> str | None:
@@ -115,10 +127,10 @@ async def _refuse_others(stream: trio.abc.Stream, head: HttpHead) -> None:
             hint = "the Upgrade header is missing: a proxy in front of the server must pass it on"
             await _answer(stream, "426 Upgrade Required", f"{hint}\n", "Upgrade: websocket\r\nConnection: Upgrade\r\n")
             raise BadHandshakeError(hint)
-        if method in ("GET", "HEAD"):
-            await _answer(stream, "200 OK", "OK\n", with_body=method == "GET")
+        if method in CHECKS:
+            await _answer(stream, "200 OK", "OK\n", with_body=method != "HEAD")
             raise BadHandshakeError("a health check, answered with HTTP 200", is_check=True)
-        await _answer(stream, "405 Method Not Allowed", "GET and HEAD only\n", "Allow: GET, HEAD\r\n")
+        await _answer(stream, "405 Method Not Allowed", "GET and HEAD only\n", "Allow: GET, HEAD, OPTIONS\r\n")
         raise BadHandshakeError(f"a {method} request; only handshakes and health checks are expected")
     problem = _find_problem(method, head)
     if problem:
