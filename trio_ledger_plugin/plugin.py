@@ -23,7 +23,7 @@ from .options.base import ConnectOptions, PluginOptions
 from .runtime.connector import Connector, PluginState
 from .runtime.context import Context
 from .runtime.handlers import as_bytes
-from .runtime.tasks import run_all
+from .runtime.tasks import finish_within, run_all
 from .statistics import Statistics
 from .transfer import Transfer, check_amount, check_key
 
@@ -225,11 +225,10 @@ class LedgerPlugin(ABC):
         self.check_thread()
         try:
             if self.begin_closing():
-                with trio.move_on_after(self.options.close_timeout):
-                    await self.context.budget.handlers.wait_unused()
-                    await self.money.finish_handlers()
-                    await self.finish_calls()
-                    await self.money.finish_records()
+                handlers = self.context.budget.handlers.wait_unused, self.money.finish_handlers
+                calls = (exchange.drain for exchange in self.exchanges())
+                finish = self.finish_calls, self.money.finish_records
+                await finish_within(self.options.close_timeout, handlers, calls, finish)
         finally:
             await self._connector.stop()  # noqa: ASYNC102 (it shields itself, with a deadline)
 

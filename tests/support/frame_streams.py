@@ -30,6 +30,10 @@ class Link:
     """Receives from the frame stream; ``messages`` has what trio-websocket would have returned."""
 
     replies_blocked = 0
+    is_open = True
+
+    async def wait_ready(self) -> None:
+        """Return at once."""
 
     def __init__(self) -> None:
         self.messages: list[bytes | None] = []

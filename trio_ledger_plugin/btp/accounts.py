@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ..services import PluginServices
     from ..statistics import Counters
     from ..transfer import Transfer
-    from ..websocket.connection import Handshake
+    from ..websocket.requests import Handshake
     from .account import AccountSnapshot
     from .link import Link
 
@@ -68,6 +68,7 @@ class AccountsPlugin(BtpServer):
             host=options.host,
             port=options.port,
             ssl_context=options.ssl_context,
+            proxy_protocol=options.proxy_protocol,
             make_offer=self.money.make_offer,
             attach=self._attach_link,
             detach=self._detach_link,
@@ -186,7 +187,7 @@ class AccountsPlugin(BtpServer):
             return ilp.encode(ilp.Reject(ilp.ErrorCode.UNREACHABLE, own, text))
         account = self._accounts.get(name)
         if account is not None and account.links:
-            return await forward(prepare, partial(self._send_to, account), own, data)
+            return await forward(prepare, partial(self._send_to, account), own, data, self.log)
         await trio.lowlevel.checkpoint()
         if has_expired(prepare):
             return ilp.encode(ilp.Reject(ilp.ErrorCode.TRANSFER_TIMED_OUT, own, "the packet expired"))
@@ -277,7 +278,7 @@ class AccountsPlugin(BtpServer):
         if account is None or link not in account.links:
             return
         account.remove(link)
-        self.log.debug("a connection of account %s from %s ended: %s", account.name, link.peer, reason)
+        self.log.info("a connection of account %s from %s ended: %s", account.name, link.peer, reason)
         if not account.links:
             if account.plugin is not None:
                 account.plugin.link_down(reason)

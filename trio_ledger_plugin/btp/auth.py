@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from attrs import define, evolve, frozen
 
 from ..codec import btp
+from ..codec.refusals import read_error
 from ..errors import DecodeError, NotAcceptedError, UnreachableError
 from ..negotiation import TRANSFER_KEYS, JournalOffer, read_offer
 from .session import find_entry, remote_error
@@ -173,9 +174,12 @@ def read_auth_answer(frame: bytes, request_id: int, *, max_entries: int, token: 
         UnreachableError: The server cannot serve now, or its answer cannot be read.
     """
     try:
-        packet = btp.decode(frame, max_entries=max_entries)
+        packet: btp.Packet = btp.decode(frame, max_entries=max_entries)
     except DecodeError as error:
-        raise UnreachableError(f"the server's answer to the auth packet is not readable: {error}") from error
+        readable = read_error(frame)
+        if readable is None:
+            raise UnreachableError(f"the server's answer to the auth packet is not readable: {error}") from error
+        packet = readable
     if not isinstance(packet, btp.Response | btp.Error) or packet.request_id != request_id:
         return None
     if isinstance(packet, btp.Response):

@@ -37,6 +37,7 @@ ANSWER, REQUEST = SessionEvent.ANSWER, SessionEvent.REQUEST
 HELD_BYTES = 32
 CLOSE_POLICY, CLOSE_TOO_BIG, CLOSE_NORMAL = 1008, 1009, 1000
 MINUTE = 60.0
+TIDY_SECONDS = 10.0  # How often an idle link ends its writing task, also without a deadline for sends.
 
 
 class _State(Enum):
@@ -68,6 +69,7 @@ class Link(Exchange):
         "_pinging",
         "_state",
         "_transport",
+        "_verdict",
         "_writer",
         "account",
         "is_downgraded",
@@ -104,8 +106,9 @@ class Link(Exchange):
         # Set from begin() until the link is authenticated or lost.
         self._first_message: Callable[[bytes], None] | None = None
         self._held: tuple[bytes, ...] = ()
-        self._malformed_times = 0
-        self._malformed_since = -inf
+        # While the peer's token is looked up; set when it is judged.
+        self._verdict: trio.Event | None = None
+        self._malformed_times, self._malformed_since = 0, -inf
         self._pinging: trio.CancelScope | None = None
         self._next_ping = inf
         self._abort_at = inf
@@ -144,17 +147,35 @@ class Link(Exchange):
 
     def hold(self, message: bytes) -> None:
         """Keep a message that arrives before the link is authenticated; ``authenticated`` serves it."""
-        held = sum(map(len, self._held)) + HELD_BYTES * len(self._held)
-        if held + len(message) > self.context.options.max_unauthenticated_bytes:
-            self.too_big()
-        else:
-            self._held += (message,)
+        self._held += (message,)
+        if sum(map(len, self._held)) + HELD_BYTES * len(self._held) > self.context.options.max_unauthenticated_bytes:
+            if self._verdict is None:
+                self.too_big()
+            else:
+                self.replies_blocked = 1  # Reading pauses; what has been read already is held.
+
+    def await_verdict(self) -> None:
+        """Allow messages of full size, and a backlog behind the auth packet, while the peer's token is looked up."""
+        self._transport.authenticated()
+        self._verdict = trio.Event()
+
+    async def wait_ready(self) -> None:
+        """Wait until messages can be handled: the peer's token is judged, and half of the send queue is free.
+
+        Cancellation: Safe at any time.
+        """
+        if self._verdict is not None:
+            await self._verdict.wait()
+        await self._writer.wait_for_room(self._max_queued // 2)
+
+    def _end_authentication(self) -> None:
+        self._first_message = None
+        if self._verdict is not None:
+            self._verdict.set()
+            self._verdict, self.replies_blocked = None, 0
 
     def send_unauthenticated(self, packet: bytes) -> None:
-        """Send a packet of the authentication itself.
-
-        At once if possible: a task that writes would wait for ``send_timeout`` with nothing to do.
-        """
+        """Send a packet of the authentication, at once if possible: a task that writes would linger."""
         self._writer.write_alone(self._frame(packet))
 
     def authenticated(self) -> None:
@@ -162,7 +183,7 @@ class Link(Exchange):
         if self._state is not _State.AUTHENTICATING:
             return
         self._state = _State.OPEN
-        self._first_message = None
+        self._end_authentication()
         self._transport.authenticated()
         now = trio.current_time()
         self._next_ping = now + self.context.options.ping_interval
@@ -288,11 +309,14 @@ class Link(Exchange):
 
     def peer_left(self, reason: str) -> None:
         """Handle the end of the connection."""
-        self.end(reason)
+        # The peer may repeat the token in its reason.
+        self.end(self.context.log.redact(reason))
 
     def _receive_other(self, event: SessionEvent, key: Any, value: Any) -> None:  # noqa: ANN401 (their types depend on the event)
         counters = self.counters
         if event is SessionEvent.FAILURE:
+            if value.__cause__ is not None:
+                self.context.log.warn("an Error from %s was read in part: %s", self.peer, value.__cause__)
             self.resolve(key, value)
         elif event is SessionEvent.TRANSFER:
             self._receive_transfer(key, value)
@@ -345,7 +369,9 @@ class Link(Exchange):
         return self._next_time(now, due)
 
     def _next_time(self, now: float, due: float) -> float:
-        return min(due, self._writer.deadline, self._next_ping, now + self.context.options.send_timeout)
+        return min(
+            due, self._writer.deadline, self._next_ping, now + min(self.context.options.send_timeout, TIDY_SECONDS)
+        )
 
     async def _ping(self) -> None:
         """Send pings until a pong arrives; if only other bytes arrive, the peer is alive and gets another ping."""
@@ -371,11 +397,13 @@ class Link(Exchange):
             self.context.tasks.spawn(self._transport.close, code, reason)
 
     async def finish(self) -> None:
-        """Drain, and close the connection with a closing handshake.
+        """Drain, then close with a closing handshake, for which some of the caller's time is kept.
 
         Cancellation: Once the handshake has begun, the connection is closed at once.
         """
-        await self.drain()
+        left = trio.current_effective_deadline() - trio.current_time()
+        with trio.move_on_after(max(left - CLOSE_SECONDS, left / 2, 0)):
+            await self.drain()
         if self._state is not _State.LOST:
             await self.say_goodbye()
 
@@ -403,14 +431,13 @@ class Link(Exchange):
             return
         was_open = self._state is _State.OPEN
         self._state = _State.LOST
-        self._first_message = None
+        self._end_authentication()
         super().abort(reason, closed=closed)
         self._writer.drop_messages()
         self.session.serving.clear()
         if self._pinging is not None:
             self._pinging.cancel()
-        if was_open:
-            # An unauthenticated connection is not visible, so its bytes do not count.
+        if was_open:  # An unauthenticated connection is not visible, so its bytes do not count.
             self.counters.bytes_sent += self.bytes_sent
             self.counters.bytes_received += self.bytes_received
         self._abort_at = trio.current_time() + 2 * CLOSE_SECONDS

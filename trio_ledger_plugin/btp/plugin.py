@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import trio
 
     from ..services import PluginServices
-    from ..websocket.connection import Handshake
+    from ..websocket.requests import Handshake
 
 __all__ = ["BtpPlugin"]
 
@@ -63,6 +63,7 @@ class BtpPlugin(BtpServer):
                 host=listener.host,
                 port=listener.port,
                 ssl_context=listener.ssl_context,
+                proxy_protocol=listener.proxy_protocol,
                 make_offer=self.money.make_offer,
                 attach=self._attach_link,
                 detach=self._detach_link,
@@ -120,7 +121,7 @@ class BtpPlugin(BtpServer):
         """Stop using a link that is lost; does nothing for a link that is not in use."""
         if link is self._link:
             self._link = None
-            self.log.debug("the connection with %s ended: %s", link.peer, reason)
+            self.log.info("the connection with %s ended: %s", link.peer, reason)
             self.detach(link, reason)
 
 

@@ -17,12 +17,15 @@ import trio
 from ..errors import NotAcceptedError, NotConnectedError, StoreError
 from ..negotiation import PeerJournal
 from ..net.admission import Admission
+from ..net.forwarded import client_address, is_trusted
 from ..net.listen import NAMELESS, Listener, peer_address
+from ..net.proxy_protocol import BadProxyHeaderError, read_proxy_header
 from ..net.shared_reader import SocketReaders, can_share
 from ..net.sockets import abort_stream
 from ..plugin import LedgerPlugin
-from ..websocket.connection import Accepted, BadHandshakeError, accept_websocket
+from ..websocket.connection import Accepted, accept_websocket
 from ..websocket.messages import MessageStream
+from ..websocket.requests import BadHandshakeError
 from .auth import AuthRequest, BadAuthError, auth_accepted, auth_refused, read_auth
 from .link import Link
 
@@ -31,8 +34,9 @@ if TYPE_CHECKING:
 
     from ..negotiation import JournalOffer
     from ..runtime.context import Context
-    from ..websocket.connection import Handshake, WebSocket, WebSocketConnection
+    from ..websocket.connection import WebSocket, WebSocketConnection
     from ..websocket.interface import WebSocketTransport
+    from ..websocket.requests import Handshake
 
     Identify: TypeAlias = Callable[[str | None, bytes], str]
     MakeOffer: TypeAlias = Callable[[str, JournalOffer | None], Awaitable[JournalOffer | None]]
@@ -51,6 +55,7 @@ class Server:
         host: The address to listen on.
         port: The TCP port; 0 chooses a free one, None opens no port.
         ssl_context: The TLS context of the port; None listens without TLS.
+        proxy_protocol: Whether connections to the port begin with a header of the PROXY protocol.
         make_offer: Returns what this end says about its journal to the account of a client that says something about
             its own; None if it offers only PLAIN. The client's messages are held meanwhile.
         attach: Called with each link whose peer is authenticated; ``link.account`` is set.
@@ -71,6 +76,7 @@ class Server:
         host: str,
         port: int | None,
         ssl_context: ssl.SSLContext | None,
+        proxy_protocol: bool,
         make_offer: MakeOffer,
         attach: Callable[[Link], None],
         detach: Callable[[Link, str], None],
@@ -81,6 +87,7 @@ class Server:
     ) -> None:
         self._context = context
         self._ssl_context = ssl_context
+        self._proxy_protocol = proxy_protocol
         self.ids: Iterator[int] = ids
         self.make_offer: MakeOffer = make_offer
         self.attach: Callable[[Link], None] = attach
@@ -118,7 +125,9 @@ class Server:
 
     async def _serve_own(self, stream: trio.SocketStream, peer: str) -> bool:
         """Authenticate one connection to the own port; returns False if it must be closed."""
-        handshakes = partial(self._shake_hands, stream, peer, self._ssl_context, self._readers)
+        handshakes = partial(
+            self._shake_hands, stream, peer, self._ssl_context, self._readers, proxy_protocol=self._proxy_protocol
+        )
         return await self._admit(peer, handshakes) is not None
 
     # External connections.
@@ -162,8 +171,14 @@ class Server:
         with self._admission.admit(peer) as admitted:
             if admitted:
                 transport = await handshakes()
-                if transport is not None:
+                if transport is None:
+                    return None
+                if transport.peer == peer:
                     return await self._authenticate(transport)
+                with self._admission.admit_client(transport.peer) as client_admitted:
+                    if client_admitted:
+                        return await self._authenticate(transport)
+                transport.abort()
         return None
 
     async def _shake_hands(
@@ -172,24 +187,55 @@ class Server:
         peer: str,
         ssl_context: ssl.SSLContext | None,
         readers: SocketReaders | None,
+        *,
+        proxy_protocol: bool = False,
     ) -> WebSocket | None:
         options = self._context.options
         secured = stream
         websocket = None
+        reason = ""
+
+        def refuse(handshake: Handshake) -> int | None:
+            nonlocal peer
+            peer = client_address(peer, handshake.forwarded_for, options.trusted_proxies)
+            return self._refuse_handshake(handshake)
+
         try:
-            with trio.move_on_after(options.handshake_timeout):
+            with trio.move_on_after(options.handshake_timeout) as scope:
+                if proxy_protocol:
+                    peer = await self._read_client_address(stream, peer)
                 if ssl_context is not None:
                     secured = tls = trio.SSLStream(stream, ssl_context, server_side=True, https_compatible=True)
                     await tls.do_handshake()
                 websocket = await accept_websocket(
-                    secured, self._context.tasks, options, peer=peer, refuse=self._refuse_handshake, readers=readers
+                    secured, self._context.tasks, options, peer=peer, refuse=refuse, readers=readers
                 )
-        except (BadHandshakeError, trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError, OSError) as error:
-            self._context.log.debug("handshake with %s failed: %s", peer, error)
+                websocket.peer = peer
+            if scope.cancelled_caught:
+                reason = f"it took longer than {options.handshake_timeout:g} s"
+        except (BadHandshakeError, BadProxyHeaderError) as error:
+            if error.is_check:
+                self._context.log.debug("%s looked whether this server is there: %s", peer, error)
+            else:
+                reason = str(error)
+        except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError, OSError) as error:
+            reason = str(error.__cause__ or error)
         finally:
             if websocket is None:
                 await abort_stream(stream)  # noqa: ASYNC102 (it waits for nothing)
+        if reason:
+            self._context.log.info("the handshake with %s failed: %s", peer, reason)
         return websocket
+
+    async def _read_client_address(self, stream: trio.abc.Stream, peer: str) -> str:
+        """Read a header of the PROXY protocol, and return the client's address.
+
+        Raises:
+            BadProxyHeaderError: There is no such header, or it does not come from a trusted proxy.
+        """
+        if not is_trusted(peer, self._context.options.trusted_proxies):
+            raise BadProxyHeaderError("it does not come from one of trusted_proxies, as proxy_protocol requires")
+        return await read_proxy_header(stream) or peer
 
     async def _authenticate(self, transport: WebSocketTransport) -> _PendingConnection:
         connection = _PendingConnection(self._context, self, transport)
@@ -255,6 +301,7 @@ class _PendingConnection:
             self._accept(request, account, None)
         else:
             self._claim = request, account
+            self.link.await_verdict()
 
     async def settle(self) -> None:
         """Wait until the connection is attached, refused, or lost.

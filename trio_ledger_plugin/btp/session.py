@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from attrs import evolve
 
 from ..codec import btp
+from ..codec.refusals import read_error
 from ..errors import (
     DecodeError,
     InvalidFieldsError,
@@ -132,7 +133,7 @@ class Session(Generic[Call]):
         try:
             packet = btp.decode(frame, max_entries=self._max_entries)
         except DecodeError as error:
-            return self._judge_undecodable(error)
+            return self._judge_undecodable(frame, error)
         if isinstance(packet, btp.Response | btp.Error):
             return self._judge_answer(packet)
         if packet.request_id in self.serving:
@@ -147,7 +148,13 @@ class Session(Generic[Call]):
         self.serving.add(packet.request_id)
         return REQUEST, packet.request_id, data
 
-    def _judge_undecodable(self, error: DecodeError) -> Judged:
+    def _judge_undecodable(self, frame: bytes, error: DecodeError) -> Judged:
+        refusal = read_error(frame)
+        if refusal is not None and refusal.request_id in self.pending:
+            # A refusal stays a refusal: its caller must not believe that the peer may have acted.
+            failure = remote_error(refusal)
+            failure.__cause__ = error
+            return SessionEvent.FAILURE, self.pending.pop(refusal.request_id), failure
         if error.request_id is None:
             return SessionEvent.MALFORMED, None, error
         if error.packet_type in (btp.MESSAGE, btp.TRANSFER):

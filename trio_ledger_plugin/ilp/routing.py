@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import trio
 
 from ..codec import ilp
+from ..codec.refusals import read_reject
 from ..errors import DecodeError, InvalidFieldsError, LedgerPluginError
+
+if TYPE_CHECKING:
+    from ..services import Log
 
 __all__ = ["Send", "child_segment", "forward", "has_expired", "read_prepare", "route"]
 
@@ -55,7 +59,9 @@ def _is_local(data: bytes, address: str) -> bool:
     return packet.destination == address or packet.destination.startswith(PEER_PREFIX)
 
 
-async def forward(prepare: ilp.Prepare, send: Send, address: str, data: bytes | None = None) -> bytes:
+async def forward(
+    prepare: ilp.Prepare, send: Send, address: str, data: bytes | None = None, log: Log | None = None
+) -> bytes:
     """Send a Prepare to the next hop, and return its answer unless that comes too late or is wrong.
 
     Args:
@@ -63,10 +69,12 @@ async def forward(prepare: ilp.Prepare, send: Send, address: str, data: bytes | 
         send: Sends the packet to the next hop and returns the answer.
         address: This node's ILP address, for its own Rejects.
         data: The packet's bytes as they came; if None, ``prepare`` is encoded.
+        log: Gets a warning about a Reject that breaks the rules.
 
     Returns:
-        The next hop's answer, unchanged; or a Reject by this node: ``R00`` if the Prepare expires first, ``F05`` if
-        the fulfillment is not the condition's preimage.
+        The next hop's answer, unchanged, except that an unusual address, message or code of a Reject is replaced: it
+        stays a Reject. Or a Reject by this node: ``R00`` if the Prepare expires first, ``F05`` if the fulfillment is
+        not the condition's preimage.
 
     Raises:
         DecodeError: The answer is not an ILP Fulfill or Reject; the peer may have acted.
@@ -80,7 +88,7 @@ async def forward(prepare: ilp.Prepare, send: Send, address: str, data: bytes | 
     if trio.current_time() < deadline:
         with trio.move_on_at(deadline):
             answer = await send(ilp.encode(prepare) if data is None else data)
-            wrong = _check_answer(answer, prepare, address)
+            wrong = _check_answer(answer, prepare, address, log)
             if trio.current_time() < deadline:
                 if wrong is None:
                     return answer
@@ -89,13 +97,21 @@ async def forward(prepare: ilp.Prepare, send: Send, address: str, data: bytes | 
     return ilp.encode(rejection)
 
 
-def _check_answer(answer: bytes, prepare: ilp.Prepare, address: str) -> ilp.Reject | None:
+def _check_answer(answer: bytes, prepare: ilp.Prepare, address: str, log: Log | None) -> ilp.Reject | None:
     """Return the Reject that takes the place of a wrong answer; None if the answer is right.
 
     Raises:
         DecodeError: The answer is not a Fulfill or Reject.
     """
-    packet = ilp.decode(answer)
+    try:
+        packet = ilp.decode(answer)
+    except DecodeError as error:
+        reject = read_reject(answer)
+        if reject is None:
+            raise
+        if log is not None:
+            log.warn("a Reject for %s was repaired on its way: %s", prepare.destination, error)
+        return reject
     if isinstance(packet, ilp.Prepare):
         raise DecodeError("the answer to a Prepare is a Prepare")
     if isinstance(packet, ilp.Fulfill) and not ilp.fulfills(packet.fulfillment, prepare.execution_condition):

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from .forwarded import is_trusted
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -43,18 +45,27 @@ class Admission:
     @contextmanager
     def admit(self, address: str) -> Iterator[bool]:
         """Count one connection within the block, in which it authenticates; yields False if it must be refused."""
-        here = self._by_address.get(address, 0)
-        full = self._total >= self._options.max_unauthenticated
-        address_full = here >= self._options.max_unauthenticated_per_address and not self._is_exempt(address)
-        if full or address_full:
+        if self._total >= self._options.max_unauthenticated:
             yield False
             return
-        self._total += 1
+        with self.admit_client(address) as admitted:
+            self._total += 1
+            try:
+                yield admitted
+            finally:
+                self._total -= 1
+
+    @contextmanager
+    def admit_client(self, address: str) -> Iterator[bool]:
+        """Count an admitted connection for one more address within the block: that of the client behind a proxy."""
+        here = self._by_address.get(address, 0)
+        if here >= self._options.max_unauthenticated_per_address and not self._is_exempt(address):
+            yield False
+            return
         self._by_address[address] = here + 1
         try:
             yield True
         finally:
-            self._total -= 1
             left = self._by_address.pop(address) - 1
             if left:
                 self._by_address[address] = left
@@ -72,7 +83,8 @@ class Admission:
 
     def _is_exempt(self, address: str) -> bool:
         try:
-            return address in self._options.trusted_proxies or ip_address(address.partition("%")[0]).is_loopback
+            is_loopback = ip_address(address.partition("%")[0]).is_loopback
         except ValueError:
             # Not a network address: a local socket, or the application's own stream.
             return True
+        return is_loopback or is_trusted(address, self._options.trusted_proxies)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import ssl
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Final, TypeGuard
 
 from attrs import frozen
@@ -158,9 +158,13 @@ def _are_addresses(value: object) -> bool:
     if not isinstance(value, list | tuple):
         return False
     try:
-        return all(isinstance(item, str) and str(ip_address(item)) == item for item in value)
+        return all(isinstance(item, str) and _is_address(item) for item in value)
     except ValueError:
         return False
+
+
+def _is_address(text: str) -> bool:
+    return str(ip_network(text) if "/" in text else ip_address(text)) == text
 
 
 ANYTHING: Final = Validator("any value", lambda _: True)
@@ -193,7 +197,7 @@ CREDENTIAL: Final = {
 }
 SWITCH: Final = {VALIDATOR: Validator("True or False", lambda value: isinstance(value, bool))}
 SSL_CONTEXT: Final = {VALIDATOR: Validator("an ssl.SSLContext or None", _is_ssl_context)}
-ADDRESSES: Final = {VALIDATOR: Validator("a tuple of IP addresses in their shortest form", _are_addresses)}
+ADDRESSES: Final = {VALIDATOR: Validator("a tuple of IP addresses or networks in their shortest form", _are_addresses)}
 
 
 def as_secret(value: str | Secret) -> Secret:

@@ -1,7 +1,8 @@
 """The calls that wait for the peer's reply.
 
 Invariant: a call has one outcome. It leaves its table when it is answered, fails or expires, or when its caller is
-cancelled, whichever happens first. Calls have no timers: the owner of the table calls ``expire`` when one is due.
+cancelled, whichever happens first. Calls have no timers: the owner of the table calls ``expire`` when one is due. A
+call that is due expires only after its peer's answers have been read as far as they have arrived.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ __all__ = ["IN_DOUBT", "Call", "CallTable"]
 
 # What ends a call that was handed to the link: the peer may have acted on it.
 IN_DOUBT = (ConnectionLostError, ResponseTimeoutError, DecodeError, PluginClosedError, PluginFailedError)
+
+# Calls that are due expire after so many turns in which none of them was answered. A link with many messages to read
+# pauses for up to eight turns between two batches.
+QUIET_TURNS = 16
 
 
 class Call(Waiter):
@@ -73,7 +78,7 @@ class CallTable:
         timeout: Seconds until a call expires.
     """
 
-    __slots__ = ("_drained", "_ids", "_slots", "_timeout", "limit", "make_error", "pending")
+    __slots__ = ("_drained", "_due", "_ids", "_quiet_turns", "_slots", "_timeout", "limit", "make_error", "pending")
 
     def __init__(self, ids: Iterator[int], *, limit: int, timeout: float) -> None:
         self.pending: dict[int, Call] = {}
@@ -85,6 +90,9 @@ class CallTable:
         # Made when first needed: an idle connection must cost little.
         self._slots: trio.lowlevel.ParkingLot | None = None
         self._drained: trio.Event | None = None
+        # The calls that are due, and for how many turns none of them was answered.
+        self._due: tuple[int, ...] = ()
+        self._quiet_turns = 0
 
     @property
     def closed(self) -> bool:
@@ -164,14 +172,32 @@ class CallTable:
             call.fail(make_error())
 
     def expire(self, now: float) -> float:
-        """Fail the calls that are past their deadline, and return when to be called next, on Trio's clock."""
-        due = []
+        """Fail the calls that are past their deadline, and return when to be called next, on Trio's clock.
+
+        At first it returns ``now``, until the answers that have arrived are read.
+        """
+        pending = self.pending
+        if self._due:
+            unanswered = tuple(request_id for request_id in self._due if request_id in pending)
+            self._quiet_turns = self._quiet_turns + 1 if len(unanswered) == len(self._due) else 0
+            self._due = unanswered
+            if self._quiet_turns == QUIET_TURNS:
+                self._fail_due()
+        if not self._due:
+            self._due, self._quiet_turns = tuple(self._find_due(now)), 0
+        if self._due:
+            return now
+        first = next(iter(pending.values()), None)
+        return min(now + self._timeout, inf if first is None else first.deadline)
+
+    def _find_due(self, now: float) -> Iterator[int]:
         for request_id, call in self.pending.items():
             if call.deadline > now:
-                break
-            due.append(request_id)
+                return
+            yield request_id
+
+    def _fail_due(self) -> None:
+        due, self._due = self._due, ()
         for request_id in due:
             error = ResponseTimeoutError(f"no answer within {self._timeout:g} s; the peer may have acted")
             self.pending.pop(request_id).fail(error)
-        first = next(iter(self.pending.values()), None)
-        return min(now + self._timeout, inf if first is None else first.deadline)

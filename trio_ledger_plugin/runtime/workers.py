@@ -27,6 +27,8 @@ __all__ = ["Answer", "RequestQueue", "WorkerPool"]
 
 # What a waiting request costs besides its payload: many empty requests must not grow without bound either.
 REQUEST_BYTES = 200
+# How often workers that are not needed are ended, also without a deadline for handlers.
+TIDY_SECONDS = 30.0
 
 
 # A request's id, its payload, and the bytes for which it counts.
@@ -235,15 +237,16 @@ class WorkerPool:
         for worker in unneeded:
             worker.queue = None
             worker.wake()
+        again = now + min(self._timeout, TIDY_SECONDS)
         for worker, deadline in list(self._deadlines.items()):
             if deadline > now:
-                return deadline
+                return min(deadline, again)
             del self._deadlines[worker]
             if worker.queue is not None and not isinstance(worker.payload, Transfer):
                 worker.answered = True
                 worker.queue.requester.expire(worker.request_id)
                 worker.scope.cancel()
-        return now + self._timeout
+        return again
 
     async def _work(self, worker: _Worker) -> None:
         try:
