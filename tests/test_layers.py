@@ -19,7 +19,19 @@ MODULES = {
 }
 LINES = 450
 
-VALUES = {"errors", "events", "log", "negotiation", "parking", "protocol_data", "secret", "services", "statistics", "transfer"}
+VALUES = {
+    "errors",
+    "events",
+    "log",
+    "negotiation",
+    "parking",
+    "protocol_data",
+    "request",
+    "secret",
+    "services",
+    "statistics",
+    "transfer",
+}
 CORE = VALUES | {"options", "stores", "runtime", "money", "plugin", "exchange", "registration"}
 SHIPPED = CORE | {"codec", "net", "websocket", "ilp", "btp", "loopback", "registry", "environment", "opening", PACKAGE}
 # Lowest first: the files and folders of a layer, and what they may import besides their own folder.

@@ -44,6 +44,7 @@ from .opening import create_plugin, loopback_pair, open_plugin
 from .options.base import ConnectOptions
 from .options.loopback import LoopbackOptions
 from .plugin import LedgerPlugin
+from .request import IncomingRequest, current_request
 from .services import Log, PluginServices, Store, TransactionalStore
 from .transfer import JournalEntry, MoneyLevel, Totals, Transfer, TransferDirection, TransferState, current_transfer
 
@@ -65,6 +66,7 @@ __all__ = [
     "EventsDropped",
     "Failed",
     "HostInfo",
+    "IncomingRequest",
     "InsufficientBalanceError",
     "InvalidFieldsError",
     "InvalidFulfillmentError",
@@ -99,6 +101,7 @@ __all__ = [
     "TransfersInDoubt",
     "UnreachableError",
     "create_plugin",
+    "current_request",
     "current_transfer",
     "fetch_ildcp",
     "loopback_pair",

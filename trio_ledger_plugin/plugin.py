@@ -22,6 +22,7 @@ from .money.service import MoneyLink, MoneyService
 from .options.base import ConnectOptions, PluginOptions
 from .runtime.connector import Connector, PluginState
 from .runtime.context import Context
+from .runtime.exchange import measure_links
 from .runtime.handlers import as_bytes
 from .runtime.tasks import run_all
 from .statistics import Statistics
@@ -226,7 +227,7 @@ class LedgerPlugin(ABC):
         try:
             if self.begin_closing():
                 with trio.move_on_after(self.options.close_timeout):
-                    await self.context.budget.handlers.wait_unused()
+                    await self.context.budget.wait_no_handlers()
                     await self.money.finish_handlers()
                     await self.finish_calls()
                     await self.money.finish_records()
@@ -354,15 +355,8 @@ class LedgerPlugin(ABC):
 
     def statistics(self) -> Statistics:
         """Return a snapshot of the plugin's statistics; may be called from any thread."""
-        exchanges = self.exchanges()
-        return Statistics.of(
-            self.counted(),
-            bytes_sent=sum(exchange.bytes_sent for exchange in exchanges),
-            bytes_received=sum(exchange.bytes_received for exchange in exchanges),
-            calls_in_flight=self.calls_in_flight(),
-            handlers_running=self.context.budget.handlers.used,
-            events_dropped=self._connector.stream.dropped,
-        )
+        now = measure_links(self.exchanges()) | self.context.budget.measure()
+        return Statistics.of(self.counted(), events_dropped=self._connector.stream.dropped, **now)
 
     # What the author of a plugin calls.
 
@@ -434,7 +428,7 @@ class LedgerPlugin(ABC):
             self.detach(self._exchange, "disconnected")
 
     def _is_busy(self) -> bool:
-        return self._connector.is_running or self.context.budget.handlers.used > 0 or self.money.is_busy
+        return self._connector.is_running or self.context.budget.handlers > 0 or self.money.is_busy
 
     def _tasks_ended(self, crash: Exception | None, cancelled: bool) -> Exception | None:
         return self._connector.tasks_ended(crash, cancelled)

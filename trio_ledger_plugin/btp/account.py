@@ -11,7 +11,7 @@ from ..codec import ildcp, ilp
 from ..errors import DecodeError, InvalidFieldsError, NotConnectedError
 from ..money.service import MoneyLink
 from ..plugin import LedgerPlugin
-from ..runtime.budget import Budget
+from ..runtime.budget import Budget, Limits
 from ..runtime.handlers import Handlers
 from ..runtime.hosted import HostedConnector
 from ..statistics import Counters
@@ -65,6 +65,7 @@ class Account:
 
     Args:
         name: The account's name.
+        limits: The most that the account may use at once.
         server: The server's context; the account's context has its own counters, handlers and budget.
         info: Returns the server's address and asset.
         receive: Called with each transfer from the account's client.
@@ -72,10 +73,14 @@ class Account:
 
     __slots__ = ("_connected_at", "_counted_before", "context", "links", "name", "plugin")
 
-    def __init__(self, name: str, server: Context, info: Callable[[], HostInfo], receive: Receive) -> None:
+    def __init__(
+        self, name: str, limits: Limits, server: Context, info: Callable[[], HostInfo], receive: Receive
+    ) -> None:
         self.name: str = name
         handlers = _AccountHandlers(name, server, info, receive)
-        self.context: Context = evolve(server, counters=Counters(), handlers=handlers, budget=Budget(server.budget))
+        self.context: Context = evolve(
+            server, counters=Counters(), handlers=handlers, budget=Budget(limits, server.budget)
+        )
         # The open links, the newest last.
         self.links: dict[Link, None] = {}
         self.plugin: AccountPlugin | None = None

@@ -18,6 +18,7 @@ from ..events import AccountConnected, AccountDisconnected
 from ..ilp.configuration import read_ildcp_answer
 from ..ilp.routing import child_segment, forward, has_expired, read_prepare
 from ..net.tokens import AccountTokens, is_segment
+from ..runtime.budget import Limits
 from .account import Account, AccountPlugin
 from .options import AccountsOptions, HostInfo
 from .server import BtpServer, Server
@@ -59,7 +60,10 @@ class AccountsPlugin(BtpServer):
         self.info: HostInfo | None = options.debug_host_ildcp_info
         self._accounts: dict[str, Account] = {}
         # The bound methods are made once, not for each account: an idle account must cost little.
-        self._new_account = partial(Account, server=self.context, info=self._known_info, receive=self.money.receive)
+        limits = Limits.of_account(options)
+        self._new_account = partial(
+            Account, limits=limits, server=self.context, info=self._known_info, receive=self.money.receive
+        )
         self.money.call_on_open(self._resume_accounts)
         tokens = AccountTokens(services.store, options.generate_account, self.log, options.ledger_id)
         self._server = Server(

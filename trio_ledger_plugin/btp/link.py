@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from ..codec import btp
-from ..errors import InvalidFieldsError, LedgerPluginError, UnreachableError
-from ..runtime.exchange import TOO_MANY, Exchange
+from ..errors import InvalidFieldsError, LedgerPluginError
+from ..runtime.exchange import Exchange
 from ..websocket.frame_stream import CLOSE_SECONDS
 from .session import Session, SessionEvent, error_reply, read_transfer, transfer_packet
 
@@ -239,7 +239,7 @@ class Link(Exchange):
 
     def _send_response(self, request_id: int, packet: bytes) -> None:
         self.session.serving.discard(request_id)
-        if self.requests.running == 1:
+        if not self.session.serving:
             self._writer.write_alone(self._frame(packet))
         else:
             self._write(packet)
@@ -269,7 +269,7 @@ class Link(Exchange):
             elif event is REQUEST:
                 self.counters.requests_received += 1
                 if not self.requests.submit(key, value, len(value)):
-                    self.refuse(key, UnreachableError(TOO_MANY))
+                    self.refuse_one_too_many(key)
             else:
                 self._receive_other(event, key, value)
         elif self._first_message is not None:

@@ -27,6 +27,7 @@ __all__ = [
     "Handlers",
     "MoneyHandler",
     "NotAsyncError",
+    "Payload",
     "Receive",
     "Reply",
     "TransactionalMoneyHandler",
@@ -42,6 +43,8 @@ TransactionalMoneyHandler: TypeAlias = "Callable[[sqlite3.Connection, Transfer],
 
 # The reply to a request: a response, None for the acknowledgement of a transfer, or an error.
 Reply: TypeAlias = bytes | LedgerPluginError | None
+# What a handler is called with.
+Payload: TypeAlias = bytes | Transfer
 # Gives a transfer from the peer to the money handler; returns None, or the error that refuses the transfer.
 Receive: TypeAlias = "Callable[[Transfer, Handlers], Awaitable[LedgerPluginError | None]]"
 
@@ -173,7 +176,7 @@ class Handlers:
         """Refuse all further requests: the plugin is closing."""
         self._stopped = True
 
-    async def answer(self, payload: bytes | Transfer) -> Reply:
+    async def answer(self, payload: Payload) -> Reply:
         """Call a handler with a request or a transfer, and return the reply; a handler's exception becomes a reply."""
         if self._stopped or (self._parent is not None and self._parent.is_stopped):
             return UnreachableError("the plugin is closing")
