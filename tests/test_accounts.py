@@ -27,11 +27,12 @@ from support.accounts import (
 from support.calls import start
 from support.events import names, next_event
 from support.leftovers import all_tasks
-from support.peers import TOKEN, dial, read_head, shake_hands, upgrade_request
+from support.peers import TOKEN, Peer, dial, read_head, shake_hands, upgrade_request
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_ledger_plugin import (
     AccountConnected,
+    AccountConnectedAgain,
     AccountDisconnected,
     Connected,
     ConnectionLostError,
@@ -383,8 +384,10 @@ async def test_hanging_look_up_affects_only_its_own_client(leaves: Any, clock: M
             store.go.set()
             await wait_all_tasks_blocked()
         else:
-            await peer.wait_eof()
+            refusal = await peer.receive_packet()
             assert trio.current_time() == start + 5
+            assert (refusal.request_id, refusal.code, refusal.name) == (1, "T00", "UnreachableError")
+            await leave(peer)
         assert names(read_events(plugin)) == ["Connected"]
         assert plugin.statistics().bytes_received == 0
 
@@ -420,11 +423,12 @@ class BrokenStore(MemoryStore):
 
 
 async def test_failing_store_neither_accepts_nor_refuses_a_client() -> None:
-    """An Error would be a refusal, after which clients do not come back."""
+    """An F code would be a refusal, after which clients do not come back."""
     log = Recorder()
     async with open_accounts(store=BrokenStore(), log=log) as plugin:
         peer = await dial(plugin.address)
-        await peer.send(peer.frame(auth_message(1, "alice", TOKEN, {})))
+        refusal = await peer.authenticate(account="alice")
+        assert (refusal.code, refusal.name) == ("T00", "UnreachableError")
         await leave(peer)
         assert plugin.is_connected()
         assert any("cannot look up" in line for line in log.lines)
@@ -478,6 +482,43 @@ async def test_browsers_are_accepted_only_from_listed_origins(allowed: Any, orig
 
 
 # Requests from clients.
+
+
+@pytest.mark.parametrize(
+    ("path", "username", "account"),
+    [
+        ("/accounts/alice/ilp/btp", "", "alice"),
+        ("/accounts/alice/ilp/btp?x=1", "alice", "alice"),
+        ("/accounts/alice/ilp/btp", "bob", None),
+        ("/accounts/al%20ice/ilp/btp", "", None),
+        ("/elsewhere", "bob", "bob"),
+    ],
+)
+async def test_path_of_the_url_can_name_the_account(path: Any, username: Any, account: Any) -> None:
+    """interledger-rs sends no username."""
+    async with open_accounts(options(account_from_path=True), store=MemoryStore()) as plugin:
+        stream = await dial_stream(plugin.address)
+        await stream.send_all(upgrade_request().replace(b"GET / ", f"GET {path} ".encode()))
+        assert (await read_head(stream)).startswith(b"HTTP/1.1 101")
+        peer = Peer(stream, client=True)
+        reply = await peer.authenticate(account=username)
+        if account is None:
+            assert (reply.code, reply.name) == ("F00", "NotAcceptedError")
+        else:
+            assert reply == btp.Response(1)
+            assert [each.name for each in plugin.accounts()] == [account]
+        await peer.aclose()
+
+
+async def test_path_names_no_account_unless_allowed() -> None:
+    async with open_accounts(store=MemoryStore()) as plugin:
+        stream = await dial_stream(plugin.address)
+        await stream.send_all(upgrade_request().replace(b"GET / ", b"GET /accounts/alice/ilp/btp "))
+        await read_head(stream)
+        peer = Peer(stream, client=True)
+        assert await peer.authenticate() == btp.Response(1)
+        assert [each.name for each in plugin.accounts()] == [hashed(TOKEN)]
+        await peer.aclose()
 
 
 async def test_client_gets_its_address() -> None:
@@ -606,7 +647,7 @@ async def test_two_sockets_of_one_account_execute_a_prepare_once() -> None:
         await wait_all_tasks_blocked()
         nursery.start_soon(send)
         await answer(old, FULFILL)
-        assert names(read_events(plugin)) == ["Connected", "AccountConnected"]
+        assert names(read_events(plugin)) == ["Connected", "AccountConnected", "AccountConnectedAgain"]
         await old.aclose()
 
 
@@ -812,9 +853,16 @@ async def test_disconnecting_an_account_affects_only_its_client() -> None:
         assert plugin.account("bob").is_connected()
         assert read_events(plugin)[1:] == [
             AccountConnected("alice"),
+            AccountConnectedAgain("alice", 2),
             AccountConnected("bob"),
             AccountDisconnected("alice"),
         ]
+        early = await dial(plugin.address)
+        refusal = await early.authenticate(account="alice")
+        assert (refusal.code, refusal.name) == ("T00", "UnreachableError")
+        await leave(early)
+        assert not alice.is_connected()
+        await alice.connect()
         again = await enter(plugin, "alice")
         assert alice.is_connected()
         assert names(read_events(alice)) == ["Connected", "Disconnected", "Connected"]
@@ -1027,7 +1075,7 @@ async def test_debug_log_names_account_and_address_of_a_connection(clock: MockCl
 
 
 async def test_client_can_return_while_its_account_disconnects(clock: MockClock) -> None:
-    """An operator disconnects an account whose network froze, and its client dials again: it would seem offline."""
+    """An operator ends the connections of an account whose network froze: its client's next must count."""
     async with open_accounts() as server:
         account = server.account(hashed(TOKEN))
         frozen = await enter(server)
@@ -1038,6 +1086,7 @@ async def test_client_can_return_while_its_account_disconnects(clock: MockClock)
             nursery.start_soon(account.disconnect)
             await wait_all_tasks_blocked()
             assert not account.is_connected()
+            await account.connect()
             again = await enter(server)
             await account.wait_connected()
         assert {type(outcome[0]) for outcome in calls} == {PluginClosedError}

@@ -36,6 +36,7 @@ ERRORS = {
 }
 EVENTS = (
     "AccountConnected",
+    "AccountConnectedAgain",
     "AccountDisconnected",
     "Connected",
     "Disconnected",

@@ -31,6 +31,7 @@ from .errors import (
 )
 from .events import (
     AccountConnected,
+    AccountConnectedAgain,
     AccountDisconnected,
     Connected,
     Disconnected,
@@ -50,6 +51,7 @@ from .transfer import JournalEntry, MoneyLevel, Totals, Transfer, TransferDirect
 
 __all__ = [
     "AccountConnected",
+    "AccountConnectedAgain",
     "AccountDisconnected",
     "AccountsOptions",
     "AlreadyFulfilledError",

@@ -11,6 +11,7 @@ from attrs import frozen
 
 __all__ = [
     "AccountConnected",
+    "AccountConnectedAgain",
     "AccountDisconnected",
     "Connected",
     "Disconnected",
@@ -92,6 +93,19 @@ class AccountConnected:
 
 
 @frozen
+class AccountConnectedAgain:
+    """An account of a many-account server that is connected has a further connection.
+
+    Attributes:
+        name: The account's name.
+        connections: How many connections it has now.
+    """
+
+    name: str
+    connections: int
+
+
+@frozen
 class AccountDisconnected:
     """An account of a many-account server has lost its last connection.
 
@@ -102,7 +116,16 @@ class AccountDisconnected:
     name: str
 
 
-Event = Connected | Disconnected | Failed | EventsDropped | TransfersInDoubt | AccountConnected | AccountDisconnected
+Event = (
+    Connected
+    | Disconnected
+    | Failed
+    | EventsDropped
+    | TransfersInDoubt
+    | AccountConnected
+    | AccountConnectedAgain
+    | AccountDisconnected
+)
 
 
 class EventStream:

@@ -89,9 +89,10 @@ class LedgerPlugin(ABC):
             on_end=self._end,
             on_failed=on_failed,
         )
-        self._compose(context, services, money, connector)
+        self.money: MoneyService = money
+        self._compose(context, services, connector)
 
-    def _compose(self, context: Context, services: PluginServices, money: MoneyService, connector: Connector) -> None:
+    def _compose(self, context: Context, services: PluginServices, connector: Connector) -> None:
         self.context: Context = context
         self.options: PluginOptions = context.options
         self.services: PluginServices = services
@@ -99,7 +100,6 @@ class LedgerPlugin(ABC):
         self.counters: Counters = context.counters
         self.tasks: TaskGroup = context.tasks
         self.handlers: Handlers = context.handlers
-        self.money: MoneyService = money
         self._connector = connector
         self.events: trio.MemoryReceiveChannel[Event] = connector.stream.receiver
         self._exchange: Exchange | None = None

@@ -98,7 +98,7 @@ class Counters:
         """Return what was counted after ``before``."""
         return Counters(*(now - then for now, then in zip(astuple(self), astuple(before), strict=True)))
 
-    def add(self, other: Counters) -> None:
-        """Count what others have counted."""
+    def add(self, other: Counters, times: int = 1) -> None:
+        """Count what others have counted; with -1 times, no longer count it."""
         for name, count in asdict(other).items():
-            setattr(self, name, getattr(self, name) + count)
+            setattr(self, name, getattr(self, name) + times * count)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ..negotiation import PeerJournal
+    from ..runtime.budget import Budget
     from ..runtime.calls import Call
     from ..runtime.context import Context
     from ..runtime.handlers import Reply
@@ -57,6 +58,7 @@ class Link(Exchange):
 
     __slots__ = (
         "_abort_at",
+        "_counts",
         "_first_message",
         "_frame",
         "_held",
@@ -97,6 +99,8 @@ class Link(Exchange):
         self.is_downgraded: bool = False
         self.session: Session[Call] = Session(self.calls.pending, max_entries=options.max_entries)
         self._state = _State.AUTHENTICATING
+        # Whether the budget counts this link: from authentication until the socket is closed.
+        self._counts = False
         self._max_queued = options.max_send_queue_bytes
         # Half of the queue is for replies: if requests filled it at both ends, neither end could reply.
         self._max_asked = max(1, self._max_queued // 2)
@@ -119,6 +123,16 @@ class Link(Exchange):
     def is_lost(self) -> bool:
         """Whether the link has ended."""
         return self._state is _State.LOST
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way: no call, no request and nothing to send."""
+        return not (self.calls.pending or self.session.serving or self._writer.queued)
+
+    @property
+    def turns(self) -> Budget:
+        """The budget whose links take turns in reading: the account's, or the server's before authentication."""
+        return self.context.budget
 
     @property
     def peer(self) -> str:
@@ -162,6 +176,8 @@ class Link(Exchange):
         if self._state is not _State.AUTHENTICATING:
             return
         self._state = _State.OPEN
+        self._counts = True
+        self.context.budget.count_link(1)
         self._first_message = None
         self._transport.authenticated()
         now = trio.current_time()
@@ -421,3 +437,6 @@ class Link(Exchange):
         if error is not None:
             self.context.log.error("reading from %s failed: %o", self.peer, error)
         self.end("the plugin was closed" if cancelled else "the connection ended", closed=cancelled)
+        if self._counts:
+            self._counts = False
+            self.context.budget.count_link(-1)

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import trio
 
-from ..errors import NotAcceptedError, NotConnectedError, StoreError
+from ..errors import LedgerPluginError, NotAcceptedError, NotConnectedError, UnreachableError
 from ..negotiation import PeerJournal
 from ..net.admission import Admission
+from ..net.descriptors import unauthenticated_limit
 from ..net.listen import NAMELESS, Listener, peer_address
 from ..net.shared_reader import SocketReaders, can_share
 from ..net.sockets import abort_stream
@@ -30,14 +31,15 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
     from ..negotiation import JournalOffer
+    from ..net.admission import PendingPeer
     from ..runtime.context import Context
     from ..websocket.connection import Handshake, WebSocket, WebSocketConnection
     from ..websocket.interface import WebSocketTransport
 
-    Identify: TypeAlias = Callable[[str | None, bytes], str]
+    Identify: TypeAlias = Callable[[str | None, bytes, str], str]
     MakeOffer: TypeAlias = Callable[[str, JournalOffer | None], Awaitable[JournalOffer | None]]
     Verify: TypeAlias = Callable[[str, bytes], Awaitable[None]]
-    Handshakes: TypeAlias = Callable[[], Awaitable[WebSocketTransport | None]]
+    Handshakes: TypeAlias = Callable[[PendingPeer], Awaitable[WebSocketTransport | None]]
 
 __all__ = ["BtpServer", "Server"]
 
@@ -48,16 +50,18 @@ class Server:
     Args:
         context: What the parts of the plugin share.
         ids: Where request ids come from.
-        host: The address to listen on.
+        host: The address to listen on; None for every address, IPv4 and IPv6.
         port: The TCP port; 0 chooses a free one, None opens no port.
         ssl_context: The TLS context of the port; None listens without TLS.
         make_offer: Returns what this end says about its journal to the account of a client that says something about
             its own; None if it offers only PLAIN. The client's messages are held meanwhile.
+        make_room: Called with an account that a peer has authenticated for, before the peer is accepted. Raises
+            ``UnreachableError`` if the account can have no further link now; the client tries again later.
         attach: Called with each link whose peer is authenticated; ``link.account`` is set.
         detach: Called with each link that is lost, attached or not, and the reason.
         is_wanted: Returns whether links are still wanted: False while the plugin disconnects or closes.
-        identify: Returns the account that a username and a token ask for, or raises ``NotAcceptedError``. It does not
-            wait.
+        identify: Returns the account that a username, a token and the URL's path ask for, or raises
+            ``NotAcceptedError``. It does not wait.
         verify: Looks up the account's token. Raises ``NotAcceptedError`` if it is another one, and ``StoreError`` if
             the store fails. None if ``identify`` decides alone. The peer's messages are held meanwhile.
         refuse: Returns the HTTP status with which to refuse a handshake; None accepts it.
@@ -68,10 +72,11 @@ class Server:
         context: Context,
         ids: Iterator[int],
         *,
-        host: str,
+        host: str | None,
         port: int | None,
         ssl_context: ssl.SSLContext | None,
         make_offer: MakeOffer,
+        make_room: Callable[[str], None],
         attach: Callable[[Link], None],
         detach: Callable[[Link, str], None],
         is_wanted: Callable[[], bool],
@@ -83,14 +88,15 @@ class Server:
         self._ssl_context = ssl_context
         self.ids: Iterator[int] = ids
         self.make_offer: MakeOffer = make_offer
+        self.make_room: Callable[[str], None] = make_room
         self.attach: Callable[[Link], None] = attach
         self.detach: Callable[[Link, str], None] = detach
         self.is_wanted: Callable[[], bool] = is_wanted
         self.identify: Identify = identify
         self.verify: Verify | None = verify
         self._refuse_handshake = refuse
-        self._admission = Admission(context.options)
-        self._listener = Listener(context.log, host, port, self._serve_own)
+        self._admission = Admission(context.options, context.counters)
+        self._listener = Listener(context.log, host, port, self._serve_own, self._admission.make_room)
         # For the sockets of the own port: the application cannot close them.
         self._readers = SocketReaders(context.tasks) if can_share() else None
 
@@ -114,11 +120,12 @@ class Server:
 
         Cancellation: Stops listening, drops unauthenticated connections, and ends every external connection.
         """
+        self._admission.limit = unauthenticated_limit()
         await self._listener.run(listening)
 
     async def _serve_own(self, stream: trio.SocketStream, peer: str) -> bool:
         """Authenticate one connection to the own port; returns False if it must be closed."""
-        handshakes = partial(self._shake_hands, stream, peer, self._ssl_context, self._readers)
+        handshakes = partial(self._shake_hands, stream, self._ssl_context, self._readers)
         return await self._admit(peer, handshakes) is not None
 
     # External connections.
@@ -131,15 +138,16 @@ class Server:
         with suppress(OSError):
             peer = peer or peer_address(stream)
         peer = peer or NAMELESS
-        handshakes = partial(self._shake_hands, stream, peer, None, None)
+        handshakes = partial(self._shake_hands, stream, None, None)
         await self._serve_external(peer, handshakes, partial(abort_stream, stream))
 
     async def serve_websocket(self, accepted: Accepted, peer: str) -> None:
         """Serve an accepted connection to its end; see ``BtpServer.serve_websocket``."""
         peer = peer or accepted.address or NAMELESS
 
-        async def open_messages() -> MessageStream:
+        async def open_messages(pending: PendingPeer) -> MessageStream:
             await trio.lowlevel.checkpoint()
+            pending.path = accepted.path
             return MessageStream(accepted, self._context.tasks, self._context.options, peer)
 
         await self._serve_external(peer, open_messages, accepted.finish)
@@ -158,22 +166,27 @@ class Server:
     # Unauthenticated connections.
 
     async def _admit(self, peer: str, handshakes: Handshakes) -> _PendingConnection | None:
-        """Do the handshake and the authentication; None if there was no room or the handshake failed."""
-        with self._admission.admit(peer) as admitted:
-            if admitted:
-                transport = await handshakes()
-                if transport is not None:
-                    return await self._authenticate(transport)
+        """Do the handshake and the authentication; None if the handshake failed, or the peer had to make way."""
+        with self._admission.admit(peer) as pending:
+            transport = await handshakes(pending)
+            if transport is not None:
+                pending.progress()
+                return await self._authenticate(transport, pending)
         return None
 
     async def _shake_hands(
         self,
         stream: trio.abc.Stream,
-        peer: str,
         ssl_context: ssl.SSLContext | None,
         readers: SocketReaders | None,
+        pending: PendingPeer,
     ) -> WebSocket | None:
-        options = self._context.options
+        options, peer = self._context.options, pending.address
+
+        def refuse(handshake: Handshake) -> int | None:
+            pending.path = handshake.path
+            return self._refuse_handshake(handshake)
+
         secured = stream
         websocket = None
         try:
@@ -181,8 +194,9 @@ class Server:
                 if ssl_context is not None:
                     secured = tls = trio.SSLStream(stream, ssl_context, server_side=True, https_compatible=True)
                     await tls.do_handshake()
+                    pending.progress()
                 websocket = await accept_websocket(
-                    secured, self._context.tasks, options, peer=peer, refuse=self._refuse_handshake, readers=readers
+                    secured, self._context.tasks, options, peer=peer, refuse=refuse, readers=readers
                 )
         except (BadHandshakeError, trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError, OSError) as error:
             self._context.log.debug("handshake with %s failed: %s", peer, error)
@@ -191,13 +205,16 @@ class Server:
                 await abort_stream(stream)  # noqa: ASYNC102 (it waits for nothing)
         return websocket
 
-    async def _authenticate(self, transport: WebSocketTransport) -> _PendingConnection:
-        connection = _PendingConnection(self._context, self, transport)
+    async def _authenticate(self, transport: WebSocketTransport, pending: PendingPeer) -> _PendingConnection:
+        connection = _PendingConnection(self._context, self, transport, pending)
         link = connection.link
+        timeout = self._context.options.auth_timeout
         try:
-            with trio.move_on_after(self._context.options.auth_timeout):
+            with trio.move_on_after(timeout) as scope:
                 link.begin(connection.receive)
                 await connection.settle()
+            if scope.cancelled_caught:
+                connection.time_out(timeout)
             if connection.refusal is not None:
                 await self._refuse(link, connection.refusal)
             elif link.is_lost:
@@ -210,9 +227,10 @@ class Server:
 
     async def _refuse(self, link: Link, error: BadAuthError) -> None:
         self._context.log.info("refused a connection from %s: %s", link.peer, error)
-        await trio.sleep(self._admission.failure_delay(link.peer))
+        if not error.is_temporary:
+            await trio.sleep(self._admission.failure_delay(link.peer))
         if error.request_id is not None:
-            link.send_unauthenticated(auth_refused(error.request_id, str(error)))
+            link.send_unauthenticated(auth_refused(error.request_id, str(error), is_temporary=error.is_temporary))
         with trio.move_on_after(self._context.options.auth_timeout):
             await link.finish()
 
@@ -220,10 +238,22 @@ class Server:
 class _PendingConnection:
     """An unauthenticated connection, until it is attached or refused."""
 
-    __slots__ = ("_claim", "_heard", "_max_entries", "_server", "link", "refusal", "transport")
+    __slots__ = (
+        "_claim",
+        "_heard",
+        "_max_entries",
+        "_pending",
+        "_request_id",
+        "_server",
+        "link",
+        "refusal",
+        "transport",
+    )
 
-    def __init__(self, context: Context, server: Server, transport: WebSocketTransport) -> None:
+    def __init__(self, context: Context, server: Server, transport: WebSocketTransport, pending: PendingPeer) -> None:
         self._server = server
+        self._pending = pending
+        self._request_id: int | None = None
         self._max_entries = context.options.max_entries
         # Set by the first packet or the loss of the link.
         self._heard = trio.Event()
@@ -240,15 +270,17 @@ class _PendingConnection:
                 self.link.hold(message)
             return
         self._heard.set()
+        self._pending.progress()
         try:
             request = read_auth(message, max_entries=self._max_entries)
         except BadAuthError as error:
             self.refusal = error
             return
+        self._request_id = request.request_id
         try:
-            account = self._server.identify(request.username, request.token)
+            account = self._server.identify(request.username, request.token, self._pending.path)
         except NotAcceptedError as error:
-            self.refusal = BadAuthError(str(error), request.request_id)
+            self._refuse(error)
             return
         if self._server.verify is None and request.offer is None:
             # At once: more messages may follow in the same read than can be held.
@@ -270,18 +302,38 @@ class _PendingConnection:
                 await self._server.verify(account, request.token)
             # Both ends have to offer it.
             offer = None if request.offer is None else await self._server.make_offer(account, request.offer)
-        except NotAcceptedError as error:
-            self.refusal = BadAuthError(str(error), request.request_id)
-        except StoreError as error:
-            # Closed without a reply: the client tries again.
-            self.refusal = BadAuthError(str(error))
+        except LedgerPluginError as error:
+            self._refuse(error)
         else:
             self._accept(request, account, offer)
         finally:
             self._claim = None
 
+    def time_out(self, seconds: float) -> None:
+        """Refuse the connection, unless it is settled already: the authentication took too long."""
+        if self.link.is_open or self.link.is_lost or self.refusal is not None:
+            return
+        if self._heard.is_set():
+            self._refuse(UnreachableError(f"the token could not be checked within {seconds:g} s"))
+        else:
+            self._heard.set()
+            # There is no request to answer, and a silent peer gets no further second for a closing handshake.
+            self.link.send_unauthenticated(auth_refused(0, f"no auth packet within {seconds:g} s"))
+            self.link.abort("not authenticated")
+
+    def _refuse(self, error: LedgerPluginError) -> None:
+        # Only the token's own refusal is final: a store that fails, or an account without room, may be fine later.
+        self.refusal = BadAuthError(str(error), self._request_id, is_temporary=not isinstance(error, NotAcceptedError))
+
     def _accept(self, request: AuthRequest, account: str, offer: JournalOffer | None) -> None:
-        if not self.link.is_lost and self._server.is_wanted():
+        if not self.link.is_lost and self._server.is_wanted() and not self._pending.is_dropped:
+            try:
+                self._server.make_room(account)
+            except UnreachableError as error:
+                self._refuse(error)
+                return
+            # From here on, this connection does not have to make way for unauthenticated ones.
+            self._pending.leave()
             # The link does not call this object any more, and so does not keep it in memory.
             self.link.on_lost = self._server.detach
             self.link.account = account

@@ -102,6 +102,12 @@ class Budget:
             "backlog_bytes": self.backlog_bytes,
         }
 
+    def count_link(self, more: int) -> None:
+        """Count a connection that is opened, or if negative, closed."""
+        self.links += more
+        if self.parent is not None:
+            self.parent.links += more
+
     # Running handlers.
 
     def has_room(self, size: int, *, is_transfer: bool) -> bool:

@@ -367,6 +367,11 @@ class Accepted(trio.abc.SendStream):
             return ""
         return str(remote.address) if isinstance(remote, trio_websocket.Endpoint) else ""
 
+    @property
+    def path(self) -> str:
+        """The path and query that the client asked for."""
+        return str(self._connection.path)
+
     async def receive(self) -> bytes | str | None:
         """Return the next message, or None once the connection is closed.
 
