@@ -1,18 +1,20 @@
 """How many connections an account may have, and what is left for others."""
 
 import gc
+import os
 import sys
 import weakref
 
 import pytest
 import trio
 from support.accounts import ask, enter, hashed, leave, open_accounts, options, start_asking
-from support.peers import dial
+from support.peers import Peer, dial
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_ledger_plugin import AccountConnected, AccountConnectedAgain, open_plugin
 from trio_ledger_plugin.btp.account import AccountPlugin
 from trio_ledger_plugin.btp.accounts import AccountsPlugin
+from trio_ledger_plugin.codec import btp
 from trio_ledger_plugin.net.descriptors import links_limit, unauthenticated_limit
 from trio_ledger_plugin.stores import MemoryStore
 from trio_ledger_plugin.testing.conformance.assertions import echo, read_events
@@ -199,6 +201,37 @@ def test_descriptors_are_left_for_other_purposes() -> None:
         assert (unauthenticated_limit(), links_limit()) == (48, 144)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize("links", [1, 16])
+async def test_flooding_links_of_an_account_have_one_turn_between_them(links: int) -> None:
+    """An account's share of the server must not grow with its sockets."""
+    served: list[str] = []
+
+    async def note(data: bytes) -> bytes:
+        served.append(data.decode())
+        return b""
+
+    async with open_accounts(data_handler=note) as server:
+        flood = [await enter(server, token="flood") for _ in range(links)]
+        good = await enter(server, token="good")
+        # All at once: the server runs in this thread too.
+        for peer in flood:
+            write(peer, [b"flood"] * 64)
+        write(good, [b"good"])
+        with trio.fail_after(10):
+            while "good" not in served:
+                await trio.lowlevel.checkpoint()
+        # What was read before the good peer's request is at most what one link can bring meanwhile.
+        assert served.index("good") <= 3 * 16
+        for peer in (*flood, good):
+            await peer.aclose()
+
+
+def write(peer: Peer, requests: list[bytes]) -> None:
+    assert isinstance(peer.stream, trio.SocketStream)
+    frames = [peer.frame(btp.encode_ilp(btp.MESSAGE, n, data)) for n, data in enumerate(requests, 2)]
+    os.write(peer.stream.socket.fileno(), b"".join(frames))
 
 
 # Getters.

@@ -14,6 +14,7 @@ from trio.testing import MockClock
 from trio_ledger_plugin.errors import NotAcceptedError, UnreachableError
 from trio_ledger_plugin.net.dial import PermanentlyUnreachableError
 from trio_ledger_plugin.options.base import PluginOptions
+from trio_ledger_plugin.runtime.budget import Budget, Limits
 from trio_ledger_plugin.websocket.connection import (
     BadHandshakeError,
     Handshake,
@@ -29,6 +30,7 @@ class Receiver:
     """Receives messages, and raises at one of them, as no link should."""
 
     replies_blocked = 0
+    turns = Budget(Limits())
 
     def __init__(self) -> None:
         self.messages: list[bytes] = []

@@ -18,6 +18,7 @@ import trio
 from support.tasks import open_tasks
 
 from trio_ledger_plugin.options.base import PluginOptions
+from trio_ledger_plugin.runtime.budget import Budget, Limits
 from trio_ledger_plugin.websocket.connection import BadHandshakeError, WebSocket, accept_websocket, open_websocket
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Echo:
     """
 
     replies_blocked = 0
+    turns = Budget(Limits())
 
     def __init__(self, websocket: WebSocket, *, echoes: bool = True) -> None:
         self._websocket = websocket

@@ -56,12 +56,12 @@ class Budget:
         backlog_bytes: The bytes of requests that wait for a handler.
         calls: How many calls to the peer are in flight.
         links: How many authenticated connections are open.
-        reading: Held by the link that reads while the account has several; made when first needed.
         call_waiters: The callers that wait until fewer calls are in flight; made when first needed.
     """
 
     __slots__ = (
         "__weakref__",
+        "_reading",
         "_unused",
         "backlog_bytes",
         "call_waiters",
@@ -71,7 +71,6 @@ class Budget:
         "limits",
         "links",
         "parent",
-        "reading",
         "transfers",
     )
 
@@ -85,7 +84,7 @@ class Budget:
         self.calls: int = 0
         self.links: int = 0
         # Made when first needed, as everything below: an idle account must cost little.
-        self.reading: trio.Lock | None = None
+        self._reading: trio.Lock | None = None
         self.call_waiters: trio.lowlevel.ParkingLot | None = None
         self._unused: trio.Event | None = None
 
@@ -101,6 +100,13 @@ class Budget:
             "handler_bytes": self.handler_bytes,
             "backlog_bytes": self.backlog_bytes,
         }
+
+    @property
+    def reading(self) -> trio.Lock:
+        """Held by a link while it takes the messages that it has read, if the account has several links."""
+        if self._reading is None:
+            self._reading = trio.Lock()
+        return self._reading
 
     def count_link(self, more: int) -> None:
         """Count a connection that is opened, or if negative, closed."""

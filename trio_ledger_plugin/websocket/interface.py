@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ..runtime.budget import Budget
     from .writer import FrameWriter
 
 __all__ = ["MessageReceiver", "OnEnd", "WebSocketTransport"]
@@ -23,6 +24,10 @@ class MessageReceiver(Protocol):
     """
 
     replies_blocked: int
+
+    @property
+    def turns(self) -> Budget:
+        """The budget whose links take turns in reading."""
 
     def receive(self, message: bytes) -> None:
         """Handle one binary message."""
