@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,8 @@ from trio_ledger_plugin.testing.conformance.assertions import Recorder, echo, re
 from trio_ledger_plugin.testing.scripted_peer import dial_stream
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from trio_ledger_plugin.btp.account import AccountPlugin
 
 HOST_INFO = HostInfo(client_address=HOST, asset_scale=9, asset_code="XRP")
@@ -683,6 +686,64 @@ async def test_2000_sends_to_an_offline_account_leave_nothing_behind() -> None:
         assert len(gc.get_objects()) - before < 200
         assert len(all_tasks()) == tasks
         assert plugin.calls_in_flight() == 0
+
+
+@asynccontextmanager
+async def open_router(**more: Any) -> AsyncIterator[AccountsPlugin]:
+    async def route(data: bytes) -> bytes:
+        return await server.send_data(data)
+
+    async with open_accounts(options(**more), data_handler=route) as server:
+        yield server
+
+
+async def test_packet_never_goes_back_to_its_sender() -> None:
+    """A client sends what it does not know to its parent: one packet went round 256 times."""
+    async with open_router() as server, trio.open_nursery() as nursery:
+        alice, bob = await enter(server, token="a"), await enter(server, token="b")
+        response = await ask(alice, prepare(f"{HOST}.{hashed('a')}.unknown"))
+        assert code_of(response.protocol_data[0].data) == "F02"
+        nursery.start_soon(answer, bob, FULFILL)
+        response = await ask(alice, prepare(f"{HOST}.{hashed('b')}"))
+        assert response.protocol_data[0].data == FULFILL
+        # The application's own packets may go to any account.
+        nursery.start_soon(answer, alice, FULFILL)
+        assert await server.send_data(prepare(f"{HOST}.{hashed('a')}")) == FULFILL
+        for peer in (alice, bob):
+            await peer.aclose()
+
+
+async def test_accounts_of_one_name_at_two_servers_are_different() -> None:
+    async def to_the_other(data: bytes) -> bytes:
+        return await other.send_data(data)
+
+    async with open_accounts() as other, open_accounts(data_handler=to_the_other) as server:
+        here, there = await enter(server, token="a"), await enter(other, token="a")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer, there, FULFILL)
+            response = await ask(here, prepare(f"{HOST}.{hashed('a')}"))
+        assert response.protocol_data[0].data == FULFILL
+        for peer in (here, there):
+            await peer.aclose()
+
+
+async def test_forwarded_packet_expires_earlier() -> None:
+    async with open_router(expiry_margin=2.0) as server, trio.open_nursery() as nursery:
+        alice, bob = await enter(server, token="a"), await enter(server, token="b")
+        packet = prepare(f"{HOST}.{hashed('b')}")
+        sent: list[bytes] = []
+
+        async def serve() -> None:
+            sent.append(await answer(bob, FULFILL))
+
+        nursery.start_soon(serve)
+        await ask(alice, packet)
+        before, after = ilp.decode(packet), ilp.decode(sent[0])
+        assert isinstance(before, ilp.Prepare)
+        assert isinstance(after, ilp.Prepare)
+        assert abs(before.expires_at - after.expires_at - timedelta(seconds=2)) <= timedelta(milliseconds=1)
+        for peer in (alice, bob):
+            await peer.aclose()
 
 
 @pytest.mark.parametrize("lifetime", [-1, 0, -40000])

@@ -20,6 +20,7 @@ from ..events import AccountConnected, AccountConnectedAgain, AccountDisconnecte
 from ..ilp.configuration import read_ildcp_answer
 from ..ilp.routing import child_segment, forward, has_expired, read_prepare
 from ..net.tokens import AccountTokens, is_segment
+from ..request import find_request
 from ..runtime.budget import Budget, Limits
 from .account import Account, AccountPlugin
 from .link_limits import RESERVE, LinkLimits
@@ -188,9 +189,12 @@ class AccountsPlugin(BtpServer):
     async def carry_data(self, data: bytes) -> bytes:
         """Send an ILP Prepare to the account that its destination names, and return the answer.
 
-        This plugin answers with an ILP Reject itself: ``F02`` for an address that is not below the server's, ``T01``
-        for an account that is not connected, ``R00`` once the Prepare has expired, ``F05`` for a fulfillment that is
-        not the condition's preimage. Errors of a request in flight are raised, as ``LedgerPlugin.send_data`` documents.
+        Inside a data handler, this forwards: the packet never goes back to the account that sent the request, and it
+        expires earlier by ``expiry_margin``. ``account(name).send_data()`` does neither.
+
+        This plugin answers with an ILP Reject itself: ``F02`` for an address that is not below the server's, or belongs
+        to the sender; ``T01`` for an account that is not connected, ``R00`` once the Prepare has expired, ``R02`` if it
+        is about to, ``F05`` for a fulfillment that is not the condition's preimage. Errors of a request in flight are raised, as ``LedgerPlugin.send_data`` documents.
 
         Raises:
             InvalidFieldsError: ``data`` is not an ILP Prepare. Nothing was sent.
@@ -211,8 +215,14 @@ class AccountsPlugin(BtpServer):
             text = "the destination is not below this server's address"
             return ilp.encode(ilp.Reject(ilp.ErrorCode.UNREACHABLE, own, text))
         account = self._accounts.get(name)
+        request = find_request()
+        if account is not None and request is not None and request.source is account.context.budget:
+            await trio.lowlevel.checkpoint()
+            text = "the packet would go back to the account that it came from"
+            return ilp.encode(ilp.Reject(ilp.ErrorCode.UNREACHABLE, own, text))
         if account is not None and account.links:
-            return await forward(prepare, partial(self._send_to, account), own, data)
+            margin = 0.0 if request is None else self.options.expiry_margin
+            return await forward(prepare, partial(self._send_to, account), own, data, margin=margin)
         await trio.lowlevel.checkpoint()
         if has_expired(prepare):
             return ilp.encode(ilp.Reject(ilp.ErrorCode.TRANSFER_TIMED_OUT, own, "the packet expired"))
