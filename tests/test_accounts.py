@@ -746,7 +746,7 @@ async def test_forwarded_packet_expires_earlier() -> None:
             await peer.aclose()
 
 
-@pytest.mark.parametrize("lifetime", [-1, 0, -40000])
+@pytest.mark.parametrize("lifetime", [-1, -0.001, -40000])
 async def test_expired_prepare_is_not_sent(lifetime: Any) -> None:
     async with open_accounts(store=MemoryStore()) as plugin:
         peer = await enter(plugin, "alice")

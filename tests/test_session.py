@@ -134,21 +134,27 @@ def test_ids_are_fresh_numbers_of_32_bits_even_where_they_wrap() -> None:
     [
         ((entry("ilp", b"ask"),), b"ask"),
         ((entry("ilp"),), b""),
-        ((entry("note", b"x"), entry("ilp", b"ask")), b"ask"),
         ((entry("ilp", b"ask", 1), entry("note", b"x")), b"ask"),
     ],
 )
-def test_a_message_with_ilp_is_a_request(entries: Any, data: Any) -> None:
+def test_a_message_with_ilp_first_is_a_request(entries: Any, data: Any) -> None:
     session = session_of()
     assert session.receive(btp.encode(btp.Message(9, entries))) == (SessionEvent.REQUEST, 9, data)
     assert session.serving == {9}
 
 
-@pytest.mark.parametrize("entries", [(), (entry("info", b"\x02"),)])
-def test_a_message_without_ilp_gets_an_empty_response(entries: Any) -> None:
+@pytest.mark.parametrize("entries", [(entry("info", b"\x02"),), (entry("note", b"x"), entry("ilp", b"ask"))])
+def test_a_message_is_of_the_sub_protocol_of_its_first_entry(entries: Any) -> None:
+    """RFC-0023: the entries behind the first ask for nothing."""
+    session = session_of()
+    assert session.receive(btp.encode(btp.Message(9, entries))) == (SessionEvent.OTHER, 9, entries)
+    assert session.serving == {9}
+
+
+def test_a_message_without_entries_gets_an_empty_response() -> None:
     """ilp-plugin-btp replies in this way; silence would cost its sender 35 s."""
     session = session_of()
-    verdict, request_id, reply = session.receive(btp.encode(btp.Message(9, entries)))
+    verdict, request_id, reply = session.receive(btp.encode(btp.Message(9)))
     assert (verdict, request_id) == (SessionEvent.REPLY, 9)
     assert btp.decode(reply) == btp.Response(9)
     assert session.serving == set()
@@ -162,7 +168,7 @@ def test_transfer_is_passed_on_with_all_fields() -> None:
 
 REQUESTS = {
     "plain": btp.encode_ilp(btp.MESSAGE, 9, b"ask"),
-    "message": btp.encode(btp.Message(9, (entry("note"), entry("ilp", b"ask")))),
+    "message": btp.encode(btp.Message(9, (entry("ilp", b"ask"), entry("note")))),
     "no ilp": btp.encode(btp.Message(9)),
     "transfer": btp.encode(btp.Transfer(9, 5)),
 }

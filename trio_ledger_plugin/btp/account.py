@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..money.service import MoneyService
     from ..runtime.budget import Budget
     from ..runtime.context import Context
-    from ..runtime.handlers import DataHandler, MoneyHandler, Payload, Receive, Reply, TransactionalMoneyHandler
+    from ..runtime.handlers import AnyReply, DataHandler, MoneyHandler, Payload, Receive, TransactionalMoneyHandler
     from ..services import PluginServices
     from .link import Link
     from .options import HostInfo
@@ -223,7 +223,7 @@ class _AccountHandlers(Handlers):
         super().deregister_money()
         self._changed(self._name)
 
-    async def answer(self, payload: Payload) -> Reply:
+    async def answer(self, payload: Payload) -> AnyReply:
         if payload.__class__ is bytes and ILDCP_MARK in payload[MARK_FROM:MARK_TO]:
             answer = self._answer_ildcp(payload)
             if answer is not None:

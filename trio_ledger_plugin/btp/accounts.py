@@ -15,7 +15,7 @@ import trio
 from attrs import evolve
 
 from ..codec import ildcp, ilp
-from ..errors import InvalidFieldsError, NotAcceptedError, NotConnectedError, UnreachableError
+from ..errors import InvalidFieldsError, LedgerPluginError, NotAcceptedError, NotConnectedError, UnreachableError
 from ..events import AccountConnected, AccountConnectedAgain, AccountDisconnected
 from ..ilp.configuration import read_ildcp_answer
 from ..ilp.routing import child_segment, forward, has_expired, read_prepare
@@ -25,6 +25,7 @@ from ..runtime.budget import Budget, Limits
 from .account import Account, AccountPlugin
 from .link_limits import RESERVE, LinkLimits
 from .options import AccountsOptions, HostInfo
+from .pending import Decisions
 from .server import BtpServer, Server
 from .session import request_ids
 
@@ -93,13 +94,15 @@ class AccountsPlugin(BtpServer):
             host=options.host,
             port=options.port,
             ssl_context=options.ssl_context,
-            make_offer=self.money.make_offer,
-            make_room=self._make_room,
-            attach=self._attach_link,
-            detach=self._detach_link,
-            is_wanted=self._is_link_wanted,
-            identify=partial(_identify, tokens, options.account_from_path),
-            verify=tokens.verify if tokens.are_stored else None,
+            decisions=Decisions(
+                make_offer=self.money.make_offer,
+                make_room=self._make_room,
+                attach=self._attach_link,
+                detach=self._detach_link,
+                is_wanted=self._is_link_wanted,
+                identify=partial(_identify, tokens, options.account_from_path),
+                verify=tokens.verify if tokens.are_stored else None,
+            ),
             refuse=self._refuse_origin,
         )
 
@@ -173,7 +176,9 @@ class AccountsPlugin(BtpServer):
             )
         answer = await self.handlers.answer(ildcp.encode(ildcp.IldcpRequest()))
         if not isinstance(answer, bytes):
-            raise answer or UnreachableError("the data handler gave no answer to the ILDCP request")
+            if isinstance(answer, LedgerPluginError):
+                raise answer
+            raise UnreachableError("the data handler gave no answer to the ILDCP request")
         info = read_ildcp_answer(answer)
         return HostInfo(client_address=info.client_address, asset_scale=info.asset_scale, asset_code=info.asset_code)
 
@@ -194,7 +199,8 @@ class AccountsPlugin(BtpServer):
 
         This plugin answers with an ILP Reject itself: ``F02`` for an address that is not below the server's, or belongs
         to the sender; ``T01`` for an account that is not connected, ``R00`` once the Prepare has expired, ``R02`` if it
-        is about to, ``F05`` for a fulfillment that is not the condition's preimage. Errors of a request in flight are raised, as ``LedgerPlugin.send_data`` documents.
+        is about to, ``F05`` for a fulfillment that is not the condition's preimage. Errors of a request in flight are
+        raised, as ``LedgerPlugin.send_data`` documents.
 
         Raises:
             InvalidFieldsError: ``data`` is not an ILP Prepare. Nothing was sent.

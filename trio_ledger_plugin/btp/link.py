@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..runtime.budget import Budget
     from ..runtime.calls import Call
     from ..runtime.context import Context
-    from ..runtime.handlers import Reply
+    from ..runtime.handlers import AnyReply
     from ..transfer import Transfer
     from ..websocket.interface import WebSocketTransport
     from ..websocket.writer import FrameWriter
@@ -223,7 +223,7 @@ class Link(Exchange):
         await self.calls.drain()
         await self._writer.flush()
 
-    async def reply(self, request_id: int, reply: Reply) -> None:
+    async def reply(self, request_id: int, reply: AnyReply) -> None:
         """Send a handler's reply once the queue has room; the reply is dropped if the link is lost.
 
         Cancellation: The reply is dropped.
@@ -243,13 +243,13 @@ class Link(Exchange):
         else:
             self.answer(request_id, reply)
 
-    def send_reply(self, request_id: int, reply: Reply) -> None:
+    def send_reply(self, request_id: int, reply: AnyReply) -> None:
         """Queue a reply, or send it at once if no other request is being served."""
         if isinstance(reply, LedgerPluginError):
             self.session.serving.discard(request_id)
             self._write(error_reply(request_id, reply))
-        elif reply is None:
-            self._send_response(request_id, btp.encode(btp.Response(request_id)))
+        elif reply is None or isinstance(reply, tuple):
+            self._send_response(request_id, btp.encode(btp.Response(request_id, reply or ())))
         else:
             self._send_response(request_id, btp.encode_ilp(btp.RESPONSE, request_id, reply))
 
@@ -312,6 +312,8 @@ class Link(Exchange):
             self.resolve(key, value)
         elif event is SessionEvent.TRANSFER:
             self._receive_transfer(key, value)
+        elif event is SessionEvent.OTHER:
+            self.receive_request(key, value)
         elif event is SessionEvent.REPLY:
             counters.requests_received += 1
             self._write_bounded(value)

@@ -11,6 +11,7 @@ from ..errors import InvalidFieldsError, NotAcceptedError, PluginFailedError
 from .client import Client
 from .link import CLOSE_NORMAL, Link
 from .options import BtpOptions, allows_origin
+from .pending import Decisions
 from .server import BtpServer, Server
 from .session import request_ids
 
@@ -63,13 +64,15 @@ class BtpPlugin(BtpServer):
                 host=listener.host,
                 port=listener.port,
                 ssl_context=listener.ssl_context,
-                make_offer=self.money.make_offer,
-                make_room=_has_room,
-                attach=self._attach_link,
-                detach=self._detach_link,
-                is_wanted=self._is_link_wanted,
-                identify=partial(_check_token, digest),
-                verify=None,
+                decisions=Decisions(
+                    make_offer=self.money.make_offer,
+                    make_room=_has_room,
+                    attach=self._attach_link,
+                    detach=self._detach_link,
+                    is_wanted=self._is_link_wanted,
+                    identify=partial(_check_token, digest),
+                    verify=None,
+                ),
                 refuse=partial(_refuse_browsers, listener.allowed_origins),
             )
 

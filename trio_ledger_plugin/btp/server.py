@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import trio
 
-from ..errors import LedgerPluginError, NotAcceptedError, NotConnectedError, UnreachableError
-from ..negotiation import PeerJournal
+from ..errors import NotConnectedError
 from ..net.admission import Admission
 from ..net.descriptors import unauthenticated_limit
 from ..net.listen import NAMELESS, Listener, peer_address
@@ -24,21 +23,21 @@ from ..net.sockets import abort_stream
 from ..plugin import LedgerPlugin
 from ..websocket.connection import Accepted, BadHandshakeError, accept_websocket
 from ..websocket.messages import MessageStream
-from .auth import AuthRequest, BadAuthError, auth_accepted, auth_refused, read_auth
+from .auth import BadAuthError, auth_refused
 from .link import Link
+from .pending import PendingConnection
+from .sub_protocols import checked
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-    from ..negotiation import JournalOffer
     from ..net.admission import PendingPeer
     from ..runtime.context import Context
     from ..websocket.connection import Handshake, WebSocket, WebSocketConnection
     from ..websocket.interface import WebSocketTransport
+    from .pending import Decisions
+    from .sub_protocols import OnMessage
 
-    Identify: TypeAlias = Callable[[str | None, bytes, str], str]
-    MakeOffer: TypeAlias = Callable[[str, JournalOffer | None], Awaitable[JournalOffer | None]]
-    Verify: TypeAlias = Callable[[str, bytes], Awaitable[None]]
     Handshakes: TypeAlias = Callable[[PendingPeer], Awaitable[WebSocketTransport | None]]
 
 __all__ = ["BtpServer", "Server"]
@@ -53,17 +52,7 @@ class Server:
         host: The address to listen on; None for every address, IPv4 and IPv6.
         port: The TCP port; 0 chooses a free one, None opens no port.
         ssl_context: The TLS context of the port; None listens without TLS.
-        make_offer: Returns what this end says about its journal to the account of a client that says something about
-            its own; None if it offers only PLAIN. The client's messages are held meanwhile.
-        make_room: Called with an account that a peer has authenticated for, before the peer is accepted. Raises
-            ``UnreachableError`` if the account can have no further link now; the client tries again later.
-        attach: Called with each link whose peer is authenticated; ``link.account`` is set.
-        detach: Called with each link that is lost, attached or not, and the reason.
-        is_wanted: Returns whether links are still wanted: False while the plugin disconnects or closes.
-        identify: Returns the account that a username, a token and the URL's path ask for, or raises
-            ``NotAcceptedError``. It does not wait.
-        verify: Looks up the account's token. Raises ``NotAcceptedError`` if it is another one, and ``StoreError`` if
-            the store fails. None if ``identify`` decides alone. The peer's messages are held meanwhile.
+        decisions: What the plugin decides about connections.
         refuse: Returns the HTTP status with which to refuse a handshake; None accepts it.
     """
 
@@ -75,25 +64,13 @@ class Server:
         host: str | None,
         port: int | None,
         ssl_context: ssl.SSLContext | None,
-        make_offer: MakeOffer,
-        make_room: Callable[[str], None],
-        attach: Callable[[Link], None],
-        detach: Callable[[Link, str], None],
-        is_wanted: Callable[[], bool],
-        identify: Identify,
-        verify: Verify | None,
+        decisions: Decisions,
         refuse: Callable[[Handshake], int | None],
     ) -> None:
         self._context = context
         self._ssl_context = ssl_context
-        self.ids: Iterator[int] = ids
-        self.make_offer: MakeOffer = make_offer
-        self.make_room: Callable[[str], None] = make_room
-        self.attach: Callable[[Link], None] = attach
-        self.detach: Callable[[Link, str], None] = detach
-        self.is_wanted: Callable[[], bool] = is_wanted
-        self.identify: Identify = identify
-        self.verify: Verify | None = verify
+        self._ids = ids
+        self._decisions = decisions
         self._refuse_handshake = refuse
         self._admission = Admission(context.options, context.counters)
         self._listener = Listener(context.log, host, port, self._serve_own, self._admission.make_room)
@@ -153,7 +130,7 @@ class Server:
         await self._serve_external(peer, open_messages, accepted.finish)
 
     async def _serve_external(self, peer: str, handshakes: Handshakes, close: Callable[[], Awaitable[None]]) -> None:
-        if not self.is_wanted():
+        if not self._decisions.is_wanted():
             raise NotConnectedError("connect() the plugin first; the connection was not touched")
         with self._listener.external_connection():
             async with AsyncExitStack() as stack:
@@ -165,7 +142,7 @@ class Server:
 
     # Unauthenticated connections.
 
-    async def _admit(self, peer: str, handshakes: Handshakes) -> _PendingConnection | None:
+    async def _admit(self, peer: str, handshakes: Handshakes) -> PendingConnection | None:
         """Do the handshake and the authentication; None if the handshake failed, or the peer had to make way."""
         with self._admission.admit(peer) as pending:
             transport = await handshakes(pending)
@@ -205,8 +182,8 @@ class Server:
                 await abort_stream(stream)  # noqa: ASYNC102 (it waits for nothing)
         return websocket
 
-    async def _authenticate(self, transport: WebSocketTransport, pending: PendingPeer) -> _PendingConnection:
-        connection = _PendingConnection(self._context, self, transport, pending)
+    async def _authenticate(self, transport: WebSocketTransport, pending: PendingPeer) -> PendingConnection:
+        connection = PendingConnection(self._context, self._ids, self._decisions, transport, pending)
         link = connection.link
         timeout = self._context.options.auth_timeout
         try:
@@ -235,119 +212,6 @@ class Server:
             await link.finish()
 
 
-class _PendingConnection:
-    """An unauthenticated connection, until it is attached or refused."""
-
-    __slots__ = (
-        "_claim",
-        "_heard",
-        "_max_entries",
-        "_pending",
-        "_request_id",
-        "_server",
-        "link",
-        "refusal",
-        "transport",
-    )
-
-    def __init__(self, context: Context, server: Server, transport: WebSocketTransport, pending: PendingPeer) -> None:
-        self._server = server
-        self._pending = pending
-        self._request_id: int | None = None
-        self._max_entries = context.options.max_entries
-        # Set by the first packet or the loss of the link.
-        self._heard = trio.Event()
-        self._claim: tuple[AuthRequest, str] | None = None
-        self.refusal: BadAuthError | None = None
-        self.transport: WebSocketTransport = transport
-        self.link: Link = Link(context, server.ids, transport, self._lost)
-
-    def receive(self, message: bytes) -> None:
-        """Check the first packet, and hold what follows it while its token is looked up."""
-        if self._heard.is_set():
-            # Messages after a refused packet are ignored.
-            if self._claim is not None:
-                self.link.hold(message)
-            return
-        self._heard.set()
-        self._pending.progress()
-        try:
-            request = read_auth(message, max_entries=self._max_entries)
-        except BadAuthError as error:
-            self.refusal = error
-            return
-        self._request_id = request.request_id
-        try:
-            account = self._server.identify(request.username, request.token, self._pending.path)
-        except NotAcceptedError as error:
-            self._refuse(error)
-            return
-        if self._server.verify is None and request.offer is None:
-            # At once: more messages may follow in the same read than can be held.
-            self._accept(request, account, None)
-        else:
-            self._claim = request, account
-
-    async def settle(self) -> None:
-        """Wait until the connection is attached, refused, or lost.
-
-        Cancellation: The connection stays unauthenticated.
-        """
-        await self._heard.wait()
-        if self._claim is None:
-            return
-        request, account = self._claim
-        try:
-            if self._server.verify is not None:
-                await self._server.verify(account, request.token)
-            # Both ends have to offer it.
-            offer = None if request.offer is None else await self._server.make_offer(account, request.offer)
-        except LedgerPluginError as error:
-            self._refuse(error)
-        else:
-            self._accept(request, account, offer)
-        finally:
-            self._claim = None
-
-    def time_out(self, seconds: float) -> None:
-        """Refuse the connection, unless it is settled already: the authentication took too long."""
-        if self.link.is_open or self.link.is_lost or self.refusal is not None:
-            return
-        if self._heard.is_set():
-            self._refuse(UnreachableError(f"the token could not be checked within {seconds:g} s"))
-        else:
-            self._heard.set()
-            # There is no request to answer, and a silent peer gets no further second for a closing handshake.
-            self.link.send_unauthenticated(auth_refused(0, f"no auth packet within {seconds:g} s"))
-            self.link.abort("not authenticated")
-
-    def _refuse(self, error: LedgerPluginError) -> None:
-        # Only the token's own refusal is final: a store that fails, or an account without room, may be fine later.
-        self.refusal = BadAuthError(str(error), self._request_id, is_temporary=not isinstance(error, NotAcceptedError))
-
-    def _accept(self, request: AuthRequest, account: str, offer: JournalOffer | None) -> None:
-        if not self.link.is_lost and self._server.is_wanted() and not self._pending.is_dropped:
-            try:
-                self._server.make_room(account)
-            except UnreachableError as error:
-                self._refuse(error)
-                return
-            # From here on, this connection does not have to make way for unauthenticated ones.
-            self._pending.leave()
-            # The link does not call this object any more, and so does not keep it in memory.
-            self.link.on_lost = self._server.detach
-            self.link.account = account
-            self.link.is_downgraded = request.offer is not None and offer is None
-            if request.offer is not None and offer is not None:
-                self.link.peer_journal = PeerJournal.of(request.offer, offer)
-            self.link.send_unauthenticated(auth_accepted(request.request_id, offer))
-            self._server.attach(self.link)
-
-    def _lost(self, link: Link, reason: str) -> None:
-        self._heard.set()
-        self._server.detach(link, reason)
-
-
 class BtpServer(LedgerPlugin):
     """Serves external connections, for ``btp`` with a ``listener`` and for ``btp-accounts``.
 
@@ -363,6 +227,28 @@ class BtpServer(LedgerPlugin):
         Raises:
             InvalidFieldsError: This plugin dials.
         """
+
+    def register_message_handler(self, on_message: OnMessage) -> None:
+        """Set the handler of messages whose first entry is not ``ilp`` (RFC-0023, sub-protocols).
+
+        Without one, such a message gets an Error.
+
+        Args:
+            on_message: ``async (account, protocol_data) -> protocol_data``. It is called with the sender's account,
+                which is empty for a plugin with one peer, and all entries of the message. It returns the entries of
+                the response. The same limits apply as to a data handler.
+
+        Raises:
+            TypeError: ``on_message`` cannot be called.
+            DataHandlerAlreadyRegisteredError: One is set already.
+        """
+        if not callable(on_message):
+            raise TypeError(f"a message handler is an async function, not {type(on_message).__name__}")
+        self.handlers.register_message(checked(on_message, self.options.max_message_bytes))
+
+    def deregister_message_handler(self) -> None:
+        """Remove the handler of messages, if one is set; running calls finish."""
+        self.handlers.deregister_message()
 
     def drop_downgraded(self) -> None:
         """Drop the links that became PLAIN because this end's journal was not open; the clients connect again."""

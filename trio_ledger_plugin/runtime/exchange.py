@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ..negotiation import PeerJournal
     from ..statistics import Counters
     from .context import Context
-    from .handlers import Reply
+    from .handlers import AnyReply, Payload, Reply
 
 __all__ = ["Exchange", "measure_links"]
 
@@ -77,7 +77,7 @@ class Exchange(ABC):
         """
 
     @abstractmethod
-    def send_reply(self, request_id: int, reply: Reply) -> None:
+    def send_reply(self, request_id: int, reply: AnyReply) -> None:
         """Send the reply to a request from the peer, or queue it."""
 
     def send_refusal(self, request_id: int, error: LedgerPluginError) -> None:
@@ -180,10 +180,13 @@ class Exchange(ABC):
 
     # What a subclass calls.
 
-    def receive_request(self, request_id: int, request: bytes | Transfer) -> None:
+    def receive_request(self, request_id: int, request: Payload) -> None:
         """Serve a request or a transfer from the peer; the reply is sent later, unless the link is lost."""
         self.counters.requests_received += 1
-        size = len(request) if request.__class__ is bytes else TRANSFER_BYTES
+        if isinstance(request, tuple):
+            size = sum(len(entry.data) for entry in request)
+        else:
+            size = TRANSFER_BYTES if isinstance(request, Transfer) else len(request)
         if not self.requests.submit(request_id, request, size):
             self.refuse_one_too_many(request_id)
 
@@ -214,7 +217,7 @@ class Exchange(ABC):
             self.counters.responses_received += 1
             call.answer(reply or b"")
 
-    async def reply(self, request_id: int, reply: Reply) -> None:
+    async def reply(self, request_id: int, reply: AnyReply) -> None:
         """Send a handler's reply; the reply is dropped if the link is lost.
 
         Cancellation: The reply is dropped.
@@ -222,7 +225,7 @@ class Exchange(ABC):
         if self.is_open:
             self.answer(request_id, reply)
 
-    def answer(self, request_id: int, reply: Reply) -> None:
+    def answer(self, request_id: int, reply: AnyReply) -> None:
         """Count a reply and send it over the link, which is open."""
         if reply.__class__ is bytes or not isinstance(reply, LedgerPluginError):
             self.counters.responses_sent += 1

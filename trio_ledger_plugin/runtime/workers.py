@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..request import IncomingRequest
     from ..services import Log
     from .budget import Budget
-    from .handlers import Payload, Reply
+    from .handlers import AnyReply, Payload
     from .tasks import TaskGroup
 
 __all__ = ["Answer", "RequestQueue", "WorkerPool"]
@@ -36,7 +36,7 @@ LOOK_AT = 16
 
 # A request's id, its payload, and the bytes for which it counts.
 _Job: TypeAlias = "tuple[int, Payload, int]"
-Answer: TypeAlias = "Callable[[Payload], Awaitable[Reply]]"
+Answer: TypeAlias = "Callable[[Payload], Awaitable[AnyReply]]"
 
 
 class Requester(Protocol):
@@ -45,7 +45,7 @@ class Requester(Protocol):
     def describe(self) -> IncomingRequest:
         """Return what ``current_request()`` returns in the handlers of its requests."""
 
-    async def reply(self, request_id: int, reply: Reply) -> None:
+    async def reply(self, request_id: int, reply: AnyReply) -> None:
         """Send a reply, or drop it if the link is lost; may wait for room."""
 
     def expire(self, request_id: int) -> None:
