@@ -1,5 +1,6 @@
 """Limits and turns count by account: an account gains nothing by opening further links, or by losing them."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,8 @@ class Source:
         self.name = name
         self.replies: list[int] = []
         self._server = server
-        self.queue = RequestQueue(server.pool, budget, self, self._handle)
+        handlers: Any = SimpleNamespace(answer=self._handle)
+        self.queue = RequestQueue(server.pool, budget, self, handlers)
 
     def describe(self) -> IncomingRequest:
         return IncomingRequest(self.name, 1, "")

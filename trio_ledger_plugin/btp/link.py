@@ -246,7 +246,7 @@ class Link(Exchange):
     def send_reply(self, request_id: int, reply: AnyReply) -> None:
         """Queue a reply, or send it at once if no other request is being served."""
         if isinstance(reply, LedgerPluginError):
-            self.session.serving.discard(request_id)
+            self.session.serving.pop(request_id, None)
             self._write(error_reply(request_id, reply))
         elif reply is None or isinstance(reply, tuple):
             self._send_response(request_id, btp.encode(btp.Response(request_id, reply or ())))
@@ -254,7 +254,7 @@ class Link(Exchange):
             self._send_response(request_id, btp.encode_ilp(btp.RESPONSE, request_id, reply))
 
     def _send_response(self, request_id: int, packet: bytes) -> None:
-        self.session.serving.discard(request_id)
+        self.session.serving.pop(request_id, None)
         if not self.session.serving:
             self._writer.write_alone(self._frame(packet))
         else:
@@ -262,7 +262,7 @@ class Link(Exchange):
 
     def send_refusal(self, request_id: int, error: LedgerPluginError) -> None:
         """Queue an error in the room that is reserved for the reader, which cannot wait."""
-        self.session.serving.discard(request_id)
+        self.session.serving.pop(request_id, None)
         self._write_bounded(error_reply(request_id, error))
 
     def _write_bounded(self, packet: bytes) -> None:

@@ -109,7 +109,8 @@ class Session(Generic[Call]):
     def __init__(self, pending: dict[int, Call], *, max_entries: int) -> None:
         self._max_entries = max_entries
         self.pending: dict[int, Call] = pending
-        self.serving: set[int] = set()
+        # A dictionary: an empty set takes four times as much memory.
+        self.serving: dict[int, None] = {}
 
     def receive(self, frame: bytes) -> Judged:
         """Decode one message from the peer, and return what to do; see the module's table."""
@@ -120,7 +121,7 @@ class Session(Generic[Call]):
         if packet_type == btp.MESSAGE:
             if request_id in self.serving:
                 return NOTHING
-            self.serving.add(request_id)
+            self.serving[request_id] = None
             return REQUEST, request_id, data
         call = self.pending.pop(request_id, None)
         if call is None:
@@ -141,12 +142,12 @@ class Session(Generic[Call]):
         if packet.request_id in self.serving:
             return NOTHING
         if isinstance(packet, btp.Transfer):
-            self.serving.add(packet.request_id)
+            self.serving[packet.request_id] = None
             return SessionEvent.TRANSFER, packet.request_id, packet
         if not packet.protocol_data:
             # A request for nothing gets an empty response, as ilp-plugin-btp answers it.
             return SessionEvent.REPLY, packet.request_id, btp.encode(btp.Response(packet.request_id))
-        self.serving.add(packet.request_id)
+        self.serving[packet.request_id] = None
         data = primary_data(packet.protocol_data, ILP)
         if data is None:
             return SessionEvent.OTHER, packet.request_id, packet.protocol_data

@@ -64,7 +64,7 @@ class Exchange(ABC):
         self.calls: CallTable = CallTable(
             ids, context.budget, limit=options.max_in_flight, timeout=options.response_timeout
         )
-        self.requests: RequestQueue = RequestQueue(context.workers, context.budget, self, context.handlers.answer)
+        self.requests: RequestQueue = RequestQueue(context.workers, context.budget, self, context.handlers)
 
     # What a subclass implements.
 
@@ -253,7 +253,7 @@ class Exchange(ABC):
         self.context = context
         self.counters = context.counters
         self.calls.budget = self.requests.budget = context.budget
-        self.requests.answer = context.handlers.answer
+        self.requests.handlers = context.handlers
 
     # Deadlines and the end.
 

@@ -17,16 +17,15 @@ from ..request import enter_request
 from ..transfer import Transfer
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
     from contextvars import Context
 
     from ..request import IncomingRequest
     from ..services import Log
     from .budget import Budget
-    from .handlers import AnyReply, Payload
+    from .handlers import AnyReply, Handlers, Payload
     from .tasks import TaskGroup
 
-__all__ = ["Answer", "RequestQueue", "WorkerPool"]
+__all__ = ["RequestQueue", "WorkerPool"]
 
 # What a waiting request costs besides its payload: many empty requests must not grow without bound either.
 REQUEST_BYTES = 200
@@ -36,7 +35,6 @@ LOOK_AT = 16
 
 # A request's id, its payload, and the bytes for which it counts.
 _Job: TypeAlias = "tuple[int, Payload, int]"
-Answer: TypeAlias = "Callable[[Payload], Awaitable[AnyReply]]"
 
 
 class Requester(Protocol):
@@ -59,13 +57,13 @@ class RequestQueue:
         pool: The plugin's pool.
         budget: The account's budget.
         requester: The source of the requests.
-        answer: Runs the application's handler and returns the reply; a handler's exception becomes a reply.
+        handlers: The application's handlers.
     """
 
     __slots__ = (
         "_context",
-        "answer",
         "budget",
+        "handlers",
         "pool",
         "requester",
         "waiting",
@@ -73,11 +71,12 @@ class RequestQueue:
         "waiting_transfers",
     )
 
-    def __init__(self, pool: WorkerPool, budget: Budget, requester: Requester, answer: Answer) -> None:
+    def __init__(self, pool: WorkerPool, budget: Budget, requester: Requester, handlers: Handlers) -> None:
         self.pool: WorkerPool = pool
         self.budget: Budget = budget
         self.requester: Requester = requester
-        self.answer: Answer = answer
+        # Not their method answer(): a bound method for each link would be memory.
+        self.handlers: Handlers = handlers
         # Made when first needed, as everything below: an idle connection must cost little.
         self._context: Context | None = None
         self.waiting: deque[_Job] | None = None
@@ -312,7 +311,7 @@ class WorkerPool:
     async def _serve(self, worker: _Worker, queue: RequestQueue) -> None:
         requester = queue.requester
         self._deadlines[worker] = trio.current_time() + self._timeout
-        reply = await queue.answer(worker.payload)
+        reply = await queue.handlers.answer(worker.payload)
         # The handler has ended; what follows is not part of its time.
         worker.payload = b""
         self._deadlines.pop(worker, None)
