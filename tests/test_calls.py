@@ -8,6 +8,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from trio_ledger_plugin import ConnectionLostError, NotConnectedError, PluginClosedError, ResponseTimeoutError
 from trio_ledger_plugin.parking import park
+from trio_ledger_plugin.runtime.budget import Budget, Limits
 from trio_ledger_plugin.runtime.calls import QUIET_TURNS, CallTable
 
 
@@ -15,7 +16,7 @@ class Caller:
     """Makes calls in a table, each in a task, and keeps their outcomes by request id."""
 
     def __init__(self, nursery, *, limit=10, timeout=10.0):
-        self.table = CallTable(count(1), limit=limit, timeout=timeout)
+        self.table = CallTable(count(1), Budget(Limits()), limit=limit, timeout=timeout)
         self.outcomes = {}
         self._nursery = nursery
         self._calls = count(1)
@@ -149,7 +150,7 @@ async def test_caller_that_stops_waiting_takes_no_slot(nursery):
 
 async def test_unused_slot_can_be_passed_on(nursery):
     """Otherwise a caller waits for ever beside an empty table."""
-    table = CallTable(count(1), limit=1, timeout=10)
+    table = CallTable(count(1), Budget(Limits()), limit=1, timeout=10)
     holder = Caller(nursery, limit=1)
     holder.table = table
     first, _ = await holder.call()
@@ -242,18 +243,18 @@ async def test_calls_expire_in_order_each_at_its_deadline(nursery, autojump_cloc
 
 
 async def test_empty_table_is_checked_before_a_new_call_can_expire(nursery):
-    assert CallTable(count(1), limit=1, timeout=10).expire(100.0) == 110.0
+    assert CallTable(count(1), Budget(Limits()), limit=1, timeout=10).expire(100.0) == 110.0
 
 
 async def test_id_in_flight_is_skipped():
     """Two calls with one id would get each other's replies."""
-    table = CallTable(iter([4, 4, 4, 5]), limit=10, timeout=10)
+    table = CallTable(iter([4, 4, 4, 5]), Budget(Limits()), limit=10, timeout=10)
     assert [table.open()[0], table.open()[0]] == [4, 5]
 
 
 async def test_outcome_before_the_wait_is_kept():
     """A link can be lost while it sends, before the caller sleeps."""
-    table = CallTable(count(1), limit=10, timeout=10)
+    table = CallTable(count(1), Budget(Limits()), limit=10, timeout=10)
     _, answered = table.open()
     _, failed = table.open()
     answered.answer(b"yes")

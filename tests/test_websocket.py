@@ -14,6 +14,7 @@ from trio.testing import MockClock
 from trio_ledger_plugin.errors import UnreachableError
 from trio_ledger_plugin.net.unreachable import PermanentlyUnreachableError
 from trio_ledger_plugin.options.base import PluginOptions
+from trio_ledger_plugin.runtime.budget import Budget, Limits
 from trio_ledger_plugin.websocket.connection import ReaderTask, accept_websocket, open_websocket
 from trio_ledger_plugin.websocket.requests import BadHandshakeError, Handshake
 
@@ -25,6 +26,7 @@ class Receiver:
 
     replies_blocked = 0
     is_open = True
+    turns = Budget(Limits())
 
     async def wait_ready(self) -> None:
         """Return at once."""

@@ -229,7 +229,7 @@ async def test_finished_money_handler_is_not_logged_as_cancelled(autojump_clock,
 
     async with trio.open_nursery() as nursery:
         plugin = await connected(nursery, money=slow_money)
-        plugin.queue.requester = SimpleNamespace(reply=wait_for_room)
+        plugin.queue.requester = SimpleNamespace(reply=wait_for_room, describe=plugin.queue.requester.describe)
         plugin.ask(1, Transfer("5", "alice"))
         await trio.sleep(200)
         nursery.cancel_scope.cancel()
@@ -391,7 +391,7 @@ async def test_running_handlers_hold_bounded_bytes(nursery):
     go_on.set()
     await wait_all_tasks_blocked()
     assert sorted(plugin.replies) == list(range(20))
-    assert (plugin.queue.running, plugin.queue.running_bytes, plugin.queue.waiting_bytes) == (0, 0, 0)
+    assert set(plugin.context.budget.measure().values()) == {0}
 
 
 async def test_finished_large_request_makes_room_for_many_small_ones(nursery):
@@ -412,7 +412,7 @@ async def test_finished_large_request_makes_room_for_many_small_ones(nursery):
     assert plugin.statistics().handlers_running == 49
     releases[b"small"].set()
     await wait_all_tasks_blocked()
-    assert plugin.queue.running_bytes == 0
+    assert plugin.queue.budget.handler_bytes == 0
 
 
 async def test_request_larger_than_the_limit_runs_alone(nursery):
@@ -436,7 +436,7 @@ async def test_a_reply_counts_while_it_waits_to_be_sent(nursery):
         await room.wait()
         plugin.replies[request_id] = reply
 
-    plugin.queue.requester = SimpleNamespace(reply=reply)
+    plugin.queue.requester = SimpleNamespace(reply=reply, describe=plugin.queue.requester.describe)
     for request_id in range(20):
         assert plugin.ask(request_id, b"?")
         await wait_all_tasks_blocked()
@@ -444,4 +444,4 @@ async def test_a_reply_counts_while_it_waits_to_be_sent(nursery):
     room.set()
     await wait_all_tasks_blocked()
     assert len(plugin.replies) == 20
-    assert plugin.queue.running_bytes == 0
+    assert plugin.queue.budget.handler_bytes == 0

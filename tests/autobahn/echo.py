@@ -18,6 +18,7 @@ import trio
 from support.tasks import open_tasks
 
 from trio_ledger_plugin.options.base import PluginOptions
+from trio_ledger_plugin.runtime.budget import Budget, Limits
 from trio_ledger_plugin.websocket.connection import WebSocket, accept_websocket, open_websocket
 from trio_ledger_plugin.websocket.requests import BadHandshakeError
 
@@ -43,6 +44,7 @@ class Echo:
 
     replies_blocked = 0
     is_open = True
+    turns = Budget(Limits())
 
     async def wait_ready(self) -> None:
         """Return at once."""

@@ -87,12 +87,14 @@ class BadAuthError(Exception):
     """The first packet does not authenticate the peer. The peer may read the text.
 
     Attributes:
-        request_id: The id to answer; None if the packet has no readable id, or must not be answered.
+        request_id: The id to answer; None if the packet has no readable id.
+        is_temporary: Whether another try may succeed with the same credentials.
     """
 
-    def __init__(self, reason: str, request_id: int | None = None) -> None:
+    def __init__(self, reason: str, request_id: int | None = None, *, is_temporary: bool = False) -> None:
         super().__init__(reason)
         self.request_id = request_id
+        self.is_temporary = is_temporary
 
 
 def read_auth(frame: bytes, *, max_entries: int) -> AuthRequest:
@@ -155,9 +157,16 @@ def _flag(name: str, value: object) -> btp.ProtocolData:
     return btp.ProtocolData(name, btp.JSON, dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
 
 
-def auth_refused(request_id: int, reason: str) -> bytes:
-    """Return the encoded reply to wrong credentials; its data is plain text, as ilp-plugin-btp sends it."""
-    code, name = NotAcceptedError.code, NotAcceptedError.name
+def auth_refused(request_id: int, reason: str, *, is_temporary: bool = False) -> bytes:
+    """Return the encoded reply to an auth packet that is refused; its data is plain text, as ilp-plugin-btp sends it.
+
+    Args:
+        request_id: The id of the auth packet.
+        reason: Why, for the client to read.
+        is_temporary: Whether another try may succeed with the same credentials: the code is T00 then, else F00.
+    """
+    error = UnreachableError if is_temporary else NotAcceptedError
+    code, name = error.code, error.name
     return btp.encode(btp.Error(request_id, code, name, datetime.now(UTC), reason.encode()))
 
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from ..codec import btp
-from ..errors import InvalidFieldsError, LedgerPluginError, UnreachableError
-from ..runtime.exchange import TOO_MANY, Exchange
+from ..errors import InvalidFieldsError, LedgerPluginError
+from ..runtime.exchange import Exchange
 from ..websocket.frame_stream import CLOSE_SECONDS
 from .session import Session, SessionEvent, error_reply, read_transfer, transfer_packet
 
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ..negotiation import PeerJournal
+    from ..runtime.budget import Budget
     from ..runtime.calls import Call
     from ..runtime.context import Context
-    from ..runtime.handlers import Reply
+    from ..runtime.handlers import AnyReply
     from ..transfer import Transfer
     from ..websocket.interface import WebSocketTransport
     from ..websocket.writer import FrameWriter
@@ -58,6 +59,7 @@ class Link(Exchange):
 
     __slots__ = (
         "_abort_at",
+        "_counts",
         "_first_message",
         "_frame",
         "_held",
@@ -99,6 +101,8 @@ class Link(Exchange):
         self.is_downgraded: bool = False
         self.session: Session[Call] = Session(self.calls.pending, max_entries=options.max_entries)
         self._state = _State.AUTHENTICATING
+        # Whether the budget counts this link: from authentication until the socket is closed.
+        self._counts = False
         self._max_queued = options.max_send_queue_bytes
         # Half of the queue is for replies: if requests filled it at both ends, neither end could reply.
         self._max_asked = max(1, self._max_queued // 2)
@@ -122,6 +126,16 @@ class Link(Exchange):
     def is_lost(self) -> bool:
         """Whether the link has ended."""
         return self._state is _State.LOST
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way: no call, no request and nothing to send."""
+        return not (self.calls.pending or self.session.serving or self._writer.queued)
+
+    @property
+    def turns(self) -> Budget:
+        """The budget whose links take turns in reading: the account's, or the server's before authentication."""
+        return self.context.budget
 
     @property
     def peer(self) -> str:
@@ -183,6 +197,8 @@ class Link(Exchange):
         if self._state is not _State.AUTHENTICATING:
             return
         self._state = _State.OPEN
+        self._counts = True
+        self.context.budget.count_link(1)
         self._end_authentication()
         self._transport.authenticated()
         now = trio.current_time()
@@ -228,7 +244,7 @@ class Link(Exchange):
         await self.calls.drain()
         await self._writer.flush()
 
-    async def reply(self, request_id: int, reply: Reply) -> None:
+    async def reply(self, request_id: int, reply: AnyReply) -> None:
         """Send a handler's reply once the queue has room; the reply is dropped if the link is lost.
 
         Cancellation: The reply is dropped.
@@ -248,26 +264,26 @@ class Link(Exchange):
         else:
             self.answer(request_id, reply)
 
-    def send_reply(self, request_id: int, reply: Reply) -> None:
+    def send_reply(self, request_id: int, reply: AnyReply) -> None:
         """Queue a reply, or send it at once if no other request is being served."""
         if isinstance(reply, LedgerPluginError):
-            self.session.serving.discard(request_id)
+            self.session.serving.pop(request_id, None)
             self._write(error_reply(request_id, reply))
-        elif reply is None:
-            self._send_response(request_id, btp.encode(btp.Response(request_id)))
+        elif reply is None or isinstance(reply, tuple):
+            self._send_response(request_id, btp.encode(btp.Response(request_id, reply or ())))
         else:
             self._send_response(request_id, btp.encode_ilp(btp.RESPONSE, request_id, reply))
 
     def _send_response(self, request_id: int, packet: bytes) -> None:
-        self.session.serving.discard(request_id)
-        if self.requests.running == 1:
+        self.session.serving.pop(request_id, None)
+        if not self.session.serving:
             self._writer.write_alone(self._frame(packet))
         else:
             self._write(packet)
 
     def send_refusal(self, request_id: int, error: LedgerPluginError) -> None:
         """Queue an error in the room that is reserved for the reader, which cannot wait."""
-        self.session.serving.discard(request_id)
+        self.session.serving.pop(request_id, None)
         self._write_bounded(error_reply(request_id, error))
 
     def _write_bounded(self, packet: bytes) -> None:
@@ -290,7 +306,7 @@ class Link(Exchange):
             elif event is REQUEST:
                 self.counters.requests_received += 1
                 if not self.requests.submit(key, value, len(value)):
-                    self.refuse(key, UnreachableError(TOO_MANY))
+                    self.refuse_one_too_many(key)
             else:
                 self._receive_other(event, key, value)
         elif self._first_message is not None:
@@ -320,6 +336,8 @@ class Link(Exchange):
             self.resolve(key, value)
         elif event is SessionEvent.TRANSFER:
             self._receive_transfer(key, value)
+        elif event is SessionEvent.OTHER:
+            self.receive_request(key, value)
         elif event is SessionEvent.REPLY:
             counters.requests_received += 1
             self._write_bounded(value)
@@ -448,3 +466,6 @@ class Link(Exchange):
         if error is not None:
             self.context.log.error("reading from %s failed: %o", self.peer, error)
         self.end("the plugin was closed" if cancelled else "the connection ended", closed=cancelled)
+        if self._counts:
+            self._counts = False
+            self.context.budget.count_link(-1)

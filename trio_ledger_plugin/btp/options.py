@@ -15,18 +15,21 @@ from ..net.url import ServerUrl, parse_server
 from ..options.base import PluginOptions
 from ..options.checked import CheckedOptions
 from ..options.fields import (
+    COUNT,
     CREDENTIAL,
+    HOST,
     NAME,
     NESTED,
     PORT,
+    SECONDS,
     SECRET,
     SSL_CONTEXT,
     SWITCH,
     TEXT,
     VALIDATOR,
-    WORD,
     Refused,
     Validator,
+    as_host,
     as_secret,
     as_tuple,
     is_text,
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
 
     from ..net.tunnel import Proxy
 
-__all__ = ["AccountsOptions", "BtpOptions", "HostInfo", "ListenerOptions"]
+__all__ = ["AccountsOptions", "BtpOptions", "HostInfo", "ListenerOptions", "allows_origin"]
 
 # An origin as browsers send it. Any other text in allowed_origins is a regular expression.
 PLAIN_ORIGIN: Final = r"[a-z][a-z0-9+-]*://[A-Za-z0-9.:_-]+|null"
@@ -98,6 +101,9 @@ def _as_url(value: str | None) -> Any:  # noqa: ANN401  # a ServerUrl or Refused
         return Refused.because(str(error))
 
 
+ORIGINS: Final = {VALIDATOR: Validator("a tuple of origins or regular expressions", _are_origins)}
+
+
 @frozen(eq=False, repr=False)
 class ListenerOptions(CheckedOptions):
     """Where a plugin listens for its one peer, and the token that the peer must show.
@@ -106,10 +112,11 @@ class ListenerOptions(CheckedOptions):
         port: The TCP port. 0 takes a free one; ``plugin.address`` then has its number. None opens no port: the
             application hands over connections with ``serve_stream()`` and ``serve_websocket()``.
         secret: The token that the peer authenticates with, as text or as a ``Secret``.
-        host: The address to listen on.
+        host: The address to listen on. None, or ``"*"``: every address of this machine, IPv4 and IPv6, with one port.
         ssl_context: The server's TLS context. None listens without TLS.
         proxy_protocol: Whether each connection to the port begins with a header of the PROXY protocol, version 1 or 2,
             by which a proxy names the client. Only ``trusted_proxies`` may connect then.
+        allowed_origins: The web pages whose scripts may connect, as for ``btp-accounts``. By default, there are none.
 
     Raises:
         InvalidFieldsError: Fields are wrong. The text names each.
@@ -117,9 +124,10 @@ class ListenerOptions(CheckedOptions):
 
     port: int | None = field(metadata=PORT)
     secret: Secret = field(converter=as_secret, metadata=CREDENTIAL)
-    host: str = field(default="127.0.0.1", metadata=WORD)
+    host: str | None = field(default="127.0.0.1", converter=as_host, metadata=HOST)
     ssl_context: ssl.SSLContext | None = field(default=None, metadata=SSL_CONTEXT)
     proxy_protocol: bool = field(default=False, metadata=SWITCH)
+    allowed_origins: tuple[str, ...] = field(default=(), converter=as_tuple, metadata=ORIGINS)
 
 
 @frozen(kw_only=True, eq=False, repr=False)
@@ -324,7 +332,7 @@ class AccountsOptions(PluginOptions):
     Attributes:
         port: The TCP port. 0 takes a free one; ``plugin.address`` then has its number. None opens no port: the
             application hands over connections with ``serve_stream()`` and ``serve_websocket()``.
-        host: The address to listen on.
+        host: The address to listen on. None, or ``"*"``: every address of this machine, IPv4 and IPv6, with one port.
         allowed_origins: The web pages whose scripts may connect, by the ``Origin`` header that browsers send. Each is
             an origin such as ``https://wallet.example``, or a regular expression that must match the whole origin.
             The server refuses browsers from any other origin.
@@ -335,18 +343,25 @@ class AccountsOptions(PluginOptions):
         ssl_context: The server's TLS context. None listens without TLS.
         proxy_protocol: Whether each connection to the port begins with a header of the PROXY protocol, version 1 or 2,
             by which a proxy names the client. Only ``trusted_proxies`` may connect then.
+        account_from_path: Whether a client may name its account in the path of the URL instead of a username, as
+            interledger-rs does: ``/accounts/NAME/ilp/btp``.
+        max_links_per_account: The number of connections of one account. A further one replaces the oldest that is idle,
+            or is refused.
+        max_links: The number of connections of all accounts. An eighth of them is kept for accounts that have none.
+            None: as many as there are file descriptors for, with some left for other purposes.
+        max_server_handlers: The number of handlers that run at once for all accounts; ``max_handlers`` is the number
+            for one account. An eighth is kept for accounts that have none, as with the two limits that follow.
+        max_server_handler_bytes: The requests, and their responses, that the running handlers of all accounts may hold.
+        max_server_backlog_bytes: The requests of all accounts that may wait for a handler.
+        expiry_margin: How many seconds before its own expiry a forwarded Prepare expires at the next hop.
 
     Raises:
         InvalidFieldsError: Fields are wrong. The text names each.
     """
 
     port: int | None = field(default=3000, metadata=PORT)
-    host: str = field(default="127.0.0.1", metadata=WORD)
-    allowed_origins: tuple[str, ...] = field(
-        default=(),
-        converter=as_tuple,
-        metadata={VALIDATOR: Validator("a tuple of origins or regular expressions", _are_origins)},
-    )
+    host: str | None = field(default="127.0.0.1", converter=as_host, metadata=HOST)
+    allowed_origins: tuple[str, ...] = field(default=(), converter=as_tuple, metadata=ORIGINS)
     generate_account: bool | None = field(
         default=None,
         metadata={VALIDATOR: Validator("True, False or None", lambda value: value is None or isinstance(value, bool))},
@@ -360,6 +375,20 @@ class AccountsOptions(PluginOptions):
     )
     ssl_context: ssl.SSLContext | None = field(default=None, metadata=SSL_CONTEXT)
     proxy_protocol: bool = field(default=False, metadata=SWITCH)
+    account_from_path: bool = field(default=False, metadata=SWITCH)
+    max_links_per_account: int = field(default=16, metadata=COUNT)
+    max_links: int | None = field(
+        default=None,
+        metadata={
+            VALIDATOR: Validator(
+                "a whole number, 1 or more, or None", lambda value: value is None or COUNT[VALIDATOR].accepts(value)
+            )
+        },
+    )
+    max_server_handlers: int = field(default=16384, metadata=COUNT)
+    max_server_handler_bytes: int = field(default=256 * 1024 * 1024, metadata=COUNT)
+    max_server_backlog_bytes: int = field(default=128 * 1024 * 1024, metadata=COUNT)
+    expiry_margin: float = field(default=1.0, metadata=SECONDS)
 
     @classmethod
     def find_conflicts(cls, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -369,7 +398,12 @@ class AccountsOptions(PluginOptions):
 
     def allows(self, origin: str) -> bool:
         """Return whether a page of this origin may connect."""
-        return any(
-            allowed == origin or (not re.fullmatch(PLAIN_ORIGIN, allowed) and re.fullmatch(allowed, origin) is not None)
-            for allowed in self.allowed_origins
-        )
+        return allows_origin(self.allowed_origins, origin)
+
+
+def allows_origin(allowed_origins: tuple[str, ...], origin: str) -> bool:
+    """Return whether a page of this origin may connect."""
+    return any(
+        allowed == origin or (not re.fullmatch(PLAIN_ORIGIN, allowed) and re.fullmatch(allowed, origin) is not None)
+        for allowed in allowed_origins
+    )

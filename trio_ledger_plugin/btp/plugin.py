@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 from ..errors import InvalidFieldsError, NotAcceptedError, PluginFailedError
 from .client import Client
 from .link import CLOSE_NORMAL, Link
-from .options import BtpOptions
+from .options import BtpOptions, allows_origin
+from .pending import Decisions
 from .server import BtpServer, Server
 from .session import request_ids
 
@@ -64,13 +65,16 @@ class BtpPlugin(BtpServer):
                 port=listener.port,
                 ssl_context=listener.ssl_context,
                 proxy_protocol=listener.proxy_protocol,
-                make_offer=self.money.make_offer,
-                attach=self._attach_link,
-                detach=self._detach_link,
-                is_wanted=self._is_link_wanted,
-                identify=partial(_check_token, digest),
-                verify=None,
-                refuse=_refuse_browsers,
+                decisions=Decisions(
+                    make_offer=self.money.make_offer,
+                    make_room=_has_room,
+                    attach=self._attach_link,
+                    detach=self._detach_link,
+                    is_wanted=self._is_link_wanted,
+                    identify=partial(_check_token, digest),
+                    verify=None,
+                ),
+                refuse=partial(_refuse_browsers, listener.allowed_origins),
             )
 
     @property
@@ -125,7 +129,11 @@ class BtpPlugin(BtpServer):
             self.detach(link, reason)
 
 
-def _check_token(digest: bytes, _username: str | None, token: bytes) -> str:
+def _has_room(_account: str) -> None:
+    """Return: a new connection replaces the one before."""
+
+
+def _check_token(digest: bytes, _username: str | None, token: bytes, _path: str) -> str:
     """Return the account of a token, which is empty for a plugin with one peer.
 
     Raises:
@@ -136,6 +144,6 @@ def _check_token(digest: bytes, _username: str | None, token: bytes) -> str:
     return ""
 
 
-def _refuse_browsers(handshake: Handshake) -> int | None:
-    """Refuse a web page's script: it would act with the rights of the person who visits the page."""
-    return 403 if handshake.origin is not None else None
+def _refuse_browsers(allowed: tuple[str, ...], handshake: Handshake) -> int | None:
+    """Refuse the script of a web page that is not allowed: it would act with the rights of the page's visitor."""
+    return 403 if handshake.origin is not None and not allows_origin(allowed, handshake.origin) else None

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from ..events import (
     AccountConnected,
+    AccountConnectedAgain,
     AccountDisconnected,
     Connected,
     Disconnected,
@@ -134,6 +135,8 @@ class LiveOutput:
                 self.write("disconnected", text, "cyan", reason=reason)
             case AccountConnected(account):
                 self.write("account_connected", text, account=account)
+            case AccountConnectedAgain(account, connections):
+                self.write("account_connected_again", text, "green", account=account, connections=connections)
             case AccountDisconnected(account):
                 self.write("account_disconnected", text, account=account)
             case Failed(error):
@@ -198,6 +201,8 @@ def event_text(event: Event) -> str:
             return f"disconnected: {escape(reason)}"
         case AccountConnected(account):
             return f"{account} connected"
+        case AccountConnectedAgain(account, connections):
+            return f"{account} connected again, {connections} connections now"
         case AccountDisconnected(account):
             return f"{account} disconnected"
         case Failed(error):

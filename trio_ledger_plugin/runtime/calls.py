@@ -27,6 +27,8 @@ from ..parking import Waiter
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from .budget import Budget
+
 __all__ = ["IN_DOUBT", "Call", "CallTable"]
 
 # What ends a call that was handed to the link: the peer may have acted on it.
@@ -74,21 +76,22 @@ class CallTable:
 
     Args:
         ids: Yields request ids; all links of a plugin share it.
-        limit: The most calls in flight; further callers wait for a slot.
+        budget: Counts the calls of the account over all its links.
+        limit: The most calls of the account in flight; further callers wait for a slot.
         timeout: Seconds until a call expires.
     """
 
-    __slots__ = ("_drained", "_due", "_ids", "_quiet_turns", "_slots", "_timeout", "limit", "make_error", "pending")
+    __slots__ = ("_drained", "_due", "_ids", "_quiet_turns", "_timeout", "budget", "limit", "make_error", "pending")
 
-    def __init__(self, ids: Iterator[int], *, limit: int, timeout: float) -> None:
+    def __init__(self, ids: Iterator[int], budget: Budget, *, limit: int, timeout: float) -> None:
         self.pending: dict[int, Call] = {}
+        self.budget: Budget = budget
         self.limit: int = limit
         self._ids = ids
         #: Makes the error of each call once the table is closed; None before.
         self.make_error: Callable[[], LedgerPluginError] | None = None
         self._timeout = timeout
         # Made when first needed: an idle connection must cost little.
-        self._slots: trio.lowlevel.ParkingLot | None = None
         self._drained: trio.Event | None = None
         # The calls that are due, and for how many turns none of them was answered.
         self._due: tuple[int, ...] = ()
@@ -100,38 +103,42 @@ class CallTable:
         return self.make_error is not None
 
     def open(self) -> tuple[int, Call]:
-        """Add a call, and return it with its new request id; ``forget`` removes it."""
+        """Add a call, and return it with its new request id; the caller removes it with ``forget``, once."""
         request_id = next(self._ids)
         while request_id in self.pending:
             request_id = next(self._ids)
+        self.budget.calls += 1
         call = self.pending[request_id] = Call(trio.current_time() + self._timeout)
         return request_id, call
 
     def forget(self, request_id: int) -> None:
         """Remove a call, if it is still there, and give its slot to the next caller."""
         self.pending.pop(request_id, None)
-        if self._slots:
-            self._slots.unpark()
+        budget = self.budget
+        budget.calls -= 1
+        if budget.call_waiters:
+            budget.call_waiters.unpark()
         if self._drained is not None and not self.pending:
             self._drained.set()
             self._drained = None
 
     async def wait_for_slot(self) -> None:
-        """Wait until fewer calls than ``limit`` are in flight, or the table is closed.
+        """Wait until fewer calls of the account than ``limit`` are in flight, or the table is closed.
 
         A caller that then makes no call must call ``wake_next()``, or its slot is lost.
 
         Cancellation: Safe at any time.
         """
-        while len(self.pending) >= self.limit and not self.closed:
-            if self._slots is None:
-                self._slots = trio.lowlevel.ParkingLot()
-            await self._slots.park()
+        budget = self.budget
+        while budget.calls >= self.limit and not self.closed:
+            if budget.call_waiters is None:
+                budget.call_waiters = trio.lowlevel.ParkingLot()
+            await budget.call_waiters.park()
 
     def wake_next(self) -> None:
         """Wake the next caller that waits for a slot."""
-        if self._slots:
-            self._slots.unpark()
+        if self.budget.call_waiters:
+            self.budget.call_waiters.unpark()
 
     def check_open(self) -> None:
         """Raise the error of a call that was not sent before the table was closed.
@@ -164,8 +171,9 @@ class CallTable:
         if self.closed:
             return
         self.make_error = make_error
-        if self._slots:
-            self._slots.unpark_all()
+        if self.budget.call_waiters:
+            # Those of the account's other links wait again.
+            self.budget.call_waiters.unpark_all()
         calls = list(self.pending.values())
         self.pending.clear()
         for call in calls:

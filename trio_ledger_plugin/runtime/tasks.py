@@ -203,9 +203,17 @@ class TaskGroup:
         Raises:
             RuntimeError: The group is not open.
         """
+        self.spawn_in(self.context, function, *args)
+
+    def spawn_in(self, context: contextvars.Context, function: Callable[..., Awaitable[object]], *args: object) -> None:
+        """Start a task, as ``spawn`` does, in a copy of a context.
+
+        Raises:
+            RuntimeError: The group is not open.
+        """
         if self._nursery is None:
             raise RuntimeError("the plugin's tasks have ended")
-        self.context.run(self._nursery.start_soon, function, *args)
+        context.run(self._nursery.start_soon, function, *args)
 
     def cancel(self) -> None:
         """Cancel every task, once commits in progress have ended; ``wait_ended()`` waits for the tasks."""

@@ -361,6 +361,11 @@ class Accepted(trio.abc.SendStream):
         return str(remote.address) if isinstance(remote, trio_websocket.Endpoint) else ""
 
     @property
+    def path(self) -> str:
+        """The path and query that the client asked for."""
+        return str(self._connection.path)
+
+    @property
     def closed(self) -> tuple[int | None, str]:
         """The code and reason of the peer's Close; None and an empty text without one."""
         closed = self._connection.closed

@@ -73,6 +73,7 @@ class FrameStream(trio.abc.Stream):
         "_received",
         "_receiver",
         "_server",
+        "_shares",
         "_socket",
         "_stream",
         "_tasks",
@@ -108,6 +109,7 @@ class FrameStream(trio.abc.Stream):
         self._close_code: Callable[[], int | None] | None = None
         self._fetch_due = False
         self._closed = False
+        self._shares = False
         self.writer: FrameWriter | None = None
         self.bytes_received: int = 0
         #: The head of a response that refuses a client's handshake, or what else the server sent instead.
@@ -144,6 +146,8 @@ class FrameStream(trio.abc.Stream):
     def authenticated(self) -> None:
         """Allow messages of full size."""
         self._frames.max_message = self._options.max_message_bytes
+        # Only from here on is it known whose turn it is to be read.
+        self._shares = True
 
     # The methods of trio.abc.Stream, which trio-websocket calls.
 
@@ -272,15 +276,19 @@ class FrameStream(trio.abc.Stream):
             # A peer that floods this end must not delay the others: after a full read, it yields to them more often.
             others_busy = backlog and FrameStream.batches_read != last_batch
             most = BUSY_BATCH_FRAMES if others_busy else BATCH_FRAMES
-            messages = frames.lift(most)
-            for message in messages:
-                receiver.receive(message)
-            FrameStream.batches_read = last_batch = FrameStream.batches_read + 1
-            if len(messages) == most:
+            if receiver.turns.links > 1 and not frames.is_empty:
+                async with receiver.turns.reading:
+                    # All links of an account together read as much in one scheduler turn as one link does.
+                    count = self._take(receiver, most := BATCH_FRAMES)
+            else:
+                count = self._take(receiver, most)
+            last_batch = FrameStream.batches_read
+            if count == most:
                 if receiver.replies_blocked and not receiver.is_open:
                     # Nothing more is held than one batch.
                     await receiver.wait_ready()
-                await self._yield_to_others(BUSY_TURNS if others_busy else 1)
+                if receiver.turns.links <= 1:
+                    await self._yield_to_others(BUSY_TURNS if others_busy else 1)
                 continue
             other = frames.take_other()
             if other is not None:
@@ -294,8 +302,8 @@ class FrameStream(trio.abc.Stream):
                 with trio.move_on_after(PAUSE_SECONDS if receiver.is_open else inf):
                     await receiver.wait_ready()
             socket = self._socket
-            if socket is not None and self._readers is not None and self._readers.reads_for_all:
-                data = await self._readers.read(socket, self._handle_read)
+            if self._shares and self._readers is not None and socket is not None and self._readers.reads_for_all:
+                data = await self._readers.read(socket, self._handle_read, receiver.turns)
             elif socket is not None:
                 data = await read_socket(socket, READ_BYTES)
                 self._feed(data)
@@ -310,6 +318,14 @@ class FrameStream(trio.abc.Stream):
         self.bytes_received += len(data)
         self._frames.feed(data)
 
+    def _take(self, receiver: MessageReceiver, most: int) -> int:
+        """Hand at most so many messages to the receiver, and return how many there were."""
+        messages = self._frames.lift(most)
+        for message in messages:
+            receiver.receive(message)
+        FrameStream.batches_read += 1
+        return len(messages)
+
     def _handle_read(self, data: bytes) -> bool:
         """Handle bytes in the shared reader's task; return False if this stream's own task has to continue."""
         self._feed(data)
@@ -317,9 +333,8 @@ class FrameStream(trio.abc.Stream):
             return False
         receiver = self._receiver
         assert receiver is not None
-        for message in self._frames.lift(BATCH_FRAMES):
-            receiver.receive(message)
-        FrameStream.batches_read += 1
+        assert self._readers is not None
+        self._readers.messages += self._take(receiver, BATCH_FRAMES)
         return self._frames.is_empty and not receiver.replies_blocked
 
     async def _yield_to_others(self, turns: int) -> None:

@@ -9,6 +9,7 @@ from ..log import escape
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ..runtime.budget import Budget
     from .writer import FrameWriter
 
 __all__ = ["MessageReceiver", "OnEnd", "WebSocketTransport", "closed_by_peer"]
@@ -26,6 +27,10 @@ class MessageReceiver(Protocol):
     """
 
     replies_blocked: int
+
+    @property
+    def turns(self) -> Budget:
+        """The budget whose links take turns in reading."""
 
     @property
     def is_open(self) -> bool:

@@ -135,6 +135,9 @@ class MessageStream:
         assert receiver is not None
         while (message := await self._accepted.receive()) is not None:
             self.bytes_received += len(message)
+            if receiver.turns.links > 1:
+                async with receiver.turns.reading:
+                    pass
             if len(message) > self._max_message:
                 receiver.too_big()
             elif isinstance(message, str):
