@@ -17,6 +17,7 @@ from ..codec import btp
 from ..errors import InvalidFieldsError, LedgerPluginError
 from ..runtime.exchange import Exchange
 from ..websocket.frame_stream import CLOSE_SECONDS
+from .keep_alive import ping_peer
 from .session import Session, SessionEvent, error_reply, read_transfer, transfer_packet
 
 if TYPE_CHECKING:
@@ -220,27 +221,20 @@ class Link(Exchange):
         """Queue a request, or send it at once if it is the only one."""
         if request.__class__ is not bytes:
             self._write(transfer_packet(request_id, request))  # type: ignore[arg-type]  # a transfer, by its class
-        elif len(self.calls.pending) == 1:
-            self._writer.write_alone(self._frame(btp.encode_ilp(btp.MESSAGE, request_id, request)))
         else:
-            self._writer.write(self._frame(btp.encode_ilp(btp.MESSAGE, request_id, request)))
+            write = self._writer.write_alone if len(self.calls.pending) == 1 else self._writer.write
+            write(self._frame(btp.encode_ilp(btp.MESSAGE, request_id, request)))
 
     def is_full(self) -> bool:
         """Whether a further request has to wait for room in the queue."""
         return self._writer.queued >= self._max_asked
 
     async def wait_for_room(self) -> None:
-        """Wait for room in the queue.
-
-        Cancellation: Safe at any time.
-        """
+        """Wait for room in the queue."""
         await self._writer.wait_for_room(self._max_asked)
 
     async def drain(self) -> None:
-        """Wait until no call is in flight and the queue is empty, or the link is lost.
-
-        Cancellation: Safe at any time.
-        """
+        """Wait until no call is in flight and the queue is empty, or the link is lost."""
         await self.calls.drain()
         await self._writer.flush()
 
@@ -329,7 +323,6 @@ class Link(Exchange):
         self.end(self.context.log.redact(reason))
 
     def _receive_other(self, event: SessionEvent, key: Any, value: Any) -> None:  # noqa: ANN401 (their types depend on the event)
-        counters = self.counters
         if event is SessionEvent.FAILURE:
             if value.__cause__ is not None:
                 self.context.log.warn("an Error from %s was read in part: %s", self.peer, value.__cause__)
@@ -339,12 +332,12 @@ class Link(Exchange):
         elif event is SessionEvent.OTHER:
             self.receive_request(key, value)
         elif event is SessionEvent.REPLY:
-            counters.requests_received += 1
+            self.counters.requests_received += 1
             self._write_bounded(value)
         elif event is SessionEvent.UNEXPECTED:
-            counters.unexpected_responses += 1
+            self.counters.unexpected_responses += 1
         elif event is SessionEvent.MALFORMED:
-            counters.malformed_packets += 1
+            self.counters.malformed_packets += 1
             self._count_malformed(value)
 
     def _receive_transfer(self, request_id: int, packet: btp.Transfer) -> None:
@@ -357,8 +350,7 @@ class Link(Exchange):
             self.receive_request(request_id, transfer)
 
     def _count_malformed(self, error: Exception) -> None:
-        now = trio.current_time()
-        if now - self._malformed_since > MINUTE:
+        if (now := trio.current_time()) - self._malformed_since > MINUTE:
             self._malformed_since, self._malformed_times = now, 0
         self._malformed_times += 1
         self.context.log.warn("unreadable message from %s: %s", self.peer, error)
@@ -387,23 +379,13 @@ class Link(Exchange):
         return self._next_time(now, due)
 
     def _next_time(self, now: float, due: float) -> float:
-        return min(
-            due, self._writer.deadline, self._next_ping, now + min(self.context.options.send_timeout, TIDY_SECONDS)
-        )
+        tidy = now + min(self.context.options.send_timeout, TIDY_SECONDS)
+        return min(due, self._writer.deadline, self._next_ping, tidy)
 
     async def _ping(self) -> None:
-        """Send pings until a pong arrives; if only other bytes arrive, the peer is alive and gets another ping."""
-        timeout = self.context.options.pong_timeout
-        answered = False
-        while self._state is _State.OPEN and not answered:
-            heard = self._transport.bytes_received
-            with trio.CancelScope(deadline=trio.current_time() + timeout) as self._pinging:
-                await self._transport.ping()
-                answered = True
-            # If the program kept the loop busy, the pong may be unread: the reader runs first.
-            await trio.lowlevel.checkpoint()
-            if self._state is _State.OPEN and self._transport.bytes_received == heard:
-                self.abort(f"no sign of life for {timeout:g} s after a ping")
+        with trio.CancelScope() as self._pinging:
+            seconds = self.context.options.pong_timeout
+            await ping_peer(self._transport, seconds, lambda: self._state is _State.OPEN, self.abort)
         self._pinging = None
 
     # The end.
@@ -426,10 +408,7 @@ class Link(Exchange):
             await self.say_goodbye()
 
     async def say_goodbye(self) -> None:
-        """End the link from this side with a closing handshake, for at most a second.
-
-        Cancellation: The connection is closed at once.
-        """
+        """End the link from this side with a closing handshake, for at most a second, or at once if cancelled."""
         self.end("closed from this side", closed=True)
         await self._transport.close(CLOSE_NORMAL, "")
 
