@@ -19,9 +19,33 @@ MODULES = {
 }
 LINES = 450
 
-VALUES = {"errors", "events", "log", "negotiation", "parking", "protocol_data", "secret", "services", "statistics", "transfer"}
+VALUES = {
+    "errors",
+    "events",
+    "log",
+    "negotiation",
+    "parking",
+    "protocol_data",
+    "secret",
+    "services",
+    "statistics",
+    "transfer",
+}
 CORE = VALUES | {"options", "stores", "runtime", "money", "plugin", "exchange", "registration"}
-SHIPPED = CORE | {"codec", "net", "websocket", "ilp", "btp", "loopback", "registry", "environment", "opening", PACKAGE}
+SHIPPED = CORE | {
+    "codec",
+    "net",
+    "websocket",
+    "ilp",
+    "accounts",
+    "btp",
+    "http",
+    "loopback",
+    "registry",
+    "environment",
+    "opening",
+    PACKAGE,
+}
 # Lowest first: the files and folders of a layer, and what they may import besides their own folder.
 LAYERS = (
     (tuple(sorted(VALUES)), VALUES),
@@ -31,7 +55,8 @@ LAYERS = (
     (("plugin", "exchange", "registration"), CORE),
     (("net", "websocket"), VALUES | {"options", "runtime", "net"}),
     (("ilp",), VALUES | {"codec", "plugin"}),
-    (("btp", "loopback"), CORE | {"codec", "net", "websocket", "ilp"}),
+    (("accounts",), CORE | {"codec", "net", "ilp"}),
+    (("btp", "loopback"), CORE | {"codec", "net", "websocket", "ilp", "accounts"}),
     (("registry", "environment", "opening", PACKAGE), SHIPPED),
     (
         ("telemetry", "testing", "pytest_plugin", "benchmark", "cli", "__main__"),

@@ -1,43 +1,29 @@
-"""The ``btp-accounts`` plugin: a server for many accounts over BTP/2.0, like ilp-plugin-mini-accounts.
-
-Invariant: a connection belongs to the account that its token authenticates. The connection's requests are served for
-that account alone. A request that this end sends goes over exactly one connection of the account in its destination.
-"""
+"""The ``btp-accounts`` plugin: a server for many accounts over BTP/2.0, like ilp-plugin-mini-accounts."""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
-import trio
-from attrs import evolve
-
-from ..codec import ildcp, ilp
-from ..errors import InvalidFieldsError, NotConnectedError, UnreachableError
-from ..events import AccountConnected, AccountDisconnected
-from ..ilp.configuration import read_ildcp_answer
-from ..ilp.routing import child_segment, forward, has_expired, read_prepare
-from ..net.tokens import AccountTokens, is_segment
-from .account import Account, AccountPlugin
-from .options import AccountsOptions, HostInfo
+from ..accounts.server import AccountsServer
+from ..net.tokens import AccountTokens
+from .options import AccountsOptions
 from .server import BtpServer, Server
 from .session import request_ids
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import trio
+
     from ..errors import PluginFailedError
     from ..services import PluginServices
-    from ..statistics import Counters
-    from ..transfer import Transfer
     from ..websocket.connection import Handshake
-    from .account import AccountSnapshot
     from .link import Link
 
 __all__ = ["AccountsPlugin"]
 
 
-class AccountsPlugin(BtpServer):
+class AccountsPlugin(AccountsServer, BtpServer):
     """A server whose clients each have an account, below the server's own ILP address.
 
     ``is_connected()`` is true while it listens. ``account(name)`` returns a plugin for one account. If that plugin has
@@ -45,7 +31,6 @@ class AccountsPlugin(BtpServer):
     """
 
     options_class: ClassVar[type[AccountsOptions]] = AccountsOptions
-    has_accounts: ClassVar[bool] = True
     options: AccountsOptions
 
     def __init__(
@@ -55,12 +40,7 @@ class AccountsPlugin(BtpServer):
         nursery: trio.Nursery,
         on_failed: Callable[[PluginFailedError], None] | None = None,
     ) -> None:
-        super().__init__(options, services, nursery, on_failed)
-        self.info: HostInfo | None = options.debug_host_ildcp_info
-        self._accounts: dict[str, Account] = {}
-        # The bound methods are made once, not for each account: an idle account must cost little.
-        self._new_account = partial(Account, server=self.context, info=self._known_info, receive=self.money.receive)
-        self.money.call_on_open(self._resume_accounts)
+        super().__init__(options, services, nursery, on_failed, info=options.debug_host_ildcp_info)
         tokens = AccountTokens(services.store, options.generate_account, self.log, options.ledger_id)
         self._server = Server(
             self.context,
@@ -69,8 +49,8 @@ class AccountsPlugin(BtpServer):
             port=options.port,
             ssl_context=options.ssl_context,
             make_offer=self.money.make_offer,
-            attach=self._attach_link,
-            detach=self._detach_link,
+            attach=self._attach,
+            detach=self._detach,
             is_wanted=self._is_link_wanted,
             identify=tokens.identify,
             verify=tokens.verify if tokens.are_stored else None,
@@ -90,31 +70,6 @@ class AccountsPlugin(BtpServer):
         """The server that accepts every client's connections."""
         return self._server
 
-    def account(self, name: str) -> AccountPlugin:
-        """Return the plugin of one account, whether its client has ever connected or not.
-
-        Every call returns the same object until it is closed.
-
-        Args:
-            name: The account's name: the segment after the server's ILP address.
-
-        Raises:
-            TypeError: ``name`` is not text.
-            InvalidFieldsError: ``name`` cannot be a segment of an ILP address.
-            PluginClosedError: The server is closed.
-            PluginFailedError: The server has failed.
-        """
-        if not isinstance(name, str):
-            raise TypeError(f"an account's name is text, not {type(name).__name__}")
-        if not is_segment(name):
-            raise InvalidFieldsError("an account's name is 1 to 255 letters, digits, _, ~ or -")
-        self.check_usable()
-        return self._plugin_of(self._open_account(name))
-
-    def accounts(self) -> tuple[AccountSnapshot, ...]:
-        """Return a snapshot of each connected account, in no particular order."""
-        return tuple(account.snapshot() for account in self._accounts.values() if account.links)
-
     async def run_connection(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Get the server's own address and asset, then listen and serve."""
 
@@ -123,7 +78,7 @@ class AccountsPlugin(BtpServer):
             self.link_up()
 
         if self.options.debug_host_ildcp_info is None:
-            self.info = await self._ask_host()
+            self.info = await self.ask_host()
         broken = False
         try:
             await self._server.run(listening)
@@ -134,21 +89,18 @@ class AccountsPlugin(BtpServer):
             for link in self.exchanges():
                 link.abort("disconnected", closed=not broken)
 
-    def _known_info(self) -> HostInfo:
-        assert self.info is not None
-        return self.info
+    def resume_accounts(self) -> None:
+        """Resume unfinished transfers to accounts that connected before the journal was open."""
+        self.drop_downgraded()
+        super().resume_accounts()
 
-    async def _ask_host(self) -> HostInfo:
-        """Ask the data handler for the server's address and asset, as a child asks its parent."""
-        if not self.handlers.serves_data:
-            raise InvalidFieldsError(
-                "debug_host_ildcp_info: missing, and there is no data handler to ask for the server's ILP address"
-            )
-        answer = await self.handlers.answer(ildcp.encode(ildcp.IldcpRequest()))
-        if not isinstance(answer, bytes):
-            raise answer or UnreachableError("the data handler gave no answer to the ILDCP request")
-        info = read_ildcp_answer(answer)
-        return HostInfo(client_address=info.client_address, asset_scale=info.asset_scale, asset_code=info.asset_code)
+    def _attach(self, link: Link) -> None:
+        self.attach_link(link.account, link, link.peer)
+        # Last: this serves the messages that were held, and one of them may end the link.
+        link.authenticated()
+
+    def _detach(self, link: Link, reason: str) -> None:
+        self.detach_link(link.account, link, link.peer, reason)
 
     def _refuse_origin(self, handshake: Handshake) -> int | None:
         """Refuse a web page's script unless its origin is listed."""
@@ -156,160 +108,3 @@ class AccountsPlugin(BtpServer):
             return None
         self.log.info("refused a browser: origin %o is not in allowed_origins", handshake.origin)
         return 403
-
-    # Sending.
-
-    async def carry_data(self, data: bytes) -> bytes:
-        """Send an ILP Prepare to the account that its destination names, and return the answer.
-
-        This plugin answers with an ILP Reject itself: ``F02`` for an address that is not below the server's, ``T01``
-        for an account that is not connected, ``R00`` once the Prepare has expired, ``F05`` for a fulfillment that is
-        not the condition's preimage. Errors of a request in flight are raised, as ``LedgerPlugin.send_data`` documents.
-
-        Raises:
-            InvalidFieldsError: ``data`` is not an ILP Prepare. Nothing was sent.
-            DecodeError: The answer is not an ILP Fulfill or Reject; the peer may have acted.
-            LedgerPluginError: As ``LedgerPlugin.send_data`` documents.
-
-        Cancellation: The request may have been sent; its response is ignored.
-        """
-        info = self._known_info()
-        own = info.client_address
-        prepare = read_prepare(data)
-        if prepare.destination == ildcp.DESTINATION:
-            await trio.lowlevel.checkpoint()
-            return ildcp.encode(ildcp.IldcpResponse(own, info.asset_scale, info.asset_code))
-        name = child_segment(prepare.destination, own)
-        if name is None:
-            await trio.lowlevel.checkpoint()
-            text = "the destination is not below this server's address"
-            return ilp.encode(ilp.Reject(ilp.ErrorCode.UNREACHABLE, own, text))
-        account = self._accounts.get(name)
-        if account is not None and account.links:
-            return await forward(prepare, partial(self._send_to, account), own, data)
-        await trio.lowlevel.checkpoint()
-        if has_expired(prepare):
-            return ilp.encode(ilp.Reject(ilp.ErrorCode.TRANSFER_TIMED_OUT, own, "the packet expired"))
-        return self._reject_offline()
-
-    async def _send_to(self, account: Account, data: bytes) -> bytes:
-        """Send a request to an account, and return its answer; a Reject if the account is no longer connected."""
-        try:
-            return await account.request(data)
-        except NotConnectedError:
-            # The link was lost while the request waited for its turn.
-            self.check_usable()
-            return self._reject_offline()
-
-    def _reject_offline(self) -> bytes:
-        own = self._known_info().client_address
-        return ilp.encode(ilp.Reject(ilp.ErrorCode.PEER_UNREACHABLE, own, "the account is not connected"))
-
-    async def carry_money(self, transfer: Transfer) -> None:  # noqa: ARG002 (there is no account to send it to)
-        """Raise: money is sent to one account, with ``account(name).send_money(amount)``.
-
-        Raises:
-            InvalidFieldsError: Always. Nothing was sent.
-        """
-        await trio.lowlevel.checkpoint()
-        raise InvalidFieldsError("a server of many accounts sends money with account(name).send_money(amount)")
-
-    def _resume_accounts(self) -> None:
-        """Resume unfinished transfers to accounts that connected before the journal was open."""
-        self.drop_downgraded()
-        for account in tuple(self._accounts.values()):
-            if account.links and self.money.is_unfinished(account.name):
-                self._plugin_of(account)
-
-    # All accounts.
-
-    def exchanges(self) -> tuple[Link, ...]:
-        """Return the links of all accounts; may be called from any thread."""
-        return tuple(link for account in tuple(self._accounts.values()) for link in tuple(account.links))
-
-    def counted(self) -> Counters:
-        """Return what was counted for the server and all its accounts; may be called from any thread."""
-        total = evolve(self.counters)
-        for account in tuple(self._accounts.values()):
-            total.add(account.context.counters)
-        return total
-
-    def begin_closing(self) -> bool:
-        """Refuse new calls and requests, also in the accounts' own plugins."""
-        for plugin in self._plugins():
-            plugin.begin_closing()
-        return super().begin_closing()
-
-    def ended(self, failure: PluginFailedError | None) -> None:
-        """End the accounts' own plugins with this one."""
-        for plugin in self._plugins():
-            plugin.server_ended(failure)
-
-    def _plugins(self) -> list[AccountPlugin]:
-        return [account.plugin for account in self._accounts.values() if account.plugin is not None]
-
-    # What the server and the accounts call.
-
-    def _attach_link(self, link: Link) -> None:
-        """Add an authenticated link to its account."""
-        account = self._open_account(link.account)
-        account.add(link)
-        self.log.debug("account %s connected from %s", account.name, link.peer)
-        plugin = account.plugin
-        if plugin is None:
-            if self.money.is_unfinished(account.name):
-                self._plugin_of(account)
-            else:
-                self.money.account_link_up(account.name, link.peer_journal)
-        elif plugin.is_connected():
-            plugin.money.link_up()
-        else:
-            # It may not be the only link: those of an account that was disconnected may not have ended yet.
-            plugin.link_up()
-        if len(account.links) == 1:
-            self.publish(AccountConnected(account.name))
-        # Last: this serves the messages that were held, and one of them may end the link.
-        link.authenticated()
-
-    def _detach_link(self, link: Link, reason: str) -> None:
-        """Stop using a link that is lost."""
-        account = self._accounts.get(link.account)
-        if account is None or link not in account.links:
-            return
-        account.remove(link)
-        self.log.debug("a connection of account %s from %s ended: %s", account.name, link.peer, reason)
-        if not account.links:
-            if account.plugin is not None:
-                account.plugin.link_down(reason)
-            self._forget_idle(account)
-            self.publish(AccountDisconnected(account.name))
-
-    def _open_account(self, name: str) -> Account:
-        account = self._accounts.get(name)
-        if account is None:
-            account = self._accounts[name] = self._new_account(name)
-        return account
-
-    def _plugin_of(self, account: Account) -> AccountPlugin:
-        """Return the plugin of an account; the first call makes it."""
-        plugin = account.plugin
-        if plugin is None:
-            plugin = account.plugin = AccountPlugin(
-                account,
-                self.services,
-                self.money,
-                is_listening=self.is_connected,
-                on_ended=self._plugin_ended,
-            )
-            if account.links:
-                plugin.link_up()
-        return plugin
-
-    def _plugin_ended(self, account: Account) -> None:
-        account.plugin = None
-        self._forget_idle(account)
-
-    def _forget_idle(self, account: Account) -> None:
-        """Remove an account without a link and a plugin; its counts are added to the server's."""
-        if account.is_idle and self._accounts.pop(account.name, None) is not None:
-            self.counters.add(account.context.counters)

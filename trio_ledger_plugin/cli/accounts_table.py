@@ -15,7 +15,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ..btp.account import AccountSnapshot
+    from ..accounts.account import AccountSnapshot
     from ..btp.accounts import AccountsPlugin
     from ..statistics import Statistics
 

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from ..errors import PluginFailedError
     from ..money.service import MoneyService
     from ..runtime.context import Context
+    from ..runtime.exchange import Exchange
     from ..runtime.handlers import Receive, Reply
     from ..services import PluginServices
     from ..transfer import Transfer
-    from .link import Link
-    from .options import HostInfo
+    from .info import HostInfo
 
 __all__ = ["Account", "AccountPlugin", "AccountSnapshot"]
 
@@ -77,7 +77,7 @@ class Account:
         handlers = _AccountHandlers(name, server, info, receive)
         self.context: Context = evolve(server, counters=Counters(), handlers=handlers, budget=Budget(server.budget))
         # The open links, the newest last.
-        self.links: dict[Link, None] = {}
+        self.links: dict[Exchange, None] = {}
         self.plugin: AccountPlugin | None = None
         self._begin()
 
@@ -94,11 +94,11 @@ class Account:
         return not self.links and self.plugin is None
 
     @property
-    def newest_link(self) -> Link | None:
+    def newest_link(self) -> Exchange | None:
         """The link that sends requests. It is exactly one: over two, a request would be executed twice."""
         return next(reversed(self.links), None)
 
-    def add(self, link: Link) -> None:
+    def add(self, link: Exchange) -> None:
         """Add an authenticated link."""
         if not self.links:
             self._begin()
@@ -107,7 +107,7 @@ class Account:
         if self.plugin is not None:
             self.plugin.use_link(link)
 
-    def remove(self, link: Link) -> None:
+    def remove(self, link: Exchange) -> None:
         """Remove a link that is lost."""
         del self.links[link]
         if self.plugin is not None:
@@ -218,7 +218,7 @@ class AccountPlugin(LedgerPlugin):
         task_status.started()
         await trio.lowlevel.checkpoint()
 
-    def exchanges(self) -> tuple[Link, ...]:
+    def exchanges(self) -> tuple[Exchange, ...]:
         """Return the account's links; may be called from any thread."""
         return tuple(self._account.links)
 
@@ -229,7 +229,7 @@ class AccountPlugin(LedgerPlugin):
         for link in links:
             link.abort("the account's plugin failed")
 
-    def use_link(self, link: Link | None) -> None:
+    def use_link(self, link: Exchange | None) -> None:
         """Send further requests over this link; None means that there is no link."""
         self._exchange = link
 
