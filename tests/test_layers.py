@@ -56,7 +56,7 @@ LAYERS = (
     (("net", "websocket"), VALUES | {"options", "runtime", "net"}),
     (("ilp",), VALUES | {"codec", "plugin"}),
     (("accounts",), CORE | {"codec", "net", "ilp"}),
-    (("btp", "loopback"), CORE | {"codec", "net", "websocket", "ilp", "accounts"}),
+    (("btp", "http", "loopback"), CORE | {"codec", "net", "websocket", "ilp", "accounts"}),
     (("registry", "environment", "opening", PACKAGE), SHIPPED),
     (
         ("telemetry", "testing", "pytest_plugin", "benchmark", "cli", "__main__"),
@@ -163,12 +163,13 @@ print(*(set(sys.modules) - before))
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     loaded = set(run.stdout.split())
     assert f"{PACKAGE}.plugin" in loaded
-    late = {"sqlite3", "importlib.metadata", "difflib", "trio_websocket", "click", "rich"}
+    late = {"sqlite3", "importlib.metadata", "difflib", "trio_websocket", "click", "rich", "h11"}
     late |= {
         f"{PACKAGE}.{name}" for name in ("stores", "money.journal", "money.sender", "codec.ilp", "loopback", "testing")
     }
     assert loaded & late == set()
     assert {name for name in loaded if ".btp." in name} == {f"{PACKAGE}.btp.options"}
+    assert {name for name in loaded if ".http." in name} == {f"{PACKAGE}.http.options"}
 
 
 def test_only_one_module_imports_trio_websocket():

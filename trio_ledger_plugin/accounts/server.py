@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..errors import PluginFailedError
+    from ..ilp.routing import Send
     from ..options.base import PluginOptions
     from ..runtime.exchange import Exchange
     from ..services import PluginServices
@@ -87,7 +88,7 @@ class AccountsServer(LedgerPlugin):
         if not is_segment(name):
             raise InvalidFieldsError("an account's name is 1 to 255 letters, digits, _, ~ or -")
         self.check_usable()
-        return self._plugin_of(self._open_account(name))
+        return self._plugin_of(self.open_account(name))
 
     def accounts(self) -> tuple[AccountSnapshot, ...]:
         """Return a snapshot of each connected account, in no particular order."""
@@ -144,16 +145,23 @@ class AccountsServer(LedgerPlugin):
             return ilp.encode(ilp.Reject(ilp.ErrorCode.UNREACHABLE, own, text))
         account = self._accounts.get(name)
         if account is not None and account.links:
-            return await forward(prepare, partial(self._send_to, account), own, data)
+            return await forward(prepare, partial(self._send_to, account.request), own, data)
+        send = self.sender_to(name)
+        if send is not None:
+            return await forward(prepare, partial(self._send_to, send), own, data)
         await trio.lowlevel.checkpoint()
         if has_expired(prepare):
             return ilp.encode(ilp.Reject(ilp.ErrorCode.TRANSFER_TIMED_OUT, own, "the packet expired"))
         return self._reject_offline()
 
-    async def _send_to(self, account: Account, data: bytes) -> bytes:
-        """Send a request to an account, and return its answer; a Reject if the account is no longer connected."""
+    def sender_to(self, name: str) -> Send | None:  # noqa: ARG002 (for protocols in which the server may dial)
+        """Return a function that sends a request to an account without a link; None if that is not possible."""
+        return None
+
+    async def _send_to(self, send: Send, data: bytes) -> bytes:
+        """Send a request to an account, and return its answer; a Reject if the account cannot be reached now."""
         try:
-            return await account.request(data)
+            return await send(data)
         except NotConnectedError:
             # The link was lost while the request waited for its turn.
             self.check_usable()
@@ -215,7 +223,7 @@ class AccountsServer(LedgerPlugin):
             link: The link.
             peer: The client's address, for the log.
         """
-        account = self._open_account(name)
+        account = self.open_account(name)
         account.add(link)
         self.log.debug("account %s connected from %s", account.name, peer)
         plugin = account.plugin
@@ -245,7 +253,8 @@ class AccountsServer(LedgerPlugin):
             self._forget_idle(account)
             self.publish(AccountDisconnected(account.name))
 
-    def _open_account(self, name: str) -> Account:
+    def open_account(self, name: str) -> Account:
+        """Return the account of a name; it is made if it is not in the table."""
         account = self._accounts.get(name)
         if account is None:
             account = self._accounts[name] = self._new_account(name)
@@ -255,18 +264,19 @@ class AccountsServer(LedgerPlugin):
         """Return the plugin of an account; the first call makes it."""
         plugin = account.plugin
         if plugin is None:
-            plugin = account.plugin = AccountPlugin(
-                account,
-                self.services,
-                self.money,
-                is_listening=self.is_connected,
-                on_ended=self._plugin_ended,
-            )
+            plugin = account.plugin = self.make_plugin(account)
             if account.links:
                 plugin.link_up()
         return plugin
 
-    def _plugin_ended(self, account: Account) -> None:
+    def make_plugin(self, account: Account) -> AccountPlugin:
+        """Return a new plugin of an account."""
+        return AccountPlugin(
+            account, self.services, self.money, is_listening=self.is_connected, on_ended=self.plugin_ended
+        )
+
+    def plugin_ended(self, account: Account) -> None:
+        """Handle that an account's plugin is closed or has failed."""
         account.plugin = None
         self._forget_idle(account)
 

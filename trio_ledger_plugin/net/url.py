@@ -1,4 +1,4 @@
-"""The URL of a BTP server."""
+"""The URL of a server, over BTP or over HTTP."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from attrs import frozen
 
 from ..secret import Secret
 
-__all__ = ["ServerUrl", "parse_server", "split_url"]
+__all__ = ["ServerUrl", "parse_http", "parse_server", "split_url"]
 
 HOST_CHARACTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")
 
@@ -77,18 +77,37 @@ def parse_server(server: str) -> ServerUrl:
             if meant
             else "must begin with 'btp+wss://' (TLS) or 'btp+ws://'"
         )
-    tls = scheme == "btp+wss"
     account, _, token = userinfo.partition(":")
-    host, port = _parse_location(location, 443 if tls else 80)
+    return _parse_rest(scheme, location, rest, account=account, token=Secret(token))
+
+
+def parse_http(url: str) -> ServerUrl:
+    """Parse an ``http://`` or ``https://`` URL; it has no userinfo, since a token has an option of its own.
+
+    Raises:
+        ValueError: ``url`` is not such a URL. The text shows nothing that may be part of a token.
+    """
+    scheme, userinfo, location, rest = split_url(url)
+    if scheme not in {"http", "https"} or "://" not in url:
+        raise ValueError("must begin with 'https://' (TLS) or 'http://'")
+    if userinfo:
+        raise ValueError("has credentials before an '@', must have none: static_token or jwt_secret has them")
+    return _parse_rest(scheme, location, rest, account="", token=Secret(""))
+
+
+def _parse_rest(scheme: str, location: str, rest: str, *, account: str, token: Secret) -> ServerUrl:
+    tls = scheme in {"btp+wss", "https"}
+    secure = "https" if scheme.startswith("http") else "btp+wss"
+    host, port = _parse_location(location, 443 if tls else 80, f"{secure}://connector.example/path")
     if "#" in rest:
         raise ValueError("has a fragment ('#...'), must end with its path or query")
     if not all("!" <= character <= "~" for character in rest):
         raise ValueError("has a path or query with spaces or characters outside ASCII, must have them percent-encoded")
     resource = rest if rest.startswith("/") else f"/{rest}"
-    return ServerUrl(f"{scheme}://{location}{rest}", account, Secret(token), tls, host, port, resource)
+    return ServerUrl(f"{scheme}://{location}{rest}", account, token, tls, host, port, resource)
 
 
-def _parse_location(location: str, default_port: int) -> tuple[str, int]:
+def _parse_location(location: str, default_port: int, example: str) -> tuple[str, int]:
     if location.startswith("["):
         host, bracket, after = location[1:].partition("]")
         before, _, port = after.rpartition(":")
@@ -97,7 +116,7 @@ def _parse_location(location: str, default_port: int) -> tuple[str, int]:
         host, _, port = location.partition(":")
         right = HOST_CHARACTERS.issuperset(host) and ":" not in port
     if not host:
-        raise ValueError("names no host, must be like 'btp+wss://connector.example/path'")
+        raise ValueError(f"names no host, must be like {example!r}")
     if not right:
         raise ValueError("has a bad host, must be a name in ASCII, an IPv4 address, or an IPv6 address in []")
     if not port:
