@@ -182,6 +182,10 @@ class HttpLink(Exchange):
 
     # Deadlines and the end.
 
+    def start_timers(self) -> None:
+        """Keep the deadlines of calls and of idle connections from now on."""
+        self.context.timers.schedule(self, self.fire(trio.current_time()))
+
     def fire(self, now: float) -> float:
         """Fail the calls that are past their deadline, and close old connections."""
         again = super().fire(now)

@@ -153,21 +153,21 @@ class ClientConnection(Call):
                     return head, reader.body_at_end()
                 raise trio.BrokenResourceError("the connection ended")
             reader.receive(bytes(data))
-            if head is None:
-                head = reader.next_head()
-                if head is None:
-                    continue
-                if not head.is_wanted:
-                    # A body that is not here already is not waited for.
-                    if 0 <= head.length <= min(reader.buffered, MOST_EXPLANATION):
-                        return head, reader.next_body(head.length, head.length) or b""
-                    self.is_broken = True
-                    return head, b""
-            body = reader.next_body(head.length, limit)
-            if body is not None:
+            head = head or reader.next_head()
+            if head is not None and not head.is_wanted:
+                return head, self._take_explanation(head)
+            body = None if head is None else reader.next_body(head.length, limit)
+            if head is not None and body is not None:
                 return head, body
             if self.error is not None:
                 raise trio.BrokenResourceError("the deadline is past")
+
+    def _take_explanation(self, head: ResponseHead) -> bytes:
+        """Return the text of a refusal, if it is short and here already; otherwise nothing more is read."""
+        if 0 <= head.length <= min(self._reader.buffered, MOST_EXPLANATION):
+            return self._reader.next_body(head.length, head.length) or b""
+        self.is_broken = True
+        return b""
 
 
 def _file_of(stream: trio.abc.Stream) -> int:
