@@ -98,8 +98,9 @@ async def read_response(stream: trio.abc.ReceiveStream) -> tuple[int, bytes, byt
     body = b""
     for line in head.lower().split(b"\r\n"):
         if line.startswith(b"content-length:"):
-            while len(body) < int(line.partition(b":")[2]):
-                more = await stream.receive_some(65536)
+            length = int(line.partition(b":")[2])
+            while len(body) < length:
+                more = await stream.receive_some(length - len(body))
                 if not more:
                     raise EOFError(head)
                 body += more

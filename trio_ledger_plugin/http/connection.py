@@ -318,8 +318,21 @@ class ServerConnection(Responder):
         elif self._reader.buffered:
             self._advance()
             if self._unverified is not None or self._refusal is not None:
-                # Other credentials on the same connection, sent ahead: the task that reads does not wait for them.
-                self.close()
+                self._end_ahead(self._refusal)
+
+    def _end_ahead(self, refusal: RefusedError | None) -> None:
+        """End the connection because of a request that was sent ahead; the task that reads does not know of it.
+
+        Args:
+            refusal: Why it is refused; None if its credentials are other ones, which cannot be looked up here.
+        """
+        if refusal is None or refusal.is_failure or self._socket is None:
+            self.close()
+            return
+        self._keep_alive = False
+        self._write_soon(write_response(refusal.status, str(refusal), keep_alive=False))
+        self.deadline = trio.current_time() + LINGER_SECONDS
+        self._half_close()
 
     def _write_soon(self, message: bytes) -> None:
         """Send bytes without waiting; a task sends what the socket does not take."""
