@@ -21,6 +21,8 @@ MOST_INTERIM: Final = 8
 END: Final = b"\r\n\r\n"
 # The end of a head that has no carriage returns.
 BARE_END: Final = re.compile(rb"\n\n|\n\r\n")
+# The characters with which a method or a version may begin.
+TEXT: Final = range(0x21, 0x7F)
 CLOSE: Final = "Connection: close\r\n"
 
 REASONS: Final = {
@@ -105,6 +107,9 @@ class MessageReader(Generic[HeadT]):
     def _next_head(self) -> HeadT | None:
         if self._data[:1] in (b"\r", b"\n") and not self._skip_empty_line():
             return None
+        if self._data and self._data[0] not in TEXT:
+            # Such as TLS: to wait for the end of a head would be in vain.
+            raise BadMessageError(400, "not a head of HTTP/1.1")
         end = self._data.find(END, self._searched)
         if end < 0 or end > MAX_HEAD - len(END):
             if len(self._data) >= MAX_HEAD:
