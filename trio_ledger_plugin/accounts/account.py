@@ -118,7 +118,7 @@ class Account:
         counted = self.context.counters.since(self._counted_before)
         return AccountSnapshot(
             name=self.name,
-            connections=len(self.links),
+            connections=sum(link.connections for link in self.links),
             connected_at=self._connected_at,
             requests_received=counted.requests_received,
             requests_sent=counted.requests_sent,

@@ -209,6 +209,11 @@ class _AccountLink(HttpLink):
         self._connections: set[object] = set()
         self._quiet_since = trio.current_time()
 
+    @property
+    def connections(self) -> int:
+        """The number of the client's connections."""
+        return len(self._connections)
+
     def connection_opened(self, connection: object) -> None:
         self._connections.add(connection)
         self._plugin.link_is_used(self)

@@ -89,6 +89,11 @@ class Exchange(ABC):
         return None
 
     @property
+    def connections(self) -> int:
+        """The number of connections over which the peer reaches this end."""
+        return 1
+
+    @property
     def bytes_sent(self) -> int:
         """The number of bytes sent over the link; 0 for a link without a network."""
         return 0
