@@ -274,6 +274,11 @@ class HttpOptions(PluginOptions):
     multi_delimiter: str = field(default="%", metadata=WORD)
     ildcp: HostInfo | None = field(default=None, metadata=HOST_INFO)
 
+    @property
+    def address(self) -> str:
+        """The URL to which requests are sent; empty if there is none."""
+        return "" if self.outgoing is None else self.outgoing.url
+
     @classmethod
     def find_conflicts(cls, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """Check that there is a direction, that the peer must show a token, and that no token goes in the clear."""
