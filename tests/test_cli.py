@@ -32,7 +32,7 @@ async def test_demo_does_all_of_it() -> None:
     assert (code, stderr) == (0, "")
     assert stdout.count("PASS  ") == 11
     assert "FAIL" not in stdout
-    assert "PASS: 10 of 11 steps" in stdout
+    assert "PASS: 11 of 11 steps" in stdout
     for side in ("server", "client"):
         events = re.findall(rf"{side}: (connected|disconnected)", stdout)
         assert events == ["connected", "disconnected", "connected", "disconnected"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import trio
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 __all__ = ["AsgiApp"]
 
-Scope: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Headers: TypeAlias = Iterable[tuple[bytes, bytes]]
+# Of any type: each server declares its own dictionaries.
+Scope: TypeAlias = Any
+Receive: TypeAlias = Callable[..., Awaitable[Any]]
+Send: TypeAlias = Callable[..., Awaitable[None]]
 
 
 class AsgiApp:
