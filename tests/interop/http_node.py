@@ -40,4 +40,4 @@ class HttpPeer(NodeProcess):
 
 def open_http_peer() -> AbstractAsyncContextManager[HttpPeer]:
     """Start a Node process with an ilp-plugin-http."""
-    return open_node(HttpPeer)  # type: ignore[return-value]  # it makes one of the class that it is given
+    return open_node(HttpPeer)
