@@ -41,7 +41,7 @@ class Client:
         self._pool = ConnectionPool(
             url,
             outgoing.ssl_context,
-            limit=outgoing.max_connections,
+            limit=min(outgoing.max_connections, options.max_in_flight),
             idle_seconds=outgoing.idle_timeout,
             dial_seconds=min(options.connect_timeout, options.response_timeout),
         )
