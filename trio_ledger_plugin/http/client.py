@@ -78,7 +78,8 @@ class Client:
         message = b"%bContent-Length: %d\r\n\r\n%b" % (self._head(name, body), len(body), body)
         pool = self._pool
         while True:
-            connection = await pool.take()
+            # Without a coroutine in the usual case: an idle connection, and a socket with room.
+            connection = pool.take_idle() or await pool.take()
             head = None
             call = None
             try:
@@ -86,7 +87,8 @@ class Client:
                     calls.check_open()
                 call = calls.add(connection)
                 try:
-                    await connection.send(message)
+                    if not connection.send_now(message):
+                        await connection.send_rest(message)
                 except NotConnectedError:
                     # Nothing was sent, so another connection may be tried.
                     if connection.is_new:

@@ -53,7 +53,7 @@ class ClientConnection(Call):
         heads: Judges heads.
     """
 
-    __slots__ = ("_poll", "_reader", "_stream", "error", "idle_until", "is_broken", "is_new", "socket")
+    __slots__ = ("_poll", "_reader", "_sent", "_stream", "error", "idle_until", "is_broken", "is_new", "socket")
 
     def __init__(self, stream: trio.abc.Stream, heads: Heads[ResponseHead]) -> None:
         super().__init__(0.0)
@@ -68,6 +68,8 @@ class ClientConnection(Call):
             self._poll = select.poll()
             self._poll.register(number, select.POLLIN)
         self.idle_until: float = 0.0
+        # How much of the request the system has taken.
+        self._sent = 0
         self.is_broken: bool = False
         #: Whether no answer has come over it yet.
         self.is_new: bool = True
@@ -95,23 +97,27 @@ class ClientConnection(Call):
     def _is_readable(self) -> bool:
         return self._poll is not None and not self.is_broken and bool(self._poll.poll(0))
 
-    async def send(self, data: bytes) -> None:
-        """Send a request.
+    def send_now(self, data: bytes) -> bool:
+        """Give a request to the system without waiting; returns whether the system took all of it."""
+        socket = self.socket
+        self._sent = 0 if socket is None else write_socket(socket, data)
+        return self._sent == len(data)
+
+    async def send_rest(self, data: bytes) -> None:
+        """Send what ``send_now`` has left of a request.
 
         Raises:
             NotConnectedError: The connection has ended, and nothing was given to the system.
 
         Cancellation: A part may have been sent.
         """
-        socket = self.socket
-        sent = 0
+        socket, sent = self.socket, self._sent
         try:
             if socket is None:
                 # From here on, a part of the request may be in what TLS has sent.
                 sent = 1
                 await self._stream.send_all(data)
                 return
-            sent = write_socket(socket, data)
             while sent < len(data):
                 await trio.lowlevel.wait_writable(socket)
                 sent += await socket.send(memoryview(data)[sent:])
@@ -135,7 +141,7 @@ class ClientConnection(Call):
         Cancellation: The connection cannot be used again.
         """
         try:
-            return await self._receive(limit)
+            return await self._read_answer(limit)
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             if self.error is not None:
                 raise self.error from None
@@ -143,7 +149,7 @@ class ClientConnection(Call):
         except BadMessageError as error:
             raise DecodeError(f"the peer's answer is refused: {error}; the peer may have acted") from error
 
-    async def _receive(self, limit: int) -> tuple[ResponseHead, bytes]:
+    async def _read_answer(self, limit: int) -> tuple[ResponseHead, bytes]:
         reader, socket, stream = self._reader, self.socket, self._stream
         head = None
         while True:
@@ -232,7 +238,7 @@ class ConnectionPool:
         Cancellation: Safe at any time.
         """
         while True:
-            connection = self._take_idle()
+            connection = self.take_idle()
             if connection is not None:
                 return connection
             if self._make_error is not None:
@@ -247,7 +253,7 @@ class ConnectionPool:
                     return connection
                 self.put(connection, None)
 
-    def _take_idle(self) -> ClientConnection | None:
+    def take_idle(self) -> ClientConnection | None:
         """Return the youngest idle connection that can be trusted; others are closed."""
         idle = self._idle
         while idle:
