@@ -28,6 +28,7 @@ PAIRINGS = [("this", "this"), ("npm", "npm"), ("this", "npm"), ("npm", "this")]
 CASES = [(300, 1), (300, 100), (300, 1000), (32_000, 1), (32_000, 100)]
 TOKEN = "bench"
 DEADLINE = 120.0
+WARMUP_CALLS, WARMUP_BYTES = 3000, 20_000_000
 
 
 def say(**told: Any) -> None:
@@ -90,11 +91,12 @@ def measure(client: str, server: str, size: int, in_flight: int, seconds: float)
         port = json.loads(process.stdout.readline())["port"]
         command = [*ENDS[client], "client", "--url", f"http://127.0.0.1:{port}", "--size", str(size)]
         command += ["--in-flight", str(in_flight)]
-        calls = max(50, in_flight)
+        calls = max(200, in_flight)
         result: dict[str, Any] = {}
-        for warmup in (0, calls):
-            # Node compiles while it runs: the second run is as long a warm-up as a measurement.
-            arguments = ["--calls", str(calls), "--warmup", str(calls if warmup else 0)]
+        # Node compiles while it runs: before that, its rate is a fraction of what it becomes.
+        warmup = WARMUP_BYTES // (size + WARMUP_BYTES // WARMUP_CALLS)
+        for _ in range(2):
+            arguments = ["--calls", str(calls), "--warmup", str(warmup)]
             done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=DEADLINE, check=False)
             if done.returncode:
                 raise RuntimeError(done.stderr)
@@ -144,6 +146,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--quick", action="store_true", help="one short round of 300 bytes")
     parser.add_argument("--same", action="store_true", help="only the pairings of an end with itself")
+    parser.add_argument("--case", action="append", metavar="SIZE/IN_FLIGHT", help="only this case; may be repeated")
     parser.add_argument("--save")
     given = parser.parse_args()
     if given.end == "server":
@@ -152,6 +155,8 @@ def main() -> None:
         trio.run(load, given.url, given.calls, given.in_flight, given.size, given.warmup)
     else:
         rounds, seconds, cases = (1, 0.5, CASES[:3]) if given.quick else (given.rounds, given.seconds, CASES)
+        if given.case:
+            cases = [(int(size), int(in_flight)) for size, in_flight in (case.split("/") for case in given.case)]
         run_rounds(rounds, seconds, cases, PAIRINGS[:2] if given.same else PAIRINGS, given.save)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from attrs import field, frozen
 
@@ -43,7 +43,7 @@ class HostInfo(CheckedOptions):
 
 
 #: The metadata of an option that is a ``HostInfo`` or None.
-HOST_INFO: Final = {
+HOST_INFO: Final[dict[str, Any]] = {
     VALIDATOR: Validator("HostInfo or None", lambda value: value is None or isinstance(value, HostInfo)),
     NESTED: HostInfo,
 }

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     import trio
 
+    from ..accounts.info import HostInfo
     from ..errors import PluginFailedError
     from ..services import PluginServices
     from ..websocket.connection import Handshake
@@ -78,7 +79,7 @@ class AccountsPlugin(AccountsServer, BtpServer):
             self.link_up()
 
         if self.options.debug_host_ildcp_info is None:
-            self.info = await self.ask_host()
+            self.info: HostInfo | None = await self.ask_host()
         broken = False
         try:
             await self._server.run(listening)

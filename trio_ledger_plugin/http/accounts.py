@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..accounts.account import Account
+    from ..accounts.info import HostInfo
     from ..errors import PluginFailedError
     from ..ilp.routing import Send
     from ..money.service import MoneyService
@@ -179,11 +180,11 @@ class HttpAccountsPlugin(AccountsServer, HttpEndpoint):
         if options.incoming.static_token:
             self.log.warn("incoming.static_token is common to all accounts: a client can take the name of another")
         if options.ildcp is None:
-            self.info = await self.ask_host()
+            self.info: HostInfo | None = await self.ask_host()
         outgoing = options.outgoing
         if outgoing is not None:
             name = peer_name(options.incoming, outgoing)
-            self.client = Client(options, outgoing, name=name, mark=options.multi_delimiter)
+            self.client: Client | None = Client(options, outgoing, name=name, mark=options.multi_delimiter)
         router = HttpLink(self.context, self.ids, self.client, address=self._address)
 
         def listening() -> None:

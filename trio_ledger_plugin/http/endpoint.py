@@ -15,7 +15,7 @@ from .asgi import AsgiApp
 from .server import HttpServer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from ..errors import LedgerPluginError, PluginFailedError
     from ..options.base import PluginOptions
@@ -42,8 +42,8 @@ class HttpEndpoint(LedgerPlugin):
     ) -> None:
         # Without the store: there is no money to keep there.
         super().__init__(options, evolve(services, store=None), nursery, on_failed)
-        self.services = services
-        self.ids = count(1)
+        self.services: PluginServices = services
+        self.ids: Iterator[int] = count(1)
         self._http_server: HttpServer | None = None
         self.client: Client | None = None
 

@@ -42,9 +42,9 @@ class RefusedError(Exception):
         self, status: int, text: str, headers: tuple[tuple[str, str], ...] = (), *, is_failure: bool = False
     ) -> None:
         super().__init__(text)
-        self.status = status
-        self.headers = headers
-        self.is_failure = is_failure
+        self.status: int = status
+        self.headers: tuple[tuple[str, str], ...] = headers
+        self.is_failure: bool = is_failure
 
 
 @frozen

@@ -57,7 +57,7 @@ class BadMessageError(Exception):
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
-        self.status = status
+        self.status: int = status
 
 
 @frozen

@@ -57,7 +57,9 @@ class HttpPlugin(HttpEndpoint):
         """Listen, and serve until cancelled."""
         options = self.options
         if options.outgoing is not None:
-            self.client = Client(options, options.outgoing, name=peer_name(options.incoming, options.outgoing))
+            self.client: Client | None = Client(
+                options, options.outgoing, name=peer_name(options.incoming, options.outgoing)
+            )
         own = "" if options.ildcp is None else options.ildcp.client_address
         link = HttpLink(self.context, self.ids, self.client, address=lambda: own)
 
