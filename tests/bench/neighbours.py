@@ -12,7 +12,7 @@ bytes          the same with requests of 32 KiB
 turns          150 connections that send requests as fast as they can, and read the answers
 money          4 connections with 128 transfers of one unit each under way, all the time
 strangers      2,000 connections that say nothing, made again as soon as they are closed
-forwarding     packets to the account's own address, which it sends back to the server
+forwarding     packets to the account's own address, one at a time, which it sends back to the server
 getters        the server's application asks for 2,000 accounts by name each second
 """
 
@@ -193,17 +193,13 @@ async def _send_round(port: int) -> None:
         return await plugin.send_data(data)
 
     url = f"btp+ws://mallory:m@127.0.0.1:{port}"
-    async with open_plugin({"server": url}, data_handler=to_parent) as plugin, trio.open_nursery() as nursery:
+    async with open_plugin({"server": url}, data_handler=to_parent) as plugin:
         address = (await fetch_ildcp(plugin)).client_address
         packet = ilp.encode(ilp.make_prepare(0, f"{address}.nobody", sha256(bytes(32)).digest(), lifetime=3600))
 
-        async def send() -> None:
-            while True:
-                with suppress(LedgerPluginError):
-                    await plugin.send_data(packet)
-
-        for _ in range(100):
-            nursery.start_soon(send)
+        while True:
+            with suppress(LedgerPluginError):
+                await plugin.send_data(packet)
 
 
 def within(function: Callable[[int], Any]) -> Callable[[int, float], None]:
