@@ -15,7 +15,7 @@ from attrs import frozen
 if TYPE_CHECKING:
     from ..options.base import PluginOptions
 
-__all__ = ["Budget", "Limits"]
+__all__ = ["Budget", "Limits", "ReadingTurn"]
 
 
 @frozen
@@ -38,6 +38,21 @@ class Limits:
     def of_account(cls, options: PluginOptions) -> Limits:
         """Return the limits of one account, or of a plugin with one peer."""
         return cls(options.max_handlers, options.max_handler_bytes, options.max_backlog_bytes)
+
+
+class ReadingTurn:
+    """The turn that the links of one account take.
+
+    Attributes:
+        lock: Held by the link whose turn it is.
+        others_busy: Whether links of other accounts have read anything during the last turn.
+    """
+
+    __slots__ = ("lock", "others_busy")
+
+    def __init__(self) -> None:
+        self.lock: trio.Lock = trio.Lock()
+        self.others_busy: bool = False
 
 
 class Budget:
@@ -84,7 +99,7 @@ class Budget:
         self.calls: int = 0
         self.links: int = 0
         # Made when first needed, as everything below: an idle account must cost little.
-        self._reading: trio.Lock | None = None
+        self._reading: ReadingTurn | None = None
         self.call_waiters: trio.lowlevel.ParkingLot | None = None
         self._unused: trio.Event | None = None
 
@@ -102,10 +117,10 @@ class Budget:
         }
 
     @property
-    def reading(self) -> trio.Lock:
-        """Held by a link while it takes the messages that it has read, if the account has several links."""
+    def reading(self) -> ReadingTurn:
+        """The turn of a link to take the messages that it has read, if the account has several links."""
         if self._reading is None:
-            self._reading = trio.Lock()
+            self._reading = ReadingTurn()
         return self._reading
 
     def count_link(self, more: int) -> None:
