@@ -278,17 +278,17 @@ class FrameStream(trio.abc.Stream):
             others_busy = backlog and FrameStream.batches_read != last_batch
             most = BUSY_BATCH_FRAMES if others_busy else BATCH_FRAMES
             if receiver.turns.links > 1 and not frames.is_empty:
-                if await self._take_in_turn(receiver, receiver.turns.reading, backlog):
-                    continue
+                full = await self._take_in_turn(receiver, receiver.turns.reading, backlog)
             else:
-                count = self._take(receiver, most)
+                full = self._take(receiver, most) == most
                 last_batch = FrameStream.batches_read
-                if count == most:
-                    if receiver.replies_blocked and not receiver.is_open:
-                        # Nothing more is held than one batch.
-                        await receiver.wait_ready()
+                if full:
                     await self._yield_to_others(BUSY_TURNS if others_busy else 1)
-                    continue
+            if full:
+                if receiver.replies_blocked and not receiver.is_open:
+                    # Nothing more is held than one batch.
+                    await receiver.wait_ready()
+                continue
             other = frames.take_other()
             if other is not None:
                 # trio-websocket may ask for more bytes without waiting: a flood of its frames must not delay others.
