@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["IDLE_SECONDS", "ServerConnection", "Serving"]
 
 READ_BYTES: Final = 65536
+# Before the credentials; enough for a head and a packet of the usual size.
+FIRST_READ_BYTES: Final = 16384
 # Longer than any client keeps a connection: otherwise a request could meet its end.
 IDLE_SECONDS: Final = 75
 # How long one request may take to arrive, and how long a client may take to read why it was refused.
@@ -151,11 +153,11 @@ class ServerConnection(Responder):
         """Handle what arrives next; returns False at the end of the connection."""
         socket, readers = self._socket, self._server.readers
         if socket is None:
-            data = bytes(await self._stream.receive_some(READ_BYTES))
+            data = bytes(await self._stream.receive_some(READ_BYTES if self._link else FIRST_READ_BYTES))
         elif readers is not None and readers.reads_for_all:
             return bool(await readers.read(socket, self.take))
         else:
-            data = await read_socket(socket, READ_BYTES)
+            data = await read_socket(socket, READ_BYTES if self._link else FIRST_READ_BYTES)
         if data:
             self.take(data)
         return bool(data)
@@ -166,8 +168,9 @@ class ServerConnection(Responder):
             self._early_bytes += len(data)
         else:
             self._link.counters.bytes_received += len(data)
-        self._reader.receive(data)
-        self._advance()
+        if self._refusal is None:
+            self._reader.receive(data)
+            self._advance()
         return not (
             self._refusal is not None
             or self._unverified is not None
@@ -187,6 +190,8 @@ class ServerConnection(Responder):
             self._refusal = RefusedError(error.status, str(error))
         except RefusedError as error:
             self._refusal = error
+        if self._refusal is not None:
+            self._reader = MessageReader(self._server.heads)
 
     def _read_request(self) -> None:
         reader = self._reader
