@@ -74,6 +74,27 @@ async def test_flood_after_the_credentials_is_bounded(start):
             await flood(stream, start)
 
 
+async def test_small_requests_far_ahead_are_bounded():
+    """Each response would let 64 KiB more into the memory."""
+
+    async def answer(data):
+        await trio.sleep(0.0001)
+        return data
+
+    async with open_http(serving(), data_handler=answer) as plugin, await dial(plugin.address) as stream:
+        with keeping_at_most(AFTER), trio.move_on_after(3):
+            async with trio.open_nursery() as nursery:
+
+                async def read_all():
+                    while await stream.receive_some(65536):
+                        pass
+
+                nursery.start_soon(read_all)
+                requests = post(b"x") * 500
+                while True:
+                    await stream.send_all(requests)
+
+
 async def test_many_small_chunks_cost_no_more_than_one():
     async def echo(data):
         return data

@@ -82,11 +82,11 @@ class ServerConnection(Responder):
         "_claim",
         "_early_bytes",
         "_head",
-        "_idle_waiter",
         "_keep_alive",
         "_link",
         "_reader",
         "_refusal",
+        "_response_waiter",
         "_server",
         "_socket",
         "_stream",
@@ -117,7 +117,7 @@ class ServerConnection(Responder):
         self._keep_alive = True
         # Whether a handler works for this connection.
         self._busy = False
-        self._idle_waiter: Waiter | None = None
+        self._response_waiter: Waiter | None = None
         # Why the connection is refused; nothing more is read then.
         self._refusal: RefusedError | None = None
 
@@ -134,16 +134,16 @@ class ServerConnection(Responder):
             while await self._read():
                 if self._unverified is not None:
                     await self._verify(self._unverified)
-                if self._busy and self._reader.buffered > MOST_AHEAD:
-                    await self._wait_idle()
+                while self._busy and self._reader.buffered > MOST_AHEAD:
+                    await self._wait_for_response()
                 if self._refusal is not None:
-                    await self._wait_idle()
                     await self._refuse(self._refusal)
                     return
                 if not self._keep_alive and not self._busy:
                     break
-            # A client may close its side before it reads the response.
-            await self._wait_idle()
+            # A client may close its side before it reads the responses.
+            while self._busy:
+                await self._wait_for_response()
             await self._linger()
         finally:
             if self._link is not None and self._busy:
@@ -232,6 +232,7 @@ class ServerConnection(Responder):
             text = "" if head.method == b"HEAD" else HEALTHY
             self._write_soon(write_response(200, text, keep_alive=False))
             return
+        gate.check_target(head)
         claim = self._claim
         self._head = head
         if claim is None or not claim.covers(head):
@@ -251,7 +252,8 @@ class ServerConnection(Responder):
         self.deadline = trio.current_time() + MESSAGE_SECONDS
         try:
             await self._server.gate.verify(claim)
-            self._use(claim)
+            if not self.is_closed:
+                self._use(claim)
         except RefusedError as error:
             self._refusal = error
         finally:
@@ -309,9 +311,9 @@ class ServerConnection(Responder):
     def _responded(self) -> None:
         self._busy = False
         self.deadline = trio.current_time() + (IDLE_SECONDS if self._keep_alive else LINGER_SECONDS)
-        if self._idle_waiter is not None:
-            self._idle_waiter.wake()
-            self._idle_waiter = None
+        if self._response_waiter is not None:
+            self._response_waiter.wake()
+            self._response_waiter = None
         if self.is_closed:
             return
         if not self._keep_alive:
@@ -365,11 +367,10 @@ class ServerConnection(Responder):
             if not done:
                 self.close()
 
-    async def _wait_idle(self) -> None:
-        """Wait until the request that is being served has its response."""
-        if self._busy:
-            self._idle_waiter = Waiter()
-            await park(self._idle_waiter)
+    async def _wait_for_response(self) -> None:
+        """Wait until the request that is being served has its response; the next one may be served by then."""
+        self._response_waiter = Waiter()
+        await park(self._response_waiter)
 
     # The end.
 
