@@ -37,7 +37,11 @@ LISTENER: dict[str, object] = {
 
 
 HTTP_SERVER: dict[str, object] = {"plugin": "http", "incoming": {"port": 0, "static_token": "s"}}
-PEERS = {"btp": LISTENER, "http": HTTP_SERVER, "loopback": {"plugin": "loopback", "name": "cancelled"}}
+PEERS: dict[str, dict[str, object]] = {
+    "btp": LISTENER,
+    "http": HTTP_SERVER,
+    "loopback": {"plugin": "loopback", "name": "cancelled"},
+}
 
 
 @asynccontextmanager
