@@ -309,6 +309,16 @@ async def test_disconnected_plugin_connects_again():
             await plugin.connect()
 
 
+async def test_timers_of_earlier_connections_end(clock):
+    """A program that disconnects and connects again for months would slow down."""
+    async with raw_server(Script()) as url, open_http(sending(url)) as plugin:
+        for _ in range(10):
+            await plugin.disconnect()
+            await plugin.connect()
+        await trio.sleep(60)
+        assert len(plugin.context.timers._due) <= 3
+
+
 # Faults.
 
 
