@@ -2,6 +2,7 @@
 
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from itertools import product
+from typing import Any
 
 import pytest
 import trio
@@ -36,18 +37,14 @@ LISTENER: dict[str, object] = {
 }
 
 
-HTTP_SERVER: dict[str, object] = {"plugin": "http", "incoming": {"port": 0, "static_token": "s"}}
-PEERS: dict[str, dict[str, object]] = {
-    "btp": LISTENER,
-    "http": HTTP_SERVER,
-    "loopback": {"plugin": "loopback", "name": "cancelled"},
-}
+HTTP_SERVER: dict[str, Any] = {"plugin": "http", "incoming": {"port": 0, "static_token": "s"}}
+PEERS = {"btp": LISTENER, "http": HTTP_SERVER, "loopback": {"plugin": "loopback", "name": "cancelled"}}
 
 
 @asynccontextmanager
 async def open_peer(kind, nursery=None):
     """Open a peer that echoes; yield the options of the plugin that connects to it."""
-    opts: dict[str, object] = PEERS[kind]
+    opts: Any = PEERS[kind]
     async with open_plugin(opts, data_handler=echo, money_handler=accept, nursery=nursery) as peer:
         if isinstance(peer, BtpPlugin):
             server = peer.address.replace("//", "//alice:s@")

@@ -81,8 +81,6 @@ class HttpServer:
 
         Cancellation: Stops listening, and drops every connection.
         """
-        # An earlier one may have ended with the plugin's tasks.
-        self._watch = None
         await self._listener.run(listening)
 
     async def serve_stream(self, stream: trio.abc.Stream, peer: str) -> None:
@@ -149,6 +147,9 @@ class HttpServer:
             await connection.run()
         finally:
             del self._connections[connection]
+            if not self._connections:
+                # The plugin's tasks may end now, and their timers with them.
+                self._watch = None
             if self._readers is not None:
                 self._readers.streams -= 1
             connection.close()
@@ -160,10 +161,7 @@ class HttpServer:
         for connection in tuple(self._connections):
             if connection.deadline <= now:
                 connection.close()
-        if self._connections:
-            return now + LOOK_SECONDS
-        self._watch = None
-        return inf
+        return now + LOOK_SECONDS
 
 
 class _Watch:
