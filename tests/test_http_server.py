@@ -408,6 +408,19 @@ async def test_silent_connection_is_closed(start, clock):
         assert trio.current_time() - began <= 6.5
 
 
+async def test_silent_connection_is_closed_after_a_reconnection(clock):
+    async with open_http(serving(auth_timeout=5), data_handler=fulfill) as plugin:
+        async with await dial(plugin.address) as stream:
+            await stream.send_all(post())
+            assert (await read_response(stream))[0] == 200
+            await plugin.disconnect()
+        await plugin.connect()
+        async with await dial(plugin.address) as stream:
+            began = trio.current_time()
+            assert await stream.receive_some() == b""
+            assert trio.current_time() - began <= 6.5
+
+
 async def test_body_that_trickles_is_not_waited_for(clock):
     async with open_http(serving(), data_handler=fulfill) as plugin, await dial(plugin.address) as stream:
         began = trio.current_time()
