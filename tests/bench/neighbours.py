@@ -37,6 +37,7 @@ import trio
 from flood import HANDSHAKE, frame, offered, rate
 
 from trio_ledger_plugin import LedgerPluginError, PluginServices, fetch_ildcp, open_plugin
+from trio_ledger_plugin.btp.accounts import AccountsPlugin
 from trio_ledger_plugin.btp.auth import auth_message
 from trio_ledger_plugin.codec import btp, ilp
 from trio_ledger_plugin.stores import open_sqlite_store
@@ -68,17 +69,20 @@ async def serve() -> None:
     options = {"plugin": "btp-accounts", "port": 0, "debug_host_ildcp_info": INFO}
     with TemporaryDirectory() as folder:
         async with open_sqlite_store(f"{folder}/ledger.db") as store, trio.open_nursery() as nursery:
-            async with open_plugin(
-                options, PluginServices(store=store), data_handler=handle, money_handler=take
-            ) as server:
+            services = PluginServices(store=store)
+            async with open_plugin(options, services, data_handler=handle, money_handler=take) as server:
+                assert isinstance(server, AccountsPlugin)
                 print(json.dumps({"port": int(server.address.rpartition(":")[2])}), flush=True)
-                # A line makes the application look accounts up.
+                # A number of seconds makes the application look accounts up; an empty line asks for what is open.
                 while line := await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True):
-                    nursery.start_soon(look_up, server, float(line))
+                    if line.strip():
+                        nursery.start_soon(look_up, server, float(line))
+                    else:
+                        print(max([0, *(each.connections for each in server.accounts())]), flush=True)
             nursery.cancel_scope.cancel()
 
 
-async def look_up(server: Any, seconds: float) -> None:
+async def look_up(server: AccountsPlugin, seconds: float) -> None:
     numbers = count()
     with trio.move_on_after(seconds):
         while True:
@@ -119,7 +123,7 @@ def take_handlers(port: int, ends: float, size: int = 4) -> None:
     request = HANG.ljust(size, b"Z")
     requests = b"".join(frame(btp.encode_ilp(btp.MESSAGE, number, request)) for number in range(2, 1002))
     while time.monotonic() < ends:
-        held = []
+        held: list[socket.socket] = []
         for _ in range(16):
             with suppress(OSError):
                 held.append(connect(port))
@@ -245,7 +249,7 @@ def main(kinds: Sequence[str], rounds: int, seconds: float) -> None:
             assert server.stdout is not None
             assert server.stdin is not None
             port = int(json.loads(server.stdout.readline())["port"])
-            shares, ratios, latencies = [], [], []
+            shares, ratios, latencies, connections = [], [], [], []
             try:
                 for _ in range(rounds):
                     alone = trio.run(rate, port, seconds), trio.run(money, port, seconds)
@@ -257,6 +261,9 @@ def main(kinds: Sequence[str], rounds: int, seconds: float) -> None:
                     with subprocess.Popen([sys.executable, __file__, *options]) as attacker:
                         time.sleep(1.5)
                         shares.append(trio.run(offered, port, seconds))
+                        server.stdin.write("\n")
+                        server.stdin.flush()
+                        connections.append(int(server.stdout.readline()))
                         ratios.append(trio.run(rate, port, seconds) / alone[0])
                         latencies.append(trio.run(money, port, seconds) / alone[1])
                         attacker.kill()
@@ -267,6 +274,7 @@ def main(kinds: Sequence[str], rounds: int, seconds: float) -> None:
             "of 500/s": round(median(shares), 3),
             "of the rate at 100": round(median(ratios), 3),
             "times the latency of money": round(median(latencies), 2),
+            "connections of the other": max(connections),
         }
         print(json.dumps(result), flush=True)
 

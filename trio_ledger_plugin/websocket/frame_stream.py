@@ -341,12 +341,18 @@ class FrameStream(trio.abc.Stream):
 
         So all links of an account together take as much in one scheduler turn as one link does.
         """
-        async with turn.lock:
-            others_busy = backlog and turn.others_busy
-            most = BUSY_BATCH_FRAMES if others_busy else BATCH_FRAMES
-            full = self._take(receiver, most) == most
-            if full:
-                turn.others_busy = await self._yield_to_others(BUSY_TURNS if others_busy else 1)
+        unread = self._frames.unread
+        turn.unread += unread
+        try:
+            async with turn.lock:
+                # Many links that have each read a little are a flood as well.
+                others_busy = turn.others_busy and (backlog or turn.unread >= READ_BYTES)
+                most = BUSY_BATCH_FRAMES if others_busy else BATCH_FRAMES
+                full = self._take(receiver, most) == most
+                if full:
+                    turn.others_busy = await self._yield_to_others(BUSY_TURNS if others_busy else 1)
+        finally:
+            turn.unread -= unread
         return full
 
     async def _yield_to_others(self, turns: int) -> bool:
