@@ -27,7 +27,7 @@ __all__ = ["NAMELESS", "Listener", "peer_address"]
 OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 ACCEPT_PAUSE = 0.1
 # How many scheduler turns pass between two connections while each takes longer than the seconds below.
-BUSY_TURNS = 8
+BUSY_TURNS = 24
 IDLE_SECONDS = 0.0002
 # How often a port is chosen that has to be free at several addresses.
 PORT_TRIES = 8
