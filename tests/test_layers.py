@@ -120,7 +120,7 @@ def test_codec_and_session_do_not_import_trio(module):
 
 
 @pytest.mark.parametrize(
-    "module", ["codec.oer", "codec.btp", "codec.ilp", "codec.ildcp", "btp.session", "websocket.frames"]
+    "module", ["codec.oer", "codec.btp", "codec.ilp", "codec.ildcp", "codec.stream", "btp.session", "websocket.frames"]
 )
 def test_codec_and_session_run_without_trio(module):
     """In a separate interpreter, without the packages' own __init__ modules, which import Trio."""
