@@ -45,8 +45,8 @@ LAYERS = (
     (("btp", "loopback"), CORE | {"codec", "net", "websocket", "ilp"}),
     (("registry", "environment", "opening", PACKAGE), SHIPPED),
     (
-        ("telemetry", "testing", "pytest_plugin", "benchmark", "cli", "__main__"),
-        SHIPPED | {"testing", "benchmark", "cli"},
+        ("stream", "telemetry", "testing", "pytest_plugin", "benchmark", "cli", "__main__"),
+        SHIPPED | {"stream", "testing", "benchmark", "cli"},
     ),
 )
 MAY_IMPORT = {unit: allowed for units, allowed in LAYERS for unit in units}

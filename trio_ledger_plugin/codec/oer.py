@@ -131,6 +131,10 @@ def read_var_uint(data: bytes, offset: int, *, saturate: bool = False) -> tuple[
     Raises:
         DecodeError: It is cut off, empty, has leading zeros or is too great.
     """
+    start = offset + 1
+    end = start + data[offset] if offset < len(data) else 0
+    if start < end <= min(start + 8, len(data)) and (data[start] or end == start + 1):
+        return int.from_bytes(data[start:end]), end
     digits, offset = read_octets(data, offset)
     if not digits:
         raise DecodeError("an integer has no bytes")
@@ -290,11 +294,13 @@ def time_digits(moment: datetime, field: str) -> str:
     """
     if isinstance(moment, datetime) and moment.utcoffset() is not None:
         try:
-            moment = moment.astimezone(UTC)
+            moment = moment if moment.tzinfo is UTC else moment.astimezone(UTC)
         except OverflowError:
             pass
         else:
-            return f"{moment.year:04}{moment:%m%d%H%M%S}{moment.microsecond // 1000:03}"
+            day = (moment.year * 100 + moment.month) * 100 + moment.day
+            clock = (moment.hour * 100 + moment.minute) * 100 + moment.second
+            return f"{(day * 10**6 + clock) * 1000 + moment.microsecond // 1000:017}"
     raise InvalidFieldsError(f"{field} must be an aware datetime, in the years 1 to 9999 of UTC")
 
 

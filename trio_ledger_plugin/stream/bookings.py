@@ -71,7 +71,7 @@ class MemoryBookings:
     def __init__(self) -> None:
         self._connections: OrderedDict[str, _Connection] = OrderedDict()
 
-    async def judge(self, packet: ReceivedPacket, condition: bytes) -> tuple[Verdict, int]:
+    def judge(self, packet: ReceivedPacket, condition: bytes) -> tuple[Verdict, int]:
         """Return what is known about a packet, and what its connection has received."""
         connection = self._connections.get(packet.destination)
         if connection is None:
@@ -81,7 +81,7 @@ class MemoryBookings:
             return (Verdict.NEW if packet.sequence > connection.floor else Verdict.OTHER), connection.total
         return (Verdict.SAME if known == condition else Verdict.OTHER), connection.total
 
-    async def book(self, packet: ReceivedPacket, condition: bytes) -> tuple[Verdict, int]:
+    def book(self, packet: ReceivedPacket, condition: bytes) -> tuple[Verdict, int]:
         """Record a packet as accepted, and return what its connection has received."""
         connection = self._connections.setdefault(packet.destination, _Connection())
         self._connections.move_to_end(packet.destination)
@@ -90,7 +90,7 @@ class MemoryBookings:
         connection.accepted[packet.sequence] = condition
         connection.total += packet.amount
         if len(connection.accepted) > _REMEMBERED:
-            oldest = min(connection.accepted)
+            oldest = next(iter(connection.accepted))
             del connection.accepted[oldest]
             connection.floor = max(connection.floor, oldest)
         return Verdict.NEW, connection.total

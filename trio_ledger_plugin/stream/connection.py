@@ -112,7 +112,13 @@ class Connection:
         return ilp.is_address(self._destination)
 
     async def send(
-        self, amount: int, minimum: int, frames: tuple[stream.Frame, ...] = (), *, fulfillable: bool = True
+        self,
+        amount: int,
+        minimum: int,
+        frames: tuple[stream.Frame, ...] = (),
+        *,
+        fulfillable: bool = True,
+        expiry: float | None = None,
     ) -> Answer:
         """Send a packet and return what became of it.
 
@@ -121,6 +127,7 @@ class Connection:
             minimum: The least that has to arrive.
             frames: The frames, besides those with which a connection begins.
             fulfillable: Whether the receiver can fulfill it; if not, no money moves.
+            expiry: Seconds until it expires; None for those of the payment.
 
         Raises:
             StreamKeyExhaustedError: The key has encrypted as many packets as it may.
@@ -135,8 +142,9 @@ class Connection:
         plaintext = stream.encode(stream.Packet(sequence, stream.PREPARE, minimum, frames))
         data = self._keys.seal(plaintext)
         condition = self._keys.condition(data) if fulfillable else os.urandom(32)
-        prepare = ilp.make_prepare(amount, self._destination, condition, self._expiry, data)
-        deadline = trio.current_time() + self._expiry
+        seconds = self._expiry if expiry is None else expiry
+        prepare = ilp.make_prepare(amount, self._destination, condition, seconds, data)
+        deadline = trio.current_time() + seconds
         answer: bytes | None = None
         reason = "no answer came before the packet expired"
         try:

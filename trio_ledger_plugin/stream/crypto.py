@@ -1,7 +1,7 @@
 """The keys of a STREAM connection: encryption, fulfillments and conditions (RFC-0029, section 4).
 
 Invariant: nothing here shows a key or a secret, neither in a ``repr`` nor in an error. All that decides whether a peer
-knows a secret is compared in constant time: by AES-GCM itself, and by ``hmac.compare_digest``.
+knows a secret is compared in constant time, by AES-GCM itself or by ``hmac.compare_digest``.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ MAX_PACKETS: Final = 2**31
 
 _NONCE: Final = 12
 _TAG: Final = 16
+_BLOCK: Final = 64
 _INSTALL: Final = "STREAM needs the package cryptography; install it with: pip install 'trio-ledger-plugin[stream]'"
 
 
@@ -118,11 +119,14 @@ class Keys:
         sealed: How many packets this end has encrypted.
     """
 
-    __slots__ = ("_cipher", "_fulfillment_key", "sealed")
+    __slots__ = ("_cipher", "_inner", "_outer", "sealed")
 
     def __init__(self, shared_secret: bytes) -> None:
         self._cipher = new_cipher(derive(shared_secret, b"ilp_stream_encryption"))
-        self._fulfillment_key = derive(shared_secret, b"ilp_stream_fulfillment")
+        key = derive(shared_secret, b"ilp_stream_fulfillment").ljust(_BLOCK, b"\0")
+        # HMAC-SHA256 with its first blocks done: a third of the time of hmac.digest(), which looks up the algorithm.
+        self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in key))
+        self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in key))
         self.sealed: int = 0
 
     def seal(self, plaintext: bytes) -> bytes:
@@ -146,7 +150,10 @@ class Keys:
 
     def fulfillment(self, data: bytes) -> bytes:
         """Return the fulfillment of an ILP packet with this encrypted data."""
-        return hmac.digest(self._fulfillment_key, data, "sha256")
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(data)
+        outer.update(inner.digest())
+        return outer.digest()
 
     def condition(self, data: bytes) -> bytes:
         """Return the condition of an ILP packet with this encrypted data."""

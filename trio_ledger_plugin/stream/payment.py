@@ -12,6 +12,7 @@ import trio
 from attrs import frozen
 
 from ..codec import stream
+from ..errors import LedgerPluginError
 from .connection import STREAM_ID, Answer, Kind
 from .order import MAX_IN_FLIGHT
 from .probe import StoppedError
@@ -100,6 +101,7 @@ class Payment:
         self._last_success = 0.0
         self._low_since: float | None = None
         self._stopped: str | None = None
+        self._cause: LedgerPluginError | None = None
         self._nursery: trio.Nursery
 
     @property
@@ -115,8 +117,7 @@ class Payment:
             min_rate: The least rate, in smallest units.
 
         Raises:
-            StoppedError: It cannot be done.
-            LedgerPluginError: The plugin cannot be used.
+            StoppedError: It cannot be done; its cause is the plugin's error, if there is one.
 
         Cancellation: Ends the payment; packets in flight may still be fulfilled.
         """
@@ -133,7 +134,8 @@ class Payment:
             self._nursery = nursery
             self._spawn()
         if not self._is_done():
-            raise StoppedError(self._stopped or "the rate has fallen: what may be sent does not deliver enough")
+            reason = self._stopped or "the rate has fallen: what may be sent does not deliver enough"
+            raise StoppedError(reason) from self._cause
 
     def report(self, *, done: bool = False) -> None:
         """Tell the application how far the payment is."""
@@ -202,13 +204,14 @@ class Payment:
         minimum = self._minimum(amount)
         self._flying += amount
         self._expected += expected
-        answer: Answer | None = None
         try:
             answer = await self._connection.send(amount, minimum, _FRAMES)
-        finally:
-            if answer is not None:
-                self._flying -= amount
-                self._expected -= expected
+        except LedgerPluginError as error:
+            # What became of this packet is not known. Those in flight may still be answered.
+            self._stop(str(error), error)
+            return
+        self._flying -= amount
+        self._expected -= expected
         self._settle(amount, minimum, answer)
 
     def _settle(self, amount: int, minimum: int, answer: Answer) -> None:
@@ -287,6 +290,6 @@ class Payment:
         limit = self._connection.receive_max
         return f"; the receiver accepts {limit} in total" if limit is not None and limit <= self.delivered else ""
 
-    def _stop(self, reason: str) -> None:
+    def _stop(self, reason: str, cause: LedgerPluginError | None = None) -> None:
         if self._stopped is None:
-            self._stopped = reason
+            self._stopped, self._cause = reason, cause

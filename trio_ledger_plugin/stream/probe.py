@@ -25,6 +25,9 @@ __all__ = ["Probed", "StoppedError", "find_rate"]
 
 # A connector that refuses each amount in a new way must not keep a payment forever.
 _MOST_TRIES: Final = 40
+# A probe that is lost holds everything up, and moves no money: it need not live as long as other packets.
+_EXPIRY: Final = 5.0
+_ROUNDED_TRIES: Final = 3
 _FIRST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 2.0
 # A packet that timed out or was refused on its way; the next may pass.
@@ -56,7 +59,7 @@ async def find_rate(connection: Connection, order: Order, patience: float) -> Pr
     Args:
         connection: Where to send probes.
         order: What the payment has to do.
-        patience: Seconds after which to give up.
+        patience: Seconds without news after which to give up.
 
     Raises:
         StoppedError: No packet arrives.
@@ -72,10 +75,12 @@ class _Probe:
     def __init__(self, connection: Connection, order: Order, patience: float) -> None:
         self._connection = connection
         self._order = order
+        self._patience = patience
         self._deadline = trio.current_time() + patience
         self._ceiling = min(order.max_packet, MAX_UINT64)
         self._best: tuple[int, int] | None = None
         self._pause = _FIRST_PAUSE
+        self._rounded = 0
         self._last = "no answer came"
 
     async def run(self) -> Probed:
@@ -104,7 +109,7 @@ class _Probe:
 
     async def _greet(self) -> None:
         """Begin the connection with a packet without money, which tells the receiver's asset."""
-        answer = await self._connection.send(0, 0, fulfillable=False)
+        answer = await self._send(0)
         self._last = answer.reason
         if self._connection.closed is not None:
             raise StoppedError(self._connection.closed)
@@ -114,6 +119,10 @@ class _Probe:
             await self._wait()
         elif answer.code == "F02" or not self._connection.greet_otherwise():
             raise StoppedError(answer.reason)
+
+    async def _send(self, size: int) -> Answer:
+        seconds = min(self._order.expiry, _EXPIRY)
+        return await self._connection.send(size, 0, fulfillable=False, expiry=seconds)
 
     async def _wait(self) -> None:
         await trio.sleep(self._pause)
@@ -130,8 +139,10 @@ class _Probe:
         return min(needed, self._ceiling)
 
     async def _try(self, size: int) -> None:
-        answer = await self._connection.send(size, 0, fulfillable=False)
+        answer = await self._send(size)
         self._last = answer.reason
+        if answer.reply is not None or answer.code == "F08":
+            self._deadline = trio.current_time() + self._patience
         if answer.reply is not None:
             self._pause = _FIRST_PAUSE
             if self._connection.closed is not None:
@@ -150,8 +161,11 @@ class _Probe:
             if self._ceiling < 1:
                 raise StoppedError(f"every packet is too large: {answer.reason}")
         elif answer.code == "R01":
-            # The amount is rounded down to 0 on its way.
-            self._best = self._best or (size, 0)
+            # The amount is rounded down to 0 on its way; unless it was chance, nothing arrives.
+            self._rounded += 1
+            if self._rounded >= _ROUNDED_TRIES:
+                self._best = self._best or (size, 0)
+            await self._wait()
         elif answer.code[:1] == "T" or answer.code in _PASSING:
             if answer.code == "T04":
                 self._ceiling = max(known, 1, min(self._ceiling, size * 2 // 3))

@@ -91,7 +91,7 @@ class Receiver:
         self._log: Log = log or StdlibLog()
         self._bookings = bookings or MemoryBookings()
         self._connections: OrderedDict[str, _Connection] = OrderedDict()
-        self._deciding: dict[tuple[str, int], trio.Event] = {}
+        self._deciding: dict[tuple[str, int], trio.Event | None] = {}
 
     def new_credentials(
         self, tag: str | None = None, *, receipt_nonce: bytes | None = None, receipt_secret: bytes | None = None
@@ -179,37 +179,87 @@ class Receiver:
     ) -> bytes:
         """Have the application decide, book the packet, and answer. The same packet is decided once at a time."""
         name = received.destination, received.sequence
-        while (other := self._deciding.get(name)) is not None:
-            await other.wait()
-        self._deciding[name] = trio.Event()
-        seconds = (prepare.expires_at - datetime.now(UTC)).total_seconds()
+        while name in self._deciding:
+            event = self._deciding[name]
+            if event is None:
+                event = self._deciding[name] = trio.Event()
+            await event.wait()
+        self._deciding[name] = None
+        total = -1
         try:
-            with trio.move_on_after(max(seconds, 0)):
-                return await self._accept(answer, received, prepare.execution_condition, fulfillment)
+            accepted = self._accept(received, prepare.execution_condition)
+            if isawaitable(accepted):
+                seconds = (prepare.expires_at - datetime.now(UTC)).total_seconds()
+                with trio.move_on_after(max(seconds, 0)):
+                    total = await accepted
+            else:
+                total = accepted
+        except _RefusedError as refused:
+            return answer.reject(ErrorCode.FINAL_APPLICATION_ERROR, *refused.frames)
         except Exception as error:  # noqa: BLE001 (an application may raise anything, and the payer may try again)
             self._log.error("a packet of a STREAM payment is refused for now: %s: %s", type(error).__name__, error)
+            return answer.reject(ErrorCode.INTERNAL_ERROR)
         finally:
-            self._deciding.pop(name).set()
-        return answer.reject(ErrorCode.INTERNAL_ERROR)
-
-    async def _accept(self, answer: _Answer, received: ReceivedPacket, condition: bytes, fulfillment: bytes) -> bytes:
-        verdict, total = await self._bookings.judge(received, condition)
-        if verdict is Verdict.NEW:
-            if self._on_packet is not None:
-                decision = self._on_packet(received)
-                if isawaitable(decision):
-                    decision = await decision
-                if decision is False:
-                    return answer.reject(ErrorCode.FINAL_APPLICATION_ERROR, _REFUSE)
-                if decision is not None and decision is not True:
-                    raise TypeError(f"on_packet returns None or False, not {type(decision).__name__}")
-            verdict, total = await self._bookings.book(received, condition)
-        if verdict is Verdict.OTHER:
-            return answer.reject(ErrorCode.FINAL_APPLICATION_ERROR)
+            waiting = self._deciding.pop(name)
+            if waiting is not None:
+                waiting.set()
+        if total < 0:
+            return answer.reject(ErrorCode.INTERNAL_ERROR)
         return answer.fulfill(fulfillment, total)
+
+    def _accept(self, received: ReceivedPacket, condition: bytes) -> int | Awaitable[int]:
+        """Accept and book a packet; return what its connection has received, at once if nothing has to wait.
+
+        Raises:
+            _RefusedError: The packet is refused.
+        """
+        if isinstance(self._bookings, StoredBookings):
+            return self._accept_stored(self._bookings, received, condition)
+        verdict, total = self._bookings.judge(received, condition)
+        if verdict is Verdict.OTHER:
+            raise _RefusedError
+        if verdict is Verdict.SAME:
+            return total
+        decision = None if self._on_packet is None else self._on_packet(received)
+        if isawaitable(decision):
+            return self._accept_later(self._bookings, decision, received, condition)
+        _check_decision(decision)
+        return self._bookings.book(received, condition)[1]
+
+    async def _accept_later(
+        self, bookings: MemoryBookings, decision: Awaitable[object], received: ReceivedPacket, condition: bytes
+    ) -> int:
+        _check_decision(await decision)
+        return bookings.book(received, condition)[1]
+
+    async def _accept_stored(self, bookings: StoredBookings, received: ReceivedPacket, condition: bytes) -> int:
+        verdict, total = await bookings.judge(received, condition)
+        if verdict is Verdict.NEW:
+            decision = None if self._on_packet is None else self._on_packet(received)
+            _check_decision(await decision if isawaitable(decision) else decision)
+            verdict, total = await bookings.book(received, condition)
+        if verdict is Verdict.OTHER:
+            raise _RefusedError
+        return total
 
     def _reject(self, code: ErrorCode, data: bytes = b"") -> bytes:
         return ilp.encode(ilp.Reject(code, self.address, "", data))
+
+
+class _RefusedError(Exception):
+    """The application refuses a packet, or another packet has its number."""
+
+    def __init__(self, *frames: stream.Frame) -> None:
+        super().__init__()
+        self.frames = frames
+
+
+def _check_decision(decision: object) -> None:
+    """Raise an error unless a decision accepts the packet."""
+    if decision is False:
+        raise _RefusedError(_REFUSE)
+    if decision is not None and decision is not True:
+        raise TypeError(f"on_packet returns None or False, not {type(decision).__name__}")
 
 
 class _Answer:

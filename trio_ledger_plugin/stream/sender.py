@@ -10,7 +10,7 @@ from attrs import frozen
 
 from ..errors import LedgerPluginError
 from ..ilp.configuration import fetch_ildcp
-from ..runtime.tasks import unwrap_group, without_cancellation
+from ..runtime.tasks import without_cancellation
 from .connection import Connection
 from .credentials import Credentials
 from .errors import PaymentFailedError
@@ -177,7 +177,7 @@ async def quote(
         connection = Connection(plugin, credentials, order.expiry)
         try:
             probed, _ = await _probe(plugin, connection, order)
-        except (StoppedError, LedgerPluginError, ExceptionGroup) as error:
+        except (StoppedError, LedgerPluginError) as error:
             failure = _failure_of(error)
             raise failure from failure.__cause__
         if credentials is not to:
@@ -207,7 +207,7 @@ async def _run(plugin: LedgerPlugin, connection: Connection, payment: Payment, o
         with trio.move_on_after(_CANCELLED_CLOSE_SECONDS, shield=True):
             await _close_quietly(connection, _CANCELLED_CLOSE_SECONDS)
         payment.report(done=True)
-        error = without_cancellation(raised)
+        error = _first_error(raised)
         if error is None:
             raise
         if isinstance(error, StoppedError | LedgerPluginError):
@@ -226,14 +226,21 @@ async def _close_quietly(connection: Connection, seconds: float) -> None:
         return
 
 
+def _first_error(raised: BaseException) -> BaseException | None:
+    """Return the first error in what was raised, one like Ctrl-C before others; None for a cancellation."""
+    error = without_cancellation(raised)
+    while isinstance(error, BaseExceptionGroup):
+        error = (error.split(Exception)[1] or error).exceptions[0]
+    return error
+
+
 def _failure_of(error: BaseException, payment: Payment | None = None) -> PaymentFailedError:
     """Return the error of the payment for what ended it."""
-    error = unwrap_group(error)
     sent, delivered, unanswered = (
         (payment.sent, payment.delivered, payment.possibly_sent) if payment is not None else (0, 0, 0)
     )
     failure = PaymentFailedError(sent, delivered, str(error), unanswered=unanswered)
-    failure.__cause__ = None if isinstance(error, StoppedError) else error
+    failure.__cause__ = error.__cause__ if isinstance(error, StoppedError) else error
     return failure
 
 
@@ -243,7 +250,14 @@ async def _probe(plugin: LedgerPlugin, connection: Connection, order: Order) -> 
     Raises:
         StoppedError: No packet arrives, or the rate is too low.
     """
-    probed = await find_rate(connection, order, order.expiry + _PATIENCE)
+    try:
+        probed = await find_rate(connection, order, order.expiry + _PATIENCE)
+    except BaseExceptionGroup as group:
+        # Several probes failed at once.
+        error = _first_error(group)
+        if error is None:
+            raise
+        raise error from error.__cause__
     min_rate = order.min_rate
     if order.outside_rate is not None:
         if connection.asset is None:
