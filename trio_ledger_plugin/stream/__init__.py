@@ -5,6 +5,7 @@ Money only: there are no streams of bytes, which no living wallet uses. Needs th
 
 from .bookings import ReceivedPacket
 from .credentials import Asset, Credentials
+from .endpoint import SpspEndpoint
 from .errors import PaymentFailedError
 from .payment import Progress
 from .receipts import Receipt, verify_receipt
@@ -22,6 +23,7 @@ __all__ = [
     "Receipt",
     "ReceivedPacket",
     "Receiver",
+    "SpspEndpoint",
     "fetch_spsp",
     "open_receiver",
     "pay",
