@@ -60,8 +60,8 @@ LAYERS = (
     (("btp", "http", "loopback"), CORE | {"codec", "net", "websocket", "ilp", "accounts"}),
     (("registry", "environment", "opening", PACKAGE), SHIPPED),
     (
-        ("telemetry", "testing", "pytest_plugin", "benchmark", "cli", "__main__"),
-        SHIPPED | {"testing", "benchmark", "cli"},
+        ("stream", "telemetry", "testing", "pytest_plugin", "benchmark", "cli", "__main__"),
+        SHIPPED | {"stream", "testing", "benchmark", "cli"},
     ),
 )
 MAY_IMPORT = {unit: allowed for units, allowed in LAYERS for unit in units}
@@ -135,7 +135,7 @@ def test_codec_and_session_do_not_import_trio(module):
 
 
 @pytest.mark.parametrize(
-    "module", ["codec.oer", "codec.btp", "codec.ilp", "codec.ildcp", "btp.session", "websocket.frames"]
+    "module", ["codec.oer", "codec.btp", "codec.ilp", "codec.ildcp", "codec.stream", "btp.session", "websocket.frames"]
 )
 def test_codec_and_session_run_without_trio(module):
     """In a separate interpreter, without the packages' own __init__ modules, which import Trio."""

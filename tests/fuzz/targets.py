@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from support.frames import LIMIT, reader, split_by_reader, split_by_the_book
 
-from trio_ledger_plugin.codec import btp, ildcp, ilp
+from trio_ledger_plugin.codec import btp, ildcp, ilp, stream
 from trio_ledger_plugin.errors import DecodeError
 
 if TYPE_CHECKING:
@@ -26,7 +26,13 @@ MAX_ENTRIES = 32
 # error has a text, its frames and those of its cause. In BTP each entry is an object with a place, a name and data.
 OBJECTS = 4 * 1024
 ENTRY = 128
-ALLOWANCES = {"btp": OBJECTS + MAX_ENTRIES * ENTRY, "ilp": OBJECTS, "ildcp": OBJECTS}
+FRAMES = stream.MAX_FRAMES
+ALLOWANCES = {
+    "btp": OBJECTS + MAX_ENTRIES * ENTRY,
+    "ilp": OBJECTS,
+    "ildcp": OBJECTS,
+    "stream": OBJECTS + FRAMES * ENTRY,
+}
 
 
 def check_btp(data: bytes) -> None:
@@ -68,16 +74,27 @@ def check_ilp(data: bytes) -> None:
     _check_plain(ilp, data)
 
 
+def check_stream(data: bytes) -> None:
+    """Hold one packet against the rules of a codec."""
+    _check_plain(stream, data)
+
+
 def check_ildcp(data: bytes) -> None:
     """Hold one packet against the rules of a codec."""
     _check_plain(ildcp, data)
 
 
-CODECS: dict[str, Callable[[bytes], None]] = {"btp": check_btp, "ilp": check_ilp, "ildcp": check_ildcp}
+CODECS: dict[str, Callable[[bytes], None]] = {
+    "btp": check_btp,
+    "ilp": check_ilp,
+    "ildcp": check_ildcp,
+    "stream": check_stream,
+}
 _DECODERS: dict[str, Callable[[bytes], object]] = {
     "btp": lambda data: btp.decode(data, max_entries=MAX_ENTRIES),
     "ilp": ilp.decode,
     "ildcp": ildcp.decode,
+    "stream": stream.decode,
 }
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from trio_ledger_plugin.codec import btp, ilp
+from trio_ledger_plugin.codec import btp, ilp, stream
 
 # A busy machine is no failing test.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -94,4 +94,31 @@ ilp_packets = st.one_of(
         st.text(max_size=300),
         ilp_data,
     ),
+)
+
+wide_texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
+stream_frames = st.one_of(
+    st.builds(stream.ConnectionClose, st.integers(0, 255), wide_texts),
+    st.builds(stream.ConnectionNewAddress, st.just("") | addresses),
+    st.builds(stream.ConnectionMaxData, amounts),
+    st.builds(stream.ConnectionDataBlocked, amounts),
+    st.builds(stream.ConnectionMaxStreamId, amounts),
+    st.builds(stream.ConnectionStreamIdBlocked, amounts),
+    st.builds(stream.ConnectionAssetDetails, wide_texts, st.integers(0, 255)),
+    st.builds(stream.StreamClose, amounts, st.integers(0, 255), wide_texts),
+    st.builds(stream.StreamMoney, amounts, amounts),
+    st.builds(stream.StreamMaxMoney, amounts, amounts, amounts),
+    st.builds(stream.StreamMoneyBlocked, amounts, amounts, amounts),
+    st.builds(stream.StreamData, amounts, amounts, st.binary(max_size=300)),
+    st.builds(stream.StreamMaxData, amounts, amounts),
+    st.builds(stream.StreamDataBlocked, amounts, amounts),
+    st.builds(stream.StreamReceipt, amounts, st.binary(min_size=58, max_size=58)),
+    st.builds(stream.UnknownFrame, st.sampled_from([0, 8, 15, 24, 255]), st.binary(max_size=300)),
+)
+stream_packets = st.builds(
+    stream.Packet,
+    amounts,
+    st.sampled_from([stream.PREPARE, stream.FULFILL, stream.REJECT]),
+    amounts,
+    st.lists(stream_frames, max_size=8).map(tuple),
 )

@@ -1,1 +1,1 @@
-"""Packets to bytes and back: OER, BTP, ILPv4 and ILDCP. Nothing here does I/O or imports Trio."""
+"""Packets to bytes and back: OER, BTP, ILPv4, ILDCP and STREAM. Nothing here does I/O or imports Trio."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = [
+    "MAX_UINT64",
     "PIECE",
     "BytesLike",
     "as_bytes",
@@ -31,13 +32,17 @@ __all__ = [
     "read_time",
     "read_uint",
     "read_utf8",
+    "read_var_uint",
     "time_digits",
     "uint",
     "utf8",
+    "var_uint",
     "whole_milliseconds",
 ]
 
 BytesLike = bytes | bytearray | memoryview
+
+MAX_UINT64 = 2**64 - 1
 
 # Text is decoded in pieces of this many bytes.
 PIECE = 256
@@ -112,6 +117,33 @@ def read_uint(data: bytes, offset: int, size: int) -> tuple[int, int]:
         DecodeError: Fewer bytes are left.
     """
     digits, offset = read_fixed(data, offset, size)
+    return int.from_bytes(digits), offset
+
+
+def read_var_uint(data: bytes, offset: int, *, saturate: bool = False) -> tuple[int, int]:
+    """Read a variable-length unsigned integer of at most 64 bits in its only canonical form; 0 takes one byte.
+
+    Args:
+        data: Where to read.
+        offset: The offset of its length.
+        saturate: Whether a greater integer is read as 2**64-1 instead of being refused.
+
+    Raises:
+        DecodeError: It is cut off, empty, has leading zeros or is too great.
+    """
+    start = offset + 1
+    end = start + data[offset] if offset < len(data) else 0
+    if start < end <= min(start + 8, len(data)) and (data[start] or end == start + 1):
+        return int.from_bytes(data[start:end]), end
+    digits, offset = read_octets(data, offset)
+    if not digits:
+        raise DecodeError("an integer has no bytes")
+    if digits[0] == 0 and len(digits) > 1:
+        raise DecodeError("an integer has leading zeros")
+    if len(digits) > 8:
+        if not saturate:
+            raise DecodeError(f"an integer takes at most 8 bytes, not {len(digits)}")
+        return MAX_UINT64, offset
     return int.from_bytes(digits), offset
 
 
@@ -217,6 +249,18 @@ def uint(value: object, size: int, field: str) -> bytes:
     raise InvalidFieldsError(f"{field} {problem}: it must be an integer from 0 to {most}")
 
 
+def var_uint(value: object, field: str) -> bytes:
+    """Return ``value`` as a variable-length unsigned integer.
+
+    Raises:
+        InvalidFieldsError: ``value`` is not an integer from 0 to 2**64-1.
+    """
+    if isinstance(value, int) and 0 <= value <= MAX_UINT64:
+        size = (value.bit_length() + 7) // 8 or 1
+        return bytes((size,)) + value.to_bytes(size)
+    return uint(value, 8, field)  # raises
+
+
 def ia5(value: str, field: str) -> bytes:
     """Return the bytes of an IA5String, without a length.
 
@@ -250,12 +294,14 @@ def time_digits(moment: datetime, field: str, *, rounded: bool = False) -> str:
     """
     if isinstance(moment, datetime) and moment.utcoffset() is not None:
         try:
-            moment = moment.astimezone(UTC)
+            moment = moment if moment.tzinfo is UTC else moment.astimezone(UTC)
             moment = whole_milliseconds(moment) if rounded else moment
         except OverflowError:
             pass
         else:
-            return f"{moment.year:04}{moment:%m%d%H%M%S}{moment.microsecond // 1000:03}"
+            day = (moment.year * 100 + moment.month) * 100 + moment.day
+            clock = (moment.hour * 100 + moment.minute) * 100 + moment.second
+            return f"{(day * 10**6 + clock) * 1000 + moment.microsecond // 1000:017}"
     raise InvalidFieldsError(f"{field} must be an aware datetime, in the years 1 to 9999 of UTC")
 
 

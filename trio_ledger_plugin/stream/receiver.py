@@ -1,0 +1,362 @@
+"""``open_receiver``: receives payments, without keeping anything about connections (RFC-0029).
+
+Invariant: a Fulfill leaves only after the packet was accepted and booked, and each packet is booked once. What is not
+readable with the receiver's keys gets a Reject without data and without a message, so that nothing on the wire tells
+implementations apart.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from inspect import isawaitable
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import trio
+from attrs import frozen
+
+from ..codec import ilp, stream
+from ..codec.ilp import ErrorCode
+from ..errors import DecodeError, InvalidFieldsError
+from ..ilp.configuration import fetch_ildcp
+from ..ilp.routing import child_segment
+from ..log import StdlibLog
+from .addresses import AddressBook, Details, check_details
+from .bookings import MemoryBookings, ReceivedPacket, StoredBookings, Verdict
+from .credentials import Asset, Credentials
+from .crypto import Keys, check_secret
+from .receipts import make_receipt
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import AsyncIterator
+
+    from ..plugin import LedgerPlugin
+    from ..services import Log, TransactionalStore
+
+__all__ = ["OnPacket", "Receiver", "open_receiver"]
+
+OnPacket: TypeAlias = Callable[[ReceivedPacket], object | Awaitable[object]]
+Book: TypeAlias = "Callable[[sqlite3.Connection, ReceivedPacket], object]"
+
+# Keys of connections that were used last; they can be derived again at any time.
+_CACHED: Final = 1024
+_CLOSE: Final = stream.ConnectionClose(stream.ErrorCode.NO_ERROR)
+_REFUSE: Final = stream.ConnectionClose(stream.ErrorCode.APPLICATION_ERROR)
+_RECEIPT_IDS: Final = 255
+
+
+@frozen
+class _Connection:
+    """What an address means."""
+
+    address: str
+    keys: Keys
+    details: Details
+
+
+class Receiver:
+    """Receives payments at addresses below its own; ``open_receiver`` makes one.
+
+    Args:
+        secret: The receiver's secret, 32 bytes or more. Credentials work for as long as it is the same.
+        address: The receiver's own ILP address.
+        asset: The asset of its account; None if payers need not know.
+        on_packet: Decides about each packet with money, as ``open_receiver`` documents it.
+        log: Where errors of ``on_packet`` are logged.
+
+    Attributes:
+        address: The receiver's own ILP address.
+        asset: The asset of its account.
+    """
+
+    def __init__(
+        self,
+        *,
+        secret: bytes,
+        address: str,
+        asset: Asset | None = None,
+        on_packet: OnPacket | None = None,
+        log: Log | None = None,
+        bookings: MemoryBookings | StoredBookings | None = None,
+    ) -> None:
+        if not ilp.is_address(address):
+            raise InvalidFieldsError("address must be an ILP address, such as example.receiver")
+        self.address: str = address
+        self.asset: Asset | None = asset
+        self._book = AddressBook(check_secret(secret, "secret"), address)
+        self._on_packet = on_packet
+        self._log: Log = log or StdlibLog()
+        self._bookings = bookings or MemoryBookings()
+        self._connections: OrderedDict[str, _Connection] = OrderedDict()
+        self._deciding: dict[tuple[str, int], trio.Event | None] = {}
+
+    def new_credentials(
+        self, tag: str | None = None, *, receipt_nonce: bytes | None = None, receipt_secret: bytes | None = None
+    ) -> Credentials:
+        """Return credentials for one payment.
+
+        Args:
+            tag: The application's name for the payment, such as ``"invoice 17"``. It is encrypted in the address, and
+                given back with each packet.
+            receipt_nonce: 16 bytes that receipts contain (RFC-0039); None for no receipts.
+            receipt_secret: 32 bytes that sign receipts; needed with the nonce.
+
+        Raises:
+            TypeError: An argument has the wrong type.
+            InvalidFieldsError: The tag is too long for an address, or the nonce or the secret is wrong.
+        """
+        details = check_details(tag, receipt_nonce, receipt_secret)
+        address, secret = self._book.make(details)
+        return Credentials(address, secret, receipts_enabled=bool(details.receipt_nonce))
+
+    async def handle(self, data: bytes) -> bytes:
+        """Answer an ILP packet, as a data handler does.
+
+        Args:
+            data: The packet.
+
+        Returns:
+            A Fulfill or a Reject.
+
+        Cancellation: The packet is not fulfilled; it may have been booked.
+        """
+        try:
+            prepare = ilp.decode(data)
+        except DecodeError:
+            return self._reject(ErrorCode.INVALID_PACKET)
+        if not isinstance(prepare, ilp.Prepare):
+            return self._reject(ErrorCode.BAD_REQUEST)
+        segment = child_segment(prepare.destination, self.address)
+        if segment is None:
+            return self._reject(ErrorCode.UNREACHABLE)
+        try:
+            connection = self._connection(segment)
+            packet = stream.decode(connection.keys.open(prepare.data))
+        except DecodeError:
+            return self._reject(ErrorCode.UNEXPECTED_PAYMENT)
+        if packet.packet_type != stream.PREPARE:
+            return self._reject(ErrorCode.BAD_REQUEST)
+        return await self._judge(prepare, connection, packet)
+
+    def _connection(self, segment: str) -> _Connection:
+        """Return what the segment after the own address means.
+
+        Raises:
+            DecodeError: It is not a token of this receiver.
+        """
+        connection = self._connections.get(segment)
+        if connection is None:
+            token, details = self._book.read(segment)
+            connection = _Connection(self._book.address_of(token), Keys(self._book.shared_secret(token)), details)
+            self._connections[segment] = connection
+            if len(self._connections) > _CACHED:
+                self._connections.popitem(last=False)
+        return connection
+
+    async def _judge(self, prepare: ilp.Prepare, connection: _Connection, packet: stream.Packet) -> bytes:
+        """Answer a packet that was made with a connection's key."""
+        answer = _Answer(self, connection, packet, prepare.amount)
+        if any(isinstance(frame, stream.ConnectionClose) for frame in packet.frames):
+            return answer.reject(ErrorCode.FINAL_APPLICATION_ERROR, _CLOSE)
+        fulfillment = connection.keys.fulfillment(prepare.data)
+        right = ilp.fulfills(fulfillment, prepare.execution_condition)
+        money = [frame for frame in packet.frames if isinstance(frame, stream.StreamMoney)]
+        if prepare.amount < packet.amount or not right:
+            return answer.reject(ErrorCode.FINAL_APPLICATION_ERROR)
+        if prepare.amount == 0:
+            return answer.fulfill(fulfillment)
+        # A payer opens streams with odd numbers; money for another stream belongs to no stream.
+        if not any(frame.shares for frame in money) or not all(frame.stream_id % 2 for frame in money):
+            return answer.reject(ErrorCode.FINAL_APPLICATION_ERROR)
+        received = ReceivedPacket(prepare.amount, connection.details.tag, connection.address, packet.sequence)
+        return await self._decide(answer, received, prepare, fulfillment)
+
+    async def _decide(
+        self, answer: _Answer, received: ReceivedPacket, prepare: ilp.Prepare, fulfillment: bytes
+    ) -> bytes:
+        """Have the application decide, book the packet, and answer. The same packet is decided once at a time."""
+        name = received.destination, received.sequence
+        while name in self._deciding:
+            event = self._deciding[name]
+            if event is None:
+                event = self._deciding[name] = trio.Event()
+            await event.wait()
+        self._deciding[name] = None
+        total = -1
+        try:
+            accepted = self._accept(received, prepare.execution_condition)
+            if isawaitable(accepted):
+                seconds = (prepare.expires_at - datetime.now(UTC)).total_seconds()
+                with trio.move_on_after(max(seconds, 0)):
+                    total = await accepted
+            else:
+                total = accepted
+        except _RefusedError as refused:
+            return answer.reject(ErrorCode.FINAL_APPLICATION_ERROR, *refused.frames)
+        except Exception as error:  # noqa: BLE001 (an application may raise anything, and the payer may try again)
+            self._log.error("a packet of a STREAM payment is refused for now: %s: %s", type(error).__name__, error)
+            return answer.reject(ErrorCode.INTERNAL_ERROR)
+        finally:
+            waiting = self._deciding.pop(name)
+            if waiting is not None:
+                waiting.set()
+        if total < 0:
+            return answer.reject(ErrorCode.INTERNAL_ERROR)
+        return answer.fulfill(fulfillment, total)
+
+    def _accept(self, received: ReceivedPacket, condition: bytes) -> int | Awaitable[int]:
+        """Accept and book a packet; return what its connection has received, at once if nothing has to wait.
+
+        Raises:
+            _RefusedError: The packet is refused.
+        """
+        if isinstance(self._bookings, StoredBookings):
+            return self._accept_stored(self._bookings, received, condition)
+        verdict, total = self._bookings.judge(received, condition)
+        if verdict is Verdict.OTHER:
+            raise _RefusedError
+        if verdict is Verdict.SAME:
+            return total
+        decision = None if self._on_packet is None else self._on_packet(received)
+        if isawaitable(decision):
+            return self._accept_later(self._bookings, decision, received, condition)
+        _check_decision(decision)
+        return self._bookings.book(received, condition)[1]
+
+    async def _accept_later(
+        self, bookings: MemoryBookings, decision: Awaitable[object], received: ReceivedPacket, condition: bytes
+    ) -> int:
+        _check_decision(await decision)
+        return bookings.book(received, condition)[1]
+
+    async def _accept_stored(self, bookings: StoredBookings, received: ReceivedPacket, condition: bytes) -> int:
+        verdict, total = await bookings.judge(received, condition)
+        if verdict is Verdict.NEW:
+            decision = None if self._on_packet is None else self._on_packet(received)
+            _check_decision(await decision if isawaitable(decision) else decision)
+            verdict, total = await bookings.book(received, condition)
+        if verdict is Verdict.OTHER:
+            raise _RefusedError
+        return total
+
+    def _reject(self, code: ErrorCode, data: bytes = b"") -> bytes:
+        return ilp.encode(ilp.Reject(code, self.address, "", data))
+
+
+class _RefusedError(Exception):
+    """The application refuses a packet, or another packet has its number."""
+
+    def __init__(self, *frames: stream.Frame) -> None:
+        super().__init__()
+        self.frames = frames
+
+
+def _check_decision(decision: object) -> None:
+    """Raise an error unless a decision accepts the packet."""
+    if decision is False:
+        raise _RefusedError(_REFUSE)
+    if decision is not None and decision is not True:
+        raise TypeError(f"on_packet returns None or False, not {type(decision).__name__}")
+
+
+class _Answer:
+    """Builds the answer to one packet."""
+
+    __slots__ = ("_amount", "_connection", "_packet", "_receiver")
+
+    def __init__(self, receiver: Receiver, connection: _Connection, packet: stream.Packet, amount: int) -> None:
+        self._receiver = receiver
+        self._connection = connection
+        self._packet = packet
+        self._amount = amount
+
+    def fulfill(self, fulfillment: bytes, total: int = 0) -> bytes:
+        """Return a Fulfill, with a receipt if the payer asked for receipts."""
+        frames = self._frames()
+        details = self._connection.details
+        if details.receipt_nonce and total:
+            for frame in self._packet.frames:
+                if isinstance(frame, stream.StreamMoney) and frame.stream_id <= _RECEIPT_IDS:
+                    capped = min(total, 2**64 - 1)
+                    receipt = make_receipt(details.receipt_nonce, details.receipt_secret, frame.stream_id, capped)
+                    frames = (*frames, stream.StreamReceipt(frame.stream_id, receipt))
+                    break
+        return ilp.encode(ilp.Fulfill(fulfillment, self._seal(stream.FULFILL, frames)))
+
+    def reject(self, code: ErrorCode, *frames: stream.Frame) -> bytes:
+        """Return a Reject with the receiver's packet."""
+        sealed = self._seal(stream.REJECT, (*self._frames(), *frames))
+        return ilp.encode(ilp.Reject(code, self._receiver.address, "", sealed))
+
+    def _frames(self) -> tuple[stream.Frame, ...]:
+        asset = self._receiver.asset
+        if asset is None or not any(isinstance(frame, stream.ConnectionNewAddress) for frame in self._packet.frames):
+            return ()
+        return (stream.ConnectionAssetDetails(asset.code, asset.scale),)
+
+    def _seal(self, packet_type: int, frames: tuple[stream.Frame, ...]) -> bytes:
+        packet = stream.Packet(self._packet.sequence, packet_type, self._amount, frames)
+        return self._connection.keys.seal(stream.encode(packet))
+
+
+@asynccontextmanager
+async def open_receiver(
+    plugin: LedgerPlugin,
+    *,
+    secret: bytes,
+    address: str | None = None,
+    asset: Asset | None = None,
+    on_packet: OnPacket | None = None,
+    store: TransactionalStore | None = None,
+    book: Book | None = None,
+) -> AsyncIterator[Receiver]:
+    """Receive payments over a plugin during a block, as its data handler.
+
+    Args:
+        plugin: A connected plugin without a data handler.
+        secret: The receiver's secret, 32 bytes or more, such as ``os.urandom(32)``, which the application keeps.
+            Credentials work for as long as it is the same, in any process.
+        address: The receiver's ILP address. None asks the peer for it, and for the asset (ILDCP).
+        asset: The asset of the account, which payers are told; needed with ``address`` for payers that check the rate.
+        on_packet: Called with a `ReceivedPacket` for each packet with money; sync or async. It returns None to accept
+            it, or False to refuse it and end the payment. If it raises, the payer may try later, with another packet.
+            It has until the packet expires. None accepts all packets.
+        store: Where accepted packets are recorded, so that each is booked once even if this process ends in between.
+            Without a store, the last 512 packets of the last 1,024 connections are remembered.
+        book: Called with the store's connection and a `ReceivedPacket`, in the transaction that records the packet, in
+            the store's thread. It writes the application's books, and nothing else.
+
+    Yields:
+        The receiver.
+
+    Raises:
+        TypeError: ``secret`` is not bytes-like.
+        InvalidFieldsError: ``secret`` is too short, ``address`` is wrong, or ``book`` is given without ``store``.
+        InvalidServicesError: The extra ``stream`` is not installed.
+        DataHandlerAlreadyRegisteredError: The plugin has a data handler.
+        StoreError: The store failed.
+        RemoteError: The peer does not answer ILDCP; give ``address``.
+
+    Cancellation: Ends the block. Packets that are being decided are not fulfilled if the plugin closes.
+    """
+    check_secret(secret, "secret")
+    if book is not None and store is None:
+        raise InvalidFieldsError("book needs store: it runs in the transaction of the store")
+    if address is None:
+        own = await fetch_ildcp(plugin)
+        address, asset = own.client_address, asset or Asset(own.asset_code, own.asset_scale)
+    bookings: MemoryBookings | StoredBookings = MemoryBookings()
+    if store is not None:
+        bookings = StoredBookings(store, book)
+        await bookings.open()
+    receiver = Receiver(
+        secret=secret, address=address, asset=asset, on_packet=on_packet, log=plugin.log, bookings=bookings
+    )
+    plugin.register_data_handler(receiver.handle)
+    try:
+        yield receiver
+    finally:
+        plugin.deregister_data_handler()
