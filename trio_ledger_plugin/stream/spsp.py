@@ -10,7 +10,8 @@ import base64
 import binascii
 import json
 import re
-from typing import TYPE_CHECKING, Any, Final
+import ssl
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import h11
@@ -20,14 +21,11 @@ from attrs import frozen
 from ..codec.ilp import is_address
 from ..errors import DecodeError, InvalidFieldsError, RemoteError, UnreachableError
 from ..log import escape
-from ..net.dial import NO_TLS_HINT, dial
+from ..net.dial import dial
 from ..net.sockets import abort_stream
 from ..net.url import HOST_CHARACTERS
 from .credentials import Credentials
 from .crypto import SECRET_SIZE, check_secret
-
-if TYPE_CHECKING:
-    import ssl
 
 __all__ = ["decode_base64", "fetch_spsp", "resolve_payment_pointer"]
 
@@ -163,11 +161,9 @@ async def _get(
     endpoint: _Endpoint, headers: list[tuple[str, str]], ssl_context: ssl.SSLContext | None
 ) -> tuple[h11.Response, bytes]:
     """Send a GET and return the response and its body."""
-    try:
-        stream = await dial(endpoint.host, endpoint.port, endpoint.url, tls=endpoint.tls, ssl_context=ssl_context)
-    except UnreachableError as error:
-        # The hint is about the URLs of BTP.
-        raise type(error)(str(error).removesuffix(NO_TLS_HINT)) from error.__cause__
+    if endpoint.tls and ssl_context is None:
+        ssl_context = await trio.to_thread.run_sync(ssl.create_default_context)
+    stream = await dial(endpoint.host, endpoint.port, endpoint.url, ssl_context=ssl_context if endpoint.tls else None)
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD)
     try:
         request = connection.send(h11.Request(method="GET", target=endpoint.resource, headers=headers))
