@@ -224,6 +224,17 @@ def test_only_parking_waits_by_hand():
     assert waiting == [f"{PACKAGE}.parking"]
 
 
+def test_only_parking_starts_tasks():
+    """A nursery whose task was interrupted while it was started would wait for ever. Programs may start theirs."""
+    starting = {
+        name
+        for name, path in MODULES.items()
+        if re.search(r"(?<!_reader)\.start_soon\b", path.read_text())
+        and name.split(".")[1] not in ("benchmark", "cli", "testing")
+    }
+    assert starting == {f"{PACKAGE}.parking"}
+
+
 def classes():
     """Yield the name of each class's module, the class, and the names of its bases."""
     for name, path in MODULES.items():

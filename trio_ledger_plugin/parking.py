@@ -1,7 +1,8 @@
-"""A wait on Trio's low level: a task sleeps until another part of the program reschedules it.
+"""Waiting and starting tasks on Trio's low level, where Ctrl-C must not come between two steps.
 
-Invariant: no ``KeyboardInterrupt`` is raised in a task between its assignment to a waiter and its sleep. Otherwise the
-task could wait for something else, be rescheduled in the middle of that, and end Trio with ``TrioInternalError``.
+Invariants: no ``KeyboardInterrupt`` is raised in a task between its assignment to a waiter and its sleep. Otherwise the
+task could wait for something else, be rescheduled in the middle of that, and end Trio with ``TrioInternalError``. None
+is raised while a task is started: the nursery could wait for ever for a task that it counts and that never runs.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import trio
 from trio.lowlevel import current_task, reschedule, wait_task_rescheduled
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     import outcome
 
-__all__ = ["Waiter", "park"]
+__all__ = ["Waiter", "park", "start_task"]
 
 
 class Waiter:
@@ -50,3 +53,13 @@ async def park(waiter: Waiter) -> Any:  # noqa: ANN401 (the waiter's owner knows
     """
     waiter.task = current_task()
     return await wait_task_rescheduled(waiter.abandon)
+
+
+@trio.lowlevel.enable_ki_protection
+def start_task(nursery: trio.Nursery, function: Callable[..., Awaitable[object]], *args: object) -> None:
+    """Start a task in a nursery. The task itself is not protected from Ctrl-C.
+
+    Raises:
+        RuntimeError: The nursery is closed.
+    """
+    nursery.start_soon(function, *args)

@@ -19,6 +19,8 @@ NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
 NO_TLS_HINT = "; does the server speak TLS? if not, its URL begins with {}://"
 
 
+# Trio starts tasks in it, one for each address.
+@trio.lowlevel.enable_ki_protection
 async def dial(host: str, port: int, address: str, *, ssl_context: ssl.SSLContext | None) -> trio.abc.Stream:
     """Open a connection.
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from ..errors import NotConnectedError
+from ..parking import start_task
 from .sockets import abort_stream
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class Listener:
                 serving = await stack.enter_async_context(trio.open_nursery())
                 for listener in listeners:
                     await stack.enter_async_context(listener)
-                    serving.start_soon(self._accept, listener, serving)
+                    start_task(serving, self._accept, listener, serving)
                 listening()
                 await trio.sleep_forever()
         finally:
@@ -163,7 +164,7 @@ class Listener:
                 self._make_room()
                 await trio.sleep(ACCEPT_PAUSE)
             else:
-                serving.start_soon(self._receive, stream)
+                start_task(serving, self._receive, stream)
                 await _yield_while_busy()
 
     async def _receive(self, stream: trio.SocketStream) -> None:

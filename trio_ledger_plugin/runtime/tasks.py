@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import trio
 
 from ..errors import PluginClosedError
+from ..parking import start_task
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -59,7 +60,7 @@ async def run_all(functions: Iterable[Callable[[], Awaitable[None]]]) -> None:
     try:
         async with trio.open_nursery() as nursery:
             for function in functions:
-                nursery.start_soon(function)
+                start_task(nursery, function)
     except BaseExceptionGroup as group:
         error = without_cancellation(group)
         if error is None:
@@ -190,7 +191,7 @@ class TaskGroup:
 
     def _open(self) -> None:
         try:
-            self.context.run(self._caller.start_soon, self._root)
+            self.context.run(start_task, self._caller, self._root)
         except RuntimeError as error:
             raise PluginClosedError("the nursery that the plugin was made in has ended") from error
         self._scope = _new_scope()
@@ -213,7 +214,7 @@ class TaskGroup:
         """
         if self._nursery is None:
             raise RuntimeError("the plugin's tasks have ended")
-        context.run(self._nursery.start_soon, function, *args)
+        context.run(start_task, self._nursery, function, *args)
 
     def cancel(self) -> None:
         """Cancel every task, once commits in progress have ended; ``wait_ended()`` waits for the tasks."""
@@ -268,12 +269,12 @@ class TaskGroup:
         crash: Exception | None = None
         try:
             async with trio.open_nursery() as outside:
-                outside.start_soon(self._pass_on_cancellation)
+                start_task(outside, self._pass_on_cancellation)
                 try:
                     with self._scope:
                         async with trio.open_nursery() as nursery:
                             self._nursery = nursery
-                            nursery.start_soon(self._run_timers)
+                            start_task(nursery, self._run_timers)
                             self._opened.set()
                 except* Exception as group:  # noqa: BLE001 (any exception from a task fails the plugin)
                     crash = group

@@ -13,6 +13,7 @@ from attrs import frozen
 
 from ..codec import stream
 from ..errors import LedgerPluginError
+from ..parking import start_task
 from .connection import STREAM_ID, Answer, Kind
 from .order import MAX_IN_FLIGHT
 from .probe import StoppedError
@@ -154,7 +155,7 @@ class Payment:
         """Start workers, while there is money for them and room for their packets."""
         while self._workers < int(self._window) and self._next_amount() > 0:
             self._workers += 1
-            self._nursery.start_soon(self._work)
+            start_task(self._nursery, self._work)
             if self._workers * self._packet >= self._budget:
                 return
 
