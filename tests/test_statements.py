@@ -197,6 +197,7 @@ def use_everything(book):
         waiting = book.begin("waiting", **at)
         outgoing.postpone(connection, waiting, 0.0)
         outgoing.take_due(connection, account, 10)
+        outgoing.take_due(connection, account, 10, ())
         outgoing.postpone(connection, waiting, 0.0)
         outgoing.withdraw_waiting(connection, waiting)
         book.begin("never sent", **at)
@@ -213,6 +214,7 @@ def use_everything(book):
         book.receive("later", apply=lambda *_: UnreachableError("later"), **at)
         for credited in incoming.due_to_deliver(connection, account, 3)[0]:
             incoming.postpone_delivery(connection, credited, 0.0)
+            incoming.deliver_within(connection, credited, accept)
             incoming.delivered(connection, credited)
         journal.reset_level(connection, account)
         book.pay("at PLAIN", account=account, level=PLAIN)
