@@ -18,7 +18,7 @@ from ..transfer import MoneyLevel, Transfer, TransferState
 from .history import read_entry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from ..errors import RemoteError
     from ..negotiation import PeerJournal
@@ -242,9 +242,14 @@ class SqlOutgoing:
             self.withdraw(connection, _being_sent(row, 0))
 
     def withdraw_waiting(self, connection: Connection, sent: BeingSent) -> bool:
-        """Remove a transfer that waits for its next try; return False if it is being sent or was settled."""
-        claimed = connection.execute(self._sql.CLAIM_TO_SEND, (sent.number, BEING_SENT)).rowcount
-        return bool(claimed) and self.withdraw(connection, sent)
+        """Remove a transfer that waits for its next try; return whether it is removed, now or by an earlier call.
+
+        Returns:
+            False if it is being sent or was settled.
+        """
+        if connection.execute(self._sql.CLAIM_TO_SEND, (sent.number, BEING_SENT)).rowcount:
+            return self.withdraw(connection, sent)
+        return connection.execute(self._sql.FIND_STATE, (sent.number,)).fetchone() is None
 
     def postpone(self, connection: Connection, sent: BeingSent, pause: float) -> None:
         """Record that a transfer is sent again after a pause, in seconds."""
@@ -253,9 +258,23 @@ class SqlOutgoing:
         # The next process counts the pause from here, however this one ends.
         connection.execute(self._sql.SAVE_AGE, (age, self._ledger, age))
 
-    def take_due(self, connection: Connection, account: str, limit: int) -> DueTransfers:
-        """Return the transfers of an account that are due to be sent again, at most ``limit``."""
+    def take_due(
+        self, connection: Connection, account: str, limit: int, being_sent: Collection[str] | None = None
+    ) -> DueTransfers:
+        """Return the transfers of an account that are due to be sent again, at most ``limit``.
+
+        Args:
+            connection: The connection, inside a transaction.
+            account: The account.
+            limit: How many.
+            being_sent: The keys of all transfers that are being sent, if a commit is in doubt that may have taken
+                others; these are due again.
+        """
         sql, place = self._sql, (self._ledger, account)
+        if being_sent is not None:
+            for number, level, key in connection.execute(sql.LEASED, (*place, BEING_SENT)).fetchall():
+                if level == MoneyLevel.KEYED.value and key not in being_sent:
+                    connection.execute(sql.POSTPONE_SENDING, (self._age(), 0, number))
         due = connection.execute(sql.DUE_TO_SEND, (*place, self._age(), limit)).fetchall()
         taken = []
         for number, tries in due:
@@ -268,7 +287,7 @@ class SqlOutgoing:
     def release(self, connection: Connection, account: str) -> None:
         """Make the transfers of an account due that an earlier sender was sending; doubt those at PLAIN."""
         place = (self._ledger, account)
-        for number, level in connection.execute(self._sql.LEASED, (*place, BEING_SENT)).fetchall():
+        for number, level, _ in connection.execute(self._sql.LEASED, (*place, BEING_SENT)).fetchall():
             if level == MoneyLevel.PLAIN.value:
                 self.doubt(connection, number)
         connection.execute(self._sql.RELEASE_LEASES, (self._age(), *place, BEING_SENT))
