@@ -117,6 +117,13 @@ class SqlOutgoing:
             MoneyLevelError: The transfer is PLAIN, and the account or the options are KEYED.
         """
         sql, place, now = self._sql, (self._ledger, transfer.account), time()
+        refusal = None if peer is not None else self._plain_refusal(connection, transfer.account, plain_allowed)
+        if refusal is not None:
+            # Before anything is changed: otherwise the other works of the same commit would have to run again.
+            known = self.find(connection, transfer.account, str(transfer.key))
+            if known is None:
+                raise MoneyLevelError(refusal)
+            return known
         journal = None if peer is None else peer.id
         # The peer keeps a key from when it receives it; half of that time is a margin for what its journal takes to
         # record its age.
@@ -140,7 +147,7 @@ class SqlOutgoing:
             assert known is not None
             return known
         if peer is None:
-            self._begin_plain(connection, transfer, plain_allowed=plain_allowed)
+            self._begin_plain(connection, transfer)
         else:
             values = (transfer.amount, self._age(), *place, peer.id)
             if not connection.execute(sql.BEGIN_KEYED, values).rowcount:
@@ -149,14 +156,20 @@ class SqlOutgoing:
         connection.execute(sql.ENTER_TO_SEND, (entered[0], *place, BEING_SENT))
         return BeingSent(entered[0], transfer, journal or "", until or 0.0)
 
-    def _begin_plain(self, connection: Connection, transfer: Transfer, *, plain_allowed: bool) -> None:
-        place = (self._ledger, transfer.account)
+    def _plain_refusal(self, connection: Connection, account: str, plain_allowed: bool) -> str | None:
+        """Return why nothing may be sent at PLAIN; None if it may."""
         if not plain_allowed:
-            raise MoneyLevelError(NO_KEYS)
+            return NO_KEYS
+        level = connection.execute(self._sql.FIND_LEVEL, (self._ledger, account)).fetchone()
+        return LOST_KEYS if level is not None and level[0] else None
+
+    def _begin_plain(self, connection: Connection, transfer: Transfer) -> None:
+        place = (self._ledger, transfer.account)
         values = (transfer.amount, self._age(), *place)
         if not connection.execute(self._sql.BEGIN_PLAIN, values).rowcount:
             connection.execute(self._sql.ENTER_ACCOUNT, place)
             if not connection.execute(self._sql.BEGIN_PLAIN, values).rowcount:
+                # Another process of the ledger has changed the level since.
                 raise MoneyLevelError(LOST_KEYS)
 
     def find(self, connection: Connection, account: str, key: str) -> JournalEntry | None:
