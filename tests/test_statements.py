@@ -17,6 +17,7 @@ from support.journals import IN, REFUSAL, Book, accept, journal_of, refuse
 import trio_ledger_plugin
 from trio_ledger_plugin import MoneyLevel, UnreachableError
 from trio_ledger_plugin.money.history import START
+from trio_ledger_plugin.money.peers import MAX_OLDER
 from trio_ledger_plugin.money.statements import Statements
 from trio_ledger_plugin.stores.dialect import SQLITE
 from trio_ledger_plugin.stores.schema import VALUES, add_functions, migrate
@@ -206,6 +207,9 @@ def use_everything(book):
         book.settle("doubted", TransferState.ACKED, account)
         book.begin("left", **at)
         outgoing.put_in_doubt(connection, account)
+        peers.meet(connection, account, journal_of("another"))
+        for number in range(MAX_OLDER + 1):
+            peers.use(connection, account, f"journal {number}")
         peers.meet(connection, account, journal_of("another"))
         peers.counts(connection, account, "the journal of 7")
         peers.last_acked(connection, account, "another", 5)

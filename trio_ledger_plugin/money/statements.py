@@ -109,6 +109,11 @@ class Statements:
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
     )
     DROP_OLDER_PEER = "DELETE FROM lpi_peers WHERE ledger = ? AND account = ? AND journal = ?"
+    COUNT_PEERS = "SELECT count(*) FROM lpi_peers WHERE ledger = ? AND account = ?"
+    DROP_OLDEST_PEERS = (
+        "DELETE FROM lpi_peers WHERE ledger = ? AND account = ?"
+        " AND age <= (SELECT min(age) FROM lpi_peers WHERE ledger = ? AND account = ?)"
+    )
     DROP_OLD_PEERS = "DELETE FROM lpi_peers WHERE ledger = ? AND account = ? AND age < ?"
     LAST_NUMBER = "SELECT max(id) FROM lpi_transfers"
     ACKED_IN_SLICE = (
