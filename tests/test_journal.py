@@ -863,6 +863,15 @@ def test_transfer_without_effect_leaves_the_level_as_it_was(book, undo):
     assert book.receive("at PLAIN", level=PLAIN, apply=accept) == Received()
 
 
+def test_refused_sending_changes_nothing(book):
+    """Otherwise the works of other accounts that share its commit would have to run again, each in its own."""
+    book.pay("k")
+    before = book.connection.total_changes
+    with pytest.raises(MoneyLevelError):
+        book.begin("plain", level=PLAIN)
+    assert book.connection.total_changes == before
+
+
 @pytest.mark.parametrize("first", ["sent", "received"])
 def test_account_that_was_at_keyed_takes_no_plain_money(book, first):
     """The peer may have lost its journal, and with it what it has applied."""

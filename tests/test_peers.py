@@ -249,6 +249,14 @@ def test_journals_that_were_left_long_ago_are_forgotten(book):
     assert book.select("SELECT journal FROM lpi_peers ORDER BY journal") == [("journal 1",), ("journal 2",)]
 
 
+def test_number_of_journals_that_are_remembered_is_limited(book):
+    for number in range(3 * peers.MAX_OLDER):
+        book.journal.peers.use(book.connection, "", f"journal {number}")
+        book.now += 1
+    kept = book.select("SELECT journal FROM lpi_peers ORDER BY age")
+    assert kept == [(f"journal {number}",) for number in range(2 * peers.MAX_OLDER - 1, 3 * peers.MAX_OLDER - 1)]
+
+
 def last_acked(book, count, journal="first", account=""):
     return book.journal.peers.last_acked(book.connection, account, journal, count)
 

@@ -201,3 +201,15 @@ async def test_walk_can_be_left_early(store):
             break
         gc.collect()
         assert len([entry async for entry in plugin.transfers.walk()]) == 3
+
+
+async def test_walk_includes_what_is_entered_meanwhile(store):
+    async with open_payer(store, retention=None) as payer:
+        await pay_in_doubt(payer, "first")
+        found = []
+        async for entry in payer.transfers.walk(direction=TransferDirection.OUT):
+            found.append(entry.key)
+            if entry.key == "first":
+                payer.regain_link()
+                await pay_in_doubt(payer, "second")
+        assert found == ["first", "second"]

@@ -17,6 +17,7 @@ from support.journals import IN, REFUSAL, Book, accept, journal_of, refuse
 import trio_ledger_plugin
 from trio_ledger_plugin import MoneyLevel, UnreachableError
 from trio_ledger_plugin.money.history import START
+from trio_ledger_plugin.money.peers import MAX_OLDER
 from trio_ledger_plugin.money.statements import Statements
 from trio_ledger_plugin.stores.dialect import SQLITE
 from trio_ledger_plugin.stores.schema import VALUES, add_functions, migrate
@@ -197,6 +198,7 @@ def use_everything(book):
         waiting = book.begin("waiting", **at)
         outgoing.postpone(connection, waiting, 0.0)
         outgoing.take_due(connection, account, 10)
+        outgoing.take_due(connection, account, 10, ())
         outgoing.postpone(connection, waiting, 0.0)
         outgoing.withdraw_waiting(connection, waiting)
         book.begin("never sent", **at)
@@ -206,6 +208,9 @@ def use_everything(book):
         book.begin("left", **at)
         outgoing.put_in_doubt(connection, account)
         peers.meet(connection, account, journal_of("another"))
+        for number in range(MAX_OLDER + 1):
+            peers.use(connection, account, f"journal {number}")
+        peers.meet(connection, account, journal_of("another"))
         peers.counts(connection, account, "the journal of 7")
         peers.last_acked(connection, account, "another", 5)
         for key, apply in (("queued", None), ("accepted", accept), ("refused", refuse), ("queued", accept)):
@@ -213,6 +218,7 @@ def use_everything(book):
         book.receive("later", apply=lambda *_: UnreachableError("later"), **at)
         for credited in incoming.due_to_deliver(connection, account, 3)[0]:
             incoming.postpone_delivery(connection, credited, 0.0)
+            incoming.deliver_within(connection, credited, accept)
             incoming.delivered(connection, credited)
         journal.reset_level(connection, account)
         book.pay("at PLAIN", account=account, level=PLAIN)

@@ -96,6 +96,18 @@ async def test_cancelled_job_that_waits_takes_no_turn():
         assert desk.begun[2:] == ["d1", "d2"]
 
 
+async def test_cancelled_jobs_take_no_memory_while_the_store_hangs():
+    desk = Desk(1)
+    async with trio.open_nursery() as nursery:
+        await start(nursery, desk, "a1", *(f"b{number}" for number in range(10)))
+        for number in range(9):
+            desk.scopes[f"b{number}"].cancel()
+        await wait_all_tasks_blocked()
+        assert [len(waiting) for waiting in desk.turns._waiting.values()] == [1]
+        await desk.end("a1", "b9")
+        assert desk.begun == ["a1", "b9"]
+
+
 async def test_turn_given_to_a_job_that_is_cancelled_is_not_lost():
     """The job is cancelled in the moment in which it gets its turn."""
     desk = Desk(1)

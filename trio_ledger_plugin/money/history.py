@@ -151,7 +151,8 @@ class SqlHistory:
             first = connection.execute(sql.SLICE_FROM, (after,)).fetchone()[0]
             if first is None:
                 return Page([], None)
-            following = first - 1 + PAGE
+            # Not beyond the last one: what is entered before the next slice is read belongs to that one.
+            following = min(first - 1 + PAGE, connection.execute(sql.LAST_NUMBER).fetchone()[0])
             rows = connection.execute(sql.SLICE, (first - 1, following, self._ledger)).fetchall()
         wanted = (account, direction and direction.value, state and state.value)
         from_time = -inf if since is None else since.timestamp()

@@ -250,6 +250,9 @@ class SqlIncoming:
 
     def deliver_within(self, connection: Connection, credited: Credited, apply: Apply) -> LedgerPluginError | None:
         """Call a transactional handler for a credited transfer, and record it as delivered; return its refusal."""
+        if connection.execute(self._sql.FIND_TO_DELIVER, (credited.number,)).fetchone() is None:
+            # This is a second run, after a commit in doubt that counts.
+            return None
         connection.execute("SAVEPOINT lpi_deliver")
         refusal = apply(connection, credited.transfer)
         if refusal is not None:

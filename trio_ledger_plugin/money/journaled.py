@@ -166,7 +166,7 @@ class JournaledMoney(MoneyService):
         in_doubt = False
         while True:
             try:
-                return await self.journal.run(transfer.account, work)
+                received = await self.journal.run(transfer.account, work)
             except StoreError as error:
                 # Once a try is in doubt, neither reply is certain to be true before the store can tell.
                 in_doubt = in_doubt or isinstance(error, StoreInDoubtError)
@@ -175,6 +175,11 @@ class JournaledMoney(MoneyService):
                     return Received(UnreachableError("transfers cannot be applied now"))
                 self._context.log.error("a transfer of %s waits for the store: %s", transfer.amount, error)
                 await trio.sleep(DOUBT_SECONDS)
+            else:
+                if in_doubt:
+                    # An earlier try may have credited it.
+                    self.outbox.look_at(transfer.account)
+                return received
 
     def check_journal(self) -> None:
         """Do nothing: a transactional money handler can be used."""

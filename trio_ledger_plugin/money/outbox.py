@@ -78,7 +78,8 @@ class Outbox:
         self._late: dict[int, str] = {}
         self._running_of: Counter[str] = Counter()
         self._late_of: Counter[str] = Counter()
-        # Transfers that were finished while a page was read, and may still be in that page.
+        # Transfers that were finished while a page was read, and may still be in that page; and those of the last page,
+        # which may be handed over once more when their commit is known here.
         self._finished: set[int] = set()
         self._idle = trio.Event()
         self._active = False
@@ -93,6 +94,11 @@ class Outbox:
         self._look_at_all = True
         self._wake_up.set()
 
+    def look_at(self, account: str) -> None:
+        """Look at an account again: one of its transfers may have been credited."""
+        self._ready[account] = None
+        self._wake_up.set()
+
     def deliver(self, credited: Credited) -> None:
         """Call the handler for a transfer that was just credited, unless others of the account come first."""
         account = credited.transfer.account
@@ -101,8 +107,7 @@ class Outbox:
             return
         first = account in self._ready or account == self._read or self._look_at_all
         if first or not self._active or not self._may_run(account):
-            self._ready[account] = None
-            self._wake_up.set()
+            self.look_at(account)
         elif self._has_handler(account):
             self._begin(credited)
 
@@ -203,7 +208,7 @@ class Outbox:
             if not self._may_run(account):
                 self._ready[account] = None
                 return False
-            self._begin(credited)
+            self._begin(credited, from_page=True)
             started += 1
         if len(due) == limit:
             self._ready[account] = None
@@ -251,23 +256,22 @@ class Outbox:
         _, account = self._in_time.pop(number)
         _decrement(self._running_of, account)
 
-    def _begin(self, credited: Credited) -> None:
+    def _begin(self, credited: Credited, *, from_page: bool = False) -> None:
         account = credited.transfer.account
         self._in_time[credited.number] = trio.current_time() + self._patience, account
         self._running_of[account] += 1
         if len(self._in_time) == 1:
             # The task has to know when it becomes late.
             self._wake_up.set()
-        self._context.tasks.spawn(self._deliver, credited)
+        self._context.tasks.spawn(self._deliver, credited, from_page)
 
-    async def _deliver(self, credited: Credited) -> None:
+    async def _deliver(self, credited: Credited, from_page: bool) -> None:
         """Call the handler once; each call has its own task and context."""
         account = credited.transfer.account
         handler = self._handler_of(account)
         try:
             if handler is not None:
                 await self._call(credited)
-            self._finished.add(credited.number)
         except NotAsyncError as error:
             # The call may have done the handler's work, and another call would do it again.
             self._not_async.append(handler)
@@ -282,6 +286,8 @@ class Outbox:
                 self._end_in_time(credited.number)
             else:
                 _decrement(self._late_of, self._late.pop(credited.number))
+            if from_page or self._read == account:
+                self._finished.add(credited.number)
             if not self.running:
                 self._context.tasks.wake()
             self._wake_up.set()
@@ -310,7 +316,6 @@ class Outbox:
         account = credited.transfer.account
         postpone = self._sql.incoming.postpone_delivery
         await self._record(account, "the money handler has failed", postpone, credited, pause)
-        self._finished.add(credited.number)
         self._look_at_later(account, pause)
 
     async def _record(self, account: str, what: str, work: Callable[..., T], *args: object) -> T:

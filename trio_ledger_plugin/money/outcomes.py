@@ -80,6 +80,13 @@ class Outcomes:
         await self.record(self._sql.withdraw, sent)
         pending.settle(partial(copy_error, error))
 
+    async def withdraw_waiting(self, pending: PendingTransfer, sent: BeingSent, refusal: RemoteError) -> None:
+        """Withdraw a transfer that the peer has only refused for now, unless it is being sent again."""
+        assert pending.withdrawn is not None
+        if await self.record(self._sql.withdraw_waiting, sent):
+            pending.settle(partial(copy_error, refusal))
+        pending.withdrawn.set()
+
     async def record_acknowledgement(self, pending: PendingTransfer, sent: BeingSent) -> None:
         """Record that the peer has applied a transfer."""
         state = await self.record(self._sql.answered, sent, None)

@@ -18,7 +18,7 @@ from ..transfer import MoneyLevel, Transfer, TransferState
 from .history import read_entry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from ..errors import RemoteError
     from ..negotiation import PeerJournal
@@ -117,6 +117,13 @@ class SqlOutgoing:
             MoneyLevelError: The transfer is PLAIN, and the account or the options are KEYED.
         """
         sql, place, now = self._sql, (self._ledger, transfer.account), time()
+        refusal = None if peer is not None else self._plain_refusal(connection, transfer.account, plain_allowed)
+        if refusal is not None:
+            # Before anything is changed: otherwise the other works of the same commit would have to run again.
+            known = self.find(connection, transfer.account, str(transfer.key))
+            if known is None:
+                raise MoneyLevelError(refusal)
+            return known
         journal = None if peer is None else peer.id
         # The peer keeps a key from when it receives it; half of that time is a margin for what its journal takes to
         # record its age.
@@ -140,7 +147,7 @@ class SqlOutgoing:
             assert known is not None
             return known
         if peer is None:
-            self._begin_plain(connection, transfer, plain_allowed=plain_allowed)
+            self._begin_plain(connection, transfer)
         else:
             values = (transfer.amount, self._age(), *place, peer.id)
             if not connection.execute(sql.BEGIN_KEYED, values).rowcount:
@@ -149,14 +156,20 @@ class SqlOutgoing:
         connection.execute(sql.ENTER_TO_SEND, (entered[0], *place, BEING_SENT))
         return BeingSent(entered[0], transfer, journal or "", until or 0.0)
 
-    def _begin_plain(self, connection: Connection, transfer: Transfer, *, plain_allowed: bool) -> None:
-        place = (self._ledger, transfer.account)
+    def _plain_refusal(self, connection: Connection, account: str, plain_allowed: bool) -> str | None:
+        """Return why nothing may be sent at PLAIN; None if it may."""
         if not plain_allowed:
-            raise MoneyLevelError(NO_KEYS)
+            return NO_KEYS
+        level = connection.execute(self._sql.FIND_LEVEL, (self._ledger, account)).fetchone()
+        return LOST_KEYS if level is not None and level[0] else None
+
+    def _begin_plain(self, connection: Connection, transfer: Transfer) -> None:
+        place = (self._ledger, transfer.account)
         values = (transfer.amount, self._age(), *place)
         if not connection.execute(self._sql.BEGIN_PLAIN, values).rowcount:
             connection.execute(self._sql.ENTER_ACCOUNT, place)
             if not connection.execute(self._sql.BEGIN_PLAIN, values).rowcount:
+                # Another process of the ledger has changed the level since.
                 raise MoneyLevelError(LOST_KEYS)
 
     def find(self, connection: Connection, account: str, key: str) -> JournalEntry | None:
@@ -242,9 +255,14 @@ class SqlOutgoing:
             self.withdraw(connection, _being_sent(row, 0))
 
     def withdraw_waiting(self, connection: Connection, sent: BeingSent) -> bool:
-        """Remove a transfer that waits for its next try; return False if it is being sent or was settled."""
-        claimed = connection.execute(self._sql.CLAIM_TO_SEND, (sent.number, BEING_SENT)).rowcount
-        return bool(claimed) and self.withdraw(connection, sent)
+        """Remove a transfer that waits for its next try; return whether it is removed, now or by an earlier call.
+
+        Returns:
+            False if it is being sent or was settled.
+        """
+        if connection.execute(self._sql.CLAIM_TO_SEND, (sent.number, BEING_SENT)).rowcount:
+            return self.withdraw(connection, sent)
+        return connection.execute(self._sql.FIND_STATE, (sent.number,)).fetchone() is None
 
     def postpone(self, connection: Connection, sent: BeingSent, pause: float) -> None:
         """Record that a transfer is sent again after a pause, in seconds."""
@@ -253,9 +271,23 @@ class SqlOutgoing:
         # The next process counts the pause from here, however this one ends.
         connection.execute(self._sql.SAVE_AGE, (age, self._ledger, age))
 
-    def take_due(self, connection: Connection, account: str, limit: int) -> DueTransfers:
-        """Return the transfers of an account that are due to be sent again, at most ``limit``."""
+    def take_due(
+        self, connection: Connection, account: str, limit: int, being_sent: Collection[str] | None = None
+    ) -> DueTransfers:
+        """Return the transfers of an account that are due to be sent again, at most ``limit``.
+
+        Args:
+            connection: The connection, inside a transaction.
+            account: The account.
+            limit: How many.
+            being_sent: The keys of all transfers that are being sent, if a commit is in doubt that may have taken
+                others; these are due again.
+        """
         sql, place = self._sql, (self._ledger, account)
+        if being_sent is not None:
+            for number, level, key in connection.execute(sql.LEASED, (*place, BEING_SENT)).fetchall():
+                if level == MoneyLevel.KEYED.value and key not in being_sent:
+                    connection.execute(sql.POSTPONE_SENDING, (self._age(), 0, number))
         due = connection.execute(sql.DUE_TO_SEND, (*place, self._age(), limit)).fetchall()
         taken = []
         for number, tries in due:
@@ -268,7 +300,7 @@ class SqlOutgoing:
     def release(self, connection: Connection, account: str) -> None:
         """Make the transfers of an account due that an earlier sender was sending; doubt those at PLAIN."""
         place = (self._ledger, account)
-        for number, level in connection.execute(self._sql.LEASED, (*place, BEING_SENT)).fetchall():
+        for number, level, _ in connection.execute(self._sql.LEASED, (*place, BEING_SENT)).fetchall():
             if level == MoneyLevel.PLAIN.value:
                 self.doubt(connection, number)
         connection.execute(self._sql.RELEASE_LEASES, (self._age(), *place, BEING_SENT))

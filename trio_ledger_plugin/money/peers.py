@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Meeting", "SqlPeers"]
 
+# How many earlier journals of an account are remembered: a client may show another one on each link.
+MAX_OLDER: Final = 100
 # How many transfers that a peer has lost are named.
 NAMED: Final = 5
 # How many rows of the history are searched at once for them, and how often.
@@ -102,6 +104,8 @@ class SqlPeers:
         connection.execute(sql.DROP_OLDER_PEER, (*place, journal))
         if former:
             connection.execute(sql.KEEP_OLDER_PEER, (*place, former, *counted, self._age()))
+            if connection.execute(sql.COUNT_PEERS, place).fetchone()[0] > MAX_OLDER:
+                connection.execute(sql.DROP_OLDEST_PEERS, (*place, *place))
         connection.execute(sql.SET_PEER, (journal, *(older or (0.0, 0, 0, 0)), *place))
         connection.execute(sql.DROP_OLD_PEERS, (*place, self._age() - MAX_RETENTION))
 

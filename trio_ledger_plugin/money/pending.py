@@ -67,6 +67,7 @@ class PendingTransfer:
         "_make_error",
         "_patience_ends",
         "_waiting",
+        "_working",
         "begun",
         "entering",
         "gone",
@@ -78,6 +79,7 @@ class PendingTransfer:
         "refusal",
         "sent",
         "transfer",
+        "withdrawn",
     )
 
     def __init__(
@@ -110,8 +112,11 @@ class PendingTransfer:
         self._changed = trio.Event()
         #: Whether a caller got an error that says that the transfer goes on; then it is never withdrawn.
         self.promised: bool = False
+        #: Set once the store has answered whether it is withdrawn after temporary refusals; None before it is asked.
+        self.withdrawn: trio.Event | None = None
         #: Set while no task works on it.
         self.idle: trio.Event = trio.Event()
+        self._working = 0
         self._is_settled = False
         self._make_error: Callable[[], Exception] | None = None
         self._waiting = 0
@@ -127,9 +132,27 @@ class PendingTransfer:
         return self.phase in (Phase.NEW, Phase.ENTERING)
 
     @property
+    def is_being_withdrawn(self) -> bool:
+        """Whether the store has not answered yet whether it is withdrawn."""
+        return self.withdrawn is not None and not self.withdrawn.is_set()
+
+    @property
     def has_callers(self) -> bool:
         """Whether a caller waits for the outcome."""
         return self._waiting > 0
+
+    def begin_work(self) -> None:
+        """Note that one more task works on it."""
+        if not self._working:
+            self.idle = trio.Event()
+        self._working += 1
+
+    def end_work(self) -> bool:
+        """Note that a task no longer works on it; return whether it was the last one."""
+        self._working -= 1
+        if not self._working:
+            self.idle.set()
+        return not self._working
 
     def settle(self, make_error: Callable[[], Exception] | None = None) -> None:
         """Set the outcome and wake the callers; only the first outcome counts.
@@ -176,6 +199,9 @@ class PendingTransfer:
             self._waiting -= 1
             if not self._waiting:
                 self._leave()
+        if not self._is_settled and self.is_being_withdrawn:
+            reason = "the store did not answer in time, so it is withdrawn or being sent again"
+            raise self.doubt(f"the peer has refused it for now; {reason}: {self.refusal}")
         if not self._is_settled and self.refusal is not None and trio.current_time() < deadline:
             raise self.doubt(f"the peer has refused it for now, and it is being sent again: {self.refusal}")
         if not self._is_settled:

@@ -22,17 +22,17 @@ from ..errors import (
     PluginClosedError,
     PluginFailedError,
     RemoteError,
-    StoreError,
     StoreInDoubtError,
     TransferInDoubtError,
     copy_error,
 )
 from ..transfer import MoneyLevel, Transfer
+from .comparing import Comparing
 from .doubts import SETTLE_BY_HAND
 from .outcomes import Outcomes, key_conflict
 from .outgoing import BeingSent
 from .pending import PendingTransfer, Phase
-from .resender import Resender
+from .resender import Resender, pause_after
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -46,13 +46,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Sender"]
 
-# The pauses between two tries of a transfer that the peer refuses for now (RFC-0023: 1 to 60 seconds).
-FIRST_RETRY: Final = 1.0
-LONGEST_RETRY: Final = 60.0
 # How long a caller whose time is over waits for the store to withdraw its transfer.
 GIVE_UP_SECONDS: Final = 1.0
-
-
 NOTHING_SENT: Final = "the plugin was closed or disconnected; nothing was sent"
 # A transfer in these phases has a task that works on it.
 BEGUN: Final = (Phase.NEW, Phase.ENTERING, Phase.SENT)
@@ -91,14 +86,21 @@ class Sender:
         self._is_connected = is_connected
         self._doubts = doubts
         self._outcomes = outcomes = Outcomes(context, journal, account, doubts)
-        self._resender = Resender(context, journal, account, outcomes, may_send=self._may_resend, send=self._send_again)
-        journal.unfinished.discard(account)
         self._live: dict[str, PendingTransfer] = {}
-        # Keys that an operator is settling; they are not sent.
-        self._held: set[str] = set()
+        self._resender = Resender(
+            *(context, journal, account, outcomes),
+            may_send=self._may_resend,
+            being_sent=self._live.keys(),
+            begin=self._take_over,
+        )
+        self._comparing = Comparing(
+            *(context, journal, account, outcomes, doubts),
+            peer=peer,
+            resting=self._resender.resting,
+            done=self._compared,
+        )
+        journal.unfinished.discard(account)
         self._closed = False
-        # Of the present link: set once the journal has compared the peer's journal with what it knows.
-        self._met = trio.Event()
 
     # Sending.
 
@@ -160,7 +162,8 @@ class Sender:
         peer = self._peer()
         level = MoneyLevel.PLAIN if peer is None else MoneyLevel.KEYED
         pending = self._new_pending(evolve(transfer, account=self._account, level=level))
-        pending.peer = peer if self._met.is_set() else None
+        pending.begin_work()
+        pending.peer = peer if self._comparing.is_done else None
         try:
             self._context.tasks.spawn(self._run, pending)
         except RuntimeError as error:
@@ -170,39 +173,38 @@ class Sender:
 
     def _drop(self, pending: PendingTransfer) -> None:
         """Keep a transfer no longer in memory; the journal has it."""
-        if self._live.get(str(pending.transfer.key)) is pending:
+        if self._live.get(str(pending.transfer.key)) is pending and not pending.is_being_withdrawn:
             del self._live[str(pending.transfer.key)]
 
     async def _give_up(self, pending: PendingTransfer) -> None:
         """Withdraw a transfer that the peer has only refused for now; the callers get the last refusal."""
         sent, refusal = pending.sent, pending.refusal
-        if sent is None or refusal is None or pending.phase is not Phase.WAITING:
-            return
-        try:
+        waits = pending.phase is Phase.WAITING and self._context.tasks.running
+        if sent is not None and refusal is not None and waits and not pending.is_being_withdrawn:
+            # In a task of its own: all callers get the same outcome, also if one of them is cancelled.
+            pending.withdrawn = trio.Event()
+            self._context.tasks.spawn(self._withdraw_waiting, pending, sent, refusal)
+        if pending.withdrawn is not None:
             with trio.move_on_after(GIVE_UP_SECONDS):
-                if await self._journal.run(self._account, self._outgoing.withdraw_waiting, sent):
-                    pending.settle(partial(copy_error, refusal))
-                    self._drop(pending)
-        except StoreError as error:
-            self._context.log.error("cannot withdraw a transfer: %s", error)
+                await pending.withdrawn.wait()
+
+    async def _withdraw_waiting(self, pending: PendingTransfer, sent: BeingSent, refusal: RemoteError) -> None:
+        await self._outcomes.withdraw_waiting(pending, sent, refusal)
+        if pending.phase is Phase.SETTLED or not pending.has_callers:
+            self._drop(pending)
 
     # The plugin's life.
 
     def link_up(self) -> None:
         """Handle a new link: compare the peer's journal with what is known, then send unanswered transfers again."""
-        former, self._met = self._met, trio.Event()
-        former.set()
-        peer = self._peer()
-        if peer is not None and not self._closed:
-            self._context.tasks.spawn(self._meet, peer, self._met)
+        self._comparing.link_up(wanted=not self._closed)
 
-    async def _meet(self, peer: PeerJournal, met: trio.Event) -> None:
-        what = "compare the peer's journal"
-        if await self._outcomes.persist(what, self._doubts.meet, self._journal, self._account, peer):
-            for pending in [each for each in self._live.values() if each.phase is Phase.WAITING]:
-                await self._look_up(pending)
-        met.set()
+    def _compared(self, has_doubts: bool) -> None:
+        """Send again what is due, and tell the callers whose transfers are in doubt now."""
         self._resender.wake()
+        if has_doubts:
+            for key in list(self._live):
+                self._look_up_soon(key)
 
     def abandon(self, reason: str) -> None:
         """Release callers waiting on KEYED transfers; the link itself ends the wait of those at PLAIN."""
@@ -227,20 +229,25 @@ class Sender:
 
         Cancellation: Safe at any time.
         """
-        self._held.add(key)
-        try:
-            while (pending := self._live.get(key)) is not None and pending.phase in BEGUN:
-                await pending.idle.wait()
-            yield
-        finally:
-            self._held.discard(key)
-            pending = self._live.get(key)
-            if pending is not None and pending.phase is Phase.WAITING and self._context.tasks.running:
-                pending.idle = trio.Event()
-                self._context.tasks.spawn(self._look_up, pending)
+        while True:
+            async with self._resender.resting():
+                pending = self._live.get(key)
+                if pending is None or pending.phase not in BEGUN:
+                    try:
+                        yield
+                    finally:
+                        self._look_up_soon(key)
+                    return
+            await pending.idle.wait()
+
+    def _look_up_soon(self, key: str) -> None:
+        pending = self._live.get(key)
+        if pending is not None and pending.phase is Phase.WAITING and self._context.tasks.running:
+            pending.begin_work()
+            self._context.tasks.spawn(self._look_up, pending)
 
     async def _look_up(self, pending: PendingTransfer) -> None:
-        """Give the callers of a transfer its outcome, if an operator has settled it."""
+        """Give the callers of a transfer its outcome, if it is settled."""
         try:
             known = await self._outcomes.record(self._outgoing.find, self._account, pending.transfer.key)
             if known is not None:
@@ -258,7 +265,9 @@ class Sender:
             self._rest(pending)
 
     def _rest(self, pending: PendingTransfer) -> None:
-        """End the work on a transfer; it stays in memory only while callers wait for it."""
+        """End a task's work on a transfer; it stays in memory only while callers wait for it."""
+        if not pending.end_work():
+            return
         if pending.phase is not Phase.WAITING or not pending.has_callers:
             self._drop(pending)
         if pending.phase is Phase.SENT or (pending.is_entering and pending.begun):
@@ -268,7 +277,6 @@ class Sender:
             pending.settle(partial(PluginClosedError, NOTHING_SENT))
         elif pending.phase is Phase.WITHDRAWN and not pending.begun:
             pending.gone = True
-        pending.idle.set()
 
     async def _enter(self, pending: PendingTransfer) -> bool:
         """Enter a transfer in the journal; return whether it has to be sent now."""
@@ -285,6 +293,7 @@ class Sender:
             if pending.promised:
                 text = "transfer %s was not sent, although its caller was told that it goes on: %s"
                 self._context.log.error(text, pending.transfer.key, error)
+            pending.gone = True
             pending.settle(partial(copy_error, error))
             return False
         if entered is not None:
@@ -298,7 +307,7 @@ class Sender:
 
     async def _begin_in_journal(self, pending: PendingTransfer) -> BeingSent | JournalEntry:
         # If the link is lost from here on, the transfer waits for the next one.
-        peer = pending.peer or await self._wait_until_met()
+        peer = pending.peer or await self._comparing.wait()
         if peer is None and not self._is_connected():
             raise NotConnectedError("not connected; nothing was sent")
         level = MoneyLevel.PLAIN if peer is None else MoneyLevel.KEYED
@@ -324,15 +333,6 @@ class Sender:
             return False
         pending.phase = Phase.WAITING
         return True
-
-    async def _wait_until_met(self) -> PeerJournal | None:
-        """Return the peer's journal once it is known to be the one that this journal knows; None at PLAIN."""
-        while (peer := self._peer()) is not None:
-            met = self._met
-            await met.wait()
-            if met is self._met and self._peer() is peer:
-                break
-        return peer
 
     async def _send(self, pending: PendingTransfer) -> None:
         """Hand a transfer to the link, once."""
@@ -371,8 +371,8 @@ class Sender:
             await self._outcomes.record_acknowledgement(pending, sent)
 
     async def _send_keyed(self, pending: PendingTransfer, sent: BeingSent) -> None:
-        link = self._met
-        pause = _pause_after(sent.tries)
+        link = self._comparing.link
+        pause = pause_after(sent.tries)
         try:
             await self._carry(pending.transfer)
         except TransferInDoubtError:
@@ -406,13 +406,13 @@ class Sender:
 
     def _is_lost(self, link: trio.Event) -> bool:
         """Whether the link with this event is lost."""
-        return self._peer() is None or link is not self._met
+        return self._peer() is None or link is not self._comparing.link
 
     async def _postpone(self, pending: PendingTransfer, sent: BeingSent, pause: float) -> None:
         """Have the resender send a transfer again after a pause, in seconds."""
         sent.tries = sent.tries + 1 if pause else 0
         await self._outcomes.record(self._outgoing.postpone, sent, pause)
-        if pending.phase is Phase.SENT:
+        if pending.phase is Phase.SENT and pending.sent is sent:
             pending.phase = Phase.WAITING
         if self._closed:
             self._journal.wake_sender(self._account)
@@ -426,25 +426,25 @@ class Sender:
         self._resender.wake(has_waiting=True)
 
     def _may_resend(self) -> bool:
-        return not self._closed and self._met.is_set() and self._peer() is not None
+        return not self._closed and self._comparing.is_done and self._peer() is not None
 
-    async def _send_again(self, sent: BeingSent) -> None:
+    def _take_over(self, sent: BeingSent) -> Callable[[], Awaitable[None]]:
+        """Begin to send a transfer that was just taken from the journal; return a function that does it."""
         key = str(sent.transfer.key)
         pending = self._live.get(key)
-        if pending is None:
+        if pending is None or pending.phase is Phase.SETTLED:
             pending = self._live[key] = self._new_pending(sent.transfer)
             pending.may_be_applied = True
-        pending.sent, pending.phase = sent, Phase.WAITING
-        pending.idle = trio.Event()
+        pending.sent, pending.phase = sent, Phase.SENT
+        pending.begin_work()
+        return partial(self._send_again, pending, sent, may_send=self._may_resend())
+
+    async def _send_again(self, pending: PendingTransfer, sent: BeingSent, *, may_send: bool) -> None:
         try:
-            if key in self._held:
-                await self._postpone(pending, sent, FIRST_RETRY)
-            else:
+            if may_send and self._may_resend():
                 await self._send(pending)
+            else:
+                # The link is another one since, whose peer may have another journal.
+                await self._postpone(pending, sent, 0.0)
         finally:
             self._rest(pending)
-
-
-def _pause_after(tries: int) -> float:
-    """Return the pause after a try, in seconds."""
-    return float(min(FIRST_RETRY * 2 ** min(tries, 10), LONGEST_RETRY))

@@ -113,13 +113,15 @@ class SqlJournal:
 
     def age(self) -> float:
         """Return the age of the ledger in seconds: for how long it was open, in all processes together."""
-        assert self._opened_at is not None, "the journal is not open"
-        return self.age_at_opening + max(0.0, self._clock() - self._opened_at)
+        opened_at = self._opened_at
+        # A job may come to its turn after the plugin has ended.
+        return self._age_at_rest if opened_at is None else self.age_at_opening + max(0.0, self._clock() - opened_at)
 
     def rest(self) -> None:
         """Stop ageing: another plugin may open the ledger."""
         if self._opened_at is not None:
-            self._age_at_rest, self._opened_at = self.age(), None
+            self._age_at_rest = self.age()
+            self._opened_at = None
 
     def save_age(self, connection: Connection) -> float:
         """Record the ledger's age, and return it."""

@@ -109,6 +109,11 @@ class Statements:
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
     )
     DROP_OLDER_PEER = "DELETE FROM lpi_peers WHERE ledger = ? AND account = ? AND journal = ?"
+    COUNT_PEERS = "SELECT count(*) FROM lpi_peers WHERE ledger = ? AND account = ?"
+    DROP_OLDEST_PEERS = (
+        "DELETE FROM lpi_peers WHERE ledger = ? AND account = ?"
+        " AND age <= (SELECT min(age) FROM lpi_peers WHERE ledger = ? AND account = ?)"
+    )
     DROP_OLD_PEERS = "DELETE FROM lpi_peers WHERE ledger = ? AND account = ? AND age < ?"
     LAST_NUMBER = "SELECT max(id) FROM lpi_transfers"
     ACKED_IN_SLICE = (
@@ -154,7 +159,7 @@ class Statements:
         " WHERE q.ledger = ? AND q.account = ? AND t.level = 'keyed' ORDER BY q.next_try, q.id LIMIT ?"
     )
     LEASED = (
-        "SELECT q.id, t.level FROM lpi_to_send AS q JOIN lpi_transfers AS t ON t.id = q.id"
+        "SELECT q.id, t.level, t.key FROM lpi_to_send AS q JOIN lpi_transfers AS t ON t.id = q.id"
         " WHERE q.ledger = ? AND q.account = ? AND q.next_try >= ? ORDER BY q.next_try, q.id"
     )
     ACCOUNTS_TO_SEND = "SELECT min(account) FROM lpi_to_send WHERE ledger = ? AND account > ?"
@@ -174,6 +179,7 @@ class Statements:
     )
     ENTER_TO_DELIVER = "INSERT INTO lpi_to_deliver (id, ledger, account, next_try) VALUES (?, ?, ?, ?)"
     DELIVERED = "UPDATE lpi_transfers SET state = 'delivered', changed = ? WHERE id = ? AND state = 'applied'"
+    FIND_TO_DELIVER = "SELECT 1 FROM lpi_to_deliver WHERE id = ?"
     DROP_TO_DELIVER = "DELETE FROM lpi_to_deliver WHERE id = ?"
     DROP_TRANSFER = "DELETE FROM lpi_transfers WHERE id = ?"
     POSTPONE_DELIVERY = "UPDATE lpi_to_deliver SET next_try = ?, tries = tries + 1 WHERE id = ?"

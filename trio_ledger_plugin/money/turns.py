@@ -6,15 +6,36 @@ come through here, waits for no more than these.
 
 from __future__ import annotations
 
-from collections import deque
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ..parking import Waiter, park
+
+if TYPE_CHECKING:
+    import trio
 
 __all__ = ["BACKGROUND", "Turns"]
 
 # The turn of jobs that no account waits for. An account's name has no space.
 BACKGROUND: Final = " background"
+
+
+class _Turn(Waiter):
+    """One job that waits for its turn.
+
+    Args:
+        waiting: The jobs of its account that wait; a cancelled one must not stay there while the store hangs.
+    """
+
+    __slots__ = ("_waiting",)
+
+    def __init__(self, waiting: dict[_Turn, None]) -> None:
+        super().__init__()
+        self._waiting = waiting
+        waiting[self] = None
+
+    def abandon(self, raise_cancel: object) -> trio.lowlevel.Abort:
+        self._waiting.pop(self, None)
+        return super().abandon(raise_cancel)
 
 
 class Turns:
@@ -28,7 +49,7 @@ class Turns:
         self._limit = limit
         self._running = 0
         # The jobs that wait, by account; the account whose turn is next comes first.
-        self._waiting: dict[str, deque[Waiter]] = {}
+        self._waiting: dict[str, dict[_Turn, None]] = {}
 
     async def take(self, account: str) -> None:
         """Wait for a turn of an account; the caller, which is protected from Ctrl-C, gives it back in any case.
@@ -38,20 +59,21 @@ class Turns:
         if self._running < self._limit:
             self._running += 1
             return
-        waiter = Waiter()
-        self._waiting.setdefault(account, deque()).append(waiter)
-        await park(waiter)
+        await park(_Turn(self._waiting.setdefault(account, {})))
 
     def give_back(self) -> None:
         """Give the turn to the next account with a job that waits."""
         while self._waiting:
             account = next(iter(self._waiting))
-            waiters = self._waiting.pop(account)
-            waiter = waiters.popleft()
-            if waiters:
+            waiting = self._waiting.pop(account)
+            turn = next(iter(waiting), None)
+            if turn is None:
+                # Its jobs were cancelled.
+                continue
+            del waiting[turn]
+            if waiting:
                 # Behind the others.
-                self._waiting[account] = waiters
-            if waiter.task is not None:
-                waiter.wake()
-                return
+                self._waiting[account] = waiting
+            turn.wake()
+            return
         self._running -= 1
