@@ -68,13 +68,16 @@ class Seconds(click.FloatRange):
         return seconds
 
 
-def client_options(url: str, timeout: float, *, allow_insecure: bool) -> BtpOptions:
+def client_options(
+    url: str, timeout: float, *, allow_insecure: bool, response_timeout: float | None = None
+) -> BtpOptions:
     """Return the options of a client that dials a URL from the command line.
 
     Args:
         url: A BTP URL. If it has no token, the one in the environment variable is used.
         timeout: Seconds for connecting, and for each answer.
         allow_insecure: Whether the token may go without TLS to another machine.
+        response_timeout: Seconds for each answer, if they are not ``timeout``.
 
     Raises:
         click.UsageError: The URL is wrong, or there is no token. The text names the command line's options.
@@ -85,7 +88,7 @@ def client_options(url: str, timeout: float, *, allow_insecure: bool) -> BtpOpti
             server=url,
             btp_token=token,
             allow_insecure=allow_insecure,
-            response_timeout=timeout,
+            response_timeout=response_timeout or timeout,
             connect_timeout=timeout,
             close_timeout=CLOSE_SECONDS,
         )
