@@ -21,6 +21,8 @@ from ..opening import open_plugin
 from ..options.base import ConnectOptions
 from ..services import PluginServices
 from ..statistics import Statistics
+from ..stream import Asset, ReceivedPacket, open_receiver, pay
+from ..stream.crypto import is_installed
 from ..testing.proxy import FaultProxy, open_fault_proxy
 from .errors import COMMON, ENDED, Exit, one_line, unwrap_error
 from .output import Screen, event_text
@@ -40,6 +42,7 @@ CONNECT_MILLISECONDS = 5000
 LIFETIME_SECONDS = 10.0
 OUTAGE_SECONDS = 0.5
 AT_ONCE = 200
+PAYMENT = 50_000
 
 
 class StepFailedError(Exception):
@@ -101,6 +104,7 @@ class Demonstration:
             ("redial", self.redial),
             ("packets and money after it", self.send_again),
             ("packets over HTTP both ways", self.use_http),
+            *((("a whole payment", self.pay_stream),) if is_installed() else ()),
             ("close", self.close),
         )
 
@@ -188,6 +192,24 @@ class Demonstration:
                     for plugin in (second, third):
                         await _ask_fulfilled(plugin)
                 return f"each POST to {first.address} and {second.address} has its Fulfill as the response"
+
+    async def pay_stream(self) -> str:
+        """Make a payment of many packets (STREAM): the server receives, the client pays."""
+        server, client = (self.sides[name].plugin for name in ("server", "client"))
+        server.deregister_data_handler()
+        packets: list[ReceivedPacket] = []
+        receiving = open_receiver(
+            server,
+            secret=secrets.token_bytes(32),
+            address="example.demo",
+            asset=Asset("XRP", 9),
+            on_packet=packets.append,
+        )
+        async with receiving as receiver:
+            paid = await pay(client, receiver.new_credentials(tag="demo"), send=PAYMENT, max_packet=PAYMENT // 50)
+        _check(paid.sent == paid.delivered == PAYMENT, f"{paid.sent} were sent and {paid.delivered} delivered")
+        _check(sum(packet.amount for packet in packets) == PAYMENT, "the receiver counts another amount")
+        return f"{PAYMENT:,} sent and delivered in {len(packets)} packets"
 
     async def close(self) -> str:
         """Close both ends; no call may be left."""

@@ -71,26 +71,29 @@ class Seconds(click.FloatRange):
         return seconds
 
 
-def client_options(url: str, timeout: float, *, allow_insecure: bool) -> BtpOptions | HttpOptions:
+def client_options(
+    url: str, timeout: float, *, allow_insecure: bool, response_timeout: float | None = None
+) -> BtpOptions | HttpOptions:
     """Return the options of a client that dials a URL from the command line.
 
     Args:
         url: A URL of BTP or of HTTP. If it has no token, the one in the environment variable is used.
         timeout: Seconds for connecting, and for each answer.
         allow_insecure: Whether the token may go without TLS to another machine.
+        response_timeout: Seconds for each answer, if they are not ``timeout``.
 
     Raises:
         click.UsageError: The URL is wrong, or there is no token. The text names the command line's options.
     """
     if split_url(url)[0] in {"http", "https"}:
-        return _http_options(url, timeout, allow_insecure=allow_insecure)
+        return _http_options(url, timeout, response_timeout or timeout, allow_insecure=allow_insecure)
     token = "" if split_url(url)[1] else os.environ.get(SECRET_VARIABLE, "")
     try:
         options = BtpOptions(
             server=url,
             btp_token=token,
             allow_insecure=allow_insecure,
-            response_timeout=timeout,
+            response_timeout=response_timeout or timeout,
             connect_timeout=timeout,
             close_timeout=CLOSE_SECONDS,
         )
@@ -102,7 +105,7 @@ def client_options(url: str, timeout: float, *, allow_insecure: bool) -> BtpOpti
     return options
 
 
-def _http_options(url: str, timeout: float, *, allow_insecure: bool) -> HttpOptions:
+def _http_options(url: str, timeout: float, response_timeout: float, *, allow_insecure: bool) -> HttpOptions:
     name, token, address = split_credentials(url)
     token = token or os.environ.get(SECRET_VARIABLE, "")
     if not token:
@@ -112,7 +115,7 @@ def _http_options(url: str, timeout: float, *, allow_insecure: bool) -> HttpOpti
         return HttpOptions(
             outgoing=outgoing,
             allow_insecure=allow_insecure,
-            response_timeout=timeout,
+            response_timeout=response_timeout,
             connect_timeout=timeout,
             close_timeout=CLOSE_SECONDS,
         )

@@ -18,7 +18,9 @@ from .demo import demo
 from .errors import Exit, TerminatedError, advice, exit_code_of, one_line, unwrap_error
 from .ildcp import ildcp
 from .parameters import Group, epilog
+from .pay import pay, quote
 from .ping import ping
+from .receive import receive
 from .serve import serve
 from .signals import raise_at_sigterm
 from .transfers import transfers
@@ -38,6 +40,9 @@ EXAMPLES = """
   trio-ledger-plugin ildcp URL                which ILP address does a peer give me?
   trio-ledger-plugin decode HEX               what is in this packet?
   trio-ledger-plugin transfers DB             which transfers were made, and which are in doubt?
+  trio-ledger-plugin pay POINTER --send N     pay a wallet
+  trio-ledger-plugin quote POINTER --send N   what would a payment deliver?
+  trio-ledger-plugin receive                  receive payments
   trio-ledger-plugin conformance PLUGIN       does a plugin do what the interface says?
   trio-ledger-plugin bench                    how many calls a second on this machine?
   trio-ledger-plugin COMMAND --help           more about one command
@@ -67,7 +72,7 @@ def root(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (demo, serve, ping, ildcp, decode, transfers, conformance, bench):
+for _command in (demo, serve, ping, ildcp, decode, transfers, pay, quote, receive, conformance, bench):
     root.add_command(_command)
 
 

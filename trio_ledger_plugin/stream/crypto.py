@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
 
 from ..errors import DecodeError, InvalidFieldsError, InvalidServicesError
@@ -24,6 +25,7 @@ __all__ = [
     "StreamKeyExhaustedError",
     "check_secret",
     "derive",
+    "is_installed",
     "new_cipher",
     "seal",
     "unseal",
@@ -45,6 +47,11 @@ class StreamKeyExhaustedError(InvalidFieldsError):
     """The key of a connection has encrypted as many packets as it may; new credentials are needed."""
 
     name: str = InvalidFieldsError.name
+
+
+def is_installed() -> bool:
+    """Whether the extra ``stream`` is installed."""
+    return find_spec("cryptography") is not None
 
 
 def new_cipher(key: bytes) -> AESGCM:

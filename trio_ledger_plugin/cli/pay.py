@@ -1,0 +1,260 @@
+"""``pay`` and ``quote``: whole payments to a wallet (STREAM)."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import contextmanager
+from decimal import Decimal
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from attrs import asdict, define
+
+from ..environment import options_from_environment
+from ..errors import DecodeError
+from ..log import escape
+from ..opening import open_plugin
+from ..options.base import ConnectOptions
+from ..stream import pay as pay_stream
+from ..stream import quote as quote_stream
+from .errors import COMMON, ENDED, Exit, one_line
+from .output import Screen
+from .parameters import Command, Seconds, client_options, epilog, insecure_option, json_option
+from .signals import run_until_sigterm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ..btp.options import BtpOptions
+    from ..http.options import HttpOptions
+    from ..stream import Asset, Progress, Quote
+
+__all__ = ["pay", "plugin_options", "quote", "server_option", "shown_amount"]
+
+_Decorated = TypeVar("_Decorated", bound="Callable[..., object] | click.Command")
+
+# Longer than a packet of a payment lives.
+RESPONSE_SECONDS = 30.0
+
+PAY_EXAMPLES = """
+  trio-ledger-plugin pay '$wallet.example/alice' --send 1000
+  trio-ledger-plugin pay '$wallet.example/alice' --deliver 900 --slippage 0.005 --min-rate 0.88
+  trio-ledger-plugin pay http://127.0.0.1:8080/ --send 1000 --server btp+ws://:TOKEN@localhost:7768
+"""
+QUOTE_EXAMPLES = """
+  trio-ledger-plugin quote '$wallet.example/alice' --send 1000
+  trio-ledger-plugin quote '$wallet.example/alice' --deliver 900 --json
+"""
+
+server_option: Callable[[_Decorated], _Decorated] = click.option(
+    "--server",
+    metavar="URL",
+    help="The server that carries the packets, over BTP or HTTP. Without it, ILP_PLUGIN, ILP_CREDENTIALS and ILP_BTP_SERVER count.",
+)
+
+
+def plugin_options(
+    server: str | None, timeout: float, *, allow_insecure: bool
+) -> BtpOptions | HttpOptions | dict[str, object]:
+    """Return the options of the plugin: a client of the server, or what the environment says.
+
+    Raises:
+        click.UsageError: The URL is wrong, or there is no token.
+    """
+    if server is None:
+        return options_from_environment()
+    return client_options(server, timeout, allow_insecure=allow_insecure, response_timeout=RESPONSE_SECONDS)
+
+
+def shown_amount(amount: int, asset: Asset | None) -> str:
+    """Return an amount in smallest units, and in the asset's own unit if the asset is known."""
+    if asset is None:
+        return f"{amount:,}"
+    return f"{amount:,} ({Decimal(amount).scaleb(-asset.scale):f} {escape(asset.code)})"
+
+
+def _order_options(command: _Decorated) -> _Decorated:
+    amount = click.IntRange(1, 2**64 - 1)
+    for option in (
+        json_option,
+        insecure_option,
+        click.option("--timeout", type=Seconds(), default=10.0, show_default=True, help="Seconds for connecting."),
+        server_option,
+        click.option("--min-rate", default="0", help="The least that has to arrive of one unit, in smallest units."),
+        click.option("--slippage", default="0.01", show_default=True, help="The part of the rate that may be lost."),
+        click.option("--deliver", type=amount, help="What to deliver, in smallest units of the receiver's account."),
+        click.option("--send", type=amount, help="What to send, in smallest units of this account."),
+    ):
+        command = option(command)
+    return command
+
+
+def _order(send: int | None, deliver: int | None, slippage: str, min_rate: str) -> dict[str, Any]:
+    if (send is None) == (deliver is None):
+        raise click.UsageError("give either --send or --deliver")
+    return {
+        "send": send,
+        "deliver": deliver,
+        "slippage": _number(slippage, "--slippage"),
+        "min_rate": _number(min_rate, "--min-rate"),
+    }
+
+
+def _number(text: str, name: str) -> Decimal:
+    try:
+        number = Decimal(text)
+    except ArithmeticError:
+        raise click.UsageError(f"{name} is not a number, such as 0.01") from None
+    if not number.is_finite() or number < 0:
+        raise click.UsageError(f"{name} must be 0 or more")
+    return number
+
+
+@click.command(
+    cls=Command,
+    epilog=epilog(PAY_EXAMPLES, *COMMON, Exit.UNREACHABLE, Exit.REFUSED, *ENDED),
+    short_help="Pay a payment pointer.",
+)
+@click.argument("to")
+@_order_options
+def pay(
+    to: str,
+    send: int | None,
+    deliver: int | None,
+    slippage: str,
+    min_rate: str,
+    server: str | None,
+    timeout: float,
+    allow_insecure: bool,
+    as_json: bool,
+) -> int:
+    """Pay a wallet, with many small packets (STREAM).
+
+    TO is a payment pointer such as '$wallet.example/alice', or the URL of an SPSP endpoint. The rate is probed first.
+    On a terminal a bar shows what has arrived. An error says what was sent and delivered for certain, and so does the
+    summary after Ctrl-C.
+    """
+    order = _order(send, deliver, slippage, min_rate)
+    options = plugin_options(server, timeout, allow_insecure=allow_insecure)
+    report = _Report(Screen(), as_json=as_json)
+    try:
+        run_until_sigterm(_pay, options, timeout, to, order, report)
+    finally:
+        report.show()
+    return Exit.OK
+
+
+@define
+class _Report:
+    """What a payment did so far."""
+
+    screen: Screen
+    as_json: bool
+    last: Progress | None = None
+    asset: Asset | None = None
+    began: float = 0.0
+    ended: float = 0.0
+
+    def show(self) -> None:
+        """Write the summary, if anything was sent."""
+        if self.last is None:
+            return
+        seconds = round(self.ended - self.began, 3)
+        sent, delivered = self.last.sent, self.last.delivered
+        rate = round(delivered / sent, 9) if sent else None
+        if self.as_json:
+            values = {"sent": sent, "delivered": delivered, "rate": rate, "packets": self.last.packets}
+            more = {"unanswered": self.last.unanswered + self.last.in_flight, "seconds": seconds}
+            asset = None if self.asset is None else asdict(self.asset)
+            click.echo(json.dumps({**values, **more, "asset": asset}))
+            return
+        self.screen.line(f"sent {sent:,}, delivered {shown_amount(delivered, self.asset)}")
+        if rate is not None:
+            self.screen.line(f"rate {rate:g}, {self.last.packets:,} packets in {seconds:g} s")
+
+
+async def _pay(
+    options: BtpOptions | HttpOptions | dict[str, object],
+    timeout: float,
+    to: str,
+    order: dict[str, Any],
+    report: _Report,
+) -> None:
+    total = order["send"] or order["deliver"]
+    async with open_plugin(options, connect=ConnectOptions(timeout=timeout * 1000)) as plugin:
+        with report.screen.progress("{task.description}", silent=report.as_json) as bar:
+            task = bar.add_task("paying", total=total)
+            report.began = report.ended = time.perf_counter()
+
+            def show(progress: Progress) -> None:
+                report.last, now = progress, time.perf_counter()
+                done = progress.sent if order["send"] else min(progress.delivered, total)
+                bar.update(task, completed=done)
+                if now - report.ended > 0.1 or progress.done:
+                    report.ended = now
+                    bar.refresh()
+
+            with _reporting_bad_answers():
+                paid = await pay_stream(plugin, to, **order, on_progress=show)
+            report.asset = paid.asset
+
+
+@click.command(
+    cls=Command,
+    epilog=epilog(QUOTE_EXAMPLES, *COMMON, Exit.UNREACHABLE, Exit.REFUSED, *ENDED),
+    short_help="What a payment would cost.",
+)
+@click.argument("to")
+@_order_options
+def quote(
+    to: str,
+    send: int | None,
+    deliver: int | None,
+    slippage: str,
+    min_rate: str,
+    server: str | None,
+    timeout: float,
+    allow_insecure: bool,
+    as_json: bool,
+) -> int:
+    """Probe the rate to a wallet, and show what a payment would send and deliver. No money moves.
+
+    TO is a payment pointer such as '$wallet.example/alice', or the URL of an SPSP endpoint.
+    """
+    order = _order(send, deliver, slippage, min_rate)
+    options = plugin_options(server, timeout, allow_insecure=allow_insecure)
+    quoted = run_until_sigterm(partial(_quote, options, timeout, to, order))
+    if as_json:
+        asset = None if quoted.asset is None else asdict(quoted.asset)
+        rate = round(float(quoted.rate), 9)
+        values = {"send": quoted.send, "deliver": quoted.deliver, "rate": rate, "max_packet": quoted.max_packet}
+        click.echo(json.dumps({**values, "asset": asset}))
+        return Exit.OK
+    screen = Screen()
+    screen.line(f"sends at most {quoted.send:,}")
+    screen.line(f"delivers at least {shown_amount(quoted.deliver, quoted.asset)}")
+    screen.line(f"rate {float(quoted.rate):g}, packets of up to {quoted.max_packet:,}")
+    return Exit.OK
+
+
+async def _quote(
+    options: BtpOptions | HttpOptions | dict[str, object], timeout: float, to: str, order: dict[str, Any]
+) -> Quote:
+    async with open_plugin(options, connect=ConnectOptions(timeout=timeout * 1000)) as plugin:
+        with _reporting_bad_answers():
+            return await quote_stream(plugin, to, **order)
+
+
+@contextmanager
+def _reporting_bad_answers() -> Iterator[None]:
+    """Turn a wrong answer of the SPSP endpoint into an error of the command, whose input is not a packet.
+
+    Raises:
+        click.ClickException: The block raised ``DecodeError``.
+    """
+    try:
+        yield
+    except DecodeError as error:
+        raise click.ClickException(one_line(error)) from error

@@ -1,0 +1,120 @@
+"""``receive``: a receiver of payments (STREAM), with an SPSP endpoint on this machine."""
+
+from __future__ import annotations
+
+import secrets
+import signal
+from typing import TYPE_CHECKING
+
+import click
+import trio
+from attrs import define
+
+from ..opening import open_plugin
+from ..options.base import ConnectOptions
+from ..services import PluginServices
+from ..stream import ReceivedPacket, SpspEndpoint, open_receiver
+from .errors import COMMON, Exit
+from .output import LiveOutput, Screen
+from .parameters import Command, Seconds, epilog, insecure_option
+from .pay import plugin_options, server_option, shown_amount
+from .serving import introduce, reporting_bind_errors
+from .signals import run_until_sigterm
+
+if TYPE_CHECKING:
+    from ..btp.options import BtpOptions
+    from ..http.options import HttpOptions
+    from ..stream import Receiver
+
+__all__ = ["receive"]
+
+HOST = "127.0.0.1"
+REPORT_SECONDS = 0.5
+
+EXAMPLES = """
+  trio-ledger-plugin serve --accounts                           (in another terminal) a server that forwards packets
+  trio-ledger-plugin receive --server btp+ws://:TOKEN@localhost:7768
+  trio-ledger-plugin pay http://127.0.0.1:8080/ --send 1000 --server btp+ws://:OTHER@localhost:7768
+"""
+
+
+@click.command(
+    cls=Command,
+    epilog=epilog(EXAMPLES, *COMMON, Exit.UNREACHABLE, Exit.REFUSED),
+    short_help="Receive payments, and show them.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8080,
+    show_default=True,
+    help="The endpoint's port; 0: any free one.",
+)
+@server_option
+@click.option("--timeout", type=Seconds(), default=10.0, show_default=True, help="Seconds for connecting.")
+@insecure_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line and nothing else.")
+def receive(port: int, server: str | None, timeout: float, allow_insecure: bool, as_json: bool) -> int:
+    """Receive payments over a BTP server, and show what arrives.
+
+    The server is asked for the address and the asset (ILDCP). An SPSP endpoint on this machine gives out credentials;
+    each payment has its own, and they work until this command ends. Ctrl-C or SIGTERM ends it, with exit code 0.
+    """
+    options = plugin_options(server, timeout, allow_insecure=allow_insecure)
+    run_until_sigterm(_receive, options, timeout, port, as_json)
+    return Exit.OK
+
+
+@define
+class _Totals:
+    """What has arrived."""
+
+    amount: int = 0
+    packets: int = 0
+
+    def add(self, packet: ReceivedPacket) -> None:
+        """Count a packet."""
+        self.amount += packet.amount
+        self.packets += 1
+
+
+async def _receive(
+    options: BtpOptions | HttpOptions | dict[str, object], timeout: float, port: int, as_json: bool
+) -> None:
+    output = LiveOutput(Screen(), as_json=as_json)
+    totals = _Totals()
+    connect = ConnectOptions(timeout=timeout * 1000)
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with (
+            open_plugin(options, PluginServices(log=output.log), connect=connect) as plugin,
+            open_receiver(plugin, secret=secrets.token_bytes(32), on_packet=totals.add) as receiver,
+        ):
+            with reporting_bind_errors():
+                (listener,) = await trio.open_tcp_listeners(port, host=HOST)
+            url = f"http://{HOST}:{listener.socket.getsockname()[1]}/"
+            asset = "" if receiver.asset is None else f" in {receiver.asset.code}, scale {receiver.asset.scale}"
+            lines = (
+                f"receiving at {receiver.address}{asset}",
+                f"the SPSP endpoint: {url}",
+                f"try it: trio-ledger-plugin pay {url} --send 1000 (Ctrl-C ends the receiver)",
+            )
+            introduce(output, lines, address=receiver.address, url=url)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.serve_listeners, SpspEndpoint(receiver).serve_stream, [listener])
+                nursery.start_soon(_report, output, receiver, totals)
+                await anext(signals)
+                nursery.cancel_scope.cancel()
+    text = f"closed; received {totals.amount:,} in {totals.packets:,} packets"
+    output.write("closed", text, amount=totals.amount, packets=totals.packets)
+
+
+async def _report(output: LiveOutput, receiver: Receiver, totals: _Totals) -> None:
+    """Write what has arrived, at most twice a second."""
+    amount, packets = totals.amount, totals.packets
+    while True:
+        await trio.sleep(REPORT_SECONDS)
+        if totals.packets != packets:
+            new = totals.amount - amount
+            text = f"received {shown_amount(new, receiver.asset)} in {totals.packets - packets:,} packets"
+            output.write("received", text, "green", amount=new, packets=totals.packets - packets, total=totals.amount)
+            amount, packets = totals.amount, totals.packets
