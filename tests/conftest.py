@@ -1,5 +1,6 @@
 """Settings and fixtures of all tests."""
 
+import os
 import shutil
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -11,6 +12,7 @@ import trio
 from support.journals import Book
 from support.ledgers import HeldStore
 from support.old_store import make_old_store
+from support.postgres import REQUIRING, Server, UnavailableError, open_server
 from trio.testing import MockClock
 
 from trio_ledger_plugin.stores import open_sqlite_store
@@ -52,6 +54,24 @@ async def store(store_path: Path) -> AsyncIterator[HeldStore]:
     """A store for money that a test can delay and make fail."""
     async with open_sqlite_store(store_path) as inner:
         yield HeldStore(inner)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Server]:
+    """A PostgreSQL server without replication."""
+    try:
+        with open_server() as server:
+            yield server
+    except UnavailableError as error:
+        if asked := [name for name in REQUIRING if os.environ.get(name)]:
+            pytest.fail(f"{error} (required, since {asked[0]} is set)", pytrace=False)
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def postgres_dsn(postgres_server: Server) -> str:
+    """The connection string of an empty database."""
+    return postgres_server.new_database()
 
 
 @pytest.fixture

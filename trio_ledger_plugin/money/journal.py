@@ -40,7 +40,7 @@ JOBS_AT_ONCE: Final = 128
 
 # The ledgers that open plugins write to. The key is the store's identity, since an application's store may not be
 # hashable.
-_taken: dict[tuple[int, str], TransactionalStore] = {}
+_taken: dict[tuple[int, str], TransactionalStore[Any]] = {}
 
 
 class Journal:
@@ -52,7 +52,7 @@ class Journal:
         log: Gets the failures of the store.
     """
 
-    def __init__(self, store: TransactionalStore, options: PluginOptions, log: Log) -> None:
+    def __init__(self, store: TransactionalStore[Any], options: PluginOptions, log: Log) -> None:
         self._store = store
         self._log = log
         self.dialect = dialect_of(store)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import InvalidServicesError
 from .plain import PlainMoney
@@ -30,7 +30,7 @@ def open_money(context: Context, store: Store | None, link: MoneyLink, *, has_ac
     if callable(getattr(store, "transaction", None)):
         from .journaled import JournaledMoney  # noqa: PLC0415 (programs without a journal need not import SQLite)
 
-        return JournaledMoney(context, cast("TransactionalStore", store), link, has_accounts=has_accounts)
+        return JournaledMoney(context, cast("TransactionalStore[Any]", store), link, has_accounts=has_accounts)
     for option, value in (("money", "keyed"), ("accept_money", "journal")):
         if getattr(context.options, option) == value:
             raise InvalidServicesError(
