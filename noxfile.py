@@ -72,7 +72,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure against the JavaScript packages on Node, at full size; ``bench`` gets the options after ``--``."""
-    session.install("-e", ".[cli]")
+    session.install("-e", ".[cli,speed]")
     with session.chdir("tests/interop"):
         session.run("npm", "ci", "--silent", external=True)
     where = Path(session.create_tmp())

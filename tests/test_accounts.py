@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +28,12 @@ from support.accounts import (
 from support.calls import start
 from support.events import names, next_event
 from support.leftovers import all_tasks
-from support.peers import TOKEN, dial, read_head, shake_hands, upgrade_request
+from support.peers import TOKEN, Peer, dial, read_head, shake_hands, upgrade_request
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_ledger_plugin import (
     AccountConnected,
+    AccountConnectedAgain,
     AccountDisconnected,
     Connected,
     ConnectionLostError,
@@ -62,6 +64,8 @@ from trio_ledger_plugin.testing.conformance.assertions import Recorder, echo, re
 from trio_ledger_plugin.testing.scripted_peer import dial_stream
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from trio_ledger_plugin.btp.account import AccountPlugin
 
 HOST_INFO = HostInfo(client_address=HOST, asset_scale=9, asset_code="XRP")
@@ -383,34 +387,57 @@ async def test_hanging_look_up_affects_only_its_own_client(leaves: Any, clock: M
             store.go.set()
             await wait_all_tasks_blocked()
         else:
-            await peer.wait_eof()
+            refusal = await peer.receive_packet()
             assert trio.current_time() == start + 5
+            assert (refusal.request_id, refusal.code, refusal.name) == (1, "T00", "UnreachableError")
+            await leave(peer)
         assert names(read_events(plugin)) == ["Connected"]
         assert plugin.statistics().bytes_received == 0
 
 
-async def test_server_holds_8_kib_for_an_unauthenticated_client() -> None:
+@pytest.mark.parametrize("size", [0, 400, 20_000])
+@pytest.mark.parametrize("pieces", ["at once", "one by one"])
+async def test_backlog_behind_the_auth_packet_is_served(size: int, pieces: str) -> None:
+    """interledger-rs does not wait for the reply; a client that is closed for it comes back, and sends the same."""
     store = SlowStore()
     async with open_accounts(store=store, data_handler=echo) as plugin:
         peer = await dial(plugin.address)
-        request = peer.frame(btp.encode_ilp(btp.MESSAGE, 2, bytes(3000)))
-        await peer.send(peer.frame(auth_message(1, "alice", TOKEN, {})), request, request, request)
-        assert await peer.receive_close() == 1009
+        requests = [peer.frame(btp.encode_ilp(btp.MESSAGE, number, bytes(size))) for number in range(2, 102)]
+        frames = [peer.frame(auth_message(1, "alice", TOKEN, {})), *requests]
+        async with trio.open_nursery() as nursery:
+
+            async def send() -> None:
+                if pieces == "at once":
+                    await peer.send(*frames)
+                for frame in frames if pieces == "one by one" else ():
+                    await peer.send(frame)
+
+            nursery.start_soon(send)
+            await store.asked.wait()
+            await wait_all_tasks_blocked()
+            store.go.set()
+            with trio.fail_after(5):
+                answers = [await peer.receive_packet() for _ in range(101)]
+        assert sorted(answer.request_id for answer in answers) == [*range(1, 102)]
         await peer.aclose()
-        store.go.set()
-        await wait_all_tasks_blocked()
-        assert names(read_events(plugin)) == ["Connected"]
-        assert not plugin.account("alice").is_connected()
 
 
-async def test_server_holds_few_messages_of_an_unauthenticated_client() -> None:
-    """Empty messages add no bytes, but each would cost more time than the one before."""
+@pytest.mark.parametrize("size", [0, 400, 60_000])
+async def test_flood_behind_the_auth_packet_is_not_held(size: int) -> None:
+    """A hanging store must not let a stranger fill the memory: reading pauses, and TCP stops the sender."""
     store = SlowStore()
     async with open_accounts(store=store, data_handler=echo) as plugin:
         peer = await dial(plugin.address)
-        await peer.send(peer.frame(auth_message(1, "alice", TOKEN, {})), *[peer.frame(b"")] * 300)
-        with trio.fail_after(5):
-            assert await peer.receive_close() == 1009
+        await peer.send(peer.frame(auth_message(1, "alice", "wrong", {})))
+        sent = 0
+        flood = peer.frame(btp.encode_ilp(btp.MESSAGE, 2, bytes(size))) * (60_000 // max(size, 30))
+        with trio.move_on_after(0.5) as scope:
+            while True:
+                await peer.send(flood)
+                sent += len(flood)
+        assert scope.cancelled_caught
+        # What the buffers of the system hold.
+        assert sent < 16 * 1024 * 1024
         await peer.aclose()
 
 
@@ -420,11 +447,12 @@ class BrokenStore(MemoryStore):
 
 
 async def test_failing_store_neither_accepts_nor_refuses_a_client() -> None:
-    """An Error would be a refusal, after which clients do not come back."""
+    """An F code would be a refusal, after which clients do not come back."""
     log = Recorder()
     async with open_accounts(store=BrokenStore(), log=log) as plugin:
         peer = await dial(plugin.address)
-        await peer.send(peer.frame(auth_message(1, "alice", TOKEN, {})))
+        refusal = await peer.authenticate(account="alice")
+        assert (refusal.code, refusal.name) == ("T00", "UnreachableError")
         await leave(peer)
         assert plugin.is_connected()
         assert any("cannot look up" in line for line in log.lines)
@@ -478,6 +506,43 @@ async def test_browsers_are_accepted_only_from_listed_origins(allowed: Any, orig
 
 
 # Requests from clients.
+
+
+@pytest.mark.parametrize(
+    ("path", "username", "account"),
+    [
+        ("/accounts/alice/ilp/btp", "", "alice"),
+        ("/accounts/alice/ilp/btp?x=1", "alice", "alice"),
+        ("/accounts/alice/ilp/btp", "bob", None),
+        ("/accounts/al%20ice/ilp/btp", "", None),
+        ("/elsewhere", "bob", "bob"),
+    ],
+)
+async def test_path_of_the_url_can_name_the_account(path: Any, username: Any, account: Any) -> None:
+    """interledger-rs sends no username."""
+    async with open_accounts(options(account_from_path=True), store=MemoryStore()) as plugin:
+        stream = await dial_stream(plugin.address)
+        await stream.send_all(upgrade_request().replace(b"GET / ", f"GET {path} ".encode()))
+        assert (await read_head(stream)).startswith(b"HTTP/1.1 101")
+        peer = Peer(stream, client=True)
+        reply = await peer.authenticate(account=username)
+        if account is None:
+            assert (reply.code, reply.name) == ("F00", "NotAcceptedError")
+        else:
+            assert reply == btp.Response(1)
+            assert [each.name for each in plugin.accounts()] == [account]
+        await peer.aclose()
+
+
+async def test_path_names_no_account_unless_allowed() -> None:
+    async with open_accounts(store=MemoryStore()) as plugin:
+        stream = await dial_stream(plugin.address)
+        await stream.send_all(upgrade_request().replace(b"GET / ", b"GET /accounts/alice/ilp/btp "))
+        await read_head(stream)
+        peer = Peer(stream, client=True)
+        assert await peer.authenticate() == btp.Response(1)
+        assert [each.name for each in plugin.accounts()] == [hashed(TOKEN)]
+        await peer.aclose()
 
 
 async def test_client_gets_its_address() -> None:
@@ -606,7 +671,7 @@ async def test_two_sockets_of_one_account_execute_a_prepare_once() -> None:
         await wait_all_tasks_blocked()
         nursery.start_soon(send)
         await answer(old, FULFILL)
-        assert names(read_events(plugin)) == ["Connected", "AccountConnected"]
+        assert names(read_events(plugin)) == ["Connected", "AccountConnected", "AccountConnectedAgain"]
         await old.aclose()
 
 
@@ -644,7 +709,65 @@ async def test_2000_sends_to_an_offline_account_leave_nothing_behind() -> None:
         assert plugin.calls_in_flight() == 0
 
 
-@pytest.mark.parametrize("lifetime", [-1, 0, -40000])
+@asynccontextmanager
+async def open_router(**more: Any) -> AsyncIterator[AccountsPlugin]:
+    async def route(data: bytes) -> bytes:
+        return await server.send_data(data)
+
+    async with open_accounts(options(**more), data_handler=route) as server:
+        yield server
+
+
+async def test_packet_never_goes_back_to_its_sender() -> None:
+    """A client sends what it does not know to its parent: one packet went round 256 times."""
+    async with open_router() as server, trio.open_nursery() as nursery:
+        alice, bob = await enter(server, token="a"), await enter(server, token="b")
+        response = await ask(alice, prepare(f"{HOST}.{hashed('a')}.unknown"))
+        assert code_of(response.protocol_data[0].data) == "F02"
+        nursery.start_soon(answer, bob, FULFILL)
+        response = await ask(alice, prepare(f"{HOST}.{hashed('b')}"))
+        assert response.protocol_data[0].data == FULFILL
+        # The application's own packets may go to any account.
+        nursery.start_soon(answer, alice, FULFILL)
+        assert await server.send_data(prepare(f"{HOST}.{hashed('a')}")) == FULFILL
+        for peer in (alice, bob):
+            await peer.aclose()
+
+
+async def test_accounts_of_one_name_at_two_servers_are_different() -> None:
+    async def to_the_other(data: bytes) -> bytes:
+        return await other.send_data(data)
+
+    async with open_accounts() as other, open_accounts(data_handler=to_the_other) as server:
+        here, there = await enter(server, token="a"), await enter(other, token="a")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer, there, FULFILL)
+            response = await ask(here, prepare(f"{HOST}.{hashed('a')}"))
+        assert response.protocol_data[0].data == FULFILL
+        for peer in (here, there):
+            await peer.aclose()
+
+
+async def test_forwarded_packet_expires_earlier() -> None:
+    async with open_router(expiry_margin=2.0) as server, trio.open_nursery() as nursery:
+        alice, bob = await enter(server, token="a"), await enter(server, token="b")
+        packet = prepare(f"{HOST}.{hashed('b')}")
+        sent: list[bytes] = []
+
+        async def serve() -> None:
+            sent.append(await answer(bob, FULFILL))
+
+        nursery.start_soon(serve)
+        await ask(alice, packet)
+        before, after = ilp.decode(packet), ilp.decode(sent[0])
+        assert isinstance(before, ilp.Prepare)
+        assert isinstance(after, ilp.Prepare)
+        assert abs(before.expires_at - after.expires_at - timedelta(seconds=2)) <= timedelta(milliseconds=1)
+        for peer in (alice, bob):
+            await peer.aclose()
+
+
+@pytest.mark.parametrize("lifetime", [-1, -0.001, -40000])
 async def test_expired_prepare_is_not_sent(lifetime: Any) -> None:
     async with open_accounts(store=MemoryStore()) as plugin:
         peer = await enter(plugin, "alice")
@@ -812,9 +935,16 @@ async def test_disconnecting_an_account_affects_only_its_client() -> None:
         assert plugin.account("bob").is_connected()
         assert read_events(plugin)[1:] == [
             AccountConnected("alice"),
+            AccountConnectedAgain("alice", 2),
             AccountConnected("bob"),
             AccountDisconnected("alice"),
         ]
+        early = await dial(plugin.address)
+        refusal = await early.authenticate(account="alice")
+        assert (refusal.code, refusal.name) == ("T00", "UnreachableError")
+        await leave(early)
+        assert not alice.is_connected()
+        await alice.connect()
         again = await enter(plugin, "alice")
         assert alice.is_connected()
         assert names(read_events(alice)) == ["Connected", "Disconnected", "Connected"]
@@ -1011,7 +1141,7 @@ async def test_handshake_alone_opens_no_account() -> None:
         assert names(read_events(plugin)) == ["Connected"]
 
 
-async def test_debug_log_names_account_and_address_of_a_connection(clock: MockClock, caplog: Any) -> None:
+async def test_log_names_account_and_address_of_a_connection(clock: MockClock, caplog: Any) -> None:
     caplog.set_level(logging.DEBUG, "trio_ledger_plugin")
     async with open_accounts(options(generateAccount=True)) as plugin:
         peer = await enter(plugin)
@@ -1019,7 +1149,7 @@ async def test_debug_log_names_account_and_address_of_a_connection(clock: MockCl
         for kind in (Connected, AccountConnected, AccountDisconnected):
             await next_event(plugin.events, kind)
     account = hashed(TOKEN)
-    assert [record.getMessage() for record in caplog.records if record.levelname == "DEBUG"] == [
+    assert [record.getMessage() for record in caplog.records] == [
         f"account {account} connected from 127.0.0.1",
         f"a connection of account {account} from 127.0.0.1 ended: the peer closed the connection",
     ]
@@ -1027,7 +1157,7 @@ async def test_debug_log_names_account_and_address_of_a_connection(clock: MockCl
 
 
 async def test_client_can_return_while_its_account_disconnects(clock: MockClock) -> None:
-    """An operator disconnects an account whose network froze, and its client dials again: it would seem offline."""
+    """An operator ends the connections of an account whose network froze: its client's next must count."""
     async with open_accounts() as server:
         account = server.account(hashed(TOKEN))
         frozen = await enter(server)
@@ -1038,6 +1168,7 @@ async def test_client_can_return_while_its_account_disconnects(clock: MockClock)
             nursery.start_soon(account.disconnect)
             await wait_all_tasks_blocked()
             assert not account.is_connected()
+            await account.connect()
             again = await enter(server)
             await account.wait_connected()
         assert {type(outcome[0]) for outcome in calls} == {PluginClosedError}

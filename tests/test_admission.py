@@ -1,76 +1,101 @@
 """The limits on unauthenticated peers: how many may be connected, and how long failed attempts wait for a reply."""
 
-from contextlib import ExitStack
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from trio_ledger_plugin.net.admission import Admission
+from trio_ledger_plugin.net.admission import Admission, PendingPeer
 from trio_ledger_plugin.options.base import PluginOptions
+from trio_ledger_plugin.statistics import Counters
 
 
 def make_admission(**options: object) -> Admission:
-    return Admission(PluginOptions(**options))  # type: ignore[arg-type]  # each test names fields of its own
+    return Admission(PluginOptions(**options), Counters())  # type: ignore[arg-type]  # each test names its own fields
 
 
-def enter(stack: ExitStack, admission: Admission, address: str) -> bool:
-    return stack.enter_context(admission.admit(address))
+class Waiting:
+    """Connections that authenticate, each in a task of its own, until they are dropped."""
+
+    def __init__(self, nursery: trio.Nursery, admission: Admission) -> None:
+        self._nursery = nursery
+        self._admission = admission
+
+    async def enter(self, *addresses: str) -> list[PendingPeer]:
+        return [await self._nursery.start(self._wait, address) for address in addresses]
+
+    async def _wait(self, address: str, *, task_status: trio.TaskStatus[PendingPeer]) -> None:
+        with self._admission.admit(address) as peer:
+            task_status.started(peer)
+            await trio.sleep_forever()
 
 
-def test_each_address_has_its_own_share() -> None:
+@pytest.fixture
+def waiting_under(nursery: trio.Nursery) -> Callable[..., Waiting]:
+    return lambda **options: Waiting(nursery, make_admission(**options))
+
+
+def left(peers: list[PendingPeer]) -> list[bool]:
+    return [not peer.is_dropped for peer in peers]
+
+
+async def test_each_address_has_its_own_share(waiting_under: Any) -> None:
     """A thousand sockets from one address must not keep the peer out."""
-    admission = make_admission(max_unauthenticated_per_address=2)
-    with ExitStack() as stack:
-        assert enter(stack, admission, "192.0.2.1")
-        assert enter(stack, admission, "192.0.2.1")
-        assert not enter(stack, admission, "192.0.2.1")
-        assert enter(stack, admission, "192.0.2.2")
-    with ExitStack() as stack:
-        assert enter(stack, admission, "192.0.2.1")
-        assert enter(stack, admission, "192.0.2.1")
+    waiting = waiting_under(max_unauthenticated_per_address=2)
+    peers = await waiting.enter("192.0.2.1", "192.0.2.1", "192.0.2.2", "192.0.2.1", "192.0.2.1")
+    assert left(peers) == [False, False, True, True, True]
 
 
-def test_rejected_connection_takes_no_place() -> None:
-    admission = make_admission(max_unauthenticated_per_address=1)
-    with admission.admit("192.0.2.1") as first:
-        for _ in range(3):
-            with admission.admit("192.0.2.1") as other:
-                assert not other
-    with admission.admit("192.0.2.1") as again:
-        assert first
-        assert again
+async def test_total_is_bounded_for_all_addresses(waiting_under: Any) -> None:
+    """Each connection costs memory and a descriptor, from any address."""
+    waiting = waiting_under(max_unauthenticated=5)
+    peers = await waiting.enter(*(f"192.0.2.{i}" for i in range(7)))
+    assert left(peers) == [False] * 2 + [True] * 5
+    peers += await waiting.enter("127.0.0.1")
+    assert left(peers) == [False] * 3 + [True] * 5
+
+
+async def test_peer_that_makes_progress_makes_way_last(waiting_under: Any) -> None:
+    waiting = waiting_under(max_unauthenticated=3)
+    peers = await waiting.enter(*["192.0.2.1"] * 3)
+    peers[0].progress()
+    peers += await waiting.enter(*["192.0.2.2"] * 2)
+    assert left(peers) == [True, False, False, True, True]
+    peers += await waiting.enter("192.0.2.2")
+    assert left(peers)[0] is False
+
+
+async def test_authenticated_peer_does_not_make_way(waiting_under: Any) -> None:
+    waiting = waiting_under(max_unauthenticated=1)
+    first = await waiting.enter("192.0.2.1")
+    first[0].leave()
+    assert left(first + await waiting.enter("192.0.2.1")) == [True, True]
+
+
+async def test_dropped_peer_is_cancelled_without_an_error() -> None:
+    admission = make_admission(max_unauthenticated=1)
+    with trio.fail_after(5), admission.admit("192.0.2.1"):
+        with admission.admit("192.0.2.2"):
+            pass
+        await trio.sleep_forever()
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.8.8.8", "::1", "198.51.100.7", "a local socket"])
-def test_addresses_shared_by_many_peers_have_no_limit(address: Any) -> None:
+async def test_addresses_shared_by_many_peers_have_no_limit(address: Any, waiting_under: Any) -> None:
     """All peers behind one proxy would count as one."""
-    admission = make_admission(max_unauthenticated_per_address=1, trusted_proxies=("198.51.100.7",))
-    with ExitStack() as stack:
-        assert all(enter(stack, admission, address) for _ in range(20))
+    waiting = waiting_under(max_unauthenticated_per_address=1, trusted_proxies=("198.51.100.7",))
+    assert all(left(await waiting.enter(*[address] * 20)))
 
 
 @pytest.mark.parametrize("address", ["fe80::1%eth0", "::ffff:192.0.2.1", "2001:db8::1"])
-def test_other_addresses_have_a_limit(address: Any) -> None:
-    admission = make_admission(max_unauthenticated_per_address=1)
-    with ExitStack() as stack:
-        assert enter(stack, admission, address)
-        assert not enter(stack, admission, address)
+async def test_other_addresses_have_a_limit(address: Any, waiting_under: Any) -> None:
+    waiting = waiting_under(max_unauthenticated_per_address=1)
+    assert left(await waiting.enter(address, address)) == [False, True]
 
 
-def test_total_is_bounded_for_all_addresses() -> None:
-    """Each connection costs memory and a descriptor, from any address."""
-    admission = make_admission(max_unauthenticated=5)
-    with ExitStack() as stack:
-        assert all(enter(stack, admission, f"192.0.2.{i}") for i in range(5))
-        assert not enter(stack, admission, "192.0.2.77")
-        assert not enter(stack, admission, "127.0.0.1")
-    with admission.admit("192.0.2.77") as admitted:
-        assert admitted
-
-
-def test_a_place_is_free_again_after_an_error() -> None:
+async def test_a_place_is_free_again_after_an_error() -> None:
     admission = make_admission(max_unauthenticated=1)
 
     def enter_and_fail() -> None:
@@ -80,8 +105,8 @@ def test_a_place_is_free_again_after_an_error() -> None:
     for _ in range(3):
         with pytest.raises(ZeroDivisionError):
             enter_and_fail()
-    with admission.admit("192.0.2.1") as admitted:
-        assert admitted
+    with admission.admit("192.0.2.1") as peer:
+        assert not peer.is_dropped
 
 
 async def test_replies_to_failures_take_longer_and_longer(autojump_clock: MockClock) -> None:

@@ -226,9 +226,11 @@ async def test_serve_accounts_json() -> None:
     }
     told = [line for line in lines[1:-1] if line["event"] != "totals"]
     refused = "refused a connection from 127.0.0.1: invalid auth_token"
+    ended = "a connection of account alice from 127.0.0.1 ended: the peer closed the connection with 1000"
     assert told == [
         {"event": "account_connected", "account": "alice"},
         {"event": "money", "account": "alice", "amount": "250"},
+        {"event": "log", "level": "info", "text": ended},
         {"event": "account_disconnected", "account": "alice"},
         {"event": "log", "level": "info", "text": refused},
     ]

@@ -336,15 +336,14 @@ async def test_limits_use_the_address_that_the_application_gives(way: str) -> No
                     await plugin.serve_websocket(await request.accept(), peer=peer)
 
             first = await hand_over("192.0.2.7")
-            if way == "websocket":
-                await (await hand_over("192.0.2.7")).wait_eof()
-            else:
-                with pytest.raises((EOFError, trio.BrokenResourceError)):
-                    await hand_over("192.0.2.7")
-            await (await hand_over("192.0.2.8")).authenticate()
+            other = await hand_over("192.0.2.8")
+            newcomer = await hand_over("192.0.2.7")
+            await first.wait_eof()
+            await other.authenticate()
             await wait_all_tasks_blocked()
             assert plugin.is_connected()
-            await first.aclose()
+            assert plugin.statistics().unauthenticated_dropped == 1
+            await newcomer.aclose()
             nursery.cancel_scope.cancel()
 
 

@@ -1,5 +1,7 @@
 """Frames split and written without I/O, compared with an independent splitter and with wsproto."""
 
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from support.frames import FRAGMENTS, LIMIT, reader, split_by_reader, split_by_t
 from support.peers import BINARY, CLOSE, KEY, PING, PONG, TEXT, frame
 from wsproto.frame_protocol import FrameProtocol, Opcode
 
+from trio_ledger_plugin.websocket import frames
 from trio_ledger_plugin.websocket.frames import FrameKind, OtherFrame, binary_frame, masked_binary_frame
 
 SIZES = [0, 1, 3, 4, 5, 125, 126, 127, 511, 512, 513, 1000, 65535, 65536, 65539]
@@ -237,3 +240,18 @@ def test_mask_keys_do_not_repeat() -> None:
     """A page that could predict the key could choose the bytes on the wire (RFC 6455, section 10.3)."""
     keys = [masked_binary_frame(b"")[2:6] for _ in range(3000)]
     assert len(set(keys)) > 2990
+
+
+@pytest.mark.skipif(find_spec("websockets") is None, reason='needs the extra "speed"')
+@given(st.binary(max_size=70_000), st.binary(min_size=4, max_size=4))
+def test_masking_in_c_and_in_python_have_the_same_result(payload: bytes, key: bytes) -> None:
+    """Whether the extra "speed" is installed must not change a byte."""
+    speedups = import_module("websockets.speedups")
+    assert frames._xor is speedups.apply_mask
+    assert frames._xor(payload, key) == frames.mask_in_python(payload, key)
+
+
+@given(st.binary(max_size=2000), st.binary(min_size=4, max_size=4))
+def test_masking_in_python_is_that_of_the_specification(payload: bytes, key: bytes) -> None:
+    masked = bytes(byte ^ key[index % 4] for index, byte in enumerate(payload))
+    assert frames.mask_in_python(payload, key) == masked

@@ -1,5 +1,6 @@
 """The peer gets one reply to each request, and no internal details of a failure."""
 
+import re
 from typing import Any
 
 import pytest
@@ -87,6 +88,25 @@ async def test_response_is_bytes(handlers, response):
     reply = await handlers.answer(b"request")
     assert type(reply) is bytes
     assert reply == bytes(response)
+
+
+async def test_failed_handler_is_logged_with_the_places_in_its_code(handlers, log):
+    """An operator would see KeyError('x') and not know in which of a thousand lines."""
+
+    def look_up():
+        raise KeyError("x")
+
+    async def handle(data):
+        try:
+            look_up()
+        except KeyError as error:
+            raise ValueError("unknown") from error
+
+    handlers.register_data(handle)
+    await handlers.answer(b"request")
+    (line,) = log.lines
+    places = r"test_handlers.py:\d+ in handle; after KeyError\('x'\) at test_handlers.py:\d+ in handle, "
+    assert re.search(places + r"test_handlers.py:\d+ in look_up$", line), line
 
 
 @pytest.mark.parametrize("rubbish", [None, "text", 5, [], object(), NotAcceptedError("returned, not raised")])

@@ -26,6 +26,7 @@ VALUES = {
     "negotiation",
     "parking",
     "protocol_data",
+    "request",
     "secret",
     "services",
     "statistics",

@@ -458,10 +458,14 @@ async def test_repeated_entries_are_answered_with_an_error(packet: Any, autojump
         assert (answer.request_id, answer.code, answer.name) == (1, "F01", "InvalidFieldsError")
 
 
-async def test_a_message_without_ilp_gets_an_empty_response(autojump_clock: MockClock) -> None:
+async def test_an_unknown_sub_protocol_gets_an_error(autojump_clock: MockClock) -> None:
+    """An empty response would say that the request was carried out."""
     async with linked(data=echo) as (_, peer, _):
         await peer.send_packet(btp.Message(7, (btp.ProtocolData("info", 0, b"?"),)))
-        assert await peer.receive_packet() == btp.Response(7)
+        answer = await peer.receive_packet()
+        assert (answer.request_id, answer.code, answer.name) == (7, "F00", "NotAcceptedError")
+        await peer.send_packet(btp.Message(8))
+        assert await peer.receive_packet() == btp.Response(8)
 
 
 async def test_handler_past_its_deadline_gets_one_error_reply(autojump_clock: MockClock) -> None:

@@ -32,11 +32,12 @@ from support.peers import (
 )
 from trio.testing import MockClock
 
-from trio_ledger_plugin import PluginServices
+from trio_ledger_plugin import BtpOptions, ListenerOptions, PluginServices
 from trio_ledger_plugin.btp.auth import auth_message
 from trio_ledger_plugin.codec import btp
 from trio_ledger_plugin.errors import ConnectionLostError
 from trio_ledger_plugin.events import Connected, Disconnected
+from trio_ledger_plugin.options.load import options_from_mapping
 from trio_ledger_plugin.testing.conformance.assertions import Recorder, echo
 from trio_ledger_plugin.testing.scripted_peer import dial_stream
 
@@ -190,9 +191,9 @@ async def unauthenticated_garbage(address: str) -> None:
 
 async def unauthenticated_no_websocket(address: str) -> None:
     stream = await dial_stream(address)
-    await stream.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    await stream.send_all(b"POST / HTTP/1.1\r\nHost: x\r\n\r\n")
     head = await read_head(stream)
-    assert head.startswith(b"HTTP/1.1 4")
+    assert head.startswith(b"HTTP/1.1 405 ")
     await trio.aclose_forcefully(stream)
 
 
@@ -318,15 +319,49 @@ async def test_guesses_are_delayed_and_the_right_token_is_not(clock: MockClock) 
         await peer.aclose()
 
 
-async def test_unauthenticated_connections_past_the_limit_are_closed(clock: MockClock) -> None:
-    async with open_btp(listening(max_unauthenticated=3)) as plugin:
-        waiting = [await dial(plugin.address) for _ in range(3)]
-        extra = await dial_stream(plugin.address)
-        await Peer(extra, client=True).wait_eof()
-        assert await waiting[0].authenticate() == btp.Response(1)
-        fourth = await dial(plugin.address)
-        for peer in (*waiting, fourth):
-            await peer.aclose()
+async def test_newcomer_takes_the_place_of_the_longest_silent(clock: MockClock) -> None:
+    """Silent sockets must not keep the peer out, however many they are."""
+    async with open_btp(listening(max_unauthenticated=3), data_handler=echo) as plugin:
+        patient = await dial(plugin.address)
+        silent = []
+        for _ in range(20):
+            silent.append(await dial_stream(plugin.address))
+            await trio.testing.wait_all_tasks_blocked()
+        newcomer = await dial_in(plugin.address)
+        await assert_serves(newcomer)
+        for stream in silent[:17]:
+            await Peer(stream, client=True).wait_eof()
+        # It did its handshake before, but waited longer than the others.
+        await patient.wait_eof()
+        assert plugin.statistics().unauthenticated_dropped == 19
+        for stream in silent[17:]:
+            await stream.aclose()
+        await newcomer.aclose()
+
+
+async def test_progress_keeps_a_place(clock: MockClock) -> None:
+    """Of two peers, the one that does nothing makes way."""
+    async with open_btp(listening(max_unauthenticated=2)) as plugin:
+        stream = await dial_stream(plugin.address)
+        await trio.testing.wait_all_tasks_blocked()
+        silent = await dial_stream(plugin.address)
+        await trio.testing.wait_all_tasks_blocked()
+        busy = await shake_hands(stream)
+        another = await dial_stream(plugin.address)
+        await Peer(silent, client=True).wait_eof()
+        assert await busy.authenticate() == btp.Response(1)
+        await busy.aclose()
+        await another.aclose()
+
+
+async def test_silent_peer_is_told_that_its_time_is_over(clock: MockClock) -> None:
+    """RFC-0023: the server answers with an Error if authentication takes too long."""
+    async with open_btp(listening()) as plugin:
+        peer = await dial(plugin.address)
+        error = await peer.receive_packet()
+        assert trio.current_time() == 5
+        assert (error.code, error.data) == ("F00", b"no auth packet within 5 s")
+        await peer.wait_eof()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on descriptors that can be lowered")
@@ -364,6 +399,51 @@ async def test_a_browser_is_refused(origin: Any) -> None:
         await stream.send_all(upgrade_request(origin=origin))
         assert (await read_head(stream)).startswith(b"HTTP/1.1 403 ")
         await Peer(stream, client=True).wait_eof()
+
+
+async def test_browser_of_a_listed_origin_is_accepted() -> None:
+    listener = {"port": 0, "secret": TOKEN, "allowedOrigins": ["https://page.example"]}
+    async with open_btp({"listener": listener}) as plugin:
+        for origin, status in (("https://page.example", b"101"), ("https://other.example", b"403")):
+            stream = await dial_stream(plugin.address)
+            await stream.send_all(upgrade_request(origin=origin))
+            assert (await read_head(stream)).startswith(b"HTTP/1.1 " + status)
+            await stream.aclose()
+
+
+@pytest.mark.parametrize("port", [0, None])
+async def test_every_address_has_the_same_port(port: Any, nursery: trio.Nursery) -> None:
+    """A client that dials localhost may try IPv6 first."""
+    if port is None:
+        probe = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        port = probe[0].socket.getsockname()[1]
+        await probe[0].aclose()
+    options = BtpOptions(listener=ListenerOptions(port, TOKEN, host=None))
+    async with open_btp(options, data_handler=echo) as plugin:
+        assert plugin.address.startswith("btp+ws://localhost:")
+        number = int(plugin.address.rpartition(":")[2])
+        families = ["127.0.0.1", "::1"] if await has_ipv6() else ["127.0.0.1"]
+        for address in families:
+            peer = await shake_hands(await trio.open_tcp_stream(address, number))
+            assert await peer.authenticate() == btp.Response(1)
+            await assert_serves(peer)
+            await peer.aclose()
+
+
+async def has_ipv6() -> bool:
+    try:
+        (listener,) = await trio.open_tcp_listeners(0, host="::1")
+    except OSError:
+        return False
+    await listener.aclose()
+    return True
+
+
+def test_star_means_every_address_in_a_mapping() -> None:
+    """There, null means that the field is not given."""
+    options = options_from_mapping(BtpOptions, {"listener": {"port": 0, "secret": "s", "host": "*"}})
+    assert options.listener is not None
+    assert options.listener.host is None
 
 
 async def test_unauthenticated_peers_are_dropped_when_the_plugin_closes(clock: MockClock) -> None:
@@ -417,7 +497,7 @@ async def test_connection_without_tls_does_not_affect_others(what: Any, clock: M
         await peer.aclose()
 
 
-async def test_debug_log_has_address_and_end_of_each_connection(clock: MockClock, caplog: Any) -> None:
+async def test_log_has_address_and_end_of_each_connection(clock: MockClock, caplog: Any) -> None:
     """When two clients replace each other, an operator would see that a client connects, but not which one."""
     caplog.set_level(logging.DEBUG, "trio_ledger_plugin")
     async with open_btp(listening()) as plugin:
@@ -427,7 +507,7 @@ async def test_debug_log_has_address_and_end_of_each_connection(clock: MockClock
         await second.aclose()
         for kind in (Connected, Disconnected) * 2:
             await next_event(plugin.events, kind)
-    messages = [record.getMessage() for record in caplog.records if record.levelname == "DEBUG"]
+    messages = [record.getMessage() for record in caplog.records]
     ended = "the connection with 127.0.0.1 ended: "
     came = "connected with 127.0.0.1"
     assert messages == [came, ended + "replaced by a new connection", came, ended + "the peer closed the connection"]

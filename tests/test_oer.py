@@ -1,6 +1,6 @@
 """The OER parts: lengths are canonical, and are used only if so many bytes follow."""
 
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -104,8 +104,18 @@ def test_times_round_trip(moment: Any) -> None:
 
 def test_time_is_written_in_utc() -> None:
     """An expiry written in local time would end hours early or late."""
-    moment = datetime(2017, 12, 24, 18, 14, 32, 279_999, tzinfo=timezone(timedelta(hours=2)))
+    moment = datetime(2017, 12, 24, 18, 14, 32, 279_000, tzinfo=timezone(timedelta(hours=2)))
     assert oer.time_digits(moment, "time") == "20171224161432279"
+
+
+@pytest.mark.parametrize(
+    ("microsecond", "digits"),
+    [(279_499, "32279"), (279_500, "32280"), (999_499, "32999"), (999_500, "33000"), (0, "32000")],
+)
+def test_time_is_rounded_to_milliseconds(microsecond: int, digits: str) -> None:
+    """Cut off, an expiry loses half a millisecond on average at every node that writes it again."""
+    moment = datetime(2017, 12, 24, 16, 14, 32, microsecond, tzinfo=UTC)
+    assert oer.time_digits(moment, "time", rounded=True) == f"201712241614{digits}"
 
 
 @pytest.mark.parametrize(
@@ -120,6 +130,11 @@ def test_time_is_written_in_utc() -> None:
 def test_naive_or_impossible_time_is_refused(moment: Any) -> None:
     with pytest.raises(InvalidFieldsError, match="triggered_at must be an aware datetime"):
         oer.time_digits(moment, "triggered_at")
+
+
+def test_time_that_rounds_to_the_year_10000_is_refused() -> None:
+    with pytest.raises(InvalidFieldsError, match="in the years 1 to 9999"):
+        oer.time_digits(datetime.max.replace(tzinfo=UTC), "time", rounded=True)
 
 
 @pytest.mark.parametrize(

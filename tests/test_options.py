@@ -96,6 +96,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "redial_max_delay": 30.0,
         "max_message_bytes": 65536,
         "max_unauthenticated_bytes": 8192,
+        "max_head_bytes": 16 * 1024,
         "max_fragments": 64,
         "max_entries": 32,
         "max_send_queue_bytes": 1048576,
@@ -147,7 +148,8 @@ def test_limit_is_a_whole_number_above_zero(name: Any) -> None:
 
 def test_trusted_proxies_are_addresses_in_their_shortest_form() -> None:
     assert PluginOptions(trusted_proxies=["10.0.0.1", "::1"]).trusted_proxies == ("10.0.0.1", "::1")
-    for wrong in ["10.0.0.1", ("proxy.example",), ("0:0::1",), (1,), None]:
+    assert PluginOptions(trusted_proxies=["10.0.0.0/8", "fd00::/8"]).trusted_proxies == ("10.0.0.0/8", "fd00::/8")
+    for wrong in ["10.0.0.1", ("proxy.example",), ("0:0::1",), (1,), None, ("10.0.0.1/8",), ("10.0.0.0/33",)]:
         (problem,) = problems_of(PluginOptions, trusted_proxies=wrong)
         assert problem.startswith("- trusted_proxies: got ")
         assert "IP addresses" in problem
@@ -196,11 +198,12 @@ def test_options_are_equal_by_class_and_values() -> None:
 
 def test_repr_shows_every_field() -> None:
     assert repr(ListenerOptions(0, "s")) == (
-        "ListenerOptions(port=0, secret=Secret(***), host='127.0.0.1', ssl_context=None)"
+        "ListenerOptions(port=0, secret=Secret(***), host='127.0.0.1', ssl_context=None, proxy_protocol=False, "
+        "allowed_origins=())"
     )
     assert repr(BtpOptions(server="btp+ws://a:b@localhost", btp_auth_flags={"f": 1})).endswith(
         "server='btp+ws://localhost', listener=None, btp_account='a', btp_token=Secret(***), btp_auth_flags=['f'], "
-        "ssl_context=None, allow_insecure=False)"
+        "ssl_context=None, allow_insecure=False, headers=[], user_agent='trio-ledger-plugin', proxy=None)"
     )
 
 
@@ -237,7 +240,7 @@ def test_listener_refuses_an_empty_secret(secret: Any) -> None:
     assert problem.endswith("must be text (str) or a Secret, not empty")
 
 
-@pytest.mark.parametrize("host", ["", "a b", "a\n", 5, None])
+@pytest.mark.parametrize("host", ["", "a b", "a\n", 5])
 def test_listener_refuses_a_wrong_host(host: Any) -> None:
     (problem,) = problems_of(ListenerOptions, 0, "token", host=host)
     assert problem.startswith(f"- host: got {host!r}, must be text")
@@ -261,17 +264,28 @@ def test_tls_is_configured_by_an_ssl_context() -> None:
         ("btp+wss://alice:tok@h.example/ilp?x=1", "btp+wss://h.example/ilp?x=1", "alice", "tok"),
         ("btp+ws://:tok@localhost:7768", "btp+ws://localhost:7768", "", "tok"),
         ("btp+wss://alice:s%40cr@h", "btp+wss://h", "alice", "s%40cr"),
-        ("btp+wss://alice:s@cr:et@h", "btp+wss://h", "alice", "s@cr:et"),
+        ("btp+wss://alice:s@cr:et@h", "btp+wss://h", "alice", "s%40cr%3Aet"),
+        ("btp+wss://al=ice:a=b@h", "btp+wss://h", "al%3Dice", "a%3Db"),
+        ("btp+wss://alice:100%@h", "btp+wss://h", "alice", "100%"),
+        ("btp+wss://alice:ü b@h", "btp+wss://h", "alice", "%C3%BC%20b"),
+        (" btp+wss://alice:a\tb\r\n@h\n", "btp+wss://h", "alice", "ab"),
         ("btp+wss://alice@h", "btp+wss://h", "alice", ""),
         ("btp+wss://:@h", "btp+wss://h", "", ""),
         ("btp+wss://h/a@b", "btp+wss://h/a@b", "", ""),
     ],
 )
-def test_credentials_are_taken_from_the_url_as_written(server: Any, address: Any, account: Any, token: Any) -> None:
+def test_credentials_are_read_from_the_url_as_in_javascript(
+    server: Any, address: Any, account: Any, token: Any
+) -> None:
     options = BtpOptions(server=server)
     assert options.server == options.address == address
     assert (options.btp_account, options.btp_token) == (account, Secret(token))
     assert attrs.evolve(options, max_entries=1).btp_token == Secret(token)
+
+
+def test_separate_credentials_are_taken_as_they_are() -> None:
+    options = BtpOptions(server="btp+wss://h", btp_account="al=ice", btp_token="a=b c")
+    assert (options.btp_account, options.btp_token, options.is_escaped) == ("al=ice", Secret("a=b c"), False)
 
 
 @pytest.mark.parametrize(
@@ -327,6 +341,8 @@ def test_url_gives_host_port_and_resource(
         ("btp+ws://h/#top", "fragment"),
         ("btp+ws://h#top", "fragment"),
         ("btp+ws://h/a b", "percent-encoded"),
+        ("btp+ws://h/a\\b", "percent-encoded"),
+        (f"btp+ws://alice:{CANARY}\\x@h", "bad port"),
         ("btp+ws://h/ü", "percent-encoded"),
         ("btp+ws://h/\r\nX-Injected: 1", "percent-encoded"),
     ],

@@ -36,6 +36,7 @@ ERRORS = {
 }
 EVENTS = (
     "AccountConnected",
+    "AccountConnectedAgain",
     "AccountDisconnected",
     "Connected",
     "Disconnected",
@@ -48,6 +49,7 @@ OTHERS = (
     "BtpOptions",
     "ConnectOptions",
     "HostInfo",
+    "IncomingRequest",
     "JournalEntry",
     "LedgerPlugin",
     "ListenerOptions",
@@ -63,6 +65,7 @@ OTHERS = (
     "TransferState",
     "Transfers",
     "create_plugin",
+    "current_request",
     "current_transfer",
     "fetch_ildcp",
     "loopback_pair",
@@ -144,6 +147,7 @@ def test_signatures_of_the_functions():
     assert signature(trio_ledger_plugin.ConnectOptions) == [("timeout", POSITIONAL, None)]
     assert signature(trio_ledger_plugin.PluginServices) == [("store", POSITIONAL, None), ("log", POSITIONAL, None)]
     assert signature(trio_ledger_plugin.current_transfer) == []
+    assert signature(trio_ledger_plugin.current_request) == []
 
 
 METHODS = {

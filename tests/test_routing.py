@@ -201,3 +201,28 @@ def test_prepare_is_read() -> None:
 )
 def test_child_segment(destination: str, segment: str | None) -> None:
     assert child_segment(destination, ADDRESS) == segment
+
+
+async def test_next_hop_gets_less_time(autojump_clock: MockClock) -> None:
+    """Without a margin, this node could get the fulfillment too late to pass it on, and pay for it."""
+    packet, hop = prepare(lifetime=30), Hop(seconds=28.5)
+    assert await forward(packet, hop.send, ADDRESS, ilp.encode(packet), margin=1.0) == FULFILL
+    (sent,) = map(ilp.decode, hop.received)
+    assert isinstance(sent, ilp.Prepare)
+    assert abs(packet.expires_at - sent.expires_at - timedelta(seconds=1)) <= timedelta(milliseconds=1)
+    hop = Hop(seconds=29.5)
+    assert rejected(await forward(packet, hop.send, ADDRESS, margin=1.0)) == "R00"
+
+
+@pytest.mark.parametrize(("lifetime", "code"), [(0.9, "R02"), (-1, "R00")])
+async def test_prepare_without_time_for_the_margin_is_not_sent(lifetime: float, code: str) -> None:
+    hop = Hop()
+    assert rejected(await forward(prepare(lifetime=lifetime), hop.send, ADDRESS, margin=1.0)) == code
+    assert hop.received == []
+
+
+async def test_address_between_peers_is_never_forwarded() -> None:
+    """RFC-0015: at another hop it would reach the wrong peer."""
+    hop = Hop(b"answer")
+    assert rejected(await route(ilp.encode(prepare("peer.settle.x")), hop.send, ADDRESS)) == "F02"
+    assert hop.received == []

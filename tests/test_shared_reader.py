@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import socket as stdlib
 import struct
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import pairwise
+from time import perf_counter
 
 import pytest
 import trio
@@ -13,6 +15,7 @@ from support.tasks import make_tasks
 
 from trio_ledger_plugin.net.shared_reader import SocketReaders, can_share
 
+ALONE = object()
 pytestmark = pytest.mark.skipif(not can_share(), reason="needs epoll")
 
 
@@ -42,7 +45,7 @@ async def test_reader_sleeps_while_its_bytes_are_taken(readers, nursery):
     with pair() as (socket, peer):
         with trio.fail_after(5):
             nursery.start_soon(send, peer, seen, [b"first", b"second", b"last"])
-            assert await readers.read(socket, take) == b"last"
+            assert await readers.read(socket, take, ALONE) == b"last"
         assert seen == [b"first", b"second", b"last"]
         # No task waits: bytes that arrive now are not read.
         peer.send(b"later")
@@ -66,11 +69,11 @@ async def test_end_of_one_connection_wakes_only_its_own_task(readers, nursery):
             taken.append(data)
             return True
 
-        nursery.start_soon(readers.read, other, keep)
+        nursery.start_soon(readers.read, other, keep, ALONE)
         await trio.testing.wait_all_tasks_blocked()
         peer.close()
         with trio.fail_after(5):
-            assert await readers.read(socket, lambda _: True) == b""
+            assert await readers.read(socket, lambda _: True, ALONE) == b""
             other_peer.send(b"still here")
             while not taken:
                 await trio.lowlevel.checkpoint()
@@ -86,7 +89,7 @@ async def test_broken_connection_raises_broken_resource_error(readers):
             peer.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_LINGER, struct.pack("ii", 1, 0))
             peer.close()
             with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
-                await readers.read(socket, lambda _: True)
+                await readers.read(socket, lambda _: True, ALONE)
 
 
 async def test_error_on_the_bytes_of_one_ends_only_that_connection(readers, nursery):
@@ -102,11 +105,11 @@ async def test_error_on_the_bytes_of_one_ends_only_that_connection(readers, nurs
         return True
 
     with pair() as (socket, peer), pair() as (other, other_peer):
-        nursery.start_soon(readers.read, other, keep)
+        nursery.start_soon(readers.read, other, keep, ALONE)
         peer.send(b"nonsense")
         with trio.fail_after(5):
             with pytest.raises(ValueError, match="the log is closed"):
-                await readers.read(socket, complain)
+                await readers.read(socket, complain, ALONE)
             other_peer.send(b"still here")
             while not taken:
                 await trio.lowlevel.checkpoint()
@@ -124,17 +127,17 @@ async def test_closing_wakes_the_waiting_task(readers, nursery):
 
         nursery.start_soon(close)
         with trio.fail_after(5), pytest.raises(trio.ClosedResourceError):
-            await readers.read(socket, lambda _: True)
+            await readers.read(socket, lambda _: True, ALONE)
         socket.close()
         with pytest.raises(trio.ClosedResourceError):
-            await readers.read(socket, lambda _: True)
+            await readers.read(socket, lambda _: True, ALONE)
 
 
 async def test_cancelling_leaves_the_bytes_unread(readers):
     """Bytes would be read for a task that is gone, and be lost."""
     with pair() as (socket, peer):
         async with trio.open_nursery() as waiting:
-            waiting.start_soon(readers.read, socket, lambda _: True)
+            waiting.start_soon(readers.read, socket, lambda _: True, ALONE)
             await trio.testing.wait_all_tasks_blocked()
             waiting.cancel_scope.cancel()
         peer.send(b"kept")
@@ -153,7 +156,7 @@ async def test_connection_that_closes_another_affects_no_third(readers, nursery)
                 return True
 
             try:
-                await readers.read(socket, take)
+                await readers.read(socket, take, ALONE)
             except trio.ClosedResourceError:
                 ended.append(socket)
 
@@ -167,3 +170,61 @@ async def test_connection_that_closes_another_affects_no_third(readers, nursery)
         await trio.testing.wait_all_tasks_blocked()
         assert len(ended) == 1
         nursery.cancel_scope.cancel()
+
+
+async def test_turns_go_round_by_account(readers, nursery):
+    """150 sockets of one account had 150 turns for the one of another."""
+    order = []
+
+    def taking(name, messages):
+        def take(data):
+            order.append(name)
+            readers.messages += messages
+            return True
+
+        return take
+
+    with ExitStack() as stack:
+        peers = []
+        for name, messages, sockets in (("flood", 16, 10), ("few", 1, 10), ("alone", 1, 1)):
+            turns = object()
+            for _ in range(sockets):
+                socket, peer = stack.enter_context(pair())
+                nursery.start_soon(readers.read, socket, taking(name, messages), turns)
+                peers.append(peer)
+        await trio.testing.wait_all_tasks_blocked()
+        for peer in peers:
+            peer.send(b"x")
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    # An account's turn is 16 messages, from as many of its sockets as have them.
+    assert order == ["flood", *["few"] * 10, "alone", *["flood"] * 9]
+
+
+async def test_other_tasks_run_after_a_millisecond_of_work(readers, nursery):
+    served, seen = 0, []
+
+    def work(data):
+        nonlocal served
+        served += 1
+        until = perf_counter() + 0.0011
+        while perf_counter() < until:
+            pass
+        return True
+
+    with ExitStack() as stack:
+        peers = []
+        for _ in range(20):
+            socket, peer = stack.enter_context(pair())
+            nursery.start_soon(readers.read, socket, work, object())
+            peers.append(peer)
+        await trio.testing.wait_all_tasks_blocked()
+        for peer in peers:
+            peer.send(b"x")
+        with trio.fail_after(5):
+            while served < 20:
+                await trio.lowlevel.checkpoint()
+                seen.append(served)
+        nursery.cancel_scope.cancel()
+    # Trio may run the reader before the other tasks in one turn, and after them in the next.
+    assert max(after - before for before, after in pairwise(seen)) <= 2

@@ -31,6 +31,7 @@ from .errors import (
 )
 from .events import (
     AccountConnected,
+    AccountConnectedAgain,
     AccountDisconnected,
     Connected,
     Disconnected,
@@ -44,11 +45,13 @@ from .opening import create_plugin, loopback_pair, open_plugin
 from .options.base import ConnectOptions
 from .options.loopback import LoopbackOptions
 from .plugin import LedgerPlugin
+from .request import IncomingRequest, current_request
 from .services import Log, PluginServices, Store, TransactionalStore
 from .transfer import JournalEntry, MoneyLevel, Totals, Transfer, TransferDirection, TransferState, current_transfer
 
 __all__ = [
     "AccountConnected",
+    "AccountConnectedAgain",
     "AccountDisconnected",
     "AccountsOptions",
     "AlreadyFulfilledError",
@@ -65,6 +68,7 @@ __all__ = [
     "EventsDropped",
     "Failed",
     "HostInfo",
+    "IncomingRequest",
     "InsufficientBalanceError",
     "InvalidFieldsError",
     "InvalidFulfillmentError",
@@ -99,6 +103,7 @@ __all__ = [
     "TransfersInDoubt",
     "UnreachableError",
     "create_plugin",
+    "current_request",
     "current_transfer",
     "fetch_ildcp",
     "loopback_pair",

@@ -11,6 +11,7 @@ from attrs import frozen
 
 __all__ = [
     "AccountConnected",
+    "AccountConnectedAgain",
     "AccountDisconnected",
     "Connected",
     "Disconnected",
@@ -98,6 +99,19 @@ class AccountConnected:
 
 
 @frozen
+class AccountConnectedAgain:
+    """An account of a many-account server that is connected has a further connection.
+
+    Attributes:
+        name: The account's name.
+        connections: How many connections it has now.
+    """
+
+    name: str
+    connections: int
+
+
+@frozen
 class AccountDisconnected:
     """An account of a many-account server has lost its last connection.
 
@@ -108,7 +122,16 @@ class AccountDisconnected:
     name: str
 
 
-Event = Connected | Disconnected | Failed | EventsDropped | TransfersInDoubt | AccountConnected | AccountDisconnected
+Event = (
+    Connected
+    | Disconnected
+    | Failed
+    | EventsDropped
+    | TransfersInDoubt
+    | AccountConnected
+    | AccountConnectedAgain
+    | AccountDisconnected
+)
 
 
 class EventStream:

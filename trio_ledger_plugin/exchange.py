@@ -18,7 +18,7 @@ from .transfer import Transfer  # noqa: TC001 (so that the signatures of public 
 
 if TYPE_CHECKING:
     from .negotiation import PeerJournal
-    from .runtime.handlers import Reply
+    from .runtime.handlers import AnyReply, Reply
 
 __all__ = ["ExchangePlugin"]
 
@@ -111,7 +111,9 @@ class _PluginExchange(Exchange):
     def send_request(self, request_id: int, request: bytes | Transfer) -> None:
         self._plugin.send_request(request_id, request)
 
-    def send_reply(self, request_id: int, reply: Reply) -> None:
+    def send_reply(self, request_id: int, reply: AnyReply) -> None:
+        # Only BTP has other sub-protocols.
+        assert not isinstance(reply, tuple)
         self._plugin.send_reply(request_id, reply)
 
     def receive_reply(self, request_id: int, reply: Reply) -> None:

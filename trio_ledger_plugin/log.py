@@ -239,10 +239,14 @@ class RedactingLog:
         """Pass the message on to the application's ``error``."""
         self._write(logging.ERROR, self._log.error, message, params)
 
+    def redact(self, text: str) -> str:
+        """Return text with each secret replaced by ``***``."""
+        return self._secrets.sub("***", text)
+
     def _write(self, level: int, write: Callable[[str], None], message: str, params: tuple[object, ...]) -> None:
         if isinstance(self._log, StdlibLog) and not self._log.is_enabled(level):
             return
-        text = self._secrets.sub("***", format_message(message, *params)).replace("%", "%%")
+        text = self.redact(format_message(message, *params)).replace("%", "%%")
         try:
             write(text)
         except Exception as error:  # noqa: BLE001 (the disk may be full; a failing log must not stop the plugin)

@@ -22,8 +22,9 @@ from .money.service import MoneyLink, MoneyService
 from .options.base import ConnectOptions, PluginOptions
 from .runtime.connector import Connector, PluginState
 from .runtime.context import Context
+from .runtime.exchange import measure_links
 from .runtime.handlers import as_bytes
-from .runtime.tasks import run_all
+from .runtime.tasks import finish_within, run_all
 from .statistics import Statistics
 from .transfer import Transfer, check_amount, check_key
 
@@ -88,9 +89,10 @@ class LedgerPlugin(ABC):
             on_end=self._end,
             on_failed=on_failed,
         )
-        self._compose(context, services, money, connector)
+        self.money: MoneyService = money
+        self._compose(context, services, connector)
 
-    def _compose(self, context: Context, services: PluginServices, money: MoneyService, connector: Connector) -> None:
+    def _compose(self, context: Context, services: PluginServices, connector: Connector) -> None:
         self.context: Context = context
         self.options: PluginOptions = context.options
         self.services: PluginServices = services
@@ -98,7 +100,6 @@ class LedgerPlugin(ABC):
         self.counters: Counters = context.counters
         self.tasks: TaskGroup = context.tasks
         self.handlers: Handlers = context.handlers
-        self.money: MoneyService = money
         self._connector = connector
         self.events: trio.MemoryReceiveChannel[Event] = connector.stream.receiver
         self._exchange: Exchange | None = None
@@ -225,11 +226,10 @@ class LedgerPlugin(ABC):
         self.check_thread()
         try:
             if self.begin_closing():
-                with trio.move_on_after(self.options.close_timeout):
-                    await self.context.budget.handlers.wait_unused()
-                    await self.money.finish_handlers()
-                    await self.finish_calls()
-                    await self.money.finish_records()
+                handlers = self.context.budget.wait_no_handlers, self.money.finish_handlers
+                calls = (exchange.drain for exchange in self.exchanges())
+                finish = self.finish_calls, self.money.finish_records
+                await finish_within(self.options.close_timeout, handlers, calls, finish)
         finally:
             await self._connector.stop()  # noqa: ASYNC102 (it shields itself, with a deadline)
 
@@ -354,15 +354,8 @@ class LedgerPlugin(ABC):
 
     def statistics(self) -> Statistics:
         """Return a snapshot of the plugin's statistics; may be called from any thread."""
-        exchanges = self.exchanges()
-        return Statistics.of(
-            self.counted(),
-            bytes_sent=sum(exchange.bytes_sent for exchange in exchanges),
-            bytes_received=sum(exchange.bytes_received for exchange in exchanges),
-            calls_in_flight=self.calls_in_flight(),
-            handlers_running=self.context.budget.handlers.used,
-            events_dropped=self._connector.stream.dropped,
-        )
+        now = measure_links(self.exchanges()) | self.context.budget.measure()
+        return Statistics.of(self.counted(), events_dropped=self._connector.stream.dropped, **now)
 
     # What the author of a plugin calls.
 
@@ -434,7 +427,7 @@ class LedgerPlugin(ABC):
             self.detach(self._exchange, "disconnected")
 
     def _is_busy(self) -> bool:
-        return self._connector.is_running or self.context.budget.handlers.used > 0 or self.money.is_busy
+        return self._connector.is_running or self.context.budget.handlers > 0 or self.money.is_busy
 
     def _tasks_ended(self, crash: Exception | None, cancelled: bool) -> Exception | None:
         return self._connector.tasks_ended(crash, cancelled)

@@ -21,10 +21,18 @@ class Statistics:
         bytes_sent: Bytes written to the network on authenticated links; 0 for a plugin without a network.
         bytes_received: Bytes read from it, likewise.
         calls_in_flight: Requests of this end that are waiting for their reply now.
-        handlers_running: Handlers that are running now.
+        handlers_running: Handlers that are running now, including those of requests whose link was lost.
+        handler_bytes: Bytes of requests and replies that they hold.
+        backlog_bytes: Bytes of requests that wait for a handler now, with a share for each request.
+        links: Authenticated connections that are open now.
         redials: How often the connection was established again after a loss.
         malformed_packets: Messages from the peer that were not readable packets.
         unexpected_responses: Replies that match no call: late, repeated or made up.
+        requests_refused: Requests from the peer that were refused because too many were waiting or running.
+        links_refused: Connections that were authenticated and refused, because the account or the server had too many
+            or the account was disconnected by this end.
+        links_replaced: Idle connections that were closed to make room for a new one of the same account.
+        unauthenticated_dropped: Connections that were closed before they were authenticated, to make room for others.
         events_dropped: Events that the application did not read in time.
     """
 
@@ -38,9 +46,16 @@ class Statistics:
     bytes_received: int
     calls_in_flight: int
     handlers_running: int
+    handler_bytes: int
+    backlog_bytes: int
+    links: int
     redials: int
     malformed_packets: int
     unexpected_responses: int
+    requests_refused: int
+    links_refused: int
+    links_replaced: int
+    unauthenticated_dropped: int
     events_dropped: int
 
     @classmethod
@@ -51,7 +66,7 @@ class Statistics:
             counters: The counts.
             bytes_sent: Bytes that left over the links that are up, which the counters do not have yet.
             bytes_received: Bytes that came over them.
-            now: ``calls_in_flight``, ``handlers_running`` and ``events_dropped``.
+            now: What is in use at this moment, and ``events_dropped``.
         """
         counted = asdict(counters)
         counted["bytes_sent"] += bytes_sent
@@ -74,12 +89,16 @@ class Counters:
     redials: int = 0
     malformed_packets: int = 0
     unexpected_responses: int = 0
+    requests_refused: int = 0
+    links_refused: int = 0
+    links_replaced: int = 0
+    unauthenticated_dropped: int = 0
 
     def since(self, before: Counters) -> Counters:
         """Return what was counted after ``before``."""
         return Counters(*(now - then for now, then in zip(astuple(self), astuple(before), strict=True)))
 
-    def add(self, other: Counters) -> None:
-        """Count what others have counted."""
+    def add(self, other: Counters, times: int = 1) -> None:
+        """Count what others have counted; with -1 times, no longer count it."""
         for name, count in asdict(other).items():
-            setattr(self, name, getattr(self, name) + count)
+            setattr(self, name, getattr(self, name) + times * count)

@@ -40,7 +40,7 @@ __all__ = ["Telemetry"]
 
 SCOPE: Final = "trio_ledger_plugin"
 # Values that go up and down; all other statistics only grow.
-GAUGES: Final = frozenset({"calls_in_flight", "handlers_running"})
+GAUGES: Final = frozenset({"backlog_bytes", "calls_in_flight", "handler_bytes", "handlers_running", "links"})
 
 
 class Telemetry:

@@ -12,6 +12,7 @@ from attrs import field, frozen
 from .errors import InvalidFieldsError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
     from .errors import RemoteError
@@ -129,7 +130,7 @@ class TransferState(Enum):
 
 # The states that may follow each state. A transfer that is withdrawn, because it was certainly not applied, leaves the
 # journal from SENT.
-TRANSITIONS: Final = {
+TRANSITIONS: Final[Mapping[TransferState, tuple[TransferState, ...]]] = {
     TransferState.SENT: (TransferState.ACKED, TransferState.REJECTED, TransferState.IN_DOUBT),
     TransferState.IN_DOUBT: (TransferState.ACKED, TransferState.REJECTED),
     TransferState.APPLIED: (TransferState.DELIVERED,),

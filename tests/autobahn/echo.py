@@ -18,7 +18,9 @@ import trio
 from support.tasks import open_tasks
 
 from trio_ledger_plugin.options.base import PluginOptions
-from trio_ledger_plugin.websocket.connection import BadHandshakeError, WebSocket, accept_websocket, open_websocket
+from trio_ledger_plugin.runtime.budget import Budget, Limits
+from trio_ledger_plugin.websocket.connection import WebSocket, accept_websocket, open_websocket
+from trio_ledger_plugin.websocket.requests import BadHandshakeError
 
 if TYPE_CHECKING:
     from trio_ledger_plugin.runtime.tasks import TaskGroup
@@ -41,6 +43,11 @@ class Echo:
     """
 
     replies_blocked = 0
+    is_open = True
+    turns = Budget(Limits())
+
+    async def wait_ready(self) -> None:
+        """Return at once."""
 
     def __init__(self, websocket: WebSocket, *, echoes: bool = True) -> None:
         self._websocket = websocket

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from base64 import urlsafe_b64encode
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from support.peers import TOKEN, Peer, dial
-from trio_ledger_plugin import PluginServices, open_plugin
+from trio_ledger_plugin import LedgerPlugin, LedgerPluginError, PluginServices, open_plugin
 from trio_ledger_plugin.btp.accounts import AccountsPlugin
 from trio_ledger_plugin.codec import btp, ilp
 
@@ -31,6 +31,7 @@ __all__ = [
     "open_accounts",
     "options",
     "prepare",
+    "start_asking",
 ]
 
 HOST = "example.host"
@@ -89,6 +90,12 @@ async def ask(peer: Peer, data: bytes, request_id: int = 7) -> Any:
     packet = await peer.receive_packet()
     assert packet.request_id == request_id
     return packet
+
+
+async def start_asking(plugin: LedgerPlugin) -> None:
+    """Send a request, and do not mind how it ends."""
+    with suppress(LedgerPluginError):
+        await plugin.send_data(b"?")
 
 
 def code_of(response: bytes) -> str:

@@ -12,6 +12,7 @@ import trio_websocket
 from support.peers import Peer, shake_hands, welcome
 from support.tasks import open_tasks
 from trio_ledger_plugin.options.base import PluginOptions
+from trio_ledger_plugin.runtime.budget import Budget, Limits
 from trio_ledger_plugin.websocket.connection import WebSocket, accept_websocket, open_websocket
 
 if TYPE_CHECKING:
@@ -30,6 +31,11 @@ class Link:
     """Receives from the frame stream; ``messages`` has what trio-websocket would have returned."""
 
     replies_blocked = 0
+    is_open = True
+    turns = Budget(Limits())
+
+    async def wait_ready(self) -> None:
+        """Return at once."""
 
     def __init__(self) -> None:
         self.messages: list[bytes | None] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -11,7 +12,6 @@ from ..codec import ildcp, ilp
 from ..errors import DecodeError, InvalidFieldsError, NotConnectedError
 from ..money.service import MoneyLink
 from ..plugin import LedgerPlugin
-from ..runtime.budget import Budget
 from ..runtime.handlers import Handlers
 from ..runtime.hosted import HostedConnector
 from ..statistics import Counters
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..errors import PluginFailedError
+    from ..events import Event
     from ..money.service import MoneyService
+    from ..runtime.budget import Budget
     from ..runtime.context import Context
-    from ..runtime.handlers import Receive, Reply
+    from ..runtime.handlers import AnyReply, DataHandler, MoneyHandler, Payload, Receive, TransactionalMoneyHandler
     from ..services import PluginServices
-    from ..transfer import Transfer
     from .link import Link
     from .options import HostInfo
 
@@ -47,8 +48,15 @@ class AccountSnapshot:
         connected_at: When the account became connected, in seconds of Trio's clock.
         requests_received: Requests from its client since then, transfers included.
         requests_sent: Requests to its client since then, transfers included.
+        requests_refused: Requests from its client since then that were refused because too many waited or ran.
+        links_refused: Connections of its client that were refused since then, because there were too many.
+        links_replaced: Idle connections that were closed since then, to make room for newer ones.
         bytes_received: Bytes read from its connections since then, including closed ones.
         bytes_sent: Bytes written to its connections since then, including closed ones.
+        calls_in_flight: Requests to its client that are waiting for their reply now.
+        handlers_running: Handlers of its requests that are running now, including those of lost connections.
+        handler_bytes: Bytes of requests and replies that they hold.
+        backlog_bytes: Bytes of its requests that wait for a handler now, with a share for each request.
     """
 
     name: str
@@ -56,8 +64,15 @@ class AccountSnapshot:
     connected_at: float
     requests_received: int
     requests_sent: int
+    requests_refused: int
+    links_refused: int
+    links_replaced: int
     bytes_received: int
     bytes_sent: int
+    calls_in_flight: int
+    handlers_running: int
+    handler_bytes: int
+    backlog_bytes: int
 
 
 class Account:
@@ -65,17 +80,28 @@ class Account:
 
     Args:
         name: The account's name.
+        budget: The account's budget.
         server: The server's context; the account's context has its own counters, handlers and budget.
         info: Returns the server's address and asset.
         receive: Called with each transfer from the account's client.
+        changed: Called with the name when handlers of the account are registered or deregistered.
     """
 
-    __slots__ = ("_connected_at", "_counted_before", "context", "links", "name", "plugin")
+    __slots__ = ("__weakref__", "_connected_at", "_counted_before", "context", "links", "name", "plugin")
 
-    def __init__(self, name: str, server: Context, info: Callable[[], HostInfo], receive: Receive) -> None:
+    def __init__(
+        self,
+        name: str,
+        budget: Budget,
+        *,
+        server: Context,
+        info: Callable[[], HostInfo],
+        receive: Receive,
+        changed: Callable[[str], None],
+    ) -> None:
         self.name: str = name
-        handlers = _AccountHandlers(name, server, info, receive)
-        self.context: Context = evolve(server, counters=Counters(), handlers=handlers, budget=Budget(server.budget))
+        handlers = _AccountHandlers(name, server, info, receive, changed)
+        self.context: Context = evolve(server, counters=Counters(), handlers=handlers, budget=budget)
         # The open links, the newest last.
         self.links: dict[Link, None] = {}
         self.plugin: AccountPlugin | None = None
@@ -89,9 +115,15 @@ class Account:
         self._counted_before = NOTHING_COUNTED if counters == NOTHING_COUNTED else evolve(counters)
 
     @property
-    def is_idle(self) -> bool:
-        """Whether the account has neither a link nor a plugin."""
-        return not self.links and self.plugin is None
+    def is_needed(self) -> bool:
+        """Whether the server has to remember the account: it is connected, or the application uses its plugin.
+
+        An account whose plugin was only asked for is remembered as long as the application keeps the plugin.
+        """
+        if self.links or self.plugin is None:
+            return bool(self.links)
+        handlers = self.context.handlers
+        return self.plugin.is_used or handlers.serves_data or handlers.serves_money
 
     @property
     def newest_link(self) -> Link | None:
@@ -113,6 +145,10 @@ class Account:
         if self.plugin is not None:
             self.plugin.use_link(self.newest_link)
 
+    def find_idle_link(self) -> Link | None:
+        """Return the oldest link over which nothing is under way; None if there is none."""
+        return next((link for link in self.links if link.is_idle), None)
+
     def snapshot(self) -> AccountSnapshot:
         """Return a snapshot of the account."""
         counted = self.context.counters.since(self._counted_before)
@@ -122,8 +158,13 @@ class Account:
             connected_at=self._connected_at,
             requests_received=counted.requests_received,
             requests_sent=counted.requests_sent,
+            requests_refused=counted.requests_refused,
+            links_refused=counted.links_refused,
+            links_replaced=counted.links_replaced,
             bytes_received=counted.bytes_received + sum(link.bytes_received for link in self.links),
             bytes_sent=counted.bytes_sent + sum(link.bytes_sent for link in self.links),
+            calls_in_flight=self.context.budget.calls,
+            **self.context.budget.measure(),
         )
 
     async def request(self, data: bytes) -> bytes:
@@ -147,14 +188,42 @@ class _AccountHandlers(Handlers):
     ILDCP requests (RFC-0031) are answered without a handler.
     """
 
-    __slots__ = ("_info", "_name")
+    __slots__ = ("_changed", "_info", "_name")
 
-    def __init__(self, name: str, server: Context, info: Callable[[], HostInfo], receive: Receive) -> None:
+    def __init__(
+        self,
+        name: str,
+        server: Context,
+        info: Callable[[], HostInfo],
+        receive: Receive,
+        changed: Callable[[str], None],
+    ) -> None:
         super().__init__(server.log, receive, max_reply=server.options.max_data_bytes, parent=server.handlers)
         self._name = name
         self._info = info
+        self._changed = changed
 
-    async def answer(self, payload: bytes | Transfer) -> Reply:
+    def register_data(self, handler: DataHandler) -> None:
+        super().register_data(handler)
+        self._changed(self._name)
+
+    def register_money(self, handler: MoneyHandler) -> None:
+        super().register_money(handler)
+        self._changed(self._name)
+
+    def register_transactional_money(self, handler: TransactionalMoneyHandler) -> None:
+        super().register_transactional_money(handler)
+        self._changed(self._name)
+
+    def deregister_data(self) -> None:
+        super().deregister_data()
+        self._changed(self._name)
+
+    def deregister_money(self) -> None:
+        super().deregister_money()
+        self._changed(self._name)
+
+    async def answer(self, payload: Payload) -> AnyReply:
         if payload.__class__ is bytes and ILDCP_MARK in payload[MARK_FROM:MARK_TO]:
             answer = self._answer_ildcp(payload)
             if answer is not None:
@@ -182,14 +251,17 @@ class AccountPlugin(LedgerPlugin):
     """The plugin of one account of a server; ``AccountsPlugin.account()`` returns it.
 
     It is connected while the account has a connection. The client dials, so ``connect()`` only checks that the server
-    listens, and ``wait_connected()`` waits for the client. ``disconnect()`` and ``aclose()`` end the account's
-    connections; its client may connect again. The server's tasks do the work.
+    listens, and ``wait_connected()`` waits for the client. ``disconnect()`` ends the account's connections, and the
+    server refuses its client, which tries again at growing intervals, until ``connect()``. ``aclose()`` only ends the
+    connections. The server's tasks do the work.
 
     Args:
         account: The account.
         services: The server's services.
         money: The server's money.
         is_listening: Whether the server is connected.
+        allow: Called with the account's name, and whether its client may connect.
+        changed: Called with the account's name when the application begins to use the plugin.
         on_ended: Called when the plugin is closed or has failed.
     """
 
@@ -200,18 +272,58 @@ class AccountPlugin(LedgerPlugin):
         money: MoneyService,
         *,
         is_listening: Callable[[], bool],
+        allow: Callable[[str, bool], None],
+        changed: Callable[[str], None],
         on_ended: Callable[[Account], None],
     ) -> None:
         self._account = account
+        self._changed = changed
         self._on_ended = on_ended
+        #: Whether the server has to keep this plugin although nobody else may do so.
+        self.is_used: bool = False
         self._counted_before = evolve(account.context.counters)
-        link = MoneyLink(self.carry_money, self.peer_journal, self.is_connected, self.publish)
-        own_money = money.for_account(account.name, account.context, link)
         connector = HostedConnector(
-            account.context, is_listening=is_listening, exchanges=self.exchanges, on_end=self._end
+            account.context,
+            is_listening=is_listening,
+            exchanges=self.exchanges,
+            allow=partial(allow, account.name),
+            on_end=self._end,
         )
-        self._compose(account.context, services, own_money, connector)
+        self._server_money = money
+        self._money: MoneyService | None = None
+        self._compose(account.context, services, connector)
         self._exchange = account.newest_link
+
+    @property
+    def money(self) -> MoneyService:
+        """The account's money, which is made when it is first needed: many plugins are only asked for."""
+        if self._money is None:
+            link = MoneyLink(self.carry_money, self.peer_journal, self.is_connected, self.publish)
+            self._money = self._server_money.for_account(self._account.name, self._account.context, link)
+            if self._money.keeps_journal:
+                # It goes on sending what is in the journal.
+                self._use()
+        return self._money
+
+    @money.setter
+    def money(self, money: MoneyService) -> None:
+        self._money = money
+
+    @property
+    def events(self) -> trio.MemoryReceiveChannel[Event]:
+        """The receiving end of the account's events."""
+        # Who reads them need not keep the plugin.
+        self._use()
+        return self._events
+
+    @events.setter
+    def events(self, events: trio.MemoryReceiveChannel[Event]) -> None:
+        self._events = events
+
+    def _use(self) -> None:
+        if not self.is_used:
+            self.is_used = True
+            self._changed(self._account.name)
 
     async def run_connection(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Do nothing: the server accepts the connections."""

@@ -6,20 +6,26 @@ that account alone. A request that this end sends goes over exactly one connecti
 
 from __future__ import annotations
 
+import re
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Final
+from weakref import WeakValueDictionary
 
 import trio
 from attrs import evolve
 
 from ..codec import ildcp, ilp
-from ..errors import InvalidFieldsError, NotConnectedError, UnreachableError
-from ..events import AccountConnected, AccountDisconnected
+from ..errors import InvalidFieldsError, LedgerPluginError, NotAcceptedError, NotConnectedError, UnreachableError
+from ..events import AccountConnected, AccountConnectedAgain, AccountDisconnected
 from ..ilp.configuration import read_ildcp_answer
 from ..ilp.routing import child_segment, forward, has_expired, read_prepare
 from ..net.tokens import AccountTokens, is_segment
+from ..request import find_request
+from ..runtime.budget import Budget, Limits
 from .account import Account, AccountPlugin
+from .link_limits import RESERVE, LinkLimits
 from .options import AccountsOptions, HostInfo
+from .pending import Decisions
 from .server import BtpServer, Server
 from .session import request_ids
 
@@ -30,11 +36,14 @@ if TYPE_CHECKING:
     from ..services import PluginServices
     from ..statistics import Counters
     from ..transfer import Transfer
-    from ..websocket.connection import Handshake
+    from ..websocket.requests import Handshake
     from .account import AccountSnapshot
     from .link import Link
 
 __all__ = ["AccountsPlugin"]
+
+# How interledger-rs names an account in the path of the URL.
+ACCOUNT_PATH: Final = re.compile(r"/accounts/([^/]+)/ilp/btp")
 
 
 class AccountsPlugin(BtpServer):
@@ -57,9 +66,26 @@ class AccountsPlugin(BtpServer):
     ) -> None:
         super().__init__(options, services, nursery, on_failed)
         self.info: HostInfo | None = options.debug_host_ildcp_info
+        self.context.budget.limits = Limits(
+            options.max_server_handlers, options.max_server_handler_bytes, options.max_server_backlog_bytes, RESERVE
+        )
+        # The accounts that the server needs, and those that only the application does: it has asked for their plugin.
         self._accounts: dict[str, Account] = {}
+        self._asked: WeakValueDictionary[str, Account] = WeakValueDictionary()
+        # What accounts use that are forgotten otherwise: handlers of lost links.
+        self._budgets: WeakValueDictionary[str, Budget] = WeakValueDictionary()
+        # The accounts that were disconnected by this end; their clients are refused.
+        self._disconnected: set[str] = set()
+        self._account_limits = Limits.of_account(options)
         # The bound methods are made once, not for each account: an idle account must cost little.
-        self._new_account = partial(Account, server=self.context, info=self._known_info, receive=self.money.receive)
+        self._new_account = partial(
+            Account,
+            server=self.context,
+            info=self._known_info,
+            receive=self.money.receive,
+            changed=self._account_changed,
+        )
+        self._limits = LinkLimits(options, self.context, self._accounts)
         self.money.call_on_open(self._resume_accounts)
         tokens = AccountTokens(services.store, options.generate_account, self.log, options.ledger_id)
         self._server = Server(
@@ -68,12 +94,16 @@ class AccountsPlugin(BtpServer):
             host=options.host,
             port=options.port,
             ssl_context=options.ssl_context,
-            make_offer=self.money.make_offer,
-            attach=self._attach_link,
-            detach=self._detach_link,
-            is_wanted=self._is_link_wanted,
-            identify=tokens.identify,
-            verify=tokens.verify if tokens.are_stored else None,
+            proxy_protocol=options.proxy_protocol,
+            decisions=Decisions(
+                make_offer=self.money.make_offer,
+                make_room=self._make_room,
+                attach=self._attach_link,
+                detach=self._detach_link,
+                is_wanted=self._is_link_wanted,
+                identify=partial(_identify, tokens, options.account_from_path),
+                verify=tokens.verify if tokens.are_stored else None,
+            ),
             refuse=self._refuse_origin,
         )
 
@@ -93,7 +123,8 @@ class AccountsPlugin(BtpServer):
     def account(self, name: str) -> AccountPlugin:
         """Return the plugin of one account, whether its client has ever connected or not.
 
-        Every call returns the same object until it is closed.
+        Every call returns the same object until it is closed. The server keeps the plugin while the account is
+        connected, has handlers or a journal, or its events have been asked for; else it lives as long as it is used.
 
         Args:
             name: The account's name: the segment after the server's ILP address.
@@ -146,7 +177,9 @@ class AccountsPlugin(BtpServer):
             )
         answer = await self.handlers.answer(ildcp.encode(ildcp.IldcpRequest()))
         if not isinstance(answer, bytes):
-            raise answer or UnreachableError("the data handler gave no answer to the ILDCP request")
+            if isinstance(answer, LedgerPluginError):
+                raise answer
+            raise UnreachableError("the data handler gave no answer to the ILDCP request")
         info = read_ildcp_answer(answer)
         return HostInfo(client_address=info.client_address, asset_scale=info.asset_scale, asset_code=info.asset_code)
 
@@ -162,9 +195,13 @@ class AccountsPlugin(BtpServer):
     async def carry_data(self, data: bytes) -> bytes:
         """Send an ILP Prepare to the account that its destination names, and return the answer.
 
-        This plugin answers with an ILP Reject itself: ``F02`` for an address that is not below the server's, ``T01``
-        for an account that is not connected, ``R00`` once the Prepare has expired, ``F05`` for a fulfillment that is
-        not the condition's preimage. Errors of a request in flight are raised, as ``LedgerPlugin.send_data`` documents.
+        Inside a data handler, this forwards: the packet never goes back to the account that sent the request, and it
+        expires earlier by ``expiry_margin``. ``account(name).send_data()`` does neither.
+
+        This plugin answers with an ILP Reject itself: ``F02`` for an address that is not below the server's, or belongs
+        to the sender; ``T01`` for an account that is not connected, ``R00`` once the Prepare has expired, ``R02`` if it
+        is about to, ``F05`` for a fulfillment that is not the condition's preimage. Errors of a request in flight are
+        raised, as ``LedgerPlugin.send_data`` documents.
 
         Raises:
             InvalidFieldsError: ``data`` is not an ILP Prepare. Nothing was sent.
@@ -185,8 +222,14 @@ class AccountsPlugin(BtpServer):
             text = "the destination is not below this server's address"
             return ilp.encode(ilp.Reject(ilp.ErrorCode.UNREACHABLE, own, text))
         account = self._accounts.get(name)
+        request = find_request()
+        if account is not None and request is not None and request.source is account.context.budget:
+            await trio.lowlevel.checkpoint()
+            text = "the packet would go back to the account that it came from"
+            return ilp.encode(ilp.Reject(ilp.ErrorCode.UNREACHABLE, own, text))
         if account is not None and account.links:
-            return await forward(prepare, partial(self._send_to, account), own, data)
+            margin = 0.0 if request is None else self.options.expiry_margin
+            return await forward(prepare, partial(self._send_to, account), own, data, log=self.log, margin=margin)
         await trio.lowlevel.checkpoint()
         if has_expired(prepare):
             return ilp.encode(ilp.Reject(ilp.ErrorCode.TRANSFER_TIMED_OUT, own, "the packet expired"))
@@ -246,14 +289,33 @@ class AccountsPlugin(BtpServer):
             plugin.server_ended(failure)
 
     def _plugins(self) -> list[AccountPlugin]:
-        return [account.plugin for account in self._accounts.values() if account.plugin is not None]
+        accounts = {**self._asked, **self._accounts}
+        return [account.plugin for account in accounts.values() if account.plugin is not None]
 
     # What the server and the accounts call.
+
+    def _make_room(self, name: str) -> None:
+        """Make room for a connection of an account.
+
+        Raises:
+            UnreachableError: There is no room, or this end has disconnected the account.
+        """
+        if name in self._disconnected:
+            self.counters.links_refused += 1
+            raise UnreachableError("the account was disconnected by this end; try again later")
+        self._limits.make_room(name)
+
+    def _allow(self, name: str, allowed: bool) -> None:
+        if allowed:
+            self._disconnected.discard(name)
+        else:
+            self._disconnected.add(name)
 
     def _attach_link(self, link: Link) -> None:
         """Add an authenticated link to its account."""
         account = self._open_account(link.account)
         account.add(link)
+        self._sort_account(account)
         self.log.debug("account %s connected from %s", account.name, link.peer)
         plugin = account.plugin
         if plugin is None:
@@ -266,8 +328,8 @@ class AccountsPlugin(BtpServer):
         else:
             # It may not be the only link: those of an account that was disconnected may not have ended yet.
             plugin.link_up()
-        if len(account.links) == 1:
-            self.publish(AccountConnected(account.name))
+        links = len(account.links)
+        self.publish(AccountConnected(account.name) if links == 1 else AccountConnectedAgain(account.name, links))
         # Last: this serves the messages that were held, and one of them may end the link.
         link.authenticated()
 
@@ -277,17 +339,19 @@ class AccountsPlugin(BtpServer):
         if account is None or link not in account.links:
             return
         account.remove(link)
-        self.log.debug("a connection of account %s from %s ended: %s", account.name, link.peer, reason)
+        self.log.info("a connection of account %s from %s ended: %s", account.name, link.peer, reason)
         if not account.links:
             if account.plugin is not None:
                 account.plugin.link_down(reason)
-            self._forget_idle(account)
+            self._sort_account(account)
             self.publish(AccountDisconnected(account.name))
 
     def _open_account(self, name: str) -> Account:
-        account = self._accounts.get(name)
+        """Return the account of a name; a new one is forgotten unless it is used."""
+        account = self._accounts.get(name) or self._asked.get(name)
         if account is None:
-            account = self._accounts[name] = self._new_account(name)
+            budget = self._budgets.pop(name, None) or Budget(self._account_limits, self.context.budget)
+            account = self._new_account(name, budget)
         return account
 
     def _plugin_of(self, account: Account) -> AccountPlugin:
@@ -299,17 +363,53 @@ class AccountsPlugin(BtpServer):
                 self.services,
                 self.money,
                 is_listening=self.is_connected,
+                allow=self._allow,
+                changed=self._account_changed,
                 on_ended=self._plugin_ended,
             )
             if account.links:
                 plugin.link_up()
+            elif account.name not in self._accounts:
+                self._asked[account.name] = account
         return plugin
 
     def _plugin_ended(self, account: Account) -> None:
         account.plugin = None
-        self._forget_idle(account)
+        self._sort_account(account)
 
-    def _forget_idle(self, account: Account) -> None:
-        """Remove an account without a link and a plugin; its counts are added to the server's."""
-        if account.is_idle and self._accounts.pop(account.name, None) is not None:
+    def _account_changed(self, name: str) -> None:
+        account = self._accounts.get(name) or self._asked.get(name)
+        if account is not None:
+            self._sort_account(account)
+
+    def _sort_account(self, account: Account) -> None:
+        """Keep an account while it is needed; the counts of one that is not are added to the server's."""
+        name = account.name
+        kept = name in self._accounts
+        if account.is_needed:
+            if not kept:
+                if self._asked.pop(name, None) is not None:
+                    self.counters.add(account.context.counters, -1)
+                self._accounts[name] = account
+        elif kept:
+            del self._accounts[name]
             self.counters.add(account.context.counters)
+            if account.context.budget.in_use:
+                self._budgets[name] = account.context.budget
+            if account.plugin is not None:
+                self._asked[name] = account
+
+
+def _identify(tokens: AccountTokens, from_path: bool, username: str | None, token: bytes, path: str) -> str:
+    """Return the account that a client asks for, by its username or, if allowed, in the path of its URL.
+
+    Raises:
+        NotAcceptedError: The token is empty, or the account's name cannot be used.
+    """
+    if from_path:
+        found = ACCOUNT_PATH.fullmatch(path.partition("?")[0])
+        if found is not None:
+            if username and username != found[1]:
+                raise NotAcceptedError("auth_username and the URL's path name different accounts")
+            username = found[1]
+    return tokens.identify(username, token)

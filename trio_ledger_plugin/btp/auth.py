@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from attrs import define, evolve, frozen
 
 from ..codec import btp
+from ..codec.refusals import read_error
 from ..errors import DecodeError, NotAcceptedError, UnreachableError
 from ..negotiation import TRANSFER_KEYS, JournalOffer, read_offer
 from .session import find_entry, remote_error
@@ -86,12 +87,14 @@ class BadAuthError(Exception):
     """The first packet does not authenticate the peer. The peer may read the text.
 
     Attributes:
-        request_id: The id to answer; None if the packet has no readable id, or must not be answered.
+        request_id: The id to answer; None if the packet has no readable id.
+        is_temporary: Whether another try may succeed with the same credentials.
     """
 
-    def __init__(self, reason: str, request_id: int | None = None) -> None:
+    def __init__(self, reason: str, request_id: int | None = None, *, is_temporary: bool = False) -> None:
         super().__init__(reason)
         self.request_id = request_id
+        self.is_temporary = is_temporary
 
 
 def read_auth(frame: bytes, *, max_entries: int) -> AuthRequest:
@@ -154,9 +157,16 @@ def _flag(name: str, value: object) -> btp.ProtocolData:
     return btp.ProtocolData(name, btp.JSON, dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
 
 
-def auth_refused(request_id: int, reason: str) -> bytes:
-    """Return the encoded reply to wrong credentials; its data is plain text, as ilp-plugin-btp sends it."""
-    code, name = NotAcceptedError.code, NotAcceptedError.name
+def auth_refused(request_id: int, reason: str, *, is_temporary: bool = False) -> bytes:
+    """Return the encoded reply to an auth packet that is refused; its data is plain text, as ilp-plugin-btp sends it.
+
+    Args:
+        request_id: The id of the auth packet.
+        reason: Why, for the client to read.
+        is_temporary: Whether another try may succeed with the same credentials: the code is T00 then, else F00.
+    """
+    error = UnreachableError if is_temporary else NotAcceptedError
+    code, name = error.code, error.name
     return btp.encode(btp.Error(request_id, code, name, datetime.now(UTC), reason.encode()))
 
 
@@ -173,9 +183,12 @@ def read_auth_answer(frame: bytes, request_id: int, *, max_entries: int, token: 
         UnreachableError: The server cannot serve now, or its answer cannot be read.
     """
     try:
-        packet = btp.decode(frame, max_entries=max_entries)
+        packet: btp.Packet = btp.decode(frame, max_entries=max_entries)
     except DecodeError as error:
-        raise UnreachableError(f"the server's answer to the auth packet is not readable: {error}") from error
+        readable = read_error(frame)
+        if readable is None:
+            raise UnreachableError(f"the server's answer to the auth packet is not readable: {error}") from error
+        packet = readable
     if not isinstance(packet, btp.Response | btp.Error) or packet.request_id != request_id:
         return None
     if isinstance(packet, btp.Response):

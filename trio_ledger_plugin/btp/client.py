@@ -1,21 +1,24 @@
 """The end that dials: it connects, authenticates, and dials again after each loss.
 
-Invariant: before the first success, ``connect()`` raises an error that another try cannot fix. After it, only a clear
-refusal of the credentials ends the plugin. Every other error is followed by another try, after a pause that is at most
-as long as the outage so far and at most ``redial_max_delay``.
+Invariant: before the first success, ``connect()`` raises an error that another try cannot fix. After it, only the
+peer's own refusal of the credentials ends the plugin. Every other error is followed by another try, after a pause that
+is at most as long as the outage so far and at most ``redial_max_delay``, or as long as an HTTP server asks for.
 """
 
 from __future__ import annotations
 
+import ssl
 from math import inf
 from random import uniform
 from typing import TYPE_CHECKING
 
 import trio
 
-from ..errors import InvalidFieldsError, LedgerPluginError, NotAcceptedError, UnreachableError
+from ..errors import InvalidFieldsError, LedgerPluginError, UnreachableError
 from ..negotiation import PeerJournal
-from ..net.dial import PermanentlyUnreachableError, dial
+from ..net.dial import dial
+from ..net.tunnel import dial_through
+from ..net.unreachable import PermanentlyUnreachableError, RetryLaterError
 from ..websocket.connection import WebSocket, open_websocket
 from .auth import auth_message, read_auth_answer, transfer_keys
 from .link import Link
@@ -33,7 +36,7 @@ __all__ = ["Client"]
 TRY_SECONDS = 10.0
 # The longest pause after an immediate redial has failed; the bound then grows with the outage.
 FIRST_PAUSE = 0.1
-# After so many silent closes in a row, the credentials count as refused.
+# The number of closes without an answer after which the log warns that the token may be refused.
 SILENT_CLOSES = 3
 # A link that is lost sooner does not end the outage: otherwise two clients that replace each other in one account would
 # do so as fast as the network can.
@@ -80,6 +83,10 @@ class Client:
         self._detach = detach
         self._is_wanted = is_wanted
         self._on_failed_try = on_failed_try
+        # Both since the last link.
+        self._failed_tries = 0
+        self._silent_closes = 0
+        self._trusting_system: ssl.SSLContext | None = None
 
     @property
     def address(self) -> str:
@@ -102,6 +109,12 @@ class Client:
                 "credentials are missing: put account and token into the server URL "
                 "(btp+wss://account:token@host/path) or into btp_account and btp_token"
             )
+        if self._options.is_escaped:
+            self._context.log.warn(
+                "the account or the token in the URL of %s is sent percent-encoded, as ilp-plugin-btp sends it; "
+                "btp_account and btp_token are sent as they are",
+                self.address,
+            )
         gone = await self._first_link()
         connected()
         began = -inf
@@ -118,7 +131,6 @@ class Client:
             gone = await self._next_link(began)
 
     async def _first_link(self) -> trio.Event:
-        silent = 0
         began = trio.current_time()
         while True:
             try:
@@ -127,26 +139,36 @@ class Client:
                 raise
             except UnreachableError as error:
                 self._on_failed_try(error)
-                self._context.log.info("not connected yet: %s", error)
-                silent = silent + 1 if isinstance(error, SilentCloseError) else 0
-                if silent == SILENT_CLOSES:
-                    raise NotAcceptedError(
-                        f"{self.address} closed the connection {silent} times without an answer to the credentials"
-                    ) from error
-            await self._pause(began)
+                failed = error
+            await self._pause(began, failed)
 
     async def _next_link(self, began: float) -> trio.Event:
         while True:
             try:
                 return await self._try(redials=1)
             except UnreachableError as error:
-                self._context.log.info("redial failed: %s", error)
-            await self._pause(began)
+                failed = error
+            await self._pause(began, failed)
 
-    async def _pause(self, began: float) -> None:
+    async def _pause(self, began: float, error: UnreachableError | None = None) -> None:
         """Wait with full jitter, at most as long as the outage so far: after a short outage, a redial follows soon."""
+        if error is not None:
+            self._log_failed_try(error)
+        asked = error.pause if isinstance(error, RetryLaterError) else 0.0
         outage = max(trio.current_time() - began, FIRST_PAUSE)
-        await trio.sleep(uniform(0, min(outage, self._options.redial_max_delay)))  # noqa: S311 (jitter, no secret)
+        jitter = uniform(0, min(outage, self._options.redial_max_delay))  # noqa: S311 (jitter, no secret)
+        await trio.sleep(asked + jitter)
+
+    def _log_failed_try(self, error: UnreachableError) -> None:
+        """Log a failed try, the first one of an outage for those who only read warnings."""
+        self._failed_tries += 1
+        warns = self._failed_tries == 1 or (
+            isinstance(error, SilentCloseError) and self._silent_closes == SILENT_CLOSES
+        )
+        if warns:
+            self._context.log.warn("cannot connect to %s: %s; trying again", self.address, error)
+        else:
+            self._context.log.info("cannot connect to %s, try %d: %s", self.address, self._failed_tries, error)
 
     async def _try(self, *, redials: int) -> trio.Event:
         """Open and authenticate one link, add ``redials`` to the count, and return the event of the link's loss."""
@@ -157,10 +179,40 @@ class Client:
 
     async def _open_websocket(self) -> WebSocket:
         options = self._options
-        stream = await dial(options.host, options.port, self.address, tls=options.tls, ssl_context=options.ssl_context)
+        stream = await self._dial()
         return await open_websocket(
-            stream, self._context.tasks, options, host=options.host_header, resource=options.resource
+            stream,
+            self._context.tasks,
+            options,
+            host=options.host_header,
+            resource=options.resource,
+            headers=options.request_headers(),
         )
+
+    async def _dial(self) -> trio.abc.Stream:
+        options = self._options
+        context = options.ssl_context
+        if options.tls and context is None:
+            context = await self._system_context()
+        proxy = options.find_proxy()
+        if proxy is None:
+            return await dial(options.host, options.port, self.address, ssl_context=context)
+        return await dial_through(
+            proxy,
+            options.host,
+            options.port,
+            self.address,
+            ssl_context=context,
+            proxy_context=await self._system_context() if proxy.tls else None,
+            user_agent=options.user_agent,
+            limit=options.max_head_bytes,
+        )
+
+    async def _system_context(self) -> ssl.SSLContext:
+        """Return the context that trusts the system's authorities; it is made once, in a thread, from files."""
+        if self._trusting_system is None:
+            self._trusting_system = await trio.to_thread.run_sync(ssl.create_default_context)
+        return self._trusting_system
 
     async def _authenticate(self, websocket: WebSocket, redials: int) -> trio.Event:
         options = self._options
@@ -186,6 +238,7 @@ class Client:
             else:
                 decision.append(None)
                 self._context.counters.redials += redials
+                self._failed_tries = self._silent_closes = 0
                 # The server cannot agree to what this end has not offered.
                 link.is_downgraded = offered is None
                 if offered is not None and answer.offer is not None:
@@ -193,7 +246,11 @@ class Client:
                 self._attach(link)
             decided.set()
 
+        ended = ""
+
         def on_lost(lost: Link, reason: str) -> None:
+            nonlocal ended
+            ended = reason
             gone.set()
             decided.set()
             self._detach(lost, reason)
@@ -210,7 +267,11 @@ class Client:
             if not (done and link.is_open):
                 link.abort("not authenticated")
         if not decision:
-            raise SilentCloseError(f"{self.address} closed the connection without an answer to the credentials")
+            self._silent_closes += 1
+            raise SilentCloseError(
+                f"no answer to the credentials, {self._silent_closes} times so far ({ended}); "
+                "the server may refuse the token, or have trouble of its own"
+            )
         if decision[0] is not None:
             raise decision[0]
         return gone

@@ -14,18 +14,20 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from ..codec import btp
-from ..errors import InvalidFieldsError, LedgerPluginError, UnreachableError
-from ..runtime.exchange import TOO_MANY, Exchange
+from ..errors import InvalidFieldsError, LedgerPluginError
+from ..runtime.exchange import Exchange
 from ..websocket.frame_stream import CLOSE_SECONDS
+from .keep_alive import ping_peer
 from .session import Session, SessionEvent, error_reply, read_transfer, transfer_packet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ..negotiation import PeerJournal
+    from ..runtime.budget import Budget
     from ..runtime.calls import Call
     from ..runtime.context import Context
-    from ..runtime.handlers import Reply
+    from ..runtime.handlers import AnyReply
     from ..transfer import Transfer
     from ..websocket.interface import WebSocketTransport
     from ..websocket.writer import FrameWriter
@@ -37,6 +39,7 @@ ANSWER, REQUEST = SessionEvent.ANSWER, SessionEvent.REQUEST
 HELD_BYTES = 32
 CLOSE_POLICY, CLOSE_TOO_BIG, CLOSE_NORMAL = 1008, 1009, 1000
 MINUTE = 60.0
+TIDY_SECONDS = 10.0  # How often an idle link ends its writing task, also without a deadline for sends.
 
 
 class _State(Enum):
@@ -57,6 +60,7 @@ class Link(Exchange):
 
     __slots__ = (
         "_abort_at",
+        "_counts",
         "_first_message",
         "_frame",
         "_held",
@@ -68,6 +72,7 @@ class Link(Exchange):
         "_pinging",
         "_state",
         "_transport",
+        "_verdict",
         "_writer",
         "account",
         "is_downgraded",
@@ -97,6 +102,8 @@ class Link(Exchange):
         self.is_downgraded: bool = False
         self.session: Session[Call] = Session(self.calls.pending, max_entries=options.max_entries)
         self._state = _State.AUTHENTICATING
+        # Whether the budget counts this link: from authentication until the socket is closed.
+        self._counts = False
         self._max_queued = options.max_send_queue_bytes
         # Half of the queue is for replies: if requests filled it at both ends, neither end could reply.
         self._max_asked = max(1, self._max_queued // 2)
@@ -104,8 +111,9 @@ class Link(Exchange):
         # Set from begin() until the link is authenticated or lost.
         self._first_message: Callable[[bytes], None] | None = None
         self._held: tuple[bytes, ...] = ()
-        self._malformed_times = 0
-        self._malformed_since = -inf
+        # While the peer's token is looked up; set when it is judged.
+        self._verdict: trio.Event | None = None
+        self._malformed_times, self._malformed_since = 0, -inf
         self._pinging: trio.CancelScope | None = None
         self._next_ping = inf
         self._abort_at = inf
@@ -119,6 +127,16 @@ class Link(Exchange):
     def is_lost(self) -> bool:
         """Whether the link has ended."""
         return self._state is _State.LOST
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way: no call, no request and nothing to send."""
+        return not (self.calls.pending or self.session.serving or self._writer.queued)
+
+    @property
+    def turns(self) -> Budget:
+        """The budget whose links take turns in reading: the account's, or the server's before authentication."""
+        return self.context.budget
 
     @property
     def peer(self) -> str:
@@ -144,17 +162,35 @@ class Link(Exchange):
 
     def hold(self, message: bytes) -> None:
         """Keep a message that arrives before the link is authenticated; ``authenticated`` serves it."""
-        held = sum(map(len, self._held)) + HELD_BYTES * len(self._held)
-        if held + len(message) > self.context.options.max_unauthenticated_bytes:
-            self.too_big()
-        else:
-            self._held += (message,)
+        self._held += (message,)
+        if sum(map(len, self._held)) + HELD_BYTES * len(self._held) > self.context.options.max_unauthenticated_bytes:
+            if self._verdict is None:
+                self.too_big()
+            else:
+                self.replies_blocked = 1  # Reading pauses; what has been read already is held.
+
+    def await_verdict(self) -> None:
+        """Allow messages of full size, and a backlog behind the auth packet, while the peer's token is looked up."""
+        self._transport.authenticated()
+        self._verdict = trio.Event()
+
+    async def wait_ready(self) -> None:
+        """Wait until messages can be handled: the peer's token is judged, and half of the send queue is free.
+
+        Cancellation: Safe at any time.
+        """
+        if self._verdict is not None:
+            await self._verdict.wait()
+        await self._writer.wait_for_room(self._max_queued // 2)
+
+    def _end_authentication(self) -> None:
+        self._first_message = None
+        if self._verdict is not None:
+            self._verdict.set()
+            self._verdict, self.replies_blocked = None, 0
 
     def send_unauthenticated(self, packet: bytes) -> None:
-        """Send a packet of the authentication itself.
-
-        At once if possible: a task that writes would wait for ``send_timeout`` with nothing to do.
-        """
+        """Send a packet of the authentication, at once if possible: a task that writes would linger."""
         self._writer.write_alone(self._frame(packet))
 
     def authenticated(self) -> None:
@@ -162,7 +198,9 @@ class Link(Exchange):
         if self._state is not _State.AUTHENTICATING:
             return
         self._state = _State.OPEN
-        self._first_message = None
+        self._counts = True
+        self.context.budget.count_link(1)
+        self._end_authentication()
         self._transport.authenticated()
         now = trio.current_time()
         self._next_ping = now + self.context.options.ping_interval
@@ -183,31 +221,24 @@ class Link(Exchange):
         """Queue a request, or send it at once if it is the only one."""
         if request.__class__ is not bytes:
             self._write(transfer_packet(request_id, request))  # type: ignore[arg-type]  # a transfer, by its class
-        elif len(self.calls.pending) == 1:
-            self._writer.write_alone(self._frame(btp.encode_ilp(btp.MESSAGE, request_id, request)))
         else:
-            self._writer.write(self._frame(btp.encode_ilp(btp.MESSAGE, request_id, request)))
+            write = self._writer.write_alone if len(self.calls.pending) == 1 else self._writer.write
+            write(self._frame(btp.encode_ilp(btp.MESSAGE, request_id, request)))
 
     def is_full(self) -> bool:
         """Whether a further request has to wait for room in the queue."""
         return self._writer.queued >= self._max_asked
 
     async def wait_for_room(self) -> None:
-        """Wait for room in the queue.
-
-        Cancellation: Safe at any time.
-        """
+        """Wait for room in the queue."""
         await self._writer.wait_for_room(self._max_asked)
 
     async def drain(self) -> None:
-        """Wait until no call is in flight and the queue is empty, or the link is lost.
-
-        Cancellation: Safe at any time.
-        """
+        """Wait until no call is in flight and the queue is empty, or the link is lost."""
         await self.calls.drain()
         await self._writer.flush()
 
-    async def reply(self, request_id: int, reply: Reply) -> None:
+    async def reply(self, request_id: int, reply: AnyReply) -> None:
         """Send a handler's reply once the queue has room; the reply is dropped if the link is lost.
 
         Cancellation: The reply is dropped.
@@ -227,26 +258,26 @@ class Link(Exchange):
         else:
             self.answer(request_id, reply)
 
-    def send_reply(self, request_id: int, reply: Reply) -> None:
+    def send_reply(self, request_id: int, reply: AnyReply) -> None:
         """Queue a reply, or send it at once if no other request is being served."""
         if isinstance(reply, LedgerPluginError):
-            self.session.serving.discard(request_id)
+            self.session.serving.pop(request_id, None)
             self._write(error_reply(request_id, reply))
-        elif reply is None:
-            self._send_response(request_id, btp.encode(btp.Response(request_id)))
+        elif reply is None or isinstance(reply, tuple):
+            self._send_response(request_id, btp.encode(btp.Response(request_id, reply or ())))
         else:
             self._send_response(request_id, btp.encode_ilp(btp.RESPONSE, request_id, reply))
 
     def _send_response(self, request_id: int, packet: bytes) -> None:
-        self.session.serving.discard(request_id)
-        if self.requests.running == 1:
+        self.session.serving.pop(request_id, None)
+        if not self.session.serving:
             self._writer.write_alone(self._frame(packet))
         else:
             self._write(packet)
 
     def send_refusal(self, request_id: int, error: LedgerPluginError) -> None:
         """Queue an error in the room that is reserved for the reader, which cannot wait."""
-        self.session.serving.discard(request_id)
+        self.session.serving.pop(request_id, None)
         self._write_bounded(error_reply(request_id, error))
 
     def _write_bounded(self, packet: bytes) -> None:
@@ -269,7 +300,7 @@ class Link(Exchange):
             elif event is REQUEST:
                 self.counters.requests_received += 1
                 if not self.requests.submit(key, value, len(value)):
-                    self.refuse(key, UnreachableError(TOO_MANY))
+                    self.refuse_one_too_many(key)
             else:
                 self._receive_other(event, key, value)
         elif self._first_message is not None:
@@ -288,21 +319,25 @@ class Link(Exchange):
 
     def peer_left(self, reason: str) -> None:
         """Handle the end of the connection."""
-        self.end(reason)
+        # The peer may repeat the token in its reason.
+        self.end(self.context.log.redact(reason))
 
     def _receive_other(self, event: SessionEvent, key: Any, value: Any) -> None:  # noqa: ANN401 (their types depend on the event)
-        counters = self.counters
         if event is SessionEvent.FAILURE:
+            if value.__cause__ is not None:
+                self.context.log.warn("an Error from %s was read in part: %s", self.peer, value.__cause__)
             self.resolve(key, value)
         elif event is SessionEvent.TRANSFER:
             self._receive_transfer(key, value)
+        elif event is SessionEvent.OTHER:
+            self.receive_request(key, value)
         elif event is SessionEvent.REPLY:
-            counters.requests_received += 1
+            self.counters.requests_received += 1
             self._write_bounded(value)
         elif event is SessionEvent.UNEXPECTED:
-            counters.unexpected_responses += 1
+            self.counters.unexpected_responses += 1
         elif event is SessionEvent.MALFORMED:
-            counters.malformed_packets += 1
+            self.counters.malformed_packets += 1
             self._count_malformed(value)
 
     def _receive_transfer(self, request_id: int, packet: btp.Transfer) -> None:
@@ -315,8 +350,7 @@ class Link(Exchange):
             self.receive_request(request_id, transfer)
 
     def _count_malformed(self, error: Exception) -> None:
-        now = trio.current_time()
-        if now - self._malformed_since > MINUTE:
+        if (now := trio.current_time()) - self._malformed_since > MINUTE:
             self._malformed_since, self._malformed_times = now, 0
         self._malformed_times += 1
         self.context.log.warn("unreadable message from %s: %s", self.peer, error)
@@ -345,21 +379,13 @@ class Link(Exchange):
         return self._next_time(now, due)
 
     def _next_time(self, now: float, due: float) -> float:
-        return min(due, self._writer.deadline, self._next_ping, now + self.context.options.send_timeout)
+        tidy = now + min(self.context.options.send_timeout, TIDY_SECONDS)
+        return min(due, self._writer.deadline, self._next_ping, tidy)
 
     async def _ping(self) -> None:
-        """Send pings until a pong arrives; if only other bytes arrive, the peer is alive and gets another ping."""
-        timeout = self.context.options.pong_timeout
-        answered = False
-        while self._state is _State.OPEN and not answered:
-            heard = self._transport.bytes_received
-            with trio.CancelScope(deadline=trio.current_time() + timeout) as self._pinging:
-                await self._transport.ping()
-                answered = True
-            # If the program kept the loop busy, the pong may be unread: the reader runs first.
-            await trio.lowlevel.checkpoint()
-            if self._state is _State.OPEN and self._transport.bytes_received == heard:
-                self.abort(f"no sign of life for {timeout:g} s after a ping")
+        with trio.CancelScope() as self._pinging:
+            seconds = self.context.options.pong_timeout
+            await ping_peer(self._transport, seconds, lambda: self._state is _State.OPEN, self.abort)
         self._pinging = None
 
     # The end.
@@ -371,19 +397,18 @@ class Link(Exchange):
             self.context.tasks.spawn(self._transport.close, code, reason)
 
     async def finish(self) -> None:
-        """Drain, and close the connection with a closing handshake.
+        """Drain, then close with a closing handshake, for which some of the caller's time is kept.
 
         Cancellation: Once the handshake has begun, the connection is closed at once.
         """
-        await self.drain()
+        left = trio.current_effective_deadline() - trio.current_time()
+        with trio.move_on_after(max(left - CLOSE_SECONDS, left / 2, 0)):
+            await self.drain()
         if self._state is not _State.LOST:
             await self.say_goodbye()
 
     async def say_goodbye(self) -> None:
-        """End the link from this side with a closing handshake, for at most a second.
-
-        Cancellation: The connection is closed at once.
-        """
+        """End the link from this side with a closing handshake, for at most a second, or at once if cancelled."""
         self.end("closed from this side", closed=True)
         await self._transport.close(CLOSE_NORMAL, "")
 
@@ -403,14 +428,13 @@ class Link(Exchange):
             return
         was_open = self._state is _State.OPEN
         self._state = _State.LOST
-        self._first_message = None
+        self._end_authentication()
         super().abort(reason, closed=closed)
         self._writer.drop_messages()
         self.session.serving.clear()
         if self._pinging is not None:
             self._pinging.cancel()
-        if was_open:
-            # An unauthenticated connection is not visible, so its bytes do not count.
+        if was_open:  # An unauthenticated connection is not visible, so its bytes do not count.
             self.counters.bytes_sent += self.bytes_sent
             self.counters.bytes_received += self.bytes_received
         self._abort_at = trio.current_time() + 2 * CLOSE_SECONDS
@@ -421,3 +445,6 @@ class Link(Exchange):
         if error is not None:
             self.context.log.error("reading from %s failed: %o", self.peer, error)
         self.end("the plugin was closed" if cancelled else "the connection ended", closed=cancelled)
+        if self._counts:
+            self._counts = False
+            self.context.budget.count_link(-1)

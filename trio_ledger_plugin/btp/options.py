@@ -9,22 +9,27 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attrs import field, frozen
 
+from ..net.request_options import HEADER_TEXT, HEADERS, PROXY, as_headers, as_proxy
+from ..net.tunnel import find_proxy, parse_proxy
 from ..net.url import ServerUrl, parse_server
 from ..options.base import PluginOptions
 from ..options.checked import CheckedOptions
 from ..options.fields import (
+    COUNT,
     CREDENTIAL,
+    HOST,
     NAME,
     NESTED,
     PORT,
+    SECONDS,
     SECRET,
     SSL_CONTEXT,
     SWITCH,
     TEXT,
     VALIDATOR,
-    WORD,
     Refused,
     Validator,
+    as_host,
     as_secret,
     as_tuple,
     is_text,
@@ -36,10 +41,13 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Iterator
 
-__all__ = ["AccountsOptions", "BtpOptions", "HostInfo", "ListenerOptions"]
+    from ..net.tunnel import Proxy
+
+__all__ = ["AccountsOptions", "BtpOptions", "HostInfo", "ListenerOptions", "allows_origin"]
 
 # An origin as browsers send it. Any other text in allowed_origins is a regular expression.
 PLAIN_ORIGIN: Final = r"[a-z][a-z0-9+-]*://[A-Za-z0-9.:_-]+|null"
+NO_PROXIES: Final = "set without trusted_proxies, which must have the addresses of the proxies that may connect"
 # Entries of the auth message that the plugin writes itself. RFC-0023 forbids a second entry of the same name.
 OWN_AUTH_ENTRIES: Final = frozenset({"auth", "auth_username", "auth_token", "transfer_keys"})
 
@@ -93,6 +101,9 @@ def _as_url(value: str | None) -> Any:  # noqa: ANN401  # a ServerUrl or Refused
         return Refused.because(str(error))
 
 
+ORIGINS: Final = {VALIDATOR: Validator("a tuple of origins or regular expressions", _are_origins)}
+
+
 @frozen(eq=False, repr=False)
 class ListenerOptions(CheckedOptions):
     """Where a plugin listens for its one peer, and the token that the peer must show.
@@ -101,8 +112,11 @@ class ListenerOptions(CheckedOptions):
         port: The TCP port. 0 takes a free one; ``plugin.address`` then has its number. None opens no port: the
             application hands over connections with ``serve_stream()`` and ``serve_websocket()``.
         secret: The token that the peer authenticates with, as text or as a ``Secret``.
-        host: The address to listen on.
+        host: The address to listen on. None, or ``"*"``: every address of this machine, IPv4 and IPv6, with one port.
         ssl_context: The server's TLS context. None listens without TLS.
+        proxy_protocol: Whether each connection to the port begins with a header of the PROXY protocol, version 1 or 2,
+            by which a proxy names the client. Only ``trusted_proxies`` may connect then.
+        allowed_origins: The web pages whose scripts may connect, as for ``btp-accounts``. By default, there are none.
 
     Raises:
         InvalidFieldsError: Fields are wrong. The text names each.
@@ -110,8 +124,10 @@ class ListenerOptions(CheckedOptions):
 
     port: int | None = field(metadata=PORT)
     secret: Secret = field(converter=as_secret, metadata=CREDENTIAL)
-    host: str = field(default="127.0.0.1", metadata=WORD)
+    host: str | None = field(default="127.0.0.1", converter=as_host, metadata=HOST)
     ssl_context: ssl.SSLContext | None = field(default=None, metadata=SSL_CONTEXT)
+    proxy_protocol: bool = field(default=False, metadata=SWITCH)
+    allowed_origins: tuple[str, ...] = field(default=(), converter=as_tuple, metadata=ORIGINS)
 
 
 @frozen(kw_only=True, eq=False, repr=False)
@@ -120,13 +136,20 @@ class BtpOptions(PluginOptions):
 
     Attributes:
         server: The URL to dial, ``btp+ws(s)://account:token@host:port/path?query``. The account and the token are
-            taken as written and moved to ``btp_account`` and ``btp_token``; ``server`` then has neither.
+            moved to ``btp_account`` and ``btp_token``; ``server`` then has neither. As in JavaScript, characters such
+            as ``=``, ``/`` and blanks are percent-encoded in them, and nothing is decoded.
         listener: Where to listen, instead of dialing ``server``.
         btp_account: The account's name, if ``server`` has none.
         btp_token: The token, if ``server`` has none, as text or as a ``Secret``.
         btp_auth_flags: Further entries of the auth message: text, bytes, or what JSON can hold.
         ssl_context: The client's TLS context. None verifies the server with the system's certificates.
         allow_insecure: Whether the token may go without TLS to a host that is not this machine.
+        headers: Further headers of the handshake, for a proxy or a gateway before the server. Values that are a
+            ``Secret``, and those of ``Authorization`` and ``Cookie``, are kept out of the log.
+        user_agent: The ``User-Agent`` header; empty for none.
+        proxy: The HTTP proxy to go through, ``http://user:password@host:port``, as text or as a ``Secret``. None: the
+            one that the environment names in ``HTTPS_PROXY``, or in ``HTTP_PROXY`` for ``btp+ws://``, unless the
+            server is in ``NO_PROXY`` or on this machine. Empty: none.
 
     Raises:
         InvalidFieldsError: Fields are wrong. The text names each.
@@ -169,6 +192,14 @@ class BtpOptions(PluginOptions):
     )
     ssl_context: ssl.SSLContext | None = field(default=None, metadata=SSL_CONTEXT)
     allow_insecure: bool = field(default=False, metadata=SWITCH)
+    headers: Mapping[str, str | Secret] = field(
+        factory=dict,
+        converter=as_headers,
+        metadata=HEADERS,
+        repr=lambda headers: repr(sorted(headers)),
+    )
+    user_agent: str = field(default="trio-ledger-plugin", metadata=HEADER_TEXT)
+    proxy: Secret | None = field(default=None, converter=as_proxy, metadata=PROXY)
 
     _url: ServerUrl | None = field(init=False, default=None, eq=False, repr=False)
 
@@ -191,8 +222,13 @@ class BtpOptions(PluginOptions):
             yield "server", "missing, must be the URL to dial, or give listener instead"
         if server is not None and listener is not None:
             yield "server", "given together with listener, must be one of the two"
+        for name in ("headers", "proxy"):
+            if server is None and values[name]:
+                yield name, "is for dialing a server, and this end listens"
         if server is None and values["ssl_context"] is not None:
             yield "ssl_context", "is for dialing a server, a listener has its own in listener.ssl_context"
+        if isinstance(listener, ListenerOptions) and listener.proxy_protocol and not values["trusted_proxies"]:
+            yield "listener.proxy_protocol", NO_PROXIES
         if isinstance(server, ServerUrl):
             yield from _find_server_conflicts(server, values)
 
@@ -200,6 +236,11 @@ class BtpOptions(PluginOptions):
     def address(self) -> str:
         """The server's URL without credentials."""
         return self._dialed.address
+
+    @property
+    def is_escaped(self) -> bool:
+        """Whether the account or the token in the server's URL was percent-encoded."""
+        return self._dialed.is_escaped
 
     @property
     def tls(self) -> bool:
@@ -220,6 +261,24 @@ class BtpOptions(PluginOptions):
     def resource(self) -> str:
         """The path and query to ask the server for; at least ``/``."""
         return self._dialed.resource
+
+    def request_headers(self) -> list[tuple[bytes, bytes]]:
+        """Return the further headers of the handshake."""
+        values = {**({"User-Agent": self.user_agent} if self.user_agent else {}), **self.headers}
+        return [
+            (name.encode(), (value.reveal() if isinstance(value, Secret) else value).encode("latin-1"))
+            for name, value in values.items()
+        ]
+
+    def find_proxy(self) -> Proxy | None:
+        """Return the proxy to go through, if there is one.
+
+        Raises:
+            PermanentlyUnreachableError: The environment names one by a bad URL.
+        """
+        if self.proxy is not None:
+            return parse_proxy(self.proxy.reveal()) if self.proxy else None
+        return None if self._dialed.is_loopback else find_proxy(self.host, tls=self.tls)
 
     @property
     def host_header(self) -> str:
@@ -273,7 +332,7 @@ class AccountsOptions(PluginOptions):
     Attributes:
         port: The TCP port. 0 takes a free one; ``plugin.address`` then has its number. None opens no port: the
             application hands over connections with ``serve_stream()`` and ``serve_websocket()``.
-        host: The address to listen on.
+        host: The address to listen on. None, or ``"*"``: every address of this machine, IPv4 and IPv6, with one port.
         allowed_origins: The web pages whose scripts may connect, by the ``Origin`` header that browsers send. Each is
             an origin such as ``https://wallet.example``, or a regular expression that must match the whole origin.
             The server refuses browsers from any other origin.
@@ -282,18 +341,27 @@ class AccountsOptions(PluginOptions):
         debug_host_ildcp_info: The server's ILP address and asset. If None, ``connect()`` asks the data handler, as a
             child asks its parent.
         ssl_context: The server's TLS context. None listens without TLS.
+        proxy_protocol: Whether each connection to the port begins with a header of the PROXY protocol, version 1 or 2,
+            by which a proxy names the client. Only ``trusted_proxies`` may connect then.
+        account_from_path: Whether a client may name its account in the path of the URL instead of a username, as
+            interledger-rs does: ``/accounts/NAME/ilp/btp``.
+        max_links_per_account: The number of connections of one account. A further one replaces the oldest that is idle,
+            or is refused.
+        max_links: The number of connections of all accounts. An eighth of them is kept for accounts that have none.
+            None: as many as there are file descriptors for, with some left for other purposes.
+        max_server_handlers: The number of handlers that run at once for all accounts; ``max_handlers`` is the number
+            for one account. An eighth is kept for accounts that have none, as with the two limits that follow.
+        max_server_handler_bytes: The requests, and their responses, that the running handlers of all accounts may hold.
+        max_server_backlog_bytes: The requests of all accounts that may wait for a handler.
+        expiry_margin: How many seconds before its own expiry a forwarded Prepare expires at the next hop.
 
     Raises:
         InvalidFieldsError: Fields are wrong. The text names each.
     """
 
     port: int | None = field(default=3000, metadata=PORT)
-    host: str = field(default="127.0.0.1", metadata=WORD)
-    allowed_origins: tuple[str, ...] = field(
-        default=(),
-        converter=as_tuple,
-        metadata={VALIDATOR: Validator("a tuple of origins or regular expressions", _are_origins)},
-    )
+    host: str | None = field(default="127.0.0.1", converter=as_host, metadata=HOST)
+    allowed_origins: tuple[str, ...] = field(default=(), converter=as_tuple, metadata=ORIGINS)
     generate_account: bool | None = field(
         default=None,
         metadata={VALIDATOR: Validator("True, False or None", lambda value: value is None or isinstance(value, bool))},
@@ -306,10 +374,36 @@ class AccountsOptions(PluginOptions):
         },
     )
     ssl_context: ssl.SSLContext | None = field(default=None, metadata=SSL_CONTEXT)
+    proxy_protocol: bool = field(default=False, metadata=SWITCH)
+    account_from_path: bool = field(default=False, metadata=SWITCH)
+    max_links_per_account: int = field(default=16, metadata=COUNT)
+    max_links: int | None = field(
+        default=None,
+        metadata={
+            VALIDATOR: Validator(
+                "a whole number, 1 or more, or None", lambda value: value is None or COUNT[VALIDATOR].accepts(value)
+            )
+        },
+    )
+    max_server_handlers: int = field(default=16384, metadata=COUNT)
+    max_server_handler_bytes: int = field(default=256 * 1024 * 1024, metadata=COUNT)
+    max_server_backlog_bytes: int = field(default=128 * 1024 * 1024, metadata=COUNT)
+    expiry_margin: float = field(default=1.0, metadata=SECONDS)
+
+    @classmethod
+    def find_conflicts(cls, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Check that there is a proxy to trust if one is expected."""
+        if values["proxy_protocol"] is True and not values["trusted_proxies"]:
+            yield "proxy_protocol", NO_PROXIES
 
     def allows(self, origin: str) -> bool:
         """Return whether a page of this origin may connect."""
-        return any(
-            allowed == origin or (not re.fullmatch(PLAIN_ORIGIN, allowed) and re.fullmatch(allowed, origin) is not None)
-            for allowed in self.allowed_origins
-        )
+        return allows_origin(self.allowed_origins, origin)
+
+
+def allows_origin(allowed_origins: tuple[str, ...], origin: str) -> bool:
+    """Return whether a page of this origin may connect."""
+    return any(
+        allowed == origin or (not re.fullmatch(PLAIN_ORIGIN, allowed) and re.fullmatch(allowed, origin) is not None)
+        for allowed in allowed_origins
+    )

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 from ..errors import InvalidFieldsError, NotAcceptedError, PluginFailedError
 from .client import Client
 from .link import CLOSE_NORMAL, Link
-from .options import BtpOptions
+from .options import BtpOptions, allows_origin
+from .pending import Decisions
 from .server import BtpServer, Server
 from .session import request_ids
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import trio
 
     from ..services import PluginServices
-    from ..websocket.connection import Handshake
+    from ..websocket.requests import Handshake
 
 __all__ = ["BtpPlugin"]
 
@@ -63,13 +64,17 @@ class BtpPlugin(BtpServer):
                 host=listener.host,
                 port=listener.port,
                 ssl_context=listener.ssl_context,
-                make_offer=self.money.make_offer,
-                attach=self._attach_link,
-                detach=self._detach_link,
-                is_wanted=self._is_link_wanted,
-                identify=partial(_check_token, digest),
-                verify=None,
-                refuse=_refuse_browsers,
+                proxy_protocol=listener.proxy_protocol,
+                decisions=Decisions(
+                    make_offer=self.money.make_offer,
+                    make_room=_has_room,
+                    attach=self._attach_link,
+                    detach=self._detach_link,
+                    is_wanted=self._is_link_wanted,
+                    identify=partial(_check_token, digest),
+                    verify=None,
+                ),
+                refuse=partial(_refuse_browsers, listener.allowed_origins),
             )
 
     @property
@@ -120,11 +125,15 @@ class BtpPlugin(BtpServer):
         """Stop using a link that is lost; does nothing for a link that is not in use."""
         if link is self._link:
             self._link = None
-            self.log.debug("the connection with %s ended: %s", link.peer, reason)
+            self.log.info("the connection with %s ended: %s", link.peer, reason)
             self.detach(link, reason)
 
 
-def _check_token(digest: bytes, _username: str | None, token: bytes) -> str:
+def _has_room(_account: str) -> None:
+    """Return: a new connection replaces the one before."""
+
+
+def _check_token(digest: bytes, _username: str | None, token: bytes, _path: str) -> str:
     """Return the account of a token, which is empty for a plugin with one peer.
 
     Raises:
@@ -135,6 +144,6 @@ def _check_token(digest: bytes, _username: str | None, token: bytes) -> str:
     return ""
 
 
-def _refuse_browsers(handshake: Handshake) -> int | None:
-    """Refuse a web page's script: it would act with the rights of the person who visits the page."""
-    return 403 if handshake.origin is not None else None
+def _refuse_browsers(allowed: tuple[str, ...], handshake: Handshake) -> int | None:
+    """Refuse the script of a web page that is not allowed: it would act with the rights of the page's visitor."""
+    return 403 if handshake.origin is not None and not allows_origin(allowed, handshake.origin) else None

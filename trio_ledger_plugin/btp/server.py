@@ -14,30 +14,35 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import trio
 
-from ..errors import NotAcceptedError, NotConnectedError, StoreError
-from ..negotiation import PeerJournal
+from ..errors import NotConnectedError
 from ..net.admission import Admission
+from ..net.descriptors import unauthenticated_limit
+from ..net.forwarded import client_address, is_trusted
 from ..net.listen import NAMELESS, Listener, peer_address
+from ..net.proxy_protocol import BadProxyHeaderError, read_proxy_header
 from ..net.shared_reader import SocketReaders, can_share
 from ..net.sockets import abort_stream
 from ..plugin import LedgerPlugin
-from ..websocket.connection import Accepted, BadHandshakeError, accept_websocket
+from ..websocket.connection import Accepted, accept_websocket
 from ..websocket.messages import MessageStream
-from .auth import AuthRequest, BadAuthError, auth_accepted, auth_refused, read_auth
+from ..websocket.requests import BadHandshakeError
+from .auth import BadAuthError, auth_refused
 from .link import Link
+from .pending import PendingConnection
+from .sub_protocols import checked
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-    from ..negotiation import JournalOffer
+    from ..net.admission import PendingPeer
     from ..runtime.context import Context
-    from ..websocket.connection import Handshake, WebSocket, WebSocketConnection
+    from ..websocket.connection import WebSocket, WebSocketConnection
     from ..websocket.interface import WebSocketTransport
+    from ..websocket.requests import Handshake
+    from .pending import Decisions
+    from .sub_protocols import OnMessage
 
-    Identify: TypeAlias = Callable[[str | None, bytes], str]
-    MakeOffer: TypeAlias = Callable[[str, JournalOffer | None], Awaitable[JournalOffer | None]]
-    Verify: TypeAlias = Callable[[str, bytes], Awaitable[None]]
-    Handshakes: TypeAlias = Callable[[], Awaitable[WebSocketTransport | None]]
+    Handshakes: TypeAlias = Callable[[PendingPeer], Awaitable[WebSocketTransport | None]]
 
 __all__ = ["BtpServer", "Server"]
 
@@ -48,18 +53,11 @@ class Server:
     Args:
         context: What the parts of the plugin share.
         ids: Where request ids come from.
-        host: The address to listen on.
+        host: The address to listen on; None for every address, IPv4 and IPv6.
         port: The TCP port; 0 chooses a free one, None opens no port.
         ssl_context: The TLS context of the port; None listens without TLS.
-        make_offer: Returns what this end says about its journal to the account of a client that says something about
-            its own; None if it offers only PLAIN. The client's messages are held meanwhile.
-        attach: Called with each link whose peer is authenticated; ``link.account`` is set.
-        detach: Called with each link that is lost, attached or not, and the reason.
-        is_wanted: Returns whether links are still wanted: False while the plugin disconnects or closes.
-        identify: Returns the account that a username and a token ask for, or raises ``NotAcceptedError``. It does not
-            wait.
-        verify: Looks up the account's token. Raises ``NotAcceptedError`` if it is another one, and ``StoreError`` if
-            the store fails. None if ``identify`` decides alone. The peer's messages are held meanwhile.
+        proxy_protocol: Whether connections to the port begin with a header of the PROXY protocol.
+        decisions: What the plugin decides about connections.
         refuse: Returns the HTTP status with which to refuse a handshake; None accepts it.
     """
 
@@ -68,29 +66,21 @@ class Server:
         context: Context,
         ids: Iterator[int],
         *,
-        host: str,
+        host: str | None,
         port: int | None,
         ssl_context: ssl.SSLContext | None,
-        make_offer: MakeOffer,
-        attach: Callable[[Link], None],
-        detach: Callable[[Link, str], None],
-        is_wanted: Callable[[], bool],
-        identify: Identify,
-        verify: Verify | None,
+        proxy_protocol: bool,
+        decisions: Decisions,
         refuse: Callable[[Handshake], int | None],
     ) -> None:
         self._context = context
         self._ssl_context = ssl_context
-        self.ids: Iterator[int] = ids
-        self.make_offer: MakeOffer = make_offer
-        self.attach: Callable[[Link], None] = attach
-        self.detach: Callable[[Link, str], None] = detach
-        self.is_wanted: Callable[[], bool] = is_wanted
-        self.identify: Identify = identify
-        self.verify: Verify | None = verify
+        self._proxy_protocol = proxy_protocol
+        self._ids = ids
+        self._decisions = decisions
         self._refuse_handshake = refuse
-        self._admission = Admission(context.options)
-        self._listener = Listener(context.log, host, port, self._serve_own)
+        self._admission = Admission(context.options, context.counters)
+        self._listener = Listener(context.log, host, port, self._serve_own, self._admission.make_room)
         # For the sockets of the own port: the application cannot close them.
         self._readers = SocketReaders(context.tasks) if can_share() else None
 
@@ -114,11 +104,14 @@ class Server:
 
         Cancellation: Stops listening, drops unauthenticated connections, and ends every external connection.
         """
+        self._admission.limit = unauthenticated_limit()
         await self._listener.run(listening)
 
     async def _serve_own(self, stream: trio.SocketStream, peer: str) -> bool:
         """Authenticate one connection to the own port; returns False if it must be closed."""
-        handshakes = partial(self._shake_hands, stream, peer, self._ssl_context, self._readers)
+        handshakes = partial(
+            self._shake_hands, stream, self._ssl_context, self._readers, proxy_protocol=self._proxy_protocol
+        )
         return await self._admit(peer, handshakes) is not None
 
     # External connections.
@@ -131,21 +124,22 @@ class Server:
         with suppress(OSError):
             peer = peer or peer_address(stream)
         peer = peer or NAMELESS
-        handshakes = partial(self._shake_hands, stream, peer, None, None)
+        handshakes = partial(self._shake_hands, stream, None, None)
         await self._serve_external(peer, handshakes, partial(abort_stream, stream))
 
     async def serve_websocket(self, accepted: Accepted, peer: str) -> None:
         """Serve an accepted connection to its end; see ``BtpServer.serve_websocket``."""
         peer = peer or accepted.address or NAMELESS
 
-        async def open_messages() -> MessageStream:
+        async def open_messages(pending: PendingPeer) -> MessageStream:
             await trio.lowlevel.checkpoint()
+            pending.path = accepted.path
             return MessageStream(accepted, self._context.tasks, self._context.options, peer)
 
         await self._serve_external(peer, open_messages, accepted.finish)
 
     async def _serve_external(self, peer: str, handshakes: Handshakes, close: Callable[[], Awaitable[None]]) -> None:
-        if not self.is_wanted():
+        if not self._decisions.is_wanted():
             raise NotConnectedError("connect() the plugin first; the connection was not touched")
         with self._listener.external_connection():
             async with AsyncExitStack() as stack:
@@ -157,47 +151,82 @@ class Server:
 
     # Unauthenticated connections.
 
-    async def _admit(self, peer: str, handshakes: Handshakes) -> _PendingConnection | None:
-        """Do the handshake and the authentication; None if there was no room or the handshake failed."""
-        with self._admission.admit(peer) as admitted:
-            if admitted:
-                transport = await handshakes()
-                if transport is not None:
-                    return await self._authenticate(transport)
+    async def _admit(self, peer: str, handshakes: Handshakes) -> PendingConnection | None:
+        """Do the handshake and the authentication; None if the handshake failed, or the peer had to make way."""
+        with self._admission.admit(peer) as pending:
+            transport = await handshakes(pending)
+            if transport is not None:
+                pending.progress()
+                return await self._authenticate(transport, pending)
         return None
 
     async def _shake_hands(
         self,
         stream: trio.abc.Stream,
-        peer: str,
         ssl_context: ssl.SSLContext | None,
         readers: SocketReaders | None,
+        pending: PendingPeer,
+        *,
+        proxy_protocol: bool = False,
     ) -> WebSocket | None:
         options = self._context.options
         secured = stream
         websocket = None
+        reason = ""
+
+        def refuse(handshake: Handshake) -> int | None:
+            pending.come_from(client_address(pending.address, handshake.forwarded_for, options.trusted_proxies))
+            pending.path = handshake.path
+            return self._refuse_handshake(handshake)
+
         try:
-            with trio.move_on_after(options.handshake_timeout):
+            with trio.move_on_after(options.handshake_timeout) as scope:
+                if proxy_protocol:
+                    pending.come_from(await self._read_client_address(stream, pending.address))
                 if ssl_context is not None:
                     secured = tls = trio.SSLStream(stream, ssl_context, server_side=True, https_compatible=True)
                     await tls.do_handshake()
+                    pending.progress()
                 websocket = await accept_websocket(
-                    secured, self._context.tasks, options, peer=peer, refuse=self._refuse_handshake, readers=readers
+                    secured, self._context.tasks, options, peer=pending.address, refuse=refuse, readers=readers
                 )
-        except (BadHandshakeError, trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError, OSError) as error:
-            self._context.log.debug("handshake with %s failed: %s", peer, error)
+                websocket.peer = pending.address
+            if scope.cancelled_caught:
+                reason = f"it took longer than {options.handshake_timeout:g} s"
+        except (BadHandshakeError, BadProxyHeaderError) as error:
+            if error.is_check:
+                self._context.log.debug("%s looked whether this server is there: %s", pending.address, error)
+            else:
+                reason = str(error)
+        except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError, OSError) as error:
+            reason = str(error.__cause__ or error)
         finally:
             if websocket is None:
                 await abort_stream(stream)  # noqa: ASYNC102 (it waits for nothing)
+        if reason:
+            self._context.log.info("the handshake with %s failed: %s", pending.address, reason)
         return websocket
 
-    async def _authenticate(self, transport: WebSocketTransport) -> _PendingConnection:
-        connection = _PendingConnection(self._context, self, transport)
+    async def _read_client_address(self, stream: trio.abc.Stream, peer: str) -> str:
+        """Read a header of the PROXY protocol, and return the client's address.
+
+        Raises:
+            BadProxyHeaderError: There is no such header, or it does not come from a trusted proxy.
+        """
+        if not is_trusted(peer, self._context.options.trusted_proxies):
+            raise BadProxyHeaderError("it does not come from one of trusted_proxies, as proxy_protocol requires")
+        return await read_proxy_header(stream) or peer
+
+    async def _authenticate(self, transport: WebSocketTransport, pending: PendingPeer) -> PendingConnection:
+        connection = PendingConnection(self._context, self._ids, self._decisions, transport, pending)
         link = connection.link
+        timeout = self._context.options.auth_timeout
         try:
-            with trio.move_on_after(self._context.options.auth_timeout):
+            with trio.move_on_after(timeout) as scope:
                 link.begin(connection.receive)
                 await connection.settle()
+            if scope.cancelled_caught:
+                connection.time_out(timeout)
             if connection.refusal is not None:
                 await self._refuse(link, connection.refusal)
             elif link.is_lost:
@@ -210,90 +239,12 @@ class Server:
 
     async def _refuse(self, link: Link, error: BadAuthError) -> None:
         self._context.log.info("refused a connection from %s: %s", link.peer, error)
-        await trio.sleep(self._admission.failure_delay(link.peer))
+        if not error.is_temporary:
+            await trio.sleep(self._admission.failure_delay(link.peer))
         if error.request_id is not None:
-            link.send_unauthenticated(auth_refused(error.request_id, str(error)))
+            link.send_unauthenticated(auth_refused(error.request_id, str(error), is_temporary=error.is_temporary))
         with trio.move_on_after(self._context.options.auth_timeout):
             await link.finish()
-
-
-class _PendingConnection:
-    """An unauthenticated connection, until it is attached or refused."""
-
-    __slots__ = ("_claim", "_heard", "_max_entries", "_server", "link", "refusal", "transport")
-
-    def __init__(self, context: Context, server: Server, transport: WebSocketTransport) -> None:
-        self._server = server
-        self._max_entries = context.options.max_entries
-        # Set by the first packet or the loss of the link.
-        self._heard = trio.Event()
-        self._claim: tuple[AuthRequest, str] | None = None
-        self.refusal: BadAuthError | None = None
-        self.transport: WebSocketTransport = transport
-        self.link: Link = Link(context, server.ids, transport, self._lost)
-
-    def receive(self, message: bytes) -> None:
-        """Check the first packet, and hold what follows it while its token is looked up."""
-        if self._heard.is_set():
-            # Messages after a refused packet are ignored.
-            if self._claim is not None:
-                self.link.hold(message)
-            return
-        self._heard.set()
-        try:
-            request = read_auth(message, max_entries=self._max_entries)
-        except BadAuthError as error:
-            self.refusal = error
-            return
-        try:
-            account = self._server.identify(request.username, request.token)
-        except NotAcceptedError as error:
-            self.refusal = BadAuthError(str(error), request.request_id)
-            return
-        if self._server.verify is None and request.offer is None:
-            # At once: more messages may follow in the same read than can be held.
-            self._accept(request, account, None)
-        else:
-            self._claim = request, account
-
-    async def settle(self) -> None:
-        """Wait until the connection is attached, refused, or lost.
-
-        Cancellation: The connection stays unauthenticated.
-        """
-        await self._heard.wait()
-        if self._claim is None:
-            return
-        request, account = self._claim
-        try:
-            if self._server.verify is not None:
-                await self._server.verify(account, request.token)
-            # Both ends have to offer it.
-            offer = None if request.offer is None else await self._server.make_offer(account, request.offer)
-        except NotAcceptedError as error:
-            self.refusal = BadAuthError(str(error), request.request_id)
-        except StoreError as error:
-            # Closed without a reply: the client tries again.
-            self.refusal = BadAuthError(str(error))
-        else:
-            self._accept(request, account, offer)
-        finally:
-            self._claim = None
-
-    def _accept(self, request: AuthRequest, account: str, offer: JournalOffer | None) -> None:
-        if not self.link.is_lost and self._server.is_wanted():
-            # The link does not call this object any more, and so does not keep it in memory.
-            self.link.on_lost = self._server.detach
-            self.link.account = account
-            self.link.is_downgraded = request.offer is not None and offer is None
-            if request.offer is not None and offer is not None:
-                self.link.peer_journal = PeerJournal.of(request.offer, offer)
-            self.link.send_unauthenticated(auth_accepted(request.request_id, offer))
-            self._server.attach(self.link)
-
-    def _lost(self, link: Link, reason: str) -> None:
-        self._heard.set()
-        self._server.detach(link, reason)
 
 
 class BtpServer(LedgerPlugin):
@@ -311,6 +262,28 @@ class BtpServer(LedgerPlugin):
         Raises:
             InvalidFieldsError: This plugin dials.
         """
+
+    def register_message_handler(self, on_message: OnMessage) -> None:
+        """Set the handler of messages whose first entry is not ``ilp`` (RFC-0023, sub-protocols).
+
+        Without one, such a message gets an Error.
+
+        Args:
+            on_message: ``async (account, protocol_data) -> protocol_data``. It is called with the sender's account,
+                which is empty for a plugin with one peer, and all entries of the message. It returns the entries of
+                the response. The same limits apply as to a data handler.
+
+        Raises:
+            TypeError: ``on_message`` cannot be called.
+            DataHandlerAlreadyRegisteredError: One is set already.
+        """
+        if not callable(on_message):
+            raise TypeError(f"a message handler is an async function, not {type(on_message).__name__}")
+        self.handlers.register_message(checked(on_message, self.options.max_message_bytes))
+
+    def deregister_message_handler(self) -> None:
+        """Remove the handler of messages, if one is set; running calls finish."""
+        self.handlers.deregister_message()
 
     def drop_downgraded(self) -> None:
         """Drop the links that became PLAIN because this end's journal was not open; the clients connect again."""

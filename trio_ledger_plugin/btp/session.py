@@ -13,6 +13,7 @@ ANSWER     the call                    the ILP bytes of its response
 FAILURE    the call                    the error that it fails with
 REQUEST    the request id              the ILP bytes
 TRANSFER   the request id              the ``Transfer`` packet
+OTHER      the request id              the entries of a Message of another sub-protocol
 REPLY      the request id              the encoded reply
 MALFORMED  None                        the ``DecodeError``
 UNEXPECTED None                        None: a reply to no call
@@ -32,6 +33,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from attrs import evolve
 
 from ..codec import btp
+from ..codec.refusals import read_error
 from ..errors import (
     DecodeError,
     InvalidFieldsError,
@@ -52,6 +54,7 @@ __all__ = [
     "SessionEvent",
     "error_reply",
     "find_entry",
+    "primary_data",
     "read_transfer",
     "remote_error",
     "request_ids",
@@ -71,6 +74,7 @@ class SessionEvent(Enum):
     FAILURE = "failure"
     REQUEST = "request"
     TRANSFER = "transfer"
+    OTHER = "other"
     REPLY = "reply"
     MALFORMED = "malformed"
     UNEXPECTED = "unexpected"
@@ -106,7 +110,8 @@ class Session(Generic[Call]):
     def __init__(self, pending: dict[int, Call], *, max_entries: int) -> None:
         self._max_entries = max_entries
         self.pending: dict[int, Call] = pending
-        self.serving: set[int] = set()
+        # A dictionary: an empty set takes four times as much memory.
+        self.serving: dict[int, None] = {}
 
     def receive(self, frame: bytes) -> Judged:
         """Decode one message from the peer, and return what to do; see the module's table."""
@@ -117,7 +122,7 @@ class Session(Generic[Call]):
         if packet_type == btp.MESSAGE:
             if request_id in self.serving:
                 return NOTHING
-            self.serving.add(request_id)
+            self.serving[request_id] = None
             return REQUEST, request_id, data
         call = self.pending.pop(request_id, None)
         if call is None:
@@ -132,22 +137,30 @@ class Session(Generic[Call]):
         try:
             packet = btp.decode(frame, max_entries=self._max_entries)
         except DecodeError as error:
-            return self._judge_undecodable(error)
+            return self._judge_undecodable(frame, error)
         if isinstance(packet, btp.Response | btp.Error):
             return self._judge_answer(packet)
         if packet.request_id in self.serving:
             return NOTHING
         if isinstance(packet, btp.Transfer):
-            self.serving.add(packet.request_id)
+            self.serving[packet.request_id] = None
             return SessionEvent.TRANSFER, packet.request_id, packet
-        data = find_entry(packet.protocol_data, ILP)
-        if data is None:
-            # A request without ILP data gets an empty response, as ilp-plugin-btp answers it.
+        if not packet.protocol_data:
+            # A request for nothing gets an empty response, as ilp-plugin-btp answers it.
             return SessionEvent.REPLY, packet.request_id, btp.encode(btp.Response(packet.request_id))
-        self.serving.add(packet.request_id)
+        self.serving[packet.request_id] = None
+        data = primary_data(packet.protocol_data, ILP)
+        if data is None:
+            return SessionEvent.OTHER, packet.request_id, packet.protocol_data
         return REQUEST, packet.request_id, data
 
-    def _judge_undecodable(self, error: DecodeError) -> Judged:
+    def _judge_undecodable(self, frame: bytes, error: DecodeError) -> Judged:
+        refusal = read_error(frame)
+        if refusal is not None and refusal.request_id in self.pending:
+            # A refusal stays a refusal: its caller must not believe that the peer may have acted.
+            failure = remote_error(refusal)
+            failure.__cause__ = error
+            return SessionEvent.FAILURE, self.pending.pop(refusal.request_id), failure
         if error.request_id is None:
             return SessionEvent.MALFORMED, None, error
         if error.packet_type in (btp.MESSAGE, btp.TRANSFER):
@@ -162,6 +175,7 @@ class Session(Generic[Call]):
         if call is None:
             return UNEXPECTED
         if isinstance(packet, btp.Response):
+            # Wherever the entry is: the peer has acted on the request already, and what it says about that is used.
             return ANSWER, call, find_entry(packet.protocol_data, ILP) or b""
         return SessionEvent.FAILURE, call, remote_error(packet)
 
@@ -181,6 +195,14 @@ def remote_error(packet: btp.Error) -> RemoteError:
         data=packet.data,
         protocol_data=packet.protocol_data,
     )
+
+
+def primary_data(entries: tuple[btp.ProtocolData, ...], name: str) -> bytes | None:
+    """Return the data of the first entry, which says what a packet is about; None if it is of another sub-protocol.
+
+    The entries behind it add to the request and ask for nothing themselves (RFC-0023, sub-protocols).
+    """
+    return entries[0].data if entries and entries[0].protocol_name == name else None
 
 
 def find_entry(entries: tuple[btp.ProtocolData, ...], name: str) -> bytes | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from rich.text import Text
 
 from ..events import (
     AccountConnected,
+    AccountConnectedAgain,
     AccountDisconnected,
     Connected,
     Disconnected,
@@ -26,29 +27,35 @@ from ..events import (
     TransfersInDoubt,
 )
 from ..log import escape, format_message
+from .background import open_stdout
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
+    from typing import TextIO
 
     from ..events import Event
     from ..services import Log
 
-__all__ = ["LiveOutput", "Screen", "event_text"]
+__all__ = ["LiveOutput", "Screen", "event_text", "open_live_output"]
 
 
 class Screen:
     """Stdout, which may be a terminal.
+
+    Args:
+        out: The file to write to; ``sys.stdout`` if None.
 
     Attributes:
         console: Rich's console for stdout, for lines that change.
         is_terminal: Whether lines may change and have colours.
     """
 
-    def __init__(self) -> None:
-        terminal = sys.stdout.isatty()
+    def __init__(self, out: TextIO | None = None) -> None:
+        self._out = sys.stdout if out is None else out
+        terminal = self._out.isatty()
         # Set explicitly: some environment variables would make Rich colour a pipe.
         self.console: Console = Console(
-            file=sys.stdout, force_terminal=terminal, markup=False, highlight=False, emoji=False
+            file=self._out, force_terminal=terminal, markup=False, highlight=False, emoji=False
         )
         self.is_terminal: bool = terminal and not self.console.is_dumb_terminal
 
@@ -57,7 +64,11 @@ class Screen:
         if self.is_terminal:
             self.console.print(Text(text, style), soft_wrap=True)
         else:
-            click.echo(text)
+            self.plain_line(text)
+
+    def plain_line(self, text: str) -> None:
+        """Write one line without a style, also to a terminal."""
+        click.echo(text, file=self._out)
 
     def timed_line(self, text: str, style: str = "") -> None:
         """Write one line that begins with the time of day."""
@@ -110,7 +121,7 @@ class LiveOutput:
             values: The details, for programs.
         """
         if self.as_json:
-            click.echo(json.dumps({"event": event, **values}))
+            self.screen.plain_line(json.dumps({"event": event, **values}))
         else:
             self.screen.timed_line(text, style)
 
@@ -124,6 +135,8 @@ class LiveOutput:
                 self.write("disconnected", text, "cyan", reason=reason)
             case AccountConnected(account):
                 self.write("account_connected", text, account=account)
+            case AccountConnectedAgain(account, connections):
+                self.write("account_connected_again", text, "green", account=account, connections=connections)
             case AccountDisconnected(account):
                 self.write("account_disconnected", text, account=account)
             case Failed(error):
@@ -132,6 +145,28 @@ class LiveOutput:
                 self.write("events_dropped", text, "cyan", count=count)
             case TransfersInDoubt(count, amount):
                 self.write("transfers_in_doubt", text, "yellow", count=count, amount=str(amount))
+
+
+@asynccontextmanager
+async def open_live_output(*, as_json: bool) -> AsyncIterator[LiveOutput]:
+    """Yield the output of a server to stdout. A consumer that does not read it loses lines; they are counted.
+
+    Args:
+        as_json: Whether to write JSON.
+
+    Raises:
+        BrokenPipeError: The consumer has closed stdout. The block is cancelled.
+
+    Cancellation: What waits to be written has a moment to be written.
+    """
+
+    def report_lost(count: int) -> str:
+        if as_json:
+            return json.dumps({"event": "lines_lost", "count": count})
+        return f"{count} lines were lost, since nobody read them"
+
+    async with open_stdout(report_lost) as out:
+        yield LiveOutput(Screen(out), as_json=as_json)
 
 
 class _OutputLog:
@@ -166,6 +201,8 @@ def event_text(event: Event) -> str:
             return f"disconnected: {escape(reason)}"
         case AccountConnected(account):
             return f"{account} connected"
+        case AccountConnectedAgain(account, connections):
+            return f"{account} connected again, {connections} connections now"
         case AccountDisconnected(account):
             return f"{account} disconnected"
         case Failed(error):

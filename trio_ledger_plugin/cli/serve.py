@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import signal
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,12 +19,14 @@ from ..errors import InvalidFieldsError
 from ..opening import open_plugin
 from ..services import PluginServices
 from .errors import COMMON, SECRET_VARIABLE, Exit, describe_problems
-from .output import LiveOutput, Screen
+from .output import open_live_output
 from .parameters import Command, epilog
 from .replies import REPLIES
 from .serve_accounts import AccountChoices, accounts_choices, make_accounts_options, serve_accounts
 from .serving import (
     CLOSE_SECONDS,
+    SUBJECTS,
+    Where,
     client_url,
     introduce,
     open_store,
@@ -66,6 +69,19 @@ EXAMPLES = """
 @click.option("--tls-cert", type=click.Path(exists=True, dir_okay=False), help="Serve TLS with this certificate (PEM).")
 @click.option("--tls-key", type=click.Path(exists=True, dir_okay=False), help="Its key, unless in the same file (PEM).")
 @click.option(
+    "--trusted-proxy",
+    "trusted_proxies",
+    multiple=True,
+    metavar="ADDRESS",
+    help="A proxy before the server, by its IP address or network: the clients' addresses are those in its "
+    "X-Forwarded-For. May be given several times.",
+)
+@click.option(
+    "--proxy-protocol",
+    is_flag=True,
+    help="Expect a PROXY protocol header from --trusted-proxy at the beginning of each connection.",
+)
+@click.option(
     "--reply",
     type=click.Choice(list(REPLIES)),
     default="echo",
@@ -90,6 +106,8 @@ def serve(
     secret: str | None,
     tls_cert: str | None,
     tls_key: str | None,
+    trusted_proxies: tuple[str, ...],
+    proxy_protocol: bool,
     reply: str,
     store: str | None,
     as_json: bool,
@@ -111,7 +129,8 @@ def serve(
     ssl_context = tls_context(tls_cert, tls_key)
     if accounts:
         chosen = AccountChoices(**choices)
-        accounts_options = make_accounts_options(chosen, host, port, ssl_context)
+        where = Where(host, port, ssl_context, trusted_proxies, proxy_protocol)
+        accounts_options = make_accounts_options(chosen, where)
         run_until_sigterm(serve_accounts, accounts_options, chosen, reply, store, as_json)
         return Exit.OK
     shown = "***"
@@ -120,11 +139,12 @@ def serve(
     if secret is None:
         secret = shown = secrets.token_hex(16)
     try:
-        listener = ListenerOptions(port=port, secret=secret, host=host, ssl_context=ssl_context)
+        listener = ListenerOptions(
+            port=port, secret=secret, host=host, ssl_context=ssl_context, proxy_protocol=proxy_protocol
+        )
+        options = BtpOptions(listener=listener, trusted_proxies=trusted_proxies, close_timeout=CLOSE_SECONDS)
     except InvalidFieldsError as error:
-        subjects = {"secret": "--secret:", "host": "--host:"}
-        raise click.UsageError(describe_problems(error, subjects)) from error
-    options = BtpOptions(listener=listener, close_timeout=CLOSE_SECONDS)
+        raise click.UsageError(describe_problems(error, SUBJECTS)) from error
     with reporting_bind_errors():
         run_until_sigterm(_serve, options, shown, reply, store, as_json)
     return Exit.OK
@@ -144,12 +164,12 @@ def _check_choices(context: click.Context, *, accounts: bool) -> None:
 
 
 async def _serve(options: BtpOptions, token: str, reply: str, path: str | None, as_json: bool) -> None:
-    output = LiveOutput(Screen(), as_json=as_json)
-
     async def take_money(amount: str) -> None:
         output.write("money", f"received money: {amount}", "green", amount=amount)
 
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    async with AsyncExitStack() as stack:
+        signals = stack.enter_context(trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM))
+        output = await stack.enter_async_context(open_live_output(as_json=as_json))
         async with (
             open_store(path) as store,
             open_plugin(
@@ -173,7 +193,7 @@ async def _serve(options: BtpOptions, token: str, reply: str, path: str | None, 
                     nursery.start_soon(show_live, output.screen, _RateLine(plugin).update)
                 await anext(signals)
                 nursery.cancel_scope.cancel()
-    write_closed(output, plugin)
+        write_closed(output, plugin)
 
 
 class _RateLine:

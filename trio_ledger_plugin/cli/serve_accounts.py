@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,11 +22,13 @@ from ..stores import MemoryStore
 from ..transfer import current_transfer
 from .accounts_table import Meter, accounts_table
 from .errors import describe_problems
-from .output import LiveOutput, Screen
+from .output import open_live_output
 from .parameters import Seconds
 from .replies import ADDRESS, REPLIES
 from .serving import (
     CLOSE_SECONDS,
+    SUBJECTS,
+    Where,
     client_url,
     introduce,
     open_store,
@@ -36,12 +39,12 @@ from .serving import (
 )
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Callable
 
     from rich.table import Table
 
     from ..services import Store
+    from .output import LiveOutput, Screen
 
 __all__ = ["AccountChoices", "accounts_choices", "make_accounts_options", "serve_accounts"]
 
@@ -122,9 +125,7 @@ def accounts_choices(command: _Decorated) -> _Decorated:
     return command
 
 
-def make_accounts_options(
-    choices: AccountChoices, host: str, port: int, ssl_context: ssl.SSLContext | None
-) -> AccountsOptions:
+def make_accounts_options(choices: AccountChoices, where: Where) -> AccountsOptions:
     """Return the server's options.
 
     Raises:
@@ -133,17 +134,18 @@ def make_accounts_options(
     try:
         info = HostInfo(client_address=choices.address, asset_scale=choices.asset_scale, asset_code=choices.asset_code)
         return AccountsOptions(
-            port=port,
-            host=host,
-            ssl_context=ssl_context,
+            port=where.port,
+            host=where.host,
+            ssl_context=where.ssl_context,
+            trusted_proxies=where.trusted_proxies,
+            proxy_protocol=where.proxy_protocol,
             allowed_origins=choices.allow_origin,
             generate_account=choices.account_mode == "token",
             debug_host_ildcp_info=info,
             close_timeout=CLOSE_SECONDS,
         )
     except InvalidFieldsError as error:
-        subjects = {"client_address": "--address:", "asset_code": "--asset-code:", "host": "--host:"}
-        raise click.UsageError(describe_problems(error, subjects)) from error
+        raise click.UsageError(describe_problems(error, SUBJECTS)) from error
 
 
 async def serve_accounts(
@@ -161,13 +163,14 @@ async def serve_accounts(
     Raises:
         click.ClickException: The server cannot listen at its address.
     """
-    output = LiveOutput(Screen(), as_json=as_json)
 
     async def take_money(amount: str) -> None:
         account = current_transfer().account
         output.write("money", f"received money from {account}: {amount}", "green", account=account, amount=amount)
 
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    async with AsyncExitStack() as stack:
+        signals = stack.enter_context(trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM))
+        output = await stack.enter_async_context(open_live_output(as_json=as_json))
         async with open_store(path) as store, trio.open_nursery() as nursery:
             services = PluginServices(store=store or choices.forgetful_store, log=output.log)
             plugin = create_plugin(options, services, nursery=nursery)
@@ -188,7 +191,7 @@ async def serve_accounts(
             await anext(signals)
             await plugin.aclose()
             nursery.cancel_scope.cancel()
-    write_closed(output, plugin)
+        write_closed(output, plugin)
 
 
 def _introduce(output: LiveOutput, plugin: AccountsPlugin, choices: AccountChoices, reply: str) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 import trio
+from attrs import frozen
 from rich.live import Live
 
 from ..stores import open_sqlite_store
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CLOSE_SECONDS",
+    "SUBJECTS",
+    "Where",
     "client_url",
     "introduce",
     "open_store",
@@ -36,7 +39,28 @@ __all__ = [
 ]
 
 CLOSE_SECONDS = 0.5
+# How errors name the options of the command line.
+SUBJECTS = {
+    "secret": "--secret:",
+    "host": "--host:",
+    "trusted_proxies": "--trusted-proxy:",
+    "proxy_protocol": "--proxy-protocol:",
+    "listener.proxy_protocol": "--proxy-protocol:",
+    "client_address": "--address:",
+    "asset_code": "--asset-code:",
+}
 REFRESH_SECONDS = 0.5
+
+
+@frozen
+class Where:
+    """Where a server listens, and for whom."""
+
+    host: str
+    port: int
+    ssl_context: ssl.SSLContext | None
+    trusted_proxies: tuple[str, ...]
+    proxy_protocol: bool
 
 
 def tls_context(certificate: str | None, key: str | None) -> ssl.SSLContext | None:

@@ -180,7 +180,7 @@ def encode(packet: Packet) -> bytes:
                 raise InvalidFieldsError("destination must be an ILP address, such as example.alice")
             body = (
                 uint(packet.amount, 8, "amount")
-                + time_digits(packet.expires_at, "expires_at").encode()
+                + time_digits(packet.expires_at, "expires_at", rounded=True).encode()
                 + _digest(packet.execution_condition, "execution_condition")
                 + octets(packet.destination.encode(), "destination")
             )

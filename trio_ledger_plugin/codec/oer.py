@@ -8,7 +8,7 @@ bytes and raise `InvalidFieldsError`, which names the field, what is wrong and w
 from __future__ import annotations
 
 import codecs
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from ..errors import DecodeError, InvalidFieldsError
@@ -242,8 +242,8 @@ def utf8(value: str, field: str) -> bytes:
     raise InvalidFieldsError(f"{field} must be text that UTF-8 can encode")
 
 
-def time_digits(moment: datetime, field: str) -> str:
-    """Return an aware time in UTC as 17 digits, cut off to milliseconds.
+def time_digits(moment: datetime, field: str, *, rounded: bool = False) -> str:
+    """Return an aware time in UTC as 17 digits, cut off or rounded to milliseconds.
 
     Raises:
         InvalidFieldsError: ``moment`` is not an aware ``datetime``, or is outside the years 1 to 9999 in UTC.
@@ -251,6 +251,7 @@ def time_digits(moment: datetime, field: str) -> str:
     if isinstance(moment, datetime) and moment.utcoffset() is not None:
         try:
             moment = moment.astimezone(UTC)
+            moment = whole_milliseconds(moment) if rounded else moment
         except OverflowError:
             pass
         else:
@@ -259,5 +260,9 @@ def time_digits(moment: datetime, field: str) -> str:
 
 
 def whole_milliseconds(moment: datetime) -> datetime:
-    """Return a time cut off to whole milliseconds, as in a packet."""
-    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+    """Return a time rounded to whole milliseconds, as in a packet.
+
+    Raises:
+        OverflowError: The rounded time is after the year 9999.
+    """
+    return moment + timedelta(microseconds=(moment.microsecond + 500) // 1000 * 1000 - moment.microsecond)

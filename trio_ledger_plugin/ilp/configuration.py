@@ -42,8 +42,14 @@ def read_ildcp_answer(answer: bytes) -> IldcpResponse:
         DecodeError: It is not an ILDCP response.
     """
     from ..codec import ildcp, ilp  # noqa: PLC0415 (as above)
+    from ..codec.refusals import read_reject  # noqa: PLC0415 (as above)
 
-    packet = ilp.decode(answer)
+    try:
+        packet: ilp.Packet | None = ilp.decode(answer)
+    except DecodeError:
+        packet = read_reject(answer)
+        if packet is None:
+            raise
     if isinstance(packet, ilp.Reject):
         raise RemoteError(packet.code, "Reject", data=packet.message.encode())
     response = ildcp.decode(answer)

@@ -1,19 +1,24 @@
 """Forwarding ILP packets from one account to another (RFC-0027).
 
-Invariant: a Prepare that was forwarded has exactly one answer. It is the next hop's Fulfill or Reject, or a Reject by
-this node.
+Invariants: a Prepare that was forwarded has exactly one answer. It is the next hop's Fulfill or Reject, or a Reject by
+this node. An address between two peers is never forwarded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
-from typing import Final, TypeAlias
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import trio
+from attrs import evolve
 
 from ..codec import ilp
+from ..codec.refusals import read_reject
 from ..errors import DecodeError, InvalidFieldsError, LedgerPluginError
+
+if TYPE_CHECKING:
+    from ..services import Log
 
 __all__ = ["Send", "child_segment", "forward", "has_expired", "read_prepare", "route"]
 
@@ -33,29 +38,42 @@ async def route(data: bytes, send: Send, address: str, reply: Send | None = None
             them.
         address: This node's ILP address.
         reply: Answers what is for this node: a Prepare to ``address`` or to an address that begins with ``peer.``, and
-            what is not a Prepare. If None, every request is forwarded.
+            what is not a Prepare. If None, all is forwarded but the addresses with ``peer.``, which are rejected with
+            ``F02``: they are never forwarded (RFC-0015).
 
     Cancellation: As ``send`` and ``reply`` say.
     """
-    if reply is not None and _is_local(data, address):
+    prepare = _find_prepare(data)
+    is_for_peer = prepare is not None and prepare.destination.startswith(PEER_PREFIX)
+    if reply is not None and (prepare is None or is_for_peer or prepare.destination == address):
         return await reply(data)
+    if is_for_peer:
+        await trio.lowlevel.checkpoint()
+        text = "an address between two peers is not forwarded"
+        return ilp.encode(ilp.Reject(ilp.ErrorCode.UNREACHABLE, address, text))
     try:
         return await send(data)
     except LedgerPluginError as error:
         return ilp.encode(ilp.reject_from(error, address))
 
 
-def _is_local(data: bytes, address: str) -> bool:
+def _find_prepare(data: bytes) -> ilp.Prepare | None:
     try:
         packet = ilp.decode(data)
     except DecodeError:
-        return True
-    if not isinstance(packet, ilp.Prepare):
-        return True
-    return packet.destination == address or packet.destination.startswith(PEER_PREFIX)
+        return None
+    return packet if isinstance(packet, ilp.Prepare) else None
 
 
-async def forward(prepare: ilp.Prepare, send: Send, address: str, data: bytes | None = None) -> bytes:
+async def forward(
+    prepare: ilp.Prepare,
+    send: Send,
+    address: str,
+    data: bytes | None = None,
+    *,
+    log: Log | None = None,
+    margin: float = 0.0,
+) -> bytes:
     """Send a Prepare to the next hop, and return its answer unless that comes too late or is wrong.
 
     Args:
@@ -63,10 +81,14 @@ async def forward(prepare: ilp.Prepare, send: Send, address: str, data: bytes | 
         send: Sends the packet to the next hop and returns the answer.
         address: This node's ILP address, for its own Rejects.
         data: The packet's bytes as they came; if None, ``prepare`` is encoded.
+        log: Gets a warning about a Reject that breaks the rules.
+        margin: How many seconds earlier the packet expires at the next hop: the time to pass its answer on, without
+            which this node could pay and not be paid. It also ends packets that go round in a circle.
 
     Returns:
-        The next hop's answer, unchanged; or a Reject by this node: ``R00`` if the Prepare expires first, ``F05`` if
-        the fulfillment is not the condition's preimage.
+        The next hop's answer, unchanged, except that an unusual address, message or code of a Reject is replaced: it
+        stays a Reject. Or a Reject by this node: ``R00`` if the Prepare expires first, ``R02`` if less than the margin
+        is left, ``F05`` if the fulfillment is not the condition's preimage.
 
     Raises:
         DecodeError: The answer is not an ILP Fulfill or Reject; the peer may have acted.
@@ -75,12 +97,18 @@ async def forward(prepare: ilp.Prepare, send: Send, address: str, data: bytes | 
     Cancellation: As ``send`` says.
     """
     # Computed once: a wall clock that is set meanwhile changes nothing.
-    deadline = trio.current_time() + (prepare.expires_at - datetime.now(UTC)).total_seconds()
+    left = (prepare.expires_at - datetime.now(UTC)).total_seconds()
+    deadline = trio.current_time() + left - margin
     rejection = ilp.Reject(ilp.ErrorCode.TRANSFER_TIMED_OUT, address, "the packet expired")
+    if 0 < left <= margin:
+        text = f"the packet expires within {margin:g} s, too early to be forwarded"
+        rejection = ilp.Reject(ilp.ErrorCode.INSUFFICIENT_TIMEOUT, address, text)
+    if margin:
+        prepare, data = evolve(prepare, expires_at=prepare.expires_at - timedelta(seconds=margin)), None
     if trio.current_time() < deadline:
         with trio.move_on_at(deadline):
             answer = await send(ilp.encode(prepare) if data is None else data)
-            wrong = _check_answer(answer, prepare, address)
+            wrong = _check_answer(answer, prepare, address, log)
             if trio.current_time() < deadline:
                 if wrong is None:
                     return answer
@@ -89,13 +117,21 @@ async def forward(prepare: ilp.Prepare, send: Send, address: str, data: bytes | 
     return ilp.encode(rejection)
 
 
-def _check_answer(answer: bytes, prepare: ilp.Prepare, address: str) -> ilp.Reject | None:
+def _check_answer(answer: bytes, prepare: ilp.Prepare, address: str, log: Log | None) -> ilp.Reject | None:
     """Return the Reject that takes the place of a wrong answer; None if the answer is right.
 
     Raises:
         DecodeError: The answer is not a Fulfill or Reject.
     """
-    packet = ilp.decode(answer)
+    try:
+        packet = ilp.decode(answer)
+    except DecodeError as error:
+        reject = read_reject(answer)
+        if reject is None:
+            raise
+        if log is not None:
+            log.warn("a Reject for %s was repaired on its way: %s", prepare.destination, error)
+        return reject
     if isinstance(packet, ilp.Prepare):
         raise DecodeError("the answer to a Prepare is a Prepare")
     if isinstance(packet, ilp.Fulfill) and not ilp.fulfills(packet.fulfillment, prepare.execution_condition):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from ..options.base import PluginOptions
     from ..services import Log, TransactionalStore
-    from ..stores.dialect import Connection
+    from ..stores.dialect import Connection, Dialect
     from .history import AccountTotals
 
 __all__ = ["Journal"]
@@ -55,7 +55,7 @@ class Journal:
     def __init__(self, store: TransactionalStore[Any], options: PluginOptions, log: Log) -> None:
         self._store = store
         self._log = log
-        self.dialect = dialect_of(store)
+        self.dialect: Dialect = dialect_of(store)
         self.promised: int = int(min(options.key_retention, MAX_RETENTION))
         self.plain_allowed: bool = options.money != "keyed"
         self.sql: SqlJournal = SqlJournal(

@@ -1,6 +1,7 @@
 """Limits the unauthenticated connections of a listener.
 
-Invariant: the number of unauthenticated connections is bounded, in total and for each address. The more often the
+Invariant: the number of unauthenticated connections is bounded, in total and for each address. A newcomer is never
+refused: when there is no room, the connection that has waited longest without progress makes way. The more often the
 authentications from an address fail, the later it gets its replies. Wrong tokens never make it refuse a right one.
 """
 
@@ -8,16 +9,20 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from ipaddress import ip_address
+from math import inf
 from typing import TYPE_CHECKING
 
 import trio
+
+from .forwarded import is_trusted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ..options.base import PluginOptions
+    from ..statistics import Counters
 
-__all__ = ["Admission"]
+__all__ = ["Admission", "PendingPeer"]
 
 MINUTE = 60.0
 # By how much each failure delays the reply to it, and the longest delay, in seconds.
@@ -27,37 +32,116 @@ LONGEST_DELAY = 4.0
 REMEMBERED = 4096
 
 
+class PendingPeer:
+    """One connection that is not authenticated yet.
+
+    Attributes:
+        is_dropped: Whether it had to make way for others. Its task is cancelled then.
+        path: The path and query that it asked for.
+    """
+
+    __slots__ = ("_admission", "address", "is_dropped", "path", "scope")
+
+    def __init__(self, admission: Admission, address: str) -> None:
+        self._admission = admission
+        self.address: str = address
+        self.scope: trio.CancelScope = trio.CancelScope()
+        self.is_dropped: bool = False
+        self.path: str = ""
+
+    def progress(self) -> None:
+        """Count a step towards its authentication: now others make way before this one."""
+        self._admission.move_back(self)
+
+    def come_from(self, address: str) -> None:
+        """Count this connection for the client behind a proxy, now that its address is known."""
+        if address != self.address:
+            self._admission.move(self, address)
+
+    def leave(self) -> None:
+        """Stop counting this connection: it is authenticated."""
+        self._admission.remove(self)
+
+
 class Admission:
     """Counts the unauthenticated connections of a listener.
 
     Args:
         options: The limits.
+        counters: Counts the connections that had to make way.
     """
 
-    def __init__(self, options: PluginOptions) -> None:
+    def __init__(self, options: PluginOptions, counters: Counters) -> None:
         self._options = options
-        self._by_address: dict[str, int] = {}
-        self._total = 0
+        self._counters = counters
+        #: The most that may wait, if fewer than the option says.
+        self.limit: float = inf
+        # Without progress for the longest time first.
+        self._pending: dict[PendingPeer, None] = {}
+        self._by_address: dict[str, dict[PendingPeer, None]] = {}
         self._failures: dict[str, tuple[float, int]] = {}
 
     @contextmanager
-    def admit(self, address: str) -> Iterator[bool]:
-        """Count one connection within the block, in which it authenticates; yields False if it must be refused."""
-        here = self._by_address.get(address, 0)
-        full = self._total >= self._options.max_unauthenticated
-        address_full = here >= self._options.max_unauthenticated_per_address and not self._is_exempt(address)
-        if full or address_full:
-            yield False
-            return
-        self._total += 1
-        self._by_address[address] = here + 1
+    def admit(self, address: str) -> Iterator[PendingPeer]:
+        """Count one connection within the block, in which it authenticates.
+
+        The block is cancelled, and ends without an error, when the connection has to make way for others.
+        """
+        self._make_room_for(address)
+        if len(self._pending) >= min(self._options.max_unauthenticated, self.limit):
+            self.make_room()
+        peer = PendingPeer(self, address)
+        self._add(peer)
         try:
-            yield True
+            with peer.scope:
+                yield peer
         finally:
-            self._total -= 1
-            left = self._by_address.pop(address) - 1
-            if left:
-                self._by_address[address] = left
+            self.remove(peer)
+
+    def make_room(self) -> None:
+        """Drop the connection that has waited longest without progress, if there is one."""
+        if self._pending:
+            self._drop(next(iter(self._pending)))
+
+    def move(self, peer: PendingPeer, address: str) -> None:
+        """Count a connection for another address, that of the client behind a proxy."""
+        if peer not in self._pending:
+            return
+        self.remove(peer)
+        peer.address = address
+        self._make_room_for(address)
+        self._add(peer)
+
+    def _make_room_for(self, address: str) -> None:
+        here = self._by_address.get(address)
+        if here and len(here) >= self._options.max_unauthenticated_per_address and not self._is_exempt(address):
+            self._drop(next(iter(here)))
+
+    def _add(self, peer: PendingPeer) -> None:
+        self._pending[peer] = None
+        self._by_address.setdefault(peer.address, {})[peer] = None
+
+    def _drop(self, peer: PendingPeer) -> None:
+        self.remove(peer)
+        peer.is_dropped = True
+        peer.scope.cancel()
+        self._counters.unauthenticated_dropped += 1
+
+    def move_back(self, peer: PendingPeer) -> None:
+        """Let the others make way before this one."""
+        if peer in self._pending:
+            here = self._by_address[peer.address]
+            del self._pending[peer], here[peer]
+            self._pending[peer] = here[peer] = None
+
+    def remove(self, peer: PendingPeer) -> None:
+        """Stop counting a connection; does nothing the second time."""
+        if peer in self._pending:
+            del self._pending[peer]
+            here = self._by_address[peer.address]
+            del here[peer]
+            if not here:
+                del self._by_address[peer.address]
 
     def failure_delay(self, address: str) -> float:
         """Count a failed authentication, and return for how many seconds to delay the reply to it."""
@@ -72,7 +156,8 @@ class Admission:
 
     def _is_exempt(self, address: str) -> bool:
         try:
-            return address in self._options.trusted_proxies or ip_address(address.partition("%")[0]).is_loopback
+            is_loopback = ip_address(address.partition("%")[0]).is_loopback
         except ValueError:
             # Not a network address: a local socket, or the application's own stream.
             return True
+        return is_loopback or is_trusted(address, self._options.trusted_proxies)

@@ -10,29 +10,23 @@ import trio
 
 from ..errors import UnreachableError
 from .sockets import abort_stream
+from .unreachable import PermanentlyUnreachableError
 
-__all__ = ["PermanentlyUnreachableError", "dial"]
+__all__ = ["dial", "start_tls"]
 
 # The errors of OpenSSL, by version, for a server that answers without TLS.
 NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
 NO_TLS_HINT = "; does the server speak TLS? if not, its URL begins with btp+ws://"
 
 
-class PermanentlyUnreachableError(UnreachableError):
-    """The peer cannot be reached, and another try cannot help."""
-
-    name: str = UnreachableError.name
-
-
-async def dial(host: str, port: int, address: str, *, tls: bool, ssl_context: ssl.SSLContext | None) -> trio.abc.Stream:
+async def dial(host: str, port: int, address: str, *, ssl_context: ssl.SSLContext | None) -> trio.abc.Stream:
     """Open a connection.
 
     Args:
         host: A name or an IP address.
         port: The TCP port.
         address: The URL of the peer without credentials, for errors.
-        tls: Whether to use TLS.
-        ssl_context: The TLS context; None verifies the peer with the system's certificates.
+        ssl_context: The TLS context; None connects without TLS.
 
     Returns:
         The stream, with the TLS handshake done.
@@ -49,12 +43,14 @@ async def dial(host: str, port: int, address: str, *, tls: bool, ssl_context: ss
         raise UnreachableError(f"cannot connect to {address}: {_reasons_of(error)}") from error
     except UnicodeError as error:
         raise PermanentlyUnreachableError(f"{address} names a host that cannot exist: {error}") from error
-    if not tls:
-        return stream
-    return await _start_tls(stream, host, address, ssl_context or ssl.create_default_context())
+    return stream if ssl_context is None else await start_tls(stream, host, address, ssl_context)
 
 
-async def _start_tls(stream: trio.SocketStream, host: str, address: str, context: ssl.SSLContext) -> trio.abc.Stream:
+async def start_tls(stream: trio.abc.Stream, host: str, address: str, context: ssl.SSLContext) -> trio.abc.Stream:
+    """Do a client's TLS handshake over a stream; the arguments and errors are those of ``dial``.
+
+    Cancellation: The connection is closed.
+    """
     secured = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
     done = False
     try:

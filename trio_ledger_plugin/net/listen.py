@@ -25,6 +25,8 @@ __all__ = ["NAMELESS", "Listener", "peer_address"]
 # Temporary errors of accept(): the process or the system has no room for another socket.
 OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 ACCEPT_PAUSE = 0.1
+# How often a port is chosen that has to be free at several addresses.
+PORT_TRIES = 8
 # The name in logs of a peer that has no address.
 NAMELESS = "a peer without an address"
 
@@ -34,30 +36,40 @@ class Listener:
 
     Args:
         log: Where failures to accept are logged.
-        host: The address to listen on.
+        host: The address to listen on; None for every address, IPv4 and IPv6, with one port.
         port: The TCP port; 0 chooses a free one, None opens no port.
         serve: Called with each stream and its peer's IP address, in a task of its own. Returns whether the stream is in
             use; if it is not, the listener closes it.
+        make_room: Called when no connection can be accepted because the process has too many open; may close one.
     """
 
     def __init__(
-        self, log: Log, host: str, port: int | None, serve: Callable[[trio.SocketStream, str], Awaitable[bool]]
+        self,
+        log: Log,
+        host: str | None,
+        port: int | None,
+        serve: Callable[[trio.SocketStream, str], Awaitable[bool]],
+        make_room: Callable[[], None],
     ) -> None:
         self._log = log
         self._host = host
         self._port = port
         self._serve = serve
+        self._make_room = make_room
         self._bound_port: int | None = port
         # The scopes of external connections; None while nothing listens.
         self._external: set[trio.CancelScope] | None = None
 
     @property
     def location(self) -> str:
-        """Host and port as in a URL; the port is the bound one once it listens. Empty without a port."""
+        """Host and port as in a URL; the port is the bound one once it listens. Empty without a port.
+
+        For a listener at every address, the host is ``localhost``.
+        """
         if self._bound_port is None:
             return ""
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"{host}:{self._bound_port}"
+        host = self._host or "localhost"
+        return f"[{host}]:{self._bound_port}" if ":" in host else f"{host}:{self._bound_port}"
 
     async def run(self, listening: Callable[[], None]) -> None:
         """Listen and accept until cancelled.
@@ -107,12 +119,33 @@ class Listener:
         if self._port is None:
             return []
         try:
-            listeners = await trio.open_tcp_listeners(self._port, host=self._host)
+            listeners = await self._open_listeners(self._port)
         except OSError as error:
-            text = f"cannot listen on {self._host} port {self._port}: {error.strerror or error}"
+            text = f"cannot listen on {self._host or 'every address'} port {self._port}: {error.strerror or error}"
             raise OSError(error.errno, text) from error
         self._bound_port = listeners[0].socket.getsockname()[1]
         return listeners
+
+    async def _open_listeners(self, port: int) -> list[trio.SocketListener]:
+        """Bind the port at every address that the host stands for, with one number even if the port is 0.
+
+        Raises:
+            OSError: The port cannot be opened.
+        """
+        for tries_left in reversed(range(PORT_TRIES)):
+            listeners = await trio.open_tcp_listeners(port, host=self._host)
+            if port or len(listeners) == 1:
+                return listeners
+            # The system has chosen a port for each address. Keep the first one's, if it is free at the others.
+            chosen: int = listeners[0].socket.getsockname()[1]
+            for listener in listeners:
+                await abort_stream(listener)
+            try:
+                return await trio.open_tcp_listeners(chosen, host=self._host)
+            except OSError:
+                if not tries_left:
+                    raise
+        raise AssertionError("the last try returns or raises")
 
     async def _accept(self, listener: trio.SocketListener, serving: trio.Nursery) -> None:
         """Accept for ever; unlike Trio's own loop, this one leaves a stream open when its task ends."""
@@ -123,6 +156,7 @@ class Listener:
                 if error.errno not in OUT_OF_RESOURCES:
                     raise
                 self._log.error("cannot accept connections for now: %s", error)
+                self._make_room()
                 await trio.sleep(ACCEPT_PAUSE)
             else:
                 serving.start_soon(self._receive, stream)

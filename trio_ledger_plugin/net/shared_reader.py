@@ -3,12 +3,17 @@
 Invariant: a task that waits here wakes when its socket has ended, broken or been closed, or when its function asks for
 that. For all other bytes, the shared task calls the function and the waiting task sleeps on. With a thousand clients,
 to wake a task for each message costs more than all the rest of the work on a message.
+
+Turns go round by account, then by socket: an account with many busy sockets delays others no more than one with a
+single socket. The task lets other tasks run after each round, and after each millisecond of work.
 """
 
 from __future__ import annotations
 
 import os
 import select
+from collections import deque
+from time import perf_counter
 from typing import TYPE_CHECKING, TypeAlias
 
 import outcome
@@ -28,6 +33,12 @@ __all__ = ["READ_BYTES", "SocketReaders", "can_share"]
 READ_BYTES = 65536
 # With at least this many open frame streams, one task reads for all.
 SHARED_FROM = 32
+# How many messages the sockets of an account may bring in one turn.
+TURN_MESSAGES = 16
+# For how long the task works before other tasks run, in seconds.
+WORK_SECONDS = 0.001
+# How many ready sockets are looked for at a time. The system goes round among them by itself.
+LOOK_FOR = 64
 
 
 def can_share() -> bool:
@@ -38,13 +49,14 @@ def can_share() -> bool:
 class _Reading(Waiter):
     """One task that waits for a socket's bytes, and the function that handles them in the shared task."""
 
-    __slots__ = ("_number", "_readers", "handle")
+    __slots__ = ("_number", "_readers", "handle", "turns")
 
-    def __init__(self, readers: SocketReaders, number: int, handle: Handle) -> None:
+    def __init__(self, readers: SocketReaders, number: int, handle: Handle, turns: object) -> None:
         super().__init__()
         self._readers = readers
         self._number = number
         self.handle: Handle = handle
+        self.turns: object = turns
 
     def abandon(self, raise_cancel: object) -> trio.lowlevel.Abort:
         # Done here, not in the task: the socket may be closed before the task runs again.
@@ -65,6 +77,8 @@ class SocketReaders:
         self._tasks = tasks
         # The open frame streams, which count themselves here; each may still read its own socket.
         self.streams: int = 0
+        # The messages that functions have taken; each counts its own here.
+        self.messages: int = 0
         self._poll: select.epoll | None = None
         self._waiting: dict[int, _Reading] = {}
 
@@ -73,12 +87,13 @@ class SocketReaders:
         """Whether so many streams are open that the shared task costs less; a single call takes longer with it."""
         return self.streams >= SHARED_FROM
 
-    async def read(self, socket: trio.socket.SocketType, handle: Handle) -> bytes:
+    async def read(self, socket: trio.socket.SocketType, handle: Handle, turns: object) -> bytes:
         """Call ``handle`` with a socket's bytes as they arrive, with at most ``READ_BYTES`` at a time.
 
         Args:
             socket: The socket, which no other task reads.
             handle: Handles bytes and returns whether to continue. It must not wait. Its errors are raised here.
+            turns: Stands for the account; the sockets of one account take turns together.
 
         Returns:
             The bytes of the last call of ``handle``; empty at the end of the socket.
@@ -96,7 +111,7 @@ class SocketReaders:
             self._poll = select.epoll()
             self._tasks.spawn(self._run, self._poll)
         self._poll.register(number, select.EPOLLIN)
-        reading = self._waiting[number] = _Reading(self, number, handle)
+        reading = self._waiting[number] = _Reading(self, number, handle, turns)
         try:
             data: bytes = await park(reading)
             return data
@@ -109,15 +124,42 @@ class SocketReaders:
         self._wake(socket.fileno(), outcome.Error(trio.ClosedResourceError("the socket was closed")))
 
     async def _run(self, poll: select.epoll) -> None:
+        # The sockets with bytes, by account; the account whose turn is next comes first.
+        ready: dict[object, deque[int]] = {}
+        queued: set[int] = set()
         try:
             while True:
-                await trio.lowlevel.wait_readable(poll.fileno())
-                for number, _ in poll.poll(0, max(1, len(self._waiting))):
-                    self._read(number)
+                if ready:
+                    await trio.lowlevel.checkpoint()
+                else:
+                    await trio.lowlevel.wait_readable(poll.fileno())
+                for number, _ in poll.poll(0, LOOK_FOR):
+                    reading = self._waiting.get(number)
+                    if reading is not None and number not in queued:
+                        queued.add(number)
+                        ready.setdefault(reading.turns, deque()).append(number)
+                self._read_round(ready, queued)
         finally:
             # The waiting tasks belong to the same task group and are cancelled with this one.
             self._poll = None
             poll.close()
+
+    def _read_round(self, ready: dict[object, deque[int]], queued: set[int]) -> None:
+        """Give each account that has a socket with bytes one turn, for at most a millisecond altogether."""
+        until = perf_counter() + WORK_SECONDS
+        for _ in range(len(ready)):
+            turns = next(iter(ready))
+            numbers = ready.pop(turns)
+            most = self.messages + TURN_MESSAGES
+            while numbers and self.messages < most:
+                number = numbers.popleft()
+                queued.discard(number)
+                self._read(number)
+            if numbers:
+                # Behind the others.
+                ready[turns] = numbers
+            if perf_counter() > until:
+                return
 
     def _read(self, number: int) -> None:
         if number not in self._waiting:

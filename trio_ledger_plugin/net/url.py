@@ -1,7 +1,8 @@
-"""The URL of a BTP server."""
+"""The URL of a BTP server, read as ilp-plugin-btp reads it, so that one URL opens one account."""
 
 from __future__ import annotations
 
+import re
 from ipaddress import IPv6Address, ip_address
 from typing import Final
 
@@ -9,8 +10,13 @@ from attrs import frozen
 
 from ..secret import Secret
 
-__all__ = ["ServerUrl", "parse_server", "split_url"]
+__all__ = ["ServerUrl", "parse_location", "parse_server", "split_url"]
 
+# What ilp-plugin-btp percent-encodes in an account and a token: the userinfo percent-encode set of the URL standard,
+# besides control characters and all that is not ASCII.
+ESCAPED: Final = frozenset(' "#<>?`{}/:;=@[\\]^|')
+# What the URL standard drops around a URL.
+BLANKS: Final = "".join(map(chr, range(33)))
 HOST_CHARACTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")
 
 
@@ -22,6 +28,7 @@ class ServerUrl:
         address: The URL without the credentials.
         account: The account in the userinfo; empty if there is none.
         token: The token in the userinfo; empty if there is none.
+        is_escaped: Whether the account or the token differs from what the URL has, because it was percent-encoded.
         tls: Whether to use TLS.
         host: The host; an IPv6 address has no brackets here.
         port: The port, or the scheme's default.
@@ -31,6 +38,7 @@ class ServerUrl:
     address: str
     account: str
     token: Secret
+    is_escaped: bool
     tls: bool
     host: str
     port: int
@@ -55,7 +63,8 @@ class ServerUrl:
 def split_url(url: str) -> tuple[str, str, str, str]:
     """Split a URL into scheme, userinfo, host with port, and the rest, each as written."""
     scheme, _, rest = url.partition("://")
-    end = min((at for mark in "/?#" if (at := rest.find(mark)) >= 0), default=len(rest))
+    # The URL standard takes a backslash for a slash.
+    end = min((at for mark in "/\\?#" if (at := rest.find(mark)) >= 0), default=len(rest))
     # The last @: a token may contain one.
     userinfo, _, location = rest[:end].rpartition("@")
     return scheme, userinfo, location, rest[end:]
@@ -64,11 +73,13 @@ def split_url(url: str) -> tuple[str, str, str, str]:
 def parse_server(server: str) -> ServerUrl:
     """Parse a ``btp+ws://`` or ``btp+wss://`` URL.
 
-    The userinfo, ``account:token``, is taken as written. It is not percent-decoded: ilp-plugin-btp does not decode it.
+    The userinfo, ``account:token``, is percent-encoded where the URL standard does so, and never decoded, as JavaScript
+    reads it: ``a=b`` becomes ``a%3Db``, and ``a%20b`` stays. Tabs, line breaks, and blanks around the URL are dropped.
 
     Raises:
         ValueError: ``server`` is not such a URL. The text shows nothing that may be part of a token.
     """
+    server = re.sub(r"[\t\n\r]", "", server.strip(BLANKS))
     scheme, userinfo, location, rest = split_url(server)
     if scheme not in {"btp+ws", "btp+wss"} or "://" not in server:
         meant = {"ws": "btp+ws", "http": "btp+ws", "wss": "btp+wss", "https": "btp+wss"}.get(scheme)
@@ -79,16 +90,37 @@ def parse_server(server: str) -> ServerUrl:
         )
     tls = scheme == "btp+wss"
     account, _, token = userinfo.partition(":")
-    host, port = _parse_location(location, 443 if tls else 80)
+    escaped = _escape(account), _escape(token)
+    host, port = parse_location(location, 443 if tls else 80)
     if "#" in rest:
         raise ValueError("has a fragment ('#...'), must end with its path or query")
-    if not all("!" <= character <= "~" for character in rest):
-        raise ValueError("has a path or query with spaces or characters outside ASCII, must have them percent-encoded")
+    if "\\" in rest or not all("!" <= character <= "~" for character in rest):
+        raise ValueError(
+            "has a path or query with spaces, backslashes or characters outside ASCII, must have them percent-encoded"
+        )
     resource = rest if rest.startswith("/") else f"/{rest}"
-    return ServerUrl(f"{scheme}://{location}{rest}", account, Secret(token), tls, host, port, resource)
+    address, is_escaped = f"{scheme}://{location}{rest}", escaped != (account, token)
+    return ServerUrl(address, escaped[0], Secret(escaped[1]), is_escaped, tls, host, port, resource)
 
 
-def _parse_location(location: str, default_port: int) -> tuple[str, int]:
+def _escape(text: str) -> str:
+    """Percent-encode an account or a token as the URL standard does in a userinfo."""
+    return "".join(
+        character if " " < character <= "~" and character not in ESCAPED else _percent_encode(character)
+        for character in text
+    )
+
+
+def _percent_encode(character: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in character.encode())
+
+
+def parse_location(location: str, default_port: int) -> tuple[str, int]:
+    """Parse a host and an optional port.
+
+    Raises:
+        ValueError: It is not that. The text shows nothing of it.
+    """
     if location.startswith("["):
         host, bracket, after = location[1:].partition("]")
         before, _, port = after.rpartition(":")

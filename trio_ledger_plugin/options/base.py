@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from attrs import field, fields, frozen
@@ -91,6 +92,7 @@ class PluginOptions(CheckedOptions):
         redial_max_delay: The longest pause between two redials.
         max_message_bytes: The size of one message.
         max_unauthenticated_bytes: The size of one message before authentication.
+        max_head_bytes: The size of the HTTP head of a WebSocket handshake.
         max_fragments: The number of fragments of one WebSocket message.
         max_entries: The number of entries in one packet's protocol data.
         max_send_queue_bytes: What may wait to be sent on a link. Callers wait while it is full.
@@ -104,7 +106,9 @@ class PluginOptions(CheckedOptions):
         max_unauthenticated: The number of connections at a listener that have not authenticated.
         max_unauthenticated_per_address: The same from one address.
         max_failures_per_minute: The number of failed authentications from one address before replies slow down.
-        trusted_proxies: IP addresses that many peers share. Limits by address do not apply to them.
+        trusted_proxies: The IP addresses and networks of proxies, such as ``10.0.0.0/8``. Limits by address do not
+            apply to them. A client's address, for limits and logs, is what they say: the last one in
+            ``X-Forwarded-For`` that is not theirs.
         money: ``"auto"``: transfers are KEYED if both ends can, else PLAIN. ``"keyed"``: they are KEYED or are
             refused. ``"plain"``: they are PLAIN. KEYED needs a transactional store at both ends.
         accept_money: ``"handler"``: money is accepted while a money handler is registered. ``"journal"``: always, for
@@ -131,6 +135,7 @@ class PluginOptions(CheckedOptions):
     redial_max_delay: float = field(default=30.0, metadata=SECONDS)
     max_message_bytes: int = field(default=64 * 1024, metadata=COUNT)
     max_unauthenticated_bytes: int = field(default=8 * 1024, metadata=COUNT)
+    max_head_bytes: int = field(default=16 * 1024, metadata=COUNT)
     max_fragments: int = field(default=64, metadata=COUNT)
     max_entries: int = field(default=32, metadata=COUNT)
     max_send_queue_bytes: int = field(default=1024 * 1024, metadata=COUNT | {EARLIER_NAME: "max_queue_bytes"})
@@ -165,6 +170,8 @@ def _find_secrets(options: CheckedOptions) -> Iterator[Secret]:
         value = getattr(options, each.name)
         if isinstance(value, Secret):
             yield value
+        elif isinstance(value, Mapping):
+            yield from (each for each in value.values() if isinstance(each, Secret))
         elif isinstance(value, CheckedOptions):
             yield from _find_secrets(value)
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import ssl
-from ipaddress import ip_address
-from typing import TYPE_CHECKING, Final, TypeGuard
+from ipaddress import ip_address, ip_network
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 from attrs import frozen
 
@@ -24,6 +24,7 @@ __all__ = [
     "COUNT",
     "CREDENTIAL",
     "EARLIER_NAME",
+    "HOST",
     "MONEY",
     "NAME",
     "NESTED",
@@ -39,6 +40,7 @@ __all__ = [
     "Milliseconds",
     "Refused",
     "Validator",
+    "as_host",
     "as_secret",
     "as_tuple",
     "is_text",
@@ -158,9 +160,13 @@ def _are_addresses(value: object) -> bool:
     if not isinstance(value, list | tuple):
         return False
     try:
-        return all(isinstance(item, str) and str(ip_address(item)) == item for item in value)
+        return all(isinstance(item, str) and _is_address(item) for item in value)
     except ValueError:
         return False
+
+
+def _is_address(text: str) -> bool:
+    return str(ip_network(text) if "/" in text else ip_address(text)) == text
 
 
 ANYTHING: Final = Validator("any value", lambda _: True)
@@ -185,6 +191,12 @@ PORT: Final = {VALIDATOR: Validator("a port number from 0 to 65535, or None to o
 TEXT: Final = {VALIDATOR: Validator("text (str) that UTF-8 can hold", is_text)}
 NAME: Final = {VALIDATOR: Validator("text (str), not empty", lambda value: bool(value) and is_text(value))}
 WORD: Final = {VALIDATOR: Validator("text (str), not empty, without spaces or control characters", is_word)}
+HOST: Final = {
+    VALIDATOR: Validator(
+        "text (str), not empty, without spaces or control characters, or None for every address",
+        lambda value: value is None or is_word(value),
+    )
+}
 SECRET: Final = {VALIDATOR: Validator("text (str) that UTF-8 can hold, or a Secret of it", _is_secret, shown=False)}
 CREDENTIAL: Final = {
     VALIDATOR: Validator(
@@ -193,7 +205,12 @@ CREDENTIAL: Final = {
 }
 SWITCH: Final = {VALIDATOR: Validator("True or False", lambda value: isinstance(value, bool))}
 SSL_CONTEXT: Final = {VALIDATOR: Validator("an ssl.SSLContext or None", _is_ssl_context)}
-ADDRESSES: Final = {VALIDATOR: Validator("a tuple of IP addresses in their shortest form", _are_addresses)}
+ADDRESSES: Final = {VALIDATOR: Validator("a tuple of IP addresses or networks in their shortest form", _are_addresses)}
+
+
+def as_host(value: object) -> Any:  # noqa: ANN401 (the validator judges what the converter leaves)
+    """Return None for the text ``*``, and any other value as it is: in a mapping, None means "not given"."""
+    return None if value == "*" else value
 
 
 def as_secret(value: str | Secret) -> Secret:

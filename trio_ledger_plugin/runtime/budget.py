@@ -1,85 +1,193 @@
-"""Counts the resources that an account uses, and with it its server.
+"""Counts what an account uses, and what its server uses with it, against their limits.
 
-Invariant: what a share counts, its parents count too. What a lost link still uses stays counted until it is given back.
+Invariant: what an account's budget counts, its server's counts too. What a lost link still uses stays counted until it
+is given back, so an account gains nothing by opening further links.
 """
 
 from __future__ import annotations
 
 from math import inf
+from typing import TYPE_CHECKING
 
 import trio
+from attrs import frozen
 
-__all__ = ["Budget", "Share"]
+if TYPE_CHECKING:
+    from ..options.base import PluginOptions
+
+__all__ = ["Budget", "Limits"]
 
 
-class Share:
-    """How much of one resource is in use.
+@frozen
+class Limits:
+    """The most that an account, or a whole server, may use at once.
 
-    Args:
-        limit: The most that may be in use.
-        parent: The share that this one is part of; None for the widest.
+    Attributes:
+        handlers: Handlers that run.
+        handler_bytes: Bytes of requests and replies that running handlers hold.
+        backlog_bytes: Bytes of requests that wait for a handler.
+        reserve: For a server: which part of the first three is kept for accounts that use nothing yet.
     """
 
-    __slots__ = ("limit", "parent", "unused", "used")
+    handlers: float = inf
+    handler_bytes: float = inf
+    backlog_bytes: float = inf
+    reserve: float = 0.0
 
-    def __init__(self, limit: float = inf, parent: Share | None = None) -> None:
-        self.limit: float = limit
-        self.used: int = 0
-        self.parent: Share | None = parent
-        #: Set when nothing is in use. Made when first needed, since few accounts ever need it.
-        self.unused: trio.Event | None = None
-
-    def has_room(self, amount: int = 1) -> bool:
-        """Whether this share and every parent allow ``amount`` more."""
-        share: Share | None = self
-        while share is not None:
-            if share.used + amount > share.limit:
-                return False
-            share = share.parent
-        return True
-
-    def take(self, amount: int = 1) -> None:
-        """Count ``amount`` as used, here and in every parent; ``has_room`` checks the limits."""
-        self.used += amount
-        if self.parent is not None:
-            self.parent.take(amount)
-
-    def give_back(self, amount: int = 1) -> None:
-        """Count ``amount`` as no longer used, here and in every parent."""
-        self.used -= amount
-        if self.unused is not None:
-            self.wake_waiters()
-        if self.parent is not None:
-            self.parent.give_back(amount)
-
-    def wake_waiters(self) -> None:
-        """Wake the tasks in ``wait_unused``, if nothing is in use."""
-        if self.unused is not None and not self.used:
-            self.unused.set()
-            self.unused = None
-
-    async def wait_unused(self) -> None:
-        """Wait until nothing is in use.
-
-        Cancellation: Safe at any time.
-        """
-        while self.used:
-            if self.unused is None:
-                self.unused = trio.Event()
-            await self.unused.wait()
+    @classmethod
+    def of_account(cls, options: PluginOptions) -> Limits:
+        """Return the limits of one account, or of a plugin with one peer."""
+        return cls(options.max_handlers, options.max_handler_bytes, options.max_backlog_bytes)
 
 
 class Budget:
-    """The shares of one account, or of one server.
+    """What one account, or one server, uses.
 
-    Attributes:
-        handlers: Counts the application's handlers that run.
+    Transfers use at most half of the handlers, so that data requests continue while a store hangs.
 
     Args:
+        limits: The most that may be used.
         parent: The server's budget, for one of its accounts; None for a server and for a plugin with one peer.
+
+    Attributes:
+        handlers: How many handlers run.
+        transfers: How many of them handle a transfer.
+        handler_bytes: The bytes of requests and replies that they hold.
+        backlog_bytes: The bytes of requests that wait for a handler.
+        calls: How many calls to the peer are in flight.
+        links: How many authenticated connections are open.
+        call_waiters: The callers that wait until fewer calls are in flight; made when first needed.
     """
 
-    __slots__ = ("handlers",)
+    __slots__ = (
+        "__weakref__",
+        "_reading",
+        "_unused",
+        "backlog_bytes",
+        "call_waiters",
+        "calls",
+        "handler_bytes",
+        "handlers",
+        "limits",
+        "links",
+        "parent",
+        "transfers",
+    )
 
-    def __init__(self, parent: Budget | None = None) -> None:
-        self.handlers: Share = Share(parent=None if parent is None else parent.handlers)
+    def __init__(self, limits: Limits, parent: Budget | None = None) -> None:
+        self.limits: Limits = limits
+        self.parent: Budget | None = parent
+        self.handlers: int = 0
+        self.transfers: int = 0
+        self.handler_bytes: int = 0
+        self.backlog_bytes: int = 0
+        self.calls: int = 0
+        self.links: int = 0
+        # Made when first needed, as everything below: an idle account must cost little.
+        self._reading: trio.Lock | None = None
+        self.call_waiters: trio.lowlevel.ParkingLot | None = None
+        self._unused: trio.Event | None = None
+
+    @property
+    def in_use(self) -> bool:
+        """Whether anything is used."""
+        return bool(self.handlers or self.calls or self.links or self.backlog_bytes)
+
+    def measure(self) -> dict[str, int]:
+        """Return what is used now, as ``Statistics`` and ``AccountSnapshot`` name it."""
+        return {
+            "handlers_running": self.handlers,
+            "handler_bytes": self.handler_bytes,
+            "backlog_bytes": self.backlog_bytes,
+        }
+
+    @property
+    def reading(self) -> trio.Lock:
+        """Held by a link while it takes the messages that it has read, if the account has several links."""
+        if self._reading is None:
+            self._reading = trio.Lock()
+        return self._reading
+
+    def count_link(self, more: int) -> None:
+        """Count a connection that is opened, or if negative, closed."""
+        self.links += more
+        if self.parent is not None:
+            self.parent.links += more
+
+    # Running handlers.
+
+    def has_room(self, size: int, *, is_transfer: bool) -> bool:
+        """Whether one more request may run; one that holds more bytes than the limit runs alone."""
+        limits, running = self.limits, self.handlers
+        if running >= limits.handlers or (running and self.handler_bytes + size > limits.handler_bytes):
+            return False
+        if is_transfer and running and 2 * (self.transfers + 1) > limits.handlers:
+            return False
+        return self.parent is None or self.parent.admits(size, is_transfer=is_transfer, uses_none=not running)
+
+    def admits(self, size: int, *, is_transfer: bool, uses_none: bool) -> bool:
+        """Whether a server has room for one more request of an account.
+
+        Args:
+            size: The bytes that the request holds.
+            is_transfer: Whether it is a transfer.
+            uses_none: Whether no handler runs for the account, which may then use what is reserved.
+        """
+        limits, running = self.limits, self.handlers
+        part = 1.0 if uses_none else 1.0 - limits.reserve
+        if running >= limits.handlers * part or (running and self.handler_bytes + size > limits.handler_bytes * part):
+            return False
+        return not is_transfer or not running or 2 * (self.transfers + 1) <= limits.handlers * part
+
+    def take_handler(self, size: int, *, is_transfer: bool) -> None:
+        """Count a request that begins to run; ``has_room`` checks the limits."""
+        self.handlers += 1
+        self.handler_bytes += size
+        self.transfers += is_transfer
+        if self.parent is not None:
+            self.parent.take_handler(size, is_transfer=is_transfer)
+
+    def hold_more(self, size: int) -> None:
+        """Count bytes that a running request holds beyond its first ones."""
+        self.handler_bytes += size
+        if self.parent is not None:
+            self.parent.hold_more(size)
+
+    def give_handler_back(self, size: int, *, is_transfer: bool) -> None:
+        """Count a request that has ended, and held so many bytes at last."""
+        self.handlers -= 1
+        self.handler_bytes -= size
+        self.transfers -= is_transfer
+        if self._unused is not None and not self.handlers:
+            self._unused.set()
+            self._unused = None
+        if self.parent is not None:
+            self.parent.give_handler_back(size, is_transfer=is_transfer)
+
+    async def wait_no_handlers(self) -> None:
+        """Wait until no handler runs.
+
+        Cancellation: Safe at any time.
+        """
+        while self.handlers:
+            if self._unused is None:
+                self._unused = trio.Event()
+            await self._unused.wait()
+
+    # Waiting requests.
+
+    def may_wait(self, size: int) -> bool:
+        """Whether one more request may wait for a handler."""
+        if self.backlog_bytes + size > self.limits.backlog_bytes:
+            return False
+        if self.parent is None:
+            return True
+        limits = self.parent.limits
+        part = 1.0 - limits.reserve if self.backlog_bytes else 1.0
+        return self.parent.backlog_bytes + size <= limits.backlog_bytes * part
+
+    def count_waiting(self, size: int) -> None:
+        """Count bytes that begin to wait, or if negative, no longer wait."""
+        self.backlog_bytes += size
+        if self.parent is not None:
+            self.parent.backlog_bytes += size

@@ -8,7 +8,7 @@ from attrs import frozen
 
 from ..log import RedactingLog, StdlibLog
 from ..statistics import Counters
-from .budget import Budget
+from .budget import Budget, Limits
 from .handlers import Handlers
 from .tasks import TaskGroup
 from .timers import Timers
@@ -77,14 +77,7 @@ class Context:
         log = RedactingLog(services.log or StdlibLog(), options.secrets())
         timers = Timers()
         tasks = TaskGroup(nursery, timers, on_end, is_busy)
-        workers = WorkerPool(
-            tasks,
-            log,
-            limit=options.max_handlers,
-            handler_bytes_limit=options.max_handler_bytes,
-            backlog_limit=options.max_backlog_bytes,
-            timeout=options.handler_timeout,
-        )
+        workers = WorkerPool(tasks, log, timeout=options.handler_timeout)
         timers.periodic.append(workers)
         handlers = Handlers(log, receive, max_reply=options.max_data_bytes)
-        return cls(options, log, Counters(), tasks, timers, workers, handlers, Budget())
+        return cls(options, log, Counters(), tasks, timers, workers, handlers, Budget(Limits.of_account(options)))

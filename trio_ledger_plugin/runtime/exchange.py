@@ -8,6 +8,7 @@ readable reply may have been applied: it is in doubt.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from itertools import count
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -22,24 +23,24 @@ from ..errors import (
     UnreachableError,
 )
 from ..parking import park
+from ..request import IncomingRequest
 from ..transfer import MoneyLevel, Transfer
 from .calls import IN_DOUBT, Call, CallTable
 from .workers import RequestQueue
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from ..negotiation import PeerJournal
     from ..statistics import Counters
     from .context import Context
-    from .handlers import Reply
+    from .handlers import AnyReply, Payload, Reply
 
-__all__ = ["TOO_MANY", "Exchange"]
+__all__ = ["Exchange", "measure_links"]
 
 # For how many bytes a transfer counts while it waits for a handler.
 TRANSFER_BYTES = 64
-# The text of the error for a request when too many others wait.
-TOO_MANY = "too many requests wait already"
+_links = count(1)
 
 
 class Exchange(ABC):
@@ -60,10 +61,10 @@ class Exchange(ABC):
         options = context.options
         self.context: Context = context
         self.counters: Counters = context.counters
-        self.calls: CallTable = CallTable(ids, limit=options.max_in_flight, timeout=options.response_timeout)
-        self.requests: RequestQueue = RequestQueue(
-            context.workers, context.budget.handlers, self, context.handlers.answer
+        self.calls: CallTable = CallTable(
+            ids, context.budget, limit=options.max_in_flight, timeout=options.response_timeout
         )
+        self.requests: RequestQueue = RequestQueue(context.workers, context.budget, self, context.handlers)
 
     # What a subclass implements.
 
@@ -76,7 +77,7 @@ class Exchange(ABC):
         """
 
     @abstractmethod
-    def send_reply(self, request_id: int, reply: Reply) -> None:
+    def send_reply(self, request_id: int, reply: AnyReply) -> None:
         """Send the reply to a request from the peer, or queue it."""
 
     def send_refusal(self, request_id: int, error: LedgerPluginError) -> None:
@@ -87,6 +88,16 @@ class Exchange(ABC):
     def peer_journal(self) -> PeerJournal | None:
         """The peer's journal, as both ends agreed on this link; None at PLAIN."""
         return None
+
+    @property
+    def account(self) -> str:
+        """The peer's account; empty for a plugin with one peer."""
+        return ""
+
+    @property
+    def peer(self) -> str:
+        """The peer's address, for logs; empty if it has none."""
+        return ""
 
     @property
     def bytes_sent(self) -> int:
@@ -124,7 +135,7 @@ class Exchange(ABC):
         Cancellation: The request may have been sent; its response is ignored.
         """
         calls = self.calls
-        if len(calls.pending) >= calls.limit or self.is_full():
+        if calls.budget.calls >= calls.limit or self.is_full():
             await self._wait_for_turn()
         if calls.make_error is not None:
             calls.check_open()
@@ -159,7 +170,7 @@ class Exchange(ABC):
         """Wait until another call may be made; the caller must make it before it awaits anything else."""
         calls = self.calls
         try:
-            while not calls.closed and (len(calls.pending) >= calls.limit or self.is_full()):
+            while not calls.closed and (calls.budget.calls >= calls.limit or self.is_full()):
                 await calls.wait_for_slot()
                 await self.wait_for_room()
         except trio.Cancelled:
@@ -169,12 +180,19 @@ class Exchange(ABC):
 
     # What a subclass calls.
 
-    def receive_request(self, request_id: int, request: bytes | Transfer) -> None:
+    def receive_request(self, request_id: int, request: Payload) -> None:
         """Serve a request or a transfer from the peer; the reply is sent later, unless the link is lost."""
         self.counters.requests_received += 1
-        size = len(request) if request.__class__ is bytes else TRANSFER_BYTES
+        if isinstance(request, tuple):
+            size = sum(len(entry.data) for entry in request)
+        else:
+            size = TRANSFER_BYTES if isinstance(request, Transfer) else len(request)
         if not self.requests.submit(request_id, request, size):
-            self.refuse(request_id, UnreachableError(TOO_MANY))
+            self.refuse_one_too_many(request_id)
+
+    def describe(self) -> IncomingRequest:
+        """Return what ``current_request()`` returns in the handlers of the peer's requests."""
+        return IncomingRequest(self.account, next(_links), self.peer, self.context.budget)
 
     def receive_reply(self, request_id: int, reply: Reply) -> None:
         """Give a reply to its call; a reply without a call is counted and ignored.
@@ -199,7 +217,7 @@ class Exchange(ABC):
             self.counters.responses_received += 1
             call.answer(reply or b"")
 
-    async def reply(self, request_id: int, reply: Reply) -> None:
+    async def reply(self, request_id: int, reply: AnyReply) -> None:
         """Send a handler's reply; the reply is dropped if the link is lost.
 
         Cancellation: The reply is dropped.
@@ -207,7 +225,7 @@ class Exchange(ABC):
         if self.is_open:
             self.answer(request_id, reply)
 
-    def answer(self, request_id: int, reply: Reply) -> None:
+    def answer(self, request_id: int, reply: AnyReply) -> None:
         """Count a reply and send it over the link, which is open."""
         if reply.__class__ is bytes or not isinstance(reply, LedgerPluginError):
             self.counters.responses_sent += 1
@@ -225,12 +243,17 @@ class Exchange(ABC):
             self.counters.errors_sent += 1
             self.send_refusal(request_id, error)
 
+    def refuse_one_too_many(self, request_id: int) -> None:
+        """Answer a request for which there is no room."""
+        self.counters.requests_refused += 1
+        self.refuse(request_id, UnreachableError("too many requests wait already"))
+
     def serve_as(self, context: Context) -> None:
         """Use another context for the peer's requests and the counters: that of its account."""
         self.context = context
         self.counters = context.counters
-        self.requests.share = context.budget.handlers
-        self.requests.answer = context.handlers.answer
+        self.calls.budget = self.requests.budget = context.budget
+        self.requests.handlers = context.handlers
 
     # Deadlines and the end.
 
@@ -272,3 +295,13 @@ class Exchange(ABC):
         Cancellation: If the closing handshake has begun, the link is closed at once.
         """
         await self.drain()
+
+
+def measure_links(exchanges: Sequence[Exchange]) -> dict[str, int]:
+    """Return what the exchanges of a plugin's links have in use now, and have sent and received, for ``Statistics``."""
+    return {
+        "links": len(exchanges),
+        "calls_in_flight": sum(len(exchange.calls.pending) for exchange in exchanges),
+        "bytes_sent": sum(exchange.bytes_sent for exchange in exchanges),
+        "bytes_received": sum(exchange.bytes_received for exchange in exchanges),
+    }

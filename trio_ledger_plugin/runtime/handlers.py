@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from inspect import isawaitable, iscoroutinefunction
+from pathlib import Path
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import uuid4
 
@@ -15,6 +17,8 @@ from ..errors import (
     RemoteError,
     UnreachableError,
 )
+from ..protocol_data import ProtocolData
+from ..request import find_request
 from ..transfer import Transfer
 
 if TYPE_CHECKING:
@@ -23,10 +27,13 @@ if TYPE_CHECKING:
     from ..services import Log
 
 __all__ = [
+    "AnyReply",
     "DataHandler",
     "Handlers",
+    "MessageHandler",
     "MoneyHandler",
     "NotAsyncError",
+    "Payload",
     "Receive",
     "Reply",
     "TransactionalMoneyHandler",
@@ -40,10 +47,22 @@ DataHandler: TypeAlias = Callable[[bytes], Awaitable[bytes]]
 MoneyHandler: TypeAlias = Callable[[str], Awaitable[None]]
 TransactionalMoneyHandler: TypeAlias = "Callable[[sqlite3.Connection, Transfer], None]"
 
+# Called with the sender's account and the entries of its message; returns the entries of the response.
+MessageHandler: TypeAlias = Callable[[str, tuple[ProtocolData, ...]], Awaitable[tuple[ProtocolData, ...]]]
+
 # The reply to a request: a response, None for the acknowledgement of a transfer, or an error.
 Reply: TypeAlias = bytes | LedgerPluginError | None
+# The same, or the entries of the response to a message of another sub-protocol.
+AnyReply: TypeAlias = Reply | tuple[ProtocolData, ...]
+# What a handler is called with: data, a transfer, or the entries of a message of another sub-protocol.
+Payload: TypeAlias = bytes | Transfer | tuple[ProtocolData, ...]
 # Gives a transfer from the peer to the money handler; returns None, or the error that refuses the transfer.
 Receive: TypeAlias = "Callable[[Transfer, Handlers], Awaitable[LedgerPluginError | None]]"
+
+# How much of an error's traceback a log line has: the innermost places of each of so many errors.
+MOST_PLACES = 5
+MOST_ERRORS = 3
+OWN_FOLDER = Path(__file__).parent.parent
 
 
 class Handlers:
@@ -56,7 +75,18 @@ class Handlers:
         parent: The server's handlers, for requests without a handler here; None if there is no server.
     """
 
-    __slots__ = ("_data", "_log", "_max_reply", "_money", "_parent", "_receive", "_stopped", "_transactional", "_wrap")
+    __slots__ = (
+        "_data",
+        "_log",
+        "_max_reply",
+        "_message",
+        "_money",
+        "_parent",
+        "_receive",
+        "_stopped",
+        "_transactional",
+        "_wrap",
+    )
 
     def __init__(self, log: Log, receive: Receive, *, max_reply: int, parent: Handlers | None = None) -> None:
         self._log = log
@@ -64,6 +94,7 @@ class Handlers:
         self._max_reply = max_reply
         self._parent = parent
         self._data: DataHandler | None = None
+        self._message: MessageHandler | None = None
         self._money: MoneyHandler | None = None
         self._transactional: TransactionalMoneyHandler | None = None
         self._stopped = False
@@ -82,6 +113,23 @@ class Handlers:
                 "a data handler is registered already; call deregister_data_handler() first"
             )
         self._data = self._wrap("data", handler)
+
+    def register_message(self, handler: MessageHandler) -> None:
+        """Set the handler of messages of other sub-protocols.
+
+        Raises:
+            TypeError: It cannot be called.
+            DataHandlerAlreadyRegisteredError: One is set already.
+        """
+        if self._message is not None:
+            raise DataHandlerAlreadyRegisteredError(
+                "a message handler is registered already; call deregister_message_handler() first"
+            )
+        self._message = handler
+
+    def deregister_message(self) -> None:
+        """Remove the handler of messages of other sub-protocols, if one is set."""
+        self._message = None
 
     def register_money(self, handler: MoneyHandler) -> None:
         """Set the money handler.
@@ -173,13 +221,13 @@ class Handlers:
         """Refuse all further requests: the plugin is closing."""
         self._stopped = True
 
-    async def answer(self, payload: bytes | Transfer) -> Reply:
+    async def answer(self, payload: Payload) -> AnyReply:
         """Call a handler with a request or a transfer, and return the reply; a handler's exception becomes a reply."""
         if self._stopped or (self._parent is not None and self._parent.is_stopped):
             return UnreachableError("the plugin is closing")
+        if not isinstance(payload, bytes):
+            return await self._answer_other(payload)
         try:
-            if isinstance(payload, Transfer):
-                return await self._receive(payload, self)
             handler = self.data if self._data is None else self._data
             if handler is None:
                 return UnreachableError("no data handler is registered")
@@ -187,13 +235,26 @@ class Handlers:
             if response.__class__ is not bytes:
                 response = as_bytes(response, "what a data handler returns")
         except Exception as error:  # noqa: BLE001 (a handler may raise any exception, and the peer gets one reply)
-            return self.refuse("money" if isinstance(payload, Transfer) else "data", error)
+            return self.refuse("data", error)
         if len(response) > self._max_reply:
             self._log.error(
                 "a data handler's response has %d bytes; at most %d can be sent", len(response), self._max_reply
             )
             return NotAcceptedError("the response is too long")
         return response
+
+    async def _answer_other(self, payload: Transfer | tuple[ProtocolData, ...]) -> AnyReply:
+        """Answer what is not data."""
+        try:
+            if isinstance(payload, Transfer):
+                return await self._receive(payload, self)
+            handler = self._parent._message if self._message is None and self._parent is not None else self._message
+            if handler is None:
+                return NotAcceptedError("this sub-protocol is not supported")
+            request = find_request()
+            return await handler("" if request is None else request.account, payload)
+        except Exception as error:  # noqa: BLE001 (as in answer())
+            return self.refuse("money" if isinstance(payload, Transfer) else "message", error)
 
     def refuse(self, kind: str, error: Exception) -> LedgerPluginError:
         """Return the error that the peer gets for a handler's error, and log the latter if they differ."""
@@ -206,7 +267,29 @@ class Handlers:
         if reference:
             plain = isinstance(error, TypeError) and "await" in str(error)
             hint = "; is it an async function?" if plain else ""
-            self._log.error("the %s handler failed, reference %s: %o%s", kind, reference, error, hint)
+            where = _find_places(error)
+            self._log.error("the %s handler failed, reference %s: %o%s%s", kind, reference, error, hint, where)
+
+
+def _find_places(error: BaseException) -> str:
+    """Return where an error arose in the application's code, on one line, the innermost place last; empty if nowhere.
+
+    The errors that it followed are included.
+    """
+    chain: list[str] = []
+    following: BaseException | None = error
+    while following is not None and len(chain) < MOST_ERRORS:
+        places = [
+            f"{Path(frame.f_code.co_filename).name}:{line} in {frame.f_code.co_name}"
+            for frame, line in walk_tb(following.__traceback__)
+            if not Path(frame.f_code.co_filename).is_relative_to(OWN_FOLDER)
+        ]
+        if places:
+            said = "" if following is error else f" after {following!r}"
+            chain.append(f"{said} at {', '.join(places[-MOST_PLACES:])}")
+        cause = following.__cause__
+        following = following.__context__ if cause is None and not following.__suppress_context__ else cause
+    return ";".join(chain)
 
 
 class NotAsyncError(TypeError):

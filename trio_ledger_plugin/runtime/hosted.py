@@ -26,6 +26,8 @@ class HostedConnector(Connector):
         context: What the parts of the plugin share.
         is_listening: Returns whether the server is connected.
         exchanges: Returns the exchanges of the account's links.
+        allow: Called with False when the account is disconnected, after which the server refuses its client, and with
+            True when it may connect again.
         on_end: Called once: with None when the plugin is closed, or with the fatal error when it has failed.
     """
 
@@ -35,6 +37,7 @@ class HostedConnector(Connector):
         *,
         is_listening: Callable[[], bool],
         exchanges: Callable[[], Sequence[Exchange]],
+        allow: Callable[[bool], None],
         on_end: Callable[[PluginFailedError | None], None],
     ) -> None:
         super().__init__(
@@ -48,10 +51,11 @@ class HostedConnector(Connector):
         )
         self._is_listening = is_listening
         self._exchanges = exchanges
+        self._allow = allow
         self.state = PluginState.READY
 
     async def connect(self, seconds: float) -> None:  # noqa: ARG002 (there is nothing to wait for)
-        """Check that the server listens: the client dials.
+        """Let the account's client connect, and check that the server listens.
 
         Raises:
             NotConnectedError: The server does not listen.
@@ -62,13 +66,15 @@ class HostedConnector(Connector):
         self.check_usable()
         if not self._is_listening():
             raise NotConnectedError("the server does not listen; connect() it first")
+        self._allow(True)
 
     async def disconnect(self, cut: Callable[[], None], say_goodbye: Callable[[], Awaitable[None]]) -> bool:
-        """End the account's connections; its client may connect again.
+        """End the account's connections; its client cannot connect again before ``connect()``.
 
         Cancellation: The connections are ended anyway, without a closing handshake.
         """
-        # Only these: the client may open other connections meanwhile.
+        self._allow(False)
+        # Only these: connect() may be called meanwhile, and the client open others.
         exchanges = self._exchanges()
         cut()
         try:

@@ -21,12 +21,15 @@ if TYPE_CHECKING:
     from .timers import Timers
 
     OnEnd = Callable[[Exception | None, bool], Exception | None]
+    Waits = Iterable[Callable[[], Awaitable[None]]]
 
-__all__ = ["TaskGroup", "run_all", "unwrap_group", "without_cancellation"]
+__all__ = ["TaskGroup", "finish_within", "run_all", "unwrap_group", "without_cancellation"]
 
 # How long a commit in progress delays the end of the tasks, and how long its acknowledgement may take, in seconds.
 COMMIT_SECONDS = 0.25
 ANSWER_SECONDS = 0.05
+# How long before its deadline ``finish_within`` begins to finish, at the latest.
+FINISH_SECONDS = 0.5
 
 
 ErrorT = TypeVar("ErrorT", bound=BaseException)
@@ -62,6 +65,40 @@ async def run_all(functions: Iterable[Callable[[], Awaitable[None]]]) -> None:
         if error is None:
             raise
         raise error from None
+
+
+async def finish_within(seconds: float, handlers: Waits, calls: Waits, finish: Waits) -> None:
+    """Wait for handlers and calls, and then finish, all within so many seconds.
+
+    During a flood of requests, some handler runs at any moment. So calls are waited for at the same time, and shortly
+    before the end what has to be done at the end begins, whether handlers still run or not.
+
+    Args:
+        seconds: The time for all.
+        handlers: Functions that wait for handlers, called in turn.
+        calls: Functions that wait for calls, called at the same time.
+        finish: What is called then, in turn.
+
+    Cancellation: Cancels them.
+    """
+    no_handlers = trio.Event()
+
+    async def wait_for_handlers() -> None:
+        await _run_in_turn(handlers)
+        no_handlers.set()
+
+    async def end() -> None:
+        with trio.move_on_after(seconds - min(FINISH_SECONDS, seconds / 4)):
+            await run_all((no_handlers.wait, *calls))
+        await _run_in_turn(finish)
+
+    with trio.move_on_after(seconds):
+        await run_all((wait_for_handlers, end))
+
+
+async def _run_in_turn(functions: Waits) -> None:
+    for function in functions:
+        await function()
 
 
 def _new_scope() -> trio.CancelScope:
@@ -166,9 +203,17 @@ class TaskGroup:
         Raises:
             RuntimeError: The group is not open.
         """
+        self.spawn_in(self.context, function, *args)
+
+    def spawn_in(self, context: contextvars.Context, function: Callable[..., Awaitable[object]], *args: object) -> None:
+        """Start a task, as ``spawn`` does, in a copy of a context.
+
+        Raises:
+            RuntimeError: The group is not open.
+        """
         if self._nursery is None:
             raise RuntimeError("the plugin's tasks have ended")
-        self.context.run(self._nursery.start_soon, function, *args)
+        context.run(self._nursery.start_soon, function, *args)
 
     def cancel(self) -> None:
         """Cancel every task, once commits in progress have ended; ``wait_ended()`` waits for the tasks."""

@@ -1,6 +1,8 @@
 """The deadlines of a plugin, kept by one task: a cancel scope for each would cost more than the rest of a call.
 
 Invariant: a timer fires no earlier than the time for which it was scheduled, and never concurrently with another timer.
+After a pause of the whole process, the other tasks run first: what lies in the sockets is read before a deadline
+counts.
 """
 
 from __future__ import annotations
@@ -17,6 +19,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Timer", "Timers"]
 
+# A wake-up that is so late shows that the process stood still, for a blocking call or while its machine was suspended.
+LATE_SECONDS = 0.05
+# For how many turns the other tasks then run before timers fire.
+LATE_TURNS = 64
+
 
 class Timer(Protocol):
     """An object with deadlines, such as a link.
@@ -25,7 +32,10 @@ class Timer(Protocol):
     """
 
     def fire(self, now: float) -> float:
-        """Handle the deadlines up to ``now``, and return when to be called next; ``inf`` for never. Must not wait."""
+        """Handle the deadlines up to ``now``, and return when to be called next; ``inf`` for never. Must not wait.
+
+        With a time up to ``now``, the other tasks run for one turn first.
+        """
 
 
 class Timers:
@@ -62,11 +72,21 @@ class Timers:
         for timer in self.periodic:
             self.schedule(timer, trio.current_time())
         while is_needed():
-            now = trio.current_time()
-            while self._due and self._due[0][0] <= now:
-                _, _, timer = heapq.heappop(self._due)
-                again = timer.fire(now)
-                if again < inf:
-                    heapq.heappush(self._due, (again, next(self._order), timer))
+            self._fire(trio.current_time())
             with trio.CancelScope(deadline=self._due[0][0] if self._due else inf) as self._sleep:
                 await trio.sleep_forever()
+            if self._due:
+                late = trio.current_time() - self._due[0][0] > LATE_SECONDS
+                for _ in range(LATE_TURNS if late else 1):
+                    await trio.lowlevel.checkpoint()
+
+    def _fire(self, now: float) -> None:
+        """Fire each timer that is due, once."""
+        again: list[tuple[float, int, Timer]] = []
+        while self._due and self._due[0][0] <= now:
+            _, _, timer = heapq.heappop(self._due)
+            when = timer.fire(now)
+            if when < inf:
+                again.append((when, next(self._order), timer))
+        for entry in again:
+            heapq.heappush(self._due, entry)

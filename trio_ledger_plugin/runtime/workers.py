@@ -13,31 +13,39 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import trio
 
 from ..parking import Waiter, park
+from ..request import enter_request
 from ..transfer import Transfer
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from contextvars import Context
 
+    from ..request import IncomingRequest
     from ..services import Log
-    from .budget import Share
-    from .handlers import Reply
+    from .budget import Budget
+    from .handlers import AnyReply, Handlers, Payload
     from .tasks import TaskGroup
 
-__all__ = ["Answer", "RequestQueue", "WorkerPool"]
+__all__ = ["RequestQueue", "WorkerPool"]
 
 # What a waiting request costs besides its payload: many empty requests must not grow without bound either.
 REQUEST_BYTES = 200
+# How often workers that are not needed are ended, also without a deadline for handlers.
+TIDY_SECONDS = 30.0
+# How many accounts are looked at for a request that may run, each time that a handler ends.
+LOOK_AT = 16
 
 
 # A request's id, its payload, and the bytes for which it counts.
-_Job: TypeAlias = "tuple[int, bytes | Transfer, int]"
-Answer: TypeAlias = "Callable[[bytes | Transfer], Awaitable[Reply]]"
+_Job: TypeAlias = "tuple[int, Payload, int]"
 
 
 class Requester(Protocol):
     """The source of requests, which sends their replies."""
 
-    async def reply(self, request_id: int, reply: Reply) -> None:
+    def describe(self) -> IncomingRequest:
+        """Return what ``current_request()`` returns in the handlers of its requests."""
+
+    async def reply(self, request_id: int, reply: AnyReply) -> None:
         """Send a reply, or drop it if the link is lost; may wait for room."""
 
     def expire(self, request_id: int) -> None:
@@ -45,128 +53,105 @@ class Requester(Protocol):
 
 
 class RequestQueue:
-    """The requests of one source: the running ones are counted, the others wait in order.
-
-    Transfers use at most half of the source's handlers, so that data requests continue while a store hangs.
+    """The requests of one source: running ones count in its account's budget, the others wait in order.
 
     Args:
         pool: The plugin's pool.
-        share: The account's share of handlers; each running handler takes one.
+        budget: The account's budget.
         requester: The source of the requests.
-        answer: Runs the application's handler and returns the reply; a handler's exception becomes a reply.
+        handlers: The application's handlers.
     """
 
     __slots__ = (
-        "answer",
+        "_context",
+        "budget",
+        "handlers",
         "pool",
         "requester",
-        "running",
-        "running_bytes",
-        "running_transfers",
-        "share",
         "waiting",
         "waiting_bytes",
         "waiting_transfers",
     )
 
-    def __init__(self, pool: WorkerPool, share: Share, requester: Requester, answer: Answer) -> None:
+    def __init__(self, pool: WorkerPool, budget: Budget, requester: Requester, handlers: Handlers) -> None:
         self.pool: WorkerPool = pool
-        self.share: Share = share
+        self.budget: Budget = budget
         self.requester: Requester = requester
-        self.answer: Answer = answer
-        self.running: int = 0
-        self.running_transfers: int = 0
-        # The bytes of requests and replies that the running handlers hold.
-        self.running_bytes: int = 0
-        # Made when first needed: an idle connection must cost little.
+        # Not their method answer(): a bound method for each link would be memory.
+        self.handlers: Handlers = handlers
+        # Made when first needed, as everything below: an idle connection must cost little.
+        self._context: Context | None = None
         self.waiting: deque[_Job] | None = None
         self.waiting_transfers: deque[_Job] | None = None
         self.waiting_bytes: int = 0
 
-    def submit(self, request_id: int, payload: bytes | Transfer, size: int) -> bool:
+    def submit(self, request_id: int, payload: Payload, size: int) -> bool:
         """Serve a request, now or later; returns False, and does nothing, if too many wait already."""
-        if self._may_run(payload, size):
-            self._count(payload, size)
+        budget = self.budget
+        is_transfer = payload.__class__ is Transfer
+        if budget.has_room(size, is_transfer=is_transfer):
+            budget.take_handler(size, is_transfer=is_transfer)
             self.pool.run(self, request_id, payload, size)
             return True
-        if self.waiting_bytes + size + REQUEST_BYTES > self.pool.backlog_limit:
+        if not budget.may_wait(size + REQUEST_BYTES):
             return False
-        if payload.__class__ is Transfer:
+        if is_transfer:
             waiting = self.waiting_transfers = self.waiting_transfers or deque()
         else:
             waiting = self.waiting = self.waiting or deque()
         waiting.append((request_id, payload, size))
-        self.waiting_bytes += size + REQUEST_BYTES
+        self._count_waiting(size + REQUEST_BYTES)
+        self.pool.add_waiting(self)
         return True
 
-    def _may_run(self, payload: bytes | Transfer, size: int) -> bool:
-        """Whether another request may run; a single request may exceed the limit of bytes."""
-        if self.running >= self.pool.limit:
-            return False
-        if payload.__class__ is Transfer and self.running_transfers >= self.pool.transfer_limit:
-            return False
-        return self.running_bytes + size <= self.pool.handler_bytes_limit or not self.running
+    def _count_waiting(self, size: int) -> None:
+        self.waiting_bytes += size
+        self.budget.count_waiting(size)
 
-    def _count(self, payload: bytes | Transfer, size: int) -> None:
-        self.running += 1
-        self.running_bytes += size
-        if payload.__class__ is Transfer:
-            self.running_transfers += 1
-
-    def next_job(self, held: int, *, was_transfer: bool) -> _Job | None:
-        """Count a request as finished, and return the next one to serve, or None.
-
-        Args:
-            held: The bytes that the finished request held.
-            was_transfer: Whether it was a transfer.
-        """
-        self.running -= 1
-        self.running_bytes -= held
-        self.running_transfers -= was_transfer
-        if not self.waiting and not self.waiting_transfers:
-            return None
-        job = self._take()
-        if job is not None:
-            while (further := self._take()) is not None:
-                # A large request may have made room for many small ones.
-                self.pool.run(self, *further)
-        return job
-
-    def _take(self) -> _Job | None:
+    def take(self) -> _Job | None:
         """Remove the next waiting request that may run, count it as running, and return it."""
         for waiting in (self.waiting_transfers, self.waiting):
-            if waiting and self._may_run(*waiting[0][1:]):
-                job = waiting.popleft()
-                self.waiting_bytes -= job[2] + REQUEST_BYTES
-                self._count(job[1], job[2])
-                return job
+            if waiting:
+                job = waiting[0]
+                is_transfer = waiting is self.waiting_transfers
+                if self.budget.has_room(job[2], is_transfer=is_transfer):
+                    waiting.popleft()
+                    self._count_waiting(-job[2] - REQUEST_BYTES)
+                    self.budget.take_handler(job[2], is_transfer=is_transfer)
+                    return job
         return None
+
+    def new_context(self) -> Context:
+        """Return a fresh context for one request, in which ``current_request()`` works."""
+        if self._context is None:
+            self._context = self.pool.new_context()
+            self._context.run(enter_request, self.requester.describe())
+        return self._context.copy()
 
     def abandon(self) -> None:
         """Drop the waiting requests: there is no link for their replies."""
         self.waiting = self.waiting_transfers = None
-        self.waiting_bytes = 0
+        self._count_waiting(-self.waiting_bytes)
+        self.pool.remove_waiting(self)
 
 
 class _Worker(Waiter):
     """One pooled task, and the request that it serves; the task waits here for the next request."""
 
-    __slots__ = ("answered", "held", "is_transfer", "payload", "pool", "queue", "request_id", "scope", "share")
+    __slots__ = ("answered", "held", "is_transfer", "payload", "pool", "queue", "request_id", "scope")
 
     def __init__(self, pool: WorkerPool) -> None:
         super().__init__()
         self.pool: WorkerPool = pool
         self.scope: trio.CancelScope = trio.CancelScope()
         self.queue: RequestQueue | None = None
-        # The queue's share when the request began: the queue's own may be replaced before the request ends.
-        self.share: Share | None = None
         self.request_id: int = 0
-        self.payload: bytes | Transfer = b""
+        self.payload: Payload = b""
         self.is_transfer: bool = False
         self.answered: bool = False
         self.held: int = 0
 
-    def begin(self, queue: RequestQueue, request_id: int, payload: bytes | Transfer, size: int) -> None:
+    def begin(self, queue: RequestQueue, request_id: int, payload: Payload, size: int) -> None:
         self.queue, self.request_id, self.payload, self.held, self.answered = queue, request_id, payload, size, False
         self.is_transfer = payload.__class__ is Transfer
 
@@ -177,55 +162,115 @@ class _Worker(Waiter):
 
 
 class WorkerPool:
-    """The tasks of one plugin that run handlers; a source may have ``limit`` of them run at once.
+    """The tasks of one plugin that run handlers.
+
+    When a handler ends, the next request to run is one of the account whose turn it is, and within the account of
+    the link whose turn it is. Accounts for which no handler runs come first.
 
     Args:
         tasks: Owns the tasks.
         log: Gets the errors of handlers whose reply was sent already.
-        limit: How many handlers may run for one source.
-        handler_bytes_limit: How many bytes the running handlers of one source may hold; further requests wait.
-        backlog_limit: How many bytes of requests may wait in one source.
         timeout: Seconds that a data handler may take.
     """
 
-    def __init__(
-        self,
-        tasks: TaskGroup,
-        log: Log,
-        *,
-        limit: int,
-        handler_bytes_limit: int,
-        backlog_limit: int,
-        timeout: float,
-    ) -> None:
+    def __init__(self, tasks: TaskGroup, log: Log, *, timeout: float) -> None:
         self._tasks = tasks
         self._log = log
-        self.limit: int = limit
-        self.transfer_limit: int = max(1, limit // 2)
-        self.handler_bytes_limit: int = handler_bytes_limit
-        self.backlog_limit: int = backlog_limit
         self._timeout = timeout
         self.idle: list[_Worker] = []
         self._least_idle = 0
         # Deadlines in the order in which the requests began: the first is the first to be due.
         self._deadlines: dict[_Worker, float] = {}
+        # The sources with requests that wait, by account. The one whose turn is next comes first, as in what follows.
+        self._waiting: dict[Budget, dict[RequestQueue, None]] = {}
+        # The accounts whose requests may be able to run: accounts without a running handler, and others.
+        self._unserved: dict[Budget, None] = {}
+        self._served: dict[Budget, None] = {}
 
-    def run(self, queue: RequestQueue, request_id: int, payload: bytes | Transfer, size: int) -> None:
-        """Serve one request in an idle task, or in a new one."""
+    def new_context(self) -> Context:
+        """Return a fresh copy of the context in which the plugin was made."""
+        return self._tasks.context.copy()
+
+    def run(self, queue: RequestQueue, request_id: int, payload: Payload, size: int) -> None:
+        """Serve one request, which counts as running already, in an idle task or in a new one."""
         worker = self.idle.pop() if self.idle else _Worker(self)
-        share = worker.share = queue.share
-        # share.take() inlined, as give_back() is in _release(), to save a call for each request.
-        share.used += 1
-        if share.parent is not None:
-            share.parent.take()
         worker.begin(queue, request_id, payload, size)
         if worker.task is None:
-            self._tasks.spawn(self._work, worker)
+            self._tasks.spawn_in(queue.new_context(), self._work, worker)
             return
         if len(self.idle) < self._least_idle:
             self._least_idle = len(self.idle)
-        worker.task.context = self._tasks.context.copy()
+        worker.task.context = queue.new_context()
         worker.wake()
+
+    # Turns.
+
+    def add_waiting(self, queue: RequestQueue) -> None:
+        """Give a source turns: it has requests that wait."""
+        self._waiting.setdefault(queue.budget, {}).setdefault(queue)
+        self._give_turns(queue.budget)
+
+    def remove_waiting(self, queue: RequestQueue) -> None:
+        """Give a source no more turns: no request of it waits."""
+        queues = self._waiting.get(queue.budget)
+        if queues is not None:
+            queues.pop(queue, None)
+            if not queues:
+                del self._waiting[queue.budget]
+
+    def _give_turns(self, budget: Budget) -> None:
+        if budget.handlers:
+            self._unserved.pop(budget, None)
+            self._served.setdefault(budget)
+        else:
+            self._served.pop(budget, None)
+            self._unserved.setdefault(budget)
+
+    def _take_next(self) -> tuple[RequestQueue, _Job] | None:
+        """Remove the waiting request whose turn it is, count it as running, and return it."""
+        for ring in (self._unserved, self._served):
+            for _ in range(min(len(ring), LOOK_AT)):
+                budget = next(iter(ring))
+                del ring[budget]
+                found = self._take_of(budget)
+                if budget in self._waiting and (found is not None or not _is_blocked_by_itself(budget)):
+                    # Behind the others.
+                    self._give_turns(budget)
+                if found is not None:
+                    return found
+        return None
+
+    def _take_of(self, budget: Budget) -> tuple[RequestQueue, _Job] | None:
+        """Remove the waiting request of an account whose link has its turn."""
+        for queue in list(self._waiting.get(budget, ())):
+            job = queue.take()
+            if job is not None:
+                self.remove_waiting(queue)
+                if queue.waiting or queue.waiting_transfers:
+                    # Behind the account's other links.
+                    self._waiting.setdefault(budget, {})[queue] = None
+                return queue, job
+        return None
+
+    def _release(self, worker: _Worker, queue: RequestQueue) -> None:
+        """Count a worker's request as ended."""
+        budget = queue.budget
+        budget.give_handler_back(worker.held, is_transfer=worker.is_transfer)
+        if self._waiting and budget in self._waiting:
+            self._give_turns(budget)
+
+    def _next_request(self, worker: _Worker) -> tuple[RequestQueue, _Job] | None:
+        """Return the request to serve after a worker's, which has ended; None if no request may run."""
+        if not self._waiting:
+            return None
+        found = self._take_next()
+        if found is not None and worker.held > found[1][2]:
+            while (further := self._take_next()) is not None:
+                # A large request may have made room for many small ones.
+                self.run(further[0], *further[1])
+        return found
+
+    # The tasks.
 
     def fire(self, now: float) -> float:
         """Expire data handlers past their deadline, and end workers that have been idle since the last call."""
@@ -235,15 +280,16 @@ class WorkerPool:
         for worker in unneeded:
             worker.queue = None
             worker.wake()
+        again = now + min(self._timeout, TIDY_SECONDS)
         for worker, deadline in list(self._deadlines.items()):
             if deadline > now:
-                return deadline
+                return min(deadline, again)
             del self._deadlines[worker]
             if worker.queue is not None and not isinstance(worker.payload, Transfer):
                 worker.answered = True
                 worker.queue.requester.expire(worker.request_id)
                 worker.scope.cancel()
-        return now + self._timeout
+        return again
 
     async def _work(self, worker: _Worker) -> None:
         try:
@@ -256,39 +302,45 @@ class WorkerPool:
         finally:
             self._deadlines.pop(worker, None)
             if worker.queue is not None:
-                self._release(worker)
+                self._release(worker, worker.queue)
                 self._log_cancelled(worker.payload)
+                self._wake_tasks()
         if worker.queue is not None:
-            self._pass_on(worker, worker.queue)
+            found = self._next_request(worker)
+            if found is not None:
+                # Another worker serves it: a cancelled worker's scope cannot be used again.
+                self.run(found[0], *found[1])
 
     async def _serve(self, worker: _Worker, queue: RequestQueue) -> None:
         requester = queue.requester
         self._deadlines[worker] = trio.current_time() + self._timeout
-        reply = await queue.answer(worker.payload)
+        reply = await queue.handlers.answer(worker.payload)
         # The handler has ended; what follows is not part of its time.
         worker.payload = b""
         self._deadlines.pop(worker, None)
         if reply.__class__ is bytes and len(reply) > worker.held:
             # The reply waits if the peer does not read, and counts meanwhile.
-            queue.running_bytes += len(reply) - worker.held
+            queue.budget.hold_more(len(reply) - worker.held)
             worker.held = len(reply)
         if not worker.answered:
             await requester.reply(worker.request_id, reply)
         if worker.scope.cancel_called:
             # The handler ignored its cancellation. The scope cannot be used again, so this task ends here.
             await trio.lowlevel.checkpoint()
-        job = queue.next_job(worker.held, was_transfer=worker.is_transfer)
-        if job is None:
-            self._release(worker)
+        self._release(worker, queue)
+        found = self._next_request(worker)
+        if found is None:
             worker.queue = None
+            self._wake_tasks()
             self.idle.append(worker)
             await park(worker)
         else:
+            queue, job = found
             worker.begin(queue, *job)
-            trio.lowlevel.current_task().context = self._tasks.context.copy()
+            trio.lowlevel.current_task().context = queue.new_context()
             await trio.lowlevel.cancel_shielded_checkpoint()  # the new context counts from here
 
-    def _log_cancelled(self, payload: bytes | Transfer) -> None:
+    def _log_cancelled(self, payload: Payload) -> None:
         if isinstance(payload, Transfer):
             self._log.error(
                 "the plugin ended before a transfer of %s%s was answered; its handler was cancelled",
@@ -296,19 +348,13 @@ class WorkerPool:
                 f" from account {payload.account}" if payload.account else "",
             )
 
-    def _pass_on(self, worker: _Worker, queue: RequestQueue) -> None:
-        """Let another worker serve the next request: a cancelled worker's scope cannot be used again."""
-        job = queue.next_job(worker.held, was_transfer=worker.is_transfer)
-        if job is not None:
-            self.run(queue, *job)
-
-    def _release(self, worker: _Worker) -> None:
-        share = worker.share
-        assert share is not None
-        share.used -= 1
-        if share.unused is not None:
-            share.wake_waiters()
-        if share.parent is not None:
-            share.parent.give_back()
+    def _wake_tasks(self) -> None:
+        """Let the plugin's tasks end, if they only wait for its handlers."""
         if self._tasks.closing_when_idle:
             self._tasks.wake()
+
+
+def _is_blocked_by_itself(budget: Budget) -> bool:
+    """Whether only the end of one of the account's own handlers can make room for its requests."""
+    server = budget.parent
+    return bool(budget.handlers) and (server is None or server.admits(0, is_transfer=False, uses_none=False))

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Final, cast
 
 import trio
 import trio_websocket
-from attrs import frozen
 from trio_websocket import WebSocketConnection
 
-from ..errors import NotAcceptedError, UnreachableError
-from ..net.dial import PermanentlyUnreachableError
+from ..errors import UnreachableError
+from ..net.http_head import HeadTooLongError, parse_head, refusal_of
 from ..net.sockets import abort_stream
 from .frame_stream import CLOSE_SECONDS, FrameStream
 from .frames import binary_frame, masked_binary_frame
+from .requests import BadHandshakeError, receive_handshake
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from ..options.base import PluginOptions
     from ..runtime.tasks import TaskGroup
     from .interface import MessageReceiver, OnEnd
+    from .requests import Handshake
     from .writer import FrameWriter
 
 __all__ = [
     "Accepted",
-    "BadHandshakeError",
     "ReaderTask",
     "WebSocket",
     "WebSocketConnection",
@@ -46,10 +46,8 @@ __all__ = [
 # How long trio-websocket's reader in the application's nursery may take to notice that its stream was closed.
 READER_END_SECONDS = 0.5
 PING: Final = b"ping"
-
-
-class BadHandshakeError(Exception):
-    """A client's opening handshake failed or was refused."""
+# What trio-websocket reports as codes when the peer sent none (RFC 6455, section 7.4.1).
+NO_CLOSE: Final = frozenset({1005, 1006})
 
 
 class ReaderTask:
@@ -213,7 +211,13 @@ class WebSocket:
 
 
 async def open_websocket(
-    stream: trio.abc.Stream, tasks: TaskGroup, options: PluginOptions, *, host: str, resource: str
+    stream: trio.abc.Stream,
+    tasks: TaskGroup,
+    options: PluginOptions,
+    *,
+    host: str,
+    resource: str,
+    headers: list[tuple[bytes, bytes]] | None = None,
 ) -> WebSocket:
     """Do a client's opening handshake.
 
@@ -223,14 +227,14 @@ async def open_websocket(
         options: The limits.
         host: The ``Host`` header.
         resource: The path and query of the URL.
+        headers: Further headers.
 
     Returns:
         The open connection; its messages are not received before ``open()``.
 
     Raises:
-        NotAcceptedError: The server answered 401 or 403.
-        PermanentlyUnreachableError: The server answered with another 4xx.
-        UnreachableError: The handshake failed otherwise.
+        PermanentlyUnreachableError: The server redirects, or answers that there is nothing at this URL.
+        UnreachableError: The handshake failed otherwise. A ``RetryLaterError`` has the pause that the server asks for.
 
     Cancellation: Closes the stream.
     """
@@ -245,6 +249,7 @@ async def open_websocket(
                 cast("trio.SocketStream", frame_stream),
                 host,
                 resource,
+                extra_headers=headers,
                 message_queue_size=1,
                 max_message_size=options.max_message_bytes,
             )
@@ -253,32 +258,18 @@ async def open_websocket(
             reader.abort()
             await abort_stream(stream)  # noqa: ASYNC102 (it waits for nothing)
     if opened is None:
-        raise _client_error(reader.error)
+        raise _client_error(frame_stream.refusal, reader.error)
     return WebSocket(opened, frame_stream, reader, host)
 
 
-def _client_error(error: Exception | None) -> Exception:
-    if not isinstance(error, trio_websocket.ConnectionRejected):
+def _client_error(refusal: bytes, error: Exception | None) -> UnreachableError:
+    if isinstance(error, HeadTooLongError):
+        return UnreachableError(f"the WebSocket handshake failed: {error}")
+    if error is not None:
+        return UnreachableError("the WebSocket handshake failed: the server switched to another protocol")
+    if not refusal:
         return UnreachableError("the server closed the connection during the WebSocket handshake")
-    status = error.status_code
-    if status in (401, 403):
-        return NotAcceptedError(f"the server refuses the credentials: HTTP {status}")
-    if 400 <= status < 500:
-        return PermanentlyUnreachableError(f"the server has no BTP endpoint at this URL: HTTP {status}")
-    return UnreachableError(f"the server refused the WebSocket handshake: HTTP {status}")
-
-
-@frozen
-class Handshake:
-    """What a client asked for in its opening handshake.
-
-    Attributes:
-        path: The path and query of its URL.
-        origin: The ``Origin`` header, which browsers send, or None.
-    """
-
-    path: str
-    origin: str | None
+    return refusal_of(parse_head(refusal), "the WebSocket handshake")
 
 
 async def accept_websocket(
@@ -308,35 +299,37 @@ async def accept_websocket(
 
     Cancellation: Closes the stream.
     """
-    frame_stream = FrameStream(stream, tasks, options, server=True, readers=readers)
-    waiting = trio.CancelScope()
-    reader = ReaderTask(tasks, frame_stream, lambda *_: waiting.cancel())
-    status = None
     accepted = None
     try:
-        with waiting:
-            request = await trio_websocket.wrap_server_stream(
-                cast("trio.Nursery", reader),
-                frame_stream,
-                message_queue_size=1,
-                max_message_size=options.max_message_bytes,
-            )
-            origin = next(
-                (value.decode("ascii", "replace") for name, value in request.headers if name == b"origin"), None
-            )
-            status = refuse(Handshake(request.path, origin))
-            if status is None:
-                accepted = await request.accept()
-            else:
-                await request.reject(status)
+        handshake = await receive_handshake(stream, options)
+        status = refuse(handshake)
+        frame_stream = FrameStream(stream, tasks, options, server=True, readers=readers, received=handshake.received)
+        waiting = trio.CancelScope()
+        reader = ReaderTask(tasks, frame_stream, lambda *_: waiting.cancel())
+        try:
+            with waiting:
+                request = await trio_websocket.wrap_server_stream(
+                    cast("trio.Nursery", reader),
+                    frame_stream,
+                    message_queue_size=1,
+                    max_message_size=options.max_message_bytes,
+                )
+                if status is None:
+                    accepted = await request.accept()
+                else:
+                    await request.reject(status)
+        finally:
+            if accepted is None:
+                reader.abort()
     except trio_websocket.ConnectionClosed as error:
         raise BadHandshakeError("the client left before it was answered") from error
     finally:
         if accepted is None:
-            reader.abort()
             await abort_stream(stream)  # noqa: ASYNC102 (it waits for nothing)
     if accepted is None:
-        raise BadHandshakeError("the handshake failed" if status is None else f"refused with HTTP {status}")
+        raise BadHandshakeError(
+            "the request is no WebSocket handshake" if status is None else f"refused with HTTP {status}"
+        )
     return WebSocket(accepted, frame_stream, reader, peer)
 
 
@@ -366,6 +359,19 @@ class Accepted(trio.abc.SendStream):
             # The peer is gone, or the stream is of a kind that trio-websocket does not know.
             return ""
         return str(remote.address) if isinstance(remote, trio_websocket.Endpoint) else ""
+
+    @property
+    def path(self) -> str:
+        """The path and query that the client asked for."""
+        return str(self._connection.path)
+
+    @property
+    def closed(self) -> tuple[int | None, str]:
+        """The code and reason of the peer's Close; None and an empty text without one."""
+        closed = self._connection.closed
+        if closed is None or closed.code in NO_CLOSE:
+            return None, ""
+        return closed.code, closed.reason or ""
 
     async def receive(self) -> bytes | str | None:
         """Return the next message, or None once the connection is closed.

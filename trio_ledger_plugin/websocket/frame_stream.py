@@ -10,14 +10,16 @@ frame, it takes no more.
 
 from __future__ import annotations
 
-import re
+from math import inf
 from typing import TYPE_CHECKING, ClassVar
 
 import trio
 
+from ..net.http_head import receive_head
 from ..net.shared_reader import READ_BYTES
 from ..net.sockets import abort_stream, plain_socket, read_socket
-from .frames import FrameKind, FrameReader, close_frame
+from .frames import FrameKind, FrameReader, close_frame, read_close
+from .interface import closed_by_peer
 from .writer import FrameWriter
 
 if TYPE_CHECKING:
@@ -40,8 +42,6 @@ PAUSE_SECONDS = 0.05
 CLOSE_SECONDS = 1.0
 # The close codes for what a peer may not send: protocol error, invalid UTF-8, too big (RFC 6455, section 7.4.1).
 REJECTION_CODES = frozenset({1002, 1007, 1009})
-# The end of an HTTP head, as h11 recognises it.
-_HEAD_END = re.compile(rb"\n\r?\n")
 
 
 class FrameStream(trio.abc.Stream):
@@ -54,6 +54,7 @@ class FrameStream(trio.abc.Stream):
         server: Whether this end is the WebSocket server.
         readers: The shared reader, which may read the socket while frames are plain; None if the application can close
             the socket.
+        received: The HTTP head and the bytes after it; None if they are still to be read.
     """
 
     # Batches that all streams of the process have read. A stream sees by its growth that other streams have data.
@@ -65,17 +66,19 @@ class FrameStream(trio.abc.Stream):
         "_fetch",
         "_fetch_due",
         "_frames",
-        "_head",
         "_opened",
         "_options",
         "_phase",
         "_readers",
+        "_received",
         "_receiver",
         "_server",
+        "_shares",
         "_socket",
         "_stream",
         "_tasks",
         "bytes_received",
+        "refusal",
         "writer",
     )
 
@@ -87,6 +90,7 @@ class FrameStream(trio.abc.Stream):
         *,
         server: bool,
         readers: SocketReaders | None = None,
+        received: tuple[bytes, bytes] | None = None,
     ) -> None:
         self._stream = stream
         self._socket = plain_socket(stream)
@@ -95,7 +99,7 @@ class FrameStream(trio.abc.Stream):
         self._options = options
         self._server = server
         self._phase: Callable[[], Awaitable[bytes]] = self._receive_head
-        self._head = b""
+        self._received = received
         self._frames = FrameReader(
             masked=server, max_message=options.max_unauthenticated_bytes, max_fragments=options.max_fragments
         )
@@ -105,8 +109,11 @@ class FrameStream(trio.abc.Stream):
         self._close_code: Callable[[], int | None] | None = None
         self._fetch_due = False
         self._closed = False
+        self._shares = False
         self.writer: FrameWriter | None = None
         self.bytes_received: int = 0
+        #: The head of a response that refuses a client's handshake, or what else the server sent instead.
+        self.refusal: bytes = b""
 
     def start_writing(self) -> FrameWriter:
         """Return the writer of this stream; what trio-websocket sends after this call is a frame, and is queued."""
@@ -139,6 +146,8 @@ class FrameStream(trio.abc.Stream):
     def authenticated(self) -> None:
         """Allow messages of full size."""
         self._frames.max_message = self._options.max_message_bytes
+        # Only from here on is it known whose turn it is to be read.
+        self._shares = True
 
     # The methods of trio.abc.Stream, which trio-websocket calls.
 
@@ -149,7 +158,8 @@ class FrameStream(trio.abc.Stream):
             max_bytes: Ignored.
 
         Raises:
-            trio.BrokenResourceError: The connection broke, or its HTTP head is too long.
+            trio.BrokenResourceError: The connection broke.
+            HeadTooLongError: The HTTP head exceeds ``max_head_bytes``.
             trio.ClosedResourceError: The stream was closed.
 
         Cancellation: A message may be lost; the stream must be closed then.
@@ -228,22 +238,17 @@ class FrameStream(trio.abc.Stream):
 
     async def _receive_head(self) -> bytes:
         """Return the HTTP head, and keep the bytes after it."""
-        data = bytes(await self._stream.receive_some(4096))
-        before = len(self._head)
-        self._head += data
-        end = _HEAD_END.search(self._head, max(0, before - 2))
-        if end is None:
-            if len(self._head) > self._options.max_unauthenticated_bytes:
-                raise trio.BrokenResourceError("the HTTP head is too long")
-            return data
-        upgraded = self._server or self._head[8:12] == b" 101"
-        self._head = b""
-        if not upgraded:
-            self._phase = self._receive_raw
-            return data
+        received, self._received = self._received, None
+        if received is None:
+            received = await receive_head(self._stream, self._options.max_head_bytes)
+        head, rest = received
+        if not self._server and head[8:12] != b" 101":
+            # The caller reads the refusal itself. Its body is not read: it has no limit and says little.
+            self.refusal = head or rest
+            return b""
         self._phase = self._receive_frames
-        self._frames.feed(data[end.end() - before :])
-        return data[: end.end() - before]
+        self._frames.feed(rest)
+        return head
 
     async def _receive_raw(self) -> bytes:
         return bytes(await self._stream.receive_some(READ_BYTES))
@@ -257,25 +262,33 @@ class FrameStream(trio.abc.Stream):
     async def _receive_frames(self) -> bytes:
         if self._opened is not None:
             await self._opened.wait()
+        receiver, frames = self._receiver, self._frames
+        assert receiver is not None
         if self._fetch_due:
             await self._fetch_message()
             if self._phase != self._receive_frames:
                 return await self._phase()
-        receiver, frames, writer = self._receiver, self._frames, self.writer
-        assert receiver is not None
-        assert writer is not None
+            if receiver.replies_blocked and not receiver.is_open:
+                await receiver.wait_ready()
         backlog = False
         last_batch = FrameStream.batches_read
         while True:
             # A peer that floods this end must not delay the others: after a full read, it yields to them more often.
             others_busy = backlog and FrameStream.batches_read != last_batch
             most = BUSY_BATCH_FRAMES if others_busy else BATCH_FRAMES
-            messages = frames.lift(most)
-            for message in messages:
-                receiver.receive(message)
-            FrameStream.batches_read = last_batch = FrameStream.batches_read + 1
-            if len(messages) == most:
-                await self._yield_to_others(BUSY_TURNS if others_busy else 1)
+            if receiver.turns.links > 1 and not frames.is_empty:
+                async with receiver.turns.reading:
+                    # All links of an account together read as much in one scheduler turn as one link does.
+                    count = self._take(receiver, most := BATCH_FRAMES)
+            else:
+                count = self._take(receiver, most)
+            last_batch = FrameStream.batches_read
+            if count == most:
+                if receiver.replies_blocked and not receiver.is_open:
+                    # Nothing more is held than one batch.
+                    await receiver.wait_ready()
+                if receiver.turns.links <= 1:
+                    await self._yield_to_others(BUSY_TURNS if others_busy else 1)
                 continue
             other = frames.take_other()
             if other is not None:
@@ -285,12 +298,12 @@ class FrameStream(trio.abc.Stream):
             if receiver.replies_blocked:
                 # The peer sends requests faster than it reads replies. Not reading makes TCP slow the peer down before
                 # requests have to be refused. The pause is short: two peers that both wait for the other to read would
-                # wait for ever.
-                with trio.move_on_after(PAUSE_SECONDS):
-                    await writer.wait_for_room(self._options.max_send_queue_bytes // 2)
+                # wait for ever. While a token is looked up, nobody waits for this end.
+                with trio.move_on_after(PAUSE_SECONDS if receiver.is_open else inf):
+                    await receiver.wait_ready()
             socket = self._socket
-            if socket is not None and self._readers is not None and self._readers.reads_for_all:
-                data = await self._readers.read(socket, self._handle_read)
+            if self._shares and self._readers is not None and socket is not None and self._readers.reads_for_all:
+                data = await self._readers.read(socket, self._handle_read, receiver.turns)
             elif socket is not None:
                 data = await read_socket(socket, READ_BYTES)
                 self._feed(data)
@@ -305,6 +318,14 @@ class FrameStream(trio.abc.Stream):
         self.bytes_received += len(data)
         self._frames.feed(data)
 
+    def _take(self, receiver: MessageReceiver, most: int) -> int:
+        """Hand at most so many messages to the receiver, and return how many there were."""
+        messages = self._frames.lift(most)
+        for message in messages:
+            receiver.receive(message)
+        FrameStream.batches_read += 1
+        return len(messages)
+
     def _handle_read(self, data: bytes) -> bool:
         """Handle bytes in the shared reader's task; return False if this stream's own task has to continue."""
         self._feed(data)
@@ -312,9 +333,8 @@ class FrameStream(trio.abc.Stream):
             return False
         receiver = self._receiver
         assert receiver is not None
-        for message in self._frames.lift(BATCH_FRAMES):
-            receiver.receive(message)
-        FrameStream.batches_read += 1
+        assert self._readers is not None
+        self._readers.messages += self._take(receiver, BATCH_FRAMES)
         return self._frames.is_empty and not receiver.replies_blocked
 
     async def _yield_to_others(self, turns: int) -> None:
@@ -331,7 +351,7 @@ class FrameStream(trio.abc.Stream):
             self._fetch_due = True
         elif kind is FrameKind.CLOSE:
             self._phase = self._receive_raw
-            receiver.peer_left("the peer closed the connection")
+            receiver.peer_left(closed_by_peer(*read_close(raw)))
             return raw + self._frames.take_rest()
         elif kind is FrameKind.ILLEGAL:
             self._phase = self._receive_raw

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+from ..log import escape
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ..runtime.budget import Budget
     from .writer import FrameWriter
 
-__all__ = ["MessageReceiver", "OnEnd", "WebSocketTransport"]
+__all__ = ["MessageReceiver", "OnEnd", "WebSocketTransport", "closed_by_peer"]
 
 # Called once, after the last message, with whether the plugin's tasks were cancelled, and an error if there is a bug.
 OnEnd: TypeAlias = "Callable[[bool, Exception | None], None]"
@@ -19,10 +22,22 @@ class MessageReceiver(Protocol):
     """Gets the messages of a connection. No method may wait or raise.
 
     Attributes:
-        replies_blocked: The number of replies that wait for room in the send queue.
+        replies_blocked: The number of replies that wait for room in the send queue; 1 if too much is held for a peer
+            whose token is looked up. While it is not 0, reading pauses for ``wait_ready``.
     """
 
     replies_blocked: int
+
+    @property
+    def turns(self) -> Budget:
+        """The budget whose links take turns in reading."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the peer is authenticated."""
+
+    async def wait_ready(self) -> None:
+        """Wait until it makes sense to read on."""
 
     def receive(self, message: bytes) -> None:
         """Handle one binary message."""
@@ -87,3 +102,9 @@ class WebSocketTransport(Protocol):
 
         Cancellation: Safe at any time.
         """
+
+
+def closed_by_peer(code: int | None, reason: str) -> str:
+    """Return the reason for which a link ended whose peer sent a Close, with the peer's own code and text."""
+    said = "" if code is None else f" with {code}"
+    return f"the peer closed the connection{said}{': ' if reason else ''}{escape(reason)}"

@@ -9,12 +9,14 @@ frame. When reading ends or writing fails, the stream is closed.
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING
 
 import trio
 
 from .connection import Accepted, ReaderTask
 from .frame_stream import PAUSE_SECONDS
+from .interface import closed_by_peer
 from .writer import FrameWriter
 
 if TYPE_CHECKING:
@@ -133,6 +135,9 @@ class MessageStream:
         assert receiver is not None
         while (message := await self._accepted.receive()) is not None:
             self.bytes_received += len(message)
+            if receiver.turns.links > 1:
+                async with receiver.turns.reading:
+                    pass
             if len(message) > self._max_message:
                 receiver.too_big()
             elif isinstance(message, str):
@@ -141,9 +146,9 @@ class MessageStream:
                 receiver.receive(message)
             if receiver.replies_blocked:
                 # As in a frame stream, and for the same reason. Pongs are delayed only briefly.
-                with trio.move_on_after(PAUSE_SECONDS):
-                    await self.writer.wait_for_room(self._options.max_send_queue_bytes // 2)
-        receiver.peer_left("the peer closed the connection")
+                with trio.move_on_after(PAUSE_SECONDS if receiver.is_open else inf):
+                    await receiver.wait_ready()
+        receiver.peer_left(closed_by_peer(*self._accepted.closed))
         if self._closing:
             # This side closes: close() still waits for the peer's Close. If this task ended now, the stream would be
             # closed with bytes unread, and the system could discard what was sent last.

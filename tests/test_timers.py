@@ -1,0 +1,105 @@
+"""The deadlines of a plugin: each at its time, and none before what has arrived is read."""
+
+import os
+from math import inf
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from support.peers import linked
+from trio.testing import MockClock
+
+from trio_ledger_plugin.codec import btp
+from trio_ledger_plugin.runtime.timers import Timers
+
+
+class Alarm:
+    """A timer that keeps when it fired, and asks for the next times of a list."""
+
+    def __init__(self, *times: float) -> None:
+        self.times = list(times)
+        self.fired: list[float] = []
+
+    def fire(self, now: float) -> float:
+        self.fired.append(now)
+        return self.times.pop(0) if self.times else inf
+
+
+async def test_timers_fire_at_their_times(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    timers, alarm = Timers(), Alarm(3, 7)
+    timers.schedule(alarm, 1)
+    nursery.start_soon(timers.run, lambda: True)
+    await trio.sleep(10)
+    assert alarm.fired == [1, 3, 7]
+    nursery.cancel_scope.cancel()
+
+
+async def test_timer_that_asks_for_another_turn_lets_others_run(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    timers, alarm = Timers(), Alarm(1, 1, 1)
+    timers.schedule(alarm, 1)
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        await trio.sleep(1)
+        while len(alarm.fired) < 4:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    nursery.start_soon(timers.run, lambda: True)
+    nursery.start_soon(count_turns)
+    await trio.sleep(2)
+    assert alarm.fired == [1, 1, 1, 1]
+    assert turns >= 3
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("kind", ["data", "money"])
+async def test_answers_in_the_socket_are_read_before_calls_expire(kind: str, mock_clock: MockClock) -> None:
+    """A blocking call, or a virtual machine that was paused, would put payments in doubt that were answered in time."""
+    async with linked(response_timeout=5, ping_interval=inf) as (plugin, peer), trio.open_nursery() as nursery:
+        answered: list[None] = []
+
+        async def call() -> None:
+            await (plugin.send_data(b"ask") if kind == "data" else plugin.send_money(1))
+            answered.append(None)
+
+        for _ in range(200):
+            nursery.start_soon(call)
+        requests = [await peer.receive_packet() for _ in range(200)]
+        stream = peer.stream
+        assert isinstance(stream, trio.SocketStream)
+        frames = b"".join(peer.frame(btp.encode(btp.Response(request.request_id))) for request in requests)
+        # The answers arrive, and the process stands still, before any other task runs.
+        assert os.write(stream.socket.fileno(), frames) == len(frames)
+        mock_clock.jump(60)
+        with trio.fail_after(5):
+            while len(answered) < 200:
+                await trio.lowlevel.checkpoint()
+        assert plugin.statistics().unexpected_responses == 0
+
+
+async def test_send_deadline_counts_only_after_a_try_to_send(mock_clock: MockClock) -> None:
+    """After such a pause, a link whose peer has read everything meanwhile would be aborted."""
+    options: dict[str, Any] = {"ping_interval": inf, "max_send_queue_bytes": 8_000_000}
+    async with linked(**options) as (plugin, peer), trio.open_nursery() as nursery:
+        for _ in range(100):
+            nursery.start_soon(plugin.send_data, bytes(60_000))
+        await trio.testing.wait_all_tasks_blocked()
+        stream = peer.stream
+        assert isinstance(stream, trio.SocketStream)
+        received = 0
+        # The peer reads all that has left, while the process stands still.
+        while True:
+            try:
+                received += len(os.read(stream.socket.fileno(), 1 << 20))
+            except BlockingIOError:
+                break
+        assert received < 6_000_000
+        mock_clock.jump(15)
+        await trio.testing.wait_all_tasks_blocked()
+        assert plugin.is_connected()
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,150 @@
+"""Stdout of a server, written in a thread: a consumer that stops reading loses lines, and the server goes on.
+
+Invariant: Trio's thread never waits for stdout. What waits to be written is bounded; what exceeds the bound is dropped
+and counted, and the count is written before the next line.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import asynccontextmanager
+from io import UnsupportedOperation
+from typing import TYPE_CHECKING, Final, TextIO, cast
+
+import trio
+
+from ..parking import Waiter, park
+from ..runtime.tasks import without_cancellation
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+__all__ = ["BackgroundStdout", "open_stdout"]
+
+# How much text may wait to be written, in characters.
+MOST_WAITING: Final = 1024 * 1024
+# How long the end of the program waits for a consumer that reads slowly, in seconds.
+FLUSH_SECONDS: Final = 0.4
+
+
+@asynccontextmanager
+async def open_stdout(report_lost: Callable[[int], str]) -> AsyncIterator[TextIO]:
+    """Yield a file for stdout that never makes its writer wait.
+
+    Args:
+        report_lost: Returns the line that reports a number of lost lines.
+
+    Raises:
+        BrokenPipeError: The consumer has closed stdout. The block is cancelled.
+
+    Cancellation: What waits to be written has a moment to be written.
+    """
+    stdout = BackgroundStdout(sys.stdout, report_lost)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stdout.run)
+            try:
+                yield cast("TextIO", stdout)
+            finally:
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + FLUSH_SECONDS):
+                    await stdout.drain()
+                nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        error = without_cancellation(group)
+        if error is None:
+            raise
+        raise error from None
+
+
+class BackgroundStdout:
+    """Text that a task hands over to a thread; as much of a text file as Click and Rich use.
+
+    Args:
+        stream: The file to write to.
+        report_lost: Returns the line that reports a number of lost lines.
+    """
+
+    def __init__(self, stream: TextIO, report_lost: Callable[[int], str]) -> None:
+        self._stream = stream
+        self._report_lost = report_lost
+        self._waiting: list[str] = []
+        self._size = 0
+        self._lost = 0
+        self._sleep = Waiter()
+        self._drained = trio.Event()
+        self.encoding: str = stream.encoding
+        self.errors: str | None = stream.errors
+
+    def isatty(self) -> bool:
+        """Return whether stdout is a terminal."""
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        """Return the descriptor of stdout."""
+        return self._stream.fileno()
+
+    def flush(self) -> None:
+        """Do nothing: what was written is on its way already."""
+
+    def write(self, text: str) -> int:
+        """Queue text, or drop it and count its lines if too much waits already."""
+        if self._lost and self._size == 0:
+            report, self._lost = self._report_lost(self._lost), 0
+            text = f"{report}\n{text}"
+        if self._size + len(text) > MOST_WAITING:
+            self._lost += max(1, text.count("\n"))
+        else:
+            self._waiting.append(text)
+            self._size += len(text)
+            self._sleep.wake()
+        return len(text)
+
+    async def run(self) -> None:
+        """Write what is queued until cancelled.
+
+        Raises:
+            OSError: Stdout cannot be written.
+
+        Cancellation: A write that hangs is left to its thread, which ends with the process.
+        """
+        while True:
+            while self._waiting:
+                text = "".join(self._waiting)
+                self._waiting.clear()
+                await trio.to_thread.run_sync(self._write, text, abandon_on_cancel=True)
+                self._size -= len(text)
+            self._drained.set()
+            self._drained = trio.Event()
+            await park(self._sleep)
+
+    async def drain(self) -> None:
+        """Wait until everything is written.
+
+        Cancellation: Safe at any time.
+        """
+        while self._size:
+            await self._drained.wait()
+
+    def _write(self, text: str) -> None:
+        """Write to the descriptor itself if there is one: a thread that hangs here must not hold a lock of the file.
+
+        Otherwise the interpreter could not end, since it flushes the file then.
+        """
+        descriptor = _descriptor_of(self._stream)
+        if descriptor is None:
+            self._stream.write(text)
+            self._stream.flush()
+            return
+        data = text.encode(self.encoding, self.errors or "strict")
+        while data:
+            data = data[os.write(descriptor, data) :]
+
+
+def _descriptor_of(stream: TextIO) -> int | None:
+    if os.name != "posix":
+        return None
+    try:
+        return stream.fileno()
+    except (UnsupportedOperation, AttributeError):
+        return None
