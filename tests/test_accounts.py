@@ -66,7 +66,7 @@ from trio_ledger_plugin.testing.scripted_peer import dial_stream
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from trio_ledger_plugin.btp.account import AccountPlugin
+    from trio_ledger_plugin.accounts.account import AccountPlugin
 
 HOST_INFO = HostInfo(client_address=HOST, asset_scale=9, asset_code="XRP")
 SERVICES = PluginServices()

@@ -1,6 +1,8 @@
 """Cancelling a public call at any of its checkpoints ends only that call: nothing is left, and the plugin goes on."""
 
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from itertools import product
+from typing import Any
 
 import pytest
 import trio
@@ -35,19 +37,25 @@ LISTENER: dict[str, object] = {
 }
 
 
+HTTP_SERVER: dict[str, Any] = {"plugin": "http", "incoming": {"port": 0, "static_token": "s"}}
+PEERS = {"btp": LISTENER, "http": HTTP_SERVER, "loopback": {"plugin": "loopback", "name": "cancelled"}}
+
+
 @asynccontextmanager
 async def open_peer(kind, nursery=None):
     """Open a peer that echoes; yield the options of the plugin that connects to it."""
-    opts: dict[str, object] = LISTENER if kind == "btp" else {"plugin": "loopback", "name": "cancelled"}
+    opts: Any = PEERS[kind]
     async with open_plugin(opts, data_handler=echo, money_handler=accept, nursery=nursery) as peer:
         if isinstance(peer, BtpPlugin):
             server = peer.address.replace("//", "//alice:s@")
             opts = {"plugin": "btp", "server": server, "send_timeout": SEND_TIMEOUT}
+        elif kind == "http":
+            opts = {"plugin": "http", "outgoing": {"url": peer.address, "static_token": "s"}}
         await wait_all_tasks_blocked()
         yield opts, peer
 
 
-KINDS = pytest.mark.parametrize("kind", ["loopback", "btp"])
+KINDS = pytest.mark.parametrize("kind", ["loopback", "btp", "http"])
 
 
 @KINDS
@@ -69,12 +77,13 @@ async def test_connect(kind):
         await each_checkpoint(attempt)
 
 
-async def test_connect_of_a_listener():
+@pytest.mark.parametrize("kind", ["btp", "http"])
+async def test_connect_of_a_listener(kind):
     async with trio.open_nursery() as nursery:
         before = Baseline()
 
         async def attempt(step):
-            plugin = create_plugin(LISTENER, nursery=nursery)
+            plugin = create_plugin(PEERS[kind], nursery=nursery)
             was_cancelled = await cancelled_at(step, plugin.connect)
             await plugin.aclose()
             await before.settle()
@@ -155,8 +164,9 @@ async def test_aclose(kind, waiting):
         await each_checkpoint(attempt)
 
 
-@KINDS
-@pytest.mark.parametrize("call", ["send_data", "send_money"])
+@pytest.mark.parametrize(
+    ("kind", "call"), [("http", "send_data"), *product(("loopback", "btp"), ("send_data", "send_money"))]
+)
 async def test_sending(kind, call):
     async with open_peer(kind) as (opts, peer), open_plugin(opts) as plugin:
         await plugin.send_data(b"warm")
@@ -170,6 +180,9 @@ async def test_sending(kind, call):
             return was_cancelled
 
         await each_checkpoint(attempt)
+        if kind == "http":
+            # A cancelled call closes its connection, and the next one opens another.
+            await plugin.disconnect()
         await before.settle()
 
 
@@ -230,15 +243,16 @@ async def test_open_plugin_entered_used_and_left(kind, form):
             assert await plugin.send_data(b"the peer is well") == b"the peer is well"
 
 
+@pytest.mark.parametrize("kind", ["btp", "http"])
 @pytest.mark.parametrize("form", FORMS)
-async def test_open_plugin_of_a_listener(form):
+async def test_open_plugin_of_a_listener(form, kind):
     before = Baseline()
 
     async def attempt(step):
         async with nursery_of(form) as nursery:
 
             async def use():
-                async with open_plugin(LISTENER, nursery=nursery):
+                async with open_plugin(PEERS[kind], nursery=nursery):
                     await trio.lowlevel.checkpoint()
 
             was_cancelled = await cancelled_at(step, use)
@@ -282,7 +296,8 @@ async def test_plugins_nursery_is_cancelled_at_any_moment(kind):
                     await plugin.connect()
                     for _ in range(3):
                         await plugin.send_data(b"x")
-                        await plugin.send_money("1")
+                        if kind != "http":
+                            await plugin.send_money("1")
                 except Exception as error:  # noqa: BLE001 (checked below)
                     errors.append(error)
 

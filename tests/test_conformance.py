@@ -34,6 +34,9 @@ from trio_ledger_plugin.testing.conformance.builtin_pairs import (
     btp_account_client,
     btp_client,
     btp_listener,
+    http,
+    http_account,
+    http_account_client,
     loopback,
 )
 
@@ -72,6 +75,21 @@ class TestBtpAccount(ConformanceSuite):
 class TestBtpAccountClient(ConformanceSuite):
     def pair(self, conditions):
         return btp_account_client(conditions)
+
+
+class TestHttp(ConformanceSuite):
+    def pair(self, conditions):
+        return http(conditions)
+
+
+class TestHttpAccount(ConformanceSuite):
+    def pair(self, conditions):
+        return http_account(conditions)
+
+
+class TestHttpAccountClient(ConformanceSuite):
+    def pair(self, conditions):
+        return http_account_client(conditions)
 
 
 @pytest.mark.parametrize("factory", [loopback, btp_client, btp_listener, btp_account, btp_account_client])

@@ -15,7 +15,7 @@ from support.pages import ROOT
 from support.ports import free_port
 from support.programs import Running, environment, posix, running, serving
 
-from trio_ledger_plugin import fetch_ildcp, open_plugin
+from trio_ledger_plugin import NotAcceptedError, fetch_ildcp, open_plugin
 from trio_ledger_plugin.codec import ilp
 from trio_ledger_plugin.testing.conformance import ConformanceSuite, PluginPair
 
@@ -208,3 +208,21 @@ async def test_a_web_application_asks_its_accounts(number):
             assert await ask_web(port, f"POST /accounts/{name}/ask/hello") == (200, '{"answer":"HELLO"}')
         assert await ask_web(port, f"POST /accounts/{name}/ask/hello") == (502, '{"error":"NotConnectedError"}')
         assert (await end_well(web, number)).endswith("closed\n")
+
+
+@posix
+async def test_a_web_application_serves_ilp_over_http():
+    async with running(*arguments("http_web.py", 0), ILP_TOKEN="t0ken") as web:
+        url = await web.wait_for(r"web at (http://127\.0\.0\.1:\d+)\n")
+        port = int(url.rpartition(":")[2])
+        status, body = await ask_web(port, "GET /")
+        assert (status, "Interledger" in body) == (200, True)
+        assert (await ask_web(port, "GET /ilp"))[0] == 200
+        outgoing = {"url": f"{url}/ilp", "static_token": "t0ken"}
+        async with open_plugin({"plugin": "http", "outgoing": outgoing}) as client:
+            for data in (b"hello", b"", bytes(60_000)):
+                assert await client.send_data(data) == data
+        async with open_plugin({"plugin": "http", "outgoing": {**outgoing, "static_token": "wrong"}}) as client:
+            with pytest.raises(NotAcceptedError):
+                await client.send_data(b"hello")
+        assert (await end_well(web)).endswith("closed after 3 packets\n")

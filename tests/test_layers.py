@@ -33,7 +33,20 @@ VALUES = {
     "transfer",
 }
 CORE = VALUES | {"options", "stores", "runtime", "money", "plugin", "exchange", "registration"}
-SHIPPED = CORE | {"codec", "net", "websocket", "ilp", "btp", "loopback", "registry", "environment", "opening", PACKAGE}
+SHIPPED = CORE | {
+    "codec",
+    "net",
+    "websocket",
+    "ilp",
+    "accounts",
+    "btp",
+    "http",
+    "loopback",
+    "registry",
+    "environment",
+    "opening",
+    PACKAGE,
+}
 # Lowest first: the files and folders of a layer, and what they may import besides their own folder.
 LAYERS = (
     (tuple(sorted(VALUES)), VALUES),
@@ -43,7 +56,8 @@ LAYERS = (
     (("plugin", "exchange", "registration"), CORE),
     (("net", "websocket"), VALUES | {"options", "runtime", "net"}),
     (("ilp",), VALUES | {"codec", "plugin"}),
-    (("btp", "loopback"), CORE | {"codec", "net", "websocket", "ilp"}),
+    (("accounts",), CORE | {"codec", "net", "ilp"}),
+    (("btp", "http", "loopback"), CORE | {"codec", "net", "websocket", "ilp", "accounts"}),
     (("registry", "environment", "opening", PACKAGE), SHIPPED),
     (
         ("telemetry", "testing", "pytest_plugin", "benchmark", "cli", "__main__"),
@@ -150,12 +164,13 @@ print(*(set(sys.modules) - before))
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     loaded = set(run.stdout.split())
     assert f"{PACKAGE}.plugin" in loaded
-    late = {"sqlite3", "importlib.metadata", "difflib", "trio_websocket", "click", "rich"}
+    late = {"sqlite3", "importlib.metadata", "difflib", "trio_websocket", "click", "rich", "h11"}
     late |= {
         f"{PACKAGE}.{name}" for name in ("stores", "money.journal", "money.sender", "codec.ilp", "loopback", "testing")
     }
     assert loaded & late == set()
     assert {name for name in loaded if ".btp." in name} == {f"{PACKAGE}.btp.options"}
+    assert {name for name in loaded if ".http." in name} == {f"{PACKAGE}.http.options"}
 
 
 def test_only_one_module_imports_trio_websocket():

@@ -12,7 +12,7 @@ from support.peers import Peer, dial
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_ledger_plugin import AccountConnected, AccountConnectedAgain, open_plugin
-from trio_ledger_plugin.btp.account import AccountPlugin
+from trio_ledger_plugin.accounts.account import AccountPlugin
 from trio_ledger_plugin.btp.accounts import AccountsPlugin
 from trio_ledger_plugin.codec import btp
 from trio_ledger_plugin.net.descriptors import links_limit, unauthenticated_limit

@@ -44,7 +44,10 @@ def test_options_object_means_its_plugin():
 
 
 def test_unknown_plugin_name_lists_the_installed_ones():
-    with pytest.raises(InvalidFieldsError, match=r"'loopbak'.*btp, btp-accounts, loopback.*did you mean 'loopback'"):
+    with pytest.raises(
+        InvalidFieldsError,
+        match=r"'loopbak'.*btp, btp-accounts, http, http-accounts, loopback.*did you mean 'loopback'",
+    ):
         resolve_plugin({"plugin": "loopbak"})
 
 

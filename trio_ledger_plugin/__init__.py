@@ -1,6 +1,7 @@
 """The Interledger Ledger Plugin Interface, version 2 (RFC-0024), for Trio."""
 
-from .btp.options import AccountsOptions, BtpOptions, HostInfo, ListenerOptions
+from .accounts.info import HostInfo
+from .btp.options import AccountsOptions, BtpOptions, ListenerOptions
 from .environment import options_from_environment
 from .errors import (
     AlreadyFulfilledError,
@@ -39,6 +40,7 @@ from .events import (
     Failed,
     TransfersInDoubt,
 )
+from .http.options import HttpAccountsOptions, HttpOptions, IncomingOptions, OutgoingOptions
 from .ilp.configuration import fetch_ildcp
 from .money.reconciliation import Transfers
 from .opening import create_plugin, loopback_pair, open_plugin
@@ -68,6 +70,9 @@ __all__ = [
     "EventsDropped",
     "Failed",
     "HostInfo",
+    "HttpAccountsOptions",
+    "HttpOptions",
+    "IncomingOptions",
     "IncomingRequest",
     "InsufficientBalanceError",
     "InvalidFieldsError",
@@ -84,6 +89,7 @@ __all__ = [
     "MoneyLevelError",
     "NotAcceptedError",
     "NotConnectedError",
+    "OutgoingOptions",
     "PluginClosedError",
     "PluginFailedError",
     "PluginServices",

@@ -21,12 +21,16 @@ if TYPE_CHECKING:
 __all__ = ["ENTRY_POINT_GROUP", "PLUGIN_ALIASES", "canonical_plugin_name", "resolve_plugin"]
 
 #: npm's module names, and the corresponding plugins of this package.
-PLUGIN_ALIASES: Final[Mapping[str, str]] = {"ilp-plugin-btp": "btp", "ilp-plugin-mini-accounts": "btp-accounts"}
+PLUGIN_ALIASES: Final[Mapping[str, str]] = {
+    "ilp-plugin-btp": "btp",
+    "ilp-plugin-http": "http",
+    "ilp-plugin-mini-accounts": "btp-accounts",
+}
 
 ENTRY_POINT_GROUP = "trio_ledger_plugin.plugins"
 DEFAULT_PLUGIN = "btp"
 # Known without the package's metadata: a checkout has none, nor has a frozen program.
-OWN_PLUGINS: Final = ("btp", "btp-accounts", "loopback")
+OWN_PLUGINS: Final = ("btp", "btp-accounts", "http", "http-accounts", "loopback")
 
 
 def canonical_plugin_name(name: object) -> str:
@@ -59,7 +63,11 @@ def resolve_plugin(opts: object) -> tuple[type[LedgerPlugin], PluginOptions]:
         raise TypeError(f"opts is an options object or a mapping, not {type(opts).__name__}")
     fields = dict(opts)
     name = fields.pop("plugin", None)
-    plugin = _load(DEFAULT_PLUGIN if name is None else canonical_plugin_name(name))
+    canonical = DEFAULT_PLUGIN if name is None else canonical_plugin_name(name)
+    if canonical == "http" and fields.get("multi") is True:
+        # ilp-plugin-http is both.
+        canonical = "http-accounts"
+    plugin = _load(canonical)
     return plugin, options_from_mapping(plugin.options_class, fields, _find_owners)
 
 
@@ -87,6 +95,14 @@ def _load_own(name: str) -> type[LedgerPlugin]:
         from .btp.accounts import AccountsPlugin  # noqa: PLC0415 (only its users need it)
 
         return AccountsPlugin
+    if name == "http":
+        from .http.plugin import HttpPlugin  # noqa: PLC0415 (only its users need it)
+
+        return HttpPlugin
+    if name == "http-accounts":
+        from .http.accounts import HttpAccountsPlugin  # noqa: PLC0415 (only its users need it)
+
+        return HttpAccountsPlugin
     from .loopback import LoopbackPlugin  # noqa: PLC0415 (as the others)
 
     return LoopbackPlugin

@@ -160,7 +160,7 @@ class Client:
         await trio.sleep(asked + jitter)
 
     def _log_failed_try(self, error: UnreachableError) -> None:
-        """Log a failed try, the first one of an outage for those who only read warnings."""
+        """Log a failed try, the first one of an outage for operators that only read warnings."""
         self._failed_tries += 1
         warns = self._failed_tries == 1 or (
             isinstance(error, SilentCloseError) and self._silent_closes == SILENT_CLOSES

@@ -6,24 +6,22 @@ many that no descriptors are left for others.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from ..accounts.server import RESERVE
 from ..errors import UnreachableError
 from ..net.descriptors import links_limit
-from .link import CLOSE_NORMAL
+from .link import CLOSE_NORMAL, Link
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from ..accounts.account import Account
     from ..runtime.context import Context
-    from .account import Account
-    from .link import Link
+    from ..runtime.exchange import Exchange
     from .options import AccountsOptions
 
 __all__ = ["LinkLimits"]
-
-# Which part of a server's connections, and of what else it limits, is kept for accounts that have none.
-RESERVE: Final = 0.125
 
 
 class LinkLimits:
@@ -60,7 +58,7 @@ class LinkLimits:
             idle = crowded.find_idle_link() if len(crowded.links) > 1 else None
             self._replace(account, idle, "the server has too many connections")
 
-    def _replace(self, account: Account | None, idle: Link | None, reason: str) -> None:
+    def _replace(self, account: Account | None, idle: Exchange | None, reason: str) -> None:
         """Close an idle connection.
 
         Raises:
@@ -71,7 +69,7 @@ class LinkLimits:
             counters.links_refused += 1
             raise UnreachableError(f"{reason}; try again later")
         idle.counters.links_replaced += 1
-        if idle.context.budget.links > 2 * self._options.max_links_per_account:
+        if not isinstance(idle, Link) or idle.context.budget.links > 2 * self._options.max_links_per_account:
             # So many are being closed already that this one gets no closing handshake.
             idle.abort(f"{reason}: replaced by a new one")
         else:

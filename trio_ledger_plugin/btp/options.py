@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attrs import field, frozen
 
+from ..accounts.info import HOST_INFO, HostInfo
 from ..net.request_options import HEADER_TEXT, HEADERS, PROXY, as_headers, as_proxy
 from ..net.tunnel import find_proxy, parse_proxy
 from ..net.url import ServerUrl, parse_server
@@ -18,7 +19,6 @@ from ..options.fields import (
     COUNT,
     CREDENTIAL,
     HOST,
-    NAME,
     NESTED,
     PORT,
     SECONDS,
@@ -59,16 +59,6 @@ def _are_origins(value: object) -> bool:
         return all(isinstance(item, str) and item != "" and re.compile(item) for item in value)
     except re.error:
         return False
-
-
-def _is_ilp_address(value: object) -> bool:
-    from ..codec.ilp import is_address  # noqa: PLC0415 (for servers of many accounts only)
-
-    return isinstance(value, str) and is_address(value)
-
-
-def _is_scale(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
 
 
 def _are_flags(value: object) -> bool:
@@ -305,26 +295,6 @@ def _find_server_conflicts(url: ServerUrl, values: Mapping[str, Any]) -> Iterato
         yield "ssl_context", "has no use with btp+ws://, the server must be btp+wss://"
 
 
-@frozen(eq=False, repr=False)
-class HostInfo(CheckedOptions):
-    """The ILP address and the asset that a server gives its accounts (RFC-0031).
-
-    Attributes:
-        client_address: The server's own ILP address; its accounts' addresses are below it.
-        asset_scale: The number of decimal places that amounts have in the asset's own unit, 0 to 255.
-        asset_code: The asset, such as ``"XRP"``.
-
-    Raises:
-        InvalidFieldsError: Fields are wrong. The text names each.
-    """
-
-    client_address: str = field(
-        metadata={VALIDATOR: Validator("an ILP address, such as example.parent", _is_ilp_address)}
-    )
-    asset_scale: int = field(metadata={VALIDATOR: Validator("a whole number from 0 to 255", _is_scale)})
-    asset_code: str = field(metadata=NAME)
-
-
 @frozen(kw_only=True, eq=False, repr=False)
 class AccountsOptions(PluginOptions):
     """Options of the ``btp-accounts`` plugin, a server for many accounts; the fields of ilp-plugin-mini-accounts.
@@ -366,13 +336,7 @@ class AccountsOptions(PluginOptions):
         default=None,
         metadata={VALIDATOR: Validator("True, False or None", lambda value: value is None or isinstance(value, bool))},
     )
-    debug_host_ildcp_info: HostInfo | None = field(
-        default=None,
-        metadata={
-            VALIDATOR: Validator("HostInfo or None", lambda value: value is None or isinstance(value, HostInfo)),
-            NESTED: HostInfo,
-        },
-    )
+    debug_host_ildcp_info: HostInfo | None = field(default=None, metadata=HOST_INFO)
     ssl_context: ssl.SSLContext | None = field(default=None, metadata=SSL_CONTEXT)
     proxy_protocol: bool = field(default=False, metadata=SWITCH)
     account_from_path: bool = field(default=False, metadata=SWITCH)

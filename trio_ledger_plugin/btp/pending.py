@@ -29,7 +29,7 @@ __all__ = ["Decisions", "PendingConnection"]
 
 @frozen(eq=False)
 class Decisions:
-    """What a plugin decides about connections, and is told of them.
+    """What a plugin decides about connections, and what it is called for.
 
     Attributes:
         make_offer: Returns what this end says about its journal to the account of a client that says something about
@@ -169,7 +169,7 @@ class PendingConnection:
                 return
             # From here on, this connection does not have to make way for unauthenticated ones.
             self._pending.leave()
-            # The link does not call this object any more, and so does not keep it in memory.
+            # The link no longer calls this object, and so does not keep it in memory.
             self.link.on_lost = self._decisions.detach
             self.link.account = account
             self.link.is_downgraded = request.offer is not None and offer is None

@@ -15,8 +15,8 @@ from rich.text import Text
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ..btp.account import AccountSnapshot
-    from ..btp.accounts import AccountsPlugin
+    from ..accounts.account import AccountSnapshot
+    from ..accounts.server import AccountsServer
     from ..statistics import Statistics
 
 __all__ = ["Meter", "View", "accounts_table"]
@@ -59,7 +59,7 @@ class Meter:
         plugin: The server.
     """
 
-    def __init__(self, plugin: AccountsPlugin) -> None:
+    def __init__(self, plugin: AccountsServer) -> None:
         self._plugin = plugin
         self._at = trio.current_time()
         self._total = _requests(plugin.statistics())

@@ -44,9 +44,9 @@ WORDS = {Verdict.PASSED: ("PASS", "green"), Verdict.FAILED: ("FAIL", "red"), Ver
 def conformance(plugin: str, transactional: bool, names: Sequence[str], as_json: bool) -> int:
     """Check a plugin against the Ledger Plugin Interface (RFC-0024) and the promises of this package.
 
-    PLUGIN is loopback, btp or btp-accounts, or MODULE:FACTORY for your own plugin: a function that gives pairs of
-    plugins, as the guide on testing a plugin shows. The module may be in the working directory. If a pair lacks what a
-    check needs, the check is not applicable, and its line says why.
+    PLUGIN is loopback, btp, btp-accounts, http or http-accounts, or MODULE:FACTORY for your own plugin: a function that
+    gives pairs of plugins, as the guide on testing a plugin shows. The module may be in the working directory. If a
+    pair lacks what a check needs, the check is not applicable, and its line says why.
     """
     factories = _find(plugin)
     checks = _choose(names)

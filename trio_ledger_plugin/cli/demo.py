@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 
 import click
 import trio
-from attrs import asdict, define, fields_dict, frozen
+from attrs import asdict, define, evolve, fields_dict, frozen
 
 from ..btp.options import BtpOptions, ListenerOptions
 from ..btp.plugin import BtpPlugin
 from ..codec import ilp
 from ..errors import ConnectionLostError, LedgerPluginError
 from ..events import Connected, Disconnected
+from ..http.options import HttpOptions, IncomingOptions, OutgoingOptions
+from ..opening import open_plugin
 from ..options.base import ConnectOptions
 from ..services import PluginServices
 from ..statistics import Statistics
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from ..events import Event
+    from ..plugin import LedgerPlugin
 
 __all__ = ["demo"]
 
@@ -97,6 +100,7 @@ class Demonstration:
             ("cut the link under a call", self.cut),
             ("redial", self.redial),
             ("packets and money after it", self.send_again),
+            ("packets over HTTP both ways", self.use_http),
             ("close", self.close),
         )
 
@@ -172,6 +176,19 @@ class Demonstration:
         await self._pay("client", "server", 50)
         return "client sent 50 more"
 
+    async def use_http(self) -> str:
+        """Send a Prepare each way over HTTP, between two other plugins."""
+        token = self._secret
+        serving = HttpOptions(incoming=IncomingOptions(port=0, static_token=token))
+        async with open_plugin(serving, data_handler=fulfill) as first:
+            there = OutgoingOptions(url=f"{first.address}/ilp", static_token=token)
+            async with open_plugin(evolve(serving, outgoing=there), data_handler=fulfill) as second:
+                back = OutgoingOptions(url=f"{second.address}/ilp", static_token=token)
+                async with open_plugin(HttpOptions(outgoing=back)) as third:
+                    for plugin in (second, third):
+                        await _ask_fulfilled(plugin)
+                return f"each POST to {first.address} and {second.address} has its Fulfill as the response"
+
     async def close(self) -> str:
         """Close both ends; no call may be left."""
         for side in reversed(self.sides.values()):
@@ -231,11 +248,11 @@ class Demonstration:
         raise StepFailedError("a call was answered over a cut link")
 
 
-async def _ask(plugin: BtpPlugin, prepare: ilp.Prepare) -> ilp.Packet:
+async def _ask(plugin: LedgerPlugin, prepare: ilp.Prepare) -> ilp.Packet:
     return ilp.decode(await plugin.send_data(ilp.encode(prepare)))
 
 
-async def _ask_fulfilled(plugin: BtpPlugin) -> None:
+async def _ask_fulfilled(plugin: LedgerPlugin) -> None:
     prepare = make_question(100, LIFETIME_SECONDS)
     answer = await _ask(plugin, prepare)
     right = isinstance(answer, ilp.Fulfill) and ilp.fulfills(answer.fulfillment, prepare.execution_condition)

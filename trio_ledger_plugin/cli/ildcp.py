@@ -21,6 +21,7 @@ from .signals import run_until_sigterm
 if TYPE_CHECKING:
     from ..btp.options import BtpOptions
     from ..codec.ildcp import IldcpResponse
+    from ..http.options import HttpOptions
 
 __all__ = ["ildcp"]
 
@@ -44,11 +45,11 @@ HINT = "connectors answer ILDCP, and so does 'trio-ledger-plugin serve --account
 @insecure_option
 @json_option
 def ildcp(url: str, timeout: float, allow_insecure: bool, as_json: bool) -> int:
-    """Ask a BTP server for this account's ILP address, and for the asset and scale of its amounts (RFC-0031).
+    """Ask a server for this account's ILP address, and for the asset and scale of its amounts (RFC-0031).
 
-    URL is btp+ws://account:token@host:port/path, or btp+wss:// for TLS. If the URL has no token, the one in the
-    environment variable TRIO_LEDGER_PLUGIN_SECRET is used. Servers are verified with the system's certificates;
-    SSL_CERT_FILE names others.
+    URL is btp+ws://account:token@host:port/path, or btp+wss:// for TLS; for ILP over HTTP it begins with http:// or
+    https://. If the URL has no token, the one in the environment variable TRIO_LEDGER_PLUGIN_SECRET is used. Servers
+    are verified with the system's certificates; SSL_CERT_FILE names others.
     """
     options = client_options(url, timeout, allow_insecure=allow_insecure)
     response = run_until_sigterm(_ask, options)
@@ -62,7 +63,7 @@ def ildcp(url: str, timeout: float, allow_insecure: bool, as_json: bool) -> int:
     return Exit.OK
 
 
-async def _ask(options: BtpOptions) -> IldcpResponse:
+async def _ask(options: BtpOptions | HttpOptions) -> IldcpResponse:
     """Connect and ask.
 
     Raises:

@@ -15,6 +15,7 @@ import click
 
 from ..btp.options import BtpOptions
 from ..errors import InvalidFieldsError
+from ..http.options import HttpOptions, OutgoingOptions
 from ..net.url import split_url
 from .errors import MEANINGS, SECRET_VARIABLE, Exit, describe_problems
 
@@ -29,9 +30,11 @@ __all__ = [
     "epilog",
     "insecure_option",
     "json_option",
+    "split_credentials",
 ]
 
 CLOSE_SECONDS = 1.0
+NO_TOKEN = f"the URL has no token, as in ACCOUNT:TOKEN@HOST, and {SECRET_VARIABLE} is not set"
 
 _Decorated = TypeVar("_Decorated", bound="Callable[..., object] | click.Command")
 
@@ -68,17 +71,19 @@ class Seconds(click.FloatRange):
         return seconds
 
 
-def client_options(url: str, timeout: float, *, allow_insecure: bool) -> BtpOptions:
+def client_options(url: str, timeout: float, *, allow_insecure: bool) -> BtpOptions | HttpOptions:
     """Return the options of a client that dials a URL from the command line.
 
     Args:
-        url: A BTP URL. If it has no token, the one in the environment variable is used.
+        url: A URL of BTP or of HTTP. If it has no token, the one in the environment variable is used.
         timeout: Seconds for connecting, and for each answer.
         allow_insecure: Whether the token may go without TLS to another machine.
 
     Raises:
         click.UsageError: The URL is wrong, or there is no token. The text names the command line's options.
     """
+    if split_url(url)[0] in {"http", "https"}:
+        return _http_options(url, timeout, allow_insecure=allow_insecure)
     token = "" if split_url(url)[1] else os.environ.get(SECRET_VARIABLE, "")
     try:
         options = BtpOptions(
@@ -93,8 +98,39 @@ def client_options(url: str, timeout: float, *, allow_insecure: bool) -> BtpOpti
         subjects = {"server": "the URL", "allow_insecure": "--allow-insecure:"}
         raise click.UsageError(describe_problems(error, subjects)) from error
     if not options.btp_token:
-        raise click.UsageError(f"the URL has no token, as in ACCOUNT:TOKEN@HOST, and {SECRET_VARIABLE} is not set")
+        raise click.UsageError(NO_TOKEN)
     return options
+
+
+def _http_options(url: str, timeout: float, *, allow_insecure: bool) -> HttpOptions:
+    name, token, address = split_credentials(url)
+    token = token or os.environ.get(SECRET_VARIABLE, "")
+    if not token:
+        raise click.UsageError(NO_TOKEN)
+    try:
+        outgoing = OutgoingOptions(url=address, static_token=token, name=name or None)
+        return HttpOptions(
+            outgoing=outgoing,
+            allow_insecure=allow_insecure,
+            response_timeout=timeout,
+            connect_timeout=timeout,
+            close_timeout=CLOSE_SECONDS,
+        )
+    except InvalidFieldsError as error:
+        subjects = {
+            "url": "the URL",
+            "name": "the URL's account",
+            "static_token": "the token",
+            "outgoing.allow_insecure": "--allow-insecure:",
+        }
+        raise click.UsageError(describe_problems(error, subjects)) from error
+
+
+def split_credentials(url: str) -> tuple[str, str, str]:
+    """Return the account and the token of a URL, and the URL without them."""
+    scheme, userinfo, location, rest = split_url(url)
+    name, _, token = userinfo.partition(":")
+    return name, token, f"{scheme}://{location}{rest}"
 
 
 def epilog(examples: str, *codes: Exit) -> str:

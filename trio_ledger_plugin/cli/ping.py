@@ -24,6 +24,7 @@ from .signals import run_until_sigterm
 
 if TYPE_CHECKING:
     from ..btp.options import BtpOptions
+    from ..http.options import HttpOptions
     from ..plugin import LedgerPlugin
 
 __all__ = ["ping"]
@@ -89,6 +90,7 @@ EXAMPLES = """
   trio-ledger-plugin ping btp+ws://:TOKEN@localhost:7768
   trio-ledger-plugin ping btp+wss://alice:TOKEN@connector.example/ilp --count 100 --interval 0
   TRIO_LEDGER_PLUGIN_SECRET=TOKEN trio-ledger-plugin ping btp+ws://localhost:7768 --json
+  trio-ledger-plugin ping https://alice:TOKEN@connector.example/ilp
 """
 
 
@@ -109,12 +111,13 @@ EXAMPLES = """
 @insecure_option
 @json_option
 def ping(url: str, count: int, size: int, interval: float, timeout: float, allow_insecure: bool, as_json: bool) -> int:
-    """Send requests to a BTP server, one after the other, and show how long the answers took.
+    """Send requests to a server, one after the other, and show how long the answers took.
 
-    URL is btp+ws://account:token@host:port/path, or btp+wss:// for TLS. If the URL has no token, the one in the
-    environment variable TRIO_LEDGER_PLUGIN_SECRET is used. Each request is an ILP Prepare of amount 0 to peer.ping;
-    an echo of it, its Fulfill and any Reject count as answers, a BTP error does not. Servers are verified with the
-    system's certificates; SSL_CERT_FILE names others. Exit code 0 means that all were answered.
+    URL is btp+ws://account:token@host:port/path, or btp+wss:// for TLS; for ILP over HTTP it begins with http:// or
+    https://, and the account is sent as ILP-Peer-Name. If the URL has no token, the one in the environment variable
+    TRIO_LEDGER_PLUGIN_SECRET is used. Each request is an ILP Prepare of amount 0 to peer.ping; an echo of it, its
+    Fulfill and any Reject count as answers, an error of BTP or HTTP does not. Servers are verified with the system's
+    certificates; SSL_CERT_FILE names others. Exit code 0 means that all were answered.
     """
     options = client_options(url, timeout, allow_insecure=allow_insecure)
     screen = Screen()
@@ -131,7 +134,13 @@ def ping(url: str, count: int, size: int, interval: float, timeout: float, allow
 
 
 async def _ping(
-    options: BtpOptions, results: Results, screen: Screen, count: int, size: int, interval: float, silent: bool
+    options: BtpOptions | HttpOptions,
+    results: Results,
+    screen: Screen,
+    count: int,
+    size: int,
+    interval: float,
+    silent: bool,
 ) -> None:
     timeout = options.response_timeout
     async with open_plugin(options, connect=ConnectOptions(timeout=timeout * 1000)) as plugin:

@@ -14,15 +14,21 @@ from click.core import ParameterSource
 from rich.text import Text
 
 from ..btp.options import BtpOptions, ListenerOptions
-from ..btp.plugin import BtpPlugin
 from ..errors import InvalidFieldsError
+from ..http.options import HttpOptions, IncomingOptions
 from ..opening import open_plugin
 from ..services import PluginServices
 from .errors import COMMON, SECRET_VARIABLE, Exit, describe_problems
 from .output import open_live_output
 from .parameters import Command, epilog
 from .replies import REPLIES
-from .serve_accounts import AccountChoices, accounts_choices, make_accounts_options, serve_accounts
+from .serve_accounts import (
+    AccountChoices,
+    accounts_choices,
+    make_accounts_options,
+    make_http_accounts_options,
+    serve_accounts,
+)
 from .serving import (
     CLOSE_SECONDS,
     SUBJECTS,
@@ -50,6 +56,7 @@ EXAMPLES = """
   trio-ledger-plugin serve --port 0 --reply fulfill --json
   TRIO_LEDGER_PLUGIN_SECRET=... trio-ledger-plugin serve --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem
   trio-ledger-plugin serve --accounts
+  trio-ledger-plugin serve --http --reply fulfill
   trio-ledger-plugin serve --accounts --account-mode username --store accounts.db --allow-origin https://wallet.example
 """
 
@@ -95,6 +102,7 @@ EXAMPLES = """
     help="A file for transfers and, with --accounts, usernames; created if it is missing. Without a store the server "
     "remembers nothing after it ends, and transfers have no keys: a lost answer leaves a transfer in doubt (PLAIN).",
 )
+@click.option("--http", "over_http", is_flag=True, help="Serve ILP over HTTP instead of BTP.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line and nothing else.")
 @accounts_choices
 @click.pass_context
@@ -110,11 +118,12 @@ def serve(
     proxy_protocol: bool,
     reply: str,
     store: str | None,
+    over_http: bool,
     as_json: bool,
     accounts: bool,
     **choices: Any,  # noqa: ANN401 (click gives what AccountChoices takes)
 ) -> int:
-    """Listen for one BTP client, answer its requests, accept its money, and show what it does.
+    """Listen for one client, answer its requests, accept its money, and show what it does.
 
     A new client with the right token replaces the previous one. Without --secret the server makes a random token and
     shows it once, in the URL for the client. On a terminal the last line shows the rates. Ctrl-C or SIGTERM ends the
@@ -124,13 +133,17 @@ def serve(
     choice. A Prepare to another account is forwarded there unchanged; the server keeps no balances. Requests to the
     server itself, and a Prepare to peer.ping, are answered as --reply says. On a terminal a table shows the accounts;
     its last line includes accounts that have disconnected. The options from --accounts on need --accounts.
+
+    With --http the client sends ILP over HTTP (RFC-0035). HTTP carries no money, and the server sends no requests,
+    unless --client-url says where to.
     """
-    _check_choices(context, accounts=accounts)
+    _check_choices(context, accounts=accounts, over_http=over_http)
     ssl_context = tls_context(tls_cert, tls_key)
     if accounts:
         chosen = AccountChoices(**choices)
         where = Where(host, port, ssl_context, trusted_proxies, proxy_protocol)
-        accounts_options = make_accounts_options(chosen, where)
+        make = make_http_accounts_options if over_http else make_accounts_options
+        accounts_options = make(chosen, where)
         run_until_sigterm(serve_accounts, accounts_options, chosen, reply, store, as_json)
         return Exit.OK
     shown = "***"
@@ -138,11 +151,16 @@ def serve(
         raise click.UsageError("--secret is empty; leave it out to have a random one")
     if secret is None:
         secret = shown = secrets.token_hex(16)
+    options: BtpOptions | HttpOptions
     try:
-        listener = ListenerOptions(
-            port=port, secret=secret, host=host, ssl_context=ssl_context, proxy_protocol=proxy_protocol
-        )
-        options = BtpOptions(listener=listener, trusted_proxies=trusted_proxies, close_timeout=CLOSE_SECONDS)
+        if over_http:
+            incoming = IncomingOptions(port=port, static_token=secret, host=host, ssl_context=ssl_context)
+            options = HttpOptions(incoming=incoming, trusted_proxies=trusted_proxies, close_timeout=CLOSE_SECONDS)
+        else:
+            listener = ListenerOptions(
+                port=port, secret=secret, host=host, ssl_context=ssl_context, proxy_protocol=proxy_protocol
+            )
+            options = BtpOptions(listener=listener, trusted_proxies=trusted_proxies, close_timeout=CLOSE_SECONDS)
     except InvalidFieldsError as error:
         raise click.UsageError(describe_problems(error, SUBJECTS)) from error
     with reporting_bind_errors():
@@ -150,7 +168,7 @@ def serve(
     return Exit.OK
 
 
-def _check_choices(context: click.Context, *, accounts: bool) -> None:
+def _check_choices(context: click.Context, *, accounts: bool, over_http: bool) -> None:
     """Refuse options of the other kind of server. A value from an environment variable is ignored instead.
 
     Raises:
@@ -161,9 +179,13 @@ def _check_choices(context: click.Context, *, accounts: bool) -> None:
         if param.name in unused and context.get_parameter_source(param.name) is ParameterSource.COMMANDLINE:
             why = "is for one client; with --accounts each has its own token" if accounts else "needs --accounts"
             raise click.UsageError(f"{param.opts[0]} {why}")
+        if param.name == "client_url" and not over_http and context.params.get("client_url") is not None:
+            raise click.UsageError("--client-url needs --http; over BTP the clients dial")
+    if over_http and context.params.get("proxy_protocol"):
+        raise click.UsageError("--proxy-protocol is for BTP; a proxy in front of --http sends X-Forwarded-For")
 
 
-async def _serve(options: BtpOptions, token: str, reply: str, path: str | None, as_json: bool) -> None:
+async def _serve(options: BtpOptions | HttpOptions, token: str, reply: str, path: str | None, as_json: bool) -> None:
     async def take_money(amount: str) -> None:
         output.write("money", f"received money: {amount}", "green", amount=amount)
 
@@ -179,7 +201,6 @@ async def _serve(options: BtpOptions, token: str, reply: str, path: str | None, 
                 money_handler=take_money,
             ) as plugin,
         ):
-            assert isinstance(plugin, BtpPlugin)
             url = client_url(plugin.address, f":{token}")
             lines = (
                 f"listening on {plugin.address}, answering with: {reply}",

@@ -11,10 +11,12 @@ import click
 import trio
 from attrs import frozen
 
-from ..btp.accounts import AccountsPlugin
-from ..btp.options import AccountsOptions, HostInfo
+from ..accounts.info import HostInfo
+from ..accounts.server import AccountsServer
+from ..btp.options import AccountsOptions
 from ..errors import InvalidFieldsError
 from ..events import AccountConnected, AccountDisconnected, EventsDropped, TransfersInDoubt
+from ..http.options import HttpAccountsOptions, IncomingOptions, OutgoingOptions
 from ..ilp.routing import route
 from ..opening import create_plugin
 from ..services import PluginServices
@@ -23,7 +25,7 @@ from ..transfer import current_transfer
 from .accounts_table import Meter, accounts_table
 from .errors import describe_problems
 from .output import open_live_output
-from .parameters import Seconds
+from .parameters import Seconds, split_credentials
 from .replies import ADDRESS, REPLIES
 from .serving import (
     CLOSE_SECONDS,
@@ -46,7 +48,13 @@ if TYPE_CHECKING:
     from ..services import Store
     from .output import LiveOutput, Screen
 
-__all__ = ["AccountChoices", "accounts_choices", "make_accounts_options", "serve_accounts"]
+__all__ = [
+    "AccountChoices",
+    "accounts_choices",
+    "make_accounts_options",
+    "make_http_accounts_options",
+    "serve_accounts",
+]
 
 _Decorated = TypeVar("_Decorated", bound="Callable[..., object]")
 
@@ -90,6 +98,11 @@ CHOICES = (
         help="The origin of a web page that may connect, or a regular expression; may be repeated.",
     ),
     click.option(
+        "--client-url",
+        help="Where clients listen, with --http: a URL with % for the account's name and a token, such as "
+        "https://:TOKEN@clients.example/%. Without it packets to other accounts are rejected.",
+    ),
+    click.option(
         "--report-interval",
         "--totals",
         "report_interval",
@@ -110,6 +123,7 @@ class AccountChoices:
     asset_code: str
     account_mode: str
     allow_origin: tuple[str, ...]
+    client_url: str | None
     report_interval: float
 
     @property
@@ -148,8 +162,40 @@ def make_accounts_options(choices: AccountChoices, where: Where) -> AccountsOpti
         raise click.UsageError(describe_problems(error, SUBJECTS)) from error
 
 
+def make_http_accounts_options(choices: AccountChoices, where: Where) -> HttpAccountsOptions:
+    """Return the options of a server over HTTP.
+
+    Raises:
+        click.UsageError: One is wrong. The text names the command line's options.
+    """
+    if choices.allow_origin:
+        raise click.UsageError("--allow-origin is for browsers, which cannot be clients over HTTP")
+    outgoing = None
+    try:
+        if choices.client_url is not None:
+            name, token, url = split_credentials(choices.client_url)
+            outgoing = OutgoingOptions(url=url, static_token=token, name=name or None)
+        info = HostInfo(client_address=choices.address, asset_scale=choices.asset_scale, asset_code=choices.asset_code)
+        return HttpAccountsOptions(
+            incoming=IncomingOptions(port=where.port, host=where.host, ssl_context=where.ssl_context),
+            outgoing=outgoing,
+            generate_account=choices.account_mode == "token",
+            ildcp=info,
+            trusted_proxies=where.trusted_proxies,
+            close_timeout=CLOSE_SECONDS,
+        )
+    except InvalidFieldsError as error:
+        subjects = {
+            "url": "--client-url:",
+            "outgoing.url": "--client-url:",
+            "outgoing.allow_insecure": "--client-url:",
+            "static_token": "--client-url's token:",
+        }
+        raise click.UsageError(describe_problems(error, SUBJECTS | subjects)) from error
+
+
 async def serve_accounts(
-    options: AccountsOptions, choices: AccountChoices, reply: str, path: str | None, as_json: bool
+    options: AccountsOptions | HttpAccountsOptions, choices: AccountChoices, reply: str, path: str | None, as_json: bool
 ) -> None:
     """Serve until SIGINT or SIGTERM arrives.
 
@@ -174,7 +220,7 @@ async def serve_accounts(
         async with open_store(path) as store, trio.open_nursery() as nursery:
             services = PluginServices(store=store or choices.forgetful_store, log=output.log)
             plugin = create_plugin(options, services, nursery=nursery)
-            assert isinstance(plugin, AccountsPlugin)
+            assert isinstance(plugin, AccountsServer)
             own_reply = partial(REPLIES[reply], address=choices.address)
             plugin.register_data_handler(
                 partial(route, send=plugin.send_data, address=choices.address, reply=own_reply)
@@ -194,7 +240,7 @@ async def serve_accounts(
         write_closed(output, plugin)
 
 
-def _introduce(output: LiveOutput, plugin: AccountsPlugin, choices: AccountChoices, reply: str) -> None:
+def _introduce(output: LiveOutput, plugin: AccountsServer, choices: AccountChoices, reply: str) -> None:
     url = client_url(plugin.address, ":TOKEN" if choices.account_mode == "token" else "NAME:TOKEN")
     where = (
         f"listening on {plugin.address}, for accounts below {choices.address}, {choices.asset_code} with scale "

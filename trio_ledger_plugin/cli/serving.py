@@ -42,6 +42,7 @@ CLOSE_SECONDS = 0.5
 # How errors name the options of the command line.
 SUBJECTS = {
     "secret": "--secret:",
+    "static_token": "--secret:",
     "host": "--host:",
     "trusted_proxies": "--trusted-proxy:",
     "proxy_protocol": "--proxy-protocol:",

@@ -98,6 +98,12 @@ class Admission:
         finally:
             self.remove(peer)
 
+    def has_room(self, address: str) -> bool:
+        """Whether a newcomer from an address makes none of the others make way."""
+        here = self._by_address.get(address, ())
+        is_full = len(here) >= self._options.max_unauthenticated_per_address and not self._is_exempt(address)
+        return not is_full and len(self._pending) < min(self._options.max_unauthenticated, self.limit)
+
     def make_room(self) -> None:
         """Drop the connection that has waited longest without progress, if there is one."""
         if self._pending:

@@ -16,7 +16,7 @@ __all__ = ["dial", "start_tls"]
 
 # The errors of OpenSSL, by version, for a server that answers without TLS.
 NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
-NO_TLS_HINT = "; does the server speak TLS? if not, its URL begins with btp+ws://"
+NO_TLS_HINT = "; does the server speak TLS? if not, its URL begins with {}://"
 
 
 async def dial(host: str, port: int, address: str, *, ssl_context: ssl.SSLContext | None) -> trio.abc.Stream:
@@ -62,7 +62,8 @@ async def start_tls(stream: trio.abc.Stream, host: str, address: str, context: s
                 f"the certificate of {address} is not trusted: {error.__cause__.verify_message}"
             ) from error.__cause__
         cause = error.__cause__ or error
-        hint = NO_TLS_HINT if getattr(cause, "reason", None) in NO_TLS else ""
+        plain = address.partition("://")[0].removesuffix("s")
+        hint = NO_TLS_HINT.format(plain) if getattr(cause, "reason", None) in NO_TLS else ""
         raise UnreachableError(f"TLS with {address} failed: {cause}{hint}") from error
     finally:
         if not done:

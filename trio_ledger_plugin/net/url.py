@@ -1,4 +1,7 @@
-"""The URL of a BTP server, read as ilp-plugin-btp reads it, so that one URL opens one account."""
+"""The URL of a server, over BTP or over HTTP.
+
+One over BTP is read as ilp-plugin-btp reads it, so that one URL opens one account.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from attrs import frozen
 
 from ..secret import Secret
 
-__all__ = ["ServerUrl", "parse_location", "parse_server", "split_url"]
+__all__ = ["ServerUrl", "parse_http", "parse_location", "parse_server", "split_url"]
 
 # What ilp-plugin-btp percent-encodes in an account and a token: the userinfo percent-encode set of the URL standard,
 # besides control characters and all that is not ASCII.
@@ -88,10 +91,33 @@ def parse_server(server: str) -> ServerUrl:
             if meant
             else "must begin with 'btp+wss://' (TLS) or 'btp+ws://'"
         )
-    tls = scheme == "btp+wss"
     account, _, token = userinfo.partition(":")
     escaped = _escape(account), _escape(token)
-    host, port = parse_location(location, 443 if tls else 80)
+    return _parse_rest(
+        scheme, location, rest, account=escaped[0], token=escaped[1], escaped=escaped != (account, token)
+    )
+
+
+def parse_http(url: str) -> ServerUrl:
+    """Parse an ``http://`` or ``https://`` URL; it has no userinfo, since a token has an option of its own.
+
+    Raises:
+        ValueError: ``url`` is not such a URL. The text shows nothing that may be part of a token.
+    """
+    scheme, userinfo, location, rest = split_url(url)
+    if scheme not in {"http", "https"} or "://" not in url:
+        raise ValueError("must begin with 'https://' (TLS) or 'http://'")
+    if userinfo:
+        raise ValueError("has credentials before an '@', must have none: static_token or jwt_secret has them")
+    return _parse_rest(scheme, location, rest)
+
+
+def _parse_rest(
+    scheme: str, location: str, rest: str, *, account: str = "", token: str = "", escaped: bool = False
+) -> ServerUrl:
+    tls = scheme in {"btp+wss", "https"}
+    secure = "https" if scheme.startswith("http") else "btp+wss"
+    host, port = parse_location(location, 443 if tls else 80, f"{secure}://connector.example/path")
     if "#" in rest:
         raise ValueError("has a fragment ('#...'), must end with its path or query")
     if "\\" in rest or not all("!" <= character <= "~" for character in rest):
@@ -99,8 +125,7 @@ def parse_server(server: str) -> ServerUrl:
             "has a path or query with spaces, backslashes or characters outside ASCII, must have them percent-encoded"
         )
     resource = rest if rest.startswith("/") else f"/{rest}"
-    address, is_escaped = f"{scheme}://{location}{rest}", escaped != (account, token)
-    return ServerUrl(address, escaped[0], Secret(escaped[1]), is_escaped, tls, host, port, resource)
+    return ServerUrl(f"{scheme}://{location}{rest}", account, Secret(token), escaped, tls, host, port, resource)
 
 
 def _escape(text: str) -> str:
@@ -115,7 +140,9 @@ def _percent_encode(character: str) -> str:
     return "".join(f"%{byte:02X}" for byte in character.encode())
 
 
-def parse_location(location: str, default_port: int) -> tuple[str, int]:
+def parse_location(
+    location: str, default_port: int, example: str = "btp+wss://connector.example/path"
+) -> tuple[str, int]:
     """Parse a host and an optional port.
 
     Raises:
@@ -129,7 +156,7 @@ def parse_location(location: str, default_port: int) -> tuple[str, int]:
         host, _, port = location.partition(":")
         right = HOST_CHARACTERS.issuperset(host) and ":" not in port
     if not host:
-        raise ValueError("names no host, must be like 'btp+wss://connector.example/path'")
+        raise ValueError(f"names no host, must be like {example!r}")
     if not right:
         raise ValueError("has a bad host, must be a name in ASCII, an IPv4 address, or an IPv6 address in []")
     if not port:

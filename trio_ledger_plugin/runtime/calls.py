@@ -111,6 +111,13 @@ class CallTable:
         call = self.pending[request_id] = Call(trio.current_time() + self._timeout)
         return request_id, call
 
+    def add(self, call: Call) -> int:
+        """Add a call of the caller's own class, set its deadline, and return its request id."""
+        request_id = next(self._ids)
+        call.deadline = trio.current_time() + self._timeout
+        self.pending[request_id] = call
+        return request_id
+
     def forget(self, request_id: int) -> None:
         """Remove a call, if it is still there, and give its slot to the next caller."""
         self.pending.pop(request_id, None)

@@ -100,6 +100,16 @@ class Exchange(ABC):
         return ""
 
     @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way."""
+        return not self.calls.pending
+
+    @property
+    def connections(self) -> int:
+        """The number of connections over which the peer reaches this end."""
+        return 1
+
+    @property
     def bytes_sent(self) -> int:
         """The number of bytes sent over the link; 0 for a link without a network."""
         return 0

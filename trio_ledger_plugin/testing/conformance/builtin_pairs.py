@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 from base64 import urlsafe_b64encode
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from hashlib import sha256
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from ...btp.accounts import AccountsPlugin
 from ...btp.plugin import BtpPlugin
+from ...http.accounts import HttpAccountsPlugin
+from ...http.plugin import HttpPlugin
 from ...loopback import LoopbackPlugin
 from ..proxy import FaultProxy, open_fault_proxy
 from ..scripted_peer import dial_stream
 from .pair import PairConfig, PairFactory, PluginPair
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from ...btp.server import BtpServer
+    from ...http.endpoint import HttpEndpoint
 
-__all__ = ["FACTORIES", "btp_account", "btp_account_client", "btp_client", "btp_listener", "loopback"]
+__all__ = [
+    "FACTORIES",
+    "btp_account",
+    "btp_account_client",
+    "btp_client",
+    "btp_listener",
+    "http",
+    "http_account",
+    "http_account_client",
+    "loopback",
+]
 
 TOKEN: Final = "conformance-token-91c5e2"  # noqa: S105 (only for these checks)
 # The name of an account whose client gives only a token.
@@ -122,6 +135,89 @@ async def _account_and_client(
         yield server, client, network
 
 
+# HTTP has no connection that lasts, and no codes for errors but those of ILP packets, which the checks do not send.
+HTTP: Final[Mapping[str, Any]] = {"has_money": False, "notices_losses": False, "carries_codes": False}
+
+
+@asynccontextmanager
+async def http(conditions: PairConfig) -> AsyncIterator[PluginPair]:
+    """Give two ends of ILP over HTTP, each of which serves the other."""
+    ends: list[HttpPlugin] = []
+    async with AsyncExitStack() as stack:
+        networks = [await stack.enter_async_context(_network_to_end(ends, number)) for number in (0, 1)]
+        fields = [
+            {
+                "incoming": {"port": 0, "static_token": TOKEN},
+                "outgoing": {"url": _http_url(networks[other]), "static_token": TOKEN},
+            }
+            for other in (1, 0)
+        ]
+        ends += conditions.make(HttpPlugin, fields[0]), conditions.of_peer.make(HttpPlugin, fields[1])
+        yield PluginPair(
+            plugin=ends[0],
+            peer=ends[1],
+            new=conditions.new,
+            options={"plugin": "http", **fields[0]},
+            secrets=(TOKEN,),
+            **HTTP,
+        )
+
+
+@asynccontextmanager
+async def http_account(conditions: PairConfig) -> AsyncIterator[PluginPair]:
+    """Give one account of a server with many, and its client."""
+    async with _http_account_and_client(conditions, conditions.of_peer) as (server, client, fields):
+        yield PluginPair(
+            plugin=server.account(ACCOUNT),
+            peer=client,
+            new=conditions.new,
+            options={"plugin": "http-accounts", **fields},
+            secrets=(TOKEN,),
+            **HTTP,
+        )
+
+
+@asynccontextmanager
+async def http_account_client(conditions: PairConfig) -> AsyncIterator[PluginPair]:
+    """Give the client of one account of a server with many, and the account."""
+    async with _http_account_and_client(conditions.of_peer, conditions) as (server, client, _):
+        yield PluginPair(plugin=client, peer=server.account(ACCOUNT), secrets=(TOKEN,), **HTTP)
+
+
+@asynccontextmanager
+async def _http_account_and_client(
+    of_server: PairConfig, of_client: PairConfig
+) -> AsyncIterator[tuple[HttpAccountsPlugin, HttpPlugin, Mapping[str, object]]]:
+    ends: list[HttpEndpoint] = []
+    async with _network_to_end(ends, 0) as to_server, _network_to_end(ends, 1) as to_client:
+        fields: Mapping[str, object] = {
+            "incoming": {"port": 0},
+            "outgoing": {"url": f"{_http_url(to_client)}/%", "static_token": TOKEN},
+            "generate_account": True,
+            "ildcp": SERVER["debug_host_ildcp_info"],
+        }
+        server = of_server.make(HttpAccountsPlugin, fields)
+        await server.connect()
+        client = of_client.make(
+            HttpPlugin,
+            {
+                "incoming": {"port": 0, "static_token": TOKEN},
+                "outgoing": {"url": _http_url(to_server), "static_token": TOKEN},
+            },
+        )
+        ends += server, client
+        yield server, client, fields
+
+
+def _network_to_end(ends: Sequence[HttpEndpoint], number: int) -> AbstractAsyncContextManager[FaultProxy]:
+    return open_fault_proxy(lambda: dial_stream(ends[number].address))
+
+
+def _http_url(network: FaultProxy) -> str:
+    assert network.address is not None
+    return "http://{}:{}".format(*network.address)
+
+
 @asynccontextmanager
 async def _network_to(server: BtpServer) -> AsyncIterator[FaultProxy]:
     """Give a network to a server that can be cut. Each connection goes to the server's address at that time."""
@@ -138,4 +234,6 @@ FACTORIES: Final[Mapping[str, Mapping[str, PairFactory]]] = {
     "loopback": {"loopback": loopback},
     "btp": {"btp client": btp_client, "btp listener": btp_listener},
     "btp-accounts": {"btp account": btp_account, "btp account's client": btp_account_client},
+    "http": {"http": http},
+    "http-accounts": {"http account": http_account, "http account's client": http_account_client},
 }

@@ -42,6 +42,7 @@ CHECKS: list[Check] = _checks.checks
 # The timeout in milliseconds of an attempt that must fail; and how long the check watches one that must not.
 BRIEFLY = 100.0
 WATCHED_SECONDS = 0.3
+LASTING = "lasting connection, whose end the plugin would notice"
 
 
 @_checks("LedgerPlugin#connect")
@@ -256,6 +257,7 @@ async def disconnect_is_safe_twice(stage: Stage) -> None:
 async def a_peer_that_leaves_is_told_once(stage: Stage) -> None:
     """When the peer disconnects, there is one event ``Disconnected``."""
     async with stage.open() as pair:
+        stage.need(pair.notices_losses or None, LASTING)
         await pair.peer.disconnect()
         events = await wait_for_event(pair.plugin, Disconnected)
         events += read_events(pair.plugin)
@@ -266,6 +268,7 @@ async def a_peer_that_leaves_is_told_once(stage: Stage) -> None:
 async def a_connection_that_is_cut_is_told_once(stage: Stage) -> None:
     """When the network breaks the connection, there is one event ``Disconnected``."""
     async with stage.open() as pair:
+        stage.need(pair.notices_losses or None, LASTING)
         stage.need(pair.cut, "cut")()
         events = await wait_for_event(pair.plugin, Disconnected)
         events += read_events(pair.plugin)

@@ -73,6 +73,8 @@ class PluginPair:
         stays_disconnected: Whether the plugin stays disconnected after ``disconnect()`` until ``connect()``, even if
             its peer dials.
         reconnects: Whether the two can be connected again after they were disconnected.
+        notices_losses: Whether the plugin is disconnected when its peer leaves; without a lasting connection it is not.
+        carries_codes: Whether the error of a handler reaches the peer under its BTP code.
         new: ``(opts, services) -> plugin``, which makes a plugin like the one under test, as the constructor of
             RFC-0024 does; ``PairConfig.new`` for a plugin that is installed.
         options: Options for ``new``, for checks of how the plugin refuses wrong ones.
@@ -90,6 +92,8 @@ class PluginPair:
     peer_dials: bool = False
     stays_disconnected: bool = True
     reconnects: bool = True
+    notices_losses: bool = True
+    carries_codes: bool = True
     new: Callable[[Any, Any], LedgerPlugin] | None = None
     options: Mapping[str, object] | None = None
     needs_store: bool = False

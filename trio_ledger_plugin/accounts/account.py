@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from ..money.service import MoneyService
     from ..runtime.budget import Budget
     from ..runtime.context import Context
+    from ..runtime.exchange import Exchange
     from ..runtime.handlers import AnyReply, DataHandler, MoneyHandler, Payload, Receive, TransactionalMoneyHandler
     from ..services import PluginServices
-    from .link import Link
-    from .options import HostInfo
+    from .info import HostInfo
 
 __all__ = ["Account", "AccountPlugin", "AccountSnapshot"]
 
@@ -103,7 +103,7 @@ class Account:
         handlers = _AccountHandlers(name, server, info, receive, changed)
         self.context: Context = evolve(server, counters=Counters(), handlers=handlers, budget=budget)
         # The open links, the newest last.
-        self.links: dict[Link, None] = {}
+        self.links: dict[Exchange, None] = {}
         self.plugin: AccountPlugin | None = None
         self._begin()
 
@@ -126,11 +126,11 @@ class Account:
         return self.plugin.is_used or handlers.serves_data or handlers.serves_money
 
     @property
-    def newest_link(self) -> Link | None:
+    def newest_link(self) -> Exchange | None:
         """The link that sends requests. It is exactly one: over two, a request would be executed twice."""
         return next(reversed(self.links), None)
 
-    def add(self, link: Link) -> None:
+    def add(self, link: Exchange) -> None:
         """Add an authenticated link."""
         if not self.links:
             self._begin()
@@ -139,13 +139,13 @@ class Account:
         if self.plugin is not None:
             self.plugin.use_link(link)
 
-    def remove(self, link: Link) -> None:
+    def remove(self, link: Exchange) -> None:
         """Remove a link that is lost."""
         del self.links[link]
         if self.plugin is not None:
             self.plugin.use_link(self.newest_link)
 
-    def find_idle_link(self) -> Link | None:
+    def find_idle_link(self) -> Exchange | None:
         """Return the oldest link over which nothing is under way; None if there is none."""
         return next((link for link in self.links if link.is_idle), None)
 
@@ -154,7 +154,7 @@ class Account:
         counted = self.context.counters.since(self._counted_before)
         return AccountSnapshot(
             name=self.name,
-            connections=len(self.links),
+            connections=sum(link.connections for link in self.links),
             connected_at=self._connected_at,
             requests_received=counted.requests_received,
             requests_sent=counted.requests_sent,
@@ -330,7 +330,7 @@ class AccountPlugin(LedgerPlugin):
         task_status.started()
         await trio.lowlevel.checkpoint()
 
-    def exchanges(self) -> tuple[Link, ...]:
+    def exchanges(self) -> tuple[Exchange, ...]:
         """Return the account's links; may be called from any thread."""
         return tuple(self._account.links)
 
@@ -341,7 +341,7 @@ class AccountPlugin(LedgerPlugin):
         for link in links:
             link.abort("the account's plugin failed")
 
-    def use_link(self, link: Link | None) -> None:
+    def use_link(self, link: Exchange | None) -> None:
         """Send further requests over this link; None means that there is no link."""
         self._exchange = link
 

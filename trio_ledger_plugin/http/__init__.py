@@ -1,0 +1,1 @@
+"""ILP over HTTP (RFC-0035), in the synchronous form that every living peer speaks."""

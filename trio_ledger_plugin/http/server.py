@@ -1,0 +1,159 @@
+"""The end that accepts: it reads requests from its own port and from external connections, and answers them.
+
+Invariants: a connection is unauthenticated until a head with the right credentials has come over it. It has one request
+at a time; what a peer sends ahead waits, within a bound.
+"""
+
+from __future__ import annotations
+
+import ssl
+from contextlib import suppress
+from math import inf
+from typing import TYPE_CHECKING
+
+import trio
+
+from ..errors import NotConnectedError
+from ..net.admission import Admission
+from ..net.descriptors import unauthenticated_limit
+from ..net.listen import NAMELESS, Listener, peer_address
+from ..net.shared_reader import SocketReaders, can_share
+from ..net.sockets import abort_stream
+from .connection import ServerConnection, Serving
+from .heads import Heads, read_request_head
+from .pool import ALPN
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..runtime.context import Context
+    from .gate import Gate
+    from .options import IncomingOptions
+
+__all__ = ["HttpServer"]
+
+# How often connections are looked at for their deadlines.
+LOOK_SECONDS = 1.0
+# How long a newcomer waits for room before others make way.
+ROOM_SECONDS = 1.0
+
+
+class HttpServer:
+    """Accepts connections and serves their requests.
+
+    Args:
+        context: What the parts of the plugin share.
+        incoming: Where to listen.
+        gate: Judges requests.
+        is_wanted: Returns whether connections are still wanted: False while the plugin disconnects or closes.
+    """
+
+    def __init__(
+        self, context: Context, incoming: IncomingOptions, gate: Gate, *, is_wanted: Callable[[], bool]
+    ) -> None:
+        self.context: Context = context
+        self.gate: Gate = gate
+        self.is_wanted: Callable[[], bool] = is_wanted
+        self._ssl_context = incoming.ssl_context
+        if incoming.ssl_context is not None:
+            incoming.ssl_context.set_alpn_protocols(ALPN)
+        self.admission: Admission = Admission(context.options, context.counters)
+        self._left = trio.lowlevel.ParkingLot()
+        self._listener = Listener(context.log, incoming.host, incoming.port, self._serve_own, self.admission.make_room)
+        self._readers = SocketReaders(context.tasks) if can_share() else None
+        heads = Heads(read_request_head)
+        self._serving = Serving(context, gate, heads, self.admission, self._readers, is_wanted)
+        self._connections: dict[ServerConnection, None] = {}
+        self._is_scheduled = False
+
+    @property
+    def address(self) -> str:
+        """The URL of the endpoint, without its path; its port is the bound one while the plugin listens."""
+        location = self._listener.location
+        return f"http{'s' if self._ssl_context else ''}://{location}" if location else ""
+
+    async def run(self, listening: Callable[[], None]) -> None:
+        """Listen and serve until cancelled.
+
+        Args:
+            listening: Called once the port is bound.
+
+        Raises:
+            OSError: The port cannot be opened.
+
+        Cancellation: Stops listening, and drops every connection.
+        """
+        self.admission.limit = unauthenticated_limit()
+        await self._listener.run(listening)
+
+    async def serve_stream(self, stream: trio.abc.Stream, peer: str) -> None:
+        """Serve a stream to its end; see ``HttpEndpoint.serve_stream``."""
+        if not isinstance(stream, trio.abc.Stream):
+            raise TypeError(f"stream is a trio.abc.Stream, not {type(stream).__name__}")
+        if not self.is_wanted():
+            raise NotConnectedError("connect() the plugin first; the connection was not touched")
+        # OSError: the peer has left already.
+        with suppress(OSError):
+            peer = peer or peer_address(stream)
+        with self._listener.external_connection():
+            try:
+                await self._serve(stream, peer or NAMELESS, None)
+            finally:
+                await abort_stream(stream)  # noqa: ASYNC102 (it waits for nothing)
+
+    async def _serve_own(self, stream: trio.SocketStream, peer: str) -> bool:
+        await self._serve(stream, peer, self._ssl_context)
+        return False
+
+    async def _serve(self, stream: trio.abc.Stream, peer: str, context: ssl.SSLContext | None) -> None:
+        # A burst of a good peer's soon makes room. Otherwise the connection that has waited longest makes way.
+        with trio.move_on_after(ROOM_SECONDS):
+            while not self.admission.has_room(peer):
+                await self._left.park()
+        with self.admission.admit(peer) as pending:
+
+            def authenticated() -> None:
+                pending.leave()
+                self._left.unpark_all()
+
+            try:
+                secured = stream if context is None else await self._start_tls(stream, context)
+                if secured is not None:
+                    pending.progress()
+                    await self._run(ServerConnection(self._serving, secured, peer, authenticated))
+            except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError, OSError) as error:
+                self.context.log.debug("a connection from %s ended: %s", peer, error)
+            finally:
+                authenticated()
+
+    async def _start_tls(
+        self, stream: trio.abc.Stream, context: ssl.SSLContext
+    ) -> trio.SSLStream[trio.abc.Stream] | None:
+        secured = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
+        with trio.move_on_after(self.context.options.handshake_timeout):
+            await secured.do_handshake()
+            return secured
+        return None
+
+    async def _run(self, connection: ServerConnection) -> None:
+        self._connections[connection] = None
+        if self._readers is not None:
+            self._readers.streams += 1
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self.context.timers.schedule(self, trio.current_time() + LOOK_SECONDS)
+        try:
+            await connection.run()
+        finally:
+            del self._connections[connection]
+            if self._readers is not None:
+                self._readers.streams -= 1
+            connection.close()
+
+    def fire(self, now: float) -> float:
+        """Close the connections that are past their deadline."""
+        for connection in tuple(self._connections):
+            if connection.deadline <= now:
+                connection.close()
+        self._is_scheduled = bool(self._connections)
+        return now + LOOK_SECONDS if self._connections else inf
