@@ -209,6 +209,9 @@ class JournaledMoney(MoneyService):
 
     async def open(self) -> None:
         """Open the journal before the first link."""
+        if await self.journal.take():
+            assert self.journal.lease is not None
+            self._context.tasks.spawn(self.journal.lease.keep, self._context.tasks.wait_committed)
         await self.journal.open()
 
     def _opened(self) -> None:

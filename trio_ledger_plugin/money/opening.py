@@ -27,6 +27,10 @@ def open_money(context: Context, store: Store | None, link: MoneyLink, *, has_ac
     Raises:
         InvalidServicesError: The options ask for something that needs a transactional store.
     """
+    if context.options.standby and getattr(getattr(store, "dialect", None), "claims", None) is None:
+        raise InvalidServicesError(
+            "store: standby=True needs one that several programs can open, as open_postgres_store() gives"
+        )
     if callable(getattr(store, "transaction", None)):
         from .journaled import JournaledMoney  # noqa: PLC0415 (programs without a journal need not import SQLite)
 

@@ -52,7 +52,6 @@ LONGEST_RETRY: Final = 60.0
 # How long a caller whose time is over waits for the store to withdraw its transfer.
 GIVE_UP_SECONDS: Final = 1.0
 
-
 NOTHING_SENT: Final = "the plugin was closed or disconnected; nothing was sent"
 # A transfer in these phases has a task that works on it.
 BEGUN: Final = (Phase.NEW, Phase.ENTERING, Phase.SENT)
@@ -356,6 +355,7 @@ class Sender:
 
     async def _send_plain(self, pending: PendingTransfer, sent: BeingSent) -> None:
         try:
+            await self._journal.check_fresh()
             await self._carry(pending.transfer)
         except TransferInDoubtError as error:
             await self._outcomes.leave_in_doubt(pending, sent.number, f"{error.reason}; {SETTLE_BY_HAND}")
