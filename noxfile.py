@@ -82,6 +82,7 @@ def bench(session: nox.Session) -> None:
     session.run("python", "tests/bench/imports.py")
     session.run("python", "tests/bench/idle.py")
     session.run("python", "tests/bench/flood.py")
+    session.run("python", "tests/bench/neighbours.py")
     session.run("python", "tests/bench/accounts.py", "--node", "--save", str(where / "accounts.json"))
     session.run("python", "tests/bench/http.py", "--save", str(where / "http.json"))
     session.run("python", "tests/bench/money.py", "--save", str(where / "money.json"))

@@ -33,8 +33,8 @@ nitpick_ignore_regex = [
     ("py:class", r"(btp\.Packet|.*\bPacketT|.*\bPluginT|T|Answer|DataHandler|MoneyHandler|Reply|PairFactory)"),
     ("py:class", r"TransactionalMoneyHandler|(list|tuple|Mapping)\[str.*"),
     # and internal parts of a plugin.
-    ("py:class", r"(.*\.)?(Account|Budget|Event|Handlers|Holding|Journal|LoopbackPlugin)"),
-    ("py:class", r"(.*\.)?(Budget|MoneyService|RedactingLog|Requester|Stage|WorkerPool)"),
+    ("py:class", r"(.*\.)?(Account|AnyReply|Budget|Event|Handlers|Holding|HttpServer|Journal|Limits|LoopbackPlugin)"),
+    ("py:class", r"(.*\.)?(MoneyService|Payload|Proxy|RedactingLog|Requester|ServerUrl|Stage|WorkerPool)"),
 ]
 autodoc_member_order = "bysource"
 # Show defaults as they are written: the value of os.environ would be the builder's environment, including its secrets.

@@ -88,3 +88,16 @@ def test_money_benchmark_counts_transfers_at_both_ends(tmp_path):
     told = json.loads(saved.read_text())
     assert [result["case"].partition(",")[0] for result in told["results"]] == ["KEYED"] * 3 + ["PLAIN"]
     assert all(result["rate"] > 0 for result in told["results"])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="lowers the limit on descriptors")
+def test_neighbours_are_measured_while_an_account_attacks():
+    """The figures would be those of a server that nobody disturbs."""
+    program = Path(__file__).parent / "bench" / "neighbours.py"
+    command = [sys.executable, str(program), "--rounds", "1", "--seconds", "0.3", "--kind", "sockets"]
+    done = subprocess.run(command, check=True, timeout=60, capture_output=True, text=True)
+    told = json.loads(done.stdout)
+    assert told["kind"] == "sockets"
+    assert told["of 500/s"] > 0
+    assert told["of the rate at 100"] > 0
+    assert told["connections of the other"] == 16

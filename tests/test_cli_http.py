@@ -6,6 +6,7 @@ import json
 import signal
 
 import pytest
+import trustme
 from support.http import status_of
 from support.ports import free_port
 from support.programs import CANARY, assert_one_error, posix, run, serving
@@ -55,11 +56,12 @@ async def test_server_of_many_accounts_over_http():
 
 
 async def test_unreachable_server_is_reported():
-    code, stdout, stderr = await run("ping", f"http://:{CANARY}@127.0.0.1:{free_port()}", "--count", "1", "--json")
-    assert (code, stderr) == (1, "")
-    told = json.loads(stdout)
-    assert told["lost"] == 1
-    assert "Connection refused" in told["last_error"]
+    url = f"http://:{CANARY}@127.0.0.1:{free_port()}"
+    for args in (("ping", url, "--json"), ("ildcp", url)):
+        code, stdout, stderr = await run(*args)
+        assert (code, stdout) == (3, "")
+        assert_one_error(stderr)
+        assert "Connection refused" in stderr
 
 
 @pytest.mark.parametrize(
@@ -86,3 +88,19 @@ async def test_conformance_of_the_plugins_over_http():
         code, stdout, stderr = await run("conformance", plugin, *checks)
         assert (code, stderr) == (0, "")
         assert f"PASS: {2 * pairs} passed, 0 failed" in stdout
+
+
+async def test_ping_verifies_the_server(tmp_path):
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(tmp_path / "server.pem")
+    args = ("--http", "--tls-cert", str(tmp_path / "server.pem"), "--secret", CANARY, "--host", "localhost")
+    async with serving(*args) as server:
+        port = await server.wait_for(r"listening on https://localhost:(\d+)")
+        url = f"https://:{CANARY}@localhost:{port}/ilp"
+        code, stdout, stderr = await run("ping", url, "--count", "1", SSL_CERT_FILE=str(tmp_path / "ca.pem"))
+        assert (code, stderr) == (0, "")
+        code, stdout, stderr = await run("ping", url, "--count", "1")
+        assert (code, stdout) == (3, "")
+        assert_one_error(stderr)
+        assert "is not trusted" in stderr

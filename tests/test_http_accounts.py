@@ -143,6 +143,18 @@ async def test_store_that_fails_is_unavailable():
     assert b"canary" not in body
 
 
+async def test_store_that_hangs_is_unavailable(clock):
+    class Hanging(MemoryStore):
+        async def get(self, key):
+            await trio.sleep_forever()
+
+    async with open_accounts(options(auth_timeout=3), store=Hanging(), log=Recorder()) as plugin:
+        began = trio.current_time()
+        assert await status_of(plugin.address, post(ASK, "ILP-Peer-Name: alice", token="t")) == 503
+        assert trio.current_time() - began == pytest.approx(3, abs=0.1)
+        assert plugin.accounts() == ()
+
+
 # Accounts and their plugins.
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import ssl
 import time
 from functools import partial
@@ -11,7 +12,19 @@ import pytest
 import trio
 from support.calls import start
 from support.cancellation import cancelled_at, each_checkpoint
-from support.http import FULFILL, OWN_TOKEN, PREPARE, ok, open_http, raw_server, sending, stay_silent, take_request
+from support.http import (
+    FULFILL,
+    OWN_TOKEN,
+    PREPARE,
+    dial,
+    ok,
+    open_http,
+    post,
+    raw_server,
+    sending,
+    stay_silent,
+    take_request,
+)
 from support.leftovers import Baseline, open_files
 from support.ports import free_port
 from trio.testing import wait_all_tasks_blocked
@@ -307,6 +320,28 @@ async def test_disconnected_plugin_connects_again():
             with pytest.raises(NotConnectedError):
                 await plugin.send_data(PREPARE)
             await plugin.connect()
+
+
+async def test_timers_of_earlier_connections_end(clock):
+    """A program that disconnects and connects again for months would slow down."""
+    arrived = trio.Event()
+
+    async def hang(data):
+        arrived.set()
+        await trio.sleep_forever()
+
+    incoming = {"port": 0, "static_token": "t"}
+    options = sending("http://127.0.0.1:1", incoming=incoming, handler_timeout=math.inf, close_timeout=0.1)
+    async with open_http(options, data_handler=hang) as plugin:
+        # While a handler runs, the plugin's tasks go on.
+        async with await dial(plugin.address) as stream:
+            await stream.send_all(post(token="t"))
+            await arrived.wait()
+        for _ in range(10):
+            await plugin.disconnect()
+            await plugin.connect()
+        await trio.sleep(60)
+        assert len(plugin.context.timers._due) <= 5
 
 
 # Faults.

@@ -327,3 +327,63 @@ def test_response_with_a_text_is_written():
     response = write_response(405, "no", keep_alive=False, extra="Allow: POST\r\n")
     head, body = read(response, read_response_head)
     assert (head.status, head.keep_alive, body) == (405, False, b"no")
+
+
+# Damaged messages.
+
+SEEDS = [
+    POST + b"Content-Length: 5\r\n\r\nhello" + POST + b"\r\n",
+    CHUNKS + b"3;x=y\r\nhel\r\n2\r\nlo\r\n0\r\nT: x\r\n\r\n" + POST + b"Content-Length: 1\r\n\r\nx",
+    b"\r\n" + POST + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\nhi",
+    b"POST / HTTP/1.0\r\nContent-Length: 2\r\n\r\nhi",
+]
+BYTES = [
+    b"\r",
+    b"\n",
+    b" ",
+    b"\t",
+    b":",
+    b",",
+    b"0",
+    b"9",
+    b"\0",
+    b"\xff",
+    b"\r\n",
+    b"\r\n\r\n",
+    b"Content-Length: 3\r\n",
+]
+
+
+def outcome(data, size):
+    """Return the messages that are read before the first that is refused, and with which status it is."""
+    reader = MessageReader(Heads(read_request_head))
+    found, head = [], None
+    try:
+        for start in range(0, len(data), size):
+            reader.receive(data[start : start + size])
+            while True:
+                head = head or reader.next_head()
+                body = None if head is None else reader.next_body(head.length, LIMIT)
+                if head is None or body is None:
+                    break
+                found.append((head, body))
+                head = None
+    except BadMessageError as error:
+        return found, error.status
+    return found, head
+
+
+@given(
+    st.sampled_from(SEEDS),
+    st.lists(st.tuples(st.integers(0, 400), st.sampled_from(BYTES), st.booleans()), max_size=3),
+    st.integers(1, 40),
+)
+def test_damaged_message_has_one_reading_in_any_pieces(seed, changes, size):
+    """If the network's cuts decided, an attacker could choose them."""
+    data = seed
+    for at, piece, replaces in changes:
+        where = at % (len(data) + 1)
+        data = data[:where] + piece + data[where + (len(piece) if replaces else 0) :]
+    whole = outcome(data, len(data))
+    assert outcome(data, 1) == whole
+    assert outcome(data, size) == whole

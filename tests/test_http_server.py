@@ -190,6 +190,29 @@ async def test_requests_sent_ahead_are_answered_in_order():
         assert [(await read_response(stream))[2] for _ in range(50)] == [b"%d" % number for number in range(50)]
 
 
+async def test_path_and_method_are_checked_on_every_request():
+    """The credentials of a connection are not looked at again, but what is asked for is."""
+    async with open_http(serving(incoming={"path": "/ilp"}), data_handler=fulfill) as plugin:
+        for wrong, status in ((post().replace(b"/ilp", b"/x"), 404), (post().replace(b"POST", b"PUT"), 405)):
+            async with await dial(plugin.address) as stream:
+                await stream.send_all(post())
+                assert (await read_response(stream))[0] == 200
+                await stream.send_all(wrong)
+                assert (await read_response(stream))[0] == status
+
+
+async def test_requests_sent_ahead_are_answered_after_the_end():
+    async def echo(data):
+        await trio.sleep(0.001)
+        return data
+
+    async with open_http(serving(), data_handler=echo) as plugin, await dial(plugin.address) as stream:
+        await stream.send_all(b"".join(post(b"%d" % number) for number in range(20)))
+        await stream.send_eof()
+        assert [(await read_response(stream))[2] for _ in range(20)] == [b"%d" % number for number in range(20)]
+        assert await stream.receive_some() == b""
+
+
 async def test_requests_far_ahead_wait_in_the_network():
     """A peer that never reads would fill the memory."""
     arrived = trio.Event()
@@ -383,6 +406,19 @@ async def test_silent_connection_is_closed(start, clock):
         await stream.send_all(start)
         assert await stream.receive_some() == b""
         assert trio.current_time() - began <= 6.5
+
+
+async def test_silent_connection_is_closed_after_a_reconnection(clock):
+    async with open_http(serving(auth_timeout=5), data_handler=fulfill) as plugin:
+        async with await dial(plugin.address) as stream:
+            await stream.send_all(post())
+            assert (await read_response(stream))[0] == 200
+            await plugin.disconnect()
+        await plugin.connect()
+        async with await dial(plugin.address) as stream:
+            began = trio.current_time()
+            assert await stream.receive_some() == b""
+            assert trio.current_time() - began <= 6.5
 
 
 async def test_body_that_trickles_is_not_waited_for(clock):

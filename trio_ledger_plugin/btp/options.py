@@ -264,7 +264,7 @@ class BtpOptions(PluginOptions):
         """Return the proxy to go through, if there is one.
 
         Raises:
-            PermanentlyUnreachableError: The environment names one by a bad URL.
+            UnreachableError: The environment names one by a bad URL.
         """
         if self.proxy is not None:
             return parse_proxy(self.proxy.reveal()) if self.proxy else None

@@ -20,6 +20,7 @@ from ..errors import (
     InvalidServicesError,
     LedgerPluginError,
     NotAcceptedError,
+    NotConnectedError,
     PluginFailedError,
     UnreachableError,
 )
@@ -93,6 +94,9 @@ def unwrap_error(error: BaseException) -> BaseException:
             ended, _ = error.split((KeyboardInterrupt, TerminatedError))
             error = (ended or error).exceptions[0]
         elif isinstance(error, PluginFailedError) and error.__cause__ is not None:
+            error = error.__cause__
+        elif isinstance(error, NotConnectedError) and isinstance(error.__cause__, UnreachableError):
+            # Over HTTP each call dials.
             error = error.__cause__
         else:
             return error

@@ -12,7 +12,14 @@ import trio
 from attrs import Factory, define
 
 from ..codec import ilp
-from ..errors import ConnectionLostError, DecodeError, NotConnectedError, RemoteError, ResponseTimeoutError
+from ..errors import (
+    ConnectionLostError,
+    DecodeError,
+    NotConnectedError,
+    RemoteError,
+    ResponseTimeoutError,
+    UnreachableError,
+)
 from ..log import escape
 from ..opening import open_plugin
 from ..options.base import ConnectOptions
@@ -169,6 +176,10 @@ async def _ping_once(plugin: LedgerPlugin, results: Results, prepare: ilp.Prepar
         results.wrong += 1
         results.last_error = one_line(error)
     except (NotConnectedError, ConnectionLostError, ResponseTimeoutError) as error:
+        if results.sent == 1 and isinstance(error.__cause__, UnreachableError):
+            # Over HTTP the first request is the first to dial.
+            results.sent = 0
+            raise
         results.lost += 1
         results.last_error = one_line(error)
     else:

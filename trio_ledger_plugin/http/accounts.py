@@ -91,6 +91,7 @@ class HttpAccountsPlugin(AccountsServer, HttpEndpoint):
             Gate(
                 incoming,
                 limit=options.max_data_bytes,
+                seconds=options.auth_timeout,
                 identify=self._identify,
                 verify=self._tokens.verify if self._has_table and self._tokens.are_stored else None,
                 open_link=self.open_link,

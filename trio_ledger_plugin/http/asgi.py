@@ -75,6 +75,7 @@ class AsgiApp:
         if not server.is_wanted():
             raise RefusedError(503, "not connected")
         gate = server.gate
+        gate.check_target(head)
         claim = gate.claim(head)
         gate.check_body(head)
         if gate.needs_store:

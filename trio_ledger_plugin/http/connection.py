@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["IDLE_SECONDS", "ServerConnection", "Serving"]
 
 READ_BYTES: Final = 65536
+# Before the credentials; enough for a head and a packet of the usual size.
+FIRST_READ_BYTES: Final = 16384
 # Longer than any client keeps a connection: otherwise a request could meet its end.
 IDLE_SECONDS: Final = 75
 # How long one request may take to arrive, and how long a client may take to read why it was refused.
@@ -80,11 +82,11 @@ class ServerConnection(Responder):
         "_claim",
         "_early_bytes",
         "_head",
-        "_idle_waiter",
         "_keep_alive",
         "_link",
         "_reader",
         "_refusal",
+        "_response_waiter",
         "_server",
         "_socket",
         "_stream",
@@ -115,7 +117,7 @@ class ServerConnection(Responder):
         self._keep_alive = True
         # Whether a handler works for this connection.
         self._busy = False
-        self._idle_waiter: Waiter | None = None
+        self._response_waiter: Waiter | None = None
         # Why the connection is refused; nothing more is read then.
         self._refusal: RefusedError | None = None
 
@@ -132,16 +134,16 @@ class ServerConnection(Responder):
             while await self._read():
                 if self._unverified is not None:
                     await self._verify(self._unverified)
-                if self._busy and self._reader.buffered > MOST_AHEAD:
-                    await self._wait_idle()
+                while self._busy and self._reader.buffered > MOST_AHEAD:
+                    await self._wait_for_response()
                 if self._refusal is not None:
-                    await self._wait_idle()
                     await self._refuse(self._refusal)
                     return
                 if not self._keep_alive and not self._busy:
                     break
-            # A client may close its side before it reads the response.
-            await self._wait_idle()
+            # A client may close its side before it reads the responses.
+            while self._busy:
+                await self._wait_for_response()
             await self._linger()
         finally:
             if self._link is not None and self._busy:
@@ -151,12 +153,12 @@ class ServerConnection(Responder):
         """Handle what arrives next; returns False at the end of the connection."""
         socket, readers = self._socket, self._server.readers
         if socket is None:
-            data = bytes(await self._stream.receive_some(READ_BYTES))
+            data = bytes(await self._stream.receive_some(READ_BYTES if self._link else FIRST_READ_BYTES))
         elif readers is not None and readers.reads_for_all:
             turns = self._server.context if self._link is None else self._link.context
             return bool(await readers.read(socket, self.take, turns.budget))
         else:
-            data = await read_socket(socket, READ_BYTES)
+            data = await read_socket(socket, READ_BYTES if self._link else FIRST_READ_BYTES)
         if data:
             self.take(data)
         return bool(data)
@@ -167,8 +169,9 @@ class ServerConnection(Responder):
             self._early_bytes += len(data)
         else:
             self._link.counters.bytes_received += len(data)
-        self._reader.receive(data)
-        self._advance()
+        if self._refusal is None:
+            self._reader.receive(data)
+            self._advance()
         return not (
             self._refusal is not None
             or self._unverified is not None
@@ -188,6 +191,8 @@ class ServerConnection(Responder):
             self._refusal = RefusedError(error.status, str(error))
         except RefusedError as error:
             self._refusal = error
+        if self._refusal is not None:
+            self._reader = MessageReader(self._server.heads)
 
     def _read_request(self) -> None:
         reader = self._reader
@@ -228,6 +233,7 @@ class ServerConnection(Responder):
             text = "" if head.method == b"HEAD" else HEALTHY
             self._write_soon(write_response(200, text, keep_alive=False))
             return
+        gate.check_target(head)
         claim = self._claim
         self._head = head
         if claim is None or not claim.covers(head):
@@ -247,7 +253,8 @@ class ServerConnection(Responder):
         self.deadline = trio.current_time() + MESSAGE_SECONDS
         try:
             await self._server.gate.verify(claim)
-            self._use(claim)
+            if not self.is_closed:
+                self._use(claim)
         except RefusedError as error:
             self._refusal = error
         finally:
@@ -305,9 +312,9 @@ class ServerConnection(Responder):
     def _responded(self) -> None:
         self._busy = False
         self.deadline = trio.current_time() + (IDLE_SECONDS if self._keep_alive else LINGER_SECONDS)
-        if self._idle_waiter is not None:
-            self._idle_waiter.wake()
-            self._idle_waiter = None
+        if self._response_waiter is not None:
+            self._response_waiter.wake()
+            self._response_waiter = None
         if self.is_closed:
             return
         if not self._keep_alive:
@@ -361,11 +368,10 @@ class ServerConnection(Responder):
             if not done:
                 self.close()
 
-    async def _wait_idle(self) -> None:
-        """Wait until the request that is being served has its response."""
-        if self._busy:
-            self._idle_waiter = Waiter()
-            await park(self._idle_waiter)
+    async def _wait_for_response(self) -> None:
+        """Wait until the request that is being served has its response; the next one may be served by then."""
+        self._response_waiter = Waiter()
+        await park(self._response_waiter)
 
     # The end.
 

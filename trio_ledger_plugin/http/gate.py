@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+import trio
 from attrs import frozen
 
 from ..errors import NotAcceptedError, StoreError, UnreachableError
@@ -80,6 +81,7 @@ class Gate:
     Args:
         incoming: What the peer must show, and where.
         limit: The most bytes of a body.
+        seconds: How long the store may take to look up a token.
         identify: Returns the account that a token and a name are for, and until when the token is valid. Raises
             ``NotAcceptedError``. It does not wait.
         verify: Looks up the account's token. Raises ``NotAcceptedError`` if it is another one, and ``StoreError`` if
@@ -93,6 +95,7 @@ class Gate:
         incoming: IncomingOptions,
         *,
         limit: int,
+        seconds: float,
         identify: Identify,
         verify: Verify | None,
         open_link: OpenLink,
@@ -100,6 +103,7 @@ class Gate:
         self._path = incoming.path
         self._allow_bare = incoming.allow_bare_token
         self.limit: int = limit
+        self._seconds = seconds
         self._identify = identify
         self.needs_store: bool = verify is not None
         self._verify = verify
@@ -109,8 +113,8 @@ class Gate:
         """Whether a request only asks whether the server runs."""
         return head.method in (b"GET", b"HEAD")
 
-    def claim(self, head: RequestHead) -> Claim:
-        """Return what a request's head claims; ``verify`` must confirm it if the gate needs a store.
+    def check_target(self, head: RequestHead) -> None:
+        """Check the path and the method.
 
         Raises:
             RefusedError: The request is refused.
@@ -119,6 +123,13 @@ class Gate:
             raise RefusedError(404, "there is nothing at this path")
         if head.method != b"POST":
             raise RefusedError(405, "a packet is sent with POST", (("Allow", "POST, GET, HEAD"),))
+
+    def claim(self, head: RequestHead) -> Claim:
+        """Return what a request's head claims; ``verify`` must confirm it if the gate needs a store.
+
+        Raises:
+            RefusedError: The credentials are refused.
+        """
         try:
             token = bearer_token(head.authorization, allow_bare=self._allow_bare)
             account, until = self._identify(token, head.peer_name)
@@ -141,17 +152,22 @@ class Gate:
         """Confirm a claim.
 
         Raises:
-            RefusedError: The account has another token, or the store failed.
+            RefusedError: The account has another token, or the store fails or takes too long.
 
         Cancellation: A new account may have been stored.
         """
         assert self._verify is not None
-        try:
-            await self._verify(claim.account, claim.token.encode("utf-8", "surrogatepass"))
-        except NotAcceptedError as error:
-            raise _unauthorized(error) from error
-        except StoreError as error:
-            raise RefusedError(503, "the token cannot be looked up now") from error
+        trouble: StoreError | None = None
+        with trio.move_on_after(self._seconds):
+            try:
+                await self._verify(claim.account, claim.token.encode("utf-8", "surrogatepass"))
+            except NotAcceptedError as error:
+                raise _unauthorized(error) from error
+            except StoreError as error:
+                trouble = error
+            else:
+                return
+        raise RefusedError(503, "the token cannot be looked up now") from trouble
 
     def link_of(self, claim: Claim) -> HttpLink:
         """Return the link of a claim that is confirmed.

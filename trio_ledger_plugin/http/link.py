@@ -190,7 +190,7 @@ class HttpLink(Exchange):
     def fire(self, now: float) -> float:
         """Fail the calls that are past their deadline, and close old connections."""
         again = super().fire(now)
-        return again if self._client is None else min(again, self._client.tidy(now))
+        return min(again, self._client.tidy(now)) if self._client is not None and self.is_open else again
 
     def close(self, make_error: Callable[[], LedgerPluginError]) -> None:
         """Fail every call, each with an error of its own, and drop the replies to the peer's requests."""

@@ -47,6 +47,7 @@ class HttpPlugin(HttpEndpoint):
             gate = Gate(
                 incoming,
                 limit=options.max_data_bytes,
+                seconds=options.auth_timeout,
                 identify=lambda shown, _: ("", token.check(shown).expires),
                 verify=None,
                 open_link=self._open_link,

@@ -64,7 +64,8 @@ class HttpServer:
         heads = Heads(read_request_head)
         self._serving = Serving(context, gate, heads, self.admission, self._readers, is_wanted)
         self._connections: dict[ServerConnection, None] = {}
-        self._is_scheduled = False
+        # Looks at the connections, while there are some.
+        self._watch: _Watch | None = None
 
     @property
     def address(self) -> str:
@@ -139,21 +140,40 @@ class HttpServer:
         self._connections[connection] = None
         if self._readers is not None:
             self._readers.streams += 1
-        if not self._is_scheduled:
-            self._is_scheduled = True
-            self.context.timers.schedule(self, trio.current_time() + LOOK_SECONDS)
+        if self._watch is None:
+            self._watch = _Watch(self)
+            self.context.timers.schedule(self._watch, trio.current_time() + LOOK_SECONDS)
         try:
             await connection.run()
         finally:
             del self._connections[connection]
+            if not self._connections:
+                # The plugin's tasks may end now, and their timers with them.
+                self._watch = None
             if self._readers is not None:
                 self._readers.streams -= 1
             connection.close()
 
-    def fire(self, now: float) -> float:
-        """Close the connections that are past their deadline."""
+    def close_late(self, watch: _Watch, now: float) -> float:
+        """Close the connections that are past their deadline, and return when to look again."""
+        if watch is not self._watch:
+            return inf
         for connection in tuple(self._connections):
             if connection.deadline <= now:
                 connection.close()
-        self._is_scheduled = bool(self._connections)
-        return now + LOOK_SECONDS if self._connections else inf
+        return now + LOOK_SECONDS
+
+
+class _Watch:
+    """The timer of a server's connections.
+
+    Args:
+        server: The server.
+    """
+
+    def __init__(self, server: HttpServer) -> None:
+        self._server = server
+
+    def fire(self, now: float) -> float:
+        """Close the connections that are past their deadline."""
+        return self._server.close_late(self, now)

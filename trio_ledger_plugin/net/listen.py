@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 from contextlib import AsyncExitStack, contextmanager, suppress
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import trio
@@ -25,6 +26,9 @@ __all__ = ["NAMELESS", "Listener", "peer_address"]
 # Temporary errors of accept(): the process or the system has no room for another socket.
 OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 ACCEPT_PAUSE = 0.1
+# How many scheduler turns pass between two connections while each takes longer than the seconds below.
+BUSY_TURNS = 24
+IDLE_SECONDS = 0.0002
 # How often a port is chosen that has to be free at several addresses.
 PORT_TRIES = 8
 # The name in logs of a peer that has no address.
@@ -160,6 +164,7 @@ class Listener:
                 await trio.sleep(ACCEPT_PAUSE)
             else:
                 serving.start_soon(self._receive, stream)
+                await _yield_while_busy()
 
     async def _receive(self, stream: trio.SocketStream) -> None:
         in_use = False
@@ -169,6 +174,18 @@ class Listener:
             in_use = await self._serve(stream, peer)
         if not in_use:
             await abort_stream(stream)
+
+
+async def _yield_while_busy() -> None:
+    """Let other tasks run, for some scheduler turns or until one in which they have little to do.
+
+    So strangers who dial as fast as they can take little from the peers that are connected.
+    """
+    for _ in range(BUSY_TURNS):
+        began = perf_counter()
+        await trio.lowlevel.checkpoint()
+        if perf_counter() - began < IDLE_SECONDS:
+            return
 
 
 def peer_address(stream: trio.abc.Stream) -> str:

@@ -13,15 +13,17 @@ from __future__ import annotations
 import re
 import secrets
 from base64 import urlsafe_b64encode
+from functools import partial
 from hashlib import sha256
 from hmac import compare_digest
 from hmac import digest as hmac_digest
 from typing import TYPE_CHECKING, Final
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import trio
 
 from ..errors import InvalidServicesError, NotAcceptedError, StoreError
+from ..runtime.tasks import run_all
 
 if TYPE_CHECKING:
     from ..services import Log, Store
@@ -64,8 +66,7 @@ class AccountTokens:
         # A store's key has no NUL character.
         self._ending = ledger_id.replace("%", "%25").replace("\0", "%00")
         self._secret: bytes | None = None
-        # Held while a new account is stored: of two clients that ask for the same name at once, one may get it.
-        self._claiming = trio.Lock() if self._store is None else _lock_of(self._store)
+        self._names = _Names() if self._store is None else _names_of(self._store)
 
     @property
     def are_stored(self) -> bool:
@@ -116,10 +117,8 @@ class AccountTokens:
         secret = await self._get_secret(store)
         own, shared = f"{account}:token:{self._ending}", f"{account}:hashed-token"
         digest = _keyed(secret, self._ledger_id, account, token)
-        known = await store.get(own)
-        if known is not None:
-            return _are_equal(known, digest)
-        async with self._claiming:
+        # Of two clients that ask for the same new name at once, one may get it.
+        async with self._names.lock(account):
             known = await store.get(own)
             if known is not None:
                 return _are_equal(known, digest)
@@ -137,9 +136,15 @@ class AccountTokens:
 
     async def _get_reservation(self, store: Store, secret: bytes, account: str, shared: str) -> str | None:
         """Return the digest that reserves a name at every server of the store; None if there is none."""
+        found: dict[str, str | None] = {}
+
+        async def look_up(key: str) -> None:
+            found[key] = await store.get(key)
+
+        # At the same time, so that they share one turn at the store.
+        await run_all([partial(look_up, f"{account}:token"), partial(look_up, shared)])
         # An early ilp-plugin-mini-accounts stored the token itself.
-        plain = await store.get(f"{account}:token")
-        reserved = await store.get(shared)
+        plain, reserved = found[f"{account}:token"], found[shared]
         if plain:
             if reserved is None:
                 reserved = _keyed(secret, None, account, plain.encode())
@@ -154,7 +159,7 @@ class AccountTokens:
             ValueError: The store has another value in its place.
         """
         if self._secret is None:
-            async with self._claiming:
+            async with self._names.lock(SECRET_KEY):
                 secret = await store.get(SECRET_KEY)
                 if secret is None:
                     secret = secrets.token_hex(32)
@@ -165,16 +170,30 @@ class AccountTokens:
         return self._secret
 
 
-# Servers that share a store also share its lock, whether they share names or not.
-_locks: WeakKeyDictionary[Store, trio.Lock] = WeakKeyDictionary()
+class _Names:
+    """The names that are being looked up, each under a lock of its own, so that none waits for another."""
+
+    def __init__(self) -> None:
+        self._locks: WeakValueDictionary[str, trio.Lock] = WeakValueDictionary()
+
+    def lock(self, name: str) -> trio.Lock:
+        """Return the lock of a name."""
+        lock = self._locks.get(name)
+        if lock is None:
+            lock = self._locks[name] = trio.Lock()
+        return lock
 
 
-def _lock_of(store: Store) -> trio.Lock:
+# Servers that share a store also share its locks, whether they share names or not.
+_stores: WeakKeyDictionary[Store, _Names] = WeakKeyDictionary()
+
+
+def _names_of(store: Store) -> _Names:
     try:
-        return _locks.setdefault(store, trio.Lock())
+        return _stores.setdefault(store, _Names())
     except TypeError:
         # The application's own class cannot be a key. Then two servers of this store must not share a ledger_id.
-        return trio.Lock()
+        return _Names()
 
 
 def _keyed(secret: bytes, ledger_id: str | None, account: str, token: bytes) -> str:

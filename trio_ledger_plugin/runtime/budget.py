@@ -15,7 +15,7 @@ from attrs import frozen
 if TYPE_CHECKING:
     from ..options.base import PluginOptions
 
-__all__ = ["Budget", "Limits"]
+__all__ = ["Budget", "Limits", "ReadingTurn"]
 
 
 @frozen
@@ -38,6 +38,23 @@ class Limits:
     def of_account(cls, options: PluginOptions) -> Limits:
         """Return the limits of one account, or of a plugin with one peer."""
         return cls(options.max_handlers, options.max_handler_bytes, options.max_backlog_bytes)
+
+
+class ReadingTurn:
+    """The turn that the links of one account take.
+
+    Attributes:
+        lock: Held by the link whose turn it is.
+        others_busy: Whether links of other accounts have read anything during the last turn.
+        unread: The bytes that have arrived over the links that wait for their turn, or have it.
+    """
+
+    __slots__ = ("lock", "others_busy", "unread")
+
+    def __init__(self) -> None:
+        self.lock: trio.Lock = trio.Lock()
+        self.others_busy: bool = False
+        self.unread: int = 0
 
 
 class Budget:
@@ -84,7 +101,7 @@ class Budget:
         self.calls: int = 0
         self.links: int = 0
         # Made when first needed, as everything below: an idle account must cost little.
-        self._reading: trio.Lock | None = None
+        self._reading: ReadingTurn | None = None
         self.call_waiters: trio.lowlevel.ParkingLot | None = None
         self._unused: trio.Event | None = None
 
@@ -102,10 +119,10 @@ class Budget:
         }
 
     @property
-    def reading(self) -> trio.Lock:
-        """Held by a link while it takes the messages that it has read, if the account has several links."""
+    def reading(self) -> ReadingTurn:
+        """The turn of a link to take the messages that it has read, if the account has several links."""
         if self._reading is None:
-            self._reading = trio.Lock()
+            self._reading = ReadingTurn()
         return self._reading
 
     def count_link(self, more: int) -> None:
@@ -144,25 +161,38 @@ class Budget:
         self.handlers += 1
         self.handler_bytes += size
         self.transfers += is_transfer
-        if self.parent is not None:
-            self.parent.take_handler(size, is_transfer=is_transfer)
+        server = self.parent
+        if server is not None:
+            # Not by a call: this runs for each request.
+            server.handlers += 1
+            server.handler_bytes += size
+            server.transfers += is_transfer
 
     def hold_more(self, size: int) -> None:
         """Count bytes that a running request holds beyond its first ones."""
         self.handler_bytes += size
         if self.parent is not None:
-            self.parent.hold_more(size)
+            self.parent.handler_bytes += size
 
     def give_handler_back(self, size: int, *, is_transfer: bool) -> None:
         """Count a request that has ended, and held so many bytes at last."""
         self.handlers -= 1
         self.handler_bytes -= size
         self.transfers -= is_transfer
+        if self._unused is not None:
+            self._wake_unused()
+        server = self.parent
+        if server is not None:
+            server.handlers -= 1
+            server.handler_bytes -= size
+            server.transfers -= is_transfer
+            if server._unused is not None:
+                server._wake_unused()
+
+    def _wake_unused(self) -> None:
         if self._unused is not None and not self.handlers:
             self._unused.set()
             self._unused = None
-        if self.parent is not None:
-            self.parent.give_handler_back(size, is_transfer=is_transfer)
 
     async def wait_no_handlers(self) -> None:
         """Wait until no handler runs.

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from ..net.shared_reader import SocketReaders
     from ..options.base import PluginOptions
+    from ..runtime.budget import ReadingTurn
     from ..runtime.tasks import TaskGroup
     from .interface import MessageReceiver
 
@@ -277,18 +278,16 @@ class FrameStream(trio.abc.Stream):
             others_busy = backlog and FrameStream.batches_read != last_batch
             most = BUSY_BATCH_FRAMES if others_busy else BATCH_FRAMES
             if receiver.turns.links > 1 and not frames.is_empty:
-                async with receiver.turns.reading:
-                    # All links of an account together read as much in one scheduler turn as one link does.
-                    count = self._take(receiver, most := BATCH_FRAMES)
+                full = await self._take_in_turn(receiver, receiver.turns.reading, backlog)
             else:
-                count = self._take(receiver, most)
-            last_batch = FrameStream.batches_read
-            if count == most:
+                full = self._take(receiver, most) == most
+                last_batch = FrameStream.batches_read
+                if full:
+                    await self._yield_to_others(BUSY_TURNS if others_busy else 1)
+            if full:
                 if receiver.replies_blocked and not receiver.is_open:
                     # Nothing more is held than one batch.
                     await receiver.wait_ready()
-                if receiver.turns.links <= 1:
-                    await self._yield_to_others(BUSY_TURNS if others_busy else 1)
                 continue
             other = frames.take_other()
             if other is not None:
@@ -337,13 +336,38 @@ class FrameStream(trio.abc.Stream):
         self._readers.messages += self._take(receiver, BATCH_FRAMES)
         return self._frames.is_empty and not receiver.replies_blocked
 
-    async def _yield_to_others(self, turns: int) -> None:
-        """Wait for a number of scheduler turns, or until a turn in which no other stream has read anything."""
+    async def _take_in_turn(self, receiver: MessageReceiver, turn: ReadingTurn, backlog: bool) -> bool:
+        """Take a batch of messages when no other link of the account does; return whether there may be more.
+
+        So all links of an account together take as much in one scheduler turn as one link does.
+        """
+        unread = self._frames.unread
+        turn.unread += unread
+        try:
+            async with turn.lock:
+                # Many links that have each read a little are a flood as well.
+                others_busy = turn.others_busy and (backlog or turn.unread >= READ_BYTES)
+                most = BUSY_BATCH_FRAMES if others_busy else BATCH_FRAMES
+                full = self._take(receiver, most) == most
+                if full:
+                    turn.others_busy = await self._yield_to_others(BUSY_TURNS if others_busy else 1)
+        finally:
+            turn.unread -= unread
+        return full
+
+    async def _yield_to_others(self, turns: int) -> bool:
+        """Wait for a number of scheduler turns, or until a turn in which no other stream has read anything.
+
+        Returns:
+            Whether another stream has read anything in the last turn.
+        """
+        seen = FrameStream.batches_read
         for _ in range(turns):
             seen = FrameStream.batches_read
             await trio.lowlevel.checkpoint()
             if FrameStream.batches_read == seen:
-                return
+                return False
+        return True
 
     async def _forward(self, receiver: MessageReceiver, kind: FrameKind, raw: bytes) -> bytes:
         """Return a frame that is not plain for trio-websocket, and choose the phase that follows it."""

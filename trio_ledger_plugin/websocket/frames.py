@@ -181,6 +181,11 @@ class FrameReader:
         self._position = 0
 
     @property
+    def unread(self) -> int:
+        """How many bytes are left."""
+        return len(self._buffer) - self._position
+
+    @property
     def is_empty(self) -> bool:
         """Whether no byte is left."""
         return not self._buffer

@@ -136,7 +136,7 @@ class MessageStream:
         while (message := await self._accepted.receive()) is not None:
             self.bytes_received += len(message)
             if receiver.turns.links > 1:
-                async with receiver.turns.reading:
+                async with receiver.turns.reading.lock:
                     pass
             if len(message) > self._max_message:
                 receiver.too_big()

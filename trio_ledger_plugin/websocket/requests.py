@@ -84,21 +84,29 @@ async def receive_handshake(stream: trio.abc.Stream, options: PluginOptions) -> 
 
     Cancellation: The stream must be closed then.
     """
-    try:
-        received = await receive_head(stream, options.max_head_bytes, _check_beginning)
-    except HeadTooLongError as error:
-        await _answer(stream, "431 Request Header Fields Too Large", "the head of the request is too large\n")
-        raise BadHandshakeError(str(error)) from None
-    except _NotHttpError as error:
-        if error.is_answered:
-            await _answer(stream, "400 Bad Request", "this is an HTTP server for WebSocket handshakes\n")
-        raise BadHandshakeError(str(error)) from None
+    received = await _receive_head(stream, options.max_head_bytes)
     if not received[0]:
         begun = f"the client left after {len(received[1])} bytes of its request"
         raise BadHandshakeError(begun if received[1] else "the client left without a request", is_check=not received[1])
     head = parse_head(received[0])
     await _refuse_others(stream, head)
     return Handshake(head, received)
+
+
+async def _receive_head(stream: trio.abc.Stream, limit: int) -> tuple[bytes, bytes]:
+    """Read a head as ``receive_head`` does; answer one that is too long, and what is not HTTP, with an error."""
+    problem, answer = "", None
+    try:
+        return await receive_head(stream, limit, _check_beginning)
+    except HeadTooLongError as error:
+        problem, answer = str(error), ("431 Request Header Fields Too Large", "the head of the request is too large\n")
+    except _NotHttpError as error:
+        problem = str(error)
+        if error.is_answered:
+            answer = "400 Bad Request", "this is an HTTP server for WebSocket handshakes\n"
+    if answer is not None:
+        await _answer(stream, *answer)
+    raise BadHandshakeError(problem)
 
 
 class _NotHttpError(Exception):
