@@ -161,7 +161,7 @@ async def test_beat_since_the_last_look_keeps_the_ledger(postgres_dsn: str) -> N
 @pytest.mark.parametrize("kind", ["memory", "sqlite", "none"])
 async def test_standby_needs_a_store_for_several_programs(tmp_path: Any, kind: str) -> None:
     async with open_sqlite_store(tmp_path / "money.db") as sqlite:
-        store = {"memory": MemoryStore(), "sqlite": sqlite, "none": None}[kind]
+        store: Any = {"memory": MemoryStore(), "sqlite": sqlite, "none": None}[kind]
         with pytest.raises(InvalidServicesError, match="standby=True needs one that several programs can open"):
             async with open_plugin({"plugin": "loopback", "standby": True}, PluginServices(store=store)):
                 raise AssertionError("opened")

@@ -12,7 +12,9 @@ import trio
 from support.programs import CANARY
 from support.stores import hold_thread
 
-from trio_ledger_plugin import InvalidFieldsError, StoreError
+from trio_ledger_plugin import InvalidFieldsError, NotAcceptedError, StoreError
+from trio_ledger_plugin.log import StdlibLog
+from trio_ledger_plugin.net.tokens import AccountTokens
 from trio_ledger_plugin.secret import Secret
 from trio_ledger_plugin.stores import PostgresStore, open_postgres_store
 
@@ -322,3 +324,47 @@ def test_missing_extra_is_one_sentence_with_the_command() -> None:
     assert (
         done.stdout == "open_postgres_store() needs psycopg, which is an extra; in a clone: pip install '.[postgres]'\n"
     )
+
+
+# Accounts.
+
+
+class LateStore:
+    """A store whose owner is held up between its look for a name's token and its entry."""
+
+    def __init__(self, inner: PostgresStore) -> None:
+        self.inner = inner
+        self.put, self.get, self.delete = inner.put, inner.get, inner.delete
+        self.looked, self.may_add = trio.Event(), trio.Event()
+
+    async def put_if_absent(self, key: str, value: str) -> str:
+        if key.startswith("alice"):
+            self.looked.set()
+            await self.may_add.wait()
+        return await self.inner.put_if_absent(key, value)
+
+
+async def test_new_name_gets_one_owner_among_two_servers(postgres_dsn: str) -> None:
+    """Two processes that share a store both let in the first who asked for a name."""
+    log = StdlibLog()
+    async with (
+        open_postgres_store(postgres_dsn, replication="none") as one,
+        open_postgres_store(postgres_dsn, replication="none") as two,
+        trio.open_nursery() as nursery,
+    ):
+        late = LateStore(one)
+        first, second = (AccountTokens(store, False, log, "main") for store in (late, two))
+        refused: list[NotAcceptedError] = []
+
+        async def log_in() -> None:
+            with pytest.raises(NotAcceptedError) as caught:
+                await first.verify("alice", b"first")
+            refused.append(caught.value)
+
+        nursery.start_soon(log_in)
+        await late.looked.wait()
+        await second.verify("alice", b"second")
+        late.may_add.set()
+        while not refused:  # noqa: ASYNC110 (nothing else tells)
+            await trio.sleep(0.01)
+        await second.verify("alice", b"second")
