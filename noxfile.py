@@ -28,7 +28,7 @@ def tests(session: nox.Session) -> None:
         "--cov",
         "--cov-report=term:skip-covered",
         *session.posargs,
-        env={"TRIO_LEDGER_PLUGIN_REQUIRE_NODE": "1"},
+        env={"TRIO_LEDGER_PLUGIN_REQUIRE_NODE": "1", "TRIO_LEDGER_PLUGIN_REQUIRE_POSTGRES": "1"},
     )
 
 

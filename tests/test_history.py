@@ -8,6 +8,7 @@ from support.journals import IN, KEYED, OUT, PLAIN, PROMISED, RETENTION, accept,
 from trio_ledger_plugin import TransferNotFoundError
 from trio_ledger_plugin.money import history, incoming, outgoing
 from trio_ledger_plugin.money.incoming import PLAIN_SECONDS
+from trio_ledger_plugin.stores.dialect import SQLITE
 from trio_ledger_plugin.transfer import TransferState
 
 # Reading.
@@ -60,7 +61,10 @@ def test_gaps_between_numbers_cost_no_pages(book, monkeypatch):
     """Numbers are never used again: where much was forgotten, there are large gaps."""
     monkeypatch.setattr(history, "PAGE", 3)
     book.receive("first")
-    book.connection.execute("UPDATE sqlite_sequence SET seq = 10000000")
+    if book.dialect is SQLITE:
+        book.connection.execute("UPDATE sqlite_sequence SET seq = 10000000")
+    else:
+        book.connection.execute("SELECT setval(pg_get_serial_sequence('lpi_transfers', 'id'), 10000000)")
     book.receive("last")
     assert [[entry.key for entry in page] for page in book.pages()] == [["first"], ["last"], []]
 

@@ -915,7 +915,7 @@ def test_file_of_a_newer_version_is_refused(book):
 def test_opening_makes_due_what_an_earlier_process_was_sending(book):
     keyed, plain = book.begin("keyed"), book.begin("plain", level=PLAIN, account="alice")
     assert book.journal.outgoing.take_due(book.connection, "", 9).transfers == []
-    journal = new_journal(lambda: 0.0)
+    journal = new_journal(lambda: 0.0, dialect=book.dialect)
     # A reader does not touch what another process sends.
     assert journal.open(book.connection, settle=False) == {"", "alice"}
     assert [book.state("keyed"), book.state("plain", "alice")] == [TransferState.SENT, TransferState.SENT]

@@ -22,6 +22,7 @@ from support.ledgers import (
     keyed,
     new_store,
     settle,
+    sqlite_store,
     states,
     sums,
     until,
@@ -668,6 +669,7 @@ async def test_commit_during_a_cancellation_is_acknowledged(store, kind):
         await peer.aclose()
 
 
+@sqlite_store
 async def test_account_is_resent_to_although_the_store_started_slowly(store):
     """It would wait for weeks if the network is good."""
     opts = options(acceptMoney="journal", generateAccount=True, closeTimeout=500)

@@ -112,6 +112,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "trusted_proxies": (),
         "money": "auto",
         "ledger_id": "main",
+        "standby": False,
         "key_retention": 604800.0,
         "max_transfer_keys": 1000000,
         "accept_money": "handler",

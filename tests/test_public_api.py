@@ -19,6 +19,7 @@ ERRORS = {
     "InvalidFieldsError": "F01",
     "InvalidFulfillmentError": "F04",
     "InvalidServicesError": "",
+    "LedgerLostError": "",
     "LedgerPluginError": "",
     "MoneyHandlerAlreadyRegisteredError": "",
     "MoneyLevelError": "",

@@ -27,7 +27,7 @@ def path(tmp_path):
 async def store(path):
     async with open_sqlite_store(path) as opened:
         # mypy checks here that the store has all methods of the protocol.
-        store: TransactionalStore = opened
+        store: TransactionalStore[sqlite3.Connection] = opened
         yield store
 
 

@@ -9,6 +9,7 @@ import ast
 import re
 import sqlite3
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from trio_ledger_plugin.money.history import START
 from trio_ledger_plugin.money.peers import MAX_OLDER
 from trio_ledger_plugin.money.statements import Statements
 from trio_ledger_plugin.stores.dialect import SQLITE
+from trio_ledger_plugin.stores.postgres_dialect import POSTGRES
 from trio_ledger_plugin.stores.schema import VALUES, add_functions, migrate
 from trio_ledger_plugin.transfer import TransferState
 
@@ -27,6 +29,8 @@ ROOT = Path(trio_ledger_plugin.__file__).parent
 SQL = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|REPLACE|WITH)\s")
 # Where the text of a statement may be. The upgrade of an old database reads it all, once.
 JOURNAL, UPGRADE = "money/statements.py", "money/tables.py"
+# Statements for PostgreSQL only; each is about one row that has a key.
+POSTGRES_ONLY = "stores/postgres_"
 # Tables with a row for each ledger, or one row, or one for each table.
 SMALL = {"lpi_ledgers", "lpi_opening", "sqlite_schema"}
 KEYED, PLAIN = MoneyLevel.KEYED, MoneyLevel.PLAIN
@@ -48,7 +52,7 @@ def find_literals():
 
 
 LITERALS = find_literals()
-STORES = {place: text for place, text in LITERALS.items() if not place.startswith((JOURNAL, UPGRADE))}
+STORES = {place: text for place, text in LITERALS.items() if not place.startswith((JOURNAL, UPGRADE, POSTGRES_ONLY))}
 
 
 def fill(connection, rows):
@@ -57,7 +61,7 @@ def fill(connection, rows):
         """INSERT INTO lpi_ledgers SELECT column1, 1e6, column1 FROM (VALUES ('main'), ('second'), ('third'))
             WHERE true ON CONFLICT DO UPDATE SET age = 1e6"""
     )
-    count = "WITH RECURSIVE n (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < ?)"
+    numbers = "WITH RECURSIVE n (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < ?)"
     ledger = "CASE i % 10 WHEN 0 THEN 'second' WHEN 1 THEN 'third' ELSE 'main' END"
     account = "CASE WHEN i % 10 = 0 THEN '' ELSE 'account ' || (i % 60) END"
     state = (
@@ -65,7 +69,7 @@ def fill(connection, rows):
         " WHEN i % 500 = 4 THEN 'applied' WHEN i % 100 = 2 THEN 'refused' ELSE 'delivered' END"
     )
     connection.execute(
-        f"""{count} INSERT INTO lpi_transfers
+        f"""{numbers} INSERT INTO lpi_transfers
             (ledger, account, direction, origin, key, amount, level, state, digest, created, changed, keep_for,
              forget_at, peer_journal, resend_until)
             SELECT {ledger}, {account}, CASE WHEN i % 2 THEN 'out' ELSE 'in' END,
@@ -89,7 +93,9 @@ def fill(connection, rows):
         """INSERT INTO lpi_peers SELECT ledger, account, 'an older one ' || i, 1, 1, 1, 1, 1
             FROM lpi_accounts, (SELECT 1 AS i UNION SELECT 2)"""
     )
-    connection.execute(f"{count} INSERT INTO lpi_values SELECT 'account ' || i || ':token', 'x' FROM n", (rows // 10,))
+    connection.execute(
+        f"{numbers} INSERT INTO lpi_values SELECT 'account ' || i || ':token', 'x' FROM n", (rows // 10,)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +128,28 @@ def complaints(connection, text):
         for step in steps
         if "TEMP B-TREE" in step or "AUTOMATIC" in step or (step.startswith("SCAN") and step.split()[1] not in SMALL)
     ]
+
+
+@pytest.mark.slow
+def test_no_statement_scans_or_sorts_in_postgres(postgres_server):
+    """The planner takes an index wherever it can, since scans are disabled; what it cannot avoid shows in the plan."""
+    book = Book(postgres_server.dsn())
+    book.connection.execute("SET LOCAL enable_seqscan = off")
+    book.connection.execute("SET LOCAL plan_cache_mode = force_generic_plan")
+    wrong = {}
+    for name, text in vars(Statements(POSTGRES)).items():
+        if isinstance(text, str):
+            numbers = count(1)
+            numbered = re.sub("%s", lambda _: f"${next(numbers)}", text)  # noqa: B023 (called at once)
+            book.connection.execute(f"PREPARE {name.lower()} AS {numbered}")
+            values = ", ".join(["NULL"] * text.count("%s"))
+            explain = f"EXPLAIN EXECUTE {name.lower()}" + (f"({values})" if values else "")
+            plan = " ".join(row[0] for row in book.connection.execute(explain).fetchall())
+            on_a_ledger = "lpi_ledgers" in plan
+            if ("Seq Scan" in plan or re.search(r"\bSort\b", plan)) and not on_a_ledger:
+                wrong[name] = plan
+    book.connection.close()
+    assert wrong == {}
 
 
 @pytest.mark.parametrize("text", [*JOURNALS.values(), *STORES.values()], ids=[*JOURNALS, *STORES])
@@ -161,7 +189,8 @@ def test_every_statement_of_the_package_is_asked_for():
         and isinstance(node.func, ast.Attribute)
         and node.func.attr in ("execute", "executemany", "executescript")
     }
-    assert calls == {("money", "execute"), ("stores", "execute")}
+    # A cursor of PostgreSQL passes executemany() on.
+    assert calls == {("money", "execute"), ("stores", "execute"), ("stores", "executemany")}
 
 
 class Counting(sqlite3.Connection):

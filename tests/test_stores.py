@@ -7,13 +7,17 @@ import trio
 import trio.testing
 
 from trio_ledger_plugin.errors import InvalidFieldsError
-from trio_ledger_plugin.stores import MemoryStore, open_sqlite_store
+from trio_ledger_plugin.stores import MemoryStore, open_postgres_store, open_sqlite_store
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
 async def store(request: Any, tmp_path: Any) -> Any:
     if request.param == "memory":
         yield MemoryStore()
+    elif request.param == "postgres":
+        dsn = request.getfixturevalue("postgres_dsn")
+        async with open_postgres_store(dsn, replication="none") as store:
+            yield store
     else:
         async with open_sqlite_store(tmp_path / "store.db") as store:
             yield store
@@ -24,6 +28,12 @@ async def test_stored_values_come_back(store: Any) -> None:
     await store.put("key", "two")
     assert await store.get("key") == "two"
     assert await store.get("other") is None
+
+
+async def test_put_if_absent_returns_the_value_that_was_first(store: Any) -> None:
+    assert await store.put_if_absent("key", "first") == "first"
+    assert await store.put_if_absent("key", "second") == "first"
+    assert await store.get("key") == "first"
 
 
 async def test_delete_removes_the_value_and_is_safe_twice(store: Any) -> None:
@@ -46,6 +56,7 @@ async def test_two_stores_share_nothing(store: Any, tmp_path: Any) -> None:
         ("put", (b"key", "value"), "key"),
         ("put", ("key", 5), "value"),
         ("put", ("key", None), "value"),
+        ("put_if_absent", ("key", None), "value"),
         ("get", (5,), "key"),
         ("delete", (None,), "key"),
     ],
@@ -66,14 +77,20 @@ async def test_text_that_utf8_cannot_encode_is_refused(store: Any, method: Any, 
     assert caught.value.__context__ is None
 
 
-@pytest.mark.parametrize(("method", "arguments"), [("put", ("a\0b", "value")), ("get", ("a\0b",)), ("delete", ("\0",))])
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [("put", ("a\0b", "value")), ("put_if_absent", ("\0", "value")), ("get", ("a\0b",)), ("delete", ("\0",))],
+)
 async def test_key_with_a_nul_character_is_refused(store: Any, method: Any, arguments: Any) -> None:
     """PostgreSQL's text cannot hold it, so a program would fail when it changes its store."""
     with pytest.raises(InvalidFieldsError, match="store's key has a NUL character"):
         await getattr(store, method)(*arguments)
 
 
-@pytest.mark.parametrize(("method", "arguments"), [("put", ("key", "new")), ("get", ("key",)), ("delete", ("key",))])
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [("put", ("key", "new")), ("put_if_absent", ("key", "new")), ("get", ("key",)), ("delete", ("key",))],
+)
 async def test_calls_are_checkpoints_and_change_nothing_if_cancelled(store: Any, method: Any, arguments: Any) -> None:
     with trio.testing.assert_checkpoints():
         await getattr(store, method)(*arguments)

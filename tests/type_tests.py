@@ -150,7 +150,7 @@ async def on_async_transfer(connection: sqlite3.Connection, transfer: Transfer) 
 async def keeping_books(opts: Mapping[str, object]) -> None:
     async with open_sqlite_store("wallet.db") as database:
         assert_type(database, SqliteStore)
-        transactional: TransactionalStore = database
+        transactional: TransactionalStore[sqlite3.Connection] = database
         services = PluginServices(store=transactional)
         async with open_plugin(opts, services, transactional_money_handler=on_transfer) as plugin:
             assert_type(plugin.transfers, Transfers)

@@ -51,6 +51,7 @@ __all__ = [
     "InvalidFieldsError",
     "InvalidFulfillmentError",
     "InvalidServicesError",
+    "LedgerLostError",
     "LedgerPluginError",
     "MoneyHandlerAlreadyRegisteredError",
     "MoneyLevelError",
@@ -219,6 +220,14 @@ class StoreError(LedgerPluginError):
 
 class StoreInDoubtError(StoreError):
     """The store failed during a commit; it is not known yet whether the change counts."""
+
+
+class LedgerLostError(StoreError):
+    """Another process has taken over the ledger that the plugin keeps in the store; nothing has changed.
+
+    It is the cause of the ``PluginFailedError`` of a plugin that was stopped or cut off for so long that a plugin with
+    the option ``standby`` has taken its place.
+    """
 
 
 class DecodeError(LedgerPluginError, ValueError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from math import inf
 from threading import get_ident
 from typing import TYPE_CHECKING, ClassVar
 
@@ -196,7 +197,8 @@ class LedgerPlugin(ABC):
         Cancellation: This caller stops waiting; if it was the last one, the attempt is cancelled.
         """
         self.check_thread()
-        await self._connector.connect(ConnectOptions.seconds_of(options, self.options.connect_timeout))
+        default = inf if self.options.standby else self.options.connect_timeout
+        await self._connector.connect(ConnectOptions.seconds_of(options, default))
 
     async def disconnect(self) -> None:
         """Disconnect from the peer (RFC-0024, disconnect). Does nothing when not connected; ``connect()`` may follow.

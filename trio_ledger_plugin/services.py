@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from attrs import frozen
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Callable
 
 __all__ = ["Log", "PluginServices", "Store", "TransactionalStore"]
 
 T = TypeVar("T")
+ConnectionT_co = TypeVar("ConnectionT_co", covariant=True)
 
 
 class Store(Protocol):
-    """The application's persistent store: text under keys (RFC-0024, PluginServices#store)."""
+    """The application's persistent store: text under keys (RFC-0024, PluginServices#store).
+
+    A store that several programs use at once also has ``put_if_absent(key, value)``, which stores a value under a key
+    that has none, and returns the value that the key has then. Every store of this package has it.
+    """
 
     async def put(self, key: str, value: str) -> None:
         """Store a value under a key, replacing an earlier one."""
@@ -32,14 +36,19 @@ class Store(Protocol):
         ...
 
 
-class TransactionalStore(Store, Protocol):
-    """A store with transactions, which money that survives crashes needs; ``open_sqlite_store()`` returns one."""
+class TransactionalStore(Store, Protocol[ConnectionT_co]):
+    """A store with transactions, which money that survives crashes needs.
 
-    async def transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run ``work(connection)`` inside a transaction and return its result once the changes are safely on disk.
+    ``open_sqlite_store()`` returns one whose connections are ``sqlite3.Connection``, ``open_postgres_store()`` one
+    whose connections are ``psycopg.Connection``. A class that wraps a store of this package passes on its attribute
+    ``dialect``; a store without one is taken for an SQLite store.
+    """
+
+    async def transaction(self, work: Callable[[ConnectionT_co], T]) -> T:
+        """Run ``work(connection)`` inside a transaction and return its result once the changes are safely stored.
 
         Args:
-            work: Called in the store's own thread, one call at a time. It may run again when a commit fails, so it
+            work: Called in the store's own thread. It may run again when a commit fails, so it
                 must change nothing but the database. If it raises an exception, its changes are undone and this method
                 raises that exception.
 

@@ -1,4 +1,4 @@
-"""Journals in memory, for tests that need neither Trio nor a file."""
+"""Journals in memory or in a transaction of PostgreSQL, for tests that need neither Trio nor a file."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import sqlite3
 from math import inf
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import psycopg
+
 from trio_ledger_plugin import MoneyLevel, NotAcceptedError, RemoteError, Totals, Transfer
 from trio_ledger_plugin.money.history import START, AccountTotals
 from trio_ledger_plugin.money.outgoing import BeingSent
 from trio_ledger_plugin.money.sql import SqlJournal
 from trio_ledger_plugin.negotiation import JournalOffer, PeerJournal
 from trio_ledger_plugin.stores.dialect import SQLITE
-from trio_ledger_plugin.stores.schema import add_functions
+from trio_ledger_plugin.stores.postgres_dialect import POSTGRES, VALUES
+from trio_ledger_plugin.stores.schema import add_functions, migrate
 from trio_ledger_plugin.transfer import JournalEntry, TransferDirection, TransferState
 
 if TYPE_CHECKING:
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from trio_ledger_plugin.money.incoming import Apply, Received
+    from trio_ledger_plugin.stores.dialect import Dialect
 
 T = TypeVar("T")
 
@@ -56,11 +60,12 @@ def new_journal(
     max_keys: int = 10_000,
     key_retention: float = RETENTION,
     promised: float = PROMISED,
+    dialect: Dialect = SQLITE,
 ) -> SqlJournal:
-    return SqlJournal(ledger, SQLITE, max_keys=max_keys, key_retention=key_retention, promised=promised, clock=clock)
+    return SqlJournal(ledger, dialect, max_keys=max_keys, key_retention=key_retention, promised=promised, clock=clock)
 
 
-def in_transaction(connection: sqlite3.Connection, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+def in_transaction(connection: Any, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     """Run work as a store does: if it raises an exception, its changes are undone."""
     connection.execute("BEGIN")
     try:
@@ -72,14 +77,14 @@ def in_transaction(connection: sqlite3.Connection, work: Callable[..., T], *args
     return result
 
 
-def rows_of(connection: sqlite3.Connection, ledger: str) -> list[Any]:
+def rows_of(connection: Any, ledger: str) -> list[Any]:
     """Return all rows of a ledger."""
     # The names are constants.
     return [connection.execute(f"SELECT * FROM {table} WHERE ledger = ?", (ledger,)).fetchall() for table in TABLES]  # noqa: S608
 
 
 def read_pages(
-    connection: sqlite3.Connection,
+    connection: Any,
     journal: SqlJournal,
     *,
     account: str | None = None,
@@ -95,7 +100,7 @@ def read_pages(
         yield page.entries
 
 
-def forget_in_slices(connection: sqlite3.Connection, journal: SqlJournal) -> Iterator[None]:
+def forget_in_slices(connection: Any, journal: SqlJournal) -> Iterator[None]:
     """Remove what may be forgotten; yield after each slice."""
     after: tuple[float, int] | None = START
     while after is not None:
@@ -103,26 +108,52 @@ def forget_in_slices(connection: sqlite3.Connection, journal: SqlJournal) -> Ite
         yield
 
 
-def accept(_connection: sqlite3.Connection, _transfer: Transfer) -> None:
+def accept(_connection: Any, _transfer: Transfer) -> None:
     """A transactional money handler that accepts every transfer."""
 
 
-def refuse(_connection: sqlite3.Connection, _transfer: Transfer) -> NotAcceptedError:
+def refuse(_connection: Any, _transfer: Transfer) -> NotAcceptedError:
     """A transactional money handler that refuses every transfer."""
     return NotAcceptedError("no")
 
 
-class Book:
-    """An open journal, in a database in memory, and a clock that the test sets."""
+class PostgresConnection:
+    """A connection to PostgreSQL that tests use like one of SQLite: in one transaction, which is never committed."""
 
-    def __init__(self) -> None:
+    def __init__(self, dsn: str) -> None:
+        self._inner = psycopg.connect(dsn)
+        self._inner.execute("CREATE SCHEMA book")
+        self._inner.execute("SET LOCAL search_path = book")
+        migrate(self, "values", VALUES, POSTGRES)
+
+    def execute(self, statement: str, values: tuple[object, ...] = ()) -> psycopg.Cursor[Any]:
+        statement = WITHIN.get(statement, statement)
+        return self._inner.execute(statement.replace("?", "%s").encode(), values or None)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+# What stands for a transaction within a transaction.
+WITHIN = {
+    "BEGIN": "SAVEPOINT book",
+    "COMMIT": "RELEASE SAVEPOINT book",
+    "ROLLBACK": "ROLLBACK TO SAVEPOINT book; RELEASE SAVEPOINT book",
+}
+
+
+class Book:
+    """An open journal, in a database in memory or in a transaction of PostgreSQL, and a clock that the test sets."""
+
+    def __init__(self, dsn: str | None = None) -> None:
         self.now = 0.0
-        self.connection = connect()
+        self.dialect = SQLITE if dsn is None else POSTGRES
+        self.connection: Any = connect() if dsn is None else PostgresConnection(dsn)
         self.journal = self.reopen()
 
     def reopen(self, ledger: str = "main", *, settle: bool = True, **options: Any) -> SqlJournal:
         """Open a ledger as the next process does; use it from now on."""
-        self.journal = new_journal(lambda: self.now, ledger, **options)
+        self.journal = new_journal(lambda: self.now, ledger, dialect=self.dialect, **options)
         self.journal.open(self.connection, settle=settle)
         return self.journal
 
@@ -199,4 +230,4 @@ class Book:
         return self.accounts()[account].level
 
     def select(self, statement: str, *values: object) -> list[Any]:
-        return self.connection.execute(statement, values).fetchall()
+        return list(self.connection.execute(statement, values).fetchall())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 from attrs import evolve
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from support.peers import TOKEN, Peer, dial
 from support.scripted import ScriptedOptions, ScriptedPlugin
@@ -21,27 +22,41 @@ from trio_ledger_plugin import (
 from trio_ledger_plugin.btp.auth import auth_message
 from trio_ledger_plugin.codec import btp
 from trio_ledger_plugin.negotiation import TRANSFER_KEYS, JournalOffer, PeerJournal
+from trio_ledger_plugin.stores.dialect import SQLITE
 from trio_ledger_plugin.transfer import IDEMPOTENCY_KEY, MoneyLevel, Transfer
 
 if TYPE_CHECKING:
-    import sqlite3
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from trio_ledger_plugin import LedgerPlugin
-    from trio_ledger_plugin.stores import SqliteStore
+    from trio_ledger_plugin.stores import PostgresStore, SqliteStore
 
 # For tests that compare the whole ledger, in which an old store has a history.
-new_store = pytest.mark.parametrize("store_path", ["new"], indirect=True)
+new_store = pytest.mark.parametrize(
+    "store_path", ["new", pytest.param("postgres", marks=pytest.mark.slow)], indirect=True
+)
+# For tests of what only a store that no other process can have open does.
+sqlite_store = pytest.mark.parametrize(
+    "store_path", ["new", pytest.param("old", marks=pytest.mark.slow)], indirect=True
+)
+# What a transaction has changed in PostgreSQL, without what shows that the owner of a ledger is alive.
+CHANGES = """SELECT coalesce(sum(n_tup_ins + n_tup_upd + n_tup_del), 0) FROM pg_stat_xact_user_tables
+    WHERE relname NOT IN ('lpi_batches', 'lpi_beats', 'lpi_owners')"""
 
 DAY = 24 * 60 * 60
 WEEK = 7 * DAY
 
 
+# The transactions that run under each clock, and the clock's own threshold.
+_working: dict[MockClock, tuple[int, float]] = {}
+
+
 class HeldStore:
     """A real store that a test can hold up and make fail; a program may wrap a store of its own likewise."""
 
-    def __init__(self, inner: SqliteStore) -> None:
-        self.inner = inner
+    def __init__(self, inner: SqliteStore | PostgresStore) -> None:
+        self.inner: Any = inner
+        self.dialect = inner.dialect
         # While true, nothing can be stored, and that is certain.
         self.refuses = False
         # Refusals and doubts that are due, in this order: "refuse", "lost" (in doubt, and not committed) and
@@ -59,18 +74,22 @@ class HeldStore:
         await self.inner.put(key, value)
 
     async def get(self, key: str) -> str | None:
-        return await self.inner.get(key)
+        value: str | None = await self.inner.get(key)
+        return value
 
     async def delete(self, key: str) -> None:
         await self.inner.delete(key)
 
-    async def transaction(self, work: Callable[[sqlite3.Connection], Any]) -> Any:
+    async def put_if_absent(self, key: str, value: str) -> str:
+        return str(await self.inner.put_if_absent(key, value))
+
+    async def transaction(self, work: Callable[[Any], Any]) -> Any:
         trouble: list[str] = []
 
-        def watched(connection: sqlite3.Connection) -> Any:
-            before = connection.total_changes
+        def watched(connection: Any) -> Any:
+            before = self._count_changes(connection)
             result = work(connection)
-            if connection.total_changes != before and self.troubles:
+            if self.troubles and self._count_changes(connection) != before:
                 trouble.append(self.troubles.pop(0))
                 if trouble != ["committed"]:
                     raise _UndoneError
@@ -82,7 +101,8 @@ class HeldStore:
             if self.refuses:
                 raise StoreError("the disk is full")
             try:
-                result = await self.inner.transaction(watched)
+                with self._clock_waits():
+                    result = await self.inner.transaction(watched)
             except _UndoneError:
                 if trouble == ["refuse"]:
                     raise StoreError("the disk is full") from None
@@ -95,6 +115,32 @@ class HeldStore:
             if not self.running:
                 self._idle.set()
                 self._idle = trio.Event()
+
+    @contextmanager
+    def _clock_waits(self) -> Iterator[None]:
+        """Keep a clock that jumps when nothing happens from jumping while a server works."""
+        clock = trio.lowlevel.current_clock()
+        if self.dialect is SQLITE or not isinstance(clock, MockClock):
+            yield
+            return
+        working, threshold = _working.get(clock, (0, clock.autojump_threshold))
+        _working[clock] = working + 1, threshold
+        clock.autojump_threshold = inf
+        try:
+            yield
+        finally:
+            working, threshold = _working.pop(clock)
+            if working > 1:
+                _working[clock] = working - 1, threshold
+            else:
+                clock.autojump_threshold = threshold
+
+    def _count_changes(self, connection: Any) -> int:
+        if not self.troubles:
+            return 0
+        if self.dialect is SQLITE:
+            return int(connection.total_changes)
+        return int(connection.execute(CHANGES).fetchone()[0])
 
     async def wait_idle(self) -> None:
         if self.running:

@@ -51,7 +51,8 @@ QUOTE_EXAMPLES = """
 server_option: Callable[[_Decorated], _Decorated] = click.option(
     "--server",
     metavar="URL",
-    help="The server that carries the packets, over BTP or HTTP. Without it, ILP_PLUGIN, ILP_CREDENTIALS and ILP_BTP_SERVER count.",
+    help="The server that carries the packets, over BTP or HTTP. By default, that of ILP_PLUGIN, ILP_CREDENTIALS and "
+    "ILP_BTP_SERVER.",
 )
 
 

@@ -15,7 +15,7 @@ from ..options.base import ConnectOptions
 from ..services import PluginServices
 from ..stream import ReceivedPacket, SpspEndpoint, open_receiver
 from .errors import COMMON, Exit
-from .output import LiveOutput, Screen
+from .output import open_live_output
 from .parameters import Command, Seconds, epilog, insecure_option
 from .pay import plugin_options, server_option, shown_amount
 from .serving import introduce, reporting_bind_errors
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..btp.options import BtpOptions
     from ..http.options import HttpOptions
     from ..stream import Receiver
+    from .output import LiveOutput
 
 __all__ = ["receive"]
 
@@ -81,11 +82,11 @@ class _Totals:
 async def _receive(
     options: BtpOptions | HttpOptions | dict[str, object], timeout: float, port: int, as_json: bool
 ) -> None:
-    output = LiveOutput(Screen(), as_json=as_json)
     totals = _Totals()
     connect = ConnectOptions(timeout=timeout * 1000)
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with (
+            open_live_output(as_json=as_json) as output,
             open_plugin(options, PluginServices(log=output.log), connect=connect) as plugin,
             open_receiver(plugin, secret=secrets.token_bytes(32), on_packet=totals.add) as receiver,
         ):
@@ -104,8 +105,8 @@ async def _receive(
                 nursery.start_soon(_report, output, receiver, totals)
                 await anext(signals)
                 nursery.cancel_scope.cancel()
-    text = f"closed; received {totals.amount:,} in {totals.packets:,} packets"
-    output.write("closed", text, amount=totals.amount, packets=totals.packets)
+                text = f"closed; received {totals.amount:,} in {totals.packets:,} packets"
+                output.write("closed", text, amount=totals.amount, packets=totals.packets)
 
 
 async def _report(output: LiveOutput, receiver: Receiver, totals: _Totals) -> None:

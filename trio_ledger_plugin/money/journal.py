@@ -16,6 +16,7 @@ from ..errors import InvalidServicesError, StoreError
 from ..negotiation import MAX_RETENTION, JournalOffer
 from ..stores.dialect import dialect_of
 from ..transfer import Totals
+from .lease import Lease
 from .sql import SqlJournal
 from .turns import BACKGROUND, Turns
 
@@ -40,7 +41,7 @@ JOBS_AT_ONCE: Final = 128
 
 # The ledgers that open plugins write to. The key is the store's identity, since an application's store may not be
 # hashable.
-_taken: dict[tuple[int, str], TransactionalStore] = {}
+_taken: dict[tuple[int, str], TransactionalStore[Any]] = {}
 
 
 class Journal:
@@ -52,7 +53,7 @@ class Journal:
         log: Gets the failures of the store.
     """
 
-    def __init__(self, store: TransactionalStore, options: PluginOptions, log: Log) -> None:
+    def __init__(self, store: TransactionalStore[Any], options: PluginOptions, log: Log) -> None:
         self._store = store
         self._log = log
         self.dialect: Dialect = dialect_of(store)
@@ -66,6 +67,10 @@ class Journal:
             promised=self.promised,
             clock=trio.lowlevel.current_clock().current_time,
         )
+        claims = self.dialect.claims
+        self._standby = options.standby
+        #: The claim of the ledger among processes; None if only one can have the store open.
+        self.lease: Lease | None = None if claims is None else Lease(claims, options.ledger_id, self._transaction, log)
         self._turns = Turns(JOBS_AT_ONCE)
         self._place = id(store), options.ledger_id
         self._opening = trio.Lock()
@@ -108,6 +113,42 @@ class Journal:
             self.sql.rest()
             del _taken[self._place]
 
+    async def take(self) -> bool:
+        """Take the claimed ledger from other processes; return whether it was not taken yet.
+
+        Raises:
+            InvalidServicesError: Another process has it, and the option ``standby`` is False.
+            StoreError: The store failed, and the option ``standby`` is False.
+
+        Cancellation: The ledger may have been taken.
+        """
+        if self.lease is None or self.lease.is_held:
+            return False
+        await self.lease.take(standby=self._standby)
+        return True
+
+    def check_owner(self) -> None:
+        """Check that this plugin may change the ledger.
+
+        Raises:
+            InvalidServicesError: The plugin is not connected, and another process may own the ledger.
+        """
+        if self.lease is not None and not self.lease.is_held:
+            raise InvalidServicesError(
+                f"store: another process may keep ledger {self.sql.ledger!r} in this database; connect the plugin first"
+            )
+
+    async def check_fresh(self) -> None:
+        """Check, if this process was stopped for long, that no other has taken the ledger and put transfers in doubt.
+
+        Raises:
+            StoreError: It does not, or the store failed.
+
+        Cancellation: Safe at any time.
+        """
+        if self.lease is not None and not self.lease.is_fresh:
+            await self.lease.run(_nothing)
+
     # Working with the journal.
 
     # Ctrl-C must not come between taking a turn and giving it back.
@@ -131,7 +172,10 @@ class Journal:
             await self._open()
         await self._turns.take(account)
         try:
-            return await self._transaction(partial(_call, work, args, kwargs))
+            call = partial(_call, work, args, kwargs)
+            if self.lease is None or not self.lease.is_held:
+                return await self._transaction(call)
+            return await self.lease.run(call)
         finally:
             self._turns.give_back()
 
@@ -160,7 +204,11 @@ class Journal:
         async with self._opening:
             if not self._opened:
                 # Only the plugin that has claimed the ledger may settle what an earlier run left; others only read.
-                self.unfinished = await self._transaction(partial(self.sql.open, settle=self._claimed))
+                if self.lease is None or not self.lease.is_held:
+                    owns = self._claimed and self.lease is None
+                    self.unfinished = await self._transaction(partial(self.sql.open, settle=owns))
+                else:
+                    self.unfinished = await self.lease.run(partial(self.sql.open, settle=True))
                 self._saved_age = self.sql.age_at_opening
                 self._opened = True
                 self.on_open()
@@ -237,6 +285,10 @@ class Journal:
 
 
 def _do_nothing() -> None:
+    pass
+
+
+def _nothing(_connection: Connection) -> None:
     pass
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 import trio
@@ -56,7 +56,9 @@ class JournaledMoney(MoneyService):
         has_accounts: Whether each account sends its own money, with a service of its own.
     """
 
-    def __init__(self, context: Context, store: TransactionalStore, link: MoneyLink, *, has_accounts: bool) -> None:
+    def __init__(
+        self, context: Context, store: TransactionalStore[Any], link: MoneyLink, *, has_accounts: bool
+    ) -> None:
         self._context = context
         self._link = link
         self._has_accounts = has_accounts
@@ -212,6 +214,9 @@ class JournaledMoney(MoneyService):
 
     async def open(self) -> None:
         """Open the journal before the first link."""
+        if await self.journal.take():
+            assert self.journal.lease is not None
+            self._context.tasks.spawn(self.journal.lease.keep, self._context.tasks.wait_committed)
         await self.journal.open()
 
     def _opened(self) -> None:

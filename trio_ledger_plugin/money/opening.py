@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import InvalidServicesError
 from .plain import PlainMoney
@@ -27,10 +27,14 @@ def open_money(context: Context, store: Store | None, link: MoneyLink, *, has_ac
     Raises:
         InvalidServicesError: The options ask for something that needs a transactional store.
     """
+    if context.options.standby and getattr(getattr(store, "dialect", None), "claims", None) is None:
+        raise InvalidServicesError(
+            "store: standby=True needs one that several programs can open, as open_postgres_store() gives"
+        )
     if callable(getattr(store, "transaction", None)):
         from .journaled import JournaledMoney  # noqa: PLC0415 (programs without a journal need not import SQLite)
 
-        return JournaledMoney(context, cast("TransactionalStore", store), link, has_accounts=has_accounts)
+        return JournaledMoney(context, cast("TransactionalStore[Any]", store), link, has_accounts=has_accounts)
     for option, value in (("money", "keyed"), ("accept_money", "journal")):
         if getattr(context.options, option) == value:
             raise InvalidServicesError(

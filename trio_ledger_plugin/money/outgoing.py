@@ -186,7 +186,8 @@ class SqlOutgoing:
             error: The error that refuses it; None for an acknowledgement.
         """
         state = TransferState.ACKED if error is None else TransferState.REJECTED
-        refusal = (None, None, None) if error is None else (error.code, error.name, error.data)
+        # A peer may name its error with a NUL character, which not every database can hold.
+        refusal = (None, None, None) if error is None else (_storable(error.code), _storable(error.name), error.data)
         settled = connection.execute(
             self._sql.SETTLE, (state.value, *refusal, time(), self._age(), sent.number)
         ).rowcount
@@ -304,6 +305,10 @@ class SqlOutgoing:
             if level == MoneyLevel.PLAIN.value:
                 self.doubt(connection, number)
         connection.execute(self._sql.RELEASE_LEASES, (self._age(), *place, BEING_SENT))
+
+
+def _storable(text: str) -> str:
+    return text.replace("\0", "\ufffd")
 
 
 def _being_sent(row: tuple[Any, ...], tries: int) -> BeingSent:

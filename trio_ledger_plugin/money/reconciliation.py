@@ -130,12 +130,14 @@ class Transfers:
         Cancellation: The level may be reset anyway.
         """
         name = self._one_account(account)
+        self._journal.check_owner()
         await self._journal.run(name, self._journal.sql.reset_level, name)
 
     async def _settle(self, state: TransferState, key: str, account: str | None) -> None:
         if not isinstance(key, str):
             raise TypeError(f"key is text, not {type(key).__name__}")
         name = self._one_account(account)
+        self._journal.check_owner()
         holding = None if self._holding is None else self._holding(name, key)
         async with holding or nullcontext():
             await self._journal.run(name, self._journal.sql.history.settle, name, key, state)

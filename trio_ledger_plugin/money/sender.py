@@ -48,9 +48,9 @@ __all__ = ["Sender"]
 
 # How long a caller whose time is over waits for the store to withdraw its transfer.
 GIVE_UP_SECONDS: Final = 1.0
+LINK_LOST: Final = "the link was lost; nothing was sent"
 NOTHING_SENT: Final = "the plugin was closed or disconnected; nothing was sent"
-# A transfer in these phases has a task that works on it.
-BEGUN: Final = (Phase.NEW, Phase.ENTERING, Phase.SENT)
+BEGUN: Final = (Phase.NEW, Phase.ENTERING, Phase.SENT)  # a task works on the transfer
 
 
 class Sender:
@@ -345,8 +345,7 @@ class Sender:
         if peer is None:
             await self._postpone(pending, pending.sent, 0.0)
         elif pending.sent.journal != peer.id and not pending.may_be_applied:
-            lost = NotConnectedError("the link was lost; nothing was sent")
-            await self._outcomes.forget_unsent(pending, pending.sent, lost)
+            await self._outcomes.forget_unsent(pending, pending.sent, NotConnectedError(LINK_LOST))
         elif pending.sent.journal != peer.id or peer.age() >= pending.sent.resend_until:
             reason = f"the peer may have forgotten its key, so it is not sent again; {SETTLE_BY_HAND}"
             await self._outcomes.leave_in_doubt(pending, pending.sent.number, reason)
@@ -356,6 +355,7 @@ class Sender:
 
     async def _send_plain(self, pending: PendingTransfer, sent: BeingSent) -> None:
         try:
+            await self._journal.check_fresh()
             await self._carry(pending.transfer)
         except TransferInDoubtError as error:
             await self._outcomes.leave_in_doubt(pending, sent.number, f"{error.reason}; {SETTLE_BY_HAND}")

@@ -98,7 +98,7 @@ class SqlJournal:
                 were being sent belong to an earlier one: they become IN_DOUBT at PLAIN, and are due at KEYED.
         """
         sql = self._sql
-        migrate(connection, COMPONENT, steps_of(self._dialect))
+        migrate(connection, COMPONENT, steps_of(self._dialect), self._dialect)
         connection.execute(sql.ENTER_LEDGER, (self.ledger, uuid4().hex))
         age, self.id = connection.execute(sql.FIND_LEDGER, (self.ledger,)).fetchone()
         newest = connection.execute(sql.NEWEST_ACCOUNT_AGE, (self.ledger,)).fetchone()[0]

@@ -42,6 +42,8 @@ class HandlerCall:
                 # An async function in disguise has done nothing.
                 result.close()
                 raise TypeError("a transactional money handler is a plain function; this one returned a coroutine")  # noqa: TRY301 (it fails as the handler's own error does)
+            if self._dialect.is_broken(connection):
+                raise RuntimeError("a statement of the handler failed, which undoes the transaction; use a savepoint")  # noqa: TRY301 (the same)
         except Exception as error:
             if self._dialect.is_storage_error(error):
                 raise

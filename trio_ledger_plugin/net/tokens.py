@@ -26,6 +26,8 @@ from ..errors import InvalidServicesError, NotAcceptedError, StoreError
 from ..runtime.tasks import run_all
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from ..services import Log, Store
 
 __all__ = ["AccountTokens", "is_segment"]
@@ -131,8 +133,8 @@ class AccountTokens:
             elif HASH.fullmatch(account):
                 # A name that looks like a hash belongs to the token with that hash; there is nothing to store.
                 return _are_equal(account, _hashed(token))
-            await store.put(own, digest)
-            return True
+            # Another process that shares the store may have stored a token for the name meanwhile.
+            return _are_equal(await _add(store, own, digest), digest)
 
     async def _get_reservation(self, store: Store, secret: bytes, account: str, shared: str) -> str | None:
         """Return the digest that reserves a name at every server of the store; None if there is none."""
@@ -160,10 +162,7 @@ class AccountTokens:
         """
         if self._secret is None:
             async with self._names.lock(SECRET_KEY):
-                secret = await store.get(SECRET_KEY)
-                if secret is None:
-                    secret = secrets.token_hex(32)
-                    await store.put(SECRET_KEY, secret)
+                secret = await store.get(SECRET_KEY) or await _add(store, SECRET_KEY, secrets.token_hex(32))
                 if SECRET.fullmatch(secret) is None:
                     raise ValueError(f"the store's value of {SECRET_KEY!r} is not a key")
                 self._secret = bytes.fromhex(secret)
@@ -194,6 +193,16 @@ def _names_of(store: Store) -> _Names:
     except TypeError:
         # The application's own class cannot be a key. Then two servers of this store must not share a ledger_id.
         return _Names()
+
+
+async def _add(store: Store, key: str, value: str) -> str:
+    """Store a value under a key that has none, and return the value that the key has then."""
+    add: Callable[[str, str], Awaitable[str]] | None = getattr(store, "put_if_absent", None)
+    if add is not None:
+        return await add(key, value)
+    # An application's store, which no other process uses.
+    await store.put(key, value)
+    return value
 
 
 def _keyed(secret: bytes, ledger_id: str | None, account: str, token: bytes) -> str:

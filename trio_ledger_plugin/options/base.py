@@ -11,7 +11,19 @@ from attrs import field, fields, frozen
 from ..errors import InvalidFieldsError
 from ..secret import Secret
 from .checked import CheckedOptions
-from .fields import ACCEPT_MONEY, ADDRESSES, COUNT, EARLIER_NAME, MONEY, NAME, RETENTION, SECONDS, as_tuple, shown
+from .fields import (
+    ACCEPT_MONEY,
+    ADDRESSES,
+    COUNT,
+    EARLIER_NAME,
+    MONEY,
+    NAME,
+    RETENTION,
+    SECONDS,
+    SWITCH,
+    as_tuple,
+    shown,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -114,6 +126,9 @@ class PluginOptions(CheckedOptions):
         accept_money: ``"handler"``: money is accepted while a money handler is registered. ``"journal"``: always, for
             programs that only read the totals; it waits in the journal for a handler. Needs a transactional store.
         ledger_id: Distinguishes this plugin's transfers from those of other plugins in the same store.
+        standby: Whether ``connect()`` waits, without a timeout of its own, while another process keeps the ledger in
+            the same database, and takes the ledger over when that process ends or shows no sign of life for 10 s.
+            Without it, a second process is refused. Needs a store that several programs can open.
         key_retention: How long the keys of transfers are remembered; at least 24 hours. Those of incoming transfers
             are remembered for 30 days at most.
         max_transfer_keys: The number of incoming transfers that are remembered for an account: those at KEYED, and
@@ -152,6 +167,7 @@ class PluginOptions(CheckedOptions):
     money: str = field(default="auto", metadata=MONEY)
     accept_money: str = field(default="handler", metadata=ACCEPT_MONEY)
     ledger_id: str = field(default="main", metadata=NAME)
+    standby: bool = field(default=False, metadata=SWITCH)
     key_retention: float = field(default=7 * 24 * 60 * 60.0, metadata=RETENTION)
     max_transfer_keys: int = field(default=1_000_000, metadata=COUNT)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .memory import MemoryStore
+from .postgres import PostgresStore, open_postgres_store
 from .sqlite import SqliteStore, open_sqlite_store
 
-__all__ = ["MemoryStore", "SqliteStore", "open_sqlite_store"]
+__all__ = ["MemoryStore", "PostgresStore", "SqliteStore", "open_postgres_store", "open_sqlite_store"]

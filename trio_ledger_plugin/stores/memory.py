@@ -35,6 +35,20 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         self._values[key] = value
 
+    async def put_if_absent(self, key: str, value: str) -> str:
+        """Store a value under a key that has none, and return the value that the key has now.
+
+        Raises:
+            TypeError: ``key`` or ``value`` is not a str.
+            InvalidFieldsError: One of them is text that UTF-8 cannot encode, or ``key`` has a NUL character.
+
+        Cancellation: Nothing is stored.
+        """
+        check_key(key)
+        check_text("value", value)
+        await trio.lowlevel.checkpoint()
+        return self._values.setdefault(key, value)
+
     async def get(self, key: str) -> str | None:
         """Return the value under a key, or None if there is none.
 

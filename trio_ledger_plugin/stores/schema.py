@@ -9,9 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import StoreError
+from .dialect import SQLITE
 
 if TYPE_CHECKING:
     import sqlite3
+
+    from .dialect import Connection, Dialect
 
 __all__ = ["VALUES", "Steps", "add_functions", "check_version", "migrate"]
 
@@ -29,28 +32,33 @@ VALUES: Steps = (
 )
 
 
-def migrate(connection: sqlite3.Connection, component: str, steps: Steps) -> None:
+def migrate(connection: Connection, component: str, steps: Steps, dialect: Dialect = SQLITE) -> None:
     """Upgrade a component's tables to the newest version, unless they already have it.
 
     Args:
         connection: Inside a transaction, which the caller commits, so that a step is applied completely or not at all.
         component: The name of the component that owns the tables.
         steps: The statements that lead from each version to the next; a file's version is the number of applied steps.
+        dialect: The database's dialect.
 
     Raises:
         StoreError: The file was made by a newer version of this package, which has more steps.
     """
-    connection.execute("CREATE TABLE IF NOT EXISTS lpi_schema (component TEXT PRIMARY KEY, version INTEGER NOT NULL)")
-    version = check_version(connection, component, steps)
+    if connection.execute(dialect.schema_exists).fetchone() is None:
+        connection.execute("CREATE TABLE lpi_schema (component TEXT PRIMARY KEY, version INTEGER NOT NULL)")
+    version = check_version(connection, component, steps, dialect=dialect)
     if version == len(steps):
         return
     for statements in steps[version:]:
         for statement in statements:
             connection.execute(statement)
-    connection.execute("INSERT OR REPLACE INTO lpi_schema VALUES (?, ?)", (component, len(steps)))
+    statement = "INSERT INTO lpi_schema VALUES (?, ?) ON CONFLICT (component) DO UPDATE SET version = excluded.version"
+    connection.execute(dialect.statement(statement), (component, len(steps)))
 
 
-def check_version(connection: sqlite3.Connection, component: str, steps: Steps, *, reading: bool = False) -> int:
+def check_version(
+    connection: Connection, component: str, steps: Steps, *, reading: bool = False, dialect: Dialect = SQLITE
+) -> int:
     """Return how many steps have been applied to a component's tables; 0 if the file does not have them.
 
     Args:
@@ -58,13 +66,15 @@ def check_version(connection: sqlite3.Connection, component: str, steps: Steps, 
         component: The name of the component that owns the tables.
         steps: The steps that this program knows.
         reading: Whether the tables are only read, and so not upgraded if they are older.
+        dialect: The database's dialect.
 
     Raises:
         StoreError: A newer version of this package made the tables, or ``reading`` and an older one did.
     """
-    if connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'lpi_schema'").fetchone() is None:
+    if connection.execute(dialect.schema_exists).fetchone() is None:
         return 0
-    row = connection.execute("SELECT version FROM lpi_schema WHERE component = ?", (component,)).fetchone()
+    statement = dialect.statement("SELECT version FROM lpi_schema WHERE component = ?")
+    row = connection.execute(statement, (component,)).fetchone()
     version: int = row[0] if row else 0
     if version > len(steps):
         raise StoreError(

@@ -18,28 +18,29 @@ import secrets
 import sqlite3
 from contextlib import suppress
 from inspect import iscoroutine
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import outcome
 
 from ..errors import StoreError, StoreInDoubtError
+from . import worker
 from .lock import Claim
 from .open_files import OpenFiles, check_file
 from .openings import examine, record_closing, record_opening
 from .schema import VALUES, add_functions, migrate
 from .sqlite_errors import NOT_AUTHORIZED, TROUBLE, is_storage_error, primary_code, told
+from .worker import UndoneError, with_cause
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from .worker import Result
+
     Work = Callable[[sqlite3.Connection], Any]
-    Result = outcome.Value[Any] | outcome.Error
 
 __all__ = ["Database"]
 
 BUSY_TIMEOUT = 1.0
-# How often a work is tried in its own transaction before it is reported as failed.
-TRIES = 2
 SETTINGS = (
     "PRAGMA synchronous = FULL",
     "PRAGMA foreign_keys = ON",
@@ -59,18 +60,6 @@ MISUSE = (
 )
 # A commit that fails with one of these has left nothing in the log that a recovery would count.
 NOT_COMMITTED = frozenset((sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY))
-
-
-class _UndoneError(Exception):
-    """A transaction was undone completely; its works may run again, each in its own transaction.
-
-    Attributes:
-        error: The error to report if the work was already in its own transaction.
-    """
-
-    def __init__(self, error: BaseException) -> None:
-        super().__init__(error)
-        self.error = error
 
 
 class _Connection(sqlite3.Connection):
@@ -98,7 +87,7 @@ class _Connection(sqlite3.Connection):
         super().close()
 
 
-class Database:
+class Database(worker.Database):
     """One database file, for one thread.
 
     Args:
@@ -112,16 +101,6 @@ class Database:
         self._connection: _Connection | None = None
         self._known_good = False
         self._schema_version = 0
-
-    def run(self, works: Sequence[Work]) -> list[Result]:
-        """Run works, in one transaction if possible, and return the result of each once all are on the disk."""
-        try:
-            return self._transaction(works)
-        except _UndoneError:
-            return [self._run_alone(work) for work in works]
-        except StoreError as error:
-            # A separate error for each: raising an exception changes its traceback.
-            return [outcome.Error(_copy(error)) for _ in works]
 
     def close(self) -> None:
         """Close the file and release the claim on it."""
@@ -140,22 +119,12 @@ class Database:
             self._claim.release()
         self._claim = self._files = None
 
-    def _run_alone(self, work: Work) -> Result:
-        for _ in range(TRIES):
-            try:
-                return self._transaction([work])[0]
-            except _UndoneError as undone:
-                error: BaseException = undone.error
-            except StoreError as refused:
-                return outcome.Error(refused)
-        return outcome.Error(error)
-
-    def _transaction(self, works: Sequence[Work]) -> list[Result]:
+    def transaction(self, works: Sequence[Work]) -> list[Result]:
         """Run works in one transaction.
 
         Raises:
             StoreError: It could not begin, or the file is not the one that was opened; nothing has changed.
-            _UndoneError: Nothing has changed, and each work should be tried again in its own transaction.
+            UndoneError: Nothing has changed, and each work should be tried again in its own transaction.
         """
         connection = self._connect()
         try:
@@ -167,7 +136,7 @@ class Database:
         for work in works:
             result, undone = self._run_work(connection, work)
             if undone and len(works) > 1:
-                raise _UndoneError(StoreError("undone together with another work"))
+                raise UndoneError(StoreError("undone together with another work"))
             if undone:
                 return [result]
             results.append(result)
@@ -184,7 +153,7 @@ class Database:
             self._verify()
         except StoreError as error:
             # The commit is in a file, but which file will be read after a restart is not known.
-            return [outcome.Error(_with_cause(StoreInDoubtError(*error.args), error)) for _ in works]
+            return [outcome.Error(with_cause(StoreInDoubtError(*error.args), error)) for _ in works]
         return results
 
     def _verify(self) -> None:
@@ -257,22 +226,22 @@ class Database:
         """Find out whether a failed commit counts, and return the results of its works.
 
         Raises:
-            _UndoneError: Nothing has changed, and each work should be tried again in its own transaction.
+            UndoneError: Nothing has changed, and each work should be tried again in its own transaction.
         """
         self._undo(connection)
         code = primary_code(error)
         if not isinstance(error, sqlite3.Error) or (is_storage_error(error) and code not in NOT_COMMITTED):
             if not self._overwrite_commit(connection):
                 doubt = f"{self._path}: the commit failed and may count or not ({error}); check the disk"
-                return [outcome.Error(_with_cause(StoreInDoubtError(doubt), error)) for _ in works]
-            raise _UndoneError(_with_cause(told(self._path, error), error))
+                return [outcome.Error(with_cause(StoreInDoubtError(doubt), error)) for _ in works]
+            raise UndoneError(with_cause(told(self._path, error), error))
         translated = self._caller_error(error)
         if code == sqlite3.SQLITE_BUSY:
             # A work has kept the cursor of a running statement, which would block every later commit.
             self._drop()
             translated = error
         if len(works) > 1:
-            raise _UndoneError(translated)
+            raise UndoneError(translated)
         return [outcome.Error(translated)]
 
     def _overwrite_commit(self, connection: _Connection) -> bool:
@@ -378,15 +347,3 @@ def _write_same_value(connection: sqlite3.Connection) -> None:
 def _schema_version(connection: sqlite3.Connection) -> int:
     version: int = connection.execute("PRAGMA schema_version").fetchone()[0]
     return version
-
-
-def _copy(error: StoreError) -> StoreError:
-    return _with_cause(type(error)(*error.args), error)
-
-
-E = TypeVar("E", bound=BaseException)
-
-
-def _with_cause(error: E, cause: BaseException) -> E:
-    error.__cause__ = cause
-    return error

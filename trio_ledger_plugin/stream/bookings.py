@@ -124,7 +124,9 @@ class StoredBookings:
     """
 
     def __init__(
-        self, store: TransactionalStore, book: Callable[[sqlite3.Connection, ReceivedPacket], object] | None
+        self,
+        store: TransactionalStore[sqlite3.Connection],
+        book: Callable[[sqlite3.Connection, ReceivedPacket], object] | None,
     ) -> None:
         self._store = store
         self._book = book

@@ -310,7 +310,7 @@ async def open_receiver(
     address: str | None = None,
     asset: Asset | None = None,
     on_packet: OnPacket | None = None,
-    store: TransactionalStore | None = None,
+    store: TransactionalStore[sqlite3.Connection] | None = None,
     book: Book | None = None,
 ) -> AsyncIterator[Receiver]:
     """Receive payments over a plugin during a block, as its data handler.

@@ -1,0 +1,387 @@
+"""What goes wrong with money in a database that several processes share, each with a fixed order of events."""
+
+from __future__ import annotations
+
+import re
+import threading
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from pathlib import Path
+from signal import SIGQUIT
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+import trio
+from support.journals import new_journal, transfer_of
+from support.ledgers import PEER_OFFER, HeldStore, Payer, open_journal, open_payer, receive, settle, states, sums, until
+from support.postgres import Server, open_server
+from support.scripted import ScriptedOptions
+
+import trio_ledger_plugin
+from trio_ledger_plugin import (
+    InvalidServicesError,
+    LedgerLostError,
+    MoneyLevel,
+    NotAcceptedError,
+    PluginServices,
+    RemoteError,
+    StoreError,
+)
+from trio_ledger_plugin.money.lease import BEAT_SECONDS, LEASE_SECONDS
+from trio_ledger_plugin.money.outgoing import BeingSent
+from trio_ledger_plugin.negotiation import PeerJournal
+from trio_ledger_plugin.stores import PostgresStore, open_postgres_store, postgres_database
+from trio_ledger_plugin.stores.postgres_dialect import POSTGRES, PostgresClaims
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+pytestmark = pytest.mark.slow
+
+CLAIMS = PostgresClaims()
+
+
+@pytest.fixture
+def alone() -> Iterator[Server]:
+    """A server of the test's own, which it may stop."""
+    pytest.importorskip("psycopg")
+    with open_server() as server:
+        yield server
+
+
+@asynccontextmanager
+async def two_stores(dsn: str) -> AsyncIterator[tuple[HeldStore, HeldStore]]:
+    """Two programs' stores in one database."""
+    async with (
+        open_postgres_store(dsn, replication="none") as first,
+        open_postgres_store(dsn, replication="none") as second,
+    ):
+        yield HeldStore(first), HeldStore(second)
+
+
+async def take_by_force(store: HeldStore) -> None:
+    """Take the ledger as a process does that has waited for long enough."""
+    found = await store.inner.transaction(partial(CLAIMS.find, ledger="main"))
+    await store.inner.transaction(partial(CLAIMS.take, ledger="main", owner="another", seen=found))
+
+
+def new_payer(store: HeldStore, nursery: trio.Nursery, **options: Any) -> Payer:
+    return Payer(ScriptedOptions(**options), PluginServices(store=store), nursery, lambda _failure: None)
+
+
+@contextmanager
+def without_standby(server: Server) -> Iterator[None]:
+    """Have every commit wait for a standby that is not there."""
+    server.configure(synchronous_standby_names="'missing'")
+    server.reload()
+    try:
+        yield
+    finally:
+        server.configure(synchronous_standby_names="''")
+        server.reload()
+
+
+# 1 and 2: what another process owns.
+
+
+async def test_opening_leaves_the_open_transfers_of_a_live_process(postgres_dsn: str, clock: Any) -> None:
+    async with two_stores(postgres_dsn) as (first, second), trio.open_nursery() as nursery:
+        owner = new_payer(first, nursery)
+        owner.retention = None
+        await owner.connect()
+        nursery.start_soon(partial(owner.send_money, 5, idempotency_key="open"))
+        await until(lambda: owner.sent_keys)
+        other = new_payer(second, nursery)
+        assert await states(other) == {"open": "sent"}
+        with pytest.raises(InvalidServicesError):
+            await other.connect()
+        assert await states(owner) == {"open": "sent"}
+        owner.answer()
+        await settle(first)
+        assert await states(owner) == {"open": "acked"}
+        nursery.cancel_scope.cancel()
+
+
+async def test_late_withdrawal_cannot_delete_a_payment(postgres_dsn: str, clock: Any) -> None:
+    """The payment was made by another process that sent the transfer again: books 0, peer 5."""
+    async with two_stores(postgres_dsn) as (first, second), trio.open_nursery() as nursery:
+        owner: Any = new_payer(first, nursery)
+        await owner.connect()
+        outgoing = owner.money.journal.sql.outgoing
+        begin = partial(
+            outgoing.begin, transfer=transfer_of("", "k", 5, MoneyLevel.KEYED), peer=PeerJournal(PEER_OFFER)
+        )
+        sent = await owner.money.journal.run("", begin, plain_allowed=True)
+        assert isinstance(sent, BeingSent)
+        await take_by_force(second)
+        with pytest.raises(LedgerLostError):
+            await owner.money.journal.run("", outgoing.withdraw, sent)
+        async with open_payer(second) as other:
+            assert await sums(other) == (0, 0, 5)
+            await until(lambda: other.sent_keys == ["k"])
+        nursery.cancel_scope.cancel()
+
+
+# 3 and 4: what is to be delivered.
+
+
+async def test_number_that_becomes_visible_late_is_delivered(postgres_dsn: str) -> None:
+    """Numbers are given in another order than their transactions are committed."""
+    async with open_postgres_store(postgres_dsn, replication="none") as store:
+        journal = new_journal(lambda: 0.0, dialect=POSTGRES)
+        await store.transaction(partial(journal.open, settle=True))
+        receiving = [psycopg.connect(postgres_dsn, options="-c search_path=lpi") for _ in range(2)]
+        for key, connection in zip(("early", "late"), receiving, strict=True):
+            transfer = transfer_of(key, key, 5, MoneyLevel.KEYED, "peer")
+            journal.incoming.receive(connection, transfer, None, plain_allowed=True)
+        receiving[1].commit()
+        due = partial(journal.incoming.due_to_deliver, limit=9)
+        (late,), _ = await store.transaction(partial(due, account="late"))
+        await store.transaction(partial(journal.incoming.delivered, credited=late))
+        assert await store.transaction(journal.accounts_to_deliver) == []
+        receiving[0].commit()
+        assert await store.transaction(journal.accounts_to_deliver) == ["early"]
+        (early,), _ = await store.transaction(partial(due, account="early"))
+        assert (early.transfer.key, early.number < late.number) == ("early", True)
+        for connection in receiving:
+            connection.close()
+
+
+async def test_process_that_stands_by_calls_no_handler(postgres_dsn: str, clock: Any) -> None:
+    called: list[str] = []
+
+    async def handle(name: str, _amount: str) -> None:
+        called.append(name)
+
+    async with two_stores(postgres_dsn) as (first, second), trio.open_nursery() as nursery:
+        owner, other = new_payer(first, nursery), new_payer(second, nursery, standby=True)
+        other.register_money_handler(partial(handle, "second"))
+        await owner.connect()
+        nursery.start_soon(other.connect)
+        owner.register_money_handler(partial(handle, "first"))
+        for number in range(5):
+            receive(owner, number, f"key {number}")
+        await until(lambda: len(called) >= 5)
+        await trio.sleep(5 * LEASE_SECONDS)
+        assert called == ["first"] * 5
+        nursery.cancel_scope.cancel()
+
+
+# 5 and 6: what waits for the standby.
+
+
+async def test_commit_that_lost_its_connection_waits_for_the_standby(alone: Server) -> None:
+    """It counts and is visible, and the standby does not have it: a peer that is told now is told too early."""
+    async with open_postgres_store(alone.dsn(), replication="none") as store:
+        pid = await store.transaction(lambda connection: connection.info.backend_pid)
+        done: list[str] = []
+
+        async def put() -> None:
+            await store.put("key", "value")
+            done.append("put")
+
+        async with trio.open_nursery() as nursery:
+            with without_standby(alone):
+                nursery.start_soon(put)
+                waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+                await until(lambda: alone.execute(waiting))
+                alone.execute(f"SELECT pg_terminate_backend({pid}, 5000)")
+                # Another one waits: that of the transaction that found out what became of the first.
+                await until(lambda: alone.execute(f"{waiting} AND pid <> {pid}"))
+                assert alone.execute("SELECT value FROM lpi.lpi_values") == [("value",)]
+                assert done == []
+            with trio.fail_after(5):
+                while not done:  # noqa: ASYNC110 (nothing else tells)
+                    await trio.sleep(0.01)
+        assert await store.get("key") == "value"
+
+
+async def test_commit_that_was_lost_with_its_server_runs_again(alone: Server) -> None:
+    async with open_postgres_store(alone.dsn(), replication="none") as store:
+        runs: list[int] = []
+
+        def work(connection: Any) -> None:
+            runs.append(connection.info.backend_pid)
+            connection.execute("INSERT INTO lpi_values VALUES ('key', 'value')")
+            if len(runs) == 1:
+                alone.execute(f"SELECT pg_terminate_backend({runs[0]}, 5000)")
+
+        await store.transaction(work)
+        assert len(runs) == 2
+        assert await store.get("key") == "value"
+
+
+def test_number_of_a_lost_transaction_is_given_again(alone: Server) -> None:
+    """Therefore the status of a transaction by its id does not tell what became of a commit."""
+    begin = "SELECT pg_current_xact_id()::text"
+    connection = psycopg.connect(alone.dsn())
+    lost = connection.execute(begin).fetchone()
+    alone.stop(SIGQUIT)
+    connection.close()
+    alone.start()
+    assert [lost] == alone.execute(begin)
+
+
+async def test_read_waits_for_the_standby(alone: Server) -> None:
+    """What it reads may be committed here only; an answer that relies on it would be told too early."""
+    async with open_postgres_store(alone.dsn(), replication="none") as store:
+        await store.put("key", "value")
+        with without_standby(alone), trio.move_on_after(0.5) as scope:
+            await store.get("key")
+        assert scope.cancelled_caught
+        assert await store.get("key") == "value"
+
+
+# 7: after an outage of the database.
+
+
+@pytest.mark.parametrize("how", ["fails", "hangs"])
+async def test_outage_of_the_database_takes_no_ledger(postgres_dsn: str, clock: Any, how: str) -> None:
+    async with two_stores(postgres_dsn) as (first, second), trio.open_nursery() as nursery:
+        owner, other = new_payer(first, nursery), new_payer(second, nursery, standby=True)
+        await owner.connect()
+        nursery.start_soon(other.connect)
+        await trio.sleep(2 * BEAT_SECONDS)
+        if how == "fails":
+            first.refuses = second.refuses = True
+        else:
+            first.may_begin = second.may_begin = trio.Event()
+        await trio.sleep(5 * LEASE_SECONDS)
+        # The one that stands by is served first.
+        second.refuses = False
+        second.may_begin.set()
+        await trio.sleep(LEASE_SECONDS - 2 * BEAT_SECONDS)
+        first.refuses = False
+        await trio.sleep(3 * LEASE_SECONDS)
+        assert (owner.is_connected(), other.is_connected()) == (True, False)
+        nursery.cancel_scope.cancel()
+
+
+# 8: locks.
+
+
+async def test_deadlock_undoes_one_batch_which_runs_again(postgres_dsn: str) -> None:
+    async with two_stores(postgres_dsn) as (first, second):
+        await first.put("a", "0")
+        await first.put("b", "0")
+        barrier = threading.Barrier(2)
+        runs: list[str] = []
+
+        def change(keys: str, connection: Any) -> None:
+            runs.append(keys)
+            for key in keys:
+                connection.execute("UPDATE lpi_values SET value = value || %s WHERE key = %s", (keys[0], key))
+                if len(runs) <= 2 and key == keys[0]:
+                    barrier.wait(5)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(first.transaction, partial(change, "ab"))
+            nursery.start_soon(second.transaction, partial(change, "ba"))
+        assert sorted(runs)[:1] + sorted(runs)[-1:] == ["ab", "ba"]
+        assert len(runs) == 3
+        assert {"".join(sorted(str(await first.get(key)))) for key in "ab"} == {"0ab"}
+
+
+async def test_lock_of_another_program_is_not_waited_for_without_end(
+    postgres_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_database, "LOCK_MS", 100)
+    async with open_postgres_store(postgres_dsn, replication="none") as store:
+        await store.put("key", "value")
+        with psycopg.connect(postgres_dsn) as holding:
+            holding.execute("LOCK TABLE lpi.lpi_values")
+            with pytest.raises(StoreError, match="lock timeout"):
+                await store.put("key", "other")
+        assert await store.get("key") == "value"
+
+
+# 9: no lock of the whole cluster.
+
+
+def test_nothing_notifies_within_a_transaction_of_money() -> None:
+    for path in Path(trio_ledger_plugin.__file__).parent.rglob("*.py"):
+        assert not re.search(r"\b(NOTIFY|pg_notify|LISTEN)\b", path.read_text()), path
+
+
+# 10: a statement of a handler that fails.
+
+
+async def test_handler_that_hides_an_error_of_sql_is_refused(postgres_dsn: str, clock: Any) -> None:
+    def handle(connection: Any, _transfer: Any) -> None:
+        with pytest.raises(psycopg.Error):
+            connection.execute("SELECT nothing")
+
+    async with two_stores(postgres_dsn) as (store, _), open_payer(store) as plugin:
+        plugin.register_transactional_money_handler(handle)
+        receive(plugin, 1, "k")
+        await settle(store)
+        assert isinstance(plugin.replies[1], NotAcceptedError)
+        assert await sums(plugin) == (0, 0, 0)
+        assert await states(plugin) == {"k": "refused"}
+
+
+# 11: what text cannot hold.
+
+
+async def test_error_whose_name_has_a_nul_is_recorded(postgres_dsn: str, clock: Any) -> None:
+    """Recording what became of the transfer would fail for ever."""
+    async with two_stores(postgres_dsn) as (store, _), open_payer(store) as plugin:
+        async with trio.open_nursery() as nursery:
+
+            async def pay() -> None:
+                with pytest.raises(RemoteError):
+                    await plugin.send_money(5, idempotency_key="k")
+
+            nursery.start_soon(pay)
+            await until(lambda: plugin.sent_keys)
+            plugin.answer(RemoteError("F00", "Not\0Accepted", data=b"\0"))
+        [entry] = [entry async for entry in plugin.transfers.walk()]
+        assert (entry.state.value, entry.error and entry.error.name) == ("rejected", "Not\ufffdAccepted")
+
+
+# 12: an old copy.
+
+
+async def test_peer_notices_a_copy_of_the_database(postgres_server: Server, clock: Any, book: Any) -> None:
+    dsn = postgres_server.new_database()
+    name = psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]
+
+    async def offer(dsn: str, seconds: float) -> Any:
+        async with open_postgres_store(dsn, replication="none") as inner, open_journal(HeldStore(inner)) as plugin:
+            await trio.sleep(seconds)
+            money: Any = plugin.money
+            await money.journal.save_age()
+            told = money.offer()
+            await plugin.aclose()
+            return told
+
+    await offer(dsn, 10)
+    postgres_server.execute(f"CREATE DATABASE copy_of_{name} TEMPLATE {name}")
+    latest = await offer(dsn, 1000)
+    restored = await offer(postgres_server.dsn(f"copy_of_{name}"), 10)
+    assert latest.journal == restored.journal
+    peers, connection = book.journal.peers, book.connection
+    assert peers.meet(connection, "", PeerJournal(latest)).trouble == ""
+    assert "restored from a copy" in peers.meet(connection, "", PeerJournal(restored)).trouble
+
+
+# 13: a transaction that is left open.
+
+
+async def test_transaction_that_is_left_open_is_undone(postgres_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps the ledger from others, and old versions of the accounts' rows in the table."""
+    monkeypatch.setattr(postgres_database, "IDLE_MS", 100)
+    slow = threading.Event()
+
+    def work(connection: Any) -> None:
+        connection.execute("UPDATE lpi_values SET value = 'changed'")
+        slow.wait(0.5)
+        connection.execute("SELECT 1")
+
+    async with open_postgres_store(postgres_dsn, replication="none") as store:
+        assert isinstance(store, PostgresStore)
+        await store.put("key", "value")
+        with pytest.raises(StoreError, match="idle-in-transaction"):
+            await store.transaction(work)
+        assert await store.get("key") == "value"
