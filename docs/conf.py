@@ -49,6 +49,8 @@ PUBLIC_MODULES = (
     "trio_ledger_plugin.codec.btp",
     "trio_ledger_plugin.codec.ilp",
     "trio_ledger_plugin.codec.ildcp",
+    "trio_ledger_plugin.codec.stream",
+    "trio_ledger_plugin.stream",
     "trio_ledger_plugin.exchange",
     "trio_ledger_plugin.testing",
     "trio_ledger_plugin.telemetry",

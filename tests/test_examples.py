@@ -5,6 +5,7 @@ import random
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -226,3 +227,21 @@ async def test_a_web_application_serves_ilp_over_http():
             with pytest.raises(NotAcceptedError):
                 await client.send_data(b"hello")
         assert (await end_well(web)).endswith("closed after 3 packets\n")
+
+
+@posix
+async def test_wallet_is_paid_and_books_each_packet(tmp_path):
+    async with example("router.py", 0) as router:
+        port = await router.wait_for(r"127\.0\.0\.1:(\d+)")
+        file = tmp_path / "shop.db"
+        async with example("be_paid.py", f"btp+ws://:one@127.0.0.1:{port}", file, 0) as shop:
+            url = await shop.wait_for(r"receiving at (\S+)\n")
+            server = f"btp+ws://:two@127.0.0.1:{port}"
+            shown = await run("pay_wallet.py", server, f"{url}17", 1000)
+            assert shown == "1000 would deliver at least 990\n1 packets\nsent 1000, delivered 1000\n"
+            await shop.wait_for("(1000 for invoice 17)\n")
+            await end_well(shop)
+        with sqlite3.connect(file) as books:
+            assert books.execute("SELECT * FROM books").fetchall() == [("17", 1000)]
+        books.close()
+        await end_well(router)
