@@ -3,7 +3,7 @@
 import threading
 import time
 from functools import partial
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import pytest
 import trio
@@ -11,9 +11,11 @@ from support.ledgers import HeldStore, open_journal, settle, states
 from support.old_store import make_old_store
 
 from trio_ledger_plugin.money.history import START
-from trio_ledger_plugin.money.journaled import JournaledMoney
 from trio_ledger_plugin.money.turns import BACKGROUND
 from trio_ledger_plugin.stores import open_sqlite_store
+
+if TYPE_CHECKING:
+    from trio_ledger_plugin.money.journaled import JournaledMoney
 
 pytestmark = pytest.mark.slow
 
