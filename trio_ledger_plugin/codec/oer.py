@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from ..errors import DecodeError, InvalidFieldsError
@@ -93,6 +94,11 @@ def read_octets(data: bytes, offset: int) -> tuple[bytes, int]:
     Raises:
         DecodeError: As `read_length`.
     """
+    if offset < len(data) and data[offset] < 0x80:
+        # The short form, which most lengths have.
+        end = offset + 1 + data[offset]
+        if end <= len(data):
+            return data[offset + 1 : end], end
     length, offset = read_length(data, offset)
     end = offset + length
     return data[offset:end], end
@@ -188,6 +194,7 @@ def _utf8_pieces(value: bytes, field: str) -> Iterator[str]:
         raise DecodeError(f"{field} is not UTF-8 text") from None
 
 
+@lru_cache(maxsize=64)
 def read_time(digits: bytes) -> datetime:
     """Return the UTC time of 17 digits: year, month, day, hour, minute, second, milliseconds.
 
@@ -294,15 +301,20 @@ def time_digits(moment: datetime, field: str, *, rounded: bool = False) -> str:
     """
     if isinstance(moment, datetime) and moment.utcoffset() is not None:
         try:
-            moment = moment if moment.tzinfo is UTC else moment.astimezone(UTC)
-            moment = whole_milliseconds(moment) if rounded else moment
+            return _digits_of(moment, rounded)
         except OverflowError:
             pass
-        else:
-            day = (moment.year * 100 + moment.month) * 100 + moment.day
-            clock = (moment.hour * 100 + moment.minute) * 100 + moment.second
-            return f"{(day * 10**6 + clock) * 1000 + moment.microsecond // 1000:017}"
     raise InvalidFieldsError(f"{field} must be an aware datetime, in the years 1 to 9999 of UTC")
+
+
+@lru_cache(maxsize=64)
+def _digits_of(moment: datetime, rounded: bool) -> str:
+    # Packets that are sent together often expire together.
+    moment = moment.astimezone(UTC)
+    moment = whole_milliseconds(moment) if rounded else moment
+    day = (moment.year * 100 + moment.month) * 100 + moment.day
+    clock = (moment.hour * 100 + moment.minute) * 100 + moment.second
+    return f"{(day * 10**6 + clock) * 1000 + moment.microsecond // 1000:017}"
 
 
 def whole_milliseconds(moment: datetime) -> datetime:

@@ -1,13 +1,13 @@
 """STREAM packets and their frames to bytes and back (RFC-0029), as they are before encryption.
 
-A packet is the plaintext of an ILP packet's data. A frame of a type that is not known here is kept as `UnknownFrame`.
-Bytes after the known fields of a frame, and after the last frame, are ignored, as RFC-0029 requires. Everything else is
-strict: packets are written in one canonical form, and only that form is read.
+A packet is the plaintext of an ILP packet's data. Frames of unknown types are kept. Bytes after a frame's known fields and
+after the last frame are ignored, as RFC-0029 requires. Otherwise exactly one form is written and read.
 """
 
 from __future__ import annotations
 
 from enum import Enum, IntEnum
+from functools import lru_cache
 from typing import ClassVar, Final, TypeAlias, get_args
 
 from attrs import field, frozen
@@ -61,6 +61,7 @@ __all__ = [
 ]
 
 VERSION: Final = 1
+_SHORT: Final = 8
 #: The data of an ILP packet has at most 32,767 bytes, of which encryption takes 28.
 MAX_PLAINTEXT: Final = 32_739
 #: A frame of two bytes becomes an object of a hundred, so their number is limited; peers send about ten.
@@ -86,13 +87,7 @@ class ErrorCode(IntEnum):
 class _Kind(Enum):
     """How a field of a frame is written."""
 
-    NUMBER = "VarUInt"
-    GREATEST = "VarUInt that is read as 2**64-1 if it is greater"
-    BYTE = "UInt8"
-    TEXT = "UTF-8 with a length"
-    ADDRESS = "an ILP address, or empty"
-    OCTETS = "bytes with a length"
-    RECEIPT = "58 bytes with a length"
+    NUMBER, GREATEST, BYTE, TEXT, ADDRESS, OCTETS, RECEIPT = range(7)
 
 
 _NUMBER, _GREATEST, _BYTE, _TEXT = _Kind.NUMBER, _Kind.GREATEST, _Kind.BYTE, _Kind.TEXT
@@ -275,12 +270,7 @@ class StreamReceipt:
 
 @frozen
 class UnknownFrame:
-    """A frame of another type.
-
-    Attributes:
-        type: The type, 0 to 255.
-        content: The bytes of the frame; ``repr`` shows only their number.
-    """
+    """A frame of another type, 0 to 255, and its bytes; ``repr`` shows only their number."""
 
     type: int
     content: bytes = field(repr=shown_size)
@@ -344,7 +334,9 @@ def encode(packet: Packet) -> bytes:
     )
     if len(packet.frames) > MAX_FRAMES:
         raise InvalidFieldsError(f"frames has {len(packet.frames)} frames: at most {MAX_FRAMES} are allowed")
-    encoded = head + b"".join(map(_encode_frame, packet.frames))
+    encoded = head + b"".join(
+        [_encode_money(frame) if frame.__class__ is StreamMoney else _encode_frame(frame) for frame in packet.frames]
+    )
     if len(encoded) > MAX_PLAINTEXT:
         raise InvalidFieldsError(f"the packet has {len(encoded)} bytes: at most {MAX_PLAINTEXT} are allowed")
     return encoded
@@ -359,7 +351,7 @@ def decode(data: BytesLike) -> Packet:
     Raises:
         DecodeError: The data is not a packet, or a field of it is not allowed.
     """
-    octet_string = as_bytes(data)
+    octet_string = data if data.__class__ is bytes else as_bytes(data)
     if len(octet_string) > MAX_PLAINTEXT:
         raise DecodeError(f"the packet has {len(octet_string)} bytes: at most {MAX_PLAINTEXT} are allowed")
     version, offset = read_uint(octet_string, 0, 1)
@@ -377,7 +369,8 @@ def decode(data: BytesLike) -> Packet:
     for _ in range(count):
         frame_type, offset = read_uint(octet_string, offset, 1)
         content, offset = read_octets(octet_string, offset)
-        frames.append(_decode_frame(frame_type, content))
+        decode_frame = _decode_short_frame if len(content) <= _SHORT else _decode_frame
+        frames.append(decode_frame(frame_type, content))
     return Packet(sequence, packet_type, amount, tuple(frames))
 
 
@@ -433,6 +426,15 @@ def _decode_frame(frame_type: int, content: bytes) -> Frame:
     if text and isinstance(frame, ConnectionClose | ConnectionAssetDetails | StreamClose):
         return with_text(frame, next(name for name, kind in known.fields if kind is _TEXT), text)
     return frame
+
+
+# Most frames of a payment are the same few bytes in each packet. Frames are values, so packets can share them.
+_decode_short_frame = lru_cache(maxsize=256)(_decode_frame)
+
+
+@lru_cache(maxsize=16)
+def _encode_money(frame: StreamMoney) -> bytes:
+    return _encode_frame(frame)
 
 
 def _check_octets(read: bytes, name: str, kind: _Kind) -> str | bytes:

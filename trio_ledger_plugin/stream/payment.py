@@ -6,15 +6,16 @@ unanswered. So the amounts sent, in flight and free add up at any time, and a pa
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final
 
 import trio
-from attrs import frozen
+from attrs import define, frozen
 
 from ..codec import stream
 from ..errors import LedgerPluginError
 from ..parking import start_task
-from .connection import STREAM_ID, Answer, Kind
+from .connection import EXPIRED, STREAM_ID, Answer, Kind
 from .order import MAX_IN_FLIGHT
 from .probe import StoppedError
 from .rates import ceil_divide, lower_maximum
@@ -61,6 +62,15 @@ class Progress:
     packets: int
     at_once: int
     done: bool
+
+
+@define
+class _InFlight:
+    """The packet that a worker has in flight: its amount, what is expected to arrive, and what has to."""
+
+    amount: int = 0
+    expected: int = 0
+    minimum: int = 0
 
 
 class Payment:
@@ -161,16 +171,47 @@ class Payment:
 
     async def _work(self) -> None:
         """Send one packet after the other, until there is nothing left or too many are in flight."""
+        is_done = False
+        while not is_done:
+            packet = _InFlight()
+            with trio.CancelScope() as scope:
+                is_done = await self._send_many(scope, packet)
+            if scope.cancelled_caught:
+                self._land(packet)
+                self._settle(packet, Answer(Kind.UNANSWERED, reason=EXPIRED))
+        self._workers -= 1
+
+    async def _send_many(self, scope: trio.CancelScope, packet: _InFlight) -> bool:
+        """Send packets until one gets no answer, for which the scope is cancelled; return whether there are no more."""
         while self._stopped is None and self._workers <= max(1, int(self._window)):
+            if scope.cancel_called:
+                # The last answer came in the moment in which its packet expired. The scope is of no more use.
+                return False
             wait = self._paused_until - trio.current_time()
             if wait > 0:
+                scope.deadline = math.inf
                 await trio.sleep(wait)
                 continue
-            amount = self._next_amount()
-            if amount <= 0:
-                break
-            await self._send(amount)
-        self._workers -= 1
+            packet.amount = self._next_amount()
+            if packet.amount <= 0:
+                return True
+            packet.expected = self._rate.arriving(packet.amount)
+            packet.minimum = self._minimum(packet.amount)
+            self._flying += packet.amount
+            self._expected += packet.expected
+            try:
+                answer = await self._connection.send(packet.amount, packet.minimum, _FRAMES, scope=scope)
+            except LedgerPluginError as error:
+                # What became of this packet is not known. Those in flight may still be answered.
+                self._stop(str(error), error)
+                return True
+            self._land(packet)
+            self._settle(packet, answer)
+        return True
+
+    def _land(self, packet: _InFlight) -> None:
+        self._flying -= packet.amount
+        self._expected -= packet.expected
 
     def _next_amount(self) -> int:
         """Return the amount of the next packet; 0 if none is needed now.
@@ -200,22 +241,8 @@ class Payment:
         slipped = ceil_divide(amount * floor.numerator, floor.denominator)
         return max(1, min(arriving, slipped), amount * least.numerator // least.denominator)
 
-    async def _send(self, amount: int) -> None:
-        expected = self._rate.arriving(amount)
-        minimum = self._minimum(amount)
-        self._flying += amount
-        self._expected += expected
-        try:
-            answer = await self._connection.send(amount, minimum, _FRAMES)
-        except LedgerPluginError as error:
-            # What became of this packet is not known. Those in flight may still be answered.
-            self._stop(str(error), error)
-            return
-        self._flying -= amount
-        self._expected -= expected
-        self._settle(amount, minimum, answer)
-
-    def _settle(self, amount: int, minimum: int, answer: Answer) -> None:
+    def _settle(self, packet: _InFlight, answer: Answer) -> None:
+        amount, minimum = packet.amount, packet.minimum
         if answer.kind is Kind.FULFILLED:
             self._fulfilled(amount, minimum, answer)
         elif answer.kind is Kind.UNANSWERED:
