@@ -147,7 +147,8 @@ def _conninfo(dsn: object) -> str:
 
 
 def _connect(secret: Secret, connection_class: type[StoreConnection]) -> StoreConnection:
-    return connection_class.connect(secret.reveal(), autocommit=True)
+    # This package prepares its own statements; psycopg would deallocate them with its own after a rollback.
+    return connection_class.connect(secret.reveal(), autocommit=True, prepare_threshold=None)
 
 
 def _open_database(

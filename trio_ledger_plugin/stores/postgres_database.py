@@ -32,6 +32,7 @@ from psycopg.pq import TransactionStatus
 from ..errors import StoreError, StoreInDoubtError
 from . import worker
 from .postgres_dialect import POSTGRES, TRY_AGAIN, VALUES, is_storage_error
+from .postgres_prepared import Prepared, run_prepared
 from .schema import migrate
 from .worker import UndoneError, with_cause
 
@@ -110,11 +111,18 @@ class StoreConnection(psycopg.Connection[Any]):
         super().__init__(*args, **options)
         self.cursor_factory = _Cursor
         self._allowed: set[object] = set()
+        self._known: set[bytes] = set()
         #: The epochs of ledgers as the transaction has locked them, and the ledgers to lock in the next one.
         self.epochs: dict[str, int] = {}
         self.ledgers: set[str] = set()
         #: Whether the server has warned: a commit may not have waited for the standby.
         self.warned = False
+
+    def execute(self, query: Any, params: Any = None, **options: Any) -> Any:  # noqa: ANN401 (psycopg's)
+        """Run a statement; one of this package on a faster way."""
+        if query.__class__ is Prepared:
+            return run_prepared(self.pgconn, self._known, query, params or ())
+        return super().execute(query, params, **options)
 
     def epoch_of(self, ledger: str) -> int | None:
         """Return a ledger's epoch, which does not change before the transaction ends; None if it has none."""
