@@ -21,6 +21,7 @@ from .parameters import Group, epilog
 from .ping import ping
 from .serve import serve
 from .signals import raise_at_sigterm
+from .store import store
 from .transfers import transfers
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ EXAMPLES = """
   trio-ledger-plugin ildcp URL                which ILP address does a peer give me?
   trio-ledger-plugin decode HEX               what is in this packet?
   trio-ledger-plugin transfers DB             which transfers were made, and which are in doubt?
+  trio-ledger-plugin store check DB           is this store sound?
   trio-ledger-plugin conformance PLUGIN       does a plugin do what the interface says?
   trio-ledger-plugin bench                    how many calls a second on this machine?
   trio-ledger-plugin COMMAND --help           more about one command
@@ -67,7 +69,7 @@ def root(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (demo, serve, ping, ildcp, decode, transfers, conformance, bench):
+for _command in (demo, serve, ping, ildcp, decode, transfers, store, conformance, bench):
     root.add_command(_command)
 
 

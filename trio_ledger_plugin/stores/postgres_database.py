@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     Work = Callable[["StoreConnection"], Any]
 
-__all__ = ["Database", "StoreConnection"]
+__all__ = ["Database", "StoreConnection", "quoted"]
 
 MISUSE: Final = (
     "a transaction's work must not begin, commit or roll back, continue after its transaction was undone, or close or "
@@ -228,7 +228,7 @@ class Database(worker.Database):
 
     def _begin(self, connection: StoreConnection, statement: str, values: tuple[object, ...], *, lock: bool) -> Any:  # noqa: ANN401 (a row)
         """Begin a transaction with a statement, and return its row if it has one."""
-        path = f"{_quoted(self._schema)}, public"
+        path = f"{quoted(self._schema)}, public"
         connection.epochs = {}
         connection.warned = False
         epochs = None
@@ -383,7 +383,7 @@ class Database(worker.Database):
         known = connection.execute("SELECT 1 FROM pg_namespace WHERE nspname = %s", (self._schema,)).fetchone()
         if known is None:
             connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(self._schema)))
-        connection.execute("SELECT set_config('search_path', %s, true)", (_quoted(self._schema),))
+        connection.execute("SELECT set_config('search_path', %s, true)", (quoted(self._schema),))
         migrate(connection, "values", VALUES, POSTGRES)
 
     def _drop(self) -> None:
@@ -402,7 +402,8 @@ def _pipeline(connection: StoreConnection) -> AbstractContextManager[object]:
     return connection.pipeline() if psycopg.Pipeline.is_supported() else nullcontext()
 
 
-def _quoted(schema: str) -> str:
+def quoted(schema: str) -> str:
+    """Return the name of a schema as SQL has it."""
     return '"' + schema.replace('"', '""') + '"'
 
 
