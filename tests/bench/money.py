@@ -1,10 +1,12 @@
 """How many transfers a second survive a crash: two processes, each with a store on the disk, 100 transfers at once.
 
     python tests/bench/money.py [--quick] [--rounds 5] [--transfers 20000] [--directory .] [--save FILE]
+        [--dsn DSN] [--connections 1]
 
 Round after round, in turns: KEYED without a money handler, with one that is called from the outbox, and with one inside
 the transaction; PLAIN with a journal at the sender alone. Before each the disk itself is measured: 4 KiB written and
-synced, one after the other. What is told beside the rates is how many transfers shared a commit, at either end.
+synced, one after the other. With a DSN, each case also runs in PostgreSQL, in turns with SQLite. What is told
+beside the rates is how many transfers shared a commit, at either end.
 """
 
 from __future__ import annotations
@@ -24,15 +26,13 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-import trio_ledger_plugin.stores.sqlite
 from trio_ledger_plugin import PluginServices, open_plugin
-from trio_ledger_plugin.stores import open_sqlite_store
+from trio_ledger_plugin.stores import open_postgres_store, open_sqlite_store, worker
 from trio_ledger_plugin.stores.reader import open_reader
-from trio_ledger_plugin.stores.sqlite_file import Database
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Iterator, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from trio_ledger_plugin import Transfer
 
@@ -46,17 +46,27 @@ CASES = {
 }
 
 
-class Counted(Database):
-    """A database that counts its commits."""
+class Counted:
+    """Counts commits."""
 
     commits = 0
-
-    def run(self, works: Sequence[Any]) -> list[Any]:
-        type(self).commits += 1
-        return super().run(works)
+    run = worker.Database.run
 
 
-setattr(trio_ledger_plugin.stores.sqlite, "Database", Counted)  # noqa: B010 (it is the module's own import)
+def run_counted(database: worker.Database, works: Sequence[Any]) -> list[Any]:
+    Counted.commits += 1
+    return Counted.run(database, works)
+
+
+setattr(worker.Database, "run", run_counted)  # noqa: B010 (a type checker would object to the assignment)
+
+
+def open_store(where: str, dsn: str | None, connections: int, end: str) -> AbstractAsyncContextManager[Any]:
+    """Open the store of one end: in a new schema, or in a file."""
+    if dsn is None:
+        return open_sqlite_store(Path(where) / f"{end}.sqlite3")
+    schema = f"{end} {Path(where).name}"
+    return open_postgres_store(dsn, connections=connections, schema=schema, replication="none")
 
 
 def say(**told: Any) -> None:
@@ -66,7 +76,7 @@ def say(**told: Any) -> None:
 # The ends.
 
 
-async def receive(directory: str, case: str) -> None:
+async def receive(directory: str, dsn: str | None, connections: int, case: str) -> None:
     """Be the receiver until stdin ends; tell the port, and then what was done."""
     handled = 0
 
@@ -74,9 +84,11 @@ async def receive(directory: str, case: str) -> None:
         nonlocal handled
         handled += 1
 
-    def handle_within(connection: sqlite3.Connection, transfer: Transfer) -> None:
+    insert = "INSERT INTO mine VALUES (?, ?)" if dsn is None else "INSERT INTO mine VALUES (%s, %s)"
+
+    def handle_within(connection: Any, transfer: Transfer) -> None:
         connection.execute("CREATE TABLE IF NOT EXISTS mine (key TEXT, amount TEXT)")
-        connection.execute("INSERT INTO mine VALUES (?, ?)", (transfer.key, transfer.amount))
+        connection.execute(insert, (transfer.key, transfer.amount))
 
     handlers: dict[str, Any] = {}
     if case in ("outbox", "plain"):
@@ -86,7 +98,7 @@ async def receive(directory: str, case: str) -> None:
     async with AsyncExitStack() as stack:
         store = None
         if case != "plain":
-            store = await stack.enter_async_context(open_sqlite_store(Path(directory) / "receiver.sqlite3"))
+            store = await stack.enter_async_context(open_store(directory, dsn, connections, "receiver"))
         options: dict[str, Any] = {"plugin": "btp", "listener": {"port": 0, "secret": "bench"}}
         if case == "none":
             options["accept_money"] = "journal"
@@ -97,9 +109,9 @@ async def receive(directory: str, case: str) -> None:
     say(received=received, handled=handled, commits=Counted.commits, cpu=time.process_time())
 
 
-async def send(directory: str, port: int, transfers: int, in_flight: int) -> None:
+async def send(directory: str, dsn: str | None, connections: int, port: int, transfers: int, in_flight: int) -> None:
     """Be the sender: so many transfers, and tell how it went."""
-    async with open_sqlite_store(Path(directory) / "sender.sqlite3") as store:
+    async with open_store(directory, dsn, connections, "sender") as store:
         options = {"plugin": "btp", "server": f"btp+ws://bench:bench@127.0.0.1:{port}"}
         async with open_plugin(options, PluginServices(store=store)) as plugin:
 
@@ -155,7 +167,14 @@ def syncs_a_second(directory: str) -> float:
 
 
 def measure(
-    case: str, transfers: int, where: Path, *, in_flight: int = IN_FLIGHT, stores: Path | None = None
+    case: str,
+    transfers: int,
+    where: Path,
+    *,
+    in_flight: int = IN_FLIGHT,
+    stores: Path | None = None,
+    dsn: str | None = None,
+    connections: int = 1,
 ) -> dict[str, Any]:
     """Measure one case once.
 
@@ -165,6 +184,8 @@ def measure(
         where: A directory on the disk to measure.
         in_flight: How many are sent at once.
         stores: A directory with the stores to begin with, which are copied; None for new ones.
+        dsn: Where PostgreSQL is; None for SQLite.
+        connections: How many connections each store has to it.
     """
     with tempfile.TemporaryDirectory(dir=where, prefix=".bench-") as directory:
         before = 0
@@ -174,9 +195,10 @@ def measure(
             with open_reader(Path(directory) / "sender.sqlite3") as connection:
                 before = int(connection.execute("SELECT sent FROM lpi_accounts").fetchone()[0])
         syncs = syncs_a_second(directory)
-        with running("--receive", CASES[case], "--directory", directory) as receiver:
+        database = () if dsn is None else ("--dsn", dsn, "--connections", connections)
+        with running("--receive", CASES[case], "--directory", directory, *database) as receiver:
             port = hear(receiver)["port"]
-            options = ("--port", port, "--in-flight", in_flight, "--directory", directory)
+            options = ("--port", port, "--in-flight", in_flight, "--directory", directory, *database)
             with running("--send", transfers, *options) as sender:
                 ours = hear(sender)
                 sender.wait()
@@ -187,7 +209,7 @@ def measure(
     assert theirs["received"] in (None, done + before)
     assert theirs["handled"] == done or CASES[case] in ("none", "transactional")
     return {
-        "case": case,
+        "case": case if dsn is None else f"{case}, PostgreSQL, {connections} connections",
         "rate": transfers / ours["seconds"],
         "syncs_a_second": syncs,
         # The sender commits each transfer twice: before it leaves, and when it is answered.
@@ -198,18 +220,21 @@ def measure(
     }
 
 
-def main(rounds: int, transfers: int, where: Path, save: Path | None) -> None:
+def main(
+    rounds: int, transfers: int, where: Path, save: Path | None, dsn: str | None = None, connections: int = 1
+) -> None:
     results = []
     for _ in range(rounds):
         for case in CASES:
-            results.append(measure(case, transfers, where))
-            say(**results[-1])
+            for place in (None, dsn) if dsn else (None,):
+                results.append(measure(case, transfers, where, dsn=place, connections=connections))
+                say(**results[-1])
     summary = {
         case: {
             name: round(median(result[name] for result in results if result["case"] == case))
             for name in ("rate", "syncs_a_second")
         }
-        for case in CASES
+        for case in dict.fromkeys(result["case"] for result in results)
     }
     print(json.dumps(summary, indent=1))
     if save is not None:
@@ -227,12 +252,15 @@ if __name__ == "__main__":
     parser.add_argument("--send", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--in-flight", type=int, default=IN_FLIGHT, help="how many transfers are sent at once")
+    parser.add_argument("--dsn", help="of a PostgreSQL database on the same disk")
+    parser.add_argument("--connections", type=int, default=1, help="how many connections a store has to it")
     arguments = parser.parse_args()
+    database = arguments.dsn, arguments.connections
     if arguments.receive is not None:
-        trio.run(receive, arguments.directory, arguments.receive)
+        trio.run(receive, arguments.directory, *database, arguments.receive)
     elif arguments.send is not None:
-        trio.run(send, arguments.directory, arguments.port, arguments.send, arguments.in_flight)
+        trio.run(send, arguments.directory, *database, arguments.port, arguments.send, arguments.in_flight)
     elif arguments.quick:
-        main(1, 2 * IN_FLIGHT, arguments.directory, arguments.save)
+        main(1, 2 * IN_FLIGHT, arguments.directory, arguments.save, *database)
     else:
-        main(arguments.rounds, arguments.transfers, arguments.directory, arguments.save)
+        main(arguments.rounds, arguments.transfers, arguments.directory, arguments.save, *database)

@@ -23,6 +23,7 @@ from .ping import ping
 from .receive import receive
 from .serve import serve
 from .signals import raise_at_sigterm
+from .store import store
 from .transfers import transfers
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ EXAMPLES = """
   trio-ledger-plugin ildcp URL                which ILP address does a peer give me?
   trio-ledger-plugin decode HEX               what is in this packet?
   trio-ledger-plugin transfers DB             which transfers were made, and which are in doubt?
+  trio-ledger-plugin store check DB           is this store sound?
   trio-ledger-plugin pay POINTER --send N     pay a wallet
   trio-ledger-plugin quote POINTER --send N   what would a payment deliver?
   trio-ledger-plugin receive                  receive payments
@@ -72,7 +74,7 @@ def root(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (demo, serve, ping, ildcp, decode, transfers, pay, quote, receive, conformance, bench):
+for _command in (demo, serve, ping, ildcp, decode, transfers, store, pay, quote, receive, conformance, bench):
     root.add_command(_command)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import trio
-from attrs import fields
+from attrs import evolve, fields
 from click.core import ParameterSource
 from rich.text import Text
 
@@ -43,6 +43,7 @@ from .serving import (
     write_events,
 )
 from .signals import run_until_sigterm
+from .stores import StoreChoice, StoreName
 
 if TYPE_CHECKING:
     from ..plugin import LedgerPlugin
@@ -98,9 +99,21 @@ EXAMPLES = """
 )
 @click.option(
     "--store",
-    type=click.Path(dir_okay=False),
-    help="A file for transfers and, with --accounts, usernames; created if it is missing. Without a store the server "
+    type=StoreName(dir_okay=False),
+    help="A file for transfers and, with --accounts, usernames; created if it is missing. Or the URL of a PostgreSQL "
+    "database; a password is better in ~/.pgpass than in the URL. Without a store the server "
     "remembers nothing after it ends, and transfers have no keys: a lost answer leaves a transfer in doubt (PLAIN).",
+)
+@click.option(
+    "--replication",
+    type=click.Choice(["checked", "trusted", "none"]),
+    default="checked",
+    show_default=True,
+    help="Of PostgreSQL. checked: refuse a server without a synchronous standby. trusted: the storage replicates. "
+    "none: the loss of the server may lose money.",
+)
+@click.option(
+    "--standby", is_flag=True, help="Wait while another process keeps the ledger in the database, then take its place."
 )
 @click.option("--http", "over_http", is_flag=True, help="Serve ILP over HTTP instead of BTP.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line and nothing else.")
@@ -118,6 +131,8 @@ def serve(
     proxy_protocol: bool,
     reply: str,
     store: str | None,
+    replication: str,
+    standby: bool,
     over_http: bool,
     as_json: bool,
     accounts: bool,
@@ -139,12 +154,13 @@ def serve(
     """
     _check_choices(context, accounts=accounts, over_http=over_http)
     ssl_context = tls_context(tls_cert, tls_key)
+    choice = None if store is None else StoreChoice(store, replication)
     if accounts:
         chosen = AccountChoices(**choices)
         where = Where(host, port, ssl_context, trusted_proxies, proxy_protocol)
         make = make_http_accounts_options if over_http else make_accounts_options
-        accounts_options = make(chosen, where)
-        run_until_sigterm(serve_accounts, accounts_options, chosen, reply, store, as_json)
+        accounts_options = evolve(make(chosen, where), standby=standby)
+        run_until_sigterm(serve_accounts, accounts_options, chosen, reply, choice, as_json)
         return Exit.OK
     shown = "***"
     if secret == "":
@@ -164,7 +180,7 @@ def serve(
     except InvalidFieldsError as error:
         raise click.UsageError(describe_problems(error, SUBJECTS)) from error
     with reporting_bind_errors():
-        run_until_sigterm(_serve, options, shown, reply, store, as_json)
+        run_until_sigterm(_serve, evolve(options, standby=standby), shown, reply, choice, as_json)
     return Exit.OK
 
 
@@ -185,7 +201,9 @@ def _check_choices(context: click.Context, *, accounts: bool, over_http: bool) -
         raise click.UsageError("--proxy-protocol is for BTP; a proxy in front of --http sends X-Forwarded-For")
 
 
-async def _serve(options: BtpOptions | HttpOptions, token: str, reply: str, path: str | None, as_json: bool) -> None:
+async def _serve(
+    options: BtpOptions | HttpOptions, token: str, reply: str, store_choice: StoreChoice | None, as_json: bool
+) -> None:
     async def take_money(amount: str) -> None:
         output.write("money", f"received money: {amount}", "green", amount=amount)
 
@@ -193,7 +211,7 @@ async def _serve(options: BtpOptions | HttpOptions, token: str, reply: str, path
         signals = stack.enter_context(trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM))
         output = await stack.enter_async_context(open_live_output(as_json=as_json))
         async with (
-            open_store(path) as store,
+            open_store(store_choice) as store,
             open_plugin(
                 options,
                 PluginServices(store=store, log=output.log),

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
     from ..services import Store
     from .output import LiveOutput, Screen
+    from .stores import StoreChoice
 
 __all__ = [
     "AccountChoices",
@@ -195,7 +196,11 @@ def make_http_accounts_options(choices: AccountChoices, where: Where) -> HttpAcc
 
 
 async def serve_accounts(
-    options: AccountsOptions | HttpAccountsOptions, choices: AccountChoices, reply: str, path: str | None, as_json: bool
+    options: AccountsOptions | HttpAccountsOptions,
+    choices: AccountChoices,
+    reply: str,
+    store_choice: StoreChoice | None,
+    as_json: bool,
 ) -> None:
     """Serve until SIGINT or SIGTERM arrives.
 
@@ -203,7 +208,7 @@ async def serve_accounts(
         options: The server's options.
         choices: The options of the command line.
         reply: How the server answers requests to itself, a key of ``REPLIES``.
-        path: The store's file, if there is one.
+        store_choice: The store, if there is one.
         as_json: Whether to write JSON.
 
     Raises:
@@ -217,7 +222,7 @@ async def serve_accounts(
     async with AsyncExitStack() as stack:
         signals = stack.enter_context(trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM))
         output = await stack.enter_async_context(open_live_output(as_json=as_json))
-        async with open_store(path) as store, trio.open_nursery() as nursery:
+        async with open_store(store_choice) as store, trio.open_nursery() as nursery:
             services = PluginServices(store=store or choices.forgetful_store, log=output.log)
             plugin = create_plugin(options, services, nursery=nursery)
             assert isinstance(plugin, AccountsServer)

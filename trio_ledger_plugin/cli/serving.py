@@ -13,7 +13,7 @@ import trio
 from attrs import frozen
 from rich.live import Live
 
-from ..stores import open_sqlite_store
+from .stores import open_any_store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from ..plugin import LedgerPlugin
-    from ..stores import SqliteStore
+    from ..stores import PostgresStore, SqliteStore
     from .output import LiveOutput, Screen
+    from .stores import StoreChoice
 
 __all__ = [
     "CLOSE_SECONDS",
@@ -88,16 +89,16 @@ def _no_password() -> str:
 
 
 @asynccontextmanager
-async def open_store(path: str | None) -> AsyncIterator[SqliteStore | None]:
-    """Open the store at a path; without a path there is none.
+async def open_store(choice: StoreChoice | None) -> AsyncIterator[SqliteStore | PostgresStore | None]:
+    """Open the store that was chosen, if any.
 
     Raises:
         StoreError: It cannot be opened.
     """
-    if path is None:
+    if choice is None:
         yield None
         return
-    async with open_sqlite_store(path) as store:
+    async with open_any_store(choice) as store:
         yield store
 
 

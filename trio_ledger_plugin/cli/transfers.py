@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from datetime import UTC
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+import trio
 
 from ..errors import InvalidFieldsError, LedgerPluginError, TransferNotFoundError
 from ..log import StdlibLog, escape
 from ..money.journal import Journal
 from ..money.reconciliation import Transfers
 from ..money.sql import SqlJournal
-from ..money.tables import COMPONENT, STEPS
 from ..options.base import PluginOptions
-from ..stores import open_sqlite_store
-from ..stores.dialect import SQLITE
-from ..stores.reader import open_reader
 from ..transfer import Totals, TransferDirection, TransferState
 from .errors import COMMON, ENDED, Exit, one_line
 from .output import Screen
 from .parameters import Command, epilog, json_option
 from .signals import run_until_sigterm
+from .stores import StoreChoice, StoreName, dialect_for, open_any_reader, open_any_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -40,6 +37,7 @@ EXAMPLES = """
   trio-ledger-plugin transfers wallet.db                       all transfers, and the totals
   trio-ledger-plugin transfers wallet.db --totals              what each account has sent and received
   trio-ledger-plugin transfers wallet.db --state in_doubt      transfers that an operator must settle
+  trio-ledger-plugin transfers postgresql://localhost/wallet   the same in PostgreSQL
   trio-ledger-plugin transfers wallet.db --confirm KEY         the peer has applied it
   trio-ledger-plugin transfers wallet.db --reject KEY          the peer has not, and never will
 """
@@ -51,6 +49,8 @@ DIRECTIONS = click.Choice([direction.value for direction in TransferDirection])
 TIME_FORMATS = ["%Y-%m-%d", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%SZ", "%Y-%m-%dT%H:%M:%SZ"]
 HEADER = f"{'created (UTC)':20}  dir  {'state':9}  {'amount':>12}  level  key"
 TOTALS_HEADER = f"{'account':24}  level  {'sent':>20}  {'received':>20}  {'in doubt':>20}"
+# How long a ledger in PostgreSQL may take to be released.
+RELEASE_SECONDS = 1.0
 # How many names an error lists.
 NAMED = 20
 
@@ -60,7 +60,7 @@ NAMED = 20
     epilog=epilog(EXAMPLES, *COMMON, *ENDED),
     short_help="List a store's transfers; settle those in doubt.",
 )
-@click.argument("db", type=click.Path(exists=True, dir_okay=False))
+@click.argument("db", type=StoreName(exists=True, dir_okay=False))
 @click.option("--ledger", default="main", show_default=True, help="The plugin's ledger_id.")
 @click.option("--account", help="Only this account of a server with many.")
 @click.option("--state", type=STATES, help="Only transfers in this state.")
@@ -80,8 +80,8 @@ NAMED = 20
 def transfers(db: str, ledger: str, account: str | None, as_json: bool, **choices: Any) -> int:  # noqa: ANN401 (click's)
     """List the transfers in a store, or settle one that is not final.
 
-    DB is the file of open_sqlite_store(). Listing works while a program has it open; settling does not: stop that
-    program, or have it use plugin.transfers.
+    DB is the file of open_sqlite_store(), or the URL of the database of open_postgres_store(). Listing works while a
+    program has it open; settling does not: stop that program, or have it use plugin.transfers.
     """
     # An action with an empty key fails; it must not become a listing.
     actions = [name for name in ("confirm", "reject", "reset_level") if choices[name] not in (None, False)]
@@ -113,7 +113,7 @@ class _Reader:
         options = PluginOptions()
         self._history = SqlJournal(
             ledger,
-            SQLITE,
+            dialect_for(db),
             max_keys=options.max_transfer_keys,
             key_retention=options.key_retention,
             promised=options.key_retention,
@@ -174,10 +174,10 @@ class _Reader:
 
     def _read(self, method: Callable[..., T], *args: object) -> T:
         try:
-            with open_reader(self._db, {COMPONENT: STEPS}) as connection:
+            with open_any_reader(self._db) as connection:
                 return method(connection, *args)
-        except sqlite3.OperationalError as error:
-            if "no such table" in str(error):
+        except dialect_for(self._db).error as error:
+            if "no such table" in str(error) or "does not exist" in str(error):
                 raise click.ClickException("there are no transfers in this store") from error
             raise
 
@@ -266,12 +266,15 @@ def _as_json(entry: JournalEntry) -> dict[str, str | None]:
 
 async def _settle(db: str, ledger: str, account: str | None, action: str, key: str) -> str:
     """Settle in a store that no program has open, as ``plugin.transfers`` does."""
-    async with open_sqlite_store(db) as store:
+    async with open_any_store(StoreChoice(db)) as store:
         journal = Journal(store, PluginOptions(ledger_id=ledger), StdlibLog())
         journal.claim()
         try:
+            await journal.take()
             return await _act(Transfers(journal, None), account or "", action, key)
         finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + RELEASE_SECONDS):
+                await journal.give_up()
             journal.release()
 
 

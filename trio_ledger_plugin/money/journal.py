@@ -127,6 +127,14 @@ class Journal:
         await self.lease.take(standby=self._standby)
         return True
 
+    async def give_up(self) -> None:
+        """Give the ledger up, so that another process can take it at once.
+
+        Cancellation: It may not be given up; then another process takes it after a while.
+        """
+        if self.lease is not None:
+            await self.lease.release()
+
     def check_owner(self) -> None:
         """Check that this plugin may change the ledger.
 

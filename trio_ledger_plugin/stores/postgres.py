@@ -14,9 +14,10 @@ from .worker import WorkerStore, opened
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from .dialect import Dialect
     from .postgres_database import Database, StoreConnection
 
-__all__ = ["PostgresStore", "is_dsn", "open_postgres_store"]
+__all__ = ["PostgresStore", "import_dialect", "is_dsn", "open_postgres_store", "read_dsn"]
 
 REPLICATION: Final = ("checked", "trusted", "none")
 EXTRA: Final = "open_postgres_store() needs psycopg, which is an extra; in a clone: pip install '.[postgres]'"
@@ -91,15 +92,25 @@ async def open_postgres_store(
         it waits for that for at most 5 s.
     """
     _check(connections, schema, replication)
+    dialect = import_dialect()
+    secret = Secret(read_dsn(dsn.reveal() if isinstance(dsn, Secret) else dsn))
+    name = f"PostgreSQL (schema {schema})"
+    make = partial(_open_database, name, partial(_connect, secret), schema, replicated=replication == "checked")
+    async with opened(PostgresStore(name, dialect, [make] * connections)) as store:
+        yield store
+
+
+def import_dialect() -> Dialect:
+    """Return the dialect of PostgreSQL.
+
+    Raises:
+        ModuleNotFoundError: The extra is not installed.
+    """
     try:
         from .postgres_dialect import POSTGRES  # noqa: PLC0415 (psycopg is an extra)
     except ImportError as error:
         raise ModuleNotFoundError(EXTRA, name=getattr(error, "name", None)) from error
-    secret = Secret(_conninfo(dsn.reveal() if isinstance(dsn, Secret) else dsn))
-    name = f"PostgreSQL (schema {schema})"
-    make = partial(_open_database, name, partial(_connect, secret), schema, replicated=replication == "checked")
-    async with opened(PostgresStore(name, POSTGRES, [make] * connections)) as store:
-        yield store
+    return POSTGRES
 
 
 def is_dsn(text: str) -> bool:
@@ -119,7 +130,7 @@ def _check(connections: object, schema: object, replication: object) -> None:
         raise InvalidFieldsError(f"replication: got {replication!r}, must be 'checked', 'trusted' or 'none'")
 
 
-def _conninfo(dsn: object) -> str:
+def read_dsn(dsn: object) -> str:
     """Return a connection string with the defaults of this package.
 
     Raises:
@@ -147,7 +158,8 @@ def _conninfo(dsn: object) -> str:
 
 
 def _connect(secret: Secret, connection_class: type[StoreConnection]) -> StoreConnection:
-    return connection_class.connect(secret.reveal(), autocommit=True)
+    # This package prepares its own statements; psycopg would deallocate them with its own after a rollback.
+    return connection_class.connect(secret.reveal(), autocommit=True, prepare_threshold=None)
 
 
 def _open_database(

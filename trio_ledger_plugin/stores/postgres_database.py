@@ -32,6 +32,7 @@ from psycopg.pq import TransactionStatus
 from ..errors import StoreError, StoreInDoubtError
 from . import worker
 from .postgres_dialect import POSTGRES, TRY_AGAIN, VALUES, is_storage_error
+from .postgres_prepared import Prepared, run_prepared
 from .schema import migrate
 from .worker import UndoneError, with_cause
 
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
     Work = Callable[["StoreConnection"], Any]
 
-__all__ = ["Database", "StoreConnection"]
+__all__ = ["Database", "StoreConnection", "quoted"]
 
 MISUSE: Final = (
     "a transaction's work must not begin, commit or roll back, continue after its transaction was undone, or close or "
@@ -110,11 +111,18 @@ class StoreConnection(psycopg.Connection[Any]):
         super().__init__(*args, **options)
         self.cursor_factory = _Cursor
         self._allowed: set[object] = set()
+        self._known: set[bytes] = set()
         #: The epochs of ledgers as the transaction has locked them, and the ledgers to lock in the next one.
         self.epochs: dict[str, int] = {}
         self.ledgers: set[str] = set()
         #: Whether the server has warned: a commit may not have waited for the standby.
         self.warned = False
+
+    def execute(self, query: Any, params: Any = None, **options: Any) -> Any:  # noqa: ANN401 (psycopg's)
+        """Run a statement; one of this package on a faster way."""
+        if query.__class__ is Prepared:
+            return run_prepared(self.pgconn, self._known, query, params or ())
+        return super().execute(query, params, **options)
 
     def epoch_of(self, ledger: str) -> int | None:
         """Return a ledger's epoch, which does not change before the transaction ends; None if it has none."""
@@ -220,7 +228,7 @@ class Database(worker.Database):
 
     def _begin(self, connection: StoreConnection, statement: str, values: tuple[object, ...], *, lock: bool) -> Any:  # noqa: ANN401 (a row)
         """Begin a transaction with a statement, and return its row if it has one."""
-        path = f"{_quoted(self._schema)}, public"
+        path = f"{quoted(self._schema)}, public"
         connection.epochs = {}
         connection.warned = False
         epochs = None
@@ -375,7 +383,7 @@ class Database(worker.Database):
         known = connection.execute("SELECT 1 FROM pg_namespace WHERE nspname = %s", (self._schema,)).fetchone()
         if known is None:
             connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(self._schema)))
-        connection.execute("SELECT set_config('search_path', %s, true)", (_quoted(self._schema),))
+        connection.execute("SELECT set_config('search_path', %s, true)", (quoted(self._schema),))
         migrate(connection, "values", VALUES, POSTGRES)
 
     def _drop(self) -> None:
@@ -394,7 +402,8 @@ def _pipeline(connection: StoreConnection) -> AbstractContextManager[object]:
     return connection.pipeline() if psycopg.Pipeline.is_supported() else nullcontext()
 
 
-def _quoted(schema: str) -> str:
+def quoted(schema: str) -> str:
+    """Return the name of a schema as SQL has it."""
     return '"' + schema.replace('"', '""') + '"'
 
 

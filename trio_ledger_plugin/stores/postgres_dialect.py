@@ -9,6 +9,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from .dialect import Claims, Connection, Dialect
+from .postgres_prepared import Prepared
 
 __all__ = ["POSTGRES", "VALUES", "PostgresClaims", "is_storage_error"]
 
@@ -59,6 +60,9 @@ def _is_broken(connection: Connection) -> bool:
 
 
 class _PostgresDialect(Dialect):
+    def statement(self, text: str) -> str:
+        return Prepared(super().statement(text))
+
     def table(self, text: str) -> str:
         return TEXT.sub(COLLATED, super().table(text))
 

@@ -1,0 +1,59 @@
+"""The commands for stores: what they say, and that a copy has every row."""
+
+import json
+from functools import partial
+
+import pytest
+from support.old_store import fill
+from support.programs import assert_one_error, run
+
+from trio_ledger_plugin.stores import open_sqlite_store
+
+
+@pytest.fixture
+def url(postgres_server):
+    """The URL of an empty database."""
+    postgres_server.new_database()
+    name = postgres_server.execute("SELECT max(oid), datname FROM pg_database GROUP BY 2 ORDER BY 1 DESC LIMIT 1")[0][1]
+    return f"postgresql:///{name}?host={postgres_server.folder}&user=postgres&port={postgres_server.port}"
+
+
+@pytest.fixture
+async def old(tmp_path):
+    async with open_sqlite_store(tmp_path / "money.db") as store:
+        await store.transaction(partial(fill, rows=2000))
+        await store.put("key", "value")
+    return tmp_path / "money.db"
+
+
+async def test_file_is_checked(old):
+    code, out, _ = await run("store", "check", str(old), "--json")
+    found = json.loads(out)
+    assert (code, found["sound"], found["integrity"], found["oldest_to_send"]) == (0, True, "ok", None)
+    assert found["ledger main"]["age"] > 0
+
+
+async def test_store_is_copied_exactly_and_only_once(old, url):
+    code, out, err = await run("store", "copy", str(old), url, "--replication", "none")
+    assert (code, err) == (0, ""), err
+    assert "2003 rows were copied" in out
+    before = await run("transfers", str(old), "--json")
+    after = await run("transfers", url, "--json")
+    assert json.loads(before[1]) == json.loads(after[1])
+    code, _, err = await run("store", "copy", str(old), url, "--replication", "none")
+    assert code == 1
+    assert_one_error(err)
+    assert "not empty" in err
+    code, out, _ = await run("store", "check", url, "--json")
+    assert (code, json.loads(out)["synchronous_standby_names"]) == (0, "")
+
+
+async def test_database_that_cannot_be_reached_is_one_error():
+    code, _, err = await run("transfers", "postgresql://user:canary7f3a@127.0.0.1:1/none")
+    assert code != 0
+    assert_one_error(err)
+
+
+async def test_transfers_of_an_empty_database_are_none(url):
+    code, _, err = await run("transfers", url)
+    assert (code, err) == (1, "error: there are no transfers in this store\n")
