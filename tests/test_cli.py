@@ -30,9 +30,9 @@ async def test_demo_does_all_of_it() -> None:
     """The first command that a newcomer runs would fail, or show wrong results."""
     code, stdout, stderr = await run("demo", FORCE_COLOR="1")
     assert (code, stderr) == (0, "")
-    assert stdout.count("PASS  ") == 11
+    assert stdout.count("PASS  ") == 12
     assert "FAIL" not in stdout
-    assert "PASS: 11 of 11 steps" in stdout
+    assert "PASS: 12 of 12 steps" in stdout
     for side in ("server", "client"):
         events = re.findall(rf"{side}: (connected|disconnected)", stdout)
         assert events == ["connected", "disconnected", "connected", "disconnected"]
@@ -60,7 +60,7 @@ async def test_demo_that_does_not_finish_says_so() -> None:
     assert "PASS  listen" in stdout
     assert re.search(r"FAIL  .*: not done when the 0\.25 s were over", stdout)
     assert "SKIP  close: not tried" in stdout
-    assert re.search(r"FAIL: \d of 11 steps", stdout)
+    assert re.search(r"FAIL: \d of 12 steps", stdout)
 
 
 # serve and ping
