@@ -99,6 +99,13 @@ def crash(session: nox.Session) -> None:
 
 
 @nox.session
+def standby(session: nox.Session) -> None:
+    """Have two processes with one ledger in PostgreSQL suffer a thousand faults; options after ``--``."""
+    session.install("-e", ".[test]")
+    session.run("python", "tests/crash/standby.py", "--faults", "1000", *session.posargs)
+
+
+@nox.session
 def fuzz(session: nox.Session) -> None:
     """Try damaged inputs, by mutation and guided by coverage; the seconds are given after ``--``, 60 by default.
 
