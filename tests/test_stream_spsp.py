@@ -165,7 +165,7 @@ async def test_silent_and_absent_endpoints_are_unreachable():
 
     async with serving(silent) as url:
         with pytest.raises(UnreachableError, match=r"no answer from .* within 0.2 s"):
-            await fetch_spsp(url, timeout=0.2)
+            await fetch_spsp(url, within=0.2)
     with pytest.raises(UnreachableError, match="cannot connect"):
         await fetch_spsp(url)
 

@@ -173,10 +173,10 @@ class _Report:
 
 
 async def _pay(
-    options: BtpOptions | dict[str, object], timeout: float, to: str, order: dict[str, Any], report: _Report
+    options: BtpOptions | dict[str, object], seconds: float, to: str, order: dict[str, Any], report: _Report
 ) -> None:
     total = order["send"] or order["deliver"]
-    async with open_plugin(options, connect=ConnectOptions(timeout=timeout * 1000)) as plugin:
+    async with open_plugin(options, connect=ConnectOptions(timeout=seconds * 1000)) as plugin:
         with report.screen.progress("{task.description}", silent=report.as_json) as bar:
             task = bar.add_task("paying", total=total)
             report.began = report.ended = time.perf_counter()
@@ -232,8 +232,8 @@ def quote(
     return Exit.OK
 
 
-async def _quote(options: BtpOptions | dict[str, object], timeout: float, to: str, order: dict[str, Any]) -> Quote:
-    async with open_plugin(options, connect=ConnectOptions(timeout=timeout * 1000)) as plugin:
+async def _quote(options: BtpOptions | dict[str, object], seconds: float, to: str, order: dict[str, Any]) -> Quote:
+    async with open_plugin(options, connect=ConnectOptions(timeout=seconds * 1000)) as plugin:
         with _reporting_bad_answers():
             return await quote_stream(plugin, to, **order)
 

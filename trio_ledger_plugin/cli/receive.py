@@ -77,10 +77,10 @@ class _Totals:
         self.packets += 1
 
 
-async def _receive(options: BtpOptions | dict[str, object], timeout: float, port: int, as_json: bool) -> None:
+async def _receive(options: BtpOptions | dict[str, object], seconds: float, port: int, as_json: bool) -> None:
     output = LiveOutput(Screen(), as_json=as_json)
     totals = _Totals()
-    connect = ConnectOptions(timeout=timeout * 1000)
+    connect = ConnectOptions(timeout=seconds * 1000)
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with (
             open_plugin(options, PluginServices(log=output.log), connect=connect) as plugin,

@@ -1,7 +1,7 @@
 """STREAM packets and their frames to bytes and back (RFC-0029), as they are before encryption.
 
-A packet is the plaintext of an ILP packet's data. Frames of unknown types are kept. Bytes after a frame's known fields and
-after the last frame are ignored, as RFC-0029 requires. Otherwise exactly one form is written and read.
+A packet is the plaintext of an ILP packet's data. Frames of unknown types are kept. Bytes after a frame's known fields
+and after the last frame are ignored, as RFC-0029 requires. Otherwise exactly one form is written and read.
 """
 
 from __future__ import annotations

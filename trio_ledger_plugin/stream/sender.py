@@ -212,8 +212,8 @@ async def _run(plugin: LedgerPlugin, connection: Connection, payment: Payment, o
             raise
         if isinstance(error, StoppedError | LedgerPluginError):
             failure = _failure_of(error, payment)
-            raise failure from failure.__cause__
-        raise error from error.__cause__
+            raise failure from failure.__cause__  # noqa: ASYNC104 (it tells more)
+        raise error from error.__cause__  # noqa: ASYNC104 (it tells more)
     await _close_quietly(connection, _CLOSE_SECONDS)
     payment.report(done=True)
 
