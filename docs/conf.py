@@ -35,6 +35,7 @@ nitpick_ignore_regex = [
     # and internal parts of a plugin.
     ("py:class", r"(.*\.)?(Account|Budget|Event|Handlers|Holding|Journal|LoopbackPlugin)"),
     ("py:class", r"(.*\.)?(MoneyService|RedactingLog|Requester|Share|Stage|WorkerPool)"),
+    ("py:class", r"(.*\.)?(Book|Fraction|Keys|MemoryBookings|Number|OnPacket|StoredBookings)"),
 ]
 autodoc_member_order = "bysource"
 # Show defaults as they are written: the value of os.environ would be the builder's environment, including its secrets.

@@ -127,6 +127,7 @@ async def pay(
 
     Cancellation: Ends the payment and closes the connection, which takes half a second at most. ``on_progress`` gets
         what was sent and delivered for certain, with ``done`` set. Packets in flight may still be fulfilled.
+
     Concurrency: Any number of payments may run over a plugin, each with its own credentials.
     """
     order = make_order(send, deliver, slippage, min_rate, outside_rate, expiry, max_packet)
