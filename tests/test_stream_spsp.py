@@ -268,6 +268,19 @@ async def test_asgi_application_answers_queries():
         assert (await ask(endpoint, **good, **bad))[0] == 400
 
 
+async def test_error_of_find_tag_is_a_500_and_the_endpoint_lives_on(caplog):
+    def find(path: str) -> str | None:
+        if path == "/bad":
+            raise ZeroDivisionError("internal canary")
+        return path
+
+    async with serving(SpspEndpoint(Receiver(secret=SECRET, address=ADDRESS), find).serve_stream) as url:
+        with pytest.raises(RemoteError, match=r"T00.*status 500"):
+            await fetch_spsp(f"{url}/bad")
+        await fetch_spsp(f"{url}/good")
+    assert "internal canary" in caplog.text
+
+
 async def test_endpoint_survives_bad_clients():
     endpoint = SpspEndpoint(Receiver(secret=SECRET, address=ADDRESS))
     async with serving(endpoint.serve_stream) as url:

@@ -70,6 +70,7 @@ class Receiver:
     Attributes:
         address: The receiver's own ILP address.
         asset: The asset of its account.
+        log: Where errors of the application's functions are logged.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Receiver:
         self.asset: Asset | None = asset
         self._book = AddressBook(check_secret(secret, "secret"), address)
         self._on_packet = on_packet
-        self._log: Log = log or StdlibLog()
+        self.log: Log = log or StdlibLog()
         self._bookings = bookings or MemoryBookings()
         self._connections: OrderedDict[str, _Connection] = OrderedDict()
         self._deciding: dict[tuple[str, int], trio.Event | None] = {}
@@ -205,7 +206,7 @@ class Receiver:
         except _RefusedError as refused:
             return answer.reject(ErrorCode.FINAL_APPLICATION_ERROR, *refused.frames)
         except Exception as error:  # noqa: BLE001 (an application may raise anything, and the payer may try again)
-            self._log.error("a packet of a STREAM payment is refused for now: %s: %s", type(error).__name__, error)
+            self.log.error("a packet of a STREAM payment is refused for now: %s: %s", type(error).__name__, error)
             return answer.reject(ErrorCode.INTERNAL_ERROR)
         finally:
             waiting = self._deciding.pop(name)
