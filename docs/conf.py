@@ -30,10 +30,7 @@ nitpick_ignore_regex = [
     # Names that annotations use without their module: classes of other packages,
     ("py:class", r"AbstractAsyncContextManager|MeterProvider|TracerProvider|WebSocketConnection|datetime"),
     # aliases and type variables, which docstrings describe in words,
-    (
-        "py:class",
-        r"(btp\.Packet|ConnectionT|ConnectionT_co|.*\bPacketT|.*\bPluginT|T|Answer|DataHandler|MoneyHandler|Reply|PairFactory)",
-    ),
+    ("py:class", r"(btp\.Packet|.*\bPacketT|.*\bPluginT|T|Answer|DataHandler|MoneyHandler|Reply|PairFactory)"),
     ("py:class", r"TransactionalMoneyHandler|(list|tuple|Mapping)\[str.*"),
     ("py:class", r"(.*\.)?(Book|ConnectionT(_co)?|Fraction|Keys|MemoryBookings|Number|OnPacket|StoredBookings)"),
     # and internal parts of a plugin.

@@ -135,13 +135,54 @@ async def test_no_probe_is_larger_than_the_payment(autojump_clock):
     assert max(prepare.amount for prepare in path.seen) == 12_345
 
 
-async def test_rate_below_the_outside_rate_is_refused(autojump_clock):
+async def test_rate_below_the_minimum_is_refused(autojump_clock):
     """A connector that gives a bad rate gives it to probes as well: only another source shows it."""
     path = Path(rate=Fraction(1, 2))
     async with open_path(path) as ends:
         with pytest.raises(PaymentFailedError, match="rate is too low") as caught:
             await pay(ends.payer, ends.receiver.new_credentials(), send=10_000, min_rate=0.9)
     assert (caught.value.sent, caught.value.delivered) == (0, 0)
+
+
+@pytest.mark.parametrize("scale", [0, 2, 9])
+async def test_outside_rate_is_checked_in_units_of_the_assets(autojump_clock, scale):
+    """Connectors can quote any rate: only another source shows that it is bad. The scales must not matter."""
+    path = Path(rate=Fraction(9, 10) * Fraction(10) ** (2 - scale), scale=scale)
+    send = 100 * 10**scale
+    async with open_path(path) as ends:
+        for outside in (0.92, 5):
+            with pytest.raises(PaymentFailedError, match="rate is too low") as caught:
+                await pay(ends.payer, ends.receiver.new_credentials(), send=send, outside_rate=outside)
+            assert (caught.value.sent, ends.received) == (0, 0)
+        paid = await pay(ends.payer, ends.receiver.new_credentials(), send=send, outside_rate=0.905)
+        assert paid.delivered == 9000
+
+
+async def test_outside_rate_needs_the_receivers_asset(autojump_clock):
+    async with open_path(Path()) as ends:
+        ends.receiver.asset = None
+        with pytest.raises(PaymentFailedError, match="does not say its asset"):
+            await pay(ends.payer, ends.receiver.new_credentials(), send=1000, outside_rate=1)
+
+
+async def test_payment_survives_the_loss_of_its_link(autojump_clock):
+    """What was in flight is sent again only when it can no longer be fulfilled."""
+    path = Path(max_packet=1000)
+    async with open_path(path) as ends, trio.open_nursery() as nursery:
+
+        async def lose_link() -> None:
+            await trio.sleep(0.5)
+            await ends.peer.disconnect()
+            await trio.sleep(2)
+            await ends.peer.connect()
+
+        nursery.start_soon(lose_link)
+        began = trio.current_time()
+        paid = await pay(ends.payer, ends.receiver.new_credentials(), send=200_000, expiry=5)
+        assert trio.current_time() - began > 5
+    assert paid.sent == 200_000
+    assert paid.unanswered > 0
+    assert paid.sent <= ends.received <= paid.sent + paid.unanswered
 
 
 async def test_connector_that_keeps_money_after_the_probes_gets_none(autojump_clock):

@@ -165,7 +165,7 @@ async def test_silent_and_absent_endpoints_are_unreachable():
 
     async with serving(silent) as url:
         with pytest.raises(UnreachableError, match=r"no answer from .* within 0.2 s"):
-            await fetch_spsp(url, timeout=0.2)
+            await fetch_spsp(url, within=0.2)
     with pytest.raises(UnreachableError, match="cannot connect"):
         await fetch_spsp(url)
 
@@ -266,6 +266,19 @@ async def test_asgi_application_answers_queries():
     assert (await ask(endpoint, **good, receipt_nonce=nonce, receipt_secret=secret))[1]["receipts_enabled"]
     for bad in ({"receipt_nonce": nonce}, {"receipt_nonce": "!", "receipt_secret": secret}):
         assert (await ask(endpoint, **good, **bad))[0] == 400
+
+
+async def test_error_of_find_tag_is_a_500_and_the_endpoint_lives_on(caplog):
+    def find(path: str) -> str | None:
+        if path == "/bad":
+            raise ZeroDivisionError("internal canary")
+        return path
+
+    async with serving(SpspEndpoint(Receiver(secret=SECRET, address=ADDRESS), find).serve_stream) as url:
+        with pytest.raises(RemoteError, match=r"T00.*status 500"):
+            await fetch_spsp(f"{url}/bad")
+        await fetch_spsp(f"{url}/good")
+    assert "internal canary" in caplog.text
 
 
 async def test_endpoint_survives_bad_clients():

@@ -105,6 +105,10 @@ LARGE = {
     "a long message that is no text": rejected(b"a" * 8190 + b"\xff"),
     "an asset's name as long as can be, wide": named(b"a" * 32_700 + WIDE),
     "an asset's name as long as can be, no text at its end": named(b"a" * 32_700 + b"\xf0"),
+    "as many frames as a payment may have": b"\x01\x0c\x01\x01\x01\x00\x02\x01\x00" + b"\xf0\x00" * 256,
+    "more frames than a payment may have": b"\x01\x0c\x01\x01\x01\x00\x02\x3f\xff" + b"\xf0\x00" * 16_000,
+    "a payment's error, long and wide": b"\x01\x0c\x01\x01\x01\x00\x01\x01\x01"
+    + octets(b"\x01" + octets(WIDE * 8000, "t"), "f"),
     "an announced gigabyte": b"\x06" + bytes(4) + b"\x84\x40\x00\x00\x00" + bytes(100),
     "an announced eternity": b"\x0c\x88" + b"\xff" * 8 + bytes(100),
 }
@@ -141,4 +145,4 @@ async def test_plugin_survives_any_input(let_in):
 
 
 def test_all_codecs_are_tried():
-    assert set(CODECS) == {"btp", "ilp", "ildcp"}
+    assert set(CODECS) == {"btp", "ilp", "ildcp", "stream"}

@@ -15,7 +15,7 @@ import trio
 from attrs import Factory, define, evolve
 
 from trio_ledger_plugin import loopback_pair
-from trio_ledger_plugin.codec import ilp
+from trio_ledger_plugin.codec import ildcp, ilp
 from trio_ledger_plugin.stream import Asset, open_receiver
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class Path:
         intercept: Returns a Reject in place of forwarding, or None.
         rewrite: Changes a packet before it is forwarded.
         answers: Changes an answer.
+        scale: The scale of the payer's account, which it may ask for (ILDCP).
     """
 
     rate: Fraction = Fraction(1)
@@ -61,6 +62,7 @@ class Path:
     seen: list[ilp.Prepare] = Factory(list)
     fulfilled: list[ilp.Prepare] = Factory(list)
     rejected: list[str] = Factory(list)
+    scale: int = 2
     in_flight: int = 0
     at_once: int = 0
     most_at_once: int = 0
@@ -74,6 +76,8 @@ class Path:
     async def carry(self, data: bytes, onward: LedgerPlugin) -> bytes:
         prepare = ilp.decode(data)
         assert isinstance(prepare, ilp.Prepare)
+        if prepare.destination == ildcp.DESTINATION:
+            return ildcp.encode(ildcp.IldcpResponse("example.payer", self.scale, "USD"))
         self.seen.append(prepare)
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
@@ -126,9 +130,10 @@ class Path:
 
 @define
 class Ends:
-    """The payer's plugin, the receiver, and what it accepted."""
+    """The payer's plugin, its peer's, the receiver, and what it accepted."""
 
     payer: LedgerPlugin
+    peer: LedgerPlugin
     receiver: Receiver
     path: Path
     accepted: list[ReceivedPacket]
@@ -165,4 +170,4 @@ async def open_path(path: Path, decide: Callable[[ReceivedPacket], object] | Non
             return await path.carry(data, after)
 
         before.register_data_handler(carry)
-        yield Ends(payer, receiver, path, accepted)
+        yield Ends(payer, before, receiver, path, accepted)

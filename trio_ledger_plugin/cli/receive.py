@@ -80,10 +80,10 @@ class _Totals:
 
 
 async def _receive(
-    options: BtpOptions | HttpOptions | dict[str, object], timeout: float, port: int, as_json: bool
+    options: BtpOptions | HttpOptions | dict[str, object], seconds: float, port: int, as_json: bool
 ) -> None:
     totals = _Totals()
-    connect = ConnectOptions(timeout=timeout * 1000)
+    connect = ConnectOptions(timeout=seconds * 1000)
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with (
             open_live_output(as_json=as_json) as output,

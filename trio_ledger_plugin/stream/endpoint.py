@@ -109,8 +109,12 @@ class SpspEndpoint:
         if not any(kind in headers.get("accept", "").lower() for kind in _TYPES):
             return _refuse(406, "NotAcceptableError", f"a query accepts {_TYPES[0]}")
         tag = None
-        if self._find_tag is not None and (tag := self._find_tag(path)) is None:
-            return _refuse(404, "InvalidReceiverError", "no such receiver")
+        try:
+            if self._find_tag is not None and (tag := self._find_tag(path)) is None:
+                return _refuse(404, "InvalidReceiverError", "no such receiver")
+        except Exception as error:  # noqa: BLE001 (an application may raise anything, and other payers go on)
+            self._receiver.log.error("find_tag of an SPSP endpoint failed: %s: %s", type(error).__name__, error)
+            return _refuse(500, "InternalError", "the endpoint failed; try again later")
         nonce, secret = headers.get("receipt-nonce"), headers.get("receipt-secret")
         try:
             credentials = self._receiver.new_credentials(

@@ -70,6 +70,7 @@ class Receiver:
     Attributes:
         address: The receiver's own ILP address.
         asset: The asset of its account.
+        log: Where errors of the application's functions are logged.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Receiver:
         self.asset: Asset | None = asset
         self._book = AddressBook(check_secret(secret, "secret"), address)
         self._on_packet = on_packet
-        self._log: Log = log or StdlibLog()
+        self.log: Log = log or StdlibLog()
         self._bookings = bookings or MemoryBookings()
         self._connections: OrderedDict[str, _Connection] = OrderedDict()
         self._deciding: dict[tuple[str, int], trio.Event | None] = {}
@@ -158,12 +159,20 @@ class Receiver:
 
     async def _judge(self, prepare: ilp.Prepare, connection: _Connection, packet: stream.Packet) -> bytes:
         """Answer a packet that was made with a connection's key."""
-        answer = _Answer(self, connection, packet, prepare.amount)
-        if any(isinstance(frame, stream.ConnectionClose) for frame in packet.frames):
+        money: list[stream.StreamMoney] = []
+        closes = asks = False
+        for frame in packet.frames:
+            if isinstance(frame, stream.StreamMoney):
+                money.append(frame)
+            elif isinstance(frame, stream.ConnectionClose):
+                closes = True
+            elif isinstance(frame, stream.ConnectionNewAddress):
+                asks = True
+        answer = _Answer(self, connection, packet.sequence, prepare.amount, money, asks=asks)
+        if closes:
             return answer.reject(ErrorCode.FINAL_APPLICATION_ERROR, _CLOSE)
         fulfillment = connection.keys.fulfillment(prepare.data)
         right = ilp.fulfills(fulfillment, prepare.execution_condition)
-        money = [frame for frame in packet.frames if isinstance(frame, stream.StreamMoney)]
         if prepare.amount < packet.amount or not right:
             return answer.reject(ErrorCode.FINAL_APPLICATION_ERROR)
         if prepare.amount == 0:
@@ -197,7 +206,7 @@ class Receiver:
         except _RefusedError as refused:
             return answer.reject(ErrorCode.FINAL_APPLICATION_ERROR, *refused.frames)
         except Exception as error:  # noqa: BLE001 (an application may raise anything, and the payer may try again)
-            self._log.error("a packet of a STREAM payment is refused for now: %s: %s", type(error).__name__, error)
+            self.log.error("a packet of a STREAM payment is refused for now: %s: %s", type(error).__name__, error)
             return answer.reject(ErrorCode.INTERNAL_ERROR)
         finally:
             waiting = self._deciding.pop(name)
@@ -265,21 +274,33 @@ def _check_decision(decision: object) -> None:
 class _Answer:
     """Builds the answer to one packet."""
 
-    __slots__ = ("_amount", "_connection", "_packet", "_receiver")
+    __slots__ = ("_amount", "_asks", "_connection", "_money", "_receiver", "_sequence")
 
-    def __init__(self, receiver: Receiver, connection: _Connection, packet: stream.Packet, amount: int) -> None:
+    def __init__(
+        self,
+        receiver: Receiver,
+        connection: _Connection,
+        sequence: int,
+        amount: int,
+        money: list[stream.StreamMoney],
+        *,
+        asks: bool,
+    ) -> None:
         self._receiver = receiver
         self._connection = connection
-        self._packet = packet
+        self._sequence = sequence
         self._amount = amount
+        self._money = money
+        # Whether the payer begins the connection, and so asks for the asset.
+        self._asks = asks
 
     def fulfill(self, fulfillment: bytes, total: int = 0) -> bytes:
         """Return a Fulfill, with a receipt if the payer asked for receipts."""
         frames = self._frames()
         details = self._connection.details
         if details.receipt_nonce and total:
-            for frame in self._packet.frames:
-                if isinstance(frame, stream.StreamMoney) and frame.stream_id <= _RECEIPT_IDS:
+            for frame in self._money:
+                if frame.stream_id <= _RECEIPT_IDS:
                     capped = min(total, 2**64 - 1)
                     receipt = make_receipt(details.receipt_nonce, details.receipt_secret, frame.stream_id, capped)
                     frames = (*frames, stream.StreamReceipt(frame.stream_id, receipt))
@@ -293,12 +314,12 @@ class _Answer:
 
     def _frames(self) -> tuple[stream.Frame, ...]:
         asset = self._receiver.asset
-        if asset is None or not any(isinstance(frame, stream.ConnectionNewAddress) for frame in self._packet.frames):
+        if asset is None or not self._asks:
             return ()
         return (stream.ConnectionAssetDetails(asset.code, asset.scale),)
 
     def _seal(self, packet_type: int, frames: tuple[stream.Frame, ...]) -> bytes:
-        packet = stream.Packet(self._packet.sequence, packet_type, self._amount, frames)
+        packet = stream.Packet(self._sequence, packet_type, self._amount, frames)
         return self._connection.keys.seal(stream.encode(packet))
 
 

@@ -126,7 +126,8 @@ async def pay(
         InvalidServicesError: The extra ``stream`` is not installed.
 
     Cancellation: Ends the payment and closes the connection, which takes half a second at most. ``on_progress`` gets
-    what was sent and delivered for certain, with ``done`` set. Packets in flight may still be fulfilled.
+        what was sent and delivered for certain, with ``done`` set. Packets in flight may still be fulfilled.
+
     Concurrency: Any number of payments may run over a plugin, each with its own credentials.
     """
     order = make_order(send, deliver, slippage, min_rate, outside_rate, expiry, max_packet)
@@ -212,8 +213,8 @@ async def _run(plugin: LedgerPlugin, connection: Connection, payment: Payment, o
             raise
         if isinstance(error, StoppedError | LedgerPluginError):
             failure = _failure_of(error, payment)
-            raise failure from failure.__cause__
-        raise error from error.__cause__
+            raise failure from failure.__cause__  # noqa: ASYNC104 (it tells more)
+        raise error from error.__cause__  # noqa: ASYNC104 (it tells more)
     await _close_quietly(connection, _CLOSE_SECONDS)
     payment.report(done=True)
 

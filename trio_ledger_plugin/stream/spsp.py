@@ -106,7 +106,7 @@ async def fetch_spsp(
     receipt_nonce: bytes | None = None,
     receipt_secret: bytes | None = None,
     ssl_context: ssl.SSLContext | None = None,
-    timeout: float = 10.0,
+    within: float = 10.0,
 ) -> Credentials:
     """Ask an SPSP endpoint for the credentials of one payment (RFC-0009).
 
@@ -116,7 +116,7 @@ async def fetch_spsp(
         receipt_nonce: 16 bytes that the receipts shall contain (RFC-0039); None for no receipts.
         receipt_secret: The secret that signs the receipts, 32 bytes; needed with the nonce.
         ssl_context: The TLS context; None verifies the endpoint with the system's certificates.
-        timeout: Seconds for everything.
+        within: Seconds for everything.
 
     Returns:
         The credentials, which are for one payment.
@@ -136,10 +136,10 @@ async def fetch_spsp(
     headers = [("Host", endpoint.host_header), ("Accept", _ACCEPT), ("Connection", "close")]
     headers += _receipt_headers(receipt_nonce, receipt_secret)
     response, body = None, b""
-    with trio.move_on_after(timeout):
+    with trio.move_on_after(within):
         response, body = await _get(endpoint, headers, ssl_context)
     if response is None:
-        raise UnreachableError(f"no answer from {endpoint.url} within {timeout:g} s")
+        raise UnreachableError(f"no answer from {endpoint.url} within {within:g} s")
     _check_status(endpoint, response)
     return _read_credentials(endpoint, body)
 
