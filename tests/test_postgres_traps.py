@@ -356,10 +356,10 @@ async def test_peer_notices_a_copy_of_the_database(postgres_server: Server, cloc
             await plugin.aclose()
             return told
 
-    await offer(dsn, 10)
+    await offer(dsn, 2)
     postgres_server.execute(f"CREATE DATABASE copy_of_{name} TEMPLATE {name}")
-    latest = await offer(dsn, 1000)
-    restored = await offer(postgres_server.dsn(f"copy_of_{name}"), 10)
+    latest = await offer(dsn, 60)
+    restored = await offer(postgres_server.dsn(f"copy_of_{name}"), 2)
     assert latest.journal == restored.journal
     peers, connection = book.journal.peers, book.connection
     assert peers.meet(connection, "", PeerJournal(latest)).trouble == ""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Prepared", "Rows", "run_prepared"]
 
 _numbers = count(1)
-DONE: Final = frozenset((ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK))
+DONE: Final[frozenset[int]] = frozenset((ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK))
 
 # How a value of each of PostgreSQL's types is read: bigint, integer, double precision, and bytea in hexadecimal.
 READ: Final[dict[int, Callable[[bytes], Any]]] = {
