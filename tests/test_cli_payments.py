@@ -14,7 +14,7 @@ from support.programs import CANARY, PROGRAM, assert_one_error, posix, run, runn
 from trio_ledger_plugin import PluginServices, open_plugin
 from trio_ledger_plugin.codec import ilp
 from trio_ledger_plugin.stores import MemoryStore
-from trio_ledger_plugin.stream import Credentials
+from trio_ledger_plugin.stream import Credentials, ReceivedPacket, SpspEndpoint, open_receiver
 
 INFO = {"client_address": "test.host", "asset_scale": 9, "asset_code": "XRP"}
 
@@ -125,3 +125,37 @@ async def _answer(credentials: Credentials, stream: Any) -> None:
     body = json.dumps({"destination_account": credentials.destination_account, "shared_secret": secret}).encode()
     await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
     await stream.aclose()
+
+
+@posix
+async def test_interrupted_payment_says_what_was_delivered() -> None:
+    """The user has to know what is gone; the packet in flight is named as well."""
+    waiting = trio.Event()
+
+    async def decide(packet: ReceivedPacket) -> None:
+        waiting.set()
+        await trio.sleep(60)
+
+    async with (
+        routing() as url,
+        open_plugin({"plugin": "btp", "server": url % "payee", "close_timeout": 0.1}) as plugin,
+        open_receiver(plugin, secret=bytes(32), on_packet=decide) as receiver,
+        trio.open_nursery() as nursery,
+    ):
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, SpspEndpoint(receiver).serve_stream, [listener])
+        to = f"http://127.0.0.1:{listener.socket.getsockname()[1]}/"
+        command = [*PROGRAM, "pay", to, "--send", "1000", "--server", url % "payer", "--json"]
+        async with running(*command) as payer:
+            await waiting.wait()
+            code, seconds = await payer.end(signal.SIGINT)
+        nursery.cancel_scope.cancel()
+    assert code == 130
+    assert seconds < 3
+    told, error = filter(None, payer.output.splitlines())
+    assert error == "error: interrupted"
+    assert {name: json.loads(told)[name] for name in ("sent", "delivered", "unanswered")} == {
+        "sent": 0,
+        "delivered": 0,
+        "unanswered": 1000,
+    }
