@@ -23,6 +23,7 @@ from trio_ledger_plugin.money.statements import Statements
 from trio_ledger_plugin.stores.dialect import SQLITE
 from trio_ledger_plugin.stores.postgres_dialect import POSTGRES
 from trio_ledger_plugin.stores.schema import VALUES, add_functions, migrate
+from trio_ledger_plugin.stream import bookings
 from trio_ledger_plugin.transfer import TransferState
 
 ROOT = Path(trio_ledger_plugin.__file__).parent
@@ -103,6 +104,7 @@ def database():
     """A store with a long history, as it is in production: never analyzed."""
     book = Book()
     migrate(book.connection, "values", VALUES)
+    migrate(book.connection, "stream", bookings.STEPS)
     fill(book.connection, 30_000)
     yield book.connection
     book.connection.close()
@@ -180,7 +182,7 @@ def test_every_statement_of_the_package_is_asked_for():
     assert {text for text in in_journal if not any(each.startswith(text) for each in JOURNALS.values())} == set()
     assert {name for name in vars(Statements) if name.isupper()} == set(JOURNALS)
     assert [place for place in STORES if place.startswith("money/")] == []
-    assert {place.partition("/")[0] for place in LITERALS} == {"money", "stores"}
+    assert {place.partition("/")[0] for place in LITERALS} == {"money", "stores", "stream"}
     calls = {
         (path.relative_to(ROOT).parts[0], node.func.attr)
         for path in ROOT.rglob("*.py")
@@ -190,7 +192,7 @@ def test_every_statement_of_the_package_is_asked_for():
         and node.func.attr in ("execute", "executemany", "executescript")
     }
     # A cursor of PostgreSQL passes executemany() on.
-    assert calls == {("money", "execute"), ("stores", "execute"), ("stores", "executemany")}
+    assert calls == {("money", "execute"), ("stores", "execute"), ("stores", "executemany"), ("stream", "execute")}
 
 
 class Counting(sqlite3.Connection):

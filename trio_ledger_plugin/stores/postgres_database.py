@@ -109,7 +109,7 @@ class StoreConnection(psycopg.Connection[Any]):
 
     def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 (psycopg's)
         super().__init__(*args, **options)
-        self.cursor_factory = _Cursor
+        self.cursor_factory: type[_Cursor] = _Cursor
         self._allowed: set[object] = set()
         self._known: set[bytes] = set()
         #: The epochs of ledgers as the transaction has locked them, and the ledgers to lock in the next one.

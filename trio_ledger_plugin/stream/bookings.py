@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from ..services import TransactionalStore
 
-__all__ = ["MemoryBookings", "ReceivedPacket", "StoredBookings", "Verdict"]
+__all__ = ["STEPS", "MemoryBookings", "ReceivedPacket", "StoredBookings", "Verdict"]
 
 #: How many accepted packets of a connection are remembered in memory; payers have at most some hundreds in flight.
 _REMEMBERED: Final = 512
@@ -96,8 +96,8 @@ class MemoryBookings:
         return Verdict.NEW, connection.total
 
 
-_COMPONENT: Final = "stream"
-_STEPS: Final[Steps] = (
+COMPONENT: Final = "stream"
+STEPS: Final[Steps] = (
     (
         # Numbers and amounts have up to 64 bits without a sign: more than a database's integers.
         """CREATE TABLE lpi_stream_packets (
@@ -137,7 +137,7 @@ class StoredBookings:
         Raises:
             StoreError: The store failed.
         """
-        await self._store.transaction(partial(migrate, component=_COMPONENT, steps=_STEPS))
+        await self._store.transaction(partial(migrate, component=COMPONENT, steps=STEPS))
 
     async def judge(self, packet: ReceivedPacket, condition: bytes) -> tuple[Verdict, int]:
         """Return what is known about a packet, and what its connection has received."""
