@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
+import click
 import pytest
 import trio
 from support.pages import ROOT
@@ -42,6 +43,13 @@ pytestmark = pytest.mark.slow
 
 FULFILL = "0d21" + "00" * 33
 PAGE = (ROOT / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
+COMMANDS = {name: command for name, command in root.commands.items() if not isinstance(command, click.Group)}
+COMMANDS |= {
+    f"{name} {inner}": command
+    for name, group in root.commands.items()
+    if isinstance(group, click.Group)
+    for inner, command in group.commands.items()
+}
 
 # Ctrl-C and SIGTERM. Ctrl-C reaches every process of a terminal, so these tests send SIGINT to a process group.
 
@@ -200,15 +208,15 @@ def test_page_lists_the_programs_exit_codes(capsys: Any) -> None:
     assert listed == codes_in_help(capsys)
 
 
-@pytest.mark.parametrize("command", root.commands)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_and_page_list_the_commands_exit_codes(command: str, capsys: Any) -> None:
     """The help of ``ping`` would mention packets that cannot be decoded."""
     has = {}
     for code, text, which in LISTED:
-        named = f"`{command}`" in which
+        named = f"`{command.partition(' ')[0]}`" in which
         if which == "all" or named != which.startswith("all but "):
             has[int(code)] = text
-    assert codes_in_help(capsys, command) == has
+    assert codes_in_help(capsys, *command.split()) == has
     section = next(part for part in PAGE.split("\n## ") if part.startswith(f"`{command}"))
     missing = [code for code in has if not re.search(rf"\b{code}\b", section)]
     assert missing == []
@@ -216,8 +224,8 @@ def test_help_and_page_list_the_commands_exit_codes(command: str, capsys: Any) -
 
 def test_help_explains_money_levels(capsys: Any) -> None:
     """A newcomer has not read the pages about money: the words come only after an explanation."""
-    for command in root.commands:
-        assert main([command, "--help"]) == 0
+    for command in COMMANDS:
+        assert main([*command.split(), "--help"]) == 0
         assert re.findall(r"(?<!\()(?:PLAIN|KEYED)", capsys.readouterr().out) == []
     assert re.findall(r"(?<!\()(?<!\(\[)(?:PLAIN|KEYED)", PAGE) == []
 
@@ -262,7 +270,7 @@ def assert_documented(command: str, told: object, *without: str) -> None:
 
 
 def test_every_command_has_json_and_a_section() -> None:
-    for name, command in root.commands.items():
+    for name, command in COMMANDS.items():
         assert any("--json" in param.opts for param in command.params), name
         assert documented(name)
 
@@ -305,7 +313,15 @@ async def test_serve_json() -> None:
         await server.wait_for('"event": "(disconnected)"')
         await server.end(signal.SIGINT)
     lines = [json.loads(line) for line in server.output.splitlines()]
-    assert [line["event"] for line in lines] == ["listening", "log", "connected", "money", "disconnected", "closed"]
+    assert [line["event"] for line in lines] == [
+        "listening",
+        "log",
+        "connected",
+        "money",
+        "log",
+        "disconnected",
+        "closed",
+    ]
     assert lines[0] == {"event": "listening", "address": address, "url": address.replace("://", "://:***@")}
     assert lines[1]["level"] == "info"
     assert lines[-1] == {"event": "closed", "requests_received": 1, "responses_sent": 1, "errors_sent": 0}
@@ -395,7 +411,7 @@ async def test_completion_knows_commands_and_choices(shell: str) -> None:
             return set(lines[1::3])
         return {line.partition(",")[2].partition("\t")[0] for line in lines}
 
-    assert await complete("p") == {"ping"}
+    assert await complete("pi") == {"ping"}
     assert await complete("serve", "--reply", "e") == {"echo"}
     if shell != "bash":
         return
@@ -407,13 +423,13 @@ async def test_completion_knows_commands_and_choices(shell: str) -> None:
 
 SCRIPTS = {
     "bash": 'eval "$(_TRIO_LEDGER_PLUGIN_COMPLETE=bash_source trio-ledger-plugin)"; '
-    "COMP_WORDS=(trio-ledger-plugin p); COMP_CWORD=1; _trio_ledger_plugin_completion trio-ledger-plugin; "
+    "COMP_WORDS=(trio-ledger-plugin pi); COMP_CWORD=1; _trio_ledger_plugin_completion trio-ledger-plugin; "
     'echo "${COMPREPLY[@]}"',
     # Completion of zsh's own runs in its line editor only: here its functions are watched.
     "zsh": 'compdef() { echo "$@" > /dev/null }; _describe() { echo ${(P)3} }; compstate=(); compadd() { : }; '
     'eval "$(_TRIO_LEDGER_PLUGIN_COMPLETE=zsh_source trio-ledger-plugin)"; '
-    "words=(trio-ledger-plugin p); CURRENT=2; _trio_ledger_plugin_completion",
-    "fish": "_TRIO_LEDGER_PLUGIN_COMPLETE=fish_source trio-ledger-plugin | source; complete -C 'trio-ledger-plugin p'",
+    "words=(trio-ledger-plugin pi); CURRENT=2; _trio_ledger_plugin_completion",
+    "fish": "_TRIO_LEDGER_PLUGIN_COMPLETE=fish_source trio-ledger-plugin | source; complete -C 'trio-ledger-plugin pi'",
 }
 
 

@@ -66,7 +66,7 @@ def test_every_example_is_on_its_page_and_short():
 async def test_echo_answers_and_takes_money():
     async with example("echo_peer.py", 0) as echo:
         port = await echo.wait_for(r"listening on btp\+ws://127\.0\.0\.1:(\d+)\n")
-        async with open_plugin({"server": f"btp+ws://me:open sesame@127.0.0.1:{port}"}) as client:
+        async with open_plugin({"server": f"btp+ws://me:open-sesame@127.0.0.1:{port}"}) as client:
             assert await client.send_data(b"hello") == b"hello"
             await client.send_money("250")
         await echo.wait_for("(Disconnected)")

@@ -1,5 +1,6 @@
 """The journal compared with a model of it in plain Python: in any order of operations, no unit is lost or made."""
 
+import sqlite3
 from collections.abc import Callable
 from typing import Any
 
@@ -863,13 +864,23 @@ def test_transfer_without_effect_leaves_the_level_as_it_was(book, undo):
     assert book.receive("at PLAIN", level=PLAIN, apply=accept) == Received()
 
 
+def written(connection):
+    """Return the number of changes so far, or what the tables hold where the database does not count them."""
+    if isinstance(connection, sqlite3.Connection):
+        return connection.total_changes
+    return [
+        connection.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall()  # noqa: S608 (constants)
+        for table in ("lpi_accounts", "lpi_transfers", "lpi_to_send")
+    ]
+
+
 def test_refused_sending_changes_nothing(book):
     """Otherwise the works of other accounts that share its commit would have to run again, each in its own."""
     book.pay("k")
-    before = book.connection.total_changes
+    before = written(book.connection)
     with pytest.raises(MoneyLevelError):
         book.begin("plain", level=PLAIN)
-    assert book.connection.total_changes == before
+    assert written(book.connection) == before
 
 
 @pytest.mark.parametrize("first", ["sent", "received"])

@@ -69,12 +69,6 @@ class TransfersInDoubt:
     count: int
     amount: int
 
-    def __str__(self) -> str:
-        """Return the event as a sentence."""
-        if self.count == 1:
-            return f"1 transfer of {self.amount} is in doubt"
-        return f"{self.count} transfers of {self.amount} in all are in doubt"
-
 
 @frozen
 class EventsDropped:

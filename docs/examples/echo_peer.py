@@ -2,7 +2,7 @@
 
 python echo_peer.py [PORT]      listens for a client on PORT, 7768 by default; Ctrl-C ends it
 
-A client to try it with: trio-ledger-plugin ping 'btp+ws://:open sesame@localhost:7768'
+A client to try it with: trio-ledger-plugin ping 'btp+ws://:open-sesame@localhost:7768'
 """
 
 import sys
@@ -22,7 +22,7 @@ async def take_money(amount: str) -> None:
 
 
 async def main(port: int) -> None:
-    options = {"plugin": "btp", "listener": {"port": port, "secret": "open sesame"}}
+    options = {"plugin": "btp", "listener": {"port": port, "secret": "open-sesame"}}
     async with open_plugin(options, data_handler=echo, money_handler=take_money) as plugin:
         print("listening on", plugin.address, flush=True)
         async for event in plugin.events:

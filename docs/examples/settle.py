@@ -14,7 +14,7 @@ import trio
 from trio_ledger_plugin import LedgerPlugin, NotConnectedError, PluginServices, TransferInDoubtError, open_plugin
 from trio_ledger_plugin.stores import open_sqlite_store
 
-TOKEN = "open sesame"
+TOKEN = "open-sesame"
 
 
 async def receive(path: str, port: int) -> None:

@@ -27,6 +27,7 @@ from ..events import (
     TransfersInDoubt,
 )
 from ..log import escape, format_message
+from ..money.doubts import describe_doubts
 from .background import open_stdout
 
 if TYPE_CHECKING:
@@ -210,4 +211,4 @@ def event_text(event: Event) -> str:
         case EventsDropped(count):
             return f"{count} events were lost"
         case TransfersInDoubt():
-            return str(event)
+            return describe_doubts(event)

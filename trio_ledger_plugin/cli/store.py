@@ -12,7 +12,7 @@ from ..money.tables import COMPONENT, steps_of
 from ..stores.dialect import SQLITE
 from ..stores.health import examine_store
 from ..stores.schema import migrate
-from .errors import COMMON, Exit
+from .errors import COMMON, ENDED, Exit
 from .output import Screen
 from .parameters import Command, Group, epilog, json_option
 from .signals import run_until_sigterm
@@ -32,7 +32,7 @@ def store() -> None:
     """Check a store, or move one from a file to PostgreSQL."""
 
 
-@store.command(cls=Command, epilog=epilog(EXAMPLES, *COMMON), short_help="Check a store.")
+@store.command(cls=Command, epilog=epilog(EXAMPLES, *COMMON, *ENDED), short_help="Check a store.")
 @click.argument("db", type=StoreName(exists=True, dir_okay=False))
 @json_option
 def check(db: str, as_json: bool) -> int:
@@ -55,11 +55,12 @@ def check(db: str, as_json: bool) -> int:
     return Exit.OK if found["sound"] else Exit.FAILED
 
 
-@store.command("copy", cls=Command, epilog=epilog(EXAMPLES, *COMMON), short_help="Copy a file into PostgreSQL.")
+@store.command("copy", cls=Command, epilog=epilog(EXAMPLES, *COMMON, *ENDED), short_help="Copy a file into PostgreSQL.")
 @click.argument("source", type=click.Path(exists=True, dir_okay=False))
 @click.argument("target", type=StoreName(dir_okay=False))
 @click.option("--replication", type=click.Choice(["checked", "trusted", "none"]), default="checked", show_default=True)
-def copy(source: str, target: str, replication: str) -> int:
+@json_option
+def copy(source: str, target: str, replication: str, as_json: bool) -> int:
     """Copy a store exactly, from the file SOURCE into the empty PostgreSQL database TARGET.
 
     Nothing may have either open. Afterwards use only the copy: two programs that send the same journal would pay twice.
@@ -67,7 +68,7 @@ def copy(source: str, target: str, replication: str) -> int:
     if dialect_for(target) is SQLITE:
         raise click.UsageError("TARGET must be a URL that begins with postgresql://")
     rows = run_until_sigterm(_copy, source, StoreChoice(target, replication))
-    click.echo(f"{rows} rows were copied; {NEVER_COPIED}")
+    click.echo(json.dumps({"rows": rows}) if as_json else f"{rows} rows were copied; {NEVER_COPIED}")
     return Exit.OK
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..runtime.context import Context
     from .journal import Journal
 
-__all__ = ["SETTLE_BY_HAND", "Doubts"]
+__all__ = ["SETTLE_BY_HAND", "Doubts", "describe_doubts"]
 
 # What an operator can do, for errors and the log.
 SETTLE_BY_HAND: Final = (
@@ -68,7 +68,7 @@ class Doubts:
     def _report(self) -> None:
         count, amount, self._count, self._amount = self._count, self._amount, 0, 0
         event = TransfersInDoubt(count, amount)
-        self._context.log.warn("%s now: %s", str(event), SETTLE_BY_HAND)
+        self._context.log.warn("%s now: %s", describe_doubts(event), SETTLE_BY_HAND)
         self._publish(event)
 
     async def report_earlier(self, journal: Journal) -> None:
@@ -87,7 +87,7 @@ class Doubts:
             return
         if count:
             event = TransfersInDoubt(count, amount)
-            self._context.log.warn("%s: %s", str(event), SETTLE_BY_HAND)
+            self._context.log.warn("%s: %s", describe_doubts(event), SETTLE_BY_HAND)
             self._publish(event)
 
     async def meet(self, journal: Journal, account: str, peer: PeerJournal) -> int:
@@ -118,8 +118,15 @@ class Doubts:
                 "the peer%s: %s.%s%s",
                 f" of account {account}" if account else "",
                 meeting.trouble,
-                f" Because of this, {doubts} and not sent again." if meeting.doubts else "",
+                f" Because of this, {describe_doubts(doubts)} and not sent again." if meeting.doubts else "",
                 f" The last transfers that it acknowledged: {lost}." if lost else "",
             )
             self.add(meeting.amount, meeting.doubts)
         return meeting.doubts
+
+
+def describe_doubts(event: TransfersInDoubt) -> str:
+    """Return what an event says, as the beginning of a sentence."""
+    if event.count == 1:
+        return f"1 transfer of {event.amount} is in doubt"
+    return f"{event.count} transfers of {event.amount} in all are in doubt"
