@@ -3,6 +3,7 @@
 import sqlite3
 from typing import TYPE_CHECKING, Any, cast
 
+import pytest
 import trio
 from support.calls import start
 from support.ledgers import Handler, aged, open_journal, open_payer, receive, settle, states, sums
@@ -13,6 +14,9 @@ from trio_ledger_plugin import InvalidFieldsError, RemoteError, StoreError, Tran
 
 if TYPE_CHECKING:
     from trio_ledger_plugin.money.journaled import JournaledMoney
+
+# The work that is delayed is found by its name, which a store in PostgreSQL wraps.
+pytestmark = pytest.mark.parametrize("store_path", ["new", pytest.param("old", marks=pytest.mark.slow)], indirect=True)
 
 BUSY = RemoteError("T00", "UnreachableError", data=b'{"message": "later"}')
 
