@@ -28,7 +28,7 @@ def held_by(plugin: Any) -> tuple[int, ...]:
     """Count what a send could leave in the plugin or in the program."""
     gc.collect()
     objects = len(gc.get_objects())
-    return len(plugin._accounts), plugin.calls_in_flight(), len(plugin.exchanges()), len(all_tasks()), objects
+    return len(plugin.table), plugin.calls_in_flight(), len(plugin.exchanges()), len(all_tasks()), objects
 
 
 async def come_and_go(plugin: Any, name: str) -> None:

@@ -14,8 +14,8 @@ from .unreachable import PermanentlyUnreachableError
 
 __all__ = ["dial", "start_tls"]
 
-# The errors of OpenSSL, by version, for a server that answers without TLS.
-NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
+# The errors of OpenSSL, by version, for a server that answers without TLS, or does not answer.
+NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNEXPECTED_EOF_WHILE_READING")
 NO_TLS_HINT = "; does the server speak TLS? if not, its URL begins with {}://"
 
 
