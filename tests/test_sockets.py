@@ -4,7 +4,7 @@ import pytest
 import trio
 from trio.testing import memory_stream_pair
 
-from trio_ledger_plugin.net.sockets import abort_stream
+from trio_ledger_plugin.net.sockets import abort_stream, read_socket
 
 
 class _BrokenStream(trio.abc.AsyncResource):
@@ -31,3 +31,12 @@ async def test_aborted_stream_under_cancellation():
 
 async def test_aborted_stream_that_raises():
     await abort_stream(_BrokenStream())
+
+
+async def test_reading_a_closed_socket_is_an_error_of_the_connection():
+    """Trio's own error would end the whole plugin."""
+    near, far = trio.socket.socketpair()
+    near.close()
+    far.close()
+    with pytest.raises(trio.ClosedResourceError):
+        await read_socket(near, 1)

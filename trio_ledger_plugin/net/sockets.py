@@ -50,6 +50,8 @@ async def read_socket(socket: trio.socket.SocketType, size: int) -> bytes:
     Cancellation: Nothing is read.
     """
     while True:
+        if socket.fileno() < 0:
+            raise trio.ClosedResourceError("the socket was closed")
         await trio.lowlevel.wait_readable(socket)
         try:
             return os.read(socket.fileno(), size)
