@@ -514,3 +514,14 @@ async def test_reject_is_an_answer():
     reject = ilp.encode(ilp.Reject("F02", "test.peer", "no"))
     async with raw_server(Script(ok(reject))) as url, open_http(sending(url)) as plugin:
         assert await plugin.send_data(PREPARE) == reject
+
+
+async def test_finished_calls_are_not_counted_any_longer():
+    """The account would seem to be in use for ever, and have fewer than no calls in flight."""
+    script = Script(ok())
+    async with raw_server(script) as url, open_http(sending(url)) as plugin:
+        budget = plugin.context.budget
+        for _ in range(3):
+            assert await plugin.send_data(PREPARE) == FULFILL
+        assert budget.calls == 0
+        assert not budget.in_use

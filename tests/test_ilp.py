@@ -263,3 +263,9 @@ def test_repr_shows_neither_fulfillment_nor_data() -> None:
     assert "secret" not in repr(
         [ilp.Prepare(1, NOON, CONDITION, "g.a", b"secret"), ilp.Reject("F00", "", "", b"secret")]
     )
+
+
+def test_last_moment_that_python_has_can_be_sent() -> None:
+    """Programs use it for "never". It cannot be rounded up."""
+    packet = ilp.Prepare(0, datetime.max.replace(tzinfo=UTC), bytes(32), "g.a")
+    assert ilp.decode(ilp.encode(packet)).expires_at == datetime(9999, 12, 31, 23, 59, 59, 999_000, UTC)

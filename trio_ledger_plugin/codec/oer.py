@@ -318,9 +318,8 @@ def _digits_of(moment: datetime, rounded: bool) -> str:
 
 
 def whole_milliseconds(moment: datetime) -> datetime:
-    """Return a time rounded to whole milliseconds, as in a packet.
-
-    Raises:
-        OverflowError: The rounded time is after the year 9999.
-    """
-    return moment + timedelta(microseconds=(moment.microsecond + 500) // 1000 * 1000 - moment.microsecond)
+    """Return a time rounded to whole milliseconds, as in a packet; the last of the year 9999 is cut off."""
+    try:
+        return moment + timedelta(microseconds=(moment.microsecond + 500) // 1000 * 1000 - moment.microsecond)
+    except OverflowError:
+        return moment.replace(microsecond=999_000)

@@ -112,8 +112,9 @@ class CallTable:
         return request_id, call
 
     def add(self, call: Call) -> int:
-        """Add a call of the caller's own class, set its deadline, and return its request id."""
+        """Add a call of the caller's own class, set its deadline, and return its id; ``forget`` removes it, once."""
         request_id = next(self._ids)
+        self.budget.calls += 1
         call.deadline = trio.current_time() + self._timeout
         self.pending[request_id] = call
         return request_id
