@@ -165,10 +165,12 @@ class Client:
         warns = self._failed_tries == 1 or (
             isinstance(error, SilentCloseError) and self._silent_closes == SILENT_CLOSES
         )
+        # The error of a dial begins like the line.
+        reason = str(error).removeprefix(f"cannot connect to {self.address}: ")
         if warns:
-            self._context.log.warn("cannot connect to %s: %s; trying again", self.address, error)
+            self._context.log.warn("cannot connect to %s: %s; trying again", self.address, reason)
         else:
-            self._context.log.info("cannot connect to %s, try %d: %s", self.address, self._failed_tries, error)
+            self._context.log.info("cannot connect to %s, try %d: %s", self.address, self._failed_tries, reason)
 
     async def _try(self, *, redials: int) -> trio.Event:
         """Open and authenticate one link, add ``redials`` to the count, and return the event of the link's loss."""
