@@ -68,6 +68,8 @@ async def enter(plugin: AccountsPlugin, account: str = "", token: str = TOKEN) -
 
 def prepare(destination: str, lifetime: float = 30, data: bytes = b"") -> bytes:
     expires_at = datetime.now(UTC) + timedelta(seconds=lifetime)
+    # A packet has whole milliseconds, and rounding up would exceed the lifetime.
+    expires_at = expires_at.replace(microsecond=expires_at.microsecond // 1000 * 1000)
     return ilp.encode(ilp.Prepare(10, expires_at, CONDITION, destination, data))
 
 
