@@ -45,7 +45,6 @@ from .oer import (
     time_digits,
     uint,
     utf8,
-    whole_milliseconds,
 )
 
 __all__ = [
@@ -245,7 +244,9 @@ def make_prepare(
     """
     try:
         if lifetime > 0:
-            expires_at = whole_milliseconds((now or datetime.now(UTC)) + timedelta(seconds=lifetime))
+            expires_at = (now or datetime.now(UTC)) + timedelta(seconds=lifetime)
+            # Cut off: a time rounded up would exceed the lifetime, and with it the limit of a node.
+            expires_at = expires_at.replace(microsecond=expires_at.microsecond // 1000 * 1000)
             return Prepare(amount, expires_at, condition, destination, data)
     except OverflowError:
         pass
