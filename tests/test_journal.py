@@ -42,7 +42,7 @@ from trio_ledger_plugin.errors import wire_error
 from trio_ledger_plugin.money import history, outgoing
 from trio_ledger_plugin.money.incoming import PLAIN_SECONDS, Credited, Received
 from trio_ledger_plugin.money.outgoing import BEING_SENT, BeingSent
-from trio_ledger_plugin.negotiation import MAX_RETENTION, PeerCounts
+from trio_ledger_plugin.negotiation import MAX_RETENTION, PeerNumbers
 from trio_ledger_plugin.transfer import TRANSITIONS, TransferState
 
 NAMES = ("", "alice", "bob")
@@ -74,6 +74,8 @@ class Row:
         self.next_try: float | None = None
         self.tries: int | None = None
         self.refusal: Any = None
+        self.peer_number = 0
+        self.receipt: int | None = None
         # Whether undoing it undoes a part of its account's level; not if the level was reset since.
         self.counts_for_level = level is KEYED
 
@@ -112,8 +114,9 @@ class JournalMachine(RuleBasedStateMachine):
         self.received = dict.fromkeys(NAMES, 0)
         self.keyed = dict.fromkeys(NAMES, 0)
         self.current = dict.fromkeys(NAMES, "")
-        # What is counted for each account and journal: sent, acked, received, and the age that the journal has shown.
-        self.counts: dict[tuple[str, str], list[Any]] = {}
+        # For each account and journal: the numbers sent, acked, received and credited, and the age that the journal has
+        # shown.
+        self.numbers: dict[tuple[str, str], list[Any]] = {}
         # The age at which another journal took the place of one.
         self.left_at: dict[tuple[str, str], float] = {}
         # The age of the ledger that a crash cannot take back.
@@ -215,32 +218,32 @@ class JournalMachine(RuleBasedStateMachine):
         if level is KEYED:
             self.keyed[account] += 1
             self.use(account, peer)
-            self.counts[account, peer][0] += 1
+            self.numbers[account, peer][0] += 1
+            row.peer_number = self.numbers[account, peer][0]
+        assert found.transfer.number == row.peer_number
 
-    def undo(self, account, row, *, by_hand=False):
+    def undo(self, account, row):
         if row.counts_for_level:
             self.keyed[account] -= 1
-        if not by_hand and row.level is KEYED and self.current[account] == row.journal:
-            self.counts[account, row.journal][0] -= 1
 
-    def settle(self, account, row, after, *, by_hand=False):
+    def settle(self, account, row, after):
         row.state, row.forget_at = after, self.age + row.keep_for
         row.leave_queue()
         if after == "acked":
             self.sent[account] += row.amount
         else:
-            self.undo(account, row, by_hand=by_hand)
+            self.undo(account, row)
 
     def put_row_in_doubt(self, row):
         row.state = "in_doubt"
         row.leave_queue()
 
     @precondition(lambda self: self.begun)
-    @rule(data=st.data(), error=st.sampled_from([None, REFUSAL]))
-    def answered(self, data, error):
+    @rule(data=st.data(), error=st.sampled_from([None, REFUSAL]), receipt=st.sampled_from([0, 3, 7]))
+    def answered(self, data, error, receipt):
         account, key = data.draw(st.sampled_from(sorted(self.begun)))
         sent, row = self.begun[account, key], self.outgoing_row(account, key)
-        state = self.call(self.journal.outgoing.answered, sent, error).value
+        state = self.call(self.journal.outgoing.answered, sent, error, receipt).value
         after = "acked" if error is None else "rejected"
         if row is None:
             assert state == after
@@ -251,7 +254,7 @@ class JournalMachine(RuleBasedStateMachine):
             self.settle(account, row, after)
             row.refusal = error and error.code
             if error is None and row.level is KEYED and self.current[account] == row.journal:
-                self.counts[account, row.journal][1] += 1
+                self.numbers[account, row.journal][1] = max(self.numbers[account, row.journal][1], receipt)
 
     @precondition(lambda self: self.begun)
     @rule(data=st.data())
@@ -282,8 +285,11 @@ class JournalMachine(RuleBasedStateMachine):
         row = self.outgoing_row(account, key)
         method = self.journal.outgoing.withdraw_waiting if waiting else self.journal.outgoing.withdraw
         withdrawn = self.call(method, self.begun[account, key])
-        is_open = row is not None and row.state == "sent"
-        assert withdrawn is (is_open and not (waiting and row.next_try == BEING_SENT))
+        if row is None:
+            # What waits may be withdrawn twice.
+            assert withdrawn is waiting
+            return
+        assert withdrawn is (row.state == "sent" and not (waiting and row.next_try == BEING_SENT))
         if withdrawn:
             self.remove_outgoing(account, key)
 
@@ -325,6 +331,7 @@ class JournalMachine(RuleBasedStateMachine):
         ]
         for (_, _, key, row), sent in zip(expected, due.transfers, strict=True):
             row.next_try = BEING_SENT
+            assert sent.transfer.number == row.peer_number
             self.begun[account, key] = sent
         assert due.next_age == (waiting[len(expected)][0] if len(waiting) > len(expected) else None)
 
@@ -340,7 +347,7 @@ class JournalMachine(RuleBasedStateMachine):
             assert row.state in ("acked", "rejected")
         else:
             assert row.state in ("sent", "in_doubt")
-            self.settle(account, row, after.value, by_hand=True)
+            self.settle(account, row, after.value)
 
     @rule(account=accounts)
     def reset_level(self, account):
@@ -407,12 +414,12 @@ class JournalMachine(RuleBasedStateMachine):
             return
         former, self.current[account] = self.current[account], peer
         self.left_at.pop((account, peer), None)
-        self.counts.setdefault((account, peer), [0, 0, 0, 0.0])
+        self.numbers.setdefault((account, peer), [0, 0, 0, 0, 0.0])
         if former:
             self.left_at[account, former] = self.age
         for place, age in list(self.left_at.items()):
             if place[0] == account and age < self.age - MAX_RETENTION:
-                del self.left_at[place], self.counts[place]
+                del self.left_at[place], self.numbers[place]
 
     @rule(account=accounts, peer=peers, age=st.sampled_from([100.0, 1000.0]))
     def meet(self, account, peer, age):
@@ -420,8 +427,8 @@ class JournalMachine(RuleBasedStateMachine):
         former = self.current[account]
         meeting = self.call(self.journal.peers.meet, account, journal_of(peer, age))
         self.use(account, peer)
-        is_younger = age < self.counts[account, peer][3]
-        self.counts[account, peer][3] = age
+        is_younger = age < self.numbers[account, peer][4]
+        self.numbers[account, peer][4] = age
         assert bool(meeting.trouble) is (former not in ("", peer) or is_younger)
         doubted = self.doubt_open_keyed(account) if meeting.trouble else (0, 0)
         assert (meeting.doubts, meeting.amount) == doubted
@@ -452,14 +459,15 @@ class JournalMachine(RuleBasedStateMachine):
         amount=amounts,
         level=levels,
         peer=peers,
+        number=st.sampled_from([0, 2, 9]),
         plain_allowed=st.booleans(),
         verdict=st.sampled_from(["outbox", "accept", "refuse", "later"]),
     )
-    def receive(self, account, key, amount, level, peer, plain_allowed, verdict):
+    def receive(self, account, key, amount, level, peer, number, plain_allowed, verdict):
         origin = peer if level is KEYED else ""
         if level is PLAIN:
             key = f"made after {self.last_number}"
-        transfer = transfer_of(account, key, amount, level, origin)
+        transfer = transfer_of(account, key, amount, level, origin, number if level is KEYED else 0)
         error = {"refuse": NotAcceptedError("no"), "later": UnreachableError("later")}.get(verdict)
         ran: list[Transfer] = []
         apply = None if verdict == "outbox" else self.apply_with(error, ran)
@@ -469,7 +477,7 @@ class JournalMachine(RuleBasedStateMachine):
         if level is PLAIN and (self.keyed[account] or not plain_allowed):
             assert wire[0] == "F00"
         elif known is not None:
-            self.check_repeated(known, amount, wire)
+            self.check_repeated(known, amount, received)
         elif is_full:
             assert wire[0] == "T00"
             if level is KEYED:
@@ -482,11 +490,12 @@ class JournalMachine(RuleBasedStateMachine):
         assert ran == []
         assert received.credited is None
 
-    def check_repeated(self, row, amount, wire):
+    def check_repeated(self, row, amount, received):
+        wire: Any = None if received.refusal is None else wire_error(received.refusal)
         if row.amount != amount:
-            assert wire[0] == "F05"
+            assert (wire[0], received.receipt) == ("F05", None)
         else:
-            assert wire == row.refusal
+            assert (wire, received.receipt) == (row.refusal, row.receipt)
 
     def enter_received(self, transfer, verdict, received, refusal):
         account, level = transfer.account, transfer.level
@@ -507,12 +516,15 @@ class JournalMachine(RuleBasedStateMachine):
         if level is KEYED:
             self.keyed[account] += 1
             self.use(account, transfer.journal)
-            self.counts[account, transfer.journal][2] += 1
+            numbers = self.numbers[account, transfer.journal]
+            numbers[2] = max(numbers[2], transfer.number)
+            numbers[3] += 1
+            row.receipt = numbers[3]
         if verdict == "outbox":
             row.enter_queue(self.age, 0)
-            assert received == Received(None, Credited(number, transfer))
+            assert received == Received(None, row.receipt, Credited(number, transfer))
         else:
-            assert received == Received()
+            assert received == Received(None, row.receipt)
             self.written.append((account, transfer.key))
 
     @rule(account=accounts, key=keys, amount=amounts, peer=peers)
@@ -522,7 +534,7 @@ class JournalMachine(RuleBasedStateMachine):
         if row is None:
             assert received is None
         else:
-            self.check_repeated(row, amount, None if received.refusal is None else wire_error(received.refusal))
+            self.check_repeated(row, amount, received)
 
     @rule(
         account=accounts,
@@ -654,18 +666,18 @@ class JournalMachine(RuleBasedStateMachine):
             assert found.get(account, [0, 0]) == [self.kept(account), self.keyed[account]]
 
     @invariant()
-    def peers_counts_are_those_of_the_model(self):
+    def numbers_are_those_of_the_model(self):
         for account in NAMES:
-            counts = self.journal.peers.counts
+            numbers = self.journal.peers.numbers
             shown = self.current[account]
             for peer in ("first", "second"):
-                counted = self.counts.get((account, peer))
-                expected = None if counted is None else PeerCounts(peer, *counted[:3])
-                assert counts(self.connection, account, peer) == expected
+                known = self.numbers.get((account, peer))
+                expected = None if known is None else PeerNumbers(peer, *known[:4])
+                assert numbers(self.connection, account, peer) == expected
                 if peer == shown:
-                    assert counts(self.connection, account, None) == expected
+                    assert numbers(self.connection, account, None) == expected
             if not shown:
-                assert counts(self.connection, account, None) is None
+                assert numbers(self.connection, account, None) is None
 
     @invariant()
     def what_a_handler_wrote_is_there_exactly_when_its_transfer_counts(self):
@@ -776,13 +788,13 @@ def test_temporary_refusal_is_not_kept_under_its_key(book):
     refused = book.receive("k", apply=lambda *_: UnreachableError("later"))
     assert wire_error(refused.refusal)[0] == "T00"
     assert book.walk() == []
-    assert book.receive("k", amount=6, apply=accept) == Received()
+    assert book.receive("k", amount=6, apply=accept) == Received(None, 1)
 
 
 def test_keys_of_two_journals_are_two_transfers(book):
     """Two programs that pay "bill 1" to one account pay two bills."""
     for peer, amount in (("first", 5), ("second", 6), ("first", 5), ("second", 6)):
-        assert book.receive("bill 1", peer=peer, amount=amount, apply=accept) == Received()
+        assert book.receive("bill 1", peer=peer, amount=amount, apply=accept) == Received(None, 1)
     assert book.totals().received == 11
     assert wire_error(book.receive("bill 1", peer="second", amount=5).refusal)[0] == "F05"
     assert book.select("SELECT origin, key FROM lpi_transfers ORDER BY id") == [
@@ -793,7 +805,7 @@ def test_keys_of_two_journals_are_two_transfers(book):
 
 def test_sent_and_received_keys_are_apart(book):
     book.pay("k", amount=1)
-    assert book.receive("k", amount=2, apply=accept) == Received()
+    assert book.receive("k", amount=2, apply=accept) == Received(None, 1)
     for account in ("alice", "bob"):
         book.pay("k", account=account, amount=4)
     assert [(entry.account, entry.direction, entry.amount) for entry in book.walk()] == [

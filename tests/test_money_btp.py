@@ -47,10 +47,10 @@ from trio_ledger_plugin.btp.session import read_transfer, transfer_packet
 from trio_ledger_plugin.codec import btp
 from trio_ledger_plugin.errors import InvalidFieldsError
 from trio_ledger_plugin.money import outcomes
-from trio_ledger_plugin.negotiation import TRANSFER_KEYS, PeerJournal
+from trio_ledger_plugin.negotiation import TRANSFER_KEYS, PeerJournal, PeerNumbers
 from trio_ledger_plugin.stores import open_sqlite_store
 from trio_ledger_plugin.testing.conformance.assertions import Recorder, echo
-from trio_ledger_plugin.transfer import IDEMPOTENCY_KEY, Transfer, TransferState
+from trio_ledger_plugin.transfer import IDEMPOTENCY_KEY, TRANSFER_NUMBER, Transfer, TransferState
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -86,6 +86,7 @@ def entry_of(packet, name):
 # Negotiation.
 
 # What a peer may say about its journal, with its retention to fill in.
+THEIRS = PeerJournal.of(PEER_OFFER)
 OFFER = '{"retention": %s, "journal": "theirs", "age": 5}'
 
 
@@ -215,24 +216,52 @@ async def test_amount_of_zero_is_refused(store):
 
 async def test_key_is_sent_at_keyed_only(store):
     for level in MoneyLevel:
-        packet: Any = btp.decode(transfer_packet(7, Transfer("5", key="k", level=level)))
+        packet: Any = btp.decode(transfer_packet(7, Transfer("5", key="k", level=level, number=3), THEIRS))
         assert packet.amount == 5
         assert entry_of(packet, IDEMPOTENCY_KEY) == (b"k" if level is MoneyLevel.KEYED else None)
+        assert entry_of(packet, TRANSFER_NUMBER) == (b"3" if level is MoneyLevel.KEYED else None)
+
+
+def test_number_is_sent_to_peers_that_use_it_only():
+    transfer = Transfer("5", key="k", level=MoneyLevel.KEYED, number=3)
+    without = transfer_packet(7, evolve(transfer, number=0), THEIRS)
+    assert transfer_packet(7, transfer, PeerJournal.of(evolve(PEER_OFFER, numbers=False))) == without
+    assert transfer_packet(7, transfer, THEIRS) != without
 
 
 def test_digest_is_the_same_for_a_resent_transfer():
     """The digest distinguishes a transfer that is sent again from another one under its key."""
-    once: Any = btp.decode(transfer_packet(7, Transfer("5", key="k", level=MoneyLevel.KEYED)))
-    again: Any = btp.decode(transfer_packet(8, Transfer("5", key="k", level=MoneyLevel.KEYED)))
-    read = read_transfer(once, "", PeerJournal.of(PEER_OFFER))
-    assert read == read_transfer(again, "", PeerJournal.of(PEER_OFFER))
-    assert read.digest != read_transfer(evolve(once, amount=6), "", PeerJournal.of(PEER_OFFER)).digest
+    once: Any = btp.decode(transfer_packet(7, Transfer("5", key="k", level=MoneyLevel.KEYED), THEIRS))
+    # A journal that was restored from a copy may give a transfer another number.
+    again: Any = btp.decode(transfer_packet(8, Transfer("5", key="k", level=MoneyLevel.KEYED, number=9), THEIRS))
+    read, repeated = read_transfer(once, "", THEIRS), read_transfer(again, "", THEIRS)
+    assert read == repeated
+    assert (read.number, repeated.number) == (0, 9)
+    assert read.digest != read_transfer(evolve(once, amount=6), "", THEIRS).digest
     assert read_transfer(once, "", None) == Transfer("5")
     with pytest.raises(InvalidFieldsError):
         read_transfer(evolve(once, amount=0), "", None)
 
 
+@pytest.mark.parametrize("digits", [b"", b"-1", b"+1", b"1.0", b" 1", b"x", b"1" * 16, b"\xd9\xa3", b"\xff"])
+def test_odd_number_is_none(digits):
+    """The key alone says which transfer it is."""
+    entries = (btp.ProtocolData(IDEMPOTENCY_KEY, btp.TEXT, b"k"), btp.ProtocolData(TRANSFER_NUMBER, btp.TEXT, digits))
+    assert read_transfer(btp.Transfer(7, 5, entries), "", THEIRS).number == 0
+
+
 # Receiving.
+
+
+async def test_sender_that_numbers_its_transfers_gets_receipts(store):
+    async with listener(store, money_handler=Handler()) as plugin:
+        peer, _ = await dial_keyed(plugin.address)
+        number = btp.ProtocolData(TRANSFER_NUMBER, btp.TEXT, b"12")
+        replies = [await give(peer, keyed(9, 5, key, number)) for key in (b"a", b"b", b"a")]
+        assert [entry_of(reply, TRANSFER_NUMBER) for reply in replies] == [b"1", b"2", b"1"]
+        offer = await plugin.money.make_offer("", PEER_OFFER)
+        assert offer.peer == PeerNumbers(PEER_OFFER.journal, received=12, credited=2)
+        await peer.aclose()
 
 
 async def test_resent_transfer_gets_the_same_reply_and_has_one_effect(store):

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from trio_ledger_plugin import negotiation
 from trio_ledger_plugin.negotiation import (
-    MAX_COUNT,
+    MAX_NUMBER,
     MAX_RETENTION,
     MIN_RETENTION,
     JournalOffer,
-    PeerCounts,
     PeerJournal,
+    PeerNumbers,
     read_offer,
 )
 
@@ -23,7 +23,8 @@ GOOD: dict[str, Any] = {
     "retention": 7 * DAY,
     "journal": "9f2c52a1f0c14c0f8f6f6a1d2b7d1c55",
     "age": 81233.5,
-    "peer": {"journal": "41aa9c0be6d94e0a8a54b0b0a1f6a7de", "sent": 12, "acked": 11, "received": 3},
+    "numbers": True,
+    "peer": {"journal": "41aa9c0be6d94e0a8a54b0b0a1f6a7de", "sent": 12, "acked": 11, "received": 3, "credited": 2},
 }
 
 
@@ -43,10 +44,16 @@ def read_peer(**changes):
     return offer
 
 
+@pytest.mark.parametrize("told", [..., None, False, 0, 1, "true", [True]])
+def test_end_that_does_not_say_that_it_uses_numbers_gets_none(told):
+    """It could take the transfer for another one under the same key."""
+    assert not read(numbers=told).numbers
+
+
 def test_documented_offer_is_read():
     """It is the one on the page about money."""
-    counts = PeerCounts(GOOD["peer"]["journal"], 12, 11, 3)
-    assert read() == JournalOffer(7 * DAY, GOOD["journal"], 81233.5, counts, tells_peer=True)
+    numbers = PeerNumbers(GOOD["peer"]["journal"], 12, 11, 3, 2)
+    assert read() == JournalOffer(7 * DAY, GOOD["journal"], 81233.5, numbers, tells_peer=True)
 
 
 @pytest.mark.parametrize(
@@ -126,13 +133,13 @@ def test_retention_is_at_least_a_day_and_counts_for_a_month(told, kept):
         *([], {}, "x", 5, True, [GOOD["peer"]]),
         *(
             {**GOOD["peer"], name: odd}
-            for name in ("sent", "acked", "received")
+            for name in ("sent", "acked", "received", "credited")
             for odd in (None, True, 1.0, -1, "1", 2**53)
         ),
         *({name: value for name, value in GOOD["peer"].items() if name != gone} for gone in GOOD["peer"]),
     ],
 )
-def test_odd_counts_are_no_counts_but_the_offer_stands(peer):
+def test_odd_numbers_are_no_numbers_but_the_offer_stands(peer):
     """A journal that could not be compared is not one that has lost anything."""
     offer = read(peer=peer)
     assert offer == JournalOffer(7 * DAY, GOOD["journal"], 81233.5, None, tells_peer=False)
@@ -152,7 +159,7 @@ def test_unknown_fields_are_ignored():
 
 
 ids = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1, max_size=64)
-counts = st.integers(0, MAX_COUNT)
+numbers = st.integers(0, MAX_NUMBER)
 ages = st.floats(0, 1e12).map(lambda age: round(age, 3))
 
 
@@ -160,7 +167,7 @@ ages = st.floats(0, 1e12).map(lambda age: round(age, 3))
     st.integers(MIN_RETENTION, MAX_RETENTION),
     ids,
     ages,
-    st.none() | st.builds(PeerCounts, ids, counts, counts, counts),
+    st.none() | st.builds(PeerNumbers, ids, numbers, numbers, numbers, numbers),
     st.booleans(),
 )
 def test_offers_round_trip(retention, journal, age, peer, tells_peer):
@@ -171,7 +178,7 @@ def test_offers_round_trip(retention, journal, age, peer, tells_peer):
 
 def test_longest_offer_is_short_enough_to_be_read():
     """An end would not understand what the same program says at the other end."""
-    most = PeerCounts("~" * 64, MAX_COUNT, MAX_COUNT, MAX_COUNT)
+    most = PeerNumbers("~" * 64, MAX_NUMBER, MAX_NUMBER, MAX_NUMBER, MAX_NUMBER)
     for character in '~"\\':
         offer = JournalOffer(MAX_RETENTION, character * 64, 123456789012.345, most, tells_peer=True)
         assert read_offer(encode(offer.as_json())) == offer

@@ -4,12 +4,12 @@ import json
 from math import inf
 
 import pytest
-from support.journals import PEER_RETENTION, REFUSAL, Book, accept, connect, journal_of
+from support.journals import PEER_RETENTION, REFUSAL, Book, accept, connect, journal_of, refuse
 
 from trio_ledger_plugin import negotiation
 from trio_ledger_plugin.money import peers
-from trio_ledger_plugin.money.peers import Meeting
-from trio_ledger_plugin.negotiation import MAX_RETENTION, JournalOffer, PeerCounts, PeerJournal
+from trio_ledger_plugin.money.peers import Lost, Meeting
+from trio_ledger_plugin.negotiation import MAX_RETENTION, JournalOffer, PeerJournal, PeerNumbers
 from trio_ledger_plugin.transfer import TransferState
 
 
@@ -17,10 +17,10 @@ class End(Book):
     """One end of an account, in a database that can be copied and restored."""
 
     def offer(self, peer=None):
-        """Return what this end says about its journal, with what it has counted for the peer's."""
-        counts = self.journal.peers.counts(self.connection, "", peer)
+        """Return what this end says about its journal, with the numbers of the transfers with the peer's."""
+        numbers = self.journal.peers.numbers(self.connection, "", peer)
         age = self.journal.save_age(self.connection)
-        return JournalOffer(PEER_RETENTION, self.journal.id, age, counts, tells_peer=True)
+        return JournalOffer(PEER_RETENTION, self.journal.id, age, numbers, tells_peer=True)
 
     def meet(self, offer, said=None):
         return self.journal.peers.meet(self.connection, "", PeerJournal(offer, said, inf))
@@ -57,11 +57,23 @@ def link(client, server):
     return client.meet(answer, said), server.meet(said, answer)
 
 
+def arrive(payer, payee, sent):
+    """Carry a transfer to the payee, and return the number of the receipt."""
+    key, amount, number = sent.transfer.key, int(sent.transfer.amount), sent.transfer.number
+    received = payee.receive(key, amount=amount, peer=payer.journal.id, number=number, apply=accept)
+    assert received.refusal is None
+    return received.receipt
+
+
 def pay(payer, payee, *keys):
     for key in keys:
         sent = payer.begin(key, peer=payee.journal.id)
-        assert payee.receive(key, peer=payer.journal.id, apply=accept).refusal is None
-        payer.answer(sent)
+        payer.answer(sent, receipt=arrive(payer, payee, sent))
+
+
+def named(find, end, peer, lost):
+    """Return the keys of the transfers that an end finds in its journal and that the peer has lost."""
+    return [key for key, _ in find(end.connection, "", peer.journal.id, lost)]
 
 
 NOTHING = Meeting(), Meeting()
@@ -74,8 +86,7 @@ def test_complete_journals_are_never_doubted(client, server):
         pay(client, server, f"out {number}", f"other {number}")
         pay(server, client, f"in {number}")
         # One whose reply is lost, one that is lost itself, one that is refused, and one that is withdrawn.
-        client.begin(f"reply lost {number}", peer=server.journal.id)
-        server.receive(f"reply lost {number}", peer=client.journal.id, apply=accept)
+        arrive(client, server, client.begin(f"reply lost {number}", peer=server.journal.id))
         client.begin(f"lost {number}", peer=server.journal.id)
         client.answer(client.begin(f"refused {number}", peer=server.journal.id), REFUSAL)
         withdrawn = client.begin(f"withdrawn {number}", peer=server.journal.id)
@@ -107,9 +118,12 @@ def test_restored_copy_of_the_payee_is_noticed_at_both_ends(client, server, olde
         f"its journal is an old copy: it does not know {lost} transfers that it has acknowledged, and 0"
         in other.trouble
     )
-    assert (other.lost, other.missing, other.doubts, other.amount) == (lost, 0, 1, 7)
+    assert (other.lost_credits.count, other.missing, other.doubts, other.amount) == (lost, 0, 1, 7)
+    assert named(payer.journal.peers.credits_lost, payer, payee, other.lost_credits) == [
+        f"k{number}" for number in reversed(range(lost))
+    ]
     assert f"this journal is an old copy: it does not know {lost} transfers" in restored.trouble
-    assert (restored.lost, restored.missing) == (0, lost)
+    assert (restored.lost_credits.count, restored.missing) == (0, lost)
     assert payer.state("open") is TransferState.IN_DOUBT
     # It is reported once, and new transfers are sent as usual.
     pay(payer, payee, "after")
@@ -139,6 +153,7 @@ def test_restored_copy_of_the_payer_is_noticed_at_both_ends(client, server, olde
     assert "and 1 that it has sent" in restored.trouble
     assert "its journal is an old copy: it does not know 0" in other.trouble
     assert "and 1 that it has sent" in other.trouble
+    assert named(payee.journal.peers.sendings_lost, payee, payer, other.lost_sendings) == ["since"]
     pay(payer, payee, "after")
     assert link(client, server) == NOTHING
 
@@ -147,8 +162,7 @@ def test_restored_copy_with_an_open_transfer_leaves_it_in_doubt(client, server):
     link(client, server)
     sent = client.begin("open", amount=7, peer=server.journal.id)
     copy = client.copy()
-    server.receive("open", amount=7, peer=client.journal.id, apply=accept)
-    client.answer(sent)
+    client.answer(sent, receipt=arrive(client, server, sent))
     pay(client, server, "since")
     client.restore(copy)
     assert link(client, server)[0].doubts == 1
@@ -156,6 +170,52 @@ def test_restored_copy_with_an_open_transfer_leaves_it_in_doubt(client, server):
     # The operator's word does not count for the peer's journal.
     client.settle("open", TransferState.ACKED)
     assert link(client, server) == NOTHING
+
+
+def test_transfer_in_flight_hides_no_loss_of_the_payee(client, server):
+    """Sums would agree: the copy knows one that the payer has no reply to, instead of one that it has."""
+    link(client, server)
+    slow = client.begin("slow", peer=server.journal.id)
+    arrive(client, server, slow)
+    copy = server.copy()
+    pay(client, server, "lost")
+    server.restore(copy)
+    of_client, of_server = link(client, server)
+    assert (of_client.lost_credits.count, of_server.missing, of_client.doubts) == (1, 1, 1)
+    assert named(client.journal.peers.credits_lost, client, server, of_client.lost_credits) == ["lost"]
+
+
+def test_repeated_reply_has_the_number_of_the_first(client, server):
+    link(client, server)
+    sent = client.begin("k", peer=server.journal.id)
+    first = arrive(client, server, sent)
+    pay(client, server, "later")
+    assert [first, arrive(client, server, sent)] == [1, 1]
+
+
+def test_transfer_that_never_arrived_hides_no_loss_of_the_payer(client, server):
+    link(client, server)
+    client.begin("never arrives", peer=server.journal.id)
+    copy = client.copy()
+    pay(client, server, "lost")
+    client.restore(copy)
+    of_client, of_server = link(client, server)
+    assert "and 1 that it has sent" in of_client.trouble
+    assert of_server.lost_sendings.count == 1
+    assert named(server.journal.peers.sendings_lost, server, client, of_server.lost_sendings) == ["lost"]
+    assert client.state("never arrives") is TransferState.IN_DOUBT
+
+
+def test_numbers_go_on_behind_what_the_peer_knows(client, server):
+    """A number that is used twice would hide the loss of the next copy."""
+    link(client, server)
+    copy = client.copy()
+    pay(client, server, "a", "b")
+    pay(server, client, "c", "d", "e")
+    client.restore(copy)
+    link(client, server)
+    assert client.begin("next", peer=server.journal.id).transfer.number == 3
+    assert client.receive("next", peer=server.journal.id, number=4).receipt == 4
 
 
 @pytest.mark.parametrize("replaced", ["client", "server"])
@@ -177,8 +237,8 @@ def test_replaced_journal_is_noticed_and_its_keys_are_new(client, server, replac
     assert ends[other].totals().received == 15
 
 
-def test_counts_of_a_journal_are_known_again_when_it_returns(client, server):
-    """An end that is restored after all must be compared with what was counted for it."""
+def test_numbers_of_a_journal_are_known_again_when_it_returns(client, server):
+    """An end that is restored after all must be compared with what it has sent and credited."""
     link(client, server)
     pay(client, server, "a", "b")
     first = server.copy()
@@ -188,9 +248,11 @@ def test_counts_of_a_journal_are_known_again_when_it_returns(client, server):
     pay(client, server, "c")
     server.connection = first
     server.reopen()
-    assert client.journal.peers.counts(client.connection, "", server.journal.id) == PeerCounts(server.journal.id, 2, 2)
+    assert client.journal.peers.numbers(client.connection, "", server.journal.id) == PeerNumbers(
+        server.journal.id, 2, 2, 0, 0
+    )
     assert "replaced" in link(client, server)[0].trouble
-    assert client.journal.peers.counts(client.connection, "", None) == PeerCounts(server.journal.id, 2, 2)
+    assert client.journal.peers.numbers(client.connection, "", None) == PeerNumbers(server.journal.id, 2, 2)
     assert link(client, server) == NOTHING
     second.close()
 
@@ -211,33 +273,33 @@ def test_younger_journal_is_a_restored_one(book):
 
 @pytest.mark.parametrize(
     ("theirs", "tells"),
-    [(None, False), (PeerCounts("another journal", 0, 0, 0), True)],
+    [(None, False), (PeerNumbers("another journal", 0, 0, 0), True)],
     ids=["says nothing", "of another journal"],
 )
 def test_peer_that_counts_nothing_for_this_journal_is_trusted(book, theirs, tells):
     """Its store did not answer in time, or it knew an earlier journal of this end."""
     book.pay("k")
-    said = JournalOffer(PEER_RETENTION, book.journal.id, 0.0, PeerCounts("first", 1, 1, 0), tells_peer=True)
+    said = JournalOffer(PEER_RETENTION, book.journal.id, 0.0, PeerNumbers("first", 1, 1, 0), tells_peer=True)
     offer = JournalOffer(PEER_RETENTION, "first", 1000.0, theirs, tells)
     assert book.journal.peers.meet(book.connection, "", PeerJournal(offer, said, inf)) == Meeting()
 
 
 def test_peer_that_knows_no_journal_has_lost_everything(book):
     book.pay("k")
-    said = JournalOffer(PEER_RETENTION, book.journal.id, 0.0, PeerCounts("first", 1, 1, 0), tells_peer=True)
+    said = JournalOffer(PEER_RETENTION, book.journal.id, 0.0, PeerNumbers("first", 1, 1, 0), tells_peer=True)
     offer = JournalOffer(PEER_RETENTION, "first", 1000.0, None, tells_peer=True)
     meeting = book.journal.peers.meet(book.connection, "", PeerJournal(offer, said, inf))
-    assert (meeting.lost, "it does not know 1 transfers" in meeting.trouble) == (1, True)
+    assert (meeting.lost_credits.count, "it does not know 1 transfers" in meeting.trouble) == (1, True)
 
 
 def test_accounts_have_peers_of_their_own(book):
     book.pay("k", account="alice", peer="first")
     book.pay("k", account="bob", peer="second")
-    counts = book.journal.peers.counts
-    assert counts(book.connection, "alice", None) == PeerCounts("first", 1, 1, 0)
-    assert counts(book.connection, "bob", "second") == PeerCounts("second", 1, 1, 0)
-    assert counts(book.connection, "bob", "first") is None
-    assert counts(book.connection, "eve", None) is None
+    numbers = book.journal.peers.numbers
+    assert numbers(book.connection, "alice", None) == PeerNumbers("first", 1)
+    assert numbers(book.connection, "bob", "second") == PeerNumbers("second", 1)
+    assert numbers(book.connection, "bob", "first") is None
+    assert numbers(book.connection, "eve", None) is None
     assert book.journal.peers.meet(book.connection, "bob", journal_of("second")) == Meeting()
 
 
@@ -257,44 +319,57 @@ def test_number_of_journals_that_are_remembered_is_limited(book):
     assert kept == [(f"journal {number}",) for number in range(2 * peers.MAX_OLDER - 1, 3 * peers.MAX_OLDER - 1)]
 
 
-def last_acked(book, count, journal="first", account=""):
-    return book.journal.peers.last_acked(book.connection, account, journal, count)
+def acknowledge(book, key, receipt, **which):
+    book.answer(book.begin(key, **which), receipt=receipt)
 
 
-def test_last_acknowledged_transfers_are_named_newest_first(book):
+def credits_lost(book, count, after=0, journal="first", account=""):
+    return book.journal.peers.credits_lost(book.connection, account, journal, Lost(count, after))
+
+
+def sendings_lost(book, count, after=0, journal="first"):
+    return book.journal.peers.sendings_lost(book.connection, "", journal, Lost(count, after))
+
+
+def test_lost_transfers_are_named_newest_first(book):
     for number in range(8):
-        book.pay(f"k{number}", amount=number + 1)
-    book.pay("another account", account="alice")
-    book.pay("another journal", peer="second")
+        acknowledge(book, f"k{number}", number + 1, amount=number + 1)
+        book.receive(f"r{number}", amount=number + 1, number=number + 1, apply=accept)
+    acknowledge(book, "another account", 9, account="alice")
+    acknowledge(book, "another journal", 9, peer="second")
+    book.pay("without a receipt")
     book.begin("open")
-    book.receive("received", apply=accept)
-    assert last_acked(book, 2) == [("k7", "8"), ("k6", "7")]
-    assert [key for key, _ in last_acked(book, 100)] == ["k7", "k6", "k5", "k4", "k3"]
-    assert last_acked(book, 0) == []
-    assert last_acked(book, 9, "third") == []
+    book.receive("refused", number=9, apply=refuse)
+    assert credits_lost(book, 2, 6) == [("k7", "8"), ("k6", "7")]
+    assert sendings_lost(book, 2, 6) == [("r7", "8"), ("r6", "7")]
+    assert [key for key, _ in credits_lost(book, 100)] == ["k7", "k6", "k5", "k4", "k3"]
+    assert [key for key, _ in sendings_lost(book, 100)] == ["r7", "r6", "r5", "r4", "r3"]
+    assert credits_lost(book, 0) == sendings_lost(book, 0) == []
+    assert credits_lost(book, 9, journal="third") == sendings_lost(book, 9, journal="third") == []
 
 
-def test_search_for_acknowledged_transfers_is_limited(book, monkeypatch):
+def test_search_for_lost_transfers_is_limited(book, monkeypatch):
     """It must not read a history of millions while money waits."""
     monkeypatch.setattr(peers, "SLICE", 2)
     monkeypatch.setattr(peers, "SLICES", 3)
-    book.pay("far back")
-    book.pay("near")
+    acknowledge(book, "far back", 1)
+    acknowledge(book, "near", 2)
     for number in range(5):
         book.receive(f"k{number}", apply=accept)
-    assert last_acked(book, 5) == [("near", "5")]
+    assert credits_lost(book, 5) == [("near", "5")]
 
 
-def test_peer_that_claims_enormous_counts_is_still_served(client, server):
-    """Its number must not make the next transfer's count overflow, which some databases refuse."""
+def test_peer_that_claims_enormous_numbers_is_still_served(client, server):
+    """They must not make the next transfer's number overflow, which some databases refuse."""
     link(client, server)
-    most = negotiation.MAX_COUNT
-    claim = JournalOffer(PEER_RETENTION, client.journal.id, 1e6, PeerCounts(server.journal.id, most, most, most), True)
+    most = negotiation.MAX_NUMBER
+    numbers = PeerNumbers(server.journal.id, most, most, most, most)
+    claim = JournalOffer(PEER_RETENTION, client.journal.id, 1e6, numbers, True)
     told = negotiation.read_offer(json.dumps(claim.as_json()).encode())
     assert told == claim
     assert "this journal is an old copy" in server.meet(told, server.offer(client.journal.id)).trouble
     pay(client, server, "a")
     pay(server, client, "b")
-    counted = server.journal.peers.counts(server.connection, "", client.journal.id)
-    assert counted == PeerCounts(client.journal.id, most + 1, 1, most + 1)
-    assert {type(number) for number in (counted.sent, counted.received)} == {int}
+    known = server.journal.peers.numbers(server.connection, "", client.journal.id)
+    assert known == PeerNumbers(client.journal.id, most + 1, 1, 1, most + 1)
+    assert {type(number) for number in (known.sent, known.credited)} == {int}

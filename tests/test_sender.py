@@ -28,7 +28,7 @@ from trio_ledger_plugin import (
     open_plugin,
 )
 from trio_ledger_plugin.money import outgoing, resender
-from trio_ledger_plugin.negotiation import PeerCounts
+from trio_ledger_plugin.negotiation import PeerNumbers
 from trio_ledger_plugin.transfer import TransferDirection
 
 BUSY = RemoteError("T00", "UnreachableError", data=b'{"message": "later"}')
@@ -771,15 +771,15 @@ async def test_peer_with_another_or_younger_journal_gets_nothing_again(store, ca
 
 async def test_peer_that_lost_acknowledged_transfers_is_named(store, caplog):
     async with open_payer(store) as payer, trio.open_nursery() as nursery:
-        for key in ("a", "b", "c"):
+        for receipt, key in enumerate(("a", "b", "c"), 1):
             await pay(payer, nursery, key)
-            payer.answer()
+            payer.answer(receipt=receipt)
         await settle(store)
         said = await payer.money.make_offer("", PEER_OFFER)
         assert said is not None
-        assert said.peer == PeerCounts(PEER_OFFER.journal, sent=3, acked=3)
+        assert said.peer == PeerNumbers(PEER_OFFER.journal, sent=3, acked=3)
         payer.lose_link()
-        theirs = PeerCounts(said.journal, received=1)
+        theirs = PeerNumbers(said.journal, received=1, credited=1)
         payer.offer, payer.said = aged(5, peer=theirs, tells_peer=True), said
         payer.regain_link()
         await settle(store)
@@ -794,7 +794,7 @@ async def test_own_journal_that_lost_transfers_is_named_once(store, caplog):
             payer.lose_link()
             said = await payer.money.make_offer("", PEER_OFFER)
             assert said is not None
-            theirs = PeerCounts(said.journal, sent=4, acked=4, received=9)
+            theirs = PeerNumbers(said.journal, sent=4, acked=4, received=9)
             payer.offer, payer.said = aged(5, peer=theirs, tells_peer=True), said
             payer.regain_link()
             await settle(store)

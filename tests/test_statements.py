@@ -18,7 +18,7 @@ from support.journals import IN, REFUSAL, Book, accept, journal_of, refuse
 import trio_ledger_plugin
 from trio_ledger_plugin import MoneyLevel, UnreachableError
 from trio_ledger_plugin.money.history import START
-from trio_ledger_plugin.money.peers import MAX_OLDER
+from trio_ledger_plugin.money.peers import MAX_OLDER, Lost
 from trio_ledger_plugin.money.statements import Statements
 from trio_ledger_plugin.stores.dialect import SQLITE
 from trio_ledger_plugin.stores.postgres_dialect import POSTGRES
@@ -91,7 +91,7 @@ def fill(connection, rows):
             WHERE true ON CONFLICT DO NOTHING"""
     )
     connection.execute(
-        """INSERT INTO lpi_peers SELECT ledger, account, 'an older one ' || i, 1, 1, 1, 1, 1
+        """INSERT INTO lpi_peers SELECT ledger, account, 'an older one ' || i, 1, 1, 1, 1, 1, 1
             FROM lpi_accounts, (SELECT 1 AS i UNION SELECT 2)"""
     )
     connection.execute(
@@ -242,8 +242,9 @@ def use_everything(book):
         for number in range(MAX_OLDER + 1):
             peers.use(connection, account, f"journal {number}")
         peers.meet(connection, account, journal_of("another"))
-        peers.counts(connection, account, "the journal of 7")
-        peers.last_acked(connection, account, "another", 5)
+        peers.numbers(connection, account, "the journal of 7")
+        peers.credits_lost(connection, account, "another", Lost(5))
+        peers.sendings_lost(connection, account, "another", Lost(5))
         for key, apply in (("queued", None), ("accepted", accept), ("refused", refuse), ("queued", accept)):
             book.receive(key, apply=apply, **at)
         book.receive("later", apply=lambda *_: UnreachableError("later"), **at)

@@ -40,7 +40,7 @@ class ExchangePlugin(LedgerPlugin):
 
         Args:
             number: The number that the peer's reply must have: below 2**63, and unique in the process.
-            request: The data of ``send_data``, or a transfer.
+            request: The data of ``send_data``, or a transfer, whose key and number the peer must get at KEYED.
 
         Raises:
             LedgerPluginError: Nothing was sent; the caller gets the error.
@@ -52,8 +52,8 @@ class ExchangePlugin(LedgerPlugin):
 
         Args:
             number: The number of the request.
-            reply: A response; None for the acknowledgement of a transfer; or an error, for which
-                ``errors.wire_error(error)`` returns what to send.
+            reply: A response; for the acknowledgement of a transfer, None, or at KEYED the bytes of its ``Receipt``; or
+                an error, for which ``errors.wire_error(error)`` returns what to send.
         """
 
     # What the author of a plugin calls.
@@ -77,9 +77,9 @@ class ExchangePlugin(LedgerPlugin):
 
         Args:
             number: The number of the request.
-            reply: A response; None for an empty response; or an error. A ``RemoteError`` is raised unchanged, and so is
-                a ``DecodeError``, for an unreadable reply, which leaves a transfer in doubt. Any other error is raised
-                as the ``RemoteError`` that it becomes on the wire.
+            reply: A response, or the bytes of a receipt; None for an empty response; or an error. A ``RemoteError`` is
+                raised unchanged, and so is a ``DecodeError``, for an unreadable reply, which leaves a transfer in
+                doubt. Any other error is raised as the ``RemoteError`` that it becomes on the wire.
         """
         if self._exchange is not None:
             self._exchange.receive_reply(number, reply)

@@ -6,11 +6,12 @@ The entry ``transfer_keys`` carries it as JSON when a link is authenticated::
         "retention": 604800,
         "journal": "9f2c...",
         "age": 81233.5,
-        "peer": {"journal": "41aa...", "sent": 12, "acked": 12, "received": 3},
+        "numbers": true,
+        "peer": {"journal": "41aa...", "sent": 12, "acked": 12, "received": 3, "credited": 3},
     }
 
-``peer`` is what this end has counted for the other one's journal; null if it has met none, and absent if it does not
-say.
+``peer`` is what this end knows of the transfers between the two journals; null if it has met no other journal, and
+absent if it does not say. ``numbers`` says that the end uses the numbers of transfers.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ __all__ = [
     "MIN_RETENTION",
     "TRANSFER_KEYS",
     "JournalOffer",
-    "PeerCounts",
     "PeerJournal",
+    "PeerNumbers",
     "read_offer",
 ]
 
@@ -45,8 +46,8 @@ MIN_RETENTION: Final = 24 * 60 * 60
 MAX_RETENTION: Final = 30 * 24 * 60 * 60
 MAX_OFFER_BYTES: Final = 1024
 MAX_JOURNAL: Final = 64
-# The ends may count on from what the other one says, and databases have integers of 64 bits.
-MAX_COUNT: Final = 2**53 - 1
+# The ends go on from what the other one says, and databases have integers of 64 bits.
+MAX_NUMBER: Final = 2**53 - 1
 
 
 def _running_clock() -> Callable[[], float]:
@@ -60,20 +61,25 @@ clock: Callable[[], float] = _running_clock()
 
 
 @frozen
-class PeerCounts:
-    """What one end has counted of its KEYED transfers with the other end's journal.
+class PeerNumbers:
+    """What one end knows of the KEYED transfers between its journal and the other end's.
+
+    Each end numbers the transfers that it sends to the other's journal, and those from it that it credits; the latter
+    numbers are those of its receipts.
 
     Attributes:
         journal: The id of the other end's journal.
-        sent: Transfers that were entered to be sent, without those that were certainly not applied.
-        acked: Transfers that the other end has acknowledged.
-        received: Transfers from the other end that were credited.
+        sent: The number of the last transfer that was entered to be sent.
+        acked: The highest number of a receipt from the other end.
+        received: The highest number of a credited transfer from the other end.
+        credited: The number of the last receipt for a transfer from the other end.
     """
 
     journal: str
     sent: int = 0
     acked: int = 0
     received: int = 0
+    credited: int = 0
 
 
 @frozen
@@ -84,19 +90,23 @@ class JournalOffer:
         retention: For how many seconds it keeps the key of a transfer.
         journal: The journal's id.
         age: The journal's age in seconds, as it was last recorded.
-        peer: What the end has counted for the other end's journal; None if it has met none.
+        peer: What the end knows of the transfers with the other end's journal; None if it has met none.
         tells_peer: Whether the end says what ``peer`` is.
+        numbers: Whether the end uses the numbers of transfers and gives receipts.
     """
 
     retention: int
     journal: str
     age: float
-    peer: PeerCounts | None = None
+    peer: PeerNumbers | None = None
     tells_peer: bool = False
+    numbers: bool = True
 
     def as_json(self) -> dict[str, Any]:
         """Return the value of the entry ``transfer_keys``."""
         told: dict[str, Any] = {"retention": self.retention, "journal": self.journal, "age": round(self.age, 3)}
+        if self.numbers:
+            told["numbers"] = True
         if self.tells_peer:
             told["peer"] = None if self.peer is None else asdict(self.peer)
         return told
@@ -154,22 +164,22 @@ def read_offer(data: bytes | None) -> JournalOffer | None:
     retention, age, journal = _number(told.get("retention")), _number(told.get("age")), told.get("journal")
     if retention is None or retention < MIN_RETENTION or age is None or not _is_id(journal):
         return None
-    kept, counts = int(min(retention, MAX_RETENTION)), _read_counts(told.get("peer"))
-    tells_peer = counts is not None or ("peer" in told and told["peer"] is None)
-    return JournalOffer(kept, str(journal), age, counts, tells_peer)
+    kept, numbers = int(min(retention, MAX_RETENTION)), _read_numbers(told.get("peer"))
+    tells_peer = numbers is not None or ("peer" in told and told["peer"] is None)
+    return JournalOffer(kept, str(journal), age, numbers, tells_peer, told.get("numbers") is True)
 
 
-def _read_counts(told: object) -> PeerCounts | None:
+def _read_numbers(told: object) -> PeerNumbers | None:
     if not isinstance(told, dict) or not _is_id(told.get("journal")):
         return None
-    counts = [told.get(name) for name in ("sent", "acked", "received")]
-    numbers = [count for count in counts if type(count) is int and 0 <= count <= MAX_COUNT]
-    return PeerCounts(told["journal"], *numbers) if len(numbers) == len(counts) else None
+    values = [told.get(name) for name in ("sent", "acked", "received", "credited")]
+    numbers = [value for value in values if type(value) is int and 0 <= value <= MAX_NUMBER]
+    return PeerNumbers(told["journal"], *numbers) if len(numbers) == len(values) else None
 
 
 def _number(value: object) -> float | None:
     """Return a number of seconds that is not negative; None for anything else."""
-    if type(value) is int and 0 <= value <= MAX_COUNT:
+    if type(value) is int and 0 <= value <= MAX_NUMBER:
         return float(value)
     return value if isinstance(value, float) and isfinite(value) and value >= 0 else None
 

@@ -27,7 +27,7 @@ from .runtime.exchange import measure_links
 from .runtime.handlers import as_bytes
 from .runtime.tasks import finish_within, run_all
 from .statistics import Statistics
-from .transfer import Transfer, check_amount, check_key
+from .transfer import Receipt, Transfer, check_amount, check_key
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -126,16 +126,20 @@ class LedgerPlugin(ABC):
             raise NotConnectedError("not connected; nothing was sent")
         return exchange.request(data)
 
-    async def carry_money(self, transfer: Transfer) -> None:
+    async def carry_money(self, transfer: Transfer) -> int | None:
         """Carry one transfer to the peer, once, and return when it is acknowledged.
 
-        At ``MoneyLevel.KEYED`` the peer must get ``transfer.key`` with it. ``TransferInDoubtError`` means that the peer
-        may have applied it, ``RemoteError`` that it was refused, another ``LedgerPluginError`` that nothing was sent.
+        At ``MoneyLevel.KEYED`` the peer must get ``transfer.key`` and ``transfer.number`` with it.
+        ``TransferInDoubtError`` means that the peer may have applied it, ``RemoteError`` that it was refused, another
+        ``LedgerPluginError`` that nothing was sent.
+
+        Returns:
+            The number of the peer's receipt; 0 or None if it has none, as at PLAIN.
         """
         exchange = self._exchange
         if exchange is None:
             raise NotConnectedError("not connected; nothing was sent")
-        await exchange.transfer(transfer)
+        return await exchange.transfer(transfer)
 
     def peer_journal(self) -> PeerJournal | None:
         """Return the peer's journal, as both ends agreed on the present link; None at PLAIN."""
@@ -417,7 +421,7 @@ class LedgerPlugin(ABC):
 
     # What the plugin's parts call.
 
-    async def _receive_transfer(self, transfer: Transfer, handlers: Handlers) -> LedgerPluginError | None:
+    async def _receive_transfer(self, transfer: Transfer, handlers: Handlers) -> LedgerPluginError | Receipt | None:
         return await self.money.receive(transfer, handlers)
 
     async def _run(self, task_status: trio.TaskStatus[None]) -> None:

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "IDEMPOTENCY_KEY",
+    "TRANSFER_NUMBER",
     "TRANSITIONS",
     "JournalEntry",
     "MoneyLevel",
+    "Receipt",
     "Totals",
     "Transfer",
     "TransferDirection",
@@ -31,10 +33,15 @@ __all__ = [
     "current_transfer",
     "enter_transfer",
     "is_key",
+    "read_number",
 ]
 
 # The sub-protocol of a transfer's key.
 IDEMPOTENCY_KEY: Final = "idempotency_key"
+# The sub-protocol of its number, and of the number of its receipt.
+TRANSFER_NUMBER: Final = "transfer_number"
+# Databases have integers of 64 bits, and JSON exact ones of 53.
+MAX_DIGITS: Final = 15
 MAX_KEY = 64
 MAX_AMOUNT = 2**64 - 1
 
@@ -64,6 +71,8 @@ class Transfer:
         level: The level at which it is sent.
         journal: Incoming at KEYED: the id of the sender's journal, to which the key belongs. Empty otherwise.
         digest: Distinguishes a transfer that is sent again from another one under the same key; may be empty at PLAIN.
+        number: At KEYED: its number among the transfers that its sender has sent to this receiver's journal, from 1
+            upwards; the same each time that it is sent. 0 if it has none. Not compared.
     """
 
     amount: str
@@ -72,6 +81,23 @@ class Transfer:
     level: MoneyLevel = field(default=MoneyLevel.PLAIN, kw_only=True)
     journal: str = field(default="", kw_only=True, repr=False)
     digest: bytes = field(default=b"", kw_only=True, repr=False)
+    number: int = field(default=0, kw_only=True, repr=False, eq=False)
+
+
+class Receipt(bytes):
+    """The acknowledgement of a KEYED transfer: its number among those that the receiver has credited, in digits."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, number: int) -> Receipt:
+        """Return the receipt with a number."""
+        return cls(b"%d" % number)
+
+
+def read_number(digits: bytes | None) -> int:
+    """Return the number of a transfer or of a receipt from its digits; 0 if there is none, or none that can be."""
+    return int(digits) if digits and digits.isdigit() and len(digits) <= MAX_DIGITS else 0
 
 
 _transfer: ContextVar[Transfer] = ContextVar("transfer")

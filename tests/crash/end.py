@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import clock  # noqa: F401 (first: it sets the system clock wrong)
 import trio
 from attrs import frozen
 from book import Book
@@ -58,6 +59,8 @@ class Config:
         first: The amount of its first transfer.
         money: The option ``money``.
         keyed: Whether transfers are KEYED.
+        others: Whether stores may be replaced, so that transfers at KEYED may be in doubt as well.
+        ledger: The ledger's name; empty for the first one.
     """
 
     role: str
@@ -69,6 +72,12 @@ class Config:
     first: int
     money: str
     keyed: bool
+    others: bool = False
+    ledger: str = ""
+
+    def ledger_of(self, account: str) -> str:
+        """Return the name of the ledger that an account's transfers are in."""
+        return f"{account}{self.ledger}" if self.role in ("client", "clients") else self.ledger or "main"
 
 
 class End:
@@ -88,7 +97,13 @@ class End:
             plugins, senders = await self._open(stack)
             say("up")
             sendings = [
-                Sending(plugin, self._home / f"asked-{name}", config.first + number * 10**9, keyed=config.keyed)
+                Sending(
+                    plugin,
+                    self._home / f"asked-{name}",
+                    config.first + number * 10**9,
+                    keyed=config.keyed,
+                    others=config.others,
+                )
                 for number, (name, plugin) in enumerate(senders.items())
             ]
             async with trio.open_nursery() as nursery:
@@ -107,16 +122,21 @@ class End:
         """Open the plugins; return them, and what sends for each account."""
         config, port = self._config, self._config.port
         if config.role == "listener":
-            plugin = await self._plugin(stack, {"plugin": "btp", "listener": {"port": port, "secret": TOKEN}})
+            listener = {"port": port, "secret": TOKEN}
+            ledger = config.ledger_of(config.accounts[0])
+            plugin = await self._plugin(stack, {"plugin": "btp", "listener": listener, "ledger_id": ledger})
             return [plugin], {config.accounts[0]: plugin}
         if config.role == "server":
             options = {"plugin": "btp-accounts", "port": port, "generate_account": False, "debug_host_ildcp_info": INFO}
+            options["ledger_id"] = config.ledger_of("")
             server = cast("AccountsPlugin", await self._plugin(stack, options))
             return [server], {name: server.account(name) for name in config.accounts}
         dialled = {}
         for name in config.accounts:
             url = f"btp+ws://{name}:{TOKEN}-{name}@127.0.0.1:{port}" if config.role == "clients" else dial(name, port)
-            dialled[name] = await self._plugin(stack, {"plugin": "btp", "server": url, "ledger_id": name})
+            dialled[name] = await self._plugin(
+                stack, {"plugin": "btp", "server": url, "ledger_id": config.ledger_of(name)}
+            )
         return list(dialled.values()), dialled
 
     async def _plugin(self, stack: AsyncExitStack, options: dict[str, Any]) -> LedgerPlugin:

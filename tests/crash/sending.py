@@ -19,6 +19,7 @@ from trio_ledger_plugin import (
     StoreInDoubtError,
     TransferInDoubtError,
 )
+from trio_ledger_plugin.money.doubts import SETTLE_BY_HAND
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,11 +45,13 @@ class Sending:
         path: Where the application writes down what it has asked for and what came of it.
         first: The first amount; each application has a range of its own.
         keyed: Whether to ask again when a transfer is in doubt.
+        others: Whether a transfer at KEYED may be in doubt for good, because a store was replaced.
     """
 
-    def __init__(self, plugin: LedgerPlugin, path: Path, first: int, *, keyed: bool) -> None:
+    def __init__(self, plugin: LedgerPlugin, path: Path, first: int, *, keyed: bool, others: bool) -> None:
         self._plugin = plugin
         self._keyed = keyed
+        self._others = others
         lines = read_lines(path)
         settled = {amount for word, amount in lines if word != "ask"}
         self._unsure = deque(amount for word, amount in lines if word == "ask" and amount not in settled)
@@ -83,8 +86,8 @@ class Sending:
         while True:
             try:
                 await self._plugin.send_money(amount, idempotency_key=f"key-{amount}")
-            except (TransferInDoubtError, StoreInDoubtError):
-                if not self._keyed:
+            except (TransferInDoubtError, StoreInDoubtError) as error:
+                if not self._keyed or (self._others and SETTLE_BY_HAND in str(error)):
                     self._book.write("doubt", amount)
                     return
             except (NotConnectedError, PluginClosedError):

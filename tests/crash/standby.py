@@ -114,7 +114,7 @@ async def copy(source: trio.SocketStream, target: trio.SocketStream, scope: trio
 
 
 async def pay(plugin: Any, lane: int, keys: list[str], over: trio.Event) -> None:
-    """Pay one unit after another; each goes on in the journal, whatever this call is told."""
+    """Pay one unit after another; each goes on in the journal, also if this call fails."""
     number = 0
     while not over.is_set():
         number += 1

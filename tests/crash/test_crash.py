@@ -11,6 +11,7 @@ from harness import VARIANTS, run
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")]
 
 KILLS = {"outbox": 4, "transactional": 4, "both ways": 4, "accounts": 4, "accounts, both ways": 4, "plain, no store": 4}
+KILLS |= {"other stores": 8, "other stores, both ways": 4}
 
 
 @pytest.mark.parametrize(("seed", "name"), list(enumerate(VARIANTS)))

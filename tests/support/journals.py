@@ -43,9 +43,9 @@ def connect() -> sqlite3.Connection:
     return connection
 
 
-def transfer_of(account: str, key: str, amount: int, level: MoneyLevel, journal: str = "") -> Transfer:
+def transfer_of(account: str, key: str, amount: int, level: MoneyLevel, journal: str = "", number: int = 0) -> Transfer:
     digest = f"{amount}".encode() if level is KEYED else b""
-    return Transfer(str(amount), account, key=key, level=level, journal=journal, digest=digest)
+    return Transfer(str(amount), account, key=key, level=level, journal=journal, digest=digest, number=number)
 
 
 def journal_of(peer: str, age: float = 1000.0) -> PeerJournal:
@@ -170,8 +170,8 @@ class Book:
         """Send a transfer that the peer acknowledges."""
         self.answer(self.begin(key, **which))
 
-    def answer(self, sent: BeingSent, error: RemoteError | None = None) -> TransferState:
-        return self.journal.outgoing.answered(self.connection, sent, error)
+    def answer(self, sent: BeingSent, error: RemoteError | None = None, *, receipt: int = 0) -> TransferState:
+        return self.journal.outgoing.answered(self.connection, sent, error, receipt)
 
     def receive(
         self,
@@ -181,10 +181,11 @@ class Book:
         level: MoneyLevel = KEYED,
         account: str = "",
         peer: str = "first",
+        number: int = 0,
         apply: Apply | None = None,
     ) -> Received:
         """Receive a transfer, for a transactional handler or for the queue."""
-        transfer = transfer_of(account, key, amount, level, peer if level is KEYED else "")
+        transfer = transfer_of(account, key, amount, level, peer if level is KEYED else "", number)
         return self.journal.incoming.receive(self.connection, transfer, apply, plain_allowed=True)
 
     def settle(self, key: str, state: TransferState, account: str = "") -> None:

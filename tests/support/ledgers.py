@@ -23,7 +23,7 @@ from trio_ledger_plugin.btp.auth import auth_message
 from trio_ledger_plugin.codec import btp
 from trio_ledger_plugin.negotiation import TRANSFER_KEYS, JournalOffer, PeerJournal
 from trio_ledger_plugin.stores.dialect import SQLITE
-from trio_ledger_plugin.transfer import IDEMPOTENCY_KEY, MoneyLevel, Transfer
+from trio_ledger_plugin.transfer import IDEMPOTENCY_KEY, MoneyLevel, Receipt, Transfer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -201,11 +201,11 @@ class Payer(ScriptedPlugin):
     def regain_link(self) -> None:
         self.link_up()
 
-    def answer(self, error: Exception | None = None) -> None:
+    def answer(self, error: Exception | None = None, *, receipt: int = 0) -> None:
         """Answer the oldest transfer in flight."""
         call = self.calls.pending.pop(next(iter(self.calls.pending)))
         if error is None:
-            call.answer(b"")
+            call.answer(Receipt.of(receipt) if receipt else b"")
         else:
             call.fail(error)
 

@@ -18,7 +18,7 @@ from ..errors import InvalidFieldsError, LedgerPluginError
 from ..runtime.exchange import Exchange
 from ..websocket.frame_stream import CLOSE_SECONDS
 from .keep_alive import ping_peer
-from .session import Session, SessionEvent, error_reply, read_transfer, transfer_packet
+from .session import Session, SessionEvent, error_reply, read_transfer, response_packet, transfer_packet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -220,7 +220,7 @@ class Link(Exchange):
     def send_request(self, request_id: int, request: bytes | Transfer) -> None:
         """Queue a request, or send it at once if it is the only one."""
         if request.__class__ is not bytes:
-            self._write(transfer_packet(request_id, request))  # type: ignore[arg-type]  # a transfer, by its class
+            self._write(transfer_packet(request_id, request, self.peer_journal))  # type: ignore[arg-type]  # a transfer, by its class
         else:
             write = self._writer.write_alone if len(self.calls.pending) == 1 else self._writer.write
             write(self._frame(btp.encode_ilp(btp.MESSAGE, request_id, request)))
@@ -263,10 +263,8 @@ class Link(Exchange):
         if isinstance(reply, LedgerPluginError):
             self.session.serving.pop(request_id, None)
             self._write(error_reply(request_id, reply))
-        elif reply is None or isinstance(reply, tuple):
-            self._send_response(request_id, btp.encode(btp.Response(request_id, reply or ())))
         else:
-            self._send_response(request_id, btp.encode_ilp(btp.RESPONSE, request_id, reply))
+            self._send_response(request_id, response_packet(request_id, reply))
 
     def _send_response(self, request_id: int, packet: bytes) -> None:
         self.session.serving.pop(request_id, None)

@@ -9,7 +9,7 @@ call, and no id is used again while a reply to it could still arrive. The id of 
 ========== =========================== ===============================
 event      first                       second
 ========== =========================== ===============================
-ANSWER     the call                    the ILP bytes of its response
+ANSWER     the call                    the ILP bytes of its response, or a transfer's receipt
 FAILURE    the call                    the error that it fails with
 REQUEST    the request id              the ILP bytes
 TRANSFER   the request id              the ``Transfer`` packet
@@ -30,8 +30,6 @@ from itertools import chain, repeat
 from random import SystemRandom
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from attrs import evolve
-
 from ..codec import btp
 from ..codec.refusals import read_error
 from ..errors import (
@@ -41,7 +39,7 @@ from ..errors import (
     RemoteError,
     wire_error,
 )
-from ..transfer import IDEMPOTENCY_KEY, MoneyLevel, Transfer, is_key
+from ..transfer import IDEMPOTENCY_KEY, TRANSFER_NUMBER, MoneyLevel, Receipt, Transfer, is_key, read_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,6 +56,7 @@ __all__ = [
     "read_transfer",
     "remote_error",
     "request_ids",
+    "response_packet",
     "transfer_packet",
 ]
 
@@ -176,7 +175,8 @@ class Session(Generic[Call]):
             return UNEXPECTED
         if isinstance(packet, btp.Response):
             # Wherever the entry is: the peer has acted on the request already, and what it says about that is used.
-            return ANSWER, call, find_entry(packet.protocol_data, ILP) or b""
+            data = find_entry(packet.protocol_data, ILP)
+            return ANSWER, call, find_entry(packet.protocol_data, TRANSFER_NUMBER) or b"" if data is None else data
         return SessionEvent.FAILURE, call, remote_error(packet)
 
 
@@ -210,12 +210,23 @@ def find_entry(entries: tuple[btp.ProtocolData, ...], name: str) -> bytes | None
     return next((entry.data for entry in entries if entry.protocol_name == name), None)
 
 
-def transfer_packet(request_id: int, transfer: Transfer) -> bytes:
-    """Return the encoded packet of a transfer; at KEYED it has the key."""
+def transfer_packet(request_id: int, transfer: Transfer, journal: PeerJournal | None) -> bytes:
+    """Return the encoded packet of a transfer; at KEYED it has the key, and the number if the peer uses it."""
     entries: tuple[btp.ProtocolData, ...] = ()
     if transfer.level is MoneyLevel.KEYED and transfer.key is not None:
         entries = (btp.ProtocolData(IDEMPOTENCY_KEY, btp.TEXT, transfer.key.encode()),)
+        if transfer.number and journal is not None and journal.offer.numbers:
+            entries += (btp.ProtocolData(TRANSFER_NUMBER, btp.TEXT, b"%d" % transfer.number),)
     return btp.encode(btp.Transfer(request_id, int(transfer.amount), entries))
+
+
+def response_packet(request_id: int, response: bytes | tuple[btp.ProtocolData, ...] | None) -> bytes:
+    """Return the encoded packet of a response: ILP data, a receipt, a message's entries, or nothing."""
+    if response is None or isinstance(response, tuple):
+        return btp.encode(btp.Response(request_id, response or ()))
+    if isinstance(response, Receipt):
+        return btp.encode(btp.Response(request_id, (btp.ProtocolData(TRANSFER_NUMBER, btp.TEXT, response),)))
+    return btp.encode_ilp(btp.RESPONSE, request_id, response)
 
 
 def read_transfer(packet: btp.Transfer, account: str, journal: PeerJournal | None) -> Transfer:
@@ -232,11 +243,14 @@ def read_transfer(packet: btp.Transfer, account: str, journal: PeerJournal | Non
     if packet.amount == 0:
         raise InvalidFieldsError("amount is 0; it must be at least 1")
     amount = str(packet.amount)
-    entry = next((entry for entry in packet.protocol_data if entry.protocol_name == IDEMPOTENCY_KEY), None)
+    entry = find_entry(packet.protocol_data, IDEMPOTENCY_KEY)
     if journal is None or entry is None:
         return Transfer(amount, account)
-    key = entry.data.decode("ascii", "replace")
+    key = entry.decode("ascii", "replace")
     if not is_key(key):
         raise InvalidFieldsError("idempotency_key must be 1 to 64 ASCII characters without NUL")
-    digest = sha256(btp.encode(evolve(packet, request_id=0))).digest()
-    return Transfer(amount, account, key=key, level=MoneyLevel.KEYED, journal=journal.id, digest=digest)
+    number = read_number(find_entry(packet.protocol_data, TRANSFER_NUMBER))
+    # The number is not a part of the transfer: a sender whose journal was restored may give it another one.
+    entries = tuple(entry for entry in packet.protocol_data if entry.protocol_name != TRANSFER_NUMBER)
+    digest = sha256(btp.encode(btp.Transfer(0, packet.amount, entries))).digest()
+    return Transfer(amount, account, key=key, level=MoneyLevel.KEYED, journal=journal.id, digest=digest, number=number)

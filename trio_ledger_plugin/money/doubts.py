@@ -111,18 +111,24 @@ class Doubts:
         """
         meeting = await journal.run(account, journal.sql.peers.meet, account, peer)
         if meeting.trouble:
-            named = await journal.run(BACKGROUND, journal.sql.peers.last_acked, account, peer.id, meeting.lost)
-            lost = ", ".join(f"{key!r} of {amount}" for key, amount in named)
+            peers = journal.sql.peers
+            credited = await journal.run(BACKGROUND, peers.credits_lost, account, peer.id, meeting.lost_credits)
+            sent = await journal.run(BACKGROUND, peers.sendings_lost, account, peer.id, meeting.lost_sendings)
             doubts = TransfersInDoubt(meeting.doubts, meeting.amount)
             self._context.log.error(
-                "the peer%s: %s.%s%s",
+                "the peer%s: %s.%s%s%s",
                 f" of account {account}" if account else "",
                 meeting.trouble,
                 f" Because of this, {describe_doubts(doubts)} and not sent again." if meeting.doubts else "",
-                f" The last transfers that it acknowledged: {lost}." if lost else "",
+                f" The last transfers that it acknowledged and has lost: {_name(credited)}." if credited else "",
+                f" The last transfers that it sent and has lost: {_name(sent)}." if sent else "",
             )
             self.add(meeting.amount, meeting.doubts)
         return meeting.doubts
+
+
+def _name(transfers: list[tuple[str, str]]) -> str:
+    return ", ".join(f"{key!r} of {amount}" for key, amount in transfers)
 
 
 def describe_doubts(event: TransfersInDoubt) -> str:

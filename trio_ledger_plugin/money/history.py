@@ -82,8 +82,8 @@ class SqlHistory:
         statements: Statements,
         age: Callable[[], float],
         *,
-        undo_sending: Callable[[Connection, int, Transfer, str], None],
-        count_acked: Callable[[Connection, str, str, str], None],
+        undo_sending: Callable[[Connection, int, Transfer], None],
+        count_acked: Callable[[Connection, Transfer], None],
     ) -> None:
         self._ledger = ledger
         self._sql = statements
@@ -185,15 +185,14 @@ class SqlHistory:
         entry = read_entry(row)
         if state not in TRANSITIONS[entry.state]:
             raise InvalidFieldsError(f"transfer {key!r} is {entry.state.value} already; nothing was changed")
-        values = (state.value, None, None, None, time(), self._age(), entry.number)
+        values = (state.value, None, None, None, None, time(), self._age(), entry.number)
         connection.execute(self._sql.SETTLE, values)
         connection.execute(self._sql.DROP_TO_SEND, (entry.number,))
-        # The peer's journal may know better than the operator: only an answer counts for it.
+        transfer = Transfer(str(entry.amount), account, key=key, level=entry.level)
         if state is TransferState.ACKED:
-            self._count_acked(connection, account, str(entry.amount), "")
+            self._count_acked(connection, transfer)
         else:
-            transfer = Transfer(str(entry.amount), account, key=key, level=entry.level)
-            self._undo_sending(connection, entry.number, transfer, "")
+            self._undo_sending(connection, entry.number, transfer)
 
     def reset_level(self, connection: Connection, account: str) -> None:
         """Set an account's level to PLAIN again.

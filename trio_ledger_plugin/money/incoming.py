@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from attrs import frozen
 
 from ..errors import DuplicateIdError, LedgerPluginError, NotAcceptedError, UnreachableError, wire_error
-from ..transfer import MoneyLevel, Transfer, TransferState
+from ..transfer import MoneyLevel, Receipt, Transfer, TransferState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +32,8 @@ LOST_KEYS: Final = (
     " reset the account's level to allow PLAIN"
 )
 NO_KEYS: Final = "money is accepted at KEYED only"
+# No journal has this id.
+NO_JOURNAL: Final = " "
 # For how many seconds a received PLAIN transfer stays that is delivered at once: until its commit is certain.
 PLAIN_SECONDS: Final = 60.0
 
@@ -67,11 +69,19 @@ class Received:
 
     Attributes:
         refusal: Why it is refused; None if it is credited, now or earlier.
+        receipt: The number of the receipt, if it is credited at KEYED.
         credited: The transfer, if it was credited now and waits for the money handler.
     """
 
     refusal: LedgerPluginError | None = None
+    receipt: int | None = None
     credited: Credited | None = None
+
+    def reply_to(self, transfer: Transfer) -> LedgerPluginError | Receipt | None:
+        """Return what the sender of the transfer is told; it gets a receipt if it numbers its transfers."""
+        if self.refusal is not None or self.receipt is None or not transfer.number:
+            return self.refusal
+        return Receipt.of(self.receipt)
 
 
 class SqlIncoming:
@@ -131,7 +141,7 @@ class SqlIncoming:
         received = self._credit(connection, transfer, delivered=True)
         if received.credited is not None:
             refusal = apply(connection, transfer)
-            received = Received(refusal)
+            received = Received(refusal, received.receipt)
             if refusal is not None:
                 # Everything that it did is undone, the account's level included.
                 connection.execute("ROLLBACK TO lpi_receive")
@@ -143,16 +153,22 @@ class SqlIncoming:
         age, keyed = self._age(), transfer.level is MoneyLevel.KEYED
         state = TransferState.DELIVERED if delivered else TransferState.APPLIED
         forget_at = age + (self._promised if keyed else PLAIN_SECONDS) if keyed or delivered else None
-        number = self._enter_incoming(connection, transfer, state, forget_at, None)
-        if number is None:
-            return Received(self._repeat_reply(connection, transfer))
+        entered = self._enter_incoming(connection, transfer, state, forget_at, None)
+        if entered is None:
+            return self._repeat_reply(connection, transfer)
+        number, receipt = entered
+        if keyed and receipt is None:
+            self._use_peer(connection, transfer.account, transfer.journal)
+            place = (self._ledger, transfer.account)
+            receipt = connection.execute(self._sql.FIND_PEER, place).fetchone()[5] + 1
+            connection.execute(self._sql.SET_RECEIPT, (receipt, number))
         refusal = self._credit_account(connection, transfer, age, delivered=delivered)
         if refusal is not None:
             connection.execute(self._sql.DROP_TRANSFER, (number,))
             return Received(refusal)
         if not delivered:
             connection.execute(self._sql.ENTER_TO_DELIVER, (number, self._ledger, transfer.account, age))
-        return Received(None, Credited(number, transfer))
+        return Received(None, receipt, Credited(number, transfer))
 
     def _enter_incoming(
         self,
@@ -161,18 +177,23 @@ class SqlIncoming:
         state: TransferState,
         forget_at: float | None,
         refusal: LedgerPluginError | None,
-    ) -> int | None:
-        """Enter a received transfer and return its number; None if its key is known."""
-        now = time()
+    ) -> tuple[int, int | None] | None:
+        """Enter a received transfer; return its number and the one of its receipt, or None if its key is known.
+
+        There is no receipt for a transfer that is refused or at PLAIN, nor before the peer's journal is used.
+        """
+        now, place = time(), (self._ledger, transfer.account)
         error = (None, None, None) if refusal is None else wire_error(refusal)
-        row = connection.execute(
+        credited_from = transfer.journal if refusal is None and transfer.journal else NO_JOURNAL
+        entered: tuple[int, int | None] | None = connection.execute(
             self._sql.ENTER_INCOMING,
             (
-                *(self._ledger, transfer.account, transfer.journal, transfer.key, transfer.amount),
+                *(*place, transfer.journal, transfer.key, transfer.amount),
                 *(transfer.level.value, state.value, transfer.digest, now, now, self._promised, forget_at, *error),
+                *(transfer.number or None, *place, credited_from),
             ),
         ).fetchone()
-        return None if row is None else int(row[0])
+        return entered
 
     def _credit_account(
         self,
@@ -185,7 +206,10 @@ class SqlIncoming:
         place = (self._ledger, transfer.account)
         if transfer.level is MoneyLevel.KEYED:
             statement = self._sql.CREDIT_KEYED
-            values: tuple[object, ...] = (transfer.amount, age, *place, transfer.journal, self._max_keys)
+            number = transfer.number
+            values: tuple[object, ...] = (
+                *(transfer.amount, number, number, age, *place, transfer.journal, self._max_keys),
+            )
         else:
             # A PLAIN transfer has no key that anybody could send again: it counts while it waits for the handler.
             waits = 0 if delivered else 1
@@ -193,14 +217,12 @@ class SqlIncoming:
             values = (transfer.amount, waits, age, *place, self._max_keys)
         if connection.execute(statement, values).rowcount:
             return None
-        if transfer.level is MoneyLevel.KEYED:
-            self._use_peer(connection, transfer.account, transfer.journal)
-        else:
+        if transfer.level is MoneyLevel.PLAIN:
             connection.execute(self._sql.ENTER_ACCOUNT, place)
             if connection.execute(self._sql.FIND_LEVEL, place).fetchone()[0]:
                 return NotAcceptedError(LOST_KEYS)
-        if connection.execute(statement, values).rowcount:
-            return None
+            if connection.execute(statement, values).rowcount:
+                return None
         return UnreachableError("too many transfers are remembered already")
 
     def repeat_reply(self, connection: Connection, transfer: Transfer) -> Received | None:
@@ -208,14 +230,14 @@ class SqlIncoming:
         place = (self._ledger, transfer.account, transfer.journal, transfer.key)
         if connection.execute(self._sql.FIND_REPLY, place).fetchone() is None:
             return None
-        return Received(self._repeat_reply(connection, transfer))
+        return self._repeat_reply(connection, transfer)
 
-    def _repeat_reply(self, connection: Connection, transfer: Transfer) -> LedgerPluginError | None:
+    def _repeat_reply(self, connection: Connection, transfer: Transfer) -> Received:
         place = (self._ledger, transfer.account, transfer.journal, transfer.key)
-        digest, code, name, data = connection.execute(self._sql.FIND_REPLY, place).fetchone()
+        digest, receipt, code, name, data = connection.execute(self._sql.FIND_REPLY, place).fetchone()
         if digest != transfer.digest:
-            return DuplicateIdError("this key belongs to another transfer")
-        return None if code is None else _StoredRefusalError(code, name, loads(data)["message"])
+            return Received(DuplicateIdError("this key belongs to another transfer"))
+        return Received(None if code is None else _StoredRefusalError(code, name, loads(data)["message"]), receipt)
 
     def _keep_refusal(self, connection: Connection, transfer: Transfer, refusal: LedgerPluginError) -> None:
         """Remember a final refusal under its key, so that the transfer gets it again."""

@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 # How long a store that hangs may delay the parts of the plugin that do not need it, in seconds.
 OPEN_SECONDS: Final = 2.0
-COUNTS_SECONDS: Final = 1.0
+NUMBERS_SECONDS: Final = 1.0
 # How many jobs of the journal are in the store at once: as many as share a commit well, and few enough that others'
 # wait is short.
 JOBS_AT_ONCE: Final = 128
@@ -242,7 +242,7 @@ class Journal:
         return JournalOffer(self.promised, self.sql.id, self._saved_age) if self._opened else None
 
     async def make_offer(self, account: str, journal: str | None) -> JournalOffer | None:
-        """Return what an account's peer is told about the journal, with what was counted for the peer's journal.
+        """Return what an account's peer is told about the journal, with the numbers of the transfers with the peer's.
 
         Args:
             account: The account.
@@ -253,9 +253,9 @@ class Journal:
         offer = self.offer()
         if offer is not None:
             try:
-                with trio.move_on_after(COUNTS_SECONDS):
-                    counts = await self.run(account, self.sql.peers.counts, account, journal)
-                    return evolve(offer, peer=counts, tells_peer=True)
+                with trio.move_on_after(NUMBERS_SECONDS):
+                    numbers = await self.run(account, self.sql.peers.numbers, account, journal)
+                    return evolve(offer, peer=numbers, tells_peer=True)
             except StoreError as error:
                 self._log.warn("cannot look up what was exchanged with a peer: %s", error)
         return offer

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ..runtime.context import Context
     from ..runtime.handlers import Handlers
     from ..services import TransactionalStore
-    from ..transfer import Transfer
+    from ..transfer import Receipt, Transfer
     from .service import MoneyLink
 
 __all__ = ["AccountMoney", "JournaledMoney"]
@@ -140,7 +140,7 @@ class JournaledMoney(MoneyService):
         """Report the outcome of a transfer in the journal, while there is no link."""
         return self._sender is not None and await self._sender.recall(transfer)
 
-    async def receive(self, transfer: Transfer, handlers: Handlers) -> LedgerPluginError | None:
+    async def receive(self, transfer: Transfer, handlers: Handlers) -> LedgerPluginError | Receipt | None:
         """Credit a transfer that the peer sent, or refuse it."""
         if transfer.key is None:
             # If a commit is in doubt, the transfer is found again by its key.
@@ -152,7 +152,7 @@ class JournaledMoney(MoneyService):
         elif handlers.money is None and self._context.options.accept_money != "journal":
             # Nobody takes the money. What was credited earlier still gets the same reply.
             received = await self._run(transfer, partial(incoming.repeat_reply, transfer=transfer))
-            return UnreachableError(NO_HANDLER) if received is None else received.refusal
+            return UnreachableError(NO_HANDLER) if received is None else received.reply_to(transfer)
         with self._context.tasks.committing():
             receive = partial(incoming.receive, transfer=transfer, apply=call, plain_allowed=self.journal.plain_allowed)
             received = await self._run(transfer, receive)
@@ -161,7 +161,7 @@ class JournaledMoney(MoneyService):
                 call.log_failure(handlers)
             elif received.credited is not None:
                 self.outbox.deliver(received.credited)
-            return received.refusal
+            return received.reply_to(transfer)
 
     async def _run(self, transfer: Transfer, work: Callable[..., Received | None]) -> Received | None:
         """Run work on a received transfer, until it is certain what became of it."""
@@ -201,7 +201,7 @@ class JournaledMoney(MoneyService):
         return self.journal.offer() if self._offers_keys else None
 
     async def make_offer(self, account: str, peer: JournalOffer | None) -> JournalOffer | None:
-        """Return what a peer is told about the journal, with what was counted for its own."""
+        """Return what a peer is told about the journal, with the numbers of the transfers with its own."""
         if not self._offers_keys:
             return None
         return await self.journal.make_offer(account, None if peer is None else peer.journal)
@@ -345,7 +345,7 @@ class AccountMoney(MoneyService):
         """Report the outcome of a transfer in the journal, while there is no link."""
         return await self.sender.recall(transfer)
 
-    async def receive(self, transfer: Transfer, handlers: Handlers) -> LedgerPluginError | None:
+    async def receive(self, transfer: Transfer, handlers: Handlers) -> LedgerPluginError | Receipt | None:
         """Credit a transfer that the peer sent, or refuse it."""
         return await self._server.receive(transfer, handlers)
 

@@ -87,9 +87,9 @@ class Outcomes:
             pending.settle(partial(copy_error, refusal))
         pending.withdrawn.set()
 
-    async def record_acknowledgement(self, pending: PendingTransfer, sent: BeingSent) -> None:
-        """Record that the peer has applied a transfer."""
-        state = await self.record(self._sql.answered, sent, None)
+    async def record_acknowledgement(self, pending: PendingTransfer, sent: BeingSent, receipt: int = 0) -> None:
+        """Record that the peer has applied a transfer; the number of its receipt is 0 if it has none."""
+        state = await self.record(self._sql.answered, sent, None, receipt)
         if state is TransferState.REJECTED:
             self._context.log.error(
                 "transfer %s of %s was settled by hand as not applied, but the peer has acknowledged it",

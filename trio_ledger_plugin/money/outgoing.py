@@ -11,7 +11,7 @@ from __future__ import annotations
 from time import time
 from typing import TYPE_CHECKING, Any, Final
 
-from attrs import define, frozen
+from attrs import define, evolve, frozen
 
 from ..errors import MoneyLevelError
 from ..transfer import MoneyLevel, Transfer, TransferState
@@ -35,8 +35,6 @@ LOST_KEYS: Final = (
 NO_KEYS: Final = "the option money is 'keyed', but the peer keeps no transfer keys on this link"
 # Stands for the time of the next try while a running process is sending a transfer; no age is that great.
 BEING_SENT: Final = 1e300
-# No journal has this id.
-NO_JOURNAL: Final = " "
 PAGE: Final = 500
 
 
@@ -140,21 +138,26 @@ class SqlOutgoing:
                 self._key_retention,
                 journal,
                 until,
+                *place,
+                journal,
             ),
         ).fetchone()
         if entered is None:
             known = self.find(connection, transfer.account, str(transfer.key))
             assert known is not None
             return known
+        number, peer_number = entered
         if peer is None:
             self._begin_plain(connection, transfer)
         else:
-            values = (transfer.amount, self._age(), *place, peer.id)
-            if not connection.execute(sql.BEGIN_KEYED, values).rowcount:
+            if peer_number is None:
                 self._use_peer(connection, transfer.account, peer.id)
-                connection.execute(sql.BEGIN_KEYED, values)
-        connection.execute(sql.ENTER_TO_SEND, (entered[0], *place, BEING_SENT))
-        return BeingSent(entered[0], transfer, journal or "", until or 0.0)
+                peer_number = connection.execute(sql.FIND_PEER, place).fetchone()[2] + 1
+                connection.execute(sql.SET_NUMBER, (peer_number, number))
+            connection.execute(sql.BEGIN_KEYED, (transfer.amount, self._age(), *place, peer.id))
+            transfer = evolve(transfer, number=peer_number)
+        connection.execute(sql.ENTER_TO_SEND, (number, *place, BEING_SENT))
+        return BeingSent(number, transfer, journal or "", until or 0.0)
 
     def _plain_refusal(self, connection: Connection, account: str, plain_allowed: bool) -> str | None:
         """Return why nothing may be sent at PLAIN; None if it may."""
@@ -177,50 +180,55 @@ class SqlOutgoing:
         row = connection.execute(self._sql.FIND_OUTGOING, (self._ledger, account, key)).fetchone()
         return None if row is None else read_entry(row)
 
-    def answered(self, connection: Connection, sent: BeingSent, error: RemoteError | None) -> TransferState:
+    def answered(
+        self, connection: Connection, sent: BeingSent, error: RemoteError | None, receipt: int = 0
+    ) -> TransferState:
         """Record the peer's reply, and return the state of the transfer, which may have been settled by hand before.
 
         Args:
             connection: The connection, inside a transaction.
             sent: The transfer.
             error: The error that refuses it; None for an acknowledgement.
+            receipt: The acknowledgement's number; 0 if it has none.
         """
         state = TransferState.ACKED if error is None else TransferState.REJECTED
         # A peer may name its error with a NUL character, which not every database can hold.
         refusal = (None, None, None) if error is None else (_storable(error.code), _storable(error.name), error.data)
         settled = connection.execute(
-            self._sql.SETTLE, (state.value, *refusal, time(), self._age(), sent.number)
+            self._sql.SETTLE, (state.value, receipt or None, *refusal, time(), self._age(), sent.number)
         ).rowcount
         connection.execute(self._sql.DROP_TO_SEND, (sent.number,))
         if not settled:
             row = connection.execute(self._sql.FIND_STATE, (sent.number,)).fetchone()
             return state if row is None else TransferState(row[0])
         if error is None:
-            self.count_acked(connection, sent.transfer.account, sent.transfer.amount, sent.journal)
+            self.count_acked(connection, sent.transfer, sent.journal, receipt)
         else:
-            self._undo(connection, sent)
+            self.undo_sending(connection, sent.number, sent.transfer)
         return state
 
-    def count_acked(self, connection: Connection, account: str, amount: str, journal: str) -> None:
-        """Count a transfer that the peer has applied, also for the peer's journal, unless that is empty."""
-        values = (f"-{amount}", amount, journal or NO_JOURNAL, self._ledger, account)
+    def count_acked(self, connection: Connection, transfer: Transfer, journal: str = "", receipt: int = 0) -> None:
+        """Count a transfer that the peer has applied.
+
+        Args:
+            connection: The connection, inside a transaction.
+            transfer: The transfer.
+            journal: The peer's journal that has acknowledged it.
+            receipt: The acknowledgement's number; 0 if it has none, or if the transfer is settled by hand.
+        """
+        values = (f"-{transfer.amount}", transfer.amount, journal, receipt, receipt, self._ledger, transfer.account)
         connection.execute(self._sql.COUNT_ACKED, values)
 
-    def undo_sending(self, connection: Connection, number: int, transfer: Transfer, journal: str) -> None:
+    def undo_sending(self, connection: Connection, number: int, transfer: Transfer) -> None:
         """Undo what a transfer that was not applied did to its account, the account's level included.
 
         Args:
             connection: The connection, inside a transaction.
             number: The transfer's number.
             transfer: The transfer.
-            journal: The peer's journal that has certainly not received it; empty if that is not known.
         """
         keyed = number if transfer.level is MoneyLevel.KEYED else 0
-        values = (f"-{transfer.amount}", keyed, journal or NO_JOURNAL, self._ledger, transfer.account)
-        connection.execute(self._sql.UNDO_SENDING, values)
-
-    def _undo(self, connection: Connection, sent: BeingSent) -> None:
-        self.undo_sending(connection, sent.number, sent.transfer, sent.journal)
+        connection.execute(self._sql.UNDO_SENDING, (f"-{transfer.amount}", keyed, self._ledger, transfer.account))
 
     def doubt(self, connection: Connection, number: int) -> bool:
         """Record that it is not known whether the peer has applied a transfer; return whether that is new."""
@@ -246,7 +254,7 @@ class SqlOutgoing:
         connection.execute(self._sql.DROP_TO_SEND, (sent.number,))
         if not connection.execute(self._sql.WITHDRAW, (sent.number,)).rowcount:
             return False
-        self._undo(connection, sent)
+        self.undo_sending(connection, sent.number, sent.transfer)
         return True
 
     def withdraw_new(self, connection: Connection, account: str, key: str) -> None:
@@ -312,6 +320,6 @@ def _storable(text: str) -> str:
 
 
 def _being_sent(row: tuple[Any, ...], tries: int) -> BeingSent:
-    number, account, _, key, amount, level, *_, journal, resend_until = row
-    transfer = Transfer(amount, account, key=key, level=MoneyLevel(level))
+    number, account, _, key, amount, level, *_, peer_number, journal, resend_until = row
+    transfer = Transfer(amount, account, key=key, level=MoneyLevel(level), number=peer_number or 0)
     return BeingSent(number, transfer, journal or "", resend_until or 0.0, tries)

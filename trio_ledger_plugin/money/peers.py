@@ -1,8 +1,8 @@
 """The journals of peers: is a peer's journal the one that this journal knows, and is it complete?
 
-Both ends count the KEYED transfers between their two journals, and tell each other the counts on every link. What is
-applied stays counted; only a transfer that was certainly not applied is taken out of those that were sent. If one end
-has counted less than the other end knows for certain, it was restored from an old copy.
+Each end numbers the KEYED transfers that it sends to the other's journal, and those that it credits from it. The
+numbers go with the transfers and their receipts, and on every link the ends tell each other the last ones. An end that
+has given fewer numbers than the other end has seen was restored from an old copy.
 
 Every method runs inside the caller's transaction, on the store's thread.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import frozen
 
-from ..negotiation import MAX_RETENTION, PeerCounts
+from ..negotiation import MAX_RETENTION, PeerNumbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,15 +22,33 @@ if TYPE_CHECKING:
     from ..stores.dialect import Connection
     from .statements import Statements
 
-__all__ = ["Meeting", "SqlPeers"]
+__all__ = ["Lost", "Meeting", "SqlPeers"]
 
 # How many earlier journals of an account are remembered: a client may show another one on each link.
 MAX_OLDER: Final = 100
-# How many transfers that a peer has lost are named.
+# How many transfers of each kind that a peer has lost are named.
 NAMED: Final = 5
 # How many rows of the history are searched at once for them, and how often.
 SLICE: Final = 1000
 SLICES: Final = 100
+
+
+@frozen
+class Lost:
+    """Transfers that an old copy of a peer's journal does not know.
+
+    Attributes:
+        count: Their number.
+        after: The last number that the copy has given.
+    """
+
+    count: int = 0
+    after: int = 0
+
+    @classmethod
+    def between(cls, given: int, seen: int) -> Lost:
+        """Return what is lost, from the last number that the peer knows and the last one that this end has seen."""
+        return cls(seen - given, given) if seen > given else cls()
 
 
 @frozen
@@ -39,14 +57,16 @@ class Meeting:
 
     Attributes:
         trouble: What is wrong, as text for the log; empty if nothing is.
-        lost: How many transfers the peer has acknowledged and no longer knows.
-        missing: How many transfers of the peer this end has acknowledged and no longer knows.
+        lost_credits: The transfers that the peer has credited to this end and no longer knows.
+        lost_sendings: The transfers that the peer has sent and no longer knows.
+        missing: How many transfers of the peer this end has credited and no longer knows.
         doubts: How many transfers were put in doubt because of it.
         amount: The sum of these transfers.
     """
 
     trouble: str = ""
-    lost: int = 0
+    lost_credits: Lost = Lost()
+    lost_sendings: Lost = Lost()
     missing: int = 0
     doubts: int = 0
     amount: int = 0
@@ -77,8 +97,8 @@ class SqlPeers:
         self._own_id = own_id
         self._put_in_doubt = put_in_doubt
 
-    def counts(self, connection: Connection, account: str, journal: str | None) -> PeerCounts | None:
-        """Return what is counted for a peer's journal; None if it is not known.
+    def numbers(self, connection: Connection, account: str, journal: str | None) -> PeerNumbers | None:
+        """Return what is known of the transfers with a peer's journal; None if the journal is not known.
 
         Args:
             connection: The connection.
@@ -89,24 +109,24 @@ class SqlPeers:
         if row is None or (journal is None and not row[0]):
             return None
         if journal is None or journal == row[0]:
-            return PeerCounts(row[0], *row[2:])
+            return PeerNumbers(row[0], *row[2:])
         older = connection.execute(self._sql.FIND_OLDER_PEER, (self._ledger, account, journal)).fetchone()
-        return None if older is None else PeerCounts(journal, *older[1:])
+        return None if older is None else PeerNumbers(journal, *older[1:])
 
     def use(self, connection: Connection, account: str, journal: str) -> None:
-        """Count for another journal of the account from now on; the account is entered if it is new."""
+        """Give numbers for another journal of the account from now on; the account is entered if it is new."""
         sql, place = self._sql, (self._ledger, account)
         connection.execute(sql.ENTER_ACCOUNT, place)
-        former, *counted = connection.execute(sql.FIND_PEER, place).fetchone()
+        former, *known = connection.execute(sql.FIND_PEER, place).fetchone()
         if former == journal:
             return
         older = connection.execute(sql.FIND_OLDER_PEER, (*place, journal)).fetchone()
         connection.execute(sql.DROP_OLDER_PEER, (*place, journal))
         if former:
-            connection.execute(sql.KEEP_OLDER_PEER, (*place, former, *counted, self._age()))
+            connection.execute(sql.KEEP_OLDER_PEER, (*place, former, *known, self._age()))
             if connection.execute(sql.COUNT_PEERS, place).fetchone()[0] > MAX_OLDER:
                 connection.execute(sql.DROP_OLDEST_PEERS, (*place, *place))
-        connection.execute(sql.SET_PEER, (journal, *(older or (0.0, 0, 0, 0)), *place))
+        connection.execute(sql.SET_PEER, (journal, *(older or (0.0, 0, 0, 0, 0)), *place))
         connection.execute(sql.DROP_OLD_PEERS, (*place, self._age() - MAX_RETENTION))
 
     def meet(self, connection: Connection, account: str, peer: PeerJournal) -> Meeting:
@@ -115,7 +135,7 @@ class SqlPeers:
         connection.execute(sql.ENTER_ACCOUNT, place)
         former = connection.execute(sql.FIND_PEER, place).fetchone()[0]
         self.use(connection, account, peer.id)
-        _, age, sent, acked, received = connection.execute(sql.FIND_PEER, place).fetchone()
+        _, age, sent, acked, received, credited = connection.execute(sql.FIND_PEER, place).fetchone()
         offer, said = peer.offer, peer.said
         theirs = offer.peer if offer.peer is not None and offer.peer.journal == self._own_id() else None
         mine = said.peer if said is not None and said.peer is not None and said.peer.journal == peer.id else None
@@ -124,38 +144,46 @@ class SqlPeers:
             troubles.append(f"its journal was {former} before and is {peer.id} now: it was replaced")
         elif offer.age < age - 1e-3:
             troubles.append(f"its journal is {age - offer.age:.0f} s younger than before: it was restored from a copy")
-        lost, missing = 0, 0
+        lost_credits, lost_sendings, missing = Lost(), Lost(), 0
         if mine is not None and offer.tells_peer and (theirs is not None or offer.peer is None):
-            known = theirs or PeerCounts(mine.journal)
-            lost = max(0, mine.acked - known.received)
-            unsent = max(0, mine.received - known.sent)
-            if lost or unsent:
+            known = theirs or PeerNumbers(mine.journal)
+            lost_credits = Lost.between(known.credited, mine.acked)
+            lost_sendings = Lost.between(known.sent, mine.received)
+            if lost_credits.count or lost_sendings.count:
                 troubles.append(
-                    f"its journal is an old copy: it does not know {lost} transfers that it has acknowledged, and"
-                    f" {unsent} that it has sent"
+                    f"its journal is an old copy: it does not know {lost_credits.count} transfers that it has"
+                    f" acknowledged, and {lost_sendings.count} that it has sent"
                 )
         if theirs is not None:
-            missing = max(0, theirs.acked - received)
+            missing = max(0, theirs.acked - credited)
             forgotten = max(0, theirs.received - sent)
             if missing or forgotten:
                 troubles.append(
                     f"this journal is an old copy: it does not know {missing} transfers that it has acknowledged to the"
                     f" peer, and {forgotten} that it has sent"
                 )
-            received, sent = max(received, theirs.acked), max(sent, theirs.received)
-        connection.execute(sql.SET_PEER, (peer.id, offer.age, sent, acked, received, *place))
+            credited, sent = max(credited, theirs.acked), max(sent, theirs.received)
+        connection.execute(sql.SET_PEER, (peer.id, offer.age, sent, acked, received, credited, *place))
         doubts, amount = self._put_in_doubt(connection, account) if troubles else (0, 0)
-        return Meeting("; ".join(troubles), lost, missing, doubts, amount)
+        return Meeting("; ".join(troubles), lost_credits, lost_sendings, missing, doubts, amount)
 
-    def last_acked(self, connection: Connection, account: str, journal: str, count: int) -> list[tuple[str, str]]:
-        """Return the keys and amounts of the last transfers that a peer's journal has acknowledged, the last first."""
+    def credits_lost(self, connection: Connection, account: str, journal: str, lost: Lost) -> list[tuple[str, str]]:
+        """Return the keys and amounts of the last transfers that a peer's journal has credited and lost."""
+        return self._find_lost(connection, self._sql.CREDITS_LOST, account, journal, lost)
+
+    def sendings_lost(self, connection: Connection, account: str, journal: str, lost: Lost) -> list[tuple[str, str]]:
+        """Return the keys and amounts of the last transfers that a peer's journal has sent and lost."""
+        return self._find_lost(connection, self._sql.SENDINGS_LOST, account, journal, lost)
+
+    def _find_lost(
+        self, connection: Connection, statement: str, account: str, journal: str, lost: Lost
+    ) -> list[tuple[str, str]]:
         found: list[tuple[str, str]] = []
         upper = connection.execute(self._sql.LAST_NUMBER).fetchone()[0] or 0
         for _ in range(SLICES):
-            if upper <= 0 or len(found) >= min(count, NAMED):
+            if upper <= 0 or len(found) >= min(lost.count, NAMED):
                 break
-            place = (upper - SLICE, upper, self._ledger, account, journal)
-            rows = connection.execute(self._sql.ACKED_IN_SLICE, place).fetchall()
-            found += [(key, amount) for _, key, amount in rows]
+            place = (upper - SLICE, upper, self._ledger, account, journal, lost.after)
+            found += connection.execute(statement, place).fetchall()
             upper -= SLICE
-        return found[: min(count, NAMED)]
+        return found[:NAMED]

@@ -71,7 +71,7 @@ class Sender:
         context: Context,
         journal: Journal,
         account: str,
-        carry: Callable[[Transfer], Awaitable[None]],
+        carry: Callable[[Transfer], Awaitable[int | None]],
         *,
         peer: Callable[[], PeerJournal | None],
         is_connected: Callable[[], bool],
@@ -374,7 +374,7 @@ class Sender:
         link = self._comparing.link
         pause = pause_after(sent.tries)
         try:
-            await self._carry(pending.transfer)
+            receipt = await self._carry(sent.transfer)
         except TransferInDoubtError:
             pending.may_be_applied = True
             # If the link was lost, the next one tries at once.
@@ -400,7 +400,7 @@ class Sender:
             self._context.log.error("carrying transfer %s failed: %o", pending.transfer.key, error)
             pending.may_be_applied = True
         else:
-            await self._outcomes.record_acknowledgement(pending, sent)
+            await self._outcomes.record_acknowledgement(pending, sent, receipt or 0)
             return
         await self._postpone(pending, sent, pause)
 

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from ..negotiation import JournalOffer, PeerJournal
     from ..runtime.context import Context
     from ..runtime.handlers import Handlers
-    from ..transfer import Transfer
+    from ..transfer import Receipt, Transfer
     from .reconciliation import Transfers
 
-    Carry: TypeAlias = Callable[[Transfer], Awaitable[None]]
+    Carry: TypeAlias = Callable[[Transfer], Awaitable[int | None]]
 
 __all__ = ["NO_HANDLER", "MoneyLink", "MoneyService"]
 
@@ -39,7 +39,7 @@ class MoneyLink:
     """What a money service uses of its plugin.
 
     Attributes:
-        carry: Carries a transfer to the peer, once.
+        carry: Carries a transfer to the peer, once, and returns the number of its receipt, if it has one.
         peer: Returns the peer's journal as the present link knows it; None at PLAIN and without a link.
         is_connected: Returns whether there is a link.
         publish: Publishes an event of the plugin.
@@ -67,8 +67,8 @@ class MoneyService(ABC):
         """
 
     @abstractmethod
-    async def receive(self, transfer: Transfer, handlers: Handlers) -> LedgerPluginError | None:
-        """Credit a transfer that the peer sent, and return what the peer is told: None, or a refusal.
+    async def receive(self, transfer: Transfer, handlers: Handlers) -> LedgerPluginError | Receipt | None:
+        """Credit a transfer that the peer sent, and return what the peer is told: None or a receipt, or a refusal.
 
         Args:
             transfer: The transfer.
@@ -131,7 +131,7 @@ class MoneyService(ABC):
         return None
 
     async def make_offer(self, account: str, peer: JournalOffer | None) -> JournalOffer | None:  # noqa: ARG002
-        """Return what an account's peer is told about the journal, with what was counted for the peer's.
+        """Return what an account's peer is told about the journal, with the numbers of the transfers with the peer's.
 
         Args:
             account: The account.

@@ -16,7 +16,7 @@ __all__ = ["COLUMNS", "Statements"]
 
 COLUMNS: Final = (
     "id, account, direction, key, amount, level, state, error_code, error_name, error_data, created, changed,"
-    " peer_journal, resend_until"
+    " peer_number, peer_journal, resend_until"
 )
 
 
@@ -58,19 +58,19 @@ class Statements:
     )
     COUNT_ACKED = (
         "UPDATE lpi_accounts SET in_doubt = lpi_add(in_doubt, ?), sent = lpi_add(sent, ?),"
-        " peer_acked = peer_acked + CASE WHEN peer_journal = ? THEN 1 ELSE 0 END WHERE ledger = ? AND account = ?"
+        " peer_acked = CASE WHEN peer_journal = ? AND peer_acked < ? THEN ? ELSE peer_acked END"
+        " WHERE ledger = ? AND account = ?"
     )
-    # What a transfer did that was withdrawn or refused; its number, or 0 at PLAIN. The peer has not received it, and if
-    # it still counted as sent, it would hide that another one is missing in a restored copy.
+    # What a transfer did that was withdrawn or refused; its number, or 0 at PLAIN.
     UNDO_SENDING = (
         "UPDATE lpi_accounts SET in_doubt = lpi_add(in_doubt, ?),"
-        " keyed = CASE WHEN ? > level_reset AND keyed > 0 THEN keyed - 1 ELSE keyed END,"
-        " peer_sent = CASE WHEN peer_journal = ? AND peer_sent > 0 THEN peer_sent - 1 ELSE peer_sent END"
+        " keyed = CASE WHEN ? > level_reset AND keyed > 0 THEN keyed - 1 ELSE keyed END"
         " WHERE ledger = ? AND account = ?"
     )
     CREDIT_KEYED = (
         "UPDATE lpi_accounts SET received = lpi_add(received, ?), keyed = keyed + 1, keys_kept = keys_kept + 1,"
-        " peer_received = peer_received + 1, age = ?"
+        " peer_credited = peer_credited + 1,"
+        " peer_received = CASE WHEN peer_received < ? THEN ? ELSE peer_received END, age = ?"
         " WHERE ledger = ? AND account = ? AND peer_journal = ? AND keys_kept < ?"
     )
     CREDIT_PLAIN = (
@@ -94,19 +94,20 @@ class Statements:
     # The journals of peers.
 
     FIND_PEER = (
-        "SELECT peer_journal, peer_age, peer_sent, peer_acked, peer_received FROM lpi_accounts"
+        "SELECT peer_journal, peer_age, peer_sent, peer_acked, peer_received, peer_credited FROM lpi_accounts"
         " WHERE ledger = ? AND account = ?"
     )
     SET_PEER = (
-        "UPDATE lpi_accounts SET peer_journal = ?, peer_age = ?, peer_sent = ?, peer_acked = ?, peer_received = ?"
-        " WHERE ledger = ? AND account = ?"
+        "UPDATE lpi_accounts SET peer_journal = ?, peer_age = ?, peer_sent = ?, peer_acked = ?, peer_received = ?,"
+        " peer_credited = ? WHERE ledger = ? AND account = ?"
     )
     FIND_OLDER_PEER = (
-        "SELECT peer_age, sent, acked, received FROM lpi_peers WHERE ledger = ? AND account = ? AND journal = ?"
+        "SELECT peer_age, sent, acked, received, credited FROM lpi_peers"
+        " WHERE ledger = ? AND account = ? AND journal = ?"
     )
     KEEP_OLDER_PEER = (
-        "INSERT INTO lpi_peers (ledger, account, journal, peer_age, sent, acked, received, age)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+        "INSERT INTO lpi_peers (ledger, account, journal, peer_age, sent, acked, received, credited, age)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
     )
     DROP_OLDER_PEER = "DELETE FROM lpi_peers WHERE ledger = ? AND account = ? AND journal = ?"
     COUNT_PEERS = "SELECT count(*) FROM lpi_peers WHERE ledger = ? AND account = ?"
@@ -116,18 +117,26 @@ class Statements:
     )
     DROP_OLD_PEERS = "DELETE FROM lpi_peers WHERE ledger = ? AND account = ? AND age < ?"
     LAST_NUMBER = "SELECT max(id) FROM lpi_transfers"
-    ACKED_IN_SLICE = (
-        "SELECT id, key, amount FROM lpi_transfers WHERE id > ? AND id <= ? AND ledger || '' = ? AND account = ?"
-        " AND direction = 'out' AND state = 'acked' AND level = 'keyed' AND peer_journal = ? ORDER BY id DESC"
+    # The transfers that a peer's journal has lost, of those in a slice: those that it has credited, and has sent.
+    CREDITS_LOST = (
+        "SELECT key, amount FROM lpi_transfers WHERE id > ? AND id <= ? AND ledger || '' = ? AND account = ?"
+        " AND direction = 'out' AND peer_journal = ? AND receipt > ? ORDER BY id DESC"
+    )
+    SENDINGS_LOST = (
+        "SELECT key, amount FROM lpi_transfers WHERE id > ? AND id <= ? AND ledger || '' = ? AND account = ?"
+        " AND direction = 'in' AND origin = ? AND peer_number > ? AND receipt IS NOT NULL ORDER BY id DESC"
     )
 
     # Outgoing transfers.
 
+    # One whose peer has shown this journal for the first time gets its number afterwards.
     ENTER_OUTGOING = (
         "INSERT INTO lpi_transfers (ledger, account, direction, origin, key, amount, level, state, created, changed,"
-        " keep_for, peer_journal, resend_until) VALUES (?, ?, 'out', '', ?, ?, ?, 'sent', ?, ?, ?, ?, ?)"
-        " ON CONFLICT DO NOTHING RETURNING id"
+        " keep_for, peer_journal, resend_until, peer_number) VALUES (?, ?, 'out', '', ?, ?, ?, 'sent', ?, ?, ?, ?, ?,"
+        " (SELECT peer_sent + 1 FROM lpi_accounts WHERE ledger = ? AND account = ? AND peer_journal = ?))"
+        " ON CONFLICT DO NOTHING RETURNING id, peer_number"
     )
+    SET_NUMBER = "UPDATE lpi_transfers SET peer_number = ? WHERE id = ?"
     # Fewer than 0 tries: it was entered and has never waited for another try.
     ENTER_TO_SEND = "INSERT INTO lpi_to_send (id, ledger, account, next_try, tries) VALUES (?, ?, ?, ?, -1)"
     CLAIM_NEW = "DELETE FROM lpi_to_send WHERE id = ? AND tries < 0"
@@ -138,7 +147,7 @@ class Statements:
     FIND_STATE = "SELECT state FROM lpi_transfers WHERE id = ?"
     # The sender's and the operator's step, from any state that may become this one.
     SETTLE = (
-        "UPDATE lpi_transfers SET state = ?, error_code = ?, error_name = ?, error_data = ?, changed = ?,"
+        "UPDATE lpi_transfers SET state = ?, receipt = ?, error_code = ?, error_name = ?, error_data = ?, changed = ?,"
         " forget_at = ? + keep_for WHERE id = ? AND state IN ('sent', 'in_doubt')"
     )
     PUT_IN_DOUBT = "UPDATE lpi_transfers SET state = 'in_doubt', changed = ? WHERE id = ? AND state = 'sent'"
@@ -170,11 +179,14 @@ class Statements:
 
     ENTER_INCOMING = (
         "INSERT INTO lpi_transfers (ledger, account, direction, origin, key, amount, level, state, digest, created,"
-        " changed, keep_for, forget_at, error_code, error_name, error_data)"
-        " VALUES (?, ?, 'in', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING id"
+        " changed, keep_for, forget_at, error_code, error_name, error_data, peer_number, receipt)"
+        " VALUES (?, ?, 'in', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,"
+        " (SELECT peer_credited + 1 FROM lpi_accounts WHERE ledger = ? AND account = ? AND peer_journal = ?))"
+        " ON CONFLICT DO NOTHING RETURNING id, receipt"
     )
+    SET_RECEIPT = "UPDATE lpi_transfers SET receipt = ? WHERE id = ?"
     FIND_REPLY = (
-        "SELECT digest, error_code, error_name, error_data FROM lpi_transfers"
+        "SELECT digest, receipt, error_code, error_name, error_data FROM lpi_transfers"
         " WHERE ledger = ? AND account = ? AND direction = 'in' AND origin = ? AND key = ?"
     )
     ENTER_TO_DELIVER = "INSERT INTO lpi_to_deliver (id, ledger, account, next_try) VALUES (?, ?, ?, ?)"

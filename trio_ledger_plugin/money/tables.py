@@ -69,7 +69,8 @@ TABLES: Final = (
     # level_reset: undoing a transfer up to this number no longer changes keyed: the level was reset after it.
     # keys_kept: how many received transfers are remembered.
     # age: the ledger's age at the account's last transfer.
-    # peer_*: the journal that the peer showed last, its age then, and the KEYED transfers that were exchanged with it.
+    # peer_*: the journal that the peer showed last, its age then, and of the KEYED transfers between the two journals:
+    # the numbers of the last one sent, the last receipt seen, the last one received, and the last receipt given.
     """CREATE TABLE lpi_accounts (
         ledger TEXT NOT NULL,
         account TEXT NOT NULL,
@@ -85,6 +86,7 @@ TABLES: Final = (
         peer_sent {number} NOT NULL DEFAULT 0,
         peer_acked {number} NOT NULL DEFAULT 0,
         peer_received {number} NOT NULL DEFAULT 0,
+        peer_credited {number} NOT NULL DEFAULT 0,
         PRIMARY KEY (ledger, account)
     ){keyed}""",
     # The same of other journals that an account has shown; age: the ledger's age when another took its place.
@@ -96,12 +98,14 @@ TABLES: Final = (
         sent {number} NOT NULL,
         acked {number} NOT NULL,
         received {number} NOT NULL,
+        credited {number} NOT NULL,
         age {real} NOT NULL,
         PRIMARY KEY (ledger, account, journal)
     ){keyed}""",
     # origin: the id of the journal that the key belongs to; empty for outgoing transfers.
     # keep_for: for how many seconds the key is remembered once the transfer is final, as promised when it was entered.
     # forget_at: the ledger's age at which it may be forgotten; NULL while that is not known.
+    # peer_number, receipt: at KEYED: the numbers that its sender and its receiver gave it; see negotiation.PeerNumbers.
     # peer_journal, resend_until: outgoing at KEYED: the journal that knows the key, and until which of its ages.
     """CREATE TABLE lpi_transfers (
         id {id},
@@ -121,6 +125,8 @@ TABLES: Final = (
         changed {real} NOT NULL,
         keep_for {real} NOT NULL,
         forget_at {real},
+        peer_number {number},
+        receipt {number},
         peer_journal TEXT,
         resend_until {real},
         UNIQUE (ledger, account, direction, origin, key)
@@ -180,7 +186,7 @@ UPGRADE: Final = (
             created, changed, CASE direction WHEN 'in' THEN 2592000 ELSE 604800 END,
             CASE WHEN state IN ('sent', 'in_doubt') THEN NULL
                 WHEN direction = 'in' THEN remembered_from + 2592000 ELSE remembered_from + 604800 END,
-            NULL, NULL
+            NULL, NULL, NULL, NULL
         FROM lpi_transfers_1 ORDER BY id""",
     """INSERT INTO lpi_to_deliver (id, ledger, account, next_try)
         SELECT id, ledger, account, 0 FROM lpi_transfers_1 WHERE state = 'applied'""",

@@ -24,7 +24,7 @@ from ..errors import (
 )
 from ..parking import park
 from ..request import IncomingRequest
-from ..transfer import MoneyLevel, Transfer
+from ..transfer import MoneyLevel, Transfer, read_number
 from .calls import IN_DOUBT, Call, CallTable
 from .workers import RequestQueue
 
@@ -161,8 +161,11 @@ class Exchange(ABC):
         finally:
             calls.forget(request_id)
 
-    async def transfer(self, transfer: Transfer) -> None:
-        """Send a transfer, once, and return when it is acknowledged; ``LedgerPlugin.carry_money`` documents the errors.
+    async def transfer(self, transfer: Transfer) -> int:
+        """Send a transfer, once; ``LedgerPlugin.carry_money`` documents the errors.
+
+        Returns:
+            The number of the receipt; 0 if it has none, as at PLAIN.
 
         Cancellation: The transfer may have been sent and applied.
         """
@@ -172,7 +175,7 @@ class Exchange(ABC):
         await self._wait_for_turn()
         # request() sends before it awaits anything, so an error from here on is that of a call in flight.
         try:
-            await self.request(transfer)
+            return read_number(await self.request(transfer))
         except IN_DOUBT as error:
             raise TransferInDoubtError(transfer.key, transfer.amount, str(error)) from error
 

@@ -19,7 +19,7 @@ from ..errors import (
 )
 from ..protocol_data import ProtocolData
 from ..request import find_request
-from ..transfer import Transfer
+from ..transfer import Receipt, Transfer
 
 if TYPE_CHECKING:
     import sqlite3
@@ -50,14 +50,14 @@ TransactionalMoneyHandler: TypeAlias = "Callable[[sqlite3.Connection, Transfer],
 # Called with the sender's account and the entries of its message; returns the entries of the response.
 MessageHandler: TypeAlias = Callable[[str, tuple[ProtocolData, ...]], Awaitable[tuple[ProtocolData, ...]]]
 
-# The reply to a request: a response, None for the acknowledgement of a transfer, or an error.
+# The reply to a request: a response, None or a receipt for the acknowledgement of a transfer, or an error.
 Reply: TypeAlias = bytes | LedgerPluginError | None
 # The same, or the entries of the response to a message of another sub-protocol.
 AnyReply: TypeAlias = Reply | tuple[ProtocolData, ...]
 # What a handler is called with: data, a transfer, or the entries of a message of another sub-protocol.
 Payload: TypeAlias = bytes | Transfer | tuple[ProtocolData, ...]
-# Gives a transfer from the peer to the money handler; returns None, or the error that refuses the transfer.
-Receive: TypeAlias = "Callable[[Transfer, Handlers], Awaitable[LedgerPluginError | None]]"
+# Gives a transfer from the peer to the money handler; returns the acknowledgement, or the error that refuses it.
+Receive: TypeAlias = "Callable[[Transfer, Handlers], Awaitable[LedgerPluginError | Receipt | None]]"
 
 # How much of an error's traceback a log line has: the innermost places of each of so many errors.
 MOST_PLACES = 5
