@@ -140,66 +140,65 @@ class SqlIncoming:
         return received
 
     def _credit(self, connection: Connection, transfer: Transfer, *, delivered: bool) -> Received:
+        sql, place = self._sql, (self._ledger, transfer.account)
         age, keyed = self._age(), transfer.level is MoneyLevel.KEYED
         state = TransferState.DELIVERED if delivered else TransferState.APPLIED
         forget_at = age + (self._promised if keyed else PLAIN_SECONDS) if keyed or delivered else None
-        number = self._enter_incoming(connection, transfer, state, forget_at, None)
-        if number is None:
-            return Received(self._repeat_reply(connection, transfer))
-        refusal = self._credit_account(connection, transfer, age, delivered=delivered)
-        if refusal is not None:
-            connection.execute(self._sql.DROP_TRANSFER, (number,))
-            return Received(refusal)
-        if not delivered:
-            connection.execute(self._sql.ENTER_TO_DELIVER, (number, self._ledger, transfer.account, age))
-        return Received(None, Credited(number, transfer))
-
-    def _enter_incoming(
-        self,
-        connection: Connection,
-        transfer: Transfer,
-        state: TransferState,
-        forget_at: float | None,
-        refusal: LedgerPluginError | None,
-    ) -> int | None:
-        """Enter a received transfer and return its number; None if its key is known."""
-        now = time()
-        error = (None, None, None) if refusal is None else wire_error(refusal)
-        row = connection.execute(
-            self._sql.ENTER_INCOMING,
-            (
-                *(self._ledger, transfer.account, transfer.journal, transfer.key, transfer.amount),
-                *(transfer.level.value, state.value, transfer.digest, now, now, self._promised, forget_at, *error),
-            ),
-        ).fetchone()
-        return None if row is None else int(row[0])
-
-    def _credit_account(
-        self,
-        connection: Connection,
-        transfer: Transfer,
-        age: float,
-        *,
-        delivered: bool,
-    ) -> LedgerPluginError | None:
-        place = (self._ledger, transfer.account)
-        if transfer.level is MoneyLevel.KEYED:
-            statement = self._sql.CREDIT_KEYED
-            values: tuple[object, ...] = (transfer.amount, age, *place, transfer.journal, self._max_keys)
+        entering = self._values(transfer, state, forget_at, None)
+        waiting = (*place, age)
+        if keyed:
+            credit = sql.CREDIT_KEYED
+            crediting: tuple[object, ...] = (transfer.amount, age, *place, transfer.journal, self._max_keys)
         else:
             # A PLAIN transfer has no key that anybody could send again: it counts while it waits for the handler.
-            waits = 0 if delivered else 1
-            statement = self._sql.CREDIT_PLAIN
-            values = (transfer.amount, waits, age, *place, self._max_keys)
-        if connection.execute(statement, values).rowcount:
-            return None
+            credit, crediting = sql.CREDIT_PLAIN, (transfer.amount, 0 if delivered else 1, age, *place, self._max_keys)
+        if keyed and sql.joined is not None:
+            values = (*entering, *crediting, *waiting, state.value)
+            row = connection.execute(sql.joined.CREDIT_KEYED, values).fetchone()
+            number, credited = row or (None, 0)
+        else:
+            number, credited = self._enter(connection, entering), 0
+            if number is not None:
+                credited = connection.execute(credit, crediting).rowcount
+                if not delivered:
+                    connection.execute(sql.ENTER_TO_DELIVER, (number, *waiting))
+        if number is None:
+            return Received(self._repeat_reply(connection, transfer))
+        refusal = None if credited else self._credit_again(connection, transfer, credit, crediting)
+        if refusal is not None:
+            connection.execute(sql.DROP_TO_DELIVER, (number,))
+            connection.execute(sql.DROP_TRANSFER, (number,))
+            return Received(refusal)
+        return Received(None, Credited(number, transfer))
+
+    def _values(
+        self, transfer: Transfer, state: TransferState, forget_at: float | None, refusal: LedgerPluginError | None
+    ) -> tuple[object, ...]:
+        """Return the values with which a received transfer is entered."""
+        now = time()
+        error = (None, None, None) if refusal is None else wire_error(refusal)
+        return (
+            *(self._ledger, transfer.account, transfer.journal, transfer.key, transfer.amount),
+            *(transfer.level.value, state.value, transfer.digest, now, now, self._promised, forget_at, *error),
+        )
+
+    def _enter(self, connection: Connection, values: tuple[object, ...]) -> int | None:
+        """Enter a received transfer and return its number; None if its key is known."""
+        row = connection.execute(self._sql.ENTER_INCOMING, values).fetchone()
+        return None if row is None else int(row[0])
+
+    def _credit_again(
+        self, connection: Connection, transfer: Transfer, credit: str, crediting: tuple[object, ...]
+    ) -> LedgerPluginError | None:
+        """Credit a transfer to an account that may be new, or has shown another journal; return why it cannot be."""
+        place = (self._ledger, transfer.account)
         if transfer.level is MoneyLevel.KEYED:
             self._use_peer(connection, transfer.account, transfer.journal)
         else:
             connection.execute(self._sql.ENTER_ACCOUNT, place)
             if connection.execute(self._sql.FIND_LEVEL, place).fetchone()[0]:
                 return NotAcceptedError(LOST_KEYS)
-        if connection.execute(statement, values).rowcount:
+        if connection.execute(credit, crediting).rowcount:
             return None
         return UnreachableError("too many transfers are remembered already")
 
@@ -224,7 +223,8 @@ class SqlIncoming:
         place, age = (self._ledger, transfer.account), self._age()
         connection.execute(self._sql.ENTER_ACCOUNT, place)
         if connection.execute(self._sql.KEEP_KEY, (age, *place, self._max_keys)).rowcount:
-            self._enter_incoming(connection, transfer, TransferState.REFUSED, age + self._promised, refusal)
+            values = self._values(transfer, TransferState.REFUSED, age + self._promised, refusal)
+            self._enter(connection, values)
 
     # Handing credited transfers to the money handler.
 
@@ -241,9 +241,13 @@ class SqlIncoming:
 
     def delivered(self, connection: Connection, credited: Credited) -> None:
         """Record that the money handler has finished with a transfer; one at PLAIN does not stay."""
-        dropped = connection.execute(self._sql.DROP_TO_DELIVER, (credited.number,)).rowcount
-        if credited.transfer.level is MoneyLevel.KEYED:
-            connection.execute(self._sql.DELIVERED, (time(), credited.number))
+        sql, keyed = self._sql, credited.transfer.level is MoneyLevel.KEYED
+        if keyed and sql.joined is not None:
+            connection.execute(sql.joined.DELIVERED, (credited.number, time(), credited.number))
+            return
+        dropped = connection.execute(sql.DROP_TO_DELIVER, (credited.number,)).rowcount
+        if keyed:
+            connection.execute(sql.DELIVERED, (time(), credited.number))
         elif dropped:
             connection.execute(self._sql.DROP_TRANSFER, (credited.number,))
             connection.execute(self._sql.FORGET_KEYS, (1, self._ledger, credited.transfer.account))

@@ -116,7 +116,7 @@ class SqlOutgoing:
         Raises:
             MoneyLevelError: The transfer is PLAIN, and the account or the options are KEYED.
         """
-        sql, place, now = self._sql, (self._ledger, transfer.account), time()
+        place, now = (self._ledger, transfer.account), time()
         refusal = None if peer is not None else self._plain_refusal(connection, transfer.account, plain_allowed)
         if refusal is not None:
             # Before anything is changed: otherwise the other works of the same commit would have to run again.
@@ -128,33 +128,15 @@ class SqlOutgoing:
         # The peer keeps a key from when it receives it; half of that time is a margin for what its journal takes to
         # record its age.
         until = None if peer is None else peer.age() + peer.retention / 2
-        entered = connection.execute(
-            sql.ENTER_OUTGOING,
-            (
-                *place,
-                transfer.key,
-                transfer.amount,
-                transfer.level.value,
-                now,
-                now,
-                self._key_retention,
-                journal,
-                until,
-            ),
-        ).fetchone()
-        if entered is None:
+        what = (transfer.key, transfer.amount, transfer.level.value)
+        values = (*place, *what, now, now, self._key_retention, journal, until)
+        begin = self._begin_plain if peer is None else self._begin_keyed
+        number = begin(connection, transfer, values, journal)
+        if number is None:
             known = self.find(connection, transfer.account, str(transfer.key))
             assert known is not None
             return known
-        if peer is None:
-            self._begin_plain(connection, transfer)
-        else:
-            values = (transfer.amount, self._age(), *place, peer.id)
-            if not connection.execute(sql.BEGIN_KEYED, values).rowcount:
-                self._use_peer(connection, transfer.account, peer.id)
-                connection.execute(sql.BEGIN_KEYED, values)
-        connection.execute(sql.ENTER_TO_SEND, (entered[0], *place, BEING_SENT))
-        return BeingSent(entered[0], transfer, journal or "", until or 0.0)
+        return BeingSent(number, transfer, journal or "", until or 0.0)
 
     def _plain_refusal(self, connection: Connection, account: str, plain_allowed: bool) -> str | None:
         """Return why nothing may be sent at PLAIN; None if it may."""
@@ -163,14 +145,44 @@ class SqlOutgoing:
         level = connection.execute(self._sql.FIND_LEVEL, (self._ledger, account)).fetchone()
         return LOST_KEYS if level is not None and level[0] else None
 
-    def _begin_plain(self, connection: Connection, transfer: Transfer) -> None:
-        place = (self._ledger, transfer.account)
-        values = (transfer.amount, self._age(), *place)
-        if not connection.execute(self._sql.BEGIN_PLAIN, values).rowcount:
-            connection.execute(self._sql.ENTER_ACCOUNT, place)
-            if not connection.execute(self._sql.BEGIN_PLAIN, values).rowcount:
-                # Another process of the ledger has changed the level since.
-                raise MoneyLevelError(LOST_KEYS)
+    def _begin_plain(
+        self, connection: Connection, transfer: Transfer, values: tuple[object, ...], _journal: str | None
+    ) -> int | None:
+        """Enter and count a transfer at PLAIN; return its number, or None if its key is known."""
+        sql, place = self._sql, (self._ledger, transfer.account)
+        number = self._enter(connection, transfer, values)
+        if number is not None:
+            counting = (transfer.amount, self._age(), *place)
+            if not connection.execute(sql.BEGIN_PLAIN, counting).rowcount:
+                connection.execute(sql.ENTER_ACCOUNT, place)
+                if not connection.execute(sql.BEGIN_PLAIN, counting).rowcount:
+                    # Another process of the ledger has changed the level since.
+                    raise MoneyLevelError(LOST_KEYS)
+        return number
+
+    def _begin_keyed(
+        self, connection: Connection, transfer: Transfer, values: tuple[object, ...], journal: str | None
+    ) -> int | None:
+        """Enter and count a transfer at KEYED; return its number, or None if its key is known."""
+        sql, place = self._sql, (self._ledger, transfer.account)
+        counting = (transfer.amount, self._age(), *place, journal)
+        if sql.joined is not None:
+            row = connection.execute(sql.joined.BEGIN_KEYED, (*values, *counting, *place, BEING_SENT)).fetchone()
+            number, counted = row or (None, 0)
+        else:
+            number = self._enter(connection, transfer, values)
+            counted = 0 if number is None else connection.execute(sql.BEGIN_KEYED, counting).rowcount
+        if number is not None and not counted:
+            self._use_peer(connection, transfer.account, str(journal))
+            connection.execute(sql.BEGIN_KEYED, counting)
+        return number
+
+    def _enter(self, connection: Connection, transfer: Transfer, values: tuple[object, ...]) -> int | None:
+        row = connection.execute(self._sql.ENTER_OUTGOING, values).fetchone()
+        if row is None:
+            return None
+        connection.execute(self._sql.ENTER_TO_SEND, (row[0], self._ledger, transfer.account, BEING_SENT))
+        return int(row[0])
 
     def find(self, connection: Connection, account: str, key: str) -> JournalEntry | None:
         """Return the outgoing transfer under a key, or None."""
@@ -188,23 +200,26 @@ class SqlOutgoing:
         state = TransferState.ACKED if error is None else TransferState.REJECTED
         # A peer may name its error with a NUL character, which not every database can hold.
         refusal = (None, None, None) if error is None else (_storable(error.code), _storable(error.name), error.data)
-        settled = connection.execute(
-            self._sql.SETTLE, (state.value, *refusal, time(), self._age(), sent.number)
-        ).rowcount
-        connection.execute(self._sql.DROP_TO_SEND, (sent.number,))
-        if not settled:
-            row = connection.execute(self._sql.FIND_STATE, (sent.number,)).fetchone()
-            return state if row is None else TransferState(row[0])
-        if error is None:
-            self.count_acked(connection, sent.transfer.account, sent.transfer.amount, sent.journal)
+        sql, settling = self._sql, (state.value, *refusal, time(), self._age(), sent.number)
+        if error is None and sql.joined is not None:
+            counting = self._acked_values(sent.transfer.account, sent.transfer.amount, sent.journal)
+            settled = connection.execute(sql.joined.ACKED, (*settling, sent.number, *counting)).fetchone()[0]
         else:
-            self._undo(connection, sent)
-        return state
+            settled = connection.execute(sql.SETTLE, settling).rowcount
+            connection.execute(sql.DROP_TO_SEND, (sent.number,))
+            if settled and error is None:
+                self.count_acked(connection, sent.transfer.account, sent.transfer.amount, sent.journal)
+            elif settled:
+                self._undo(connection, sent)
+        row = None if settled else connection.execute(sql.FIND_STATE, (sent.number,)).fetchone()
+        return state if row is None else TransferState(row[0])
 
     def count_acked(self, connection: Connection, account: str, amount: str, journal: str) -> None:
         """Count a transfer that the peer has applied, also for the peer's journal, unless that is empty."""
-        values = (f"-{amount}", amount, journal or NO_JOURNAL, self._ledger, account)
-        connection.execute(self._sql.COUNT_ACKED, values)
+        connection.execute(self._sql.COUNT_ACKED, self._acked_values(account, amount, journal))
+
+    def _acked_values(self, account: str, amount: str, journal: str) -> tuple[str, ...]:
+        return (f"-{amount}", amount, journal or NO_JOURNAL, self._ledger, account)
 
     def undo_sending(self, connection: Connection, number: int, transfer: Transfer, journal: str) -> None:
         """Undo what a transfer that was not applied did to its account, the account's level included.
