@@ -100,7 +100,7 @@ def crash(session: nox.Session) -> None:
 
 @nox.session
 def standby(session: nox.Session) -> None:
-    """Have two processes with one ledger in PostgreSQL suffer a thousand faults; options after ``--``."""
+    """Inflict a thousand faults on two processes with one ledger, and on their PostgreSQL; options after ``--``."""
     session.install("-e", ".[test]")
     session.run("python", "tests/crash/standby.py", "--faults", "1000", *session.posargs)
 

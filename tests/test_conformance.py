@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from importlib.metadata import entry_points
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any
@@ -13,10 +14,12 @@ import pytest
 import trio
 from attrs import evolve
 from support.broken_plugins import BROKEN
+from support.ledgers import until
 from support.leftovers import all_tasks
 
 from trio_ledger_plugin import InvalidServicesError
 from trio_ledger_plugin.loopback import LoopbackPlugin
+from trio_ledger_plugin.stores import PostgresStore, open_postgres_store
 from trio_ledger_plugin.testing.conformance import (
     CHECKS,
     ConformanceSuite,
@@ -92,11 +95,38 @@ class TestHttpAccountClient(ConformanceSuite):
         return http_account_client(conditions)
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
 @pytest.mark.parametrize("factory", [loopback, btp_client, btp_listener, btp_account, btp_account_client])
-async def test_with_transactional_stores_money_conforms_too(factory: Any) -> None:
+async def test_with_transactional_stores_money_conforms_too(factory: Any, kind: str, request: Any) -> None:
+    opened: list[PostgresStore] = []
+    if kind == "postgres":
+        factory = partial(open_in_postgres, factory, request.getfixturevalue("postgres_dsn"), opened)
     report = await run_conformance(factory, transactional=True, checks=MONEY_CHECKS)
     report.raise_failures()
-    assert len(report.of(Verdict.PASSED)) > 10
+    passed = len(report.of(Verdict.PASSED))
+    assert passed > 10
+    assert (len(opened) >= 2 * passed) is (kind == "postgres")
+
+
+@asynccontextmanager
+async def open_in_postgres(
+    factory: Any, dsn: str, opened: list[PostgresStore], conditions: PairConfig
+) -> AsyncIterator[PluginPair]:
+    """Open a pair whose ends have stores in PostgreSQL, each in a schema of its own."""
+    async with AsyncExitStack() as stack:
+        for _ in range(2):
+            opening = open_postgres_store(dsn, replication="none", schema=f"end{len(opened)}")
+            opened.append(await stack.enter_async_context(opening))
+        ours, theirs = opened[-2:]
+        conditions = evolve(
+            conditions,
+            services=evolve(conditions.services, store=ours),
+            peer_services=evolve(conditions.peer_services, store=theirs),
+        )
+        async with factory(conditions) as pair:
+            yield pair
+        # The plugins release their ledgers before the stores are closed.
+        await until(lambda: not conditions.nursery.child_tasks)
 
 
 def test_every_check_has_a_plugin_that_breaks_it() -> None:

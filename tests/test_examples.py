@@ -8,7 +8,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 import pytest
 import trio
@@ -113,6 +113,55 @@ async def test_router_forwards_or_rejects():
             assert (away.code, elsewhere.code) == ("T01", "F02")
         await router.wait_for(rf"({re.escape(bobs)} disconnected)")
         await end_well(router)
+
+
+def shard(name, folder, port, hub_port):
+    return example("shards.py", "shard", name, folder / f"{name}.db", port, hub_port)
+
+
+@posix
+async def test_shards_reach_each_other_and_one_can_be_lost(tmp_path):
+    preimage = bytes(range(32))
+    condition = hashlib.sha256(preimage).digest()
+    port = free_port()
+
+    async def fulfill(data):
+        return ilp.encode(ilp.Fulfill(preimage, ilp.decode(data).data))
+
+    async def ask(payer, destination):
+        answer = ilp.decode(await payer.send_data(ilp.encode(ilp.make_prepare(5, destination, condition, 10))))
+        assert not isinstance(answer, ilp.Prepare)
+        return answer.code if isinstance(answer, ilp.Reject) else answer.fulfillment
+
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        hub = await enter(example("shards.py", "hub", tmp_path / "hub.db", 0))
+        hub_port = await hub.wait_for(r"listening on btp\+ws://127\.0\.0\.1:(\d+)\n")
+        first = await enter(shard("s1", tmp_path, 0, hub_port))
+        firsts = await first.wait_for(r"example\.hub\.s1 listening on \S+:(\d+)\n")
+        second = await enter(shard("s2", tmp_path, port, hub_port))
+        await second.wait_for(r"(example\.hub\.s2 listening)")
+        alice, carol, bob = [
+            await enter(open_plugin({"server": f"btp+ws://:{name}@127.0.0.1:{at}"}, data_handler=fulfill))
+            for name, at in (("alice", firsts), ("carol", firsts), ("bob", port))
+        ]
+        carols, bobs = [(await fetch_ildcp(plugin)).client_address for plugin in (carol, bob)]
+        assert (carols.rpartition(".")[0], bobs.rpartition(".")[0]) == ("example.hub.s1", "example.hub.s2")
+        assert await ask(alice, bobs) == await ask(bob, carols) == await ask(alice, carols) == preimage
+        assert await ask(alice, "example.hub.s1.nobody") == "T01"
+        assert await ask(alice, "example.elsewhere.bob") == "F02"
+
+        await second.end(signal.SIGKILL)
+        assert await ask(alice, bobs) == "T01"
+        assert await ask(alice, carols) == preimage
+
+        second = await enter(shard("s2", tmp_path, port, hub_port))
+        await second.wait_for(r"(example\.hub\.s2 listening)")
+        await bob.wait_connected()
+        assert (await fetch_ildcp(bob)).client_address == bobs
+        assert await ask(alice, bobs) == preimage
+        for program in (second, first, hub):
+            await end_well(program)
 
 
 class TestPairPlugin(ConformanceSuite):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from support.journals import (
     IN,
     KEYED,
@@ -17,6 +17,7 @@ from support.journals import (
     PROMISED,
     REFUSAL,
     RETENTION,
+    PostgresConnection,
     accept,
     connect,
     forget_in_slices,
@@ -43,6 +44,8 @@ from trio_ledger_plugin.money import history, outgoing
 from trio_ledger_plugin.money.incoming import PLAIN_SECONDS, Credited, Received
 from trio_ledger_plugin.money.outgoing import BEING_SENT, BeingSent
 from trio_ledger_plugin.negotiation import MAX_RETENTION, PeerNumbers
+from trio_ledger_plugin.stores.dialect import SQLITE
+from trio_ledger_plugin.stores.postgres_dialect import POSTGRES
 from trio_ledger_plugin.transfer import TRANSITIONS, TransferState
 
 NAMES = ("", "alice", "bob")
@@ -89,9 +92,10 @@ class Row:
 class JournalMachine(RuleBasedStateMachine):
     """Every operation on the journal, and on a dictionary."""
 
-    def __init__(self):
+    def __init__(self, dsn=None):
         super().__init__()
-        self.connection = connect()
+        self.dialect = SQLITE if dsn is None else POSTGRES
+        self.connection: Any = connect() if dsn is None else PostgresConnection(dsn)
         self.now = 5000.0
         self.patch = pytest.MonkeyPatch()
         # So that all that is read page by page has several pages.
@@ -124,12 +128,16 @@ class JournalMachine(RuleBasedStateMachine):
 
     def make_journal(self):
         return new_journal(
-            lambda: self.now, max_keys=MAX_KEYS, key_retention=self.key_retention, promised=self.promised
+            lambda: self.now,
+            max_keys=MAX_KEYS,
+            key_retention=self.key_retention,
+            promised=self.promised,
+            dialect=self.dialect,
         )
 
     def fill_neighbour(self):
         """Fill another ledger in the same tables, with rows that are in doubt, due, and ready to be forgotten."""
-        other = new_journal(lambda: self.now, "other", key_retention=0.0, promised=0.0)
+        other = new_journal(lambda: self.now, "other", key_retention=0.0, promised=0.0, dialect=self.dialect)
         other.open(self.connection, settle=True)
         for key, level in (("a", KEYED), ("b", KEYED), ("c", PLAIN)):
             account = "alice" if level is KEYED else ""
@@ -695,6 +703,18 @@ def _code_of(refusal):
 
 TestJournal = JournalMachine.TestCase
 TestJournal.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+
+
+@pytest.mark.slow
+def test_journal_in_postgres_is_that_of_the_model(postgres_server):
+    """There several statements are joined to one."""
+
+    class PostgresMachine(JournalMachine):
+        def __init__(self):
+            super().__init__(postgres_server.dsn())
+
+    how = settings(max_examples=20, stateful_step_count=40, deadline=None)
+    run_state_machine_as_test(PostgresMachine, settings=how)
 
 
 # Every transition, allowed or refused.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from support.ledgers import HeldStore, Payer, open_journal, open_payer, receive, settle, states, sums, until
+from support.ledgers import WEEK, HeldStore, Payer, open_journal, open_payer, receive, settle, states, sums, until
 from support.scripted import ScriptedOptions
 
 from trio_ledger_plugin import (
@@ -173,6 +173,28 @@ async def test_operator_cannot_settle_in_a_ledger_of_another_process(postgres_ds
         with pytest.raises(InvalidServicesError, match="connect the plugin first"):
             await other.transfers.reject("key")
         assert await sums(other) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("retention", [None, WEEK])
+async def test_call_of_another_process_under_a_known_key_changes_nothing(
+    postgres_dsn: str, clock: Any, retention: int | None
+) -> None:
+    """It would put the transfer in doubt that the owner of the ledger is sending."""
+    async with two_stores(postgres_dsn) as (first, second), trio.open_nursery() as nursery:
+        owner, other = await _make_payer(first, nursery), await _make_payer(second, nursery)
+        owner.retention = retention
+        await owner.connect()
+        nursery.start_soon(partial(owner.send_money, 5, idempotency_key="k"))
+        await until(lambda: owner.sent_keys)
+        with pytest.raises(TransferInDoubtError, match="no outcome yet"):
+            await other.send_money(5, idempotency_key="k")
+        with pytest.raises(StoreError, match="does not own ledger 'main'"):
+            await other.money.journal.run("", _forbidden)
+        assert await states(owner) == {"k": "sent"}
+        owner.answer()
+        await settle(first)
+        await other.send_money(5, idempotency_key="k")
+        nursery.cancel_scope.cancel()
 
 
 async def _make_payer(store: HeldStore, nursery: trio.Nursery) -> Any:

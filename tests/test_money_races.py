@@ -1,22 +1,36 @@
 """What happens to money if the store is slow or in doubt just as a link, a caller or an operator acts."""
 
-import sqlite3
 from typing import TYPE_CHECKING, Any, cast
 
-import pytest
 import trio
 from support.calls import start
-from support.ledgers import Handler, aged, open_journal, open_payer, receive, settle, states, sums
+from support.ledgers import (
+    Handler,
+    Payer,
+    aged,
+    open_journal,
+    open_payer,
+    receive,
+    settle,
+    states,
+    sums,
+    until,
+)
+from support.scripted import ScriptedOptions
 from support.stores import hold_thread
 from trio.testing import wait_all_tasks_blocked
 
-from trio_ledger_plugin import InvalidFieldsError, RemoteError, StoreError, Transfer, TransferInDoubtError
+from trio_ledger_plugin import (
+    InvalidFieldsError,
+    PluginServices,
+    RemoteError,
+    StoreError,
+    Transfer,
+    TransferInDoubtError,
+)
 
 if TYPE_CHECKING:
     from trio_ledger_plugin.money.journaled import JournaledMoney
-
-# The work that is delayed is found by its name, which a store in PostgreSQL wraps.
-pytestmark = pytest.mark.parametrize("store_path", ["new", pytest.param("old", marks=pytest.mark.slow)], indirect=True)
 
 BUSY = RemoteError("T00", "UnreachableError", data=b'{"message": "later"}')
 
@@ -55,6 +69,26 @@ async def refuse_for_now(payer: Any) -> None:
         if payer.calls.pending:
             payer.answer(BUSY)
         await trio.sleep(0.5)
+
+
+async def test_reading_while_a_plugin_opens_leaves_nothing_unsettled(store):
+    """A reader settles nothing; what it has opened must not pass for what the owner of the ledger opens."""
+    async with trio.open_nursery() as nursery, open_payer(store, retention=None) as payer:
+        await start(nursery, lambda: payer.send_money(7, idempotency_key="a"))
+        await settle(store)
+    async with trio.open_nursery() as nursery:
+        plugin = Payer(ScriptedOptions(), PluginServices(store=store), nursery)
+        plugin.retention = None
+        slow = SlowWork(store, "SqlJournal.open")
+        nursery.start_soon(sums, plugin)
+        await slow.committed.wait()
+        nursery.start_soon(plugin.connect)
+        money = cast("JournaledMoney", plugin.money)
+        await until(lambda: money.journal.may_write)
+        slow.may_return.set()
+        await plugin.wait_connected()
+        assert await states(plugin) == {"a": "in_doubt"}
+        nursery.cancel_scope.cancel()
 
 
 async def test_disconnect_while_transfers_are_taken_is_not_fatal(store):
@@ -194,9 +228,9 @@ async def test_call_after_a_cancelled_one_that_the_store_refused_is_sent(store):
     transaction, failures = store.transaction, ["begin"]
 
     async def fail_once(work: Any) -> Any:
-        def undo(connection: sqlite3.Connection) -> None:
+        def undo(connection: Any) -> None:
             work(connection)
-            raise sqlite3.IntegrityError("undone")
+            raise store.dialect.error("undone")
 
         if failures and failures[0] in repr(work):
             failures.clear()
@@ -251,10 +285,12 @@ async def test_transfer_credited_by_a_commit_in_doubt_reaches_the_handler(store,
 async def test_transactional_handler_is_run_once_after_a_doubt(store, mock_clock):
     mock_clock.autojump_threshold = 0.03
 
-    def book(connection: sqlite3.Connection, transfer: Transfer) -> None:
-        connection.execute("INSERT INTO book VALUES (?)", (transfer.key,))
+    insert = store.dialect.statement("INSERT INTO book VALUES (?)")
 
-    def make_book(connection: sqlite3.Connection) -> None:
+    def book(connection: Any, transfer: Transfer) -> None:
+        connection.execute(insert, (transfer.key,))
+
+    def make_book(connection: Any) -> None:
         connection.execute("CREATE TABLE book (key TEXT)")
 
     async with open_journal(store) as payer:

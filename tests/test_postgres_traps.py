@@ -168,6 +168,32 @@ async def test_process_that_stands_by_calls_no_handler(postgres_dsn: str, clock:
         nursery.cancel_scope.cancel()
 
 
+async def test_process_that_stands_by_leaves_what_waits_to_the_owner(postgres_dsn: str, clock: Any) -> None:
+    called: list[str] = []
+    handled = trio.Event()
+
+    async def handle(amount: str) -> None:
+        called.append(amount)
+        handled.set()
+
+    async with two_stores(postgres_dsn) as (first, second), trio.open_nursery() as nursery:
+        owner = new_payer(first, nursery, accept_money="journal")
+        await owner.connect()
+        receive(owner, 1, "k")
+        await settle(first)
+        other = new_payer(second, nursery, standby=True)
+        other.register_money_handler(handle)
+        nursery.start_soon(other.connect)
+        await trio.sleep(2 * LEASE_SECONDS)
+        assert called == []
+        assert await states(other) == {"k": "applied"}
+        await owner.aclose()
+        await handled.wait()
+        await settle(second)
+        assert called == ["5"]
+        nursery.cancel_scope.cancel()
+
+
 # 5 and 6: what waits for the standby.
 
 

@@ -965,7 +965,6 @@ async def test_known_key_is_in_doubt_while_the_store_hangs(store):
         await settle(store)
 
 
-@pytest.mark.parametrize("store_path", ["new", pytest.param("old", marks=pytest.mark.slow)], indirect=True)
 @pytest.mark.parametrize("ending", ["disconnect", "aclose", "cancelled"])
 @pytest.mark.parametrize("retention", [WEEK, None])
 async def test_callers_are_in_doubt_when_the_plugin_ends(store, retention, ending):

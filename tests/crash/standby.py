@@ -1,42 +1,50 @@
 """Two processes with one ledger in PostgreSQL, and faults of each kind; both ends' books are compared afterwards.
 
-    python tests/crash/standby.py [--faults 8]
+    python tests/crash/standby.py [--faults 10] [--seed 1]
 
-The processes stand by for each other. They are killed, stopped for longer than a lease, cut off from the database, and
-the database itself is stopped without a checkpoint. A payer with a store of its own pays without a pause. In the end
-every payment must be in both books, once.
+The processes stand by for each other, and so do two servers of PostgreSQL, which replicate synchronously. The
+processes are killed, stopped for longer than a lease, and cut off from the database; the primary is stopped without a
+checkpoint, or killed for good, so that its standby is promoted and a new one is made. A payer with a store of its own
+pays without a pause. In the end every payment must be in both books, once.
+
+What is told besides: for how long no payment was acknowledged after the owner of the ledger, or the primary, was hit.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import suppress
 from functools import partial
-from itertools import cycle
+from itertools import cycle, pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import trio
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from support.postgres import Server, open_server
+from support.failover import Cluster, open_cluster
 
-from trio_ledger_plugin import LedgerPluginError, PluginFailedError, PluginServices, open_plugin
+from trio_ledger_plugin import LedgerPlugin, LedgerPluginError, PluginFailedError, PluginServices, open_plugin
 from trio_ledger_plugin.money import lease
 from trio_ledger_plugin.stores import open_postgres_store, open_sqlite_store
 
-LEASE, BEAT = 1.5, 0.3
+LEASE, BEAT = 1.0, 0.25
 AT_ONCE = 8
-FAULTS = ("kill", "stop", "terminate", "restart the database")
+PROCESS_FAULTS = ("kill", "stop")
+FAULTS = (*PROCESS_FAULTS, "terminate", "restart the primary", "promote the standby")
+# Seconds between two faults, once money flows again.
+PAUSES = 0.2, 1.0
 QUICK = {"pingInterval": 500, "pongTimeout": 500, "redialMaxDelay": 200, "connectTimeout": 60_000}
 SETTLING = 40
 
@@ -49,7 +57,7 @@ async def receive(dsn: str, port: int) -> None:
     options = {"plugin": "btp", "listener": listener, "standby": True, "acceptMoney": "journal", **QUICK}
     while True:
         with suppress(LedgerPluginError):
-            async with open_postgres_store(dsn, replication="none") as store:
+            async with open_postgres_store(dsn) as store:
                 while True:
                     with suppress(PluginFailedError):
                         async with open_plugin(options, PluginServices(store=store)):
@@ -74,9 +82,9 @@ class Pair:
     def start(self, port: int) -> subprocess.Popen[bytes]:
         return subprocess.Popen([sys.executable, __file__, "--receive", self.dsn, "--port", str(port)])
 
-    def owner(self, server: Server) -> int:
+    def owner(self, cluster: Cluster) -> int:
         """Return which of the two has the ledger, as far as is known."""
-        owner = server.execute("SELECT owner FROM lpi.lpi_owners", self.dsn)
+        owner = cluster.primary.execute("SELECT owner FROM lpi.lpi_owners", self.dsn)
         return int(bool(owner) and f" {self.processes[1].pid} " in str(owner[0][0]))
 
     def kill(self, number: int) -> None:
@@ -113,25 +121,56 @@ async def copy(source: trio.SocketStream, target: trio.SocketStream, scope: trio
     scope.cancel()
 
 
-async def pay(plugin: Any, lane: int, keys: list[str], over: trio.Event) -> None:
-    """Pay one unit after another; each goes on in the journal, also if this call fails."""
-    number = 0
-    while not over.is_set():
-        number += 1
-        key = f"{lane}-{number}"
-        keys.append(key)
+class Payments:
+    """Pays one unit after another; each goes on in the journal, also if a call fails.
+
+    Args:
+        plugin: Pays.
+    """
+
+    def __init__(self, plugin: LedgerPlugin) -> None:
+        self._plugin = plugin
+        self._over = trio.Event()
+        self._acknowledged = trio.Event()
+        # When payments were acknowledged since the last fault, which comes first.
+        self._times = [time.monotonic()]
+
+    def end(self) -> None:
+        self._over.set()
+
+    def pause(self) -> float:
+        """Return for how long no payment was acknowledged since this was called last, in seconds."""
+        times, self._times = self._times, [time.monotonic()]
+        return max((after - before for before, after in pairwise(times)), default=0.0)
+
+    async def wait_flowing(self) -> None:
+        """Wait until more payments are acknowledged than were under way."""
+        for _ in range(2 * AT_ONCE):
+            await self._acknowledged.wait()
+
+    async def pay(self, lane: int) -> None:
+        number = 0
+        while not self._over.is_set():
+            number += 1
+            await self._pay_once(f"{lane}-{number}")
+
+    async def _pay_once(self, key: str) -> None:
         while True:
             try:
-                await plugin.send_money(1, idempotency_key=key)
+                await self._plugin.send_money(1, idempotency_key=key)
             except LedgerPluginError:
-                await trio.sleep(0.2)
-                if over.is_set():
-                    break
+                await trio.sleep(0.1)
+                if self._over.is_set():
+                    return
             else:
-                break
+                self._times.append(time.monotonic())
+                self._acknowledged.set()
+                self._acknowledged = trio.Event()
+                return
 
 
-async def fault(kind: str, number: int, pair: Pair, server: Server) -> None:
+async def fault(kind: str, number: int, pair: Pair, cluster: Cluster) -> None:
+    primary = cluster.primary
     if kind == "kill":
         pair.kill(number)
     elif kind == "stop":
@@ -139,41 +178,52 @@ async def fault(kind: str, number: int, pair: Pair, server: Server) -> None:
         await trio.sleep(2 * LEASE)
         pair.processes[number].send_signal(signal.SIGCONT)
     elif kind == "terminate":
-        server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+        primary.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+    elif kind == "promote the standby":
+        await trio.to_thread.run_sync(cluster.fail_over)
     else:
-        server.stop(signal.SIGQUIT)
-        server.start()
+        primary.stop(signal.SIGQUIT)
+        await trio.to_thread.run_sync(primary.start)
 
 
-async def run(faults: int, directory: Path, server: Server) -> dict[str, Any]:
-    pair = Pair(server.new_database())
-    keys: list[str] = []
-    counts: Counter[str] = Counter()
+async def inflict(faults: int, chance: random.Random, payments: Payments, pair: Pair, cluster: Cluster) -> Any:
+    """Inflict faults of each kind in turn; return for how long no money flowed if the owner was hit."""
+    pauses: defaultdict[str, list[float]] = defaultdict(list)
+    for number in range(faults):
+        await trio.sleep(chance.uniform(*PAUSES))
+        kind, owner = FAULTS[number % len(FAULTS)], pair.owner(cluster)
+        # Mostly the owner; every third time the one that stands by.
+        victim = 1 - owner if number % 3 == 2 else owner
+        payments.pause()
+        await fault(kind, victim, pair, cluster)
+        await payments.wait_flowing()
+        pause = payments.pause()
+        if victim == owner or kind not in PROCESS_FAULTS:
+            pauses[kind].append(pause)
+    return {
+        kind: {"times": len(each), "median": round(median(each), 2), "longest": round(max(each), 2)}
+        for kind, each in pauses.items()
+    }
+
+
+async def run(faults: int, seed: int, directory: Path, cluster: Cluster) -> dict[str, Any]:
+    cluster.primary.execute("CREATE DATABASE ledger")
+    pair = Pair(cluster.dsn("ledger"))
     try:
         async with trio.open_nursery() as nursery, open_sqlite_store(directory / "payer.db") as store:
             (listening,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
             nursery.start_soon(partial(trio.serve_listeners, partial(forward, pair), [listening]))
             port = listening.socket.getsockname()[1]
-            options = {
-                "plugin": "btp",
-                "server": f"btp+ws://:secret@127.0.0.1:{port}",
-                "responseTimeout": 3000,
-                **QUICK,
-            }
+            server = f"btp+ws://:secret@127.0.0.1:{port}"
+            options = {"plugin": "btp", "server": server, "responseTimeout": 3000, **QUICK}
             async with open_plugin(options, PluginServices(store=store)) as plugin:
-                over = trio.Event()
+                payments = Payments(plugin)
                 async with trio.open_nursery() as paying:
                     for lane in range(AT_ONCE):
-                        paying.start_soon(pay, plugin, lane, keys, over)
-                    for number in range(faults):
-                        await trio.sleep(2)
-                        kind = FAULTS[number % len(FAULTS)]
-                        counts[kind] += 1
-                        # Mostly the owner; every third time the one that stands by.
-                        owner = pair.owner(server)
-                        await fault(kind, 1 - owner if number % 3 == 2 else owner, pair, server)
-                    await trio.sleep(2 * LEASE)
-                    over.set()
+                        paying.start_soon(payments.pay, lane)
+                    await payments.wait_flowing()
+                    pauses = await inflict(faults, random.Random(seed), payments, pair, cluster)
+                    payments.end()
                 deadline = time.monotonic() + SETTLING
                 while time.monotonic() < deadline:
                     totals = await plugin.transfers.totals()
@@ -184,12 +234,14 @@ async def run(faults: int, directory: Path, server: Server) -> dict[str, Any]:
             nursery.cancel_scope.cancel()
     finally:
         pair.end()
-    received = server.execute("SELECT key FROM lpi.lpi_transfers WHERE state = 'applied'", pair.dsn)
-    [(credited,)] = server.execute("SELECT received FROM lpi.lpi_accounts", pair.dsn)
-    [(epochs,)] = server.execute("SELECT epoch FROM lpi.lpi_owners", pair.dsn)
-    theirs = Counter(str(key) for (key,) in received)
+    execute = partial(cluster.primary.execute, dsn=pair.dsn)
+    theirs = Counter(str(key) for (key,) in execute("SELECT key FROM lpi.lpi_transfers WHERE state = 'applied'"))
+    [(credited,)] = execute("SELECT received FROM lpi.lpi_accounts")
+    [(epochs,)] = execute("SELECT epoch FROM lpi.lpi_owners")
     return {
-        "faults": dict(counts),
+        "faults": faults,
+        "lease": LEASE,
+        "without_money": pauses,
         "epochs": epochs,
         "sent": totals.sent,
         "in_doubt": totals.in_doubt,
@@ -200,9 +252,9 @@ async def run(faults: int, directory: Path, server: Server) -> dict[str, Any]:
     }
 
 
-def main(faults: int) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as directory, open_server() as server:
-        return trio.run(run, faults, Path(directory), server)
+def main(faults: int, seed: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as directory, open_cluster() as cluster:
+        return trio.run(run, faults, seed, Path(directory), cluster)
 
 
 def is_right(found: dict[str, Any]) -> bool:
@@ -213,13 +265,14 @@ def is_right(found: dict[str, Any]) -> bool:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--faults", type=int, default=8)
+    parser.add_argument("--faults", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--receive", help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.receive is not None:
         trio.run(receive, arguments.receive, arguments.port)
     else:
-        result = main(arguments.faults)
+        result = main(arguments.faults, arguments.seed)
         sys.stdout.write(f"{json.dumps(result)}\n")
         sys.exit(not is_right(result))

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,7 +49,7 @@ class UnavailableError(Exception):
 def find_programs() -> Path:
     """Return the folder of initdb, pg_ctl and postgres."""
     found = [path.parent for folder in FOLDERS for path in sorted(Path(folder).glob("**/bin/initdb"))]
-    found += [Path(program).parent for program in [shutil.which("initdb")] if program]
+    found += [Path(program).resolve().parent for program in [shutil.which("initdb")] if program]
     for folder in reversed(found):
         if (folder / "postgres").exists():
             return folder
@@ -155,6 +155,14 @@ class Server:
             self._process.wait(STARTING)
             self._process = None
 
+    def kill(self) -> None:
+        """Kill every process of the server, as the loss of its machine does."""
+        processes = self.execute("SELECT pid FROM pg_stat_activity")
+        self.stop(signal.SIGKILL)
+        for (pid,) in processes:
+            with suppress(ProcessLookupError):
+                os.kill(int(str(pid)), signal.SIGKILL)
+
     def reload(self) -> None:
         """Have it read its settings again."""
         self.execute("SELECT pg_reload_conf()")
@@ -164,10 +172,9 @@ class Server:
         """Make a standby, which is not started yet."""
         standby = Server(self.folder, port)
         standby.data = self.folder / name
-        source = make_conninfo(host=str(self.folder), port=self.port, user="postgres")
-        self.run("pg_basebackup", "-D", str(standby.data), "-d", source, "-R", "-c", "fast")
+        self.run("pg_basebackup", "-D", str(standby.data), "-d", self.dsn(), "-R", "-c", "fast")
         follow = f"host={self.folder} port={self.port} user=postgres application_name={name}"
-        standby.configure(port=str(port), primary_conninfo=f"'{follow}'", synchronous_standby_names="''")
+        standby.configure(port=str(port), primary_conninfo=f"'{follow}'")
         return standby
 
     def promote(self) -> None:

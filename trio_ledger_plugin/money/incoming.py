@@ -150,79 +150,77 @@ class SqlIncoming:
         return received
 
     def _credit(self, connection: Connection, transfer: Transfer, *, delivered: bool) -> Received:
+        sql, place = self._sql, (self._ledger, transfer.account)
         age, keyed = self._age(), transfer.level is MoneyLevel.KEYED
         state = TransferState.DELIVERED if delivered else TransferState.APPLIED
         forget_at = age + (self._promised if keyed else PLAIN_SECONDS) if keyed or delivered else None
-        entered = self._enter_incoming(connection, transfer, state, forget_at, None)
-        if entered is None:
-            return self._repeat_reply(connection, transfer)
-        number, receipt = entered
-        if keyed and receipt is None:
-            self._use_peer(connection, transfer.account, transfer.journal)
-            place = (self._ledger, transfer.account)
-            receipt = connection.execute(self._sql.FIND_PEER, place).fetchone()[5] + 1
-            connection.execute(self._sql.SET_RECEIPT, (receipt, number))
-        refusal = self._credit_account(connection, transfer, age, delivered=delivered)
-        if refusal is not None:
-            connection.execute(self._sql.DROP_TRANSFER, (number,))
-            return Received(refusal)
-        if not delivered:
-            connection.execute(self._sql.ENTER_TO_DELIVER, (number, self._ledger, transfer.account, age))
-        return Received(None, receipt, Credited(number, transfer))
-
-    def _enter_incoming(
-        self,
-        connection: Connection,
-        transfer: Transfer,
-        state: TransferState,
-        forget_at: float | None,
-        refusal: LedgerPluginError | None,
-    ) -> tuple[int, int | None] | None:
-        """Enter a received transfer; return its number and the one of its receipt, or None if its key is known.
-
-        There is no receipt for a transfer that is refused or at PLAIN, nor before the peer's journal is used.
-        """
-        now, place = time(), (self._ledger, transfer.account)
-        error = (None, None, None) if refusal is None else wire_error(refusal)
-        credited_from = transfer.journal if refusal is None and transfer.journal else NO_JOURNAL
-        entered: tuple[int, int | None] | None = connection.execute(
-            self._sql.ENTER_INCOMING,
-            (
-                *(*place, transfer.journal, transfer.key, transfer.amount),
-                *(transfer.level.value, state.value, transfer.digest, now, now, self._promised, forget_at, *error),
-                *(transfer.number or None, *place, credited_from),
-            ),
-        ).fetchone()
-        return entered
-
-    def _credit_account(
-        self,
-        connection: Connection,
-        transfer: Transfer,
-        age: float,
-        *,
-        delivered: bool,
-    ) -> LedgerPluginError | None:
-        place = (self._ledger, transfer.account)
-        if transfer.level is MoneyLevel.KEYED:
-            statement = self._sql.CREDIT_KEYED
-            number = transfer.number
-            values: tuple[object, ...] = (
-                *(transfer.amount, number, number, age, *place, transfer.journal, self._max_keys),
+        entering = self._values(transfer, state, forget_at, None)
+        waiting = (*place, age)
+        if keyed:
+            credit = sql.CREDIT_KEYED
+            crediting: tuple[object, ...] = (
+                *(transfer.amount, transfer.number, transfer.number, age, *place, transfer.journal, self._max_keys),
             )
         else:
             # A PLAIN transfer has no key that anybody could send again: it counts while it waits for the handler.
-            waits = 0 if delivered else 1
-            statement = self._sql.CREDIT_PLAIN
-            values = (transfer.amount, waits, age, *place, self._max_keys)
-        if connection.execute(statement, values).rowcount:
-            return None
+            credit, crediting = sql.CREDIT_PLAIN, (transfer.amount, 0 if delivered else 1, age, *place, self._max_keys)
+        if keyed and sql.joined is not None:
+            values = (*entering, *crediting, *waiting, state.value)
+            row = connection.execute(sql.joined.CREDIT_KEYED, values).fetchone()
+            number, receipt, credited = row or (None, None, 0)
+        else:
+            number, receipt = self._enter(connection, entering) or (None, None)
+            credited = 0
+            if number is not None:
+                credited = connection.execute(credit, crediting).rowcount
+                if not delivered:
+                    connection.execute(sql.ENTER_TO_DELIVER, (number, *waiting))
+        if number is None:
+            return self._repeat_reply(connection, transfer)
+        if keyed and receipt is None:
+            # The peer shows this journal for the first time, or again.
+            self._use_peer(connection, transfer.account, transfer.journal)
+            receipt = connection.execute(sql.FIND_PEER, place).fetchone()[5] + 1
+            connection.execute(sql.SET_RECEIPT, (receipt, number))
+        refusal = None if credited else self._credit_again(connection, transfer, credit, crediting)
+        if refusal is not None:
+            connection.execute(sql.DROP_TO_DELIVER, (number,))
+            connection.execute(sql.DROP_TRANSFER, (number,))
+            return Received(refusal)
+        return Received(None, receipt, Credited(number, transfer))
+
+    def _values(
+        self, transfer: Transfer, state: TransferState, forget_at: float | None, refusal: LedgerPluginError | None
+    ) -> tuple[object, ...]:
+        """Return the values with which a received transfer is entered; one that is refused gets no receipt."""
+        now, place = time(), (self._ledger, transfer.account)
+        error = (None, None, None) if refusal is None else wire_error(refusal)
+        credited_from = transfer.journal if refusal is None and transfer.journal else NO_JOURNAL
+        return (
+            *(*place, transfer.journal, transfer.key, transfer.amount),
+            *(transfer.level.value, state.value, transfer.digest, now, now, self._promised, forget_at, *error),
+            *(transfer.number or None, *place, credited_from),
+        )
+
+    def _enter(self, connection: Connection, values: tuple[object, ...]) -> tuple[int, int | None] | None:
+        """Enter a received transfer; return its number and the one of its receipt, or None if its key is known.
+
+        There is no receipt at PLAIN, nor before the peer's journal is used.
+        """
+        entered: tuple[int, int | None] | None = connection.execute(self._sql.ENTER_INCOMING, values).fetchone()
+        return entered
+
+    def _credit_again(
+        self, connection: Connection, transfer: Transfer, credit: str, crediting: tuple[object, ...]
+    ) -> LedgerPluginError | None:
+        """Credit a transfer to an account that may be new, or one whose peer shows another journal; return why not."""
         if transfer.level is MoneyLevel.PLAIN:
+            place = (self._ledger, transfer.account)
             connection.execute(self._sql.ENTER_ACCOUNT, place)
             if connection.execute(self._sql.FIND_LEVEL, place).fetchone()[0]:
                 return NotAcceptedError(LOST_KEYS)
-            if connection.execute(statement, values).rowcount:
-                return None
+        if connection.execute(credit, crediting).rowcount:
+            return None
         return UnreachableError("too many transfers are remembered already")
 
     def repeat_reply(self, connection: Connection, transfer: Transfer) -> Received | None:
@@ -246,7 +244,8 @@ class SqlIncoming:
         place, age = (self._ledger, transfer.account), self._age()
         connection.execute(self._sql.ENTER_ACCOUNT, place)
         if connection.execute(self._sql.KEEP_KEY, (age, *place, self._max_keys)).rowcount:
-            self._enter_incoming(connection, transfer, TransferState.REFUSED, age + self._promised, refusal)
+            values = self._values(transfer, TransferState.REFUSED, age + self._promised, refusal)
+            self._enter(connection, values)
 
     # Handing credited transfers to the money handler.
 
@@ -263,9 +262,13 @@ class SqlIncoming:
 
     def delivered(self, connection: Connection, credited: Credited) -> None:
         """Record that the money handler has finished with a transfer; one at PLAIN does not stay."""
-        dropped = connection.execute(self._sql.DROP_TO_DELIVER, (credited.number,)).rowcount
-        if credited.transfer.level is MoneyLevel.KEYED:
-            connection.execute(self._sql.DELIVERED, (time(), credited.number))
+        sql, keyed = self._sql, credited.transfer.level is MoneyLevel.KEYED
+        if keyed and sql.joined is not None:
+            connection.execute(sql.joined.DELIVERED, (credited.number, time(), credited.number))
+            return
+        dropped = connection.execute(sql.DROP_TO_DELIVER, (credited.number,)).rowcount
+        if keyed:
+            connection.execute(sql.DELIVERED, (time(), credited.number))
         elif dropped:
             connection.execute(self._sql.DROP_TRANSFER, (credited.number,))
             connection.execute(self._sql.FORGET_KEYS, (1, self._ledger, credited.transfer.account))

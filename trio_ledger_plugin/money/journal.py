@@ -1,7 +1,8 @@
 """A plugin's journal: the ledger in its store, for Trio.
 
-Invariants: at most one open plugin of a process writes to a ledger of a store. Every job is a transaction of the store;
-jobs of different accounts take turns.
+Invariants: at most one open plugin of a process writes to a ledger of a store; where several processes can open the
+store, only the one that owns the ledger does. Every job is a transaction of the store; jobs of different accounts take
+turns.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from .sql import SqlJournal
 from .turns import BACKGROUND, Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from ..options.base import PluginOptions
     from ..services import Log, TransactionalStore
@@ -79,7 +80,7 @@ class Journal:
         self._saved_age = 0.0
         #: The accounts with transfers to send again that no plugin is sending yet.
         self.unfinished: set[str] = set()
-        #: Called once the journal is open.
+        #: Called once the journal is open and the plugin owns the ledger.
         self.on_open: Callable[[], None] = _do_nothing
         #: Called with an account whose earlier sender has left a transfer that is to be sent again.
         self.wake_sender: Callable[[str], None] = self.unfinished.add
@@ -105,6 +106,19 @@ class Journal:
             )
         _taken[self._place] = self._store
         self._claimed = True
+
+    @property
+    def may_write(self) -> bool:
+        """Whether no other process can own the ledger."""
+        return self.lease is None or self.lease.is_held
+
+    async def wait_owned(self) -> None:
+        """Wait until no other process can own the ledger.
+
+        Cancellation: Safe at any time.
+        """
+        if self.lease is not None:
+            await self.lease.wait_held()
 
     def release(self) -> None:
         """Release the ledger, so that another plugin can claim it."""
@@ -141,7 +155,7 @@ class Journal:
         Raises:
             InvalidServicesError: The plugin is not connected, and another process may own the ledger.
         """
-        if self.lease is not None and not self.lease.is_held:
+        if not self.may_write:
             raise InvalidServicesError(
                 f"store: another process may keep ledger {self.sql.ledger!r} in this database; connect the plugin first"
             )
@@ -159,8 +173,6 @@ class Journal:
 
     # Working with the journal.
 
-    # Ctrl-C must not come between taking a turn and giving it back.
-    @trio.lowlevel.enable_ki_protection
     async def run(self, account: str, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:  # noqa: ANN401 (the work's own)
         """Run ``work(connection, ...)`` in a transaction; open the journal first if necessary.
 
@@ -171,21 +183,46 @@ class Journal:
             kwargs: Its arguments by name.
 
         Raises:
-            StoreError: The store failed; nothing has changed.
+            StoreError: The store failed, or another process may own the ledger; nothing has changed.
             StoreInDoubtError: The store cannot tell whether the change counts.
 
         Cancellation: The work may be done anyway, unless it waits for its turn.
         """
+        return await self._take_turn(account, self._own_transaction, partial(_call, work, args, kwargs))
+
+    async def read(self, account: str, work: Callable[..., T], *args: Any) -> T:  # noqa: ANN401 (the work's own)
+        """Run work that changes nothing, as ``run`` does; another process may own the ledger.
+
+        Args:
+            account: The account whose turn it is, or ``BACKGROUND``.
+            work: A method of the journal.
+            args: Its arguments after the connection.
+
+        Raises:
+            StoreError: The store failed.
+
+        Cancellation: Safe at any time.
+        """
+        return await self._take_turn(account, self._transaction, partial(_call, work, args, {}))
+
+    # Ctrl-C must not come between taking a turn and giving it back.
+    @trio.lowlevel.enable_ki_protection
+    async def _take_turn(
+        self,
+        account: str,
+        transaction: Callable[[Callable[[Connection], T]], Awaitable[T]],
+        work: Callable[[Connection], T],
+    ) -> T:
         if not self._opened:
             await self._open()
         await self._turns.take(account)
         try:
-            call = partial(_call, work, args, kwargs)
-            if self.lease is None or not self.lease.is_held:
-                return await self._transaction(call)
-            return await self.lease.run(call)
+            return await transaction(work)
         finally:
             self._turns.give_back()
+
+    async def _own_transaction(self, work: Callable[[Connection], T]) -> T:
+        return await (self._transaction(work) if self.lease is None else self.lease.run(work))
 
     async def _transaction(self, work: Callable[[Connection], T]) -> T:
         try:
@@ -210,23 +247,27 @@ class Journal:
 
     async def _open(self) -> None:
         async with self._opening:
-            if not self._opened:
-                # Only the plugin that has claimed the ledger may settle what an earlier run left; others only read.
-                if self.lease is None or not self.lease.is_held:
-                    owns = self._claimed and self.lease is None
-                    self.unfinished = await self._transaction(partial(self.sql.open, settle=owns))
-                else:
-                    self.unfinished = await self.lease.run(partial(self.sql.open, settle=True))
+            while not self._opened:
+                # Only the plugin that owns the ledger may settle what an earlier run left; others only read.
+                owns = self._owns
+                transaction = self._own_transaction if owns else self._transaction
+                self.unfinished = await transaction(partial(self.sql.open, settle=owns))
                 self._saved_age = self.sql.age_at_opening
-                self._opened = True
-                self.on_open()
+                # If it was taken meanwhile, what is left is not settled yet.
+                self._opened = owns == self._owns
+                if self._opened and owns:
+                    self.on_open()
+
+    @property
+    def _owns(self) -> bool:
+        return self._claimed and self.may_write
 
     async def save_age(self) -> None:
         """Record the ledger's age; otherwise a program that often restarts would keep all keys for ever.
 
         Cancellation: The age may be recorded.
         """
-        if self._opened and self._claimed:
+        if self._opened and self._owns:
             try:
                 self._saved_age = await self.run(BACKGROUND, self.sql.save_age)
             except StoreError as error:
@@ -271,7 +312,7 @@ class Journal:
         Cancellation: Safe at any time.
         """
         if account is not None:
-            return await self.run(BACKGROUND, self.sql.history.totals, account)
+            return await self.read(BACKGROUND, self.sql.history.totals, account)
         sent = received = in_doubt = 0
         after: str | None = None
         while page := await self.accounts(after):
@@ -289,7 +330,7 @@ class Journal:
 
         Cancellation: Safe at any time.
         """
-        return await self.run(BACKGROUND, self.sql.history.accounts, after)
+        return await self.read(BACKGROUND, self.sql.history.accounts, after)
 
 
 def _do_nothing() -> None:

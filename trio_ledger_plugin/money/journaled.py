@@ -296,6 +296,7 @@ class JournaledMoney(MoneyService):
         return now + FORGET_SECONDS
 
     async def _forget(self) -> None:
+        await self.journal.wait_owned()
         await self.journal.save_age()
         after: tuple[float, int] | None = START
         try:

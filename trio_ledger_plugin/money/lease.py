@@ -62,12 +62,20 @@ class Lease:
         self._owner = f"{socket.gethostname()} {os.getpid()} {uuid4().hex}"
         self._epoch: int | None = None
         self._known_at = 0.0
+        self._held = trio.Event()
         self._lost = trio.Event()
 
     @property
     def is_held(self) -> bool:
         """Whether this plugin has taken the ledger and does not know that it has lost it."""
         return self._epoch is not None
+
+    async def wait_held(self) -> None:
+        """Wait until this plugin has taken the ledger.
+
+        Cancellation: Safe at any time.
+        """
+        await self._held.wait()
 
     @property
     def is_fresh(self) -> bool:
@@ -127,6 +135,7 @@ class Lease:
         if found[1] not in ("", self._owner):
             self._log.warn("took ledger %o over from %o, which showed no sign of life", self._ledger, found[1])
         self._epoch, self._known_at = epoch, known_at
+        self._held.set()
         return True
 
     async def keep(self, wait_committed: Callable[[], Awaitable[None]]) -> None:
@@ -164,7 +173,7 @@ class Lease:
 
         Cancellation: It may not be released; then another process takes it after a while.
         """
-        epoch, self._epoch = self._epoch, None
+        epoch, self._epoch, self._held = self._epoch, None, trio.Event()
         if epoch is not None:
             try:
                 await self._transaction(partial(self._claims.release, ledger=self._ledger, epoch=epoch))
@@ -176,21 +185,22 @@ class Lease:
 
         Raises:
             LedgerLostError: Another process has taken the ledger; nothing has changed.
-            StoreError: The store failed; nothing has changed.
+            StoreError: The store failed, or the ledger is not taken; nothing has changed.
 
         Cancellation: The work may be done anyway.
         """
         epoch, known_at = self._epoch, clock()
-
-        def owned(connection: Connection) -> T:
-            if epoch is None or not self._claims.is_owner(connection, self._ledger, epoch):
-                raise LedgerLostError(f"another process has taken ledger {self._ledger!r} over; nothing was changed")
-            return work(connection)
-
+        if epoch is None:
+            raise StoreError(f"this plugin does not own ledger {self._ledger!r} now; nothing was changed")
         try:
-            result: T = await self._transaction(owned)
+            result: T = await self._transaction(partial(self._run_owned, epoch, work))
         except LedgerLostError:
             self._lost.set()
             raise
         self._known_at = max(self._known_at, known_at)
         return result
+
+    def _run_owned(self, epoch: int, work: Callable[[Connection], T], connection: Connection) -> T:
+        if not self._claims.is_owner(connection, self._ledger, epoch):
+            raise LedgerLostError(f"another process has taken ledger {self._ledger!r} over; nothing was changed")
+        return work(connection)

@@ -128,6 +128,8 @@ class Outbox:
             await self._idle.wait()
 
     async def _run(self) -> None:
+        # What another process has credited is for its handlers.
+        await self._journal.wait_owned()
         self._look_at_all = True
         self._ready.clear()
         self._due.clear()

@@ -60,6 +60,8 @@ class Outcomes:
         elif known.state is TransferState.REJECTED:
             by_hand = "the transfer was settled by hand as not applied; use a new key for a new transfer"
             pending.settle(partial(copy_error, known.error or NotAcceptedError(by_hand)))
+        elif not self._journal.may_write:
+            pending.settle(partial(pending.doubt, "it was sent before, and the journal has no outcome yet"))
         elif known.state is TransferState.SENT and known.level is MoneyLevel.KEYED:
             pending.transfer = evolve(pending.transfer, level=MoneyLevel.KEYED)
             pending.may_be_applied = True

@@ -114,7 +114,7 @@ class SqlOutgoing:
         Raises:
             MoneyLevelError: The transfer is PLAIN, and the account or the options are KEYED.
         """
-        sql, place, now = self._sql, (self._ledger, transfer.account), time()
+        place, now = (self._ledger, transfer.account), time()
         refusal = None if peer is not None else self._plain_refusal(connection, transfer.account, plain_allowed)
         if refusal is not None:
             # Before anything is changed: otherwise the other works of the same commit would have to run again.
@@ -126,37 +126,17 @@ class SqlOutgoing:
         # The peer keeps a key from when it receives it; half of that time is a margin for what its journal takes to
         # record its age.
         until = None if peer is None else peer.age() + peer.retention / 2
-        entered = connection.execute(
-            sql.ENTER_OUTGOING,
-            (
-                *place,
-                transfer.key,
-                transfer.amount,
-                transfer.level.value,
-                now,
-                now,
-                self._key_retention,
-                journal,
-                until,
-                *place,
-                journal,
-            ),
-        ).fetchone()
-        if entered is None:
+        what = (transfer.key, transfer.amount, transfer.level.value)
+        values = (*place, *what, now, now, self._key_retention, journal, until, *place, journal)
+        begin = self._begin_plain if peer is None else self._begin_keyed
+        begun = begin(connection, transfer, values, journal)
+        if begun is None:
             known = self.find(connection, transfer.account, str(transfer.key))
             assert known is not None
             return known
-        number, peer_number = entered
-        if peer is None:
-            self._begin_plain(connection, transfer)
-        else:
-            if peer_number is None:
-                self._use_peer(connection, transfer.account, peer.id)
-                peer_number = connection.execute(sql.FIND_PEER, place).fetchone()[2] + 1
-                connection.execute(sql.SET_NUMBER, (peer_number, number))
-            connection.execute(sql.BEGIN_KEYED, (transfer.amount, self._age(), *place, peer.id))
+        number, peer_number = begun
+        if peer_number is not None:
             transfer = evolve(transfer, number=peer_number)
-        connection.execute(sql.ENTER_TO_SEND, (number, *place, BEING_SENT))
         return BeingSent(number, transfer, journal or "", until or 0.0)
 
     def _plain_refusal(self, connection: Connection, account: str, plain_allowed: bool) -> str | None:
@@ -166,14 +146,50 @@ class SqlOutgoing:
         level = connection.execute(self._sql.FIND_LEVEL, (self._ledger, account)).fetchone()
         return LOST_KEYS if level is not None and level[0] else None
 
-    def _begin_plain(self, connection: Connection, transfer: Transfer) -> None:
-        place = (self._ledger, transfer.account)
-        values = (transfer.amount, self._age(), *place)
-        if not connection.execute(self._sql.BEGIN_PLAIN, values).rowcount:
-            connection.execute(self._sql.ENTER_ACCOUNT, place)
-            if not connection.execute(self._sql.BEGIN_PLAIN, values).rowcount:
-                # Another process of the ledger has changed the level since.
-                raise MoneyLevelError(LOST_KEYS)
+    def _begin_plain(
+        self, connection: Connection, transfer: Transfer, values: tuple[object, ...], _journal: str | None
+    ) -> tuple[int, int | None] | None:
+        """Enter and count a transfer at PLAIN; return its number and None, or None if its key is known."""
+        sql, place = self._sql, (self._ledger, transfer.account)
+        entered = self._enter(connection, transfer, values)
+        if entered is not None:
+            counting = (transfer.amount, self._age(), *place)
+            if not connection.execute(sql.BEGIN_PLAIN, counting).rowcount:
+                connection.execute(sql.ENTER_ACCOUNT, place)
+                if not connection.execute(sql.BEGIN_PLAIN, counting).rowcount:
+                    # Another process of the ledger has changed the level since.
+                    raise MoneyLevelError(LOST_KEYS)
+        return entered
+
+    def _begin_keyed(
+        self, connection: Connection, transfer: Transfer, values: tuple[object, ...], journal: str | None
+    ) -> tuple[int, int | None] | None:
+        """Enter and count a transfer at KEYED; return its two numbers, or None if its key is known."""
+        sql, place = self._sql, (self._ledger, transfer.account)
+        counting = (transfer.amount, self._age(), *place, journal)
+        entered: tuple[int, int | None] | None
+        if sql.joined is not None:
+            entered = connection.execute(sql.joined.BEGIN_KEYED, (*values, *counting, *place, BEING_SENT)).fetchone()
+        else:
+            entered = self._enter(connection, transfer, values)
+            if entered is not None and entered[1] is not None:
+                connection.execute(sql.BEGIN_KEYED, counting)
+        if entered is None or entered[1] is not None:
+            return entered
+        # The peer shows this journal for the first time, or again.
+        self._use_peer(connection, transfer.account, str(journal))
+        peer_number = connection.execute(sql.FIND_PEER, place).fetchone()[2] + 1
+        connection.execute(sql.SET_NUMBER, (peer_number, entered[0]))
+        connection.execute(sql.BEGIN_KEYED, counting)
+        return entered[0], peer_number
+
+    def _enter(
+        self, connection: Connection, transfer: Transfer, values: tuple[object, ...]
+    ) -> tuple[int, int | None] | None:
+        entered: tuple[int, int | None] | None = connection.execute(self._sql.ENTER_OUTGOING, values).fetchone()
+        if entered is not None:
+            connection.execute(self._sql.ENTER_TO_SEND, (entered[0], self._ledger, transfer.account, BEING_SENT))
+        return entered
 
     def find(self, connection: Connection, account: str, key: str) -> JournalEntry | None:
         """Return the outgoing transfer under a key, or None."""
@@ -194,18 +210,19 @@ class SqlOutgoing:
         state = TransferState.ACKED if error is None else TransferState.REJECTED
         # A peer may name its error with a NUL character, which not every database can hold.
         refusal = (None, None, None) if error is None else (_storable(error.code), _storable(error.name), error.data)
-        settled = connection.execute(
-            self._sql.SETTLE, (state.value, receipt or None, *refusal, time(), self._age(), sent.number)
-        ).rowcount
-        connection.execute(self._sql.DROP_TO_SEND, (sent.number,))
-        if not settled:
-            row = connection.execute(self._sql.FIND_STATE, (sent.number,)).fetchone()
-            return state if row is None else TransferState(row[0])
-        if error is None:
-            self.count_acked(connection, sent.transfer, sent.journal, receipt)
+        sql, settling = self._sql, (state.value, receipt or None, *refusal, time(), self._age(), sent.number)
+        if error is None and sql.joined is not None:
+            counting = self._acked_values(sent.transfer, sent.journal, receipt)
+            settled = connection.execute(sql.joined.ACKED, (*settling, sent.number, *counting)).fetchone()[0]
         else:
-            self.undo_sending(connection, sent.number, sent.transfer)
-        return state
+            settled = connection.execute(sql.SETTLE, settling).rowcount
+            connection.execute(sql.DROP_TO_SEND, (sent.number,))
+            if settled and error is None:
+                self.count_acked(connection, sent.transfer, sent.journal, receipt)
+            elif settled:
+                self.undo_sending(connection, sent.number, sent.transfer)
+        row = None if settled else connection.execute(sql.FIND_STATE, (sent.number,)).fetchone()
+        return state if row is None else TransferState(row[0])
 
     def count_acked(self, connection: Connection, transfer: Transfer, journal: str = "", receipt: int = 0) -> None:
         """Count a transfer that the peer has applied.
@@ -216,8 +233,10 @@ class SqlOutgoing:
             journal: The peer's journal that has acknowledged it.
             receipt: The acknowledgement's number; 0 if it has none, or if the transfer is settled by hand.
         """
-        values = (f"-{transfer.amount}", transfer.amount, journal, receipt, receipt, self._ledger, transfer.account)
-        connection.execute(self._sql.COUNT_ACKED, values)
+        connection.execute(self._sql.COUNT_ACKED, self._acked_values(transfer, journal, receipt))
+
+    def _acked_values(self, transfer: Transfer, journal: str, receipt: int) -> tuple[object, ...]:
+        return (f"-{transfer.amount}", transfer.amount, journal, receipt, receipt, self._ledger, transfer.account)
 
     def undo_sending(self, connection: Connection, number: int, transfer: Transfer) -> None:
         """Undo what a transfer that was not applied did to its account, the account's level included.

@@ -169,7 +169,7 @@ class _Walk:
         while not self._entries:
             if self._after is None:
                 raise StopAsyncIteration
-            page = await self._journal.run(BACKGROUND, self._journal.sql.history.page, *self._filter, self._after)
+            page = await self._journal.read(BACKGROUND, self._journal.sql.history.page, *self._filter, self._after)
             self._entries.extend(page.entries)
             self._after = page.after
         return self._entries.popleft()

@@ -146,7 +146,7 @@ class Sender:
             return True
         pending = self._new_pending(evolve(transfer, account=self._account))
         with trio.move_on_after(self._context.options.response_timeout):
-            known = await self._journal.run(self._account, self._outgoing.find, self._account, transfer.key)
+            known = await self._journal.read(self._account, self._outgoing.find, self._account, transfer.key)
             if known is None:
                 return False
             if await self._outcomes.goes_on(pending, known):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from ..stores.dialect import Dialect
 
-__all__ = ["COLUMNS", "Statements"]
+__all__ = ["COLUMNS", "JoinedStatements", "Statements"]
 
 COLUMNS: Final = (
     "id, account, direction, key, amount, level, state, error_code, error_name, error_data, created, changed,"
@@ -28,9 +28,9 @@ class Statements:
     """
 
     def __init__(self, dialect: Dialect) -> None:
-        for name, text in vars(Statements).items():
-            if isinstance(text, str) and name.isupper():
-                setattr(self, name, dialect.statement(text))
+        _translate(self, Statements, dialect)
+        #: What takes the place of several statements; None if the database cannot join them.
+        self.joined: JoinedStatements | None = JoinedStatements(dialect) if dialect.joins else None
 
     # The ledger.
 
@@ -220,3 +220,46 @@ class Statements:
         f"SELECT {COLUMNS} FROM lpi_transfers"  # noqa: S608 (constants)
         " WHERE ledger = ? AND state = 'in_doubt' AND id > ? ORDER BY id LIMIT ?"
     )
+
+
+class JoinedStatements:
+    """Statements that change several tables, for a database that is reached over a network.
+
+    Each does what its parts do one after another; what depends on the first does nothing if that has changed nothing.
+
+    Args:
+        dialect: The database's dialect.
+    """
+
+    def __init__(self, dialect: Dialect) -> None:
+        _translate(self, JoinedStatements, dialect)
+
+    # The number of the new transfer and the one that the peer knows it by; no row if its key is known.
+    BEGIN_KEYED = (
+        f"WITH entered AS ({Statements.ENTER_OUTGOING}),"  # noqa: S608 (constants)
+        f" counted AS ({Statements.BEGIN_KEYED} AND EXISTS (SELECT 1 FROM entered)),"
+        " waiting AS (INSERT INTO lpi_to_send (id, ledger, account, next_try, tries)"
+        " SELECT id, ?, ?, ?, -1 FROM entered)"
+        " SELECT id, peer_number FROM entered"
+    )
+    # The number of the new transfer, the one of its receipt, and whether it is counted; no row if its key is known.
+    CREDIT_KEYED = (
+        f"WITH entered AS ({Statements.ENTER_INCOMING}),"  # noqa: S608 (constants)
+        f" counted AS ({Statements.CREDIT_KEYED} AND EXISTS (SELECT 1 FROM entered) RETURNING 1),"
+        " waiting AS (INSERT INTO lpi_to_deliver (id, ledger, account, next_try)"
+        " SELECT id, ?, ?, ? FROM entered WHERE ? = 'applied')"
+        " SELECT id, receipt, (SELECT count(*) FROM counted) FROM entered"
+    )
+    # Returns whether it was settled.
+    ACKED = (
+        f"WITH settled AS ({Statements.SETTLE} RETURNING 1), dropped AS ({Statements.DROP_TO_SEND}),"  # noqa: S608
+        f" counted AS ({Statements.COUNT_ACKED} AND EXISTS (SELECT 1 FROM settled))"
+        " SELECT count(*) FROM settled"
+    )
+    DELIVERED = f"WITH dropped AS ({Statements.DROP_TO_DELIVER}) {Statements.DELIVERED}"
+
+
+def _translate(statements: Statements | JoinedStatements, texts: type, dialect: Dialect) -> None:
+    for name, text in vars(texts).items():
+        if isinstance(text, str) and name.isupper():
+            setattr(statements, name, dialect.statement(text))

@@ -66,6 +66,7 @@ class Dialect:
         error: The class of the errors of the database.
         is_storage_error: Whether an error is about the storage, not about the statement.
         schema_exists: A query that has a row if the table ``lpi_schema`` exists.
+        joins: Whether one statement may contain several that change rows (``WITH ... AS (UPDATE ...)``).
         is_broken: Whether a statement has failed and the transaction refuses all others.
         claims: How this process claims a ledger among the programs that may have the database open; None if only one
             program can.
@@ -76,6 +77,7 @@ class Dialect:
     error: type[Exception]
     is_storage_error: Callable[[BaseException], bool]
     schema_exists: str
+    joins: bool = False
     is_broken: Callable[[Connection], bool] = _is_never
     claims: Claims | None = None
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 import time
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from inspect import iscoroutine
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
@@ -32,13 +32,12 @@ from psycopg.pq import TransactionStatus
 from ..errors import StoreError, StoreInDoubtError
 from . import worker
 from .postgres_dialect import POSTGRES, TRY_AGAIN, VALUES, is_storage_error
-from .postgres_prepared import Prepared, run_prepared
+from .postgres_prepared import Prepared, run_prepared, run_text, text_array
 from .schema import migrate
 from .worker import UndoneError, with_cause
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from contextlib import AbstractContextManager
 
     from .worker import Result
 
@@ -69,19 +68,22 @@ STALE: Final = "30 days"
 # The lock that is held while tables are made.
 MIGRATING: Final = 0x6C7069
 
-SETTINGS: Final = (
-    "SELECT set_config('search_path', %s, true), set_config('lock_timeout', %s, true),"
-    " set_config('idle_in_transaction_session_timeout', %s, true), set_config('synchronous_commit', %s, true)"
+# How every transaction begins. A pooler may give each another connection, so the settings are the transaction's own.
+BEGIN: Final = (
+    "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL search_path = {path};"
+    " SET LOCAL lock_timeout = {lock}; SET LOCAL idle_in_transaction_session_timeout = {idle};"
+    " SET LOCAL synchronous_commit = {synchronous}"
 )
-NUMBER: Final = (
-    "INSERT INTO lpi_batches VALUES (%s, %s, now())"
-    " ON CONFLICT (session) DO UPDATE SET batch = excluded.batch, seen = excluded.seen"
+# Writes the transaction's number, and locks the epochs of ledgers.
+NUMBER: Final = Prepared(
+    "WITH numbered AS (INSERT INTO lpi_batches VALUES (%s, %s, now())"
+    " ON CONFLICT (session) DO UPDATE SET batch = excluded.batch, seen = excluded.seen)"
+    " SELECT ledger, epoch FROM lpi_owners WHERE ledger = ANY(CAST(%s AS text[])) ORDER BY ledger FOR SHARE"
 )
 FATE: Final = (
     "INSERT INTO lpi_batches VALUES (%s, 0, now()) ON CONFLICT (session) DO UPDATE SET seen = now() RETURNING batch"
 )
-EPOCHS: Final = "SELECT ledger, epoch FROM lpi_owners WHERE ledger = ANY(%s) ORDER BY ledger FOR SHARE"
-EPOCH: Final = "SELECT epoch FROM lpi_owners WHERE ledger = %s FOR SHARE"
+EPOCH: Final = Prepared("SELECT epoch FROM lpi_owners WHERE ledger = %s FOR SHARE")
 FORGET: Final = "DELETE FROM lpi_batches WHERE session = %s OR seen < now() - %s::interval"
 
 
@@ -201,7 +203,9 @@ class Database(worker.Database):
         connection = self._connect()
         self._batch += 1
         try:
-            self._begin(connection, NUMBER, (self._session, self._batch), lock=True)
+            self._begin(connection)
+            values = self._session, self._batch, text_array(sorted(connection.ledgers))
+            connection.epochs = dict(connection.execute(NUMBER, values).fetchall())
         except psycopg.Error as error:
             self._undo(connection)
             raise self._told(error) from error
@@ -220,27 +224,19 @@ class Database(worker.Database):
         connection = self._connection
         if connection is not None:
             with suppress(psycopg.Error):
-                self._begin(connection, FORGET, (self._session, STALE), lock=False)
+                self._begin(connection)
+                connection.execute(FORGET, (self._session, STALE))
                 connection.execute("COMMIT")
         self._drop()
 
     # A transaction.
 
-    def _begin(self, connection: StoreConnection, statement: str, values: tuple[object, ...], *, lock: bool) -> Any:  # noqa: ANN401 (a row)
-        """Begin a transaction with a statement, and return its row if it has one."""
-        path = f"{quoted(self._schema)}, public"
+    def _begin(self, connection: StoreConnection) -> None:
         connection.epochs = {}
         connection.warned = False
-        epochs = None
-        with _pipeline(connection):
-            connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
-            connection.execute(SETTINGS, (path, str(LOCK_MS), str(IDLE_MS), self._synchronous))
-            done = connection.execute(statement, values)
-            if lock and connection.ledgers:
-                epochs = connection.execute(EPOCHS, (sorted(connection.ledgers),))
-        if epochs is not None:
-            connection.epochs = dict(epochs.fetchall())
-        return done.fetchone() if done.description else None
+        path = f"{quoted(self._schema)}, public"
+        text = BEGIN.format(path=path, lock=LOCK_MS, idle=IDLE_MS, synchronous=self._synchronous)
+        run_text(connection.pgconn, text.encode())
 
     def _run_work(self, connection: StoreConnection, work: Work) -> tuple[Result, bool]:
         """Run one work in the transaction; return its result, and whether the whole transaction was undone."""
@@ -284,7 +280,7 @@ class Database(worker.Database):
         """
         batch = self._batch
         try:
-            done = connection.execute("COMMIT")
+            status = run_text(connection.pgconn, b"COMMIT")
         except psycopg.Error as error:
             if not connection.closed and connection.info.transaction_status is TransactionStatus.IDLE:
                 # The server has refused to commit: a constraint that is checked at the end, for example.
@@ -293,7 +289,7 @@ class Database(worker.Database):
                     raise UndoneError(failure) from error
                 return [outcome.Error(failure)]
             return self._settle(batch, results, error)
-        if done.statusmessage != "COMMIT":
+        if status != b"COMMIT":
             raise UndoneError(StoreError(f"{self._name}: the transaction was undone"))
         if connection.warned:
             warning = StoreError("the server has warned that the commit may not have waited for its standby")
@@ -311,7 +307,8 @@ class Database(worker.Database):
         while True:
             try:
                 connection = self._connect()
-                found = self._begin(connection, FATE, (self._session,), lock=False)
+                self._begin(connection)
+                found = connection.execute(FATE, (self._session,)).fetchone()
                 connection.execute("COMMIT")
                 if not connection.warned:
                     break
@@ -395,11 +392,6 @@ class Database(worker.Database):
 
     def _told(self, error: BaseException) -> StoreError:
         return StoreError(f"{self._name}: {_text(error)}")
-
-
-def _pipeline(connection: StoreConnection) -> AbstractContextManager[object]:
-    """Send statements without waiting for each, if the client library can."""
-    return connection.pipeline() if psycopg.Pipeline.is_supported() else nullcontext()
 
 
 def quoted(schema: str) -> str:

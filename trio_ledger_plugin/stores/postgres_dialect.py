@@ -118,6 +118,7 @@ POSTGRES: Final = _PostgresDialect(
     error=psycopg.Error,
     is_storage_error=is_storage_error,
     schema_exists="SELECT 1 WHERE to_regclass('lpi_schema') IS NOT NULL",
+    joins=True,
     is_broken=_is_broken,
     claims=PostgresClaims(),
 )

@@ -10,14 +10,14 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import psycopg
-from psycopg.pq import ConnStatus, ExecStatus, Format
+from psycopg.pq import ConnStatus, ExecStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from psycopg.pq.abc import PGconn, PGresult
 
-__all__ = ["Prepared", "Rows", "run_prepared"]
+__all__ = ["Prepared", "Rows", "run_prepared", "run_text", "text_array"]
 
 _numbers = count(1)
 DONE: Final[frozenset[int]] = frozenset((ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK))
@@ -102,14 +102,30 @@ def run_prepared(
     if statement.name not in known:
         _check(pgconn, pgconn.prepare(statement.name, statement.numbered))
         known.add(statement.name)
-    formats = [Format.BINARY if isinstance(value, bytes) else Format.TEXT for value in values]
     encoded: list[Any] = [_encode(value) for value in values]
-    return Rows(_check(pgconn, pgconn.exec_prepared(statement.name, encoded, formats)))
+    return Rows(_check(pgconn, pgconn.exec_prepared(statement.name, encoded)))
+
+
+def run_text(pgconn: PGconn, text: bytes) -> bytes:
+    """Run one or several statements without values in one round trip, and return the status of the last one.
+
+    Raises:
+        psycopg.Error: One failed, and those after it were not run.
+    """
+    return _check(pgconn, pgconn.exec_(text)).command_status or b""
+
+
+def text_array(texts: Iterable[str]) -> str:
+    """Return the value of an array of text."""
+    quoted = ('"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"' for text in texts)
+    return "{" + ",".join(quoted) + "}"
 
 
 def _encode(value: str | bytes | float | None) -> bytes | None:
-    if value is None or isinstance(value, bytes):
-        return value
+    if value is None:
+        return None
+    if isinstance(value, bytes):
+        return b"\\x" + value.hex().encode()
     text = value if isinstance(value, str) else repr(value)
     if "\0" in text:
         raise psycopg.DataError("PostgreSQL text has no NUL character")
