@@ -38,6 +38,8 @@ BEING_SENT: Final = 1e300
 # No journal has this id.
 NO_JOURNAL: Final = " "
 PAGE: Final = 500
+# How much of the data of a peer's error is kept: it is the peer that says how long it is.
+MAX_ERROR_BYTES: Final = 1024
 
 
 @define
@@ -88,7 +90,7 @@ class SqlOutgoing:
         ledger: str,
         statements: Statements,
         age: Callable[[], float],
-        use_peer: Callable[[Connection, str, str], None],
+        use_peer: Callable[[Connection, str, str, float], None],
         key_retention: float,
     ) -> None:
         self._ledger = ledger
@@ -151,7 +153,7 @@ class SqlOutgoing:
         else:
             values = (transfer.amount, self._age(), *place, peer.id)
             if not connection.execute(sql.BEGIN_KEYED, values).rowcount:
-                self._use_peer(connection, transfer.account, peer.id)
+                self._use_peer(connection, transfer.account, peer.id, peer.offer.age)
                 connection.execute(sql.BEGIN_KEYED, values)
         connection.execute(sql.ENTER_TO_SEND, (entered[0], *place, BEING_SENT))
         return BeingSent(entered[0], transfer, journal or "", until or 0.0)
@@ -187,7 +189,9 @@ class SqlOutgoing:
         """
         state = TransferState.ACKED if error is None else TransferState.REJECTED
         # A peer may name its error with a NUL character, which not every database can hold.
-        refusal = (None, None, None) if error is None else (_storable(error.code), _storable(error.name), error.data)
+        refusal: tuple[object, ...] = (None, None, None)
+        if error is not None:
+            refusal = (_storable(error.code), _storable(error.name), error.data[:MAX_ERROR_BYTES])
         settled = connection.execute(
             self._sql.SETTLE, (state.value, *refusal, time(), self._age(), sent.number)
         ).rowcount
