@@ -1,13 +1,17 @@
 """A stored value comes back, and a cancelled call changes nothing."""
 
+import sqlite3
+from contextlib import closing
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
-from trio_ledger_plugin.errors import InvalidFieldsError
+from trio_ledger_plugin.errors import InvalidFieldsError, StoreError
+from trio_ledger_plugin.net.store_values import update
 from trio_ledger_plugin.stores import MemoryStore, open_postgres_store, open_sqlite_store
+from trio_ledger_plugin.stores.values import Values
 
 
 @pytest.fixture(params=["memory", "sqlite", "postgres"])
@@ -34,6 +38,45 @@ async def test_put_if_absent_returns_the_value_that_was_first(store: Any) -> Non
     assert await store.put_if_absent("key", "first") == "first"
     assert await store.put_if_absent("key", "second") == "first"
     assert await store.get("key") == "first"
+
+
+async def test_update_reads_and_changes_values(store: Any) -> None:
+    await store.put("changed", "1")
+    await store.put("removed", "2")
+
+    def decide(read: Any) -> tuple[str, dict[str, str | None]]:
+        found = read(("changed", "removed", "new")), read(("untouched",))
+        assert found == (["1", "2", None], [None])
+        return "done", {"changed": "one", "removed": None, "new": "3", "untouched": None}
+
+    assert await update(store, decide) == "done"
+    assert [await store.get(key) for key in ("changed", "removed", "new", "untouched")] == ["one", None, "3", None]
+
+
+@pytest.mark.parametrize("store", ["sqlite", "postgres"], indirect=True)
+@pytest.mark.parametrize("before", [None, "old"])
+async def test_update_starts_again_when_others_were_faster(store: Any, before: str | None) -> None:
+    """Two servers would give one name to two tokens."""
+    if before is not None:
+        await store.put("key", before)
+    seen: list[str | None] = []
+
+    def work(connection: Any) -> str:
+        values = Values(store.dialect)
+
+        def decide(read: Any) -> tuple[str, dict[str, str | None]]:
+            (value,) = read(("key",))
+            seen.append(value)
+            if len(seen) == 1:
+                # As another process may, between the look and the change.
+                values.put(connection, "key", "theirs")
+            return "mine", {"key": f"{value} and mine"}
+
+        return values.update(connection, decide)
+
+    assert await store.transaction(work) == "mine"
+    assert seen == [before, "theirs"]
+    assert await store.get("key") == "theirs and mine"
 
 
 async def test_delete_removes_the_value_and_is_safe_twice(store: Any) -> None:
@@ -100,3 +143,17 @@ async def test_calls_are_checkpoints_and_change_nothing_if_cancelled(store: Any,
         await getattr(store, method)(*arguments)
     assert scope.cancelled_caught
     assert await store.get("key") == "old"
+
+
+async def test_update_that_changes_nothing_waits_for_no_other_program(tmp_path: Any) -> None:
+    """An operator's tool that writes to the file must not keep clients out."""
+    path = tmp_path / "store.db"
+    async with open_sqlite_store(path) as store:
+        await store.put("key", "value")
+        with closing(sqlite3.connect(path, isolation_level=None)) as tool:
+            tool.execute("BEGIN IMMEDIATE")
+            with trio.fail_after(0.5):
+                assert await store.update(lambda read: (read(("key", "other")), {})) == ["value", None]
+            with pytest.raises(StoreError):
+                await store.update(lambda read: (read(("key",)), {"key": "changed"}))
+        assert await store.get("key") == "value"

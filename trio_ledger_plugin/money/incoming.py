@@ -16,16 +16,18 @@ from attrs import frozen
 
 from ..errors import DuplicateIdError, LedgerPluginError, NotAcceptedError, UnreachableError, wire_error
 from ..transfer import MoneyLevel, Receipt, Transfer, TransferState
+from .room import UNLIMITED, drop_unused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..stores.dialect import Connection
+    from .room import Room
     from .statements import Statements
 
     Apply: TypeAlias = Callable[[Connection, Transfer], LedgerPluginError | None]
 
-__all__ = ["Credited", "Received", "SqlIncoming"]
+__all__ = ["Credited", "NoRoomError", "Received", "SqlIncoming"]
 
 LOST_KEYS: Final = (
     "this account is at KEYED, but this transfer has no key: the other end has lost its journal or is another program;"
@@ -36,6 +38,12 @@ NO_KEYS: Final = "money is accepted at KEYED only"
 NO_JOURNAL: Final = " "
 # For how many seconds a received PLAIN transfer stays that is delivered at once: until its commit is certain.
 PLAIN_SECONDS: Final = 60.0
+
+
+class NoRoomError(UnreachableError):
+    """Refuses a transfer that would have to be remembered although too much is remembered already."""
+
+    name = UnreachableError.name
 
 
 class _StoredRefusalError(LedgerPluginError):
@@ -92,7 +100,7 @@ class SqlIncoming:
         statements: The SQL.
         age: Returns the ledger's age.
         use_peer: Counts for another journal of an account's peer.
-        max_keys: How many transfers are kept for an account; further ones are refused.
+        room: How much the ledger may keep.
         promised: For how many seconds keys are kept, as peers are told.
     """
 
@@ -101,16 +109,16 @@ class SqlIncoming:
         ledger: str,
         statements: Statements,
         age: Callable[[], float],
-        use_peer: Callable[[Connection, str, str], None],
+        use_peer: Callable[[Connection, str, str, float], None],
         *,
-        max_keys: int,
+        room: Room,
         promised: float,
     ) -> None:
         self._ledger = ledger
         self._sql = statements
         self._age = age
         self._use_peer = use_peer
-        self._max_keys = max_keys
+        self._room = room
         self._promised = promised
 
     def receive(
@@ -145,6 +153,7 @@ class SqlIncoming:
             if refusal is not None:
                 # Everything that it did is undone, the account's level included.
                 connection.execute("ROLLBACK TO lpi_receive")
+                self._count_undone(connection, transfer)
                 self._keep_refusal(connection, transfer, refusal)
         connection.execute("RELEASE lpi_receive")
         return received
@@ -153,17 +162,19 @@ class SqlIncoming:
         sql, place = self._sql, (self._ledger, transfer.account)
         age, keyed = self._age(), transfer.level is MoneyLevel.KEYED
         state = TransferState.DELIVERED if delivered else TransferState.APPLIED
-        forget_at = age + (self._promised if keyed else PLAIN_SECONDS) if keyed or delivered else None
+        forget_at = age + (self._promised if keyed or not delivered else PLAIN_SECONDS)
+        # A PLAIN transfer has no key that anybody could send again: it counts while it waits for the handler.
+        kept = 0 if delivered and not keyed else 1
+        limit = self._room.for_account if kept else UNLIMITED
         entering = self._values(transfer, state, forget_at, None)
         waiting = (*place, age)
         if keyed:
             credit = sql.CREDIT_KEYED
             crediting: tuple[object, ...] = (
-                *(transfer.amount, transfer.number, transfer.number, age, *place, transfer.journal, self._max_keys),
+                *(transfer.amount, transfer.number, transfer.number, age, *place, transfer.journal, limit),
             )
         else:
-            # A PLAIN transfer has no key that anybody could send again: it counts while it waits for the handler.
-            credit, crediting = sql.CREDIT_PLAIN, (transfer.amount, 0 if delivered else 1, age, *place, self._max_keys)
+            credit, crediting = sql.CREDIT_PLAIN, (transfer.amount, kept, age, *place, limit)
         if keyed and sql.joined is not None:
             values = (*entering, *crediting, *waiting, state.value)
             row = connection.execute(sql.joined.CREDIT_KEYED, values).fetchone()
@@ -177,16 +188,17 @@ class SqlIncoming:
                     connection.execute(sql.ENTER_TO_DELIVER, (number, *waiting))
         if number is None:
             return self._repeat_reply(connection, transfer)
-        if keyed and receipt is None:
-            # The peer shows this journal for the first time, or again.
-            self._use_peer(connection, transfer.account, transfer.journal)
-            receipt = connection.execute(sql.FIND_PEER, place).fetchone()[5] + 1
-            connection.execute(sql.SET_RECEIPT, (receipt, number))
         refusal = None if credited else self._credit_again(connection, transfer, credit, crediting)
         if refusal is not None:
             connection.execute(sql.DROP_TO_DELIVER, (number,))
             connection.execute(sql.DROP_TRANSFER, (number,))
+            drop_unused(connection, sql, place, self._room)
             return Received(refusal)
+        if keyed and receipt is None:
+            # The peer shows this journal for the first time, or again.
+            receipt = connection.execute(sql.FIND_PEER, place).fetchone()[5]
+            connection.execute(sql.SET_RECEIPT, (receipt, number))
+        self._room.keys += kept
         return Received(None, receipt, Credited(number, transfer))
 
     def _values(
@@ -214,14 +226,28 @@ class SqlIncoming:
         self, connection: Connection, transfer: Transfer, credit: str, crediting: tuple[object, ...]
     ) -> LedgerPluginError | None:
         """Credit a transfer to an account that may be new, or one whose peer shows another journal; return why not."""
-        if transfer.level is MoneyLevel.PLAIN:
-            place = (self._ledger, transfer.account)
+        place = (self._ledger, transfer.account)
+        if not self._has_place(connection, place):
+            return NoRoomError("too many accounts are remembered already")
+        if transfer.level is MoneyLevel.KEYED:
+            self._use_peer(connection, transfer.account, transfer.journal, 0.0)
+        else:
             connection.execute(self._sql.ENTER_ACCOUNT, place)
             if connection.execute(self._sql.FIND_LEVEL, place).fetchone()[0]:
                 return NotAcceptedError(LOST_KEYS)
         if connection.execute(credit, crediting).rowcount:
             return None
-        return UnreachableError("too many transfers are remembered already")
+        return NoRoomError("too many transfers are remembered already")
+
+    def _count_undone(self, connection: Connection, transfer: Transfer) -> None:
+        """Count that a transfer was refused after it was credited for a transactional handler."""
+        self._room.keys -= transfer.level is MoneyLevel.KEYED
+        if connection.execute(self._sql.FIND_LEVEL, (self._ledger, transfer.account)).fetchone() is None:
+            self._room.accounts -= 1
+
+    def _has_place(self, connection: Connection, place: tuple[str, str]) -> bool:
+        """Whether an account is known, or may become so."""
+        return connection.execute(self._sql.FIND_LEVEL, place).fetchone() is not None or self._room.take_place()
 
     def repeat_reply(self, connection: Connection, transfer: Transfer) -> Received | None:
         """Return the reply to a transfer that was received before; None for a new one."""
@@ -242,10 +268,12 @@ class SqlIncoming:
         if wire_error(refusal)[0].startswith("T") or transfer.level is MoneyLevel.PLAIN:
             return
         place, age = (self._ledger, transfer.account), self._age()
+        if not self._has_place(connection, place):
+            return
         connection.execute(self._sql.ENTER_ACCOUNT, place)
-        if connection.execute(self._sql.KEEP_KEY, (age, *place, self._max_keys)).rowcount:
-            values = self._values(transfer, TransferState.REFUSED, age + self._promised, refusal)
-            self._enter(connection, values)
+        if connection.execute(self._sql.KEEP_KEY, (age, *place, self._room.for_account)).rowcount:
+            self._room.keys += 1
+            self._enter(connection, self._values(transfer, TransferState.REFUSED, age + self._promised, refusal))
 
     # Handing credited transfers to the money handler.
 
@@ -272,6 +300,7 @@ class SqlIncoming:
         elif dropped:
             connection.execute(self._sql.DROP_TRANSFER, (credited.number,))
             connection.execute(self._sql.FORGET_KEYS, (1, self._ledger, credited.transfer.account))
+            self._room.keys -= 1
 
     def deliver_within(self, connection: Connection, credited: Credited, apply: Apply) -> LedgerPluginError | None:
         """Call a transactional handler for a credited transfer, and record it as delivered; return its refusal."""

@@ -36,6 +36,8 @@ NO_KEYS: Final = "the option money is 'keyed', but the peer keeps no transfer ke
 # Stands for the time of the next try while a running process is sending a transfer; no age is that great.
 BEING_SENT: Final = 1e300
 PAGE: Final = 500
+# How much of the data of a peer's error is kept: it is the peer that says how long it is.
+MAX_ERROR_BYTES: Final = 1024
 
 
 @define
@@ -86,7 +88,7 @@ class SqlOutgoing:
         ledger: str,
         statements: Statements,
         age: Callable[[], float],
-        use_peer: Callable[[Connection, str, str], None],
+        use_peer: Callable[[Connection, str, str, float], None],
         key_retention: float,
     ) -> None:
         self._ledger = ledger
@@ -128,8 +130,11 @@ class SqlOutgoing:
         until = None if peer is None else peer.age() + peer.retention / 2
         what = (transfer.key, transfer.amount, transfer.level.value)
         values = (*place, *what, now, now, self._key_retention, journal, until, *place, journal)
-        begin = self._begin_plain if peer is None else self._begin_keyed
-        begun = begin(connection, transfer, values, journal)
+        begun = (
+            self._begin_plain(connection, transfer, values)
+            if peer is None
+            else self._begin_keyed(connection, transfer, values, peer)
+        )
         if begun is None:
             known = self.find(connection, transfer.account, str(transfer.key))
             assert known is not None
@@ -147,7 +152,7 @@ class SqlOutgoing:
         return LOST_KEYS if level is not None and level[0] else None
 
     def _begin_plain(
-        self, connection: Connection, transfer: Transfer, values: tuple[object, ...], _journal: str | None
+        self, connection: Connection, transfer: Transfer, values: tuple[object, ...]
     ) -> tuple[int, int | None] | None:
         """Enter and count a transfer at PLAIN; return its number and None, or None if its key is known."""
         sql, place = self._sql, (self._ledger, transfer.account)
@@ -162,11 +167,11 @@ class SqlOutgoing:
         return entered
 
     def _begin_keyed(
-        self, connection: Connection, transfer: Transfer, values: tuple[object, ...], journal: str | None
+        self, connection: Connection, transfer: Transfer, values: tuple[object, ...], peer: PeerJournal
     ) -> tuple[int, int | None] | None:
         """Enter and count a transfer at KEYED; return its two numbers, or None if its key is known."""
         sql, place = self._sql, (self._ledger, transfer.account)
-        counting = (transfer.amount, self._age(), *place, journal)
+        counting = (transfer.amount, self._age(), *place, peer.id)
         entered: tuple[int, int | None] | None
         if sql.joined is not None:
             entered = connection.execute(sql.joined.BEGIN_KEYED, (*values, *counting, *place, BEING_SENT)).fetchone()
@@ -177,7 +182,7 @@ class SqlOutgoing:
         if entered is None or entered[1] is not None:
             return entered
         # The peer shows this journal for the first time, or again.
-        self._use_peer(connection, transfer.account, str(journal))
+        self._use_peer(connection, transfer.account, peer.id, peer.offer.age)
         peer_number = connection.execute(sql.FIND_PEER, place).fetchone()[2] + 1
         connection.execute(sql.SET_NUMBER, (peer_number, entered[0]))
         connection.execute(sql.BEGIN_KEYED, counting)
@@ -209,7 +214,9 @@ class SqlOutgoing:
         """
         state = TransferState.ACKED if error is None else TransferState.REJECTED
         # A peer may name its error with a NUL character, which not every database can hold.
-        refusal = (None, None, None) if error is None else (_storable(error.code), _storable(error.name), error.data)
+        refusal: tuple[object, ...] = (None, None, None)
+        if error is not None:
+            refusal = (_storable(error.code), _storable(error.name), error.data[:MAX_ERROR_BYTES])
         sql, settling = self._sql, (state.value, receipt or None, *refusal, time(), self._age(), sent.number)
         if error is None and sql.joined is not None:
             counting = self._acked_values(sent.transfer, sent.journal, receipt)

@@ -195,9 +195,12 @@ UPGRADE: Final = (
     "DROP TABLE lpi_transfers_1",
 )
 
-STEPS: Final = (FIRST, UPGRADE)
+# had_handler: whether a money handler was ever registered. It is not known of earlier ledgers, which keep what waits.
+HANDLERS: Final = ("ALTER TABLE lpi_ledgers ADD COLUMN had_handler {number} NOT NULL DEFAULT 1",)
+
+STEPS: Final = (FIRST, UPGRADE, tuple(SQLITE.table(text) for text in HANDLERS))
 
 
 def steps_of(dialect: Dialect) -> tuple[tuple[str, ...], ...]:
     """Return the steps for a database; only SQLite has tables of the earlier version."""
-    return STEPS if dialect is SQLITE else ((), tuple(dialect.table(text) for text in TABLES))
+    return STEPS if dialect is SQLITE else ((), *(tuple(map(dialect.table, step)) for step in (TABLES, HANDLERS)))
