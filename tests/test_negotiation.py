@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from trio_ledger_plugin import negotiation
 from trio_ledger_plugin.negotiation import (
     MAX_NUMBER,
+    MAX_OTHERS,
     MAX_RETENTION,
     MIN_RETENTION,
     JournalOffer,
@@ -25,6 +26,7 @@ GOOD: dict[str, Any] = {
     "age": 81233.5,
     "numbers": True,
     "peer": {"journal": "41aa9c0be6d94e0a8a54b0b0a1f6a7de", "sent": 12, "acked": 11, "received": 3, "credited": 2},
+    "others": [],
 }
 
 
@@ -44,6 +46,19 @@ def read_peer(**changes):
     return offer
 
 
+@pytest.mark.parametrize("others", [..., None, {}, [None], [GOOD["peer"]] * 5, [GOOD["peer"], {}]])
+def test_odd_others_are_not_all_but_the_offer_stands(others):
+    """What is not told completely allows no conclusion from what is missing."""
+    assert read(others=others).others is None
+
+
+def test_journal_is_found_among_the_others():
+    offer = read(others=[{**GOOD["peer"], "journal": "another", "sent": 5}])
+    assert [offer.find(journal) and offer.find(journal).sent for journal in ("another", offer.peer.journal, "x")] == [
+        *(5, 12, None)
+    ]
+
+
 @pytest.mark.parametrize("told", [..., None, False, 0, 1, "true", [True]])
 def test_end_that_does_not_say_that_it_uses_numbers_gets_none(told):
     """It could take the transfer for another one under the same key."""
@@ -53,7 +68,7 @@ def test_end_that_does_not_say_that_it_uses_numbers_gets_none(told):
 def test_documented_offer_is_read():
     """It is the one on the page about money."""
     numbers = PeerNumbers(GOOD["peer"]["journal"], 12, 11, 3, 2)
-    assert read() == JournalOffer(7 * DAY, GOOD["journal"], 81233.5, numbers, tells_peer=True)
+    assert read() == JournalOffer(7 * DAY, GOOD["journal"], 81233.5, numbers, tells_peer=True, others=())
 
 
 @pytest.mark.parametrize(
@@ -64,7 +79,7 @@ def test_documented_offer_is_read():
         pytest.param(b"[" * 1000, id="deep"),
         pytest.param(b'{"a":' * 200, id="deep objects"),
         pytest.param(b'{"retention":' + b"9" * 900 + b"}", id="a number of 900 digits"),
-        pytest.param(encode({**GOOD, "more": "x" * 1024}), id="long"),
+        pytest.param(encode({**GOOD, "more": "x" * 2048}), id="long"),
         pytest.param(encode([GOOD]), id="list"),
         pytest.param(encode(json.dumps(GOOD)), id="text"),
     ],
@@ -142,7 +157,7 @@ def test_retention_is_at_least_a_day_and_counts_for_a_month(told, kept):
 def test_odd_numbers_are_no_numbers_but_the_offer_stands(peer):
     """A journal that could not be compared is not one that has lost anything."""
     offer = read(peer=peer)
-    assert offer == JournalOffer(7 * DAY, GOOD["journal"], 81233.5, None, tells_peer=False)
+    assert offer == JournalOffer(7 * DAY, GOOD["journal"], 81233.5, None, tells_peer=False, others=())
 
 
 def test_null_says_that_no_journal_is_known_and_absence_says_nothing():
@@ -169,9 +184,10 @@ ages = st.floats(0, 1e12).map(lambda age: round(age, 3))
     ages,
     st.none() | st.builds(PeerNumbers, ids, numbers, numbers, numbers, numbers),
     st.booleans(),
+    st.none() | st.lists(st.builds(PeerNumbers, ids, numbers), max_size=MAX_OTHERS).map(tuple),
 )
-def test_offers_round_trip(retention, journal, age, peer, tells_peer):
-    offer = JournalOffer(retention, journal, age, peer if tells_peer else None, tells_peer)
+def test_offers_round_trip(retention, journal, age, peer, tells_peer, others):
+    offer = JournalOffer(retention, journal, age, peer if tells_peer else None, tells_peer, others)
     data = encode(offer.as_json())
     assert read_offer(data) == offer
 
@@ -180,7 +196,7 @@ def test_longest_offer_is_short_enough_to_be_read():
     """An end would not understand what the same program says at the other end."""
     most = PeerNumbers("~" * 64, MAX_NUMBER, MAX_NUMBER, MAX_NUMBER, MAX_NUMBER)
     for character in '~"\\':
-        offer = JournalOffer(MAX_RETENTION, character * 64, 123456789012.345, most, tells_peer=True)
+        offer = JournalOffer(MAX_RETENTION, character * 64, 123456789012.345, most, True, (most,) * MAX_OTHERS)
         assert read_offer(encode(offer.as_json())) == offer
 
 

@@ -9,7 +9,7 @@ from support.journals import PEER_RETENTION, REFUSAL, Book, accept, connect, jou
 from trio_ledger_plugin import negotiation
 from trio_ledger_plugin.money import peers
 from trio_ledger_plugin.money.peers import Lost, Meeting
-from trio_ledger_plugin.negotiation import MAX_RETENTION, JournalOffer, PeerJournal, PeerNumbers
+from trio_ledger_plugin.negotiation import MAX_OTHERS, MAX_RETENTION, JournalOffer, PeerJournal, PeerNumbers
 from trio_ledger_plugin.transfer import TransferState
 
 
@@ -24,7 +24,8 @@ class End(Book):
         """Return what this end says about its journal, with the numbers of the transfers with the peer's."""
         numbers = self.journal.peers.numbers(self.connection, "", peer)
         age = self.journal.save_age(self.connection)
-        return JournalOffer(PEER_RETENTION, self.journal.id, age, numbers, tells_peer=True)
+        others = None if peer else self.journal.peers.others(self.connection, "")
+        return JournalOffer(PEER_RETENTION, self.journal.id, age, numbers, tells_peer=True, others=others)
 
     def meet(self, offer, said=None):
         return self.journal.peers.meet(self.connection, "", PeerJournal(offer, said, inf))
@@ -220,6 +221,48 @@ def test_numbers_go_on_behind_what_the_peer_knows(client, server):
     link(client, server)
     assert client.begin("next", peer=server.journal.id).transfer.number == 3
     assert client.receive("next", peer=server.journal.id, number=4).receipt == 4
+
+
+def test_copy_from_before_the_other_journal_was_replaced_is_noticed(client, server):
+    """The copy does not tell about the new journal, because it has not met it."""
+    link(client, server)
+    pay(client, server, "a")
+    copy = client.copy()
+    server.restore(connect())
+    link(client, server)
+    pay(client, server, "b")
+    pay(server, client, "c")
+    client.restore(copy)
+    of_client, of_server = link(client, server)
+    assert "this journal is an old copy" in of_client.trouble
+    assert (of_server.lost_credits.count, of_server.lost_sendings.count) == (1, 1)
+    assert named(server.journal.peers.sendings_lost, server, client, of_server.lost_sendings) == ["b"]
+
+
+def test_journal_that_returns_is_compared_with_what_was_told_about_it(client, server):
+    link(client, server)
+    pay(client, server, "a")
+    first = server.connection
+    old = server.copy()
+    pay(client, server, "b")
+    server.connection = connect()
+    server.reopen()
+    link(client, server)
+    first.close()
+    server.restore(old)
+    of_client, of_server = link(client, server)
+    assert "it does not know 1 transfers that it has acknowledged" in of_client.trouble
+    assert of_server.missing == 1
+
+
+def test_too_many_journals_allow_no_conclusion(client, server):
+    """The journal may be one of those that the client does not tell about."""
+    link(client, server)
+    pay(client, server, "a")
+    for number in range(MAX_OTHERS + 1):
+        client.journal.peers.use(client.connection, "", f"journal {number}", 0.0)
+    assert client.offer().others is None
+    assert "old copy" not in server.meet(client.offer(), server.offer(client.journal.id)).trouble
 
 
 @pytest.mark.parametrize("replaced", ["client", "server"])

@@ -6,7 +6,7 @@ from support.journals import IN, KEYED, PLAIN, Book, accept, journal_of, refuse
 from trio_ledger_plugin import RemoteError
 from trio_ledger_plugin.errors import wire_error
 from trio_ledger_plugin.money.outgoing import MAX_ERROR_BYTES
-from trio_ledger_plugin.negotiation import JournalOffer, PeerNumbers, PeerJournal
+from trio_ledger_plugin.negotiation import JournalOffer, PeerJournal, PeerNumbers
 
 # The longest names that the protocol allows.
 LONGEST_NAME, LONGEST_KEY, LONGEST_JOURNAL = "n" * 255, "k" * 64, "j" * 64

@@ -256,6 +256,7 @@ def use_everything(book):
             peers.use(connection, account, f"journal {number}", 0.0)
         peers.meet(connection, account, journal_of("another"))
         peers.numbers(connection, account, "the journal of 7")
+        peers.others(connection, account)
         peers.credits_lost(connection, account, "another", Lost(5))
         peers.sendings_lost(connection, account, "another", Lost(5))
         for key, apply in (("queued", None), ("accepted", accept), ("refused", refuse), ("queued", accept)):

@@ -7,11 +7,13 @@ The entry ``transfer_keys`` carries it as JSON when a link is authenticated::
         "journal": "9f2c...",
         "age": 81233.5,
         "numbers": true,
-        "peer": {"journal": "41aa...", "sent": 12, "acked": 12, "received": 3, "credited": 3},
+        "peer": {"journal": "41aa...", "sent": 12, "acked": 11, "received": 3, "credited": 2},
+        "others": [],
     }
 
 ``peer`` is what this end knows of the transfers between the two journals; null if it has met no other journal, and
-absent if it does not say. ``numbers`` says that the end uses the numbers of transfers.
+absent if it does not say. A client does not know the server's journal yet: it tells what it knows of the last one, and
+in ``others`` of the earlier ones, if they are few. ``numbers`` says that the end uses the numbers of transfers.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ TRANSFER_KEYS: Final = "transfer_keys"
 MIN_RETENTION: Final = 24 * 60 * 60
 # A peer's number must not decide for how long this end keeps trying.
 MAX_RETENTION: Final = 30 * 24 * 60 * 60
-MAX_OFFER_BYTES: Final = 1024
+MAX_OFFER_BYTES: Final = 2048
+# How many other journals an end tells about.
+MAX_OTHERS: Final = 4
 MAX_JOURNAL: Final = 64
 # The ends go on from what the other one says, and databases have integers of 64 bits.
 MAX_NUMBER: Final = 2**53 - 1
@@ -92,6 +96,7 @@ class JournalOffer:
         age: The journal's age in seconds, as it was last recorded.
         peer: What the end knows of the transfers with the other end's journal; None if it has met none.
         tells_peer: Whether the end says what ``peer`` is.
+        others: What it knows of the transfers with other journals of the peer; None if it does not tell about all.
         numbers: Whether the end uses the numbers of transfers and gives receipts.
     """
 
@@ -100,7 +105,13 @@ class JournalOffer:
     age: float
     peer: PeerNumbers | None = None
     tells_peer: bool = False
+    others: tuple[PeerNumbers, ...] | None = None
     numbers: bool = True
+
+    def find(self, journal: str) -> PeerNumbers | None:
+        """Return what the end says of the transfers with a journal; None if it does not mention it."""
+        told = (self.peer, *(self.others or ()))
+        return next((numbers for numbers in told if numbers is not None and numbers.journal == journal), None)
 
     def as_json(self) -> dict[str, Any]:
         """Return the value of the entry ``transfer_keys``."""
@@ -109,6 +120,8 @@ class JournalOffer:
             told["numbers"] = True
         if self.tells_peer:
             told["peer"] = None if self.peer is None else asdict(self.peer)
+        if self.others is not None:
+            told["others"] = [asdict(numbers) for numbers in self.others]
         return told
 
 
@@ -166,7 +179,15 @@ def read_offer(data: bytes | None) -> JournalOffer | None:
         return None
     kept, numbers = int(min(retention, MAX_RETENTION)), _read_numbers(told.get("peer"))
     tells_peer = numbers is not None or ("peer" in told and told["peer"] is None)
-    return JournalOffer(kept, str(journal), age, numbers, tells_peer, told.get("numbers") is True)
+    others = _read_others(told.get("others"))
+    return JournalOffer(kept, str(journal), age, numbers, tells_peer, others, told.get("numbers") is True)
+
+
+def _read_others(told: object) -> tuple[PeerNumbers, ...] | None:
+    if not isinstance(told, list) or len(told) > MAX_OTHERS:
+        return None
+    others = [numbers for numbers in map(_read_numbers, told) if numbers is not None]
+    return tuple(others) if len(others) == len(told) else None
 
 
 def _read_numbers(told: object) -> PeerNumbers | None:

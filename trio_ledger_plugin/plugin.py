@@ -129,12 +129,9 @@ class LedgerPlugin(ABC):
     async def carry_money(self, transfer: Transfer) -> int | None:
         """Carry one transfer to the peer, once, and return when it is acknowledged.
 
-        At ``MoneyLevel.KEYED`` the peer must get ``transfer.key`` and ``transfer.number`` with it.
+        At ``MoneyLevel.KEYED`` the peer must get its key and number; return the number of the peer's receipt, if any.
         ``TransferInDoubtError`` means that the peer may have applied it, ``RemoteError`` that it was refused, another
         ``LedgerPluginError`` that nothing was sent.
-
-        Returns:
-            The number of the peer's receipt; 0 or None if it has none, as at PLAIN.
         """
         exchange = self._exchange
         if exchange is None:

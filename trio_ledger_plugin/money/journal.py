@@ -299,7 +299,9 @@ class Journal:
             try:
                 with trio.move_on_after(NUMBERS_SECONDS):
                     numbers = await self.run(account, self.sql.peers.numbers, account, journal)
-                    return evolve(offer, peer=numbers, tells_peer=True)
+                    # Who does not know the peer's journal yet tells about all that it may be.
+                    others = None if journal else await self.run(account, self.sql.peers.others, account)
+                    return evolve(offer, peer=numbers, tells_peer=True, others=others)
             except StoreError as error:
                 self._log.warn("cannot look up what was exchanged with a peer: %s", error)
         return offer

@@ -1,6 +1,6 @@
 """The journals of peers: is a peer's journal the one that this journal knows, and is it complete?
 
-Each end numbers the KEYED transfers that it sends to the other's journal, and those that it credits from it. The
+Each end numbers the KEYED transfers that it sends to the other's journal, and the ones that it credits. The
 numbers go with the transfers and their receipts, and on every link the ends tell each other the last ones. An end that
 has given fewer numbers than the other end has seen was restored from an old copy.
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import frozen
 
-from ..negotiation import MAX_RETENTION, PeerNumbers
+from ..negotiation import MAX_OTHERS, MAX_RETENTION, PeerNumbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,7 +102,7 @@ class SqlPeers:
         self._room = room
 
     def numbers(self, connection: Connection, account: str, journal: str | None) -> PeerNumbers | None:
-        """Return what is known of the transfers with a peer's journal; None if the journal is not known.
+        """Return what is known of the transfers with a journal; None if the journal is not known.
 
         Args:
             connection: The connection.
@@ -116,6 +116,12 @@ class SqlPeers:
             return PeerNumbers(row[0], *row[2:])
         older = connection.execute(self._sql.FIND_OLDER_PEER, (self._ledger, account, journal)).fetchone()
         return None if older is None else PeerNumbers(journal, *older[1:])
+
+    def others(self, connection: Connection, account: str) -> tuple[PeerNumbers, ...] | None:
+        """Return what is known of the transfers with earlier journals of an account; None if they are too many."""
+        place = (self._ledger, account, MAX_OTHERS + 1)
+        rows = connection.execute(self._sql.LIST_OLDER_PEERS, place).fetchall()
+        return None if len(rows) > MAX_OTHERS else tuple(PeerNumbers(*row) for row in rows)
 
     def use(self, connection: Connection, account: str, journal: str, age: float) -> None:
         """Give numbers for another journal of the account from now on; the account is entered if it is new.
@@ -144,7 +150,7 @@ class SqlPeers:
         """Compare the peer's journal of a new link with what is known; if it cannot be trusted, doubt what is open."""
         sql, place = self._sql, (self._ledger, account)
         offer, said = peer.offer, peer.said
-        theirs = offer.peer if offer.peer is not None and offer.peer.journal == self._own_id() else None
+        theirs = offer.find(self._own_id())
         known = connection.execute(sql.FIND_PEER, place).fetchone()
         if known is None and (theirs in (None, PeerNumbers(self._own_id())) or not self._room.take_place()):
             # Anybody may connect under any name: an account is entered once there is something to remember.
@@ -152,14 +158,16 @@ class SqlPeers:
         former = "" if known is None else known[0]
         self.use(connection, account, peer.id, offer.age)
         _, age, sent, acked, received, credited = connection.execute(sql.FIND_PEER, place).fetchone()
-        mine = said.peer if said is not None and said.peer is not None and said.peer.journal == peer.id else None
+        mine = None if said is None else said.find(peer.id)
+        # An end that tells about every journal that it knows, and not about this one, knows nothing of it.
+        tells = theirs is not None or (offer.tells_peer and (offer.peer is None or offer.others is not None))
         troubles = []
         if former not in ("", peer.id):
             troubles.append(f"its journal was {former} before and is {peer.id} now: it was replaced")
         elif offer.age < age - 1e-3:
             troubles.append(f"its journal is {age - offer.age:.0f} s younger than before: it was restored from a copy")
         lost_credits, lost_sendings, missing = Lost(), Lost(), 0
-        if mine is not None and offer.tells_peer and (theirs is not None or offer.peer is None):
+        if mine is not None and tells:
             told = theirs or PeerNumbers(mine.journal)
             lost_credits = Lost.between(told.credited, mine.acked)
             lost_sendings = Lost.between(told.sent, mine.received)

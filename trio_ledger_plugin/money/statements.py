@@ -118,6 +118,9 @@ class Statements:
         "SELECT peer_age, sent, acked, received, credited FROM lpi_peers"
         " WHERE ledger = ? AND account = ? AND journal = ?"
     )
+    LIST_OLDER_PEERS = (
+        "SELECT journal, sent, acked, received, credited FROM lpi_peers WHERE ledger = ? AND account = ? LIMIT ?"
+    )
     KEEP_OLDER_PEER = (
         "INSERT INTO lpi_peers (ledger, account, journal, peer_age, sent, acked, received, credited, age)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -130,7 +133,7 @@ class Statements:
     )
     DROP_OLD_PEERS = "DELETE FROM lpi_peers WHERE ledger = ? AND account = ? AND age < ?"
     LAST_NUMBER = "SELECT max(id) FROM lpi_transfers"
-    # The transfers that a peer's journal has lost, of those in a slice: those that it has credited, and has sent.
+    # The transfers that a peer's journal has lost, in a slice: what it has credited, and what it has sent.
     CREDITS_LOST = (
         "SELECT key, amount FROM lpi_transfers WHERE id > ? AND id <= ? AND ledger || '' = ? AND account = ?"
         " AND direction = 'out' AND peer_journal = ? AND receipt > ? ORDER BY id DESC"
