@@ -22,6 +22,7 @@ from trio_ledger_plugin import (
     open_plugin,
 )
 from trio_ledger_plugin.loopback import LoopbackOptions
+from trio_ledger_plugin.money.room import Room
 from trio_ledger_plugin.money.sql import SqlJournal
 from trio_ledger_plugin.money.tables import COMPONENT, STEPS
 from trio_ledger_plugin.negotiation import PeerJournal
@@ -68,7 +69,7 @@ async def db(tmp_path):
 
 async def send(store, account, *keys, level=MoneyLevel.PLAIN, amount=10, ledger="main"):
     """Enter transfers as if a plugin were sending them when it is killed."""
-    journal = SqlJournal(ledger, SQLITE, max_keys=10, key_retention=1e6, promised=1e6)
+    journal = SqlJournal(ledger, SQLITE, room=Room(), key_retention=1e6, promised=1e6)
     peer = PeerJournal.of(PEER_OFFER) if level is MoneyLevel.KEYED else None
 
     def enter(connection):

@@ -23,6 +23,7 @@ from trio_ledger_plugin.errors import wire_error
 from trio_ledger_plugin.log import format_message
 from trio_ledger_plugin.money.plain import PlainMoney
 from trio_ledger_plugin.runtime.handlers import Handlers, as_bytes
+from trio_ledger_plugin.statistics import Counters
 from trio_ledger_plugin.testing.conformance.assertions import echo
 from trio_ledger_plugin.transfer import Transfer
 
@@ -50,7 +51,7 @@ def log():
 def handlers(log):
     """Handlers of a plugin without a journal: money goes straight to its handler."""
     nothing: Any = None
-    return Handlers(log, PlainMoney(nothing, nothing).receive, max_reply=1000)
+    return Handlers(log, Counters(), PlainMoney(nothing, nothing).receive, max_reply=1000)
 
 
 async def refuse(data):

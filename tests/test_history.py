@@ -124,6 +124,7 @@ def test_unfinished_transfers_are_never_removed(book):
     book.journal.outgoing.doubt(book.connection, book.begin("in_doubt").number)
     book.receive("applied")
     book.receive("applied at PLAIN", account="alice", level=PLAIN)
+    book.journal.history.note_handler(book.connection)
     book.now = 100 * RETENTION
     book.forget()
     assert book.keys == ["sent", "in_doubt", "applied", "applied at PLAIN"]
@@ -195,6 +196,7 @@ def test_keys_are_forgotten_a_slice_at_a_time(book, monkeypatch):
     for number in range(7):
         book.receive(f"k{number}", apply=accept)
     waits = book.receive("waits", account="alice").credited
+    book.journal.history.note_handler(book.connection)
     book.now = PROMISED + 1
     left = [len(book.keys) for _ in forget_in_slices(book.connection, book.journal)]
     # What waits for its handler is passed over, and does not stop the others.

@@ -42,6 +42,7 @@ from trio_ledger_plugin.errors import wire_error
 from trio_ledger_plugin.money import history, outgoing
 from trio_ledger_plugin.money.incoming import PLAIN_SECONDS, Credited, Received
 from trio_ledger_plugin.money.outgoing import BEING_SENT, BeingSent
+from trio_ledger_plugin.money.peers import Meeting
 from trio_ledger_plugin.negotiation import MAX_RETENTION, PeerNumbers
 from trio_ledger_plugin.transfer import TRANSITIONS, TransferState
 
@@ -117,6 +118,9 @@ class JournalMachine(RuleBasedStateMachine):
         # For each account and journal: the numbers sent, acked, received and credited, and the age that the journal has
         # shown.
         self.numbers: dict[tuple[str, str], list[Any]] = {}
+        # The accounts of which something is known.
+        self.entered: set[str] = set()
+        self.had_handler = False
         # The age at which another journal took the place of one.
         self.left_at: dict[tuple[str, str], float] = {}
         # The age of the ledger that a crash cannot take back.
@@ -209,6 +213,7 @@ class JournalMachine(RuleBasedStateMachine):
         journal, resend_until = (peer, until) if level is KEYED else ("", 0.0)
         assert found == BeingSent(found.number, transfer, journal, resend_until)
         self.check_number(found.number)
+        self.entered.add(account)
         row = self.rows[account, OUT, "", key] = Row(
             found.number, amount, level, "sent", self.key_retention, journal=journal
         )
@@ -217,7 +222,7 @@ class JournalMachine(RuleBasedStateMachine):
         self.certain_age = self.age
         if level is KEYED:
             self.keyed[account] += 1
-            self.use(account, peer)
+            self.use(account, peer, 1000.0)
             self.numbers[account, peer][0] += 1
             row.peer_number = self.numbers[account, peer][0]
         assert found.transfer.number == row.peer_number
@@ -409,12 +414,13 @@ class JournalMachine(RuleBasedStateMachine):
 
     # The journals of peers.
 
-    def use(self, account, peer):
+    def use(self, account, peer, age=0.0):
+        self.entered.add(account)
         if self.current[account] == peer:
             return
         former, self.current[account] = self.current[account], peer
         self.left_at.pop((account, peer), None)
-        self.numbers.setdefault((account, peer), [0, 0, 0, 0, 0.0])
+        self.numbers.setdefault((account, peer), [0, 0, 0, 0, age])
         if former:
             self.left_at[account, former] = self.age
         for place, age in list(self.left_at.items()):
@@ -426,7 +432,11 @@ class JournalMachine(RuleBasedStateMachine):
         """Meet a peer on a new link. If it has another journal, or a younger one, its open transfers are in doubt."""
         former = self.current[account]
         meeting = self.call(self.journal.peers.meet, account, journal_of(peer, age))
-        self.use(account, peer)
+        if account not in self.entered:
+            # Anybody can connect under any name.
+            assert meeting == Meeting()
+            return
+        self.use(account, peer, age)
         is_younger = age < self.numbers[account, peer][4]
         self.numbers[account, peer][4] = age
         assert bool(meeting.trouble) is (former not in ("", peer) or is_younger)
@@ -505,9 +515,10 @@ class JournalMachine(RuleBasedStateMachine):
         self.check_number(number)
         self.certain_age = self.age
         state = {"outbox": "applied", "accept": "delivered", "refuse": "refused"}[verdict]
-        kept = self.promised if level is KEYED else None if verdict == "outbox" else PLAIN_SECONDS
+        self.entered.add(account)
+        kept = self.promised if level is KEYED or verdict == "outbox" else PLAIN_SECONDS
         row = self.rows[account, IN, transfer.journal, transfer.key] = Row(
-            number, int(transfer.amount), level, state, self.promised, forget_at=kept and self.age + kept
+            number, int(transfer.amount), level, state, self.promised, forget_at=self.age + kept
         )
         row.refusal = refusal
         if verdict == "refuse":
@@ -593,8 +604,28 @@ class JournalMachine(RuleBasedStateMachine):
         """Exactly those are forgotten whose time has come, by what was promised when they were entered."""
         self.call(lambda connection: list(forget_in_slices(connection, self.journal)))
         for place, row in list(self.rows.items()):
-            if row.forget_at is not None and row.forget_at < self.age and row.state != "applied":
+            waits = row.state == "applied" and self.had_handler
+            if row.forget_at is not None and row.forget_at < self.age and not waits:
                 del self.rows[place]
+                if place[1] is IN and (row.level is KEYED or row.state == "applied"):
+                    self.drop_unused(place[0])
+
+    def drop_unused(self, account):
+        """Forget an account of which nothing is known any longer."""
+        known = self.numbers.get((account, self.current[account]), [0, 0, 0, 0])[:4]
+        is_open = self.rows_in(account, OUT, "sent", "in_doubt") or self.kept(account)
+        has_older = any(place[0] == account for place in self.left_at)
+        moved = self.sent[account] or self.received[account] or self.keyed[account]
+        # Numbers are never given again.
+        if not (is_open or moved or has_older or any(known)):
+            self.entered.discard(account)
+            self.numbers.pop((account, self.current[account]), None)
+            self.current[account] = ""
+
+    @rule()
+    def note_handler(self):
+        self.call(self.journal.history.note_handler)
+        self.had_handler = True
 
     # Invariants.
 
@@ -640,6 +671,11 @@ class JournalMachine(RuleBasedStateMachine):
             )
         waiting = {account for (account, _, _, _), row in self.rows.items() if row.state == "applied"}
         assert self.journal.accounts_to_deliver(self.connection) == sorted(waiting)
+
+    @invariant()
+    def an_account_is_kept_while_something_is_known_of_it(self):
+        rows = self.select("SELECT account FROM lpi_accounts WHERE ledger = 'main' ORDER BY account")
+        assert [account for (account,) in rows] == sorted(self.entered)
 
     @invariant()
     def no_unit_is_lost_or_made(self):

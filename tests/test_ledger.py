@@ -320,6 +320,75 @@ async def test_full_account_refuses_money_and_removes_no_key(store):
         await settle(store)
         assert plugin.replies[3] is None
         assert await sums(plugin) == (0, 10, 0)
+        statistics = plugin.statistics()
+        assert (statistics.transfers_refused, statistics.transfers_remembered, statistics.accounts_remembered) == (
+            *(1, 2, 1),
+        )
+
+
+async def pass_time(store, mock_clock, seconds):
+    """Let time pass, and what may be forgotten then be forgotten."""
+    for each in (seconds, journaled.FORGET_SECONDS + 1, 1, 1):
+        mock_clock.jump(each)
+        await settle(store)
+
+
+@new_store
+async def test_what_is_remembered_is_counted_on_opening(store, mock_clock):
+    async with open_journal(store) as plugin:
+        for number, key in enumerate("abc"):
+            receive(plugin, number, key)
+        await settle(store)
+    async with open_journal(store, max_ledger_keys=4) as plugin:
+        await pass_time(store, mock_clock, 1)
+        assert plugin.statistics().transfers_remembered == 3
+        receive(plugin, 4, "d")
+        await settle(store)
+        # An account that has three may not take the one that is free.
+        assert isinstance(plugin.replies[4], UnreachableError)
+
+
+@new_store
+@pytest.mark.parametrize("level", list(MoneyLevel))
+async def test_what_nobody_ever_asked_for_is_forgotten(store, mock_clock, level):
+    """A program that only reads the totals would otherwise take no more money once the account is full."""
+    async with open_journal(store, max_transfer_keys=1, key_retention=DAY) as plugin:
+        for number in range(3):
+            plugin.ask(number, Transfer("5", key=f"{number}", level=level, digest=b"d"))
+            await settle(store)
+            assert plugin.replies[number] is None
+            await pass_time(store, mock_clock, DAY)
+            assert await states(plugin) == {}
+        assert await sums(plugin) == (0, 15, 0)
+        assert plugin.statistics().transfers_remembered == 0
+
+
+@new_store
+@pytest.mark.parametrize("when", ["before", "after", "in the run before"])
+async def test_what_waits_for_a_handler_is_kept(store, mock_clock, when):
+    """A handler that is missing for a week is a fault, and the money is still its."""
+    handler = Handler()
+    if when == "in the run before":
+        async with open_journal(store, key_retention=DAY) as plugin:
+            plugin.register_money_handler(handler)
+            await settle(store)
+    async with open_journal(store, key_retention=DAY) as plugin:
+        if when == "before":
+            plugin.register_money_handler(handler)
+            plugin.deregister_money_handler()
+            await settle(store)
+        receive(plugin, 1, "a")
+        await settle(store)
+        if when == "after":
+            plugin.register_money_handler(handler)
+            plugin.deregister_money_handler()
+        await settle(store)
+        await pass_time(store, mock_clock, 3 * DAY)
+        assert await states(plugin) == {"a": "applied"}
+        plugin.register_money_handler(handler)
+        await settle(store)
+        assert handler.keys == ["a"]
+        assert await sums(plugin) == (0, 5, 0)
 
 
 @new_store

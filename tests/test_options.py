@@ -115,6 +115,8 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "standby": False,
         "key_retention": 604800.0,
         "max_transfer_keys": 1000000,
+        "max_ledger_keys": 10000000,
+        "max_accounts": 1000000,
         "accept_money": "handler",
     }
 

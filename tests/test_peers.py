@@ -16,6 +16,10 @@ from trio_ledger_plugin.transfer import TransferState
 class End(Book):
     """One end of an account, in a database that can be copied and restored."""
 
+    def __init__(self):
+        super().__init__()
+        self.peer_age = 0.0
+
     def offer(self, peer=None):
         """Return what this end says about its journal, with the numbers of the transfers with the peer's."""
         numbers = self.journal.peers.numbers(self.connection, "", peer)
@@ -260,6 +264,7 @@ def test_numbers_of_a_journal_are_known_again_when_it_returns(client, server):
 def test_younger_journal_is_a_restored_one(book):
     """Nothing was exchanged since the copy, but the keys of the time between may be missing."""
     book.journal.peers.meet(book.connection, "", journal_of("first", 500.0))
+    book.peer_age = 500.0
     book.begin("open", amount=7)
     meeting = book.journal.peers.meet(book.connection, "", journal_of("first", 440.0))
     assert meeting == Meeting(
@@ -306,14 +311,14 @@ def test_accounts_have_peers_of_their_own(book):
 def test_journals_that_were_left_long_ago_are_forgotten(book):
     """A peer that shows another journal on each link would fill the store."""
     for number in range(4):
-        book.journal.peers.use(book.connection, "", f"journal {number}")
+        book.journal.peers.use(book.connection, "", f"journal {number}", 0.0)
         book.now += MAX_RETENTION / 2 + 1
     assert book.select("SELECT journal FROM lpi_peers ORDER BY journal") == [("journal 1",), ("journal 2",)]
 
 
 def test_number_of_journals_that_are_remembered_is_limited(book):
     for number in range(3 * peers.MAX_OLDER):
-        book.journal.peers.use(book.connection, "", f"journal {number}")
+        book.journal.peers.use(book.connection, "", f"journal {number}", 0.0)
         book.now += 1
     kept = book.select("SELECT journal FROM lpi_peers ORDER BY age")
     assert kept == [(f"journal {number}",) for number in range(2 * peers.MAX_OLDER - 1, 3 * peers.MAX_OLDER - 1)]

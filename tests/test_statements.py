@@ -59,7 +59,7 @@ STORES = {place: text for place, text in LITERALS.items() if not place.startswit
 def fill(connection, rows):
     """Fill a database as a busy server has it: three ledgers, sixty accounts, a long history and short queues."""
     connection.execute(
-        """INSERT INTO lpi_ledgers SELECT column1, 1e6, column1 FROM (VALUES ('main'), ('second'), ('third'))
+        """INSERT INTO lpi_ledgers SELECT column1, 1e6, column1, 0 FROM (VALUES ('main'), ('second'), ('third'))
             WHERE true ON CONFLICT DO UPDATE SET age = 1e6"""
     )
     numbers = "WITH RECURSIVE n (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < ?)"
@@ -240,7 +240,7 @@ def use_everything(book):
         outgoing.put_in_doubt(connection, account)
         peers.meet(connection, account, journal_of("another"))
         for number in range(MAX_OLDER + 1):
-            peers.use(connection, account, f"journal {number}")
+            peers.use(connection, account, f"journal {number}", 0.0)
         peers.meet(connection, account, journal_of("another"))
         peers.numbers(connection, account, "the journal of 7")
         peers.credits_lost(connection, account, "another", Lost(5))
@@ -265,6 +265,9 @@ def use_everything(book):
             journal.history.page(connection, None, IN, state, after)
     journal.history.accounts(connection, None)
     journal.history.accounts(connection, "account 7")
+    journal.history.keys_kept(connection, None)
+    journal.history.keys_kept(connection, "account 7")
+    journal.history.note_handler(connection)
     journal.history.ledgers(connection)
     journal.accounts_to_deliver(connection)
     book.begin("being sent", account="account 7", peer="the journal of 7")

@@ -360,8 +360,12 @@ class LedgerPlugin(ABC):
 
     def statistics(self) -> Statistics:
         """Return a snapshot of the plugin's statistics; may be called from any thread."""
-        now = measure_links(self.exchanges()) | self.context.budget.measure()
+        now = measure_links(self.exchanges()) | self.context.budget.measure() | self.remembered()
         return Statistics.of(self.counted(), events_dropped=self._connector.stream.dropped, **now)
+
+    def remembered(self) -> dict[str, int]:
+        """Return what the journal remembers now, as ``Statistics`` names it."""
+        return self.money.measure()
 
     # What the author of a plugin calls.
 

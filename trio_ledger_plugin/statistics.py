@@ -25,10 +25,13 @@ class Statistics:
         handler_bytes: Bytes of requests and replies that they hold.
         backlog_bytes: Bytes of requests that wait for a handler now, with a share for each request.
         links: Authenticated connections that are open now.
+        transfers_remembered: Received transfers that the journal remembers now; it is counted exactly once an hour.
+        accounts_remembered: Accounts that the journal remembers now, likewise.
         redials: How often the connection was established again after a loss.
         malformed_packets: Messages from the peer that were not readable packets.
         unexpected_responses: Replies that match no call: late, repeated or made up.
         requests_refused: Requests from the peer that were refused because too many were waiting or running.
+        transfers_refused: Transfers from the peer that were refused because too many are remembered.
         links_refused: Connections that were authenticated and refused, because the account or the server had too many
             or the account was disconnected by this end.
         links_replaced: Idle connections that were closed to make room for a new one of the same account.
@@ -49,10 +52,13 @@ class Statistics:
     handler_bytes: int
     backlog_bytes: int
     links: int
+    transfers_remembered: int
+    accounts_remembered: int
     redials: int
     malformed_packets: int
     unexpected_responses: int
     requests_refused: int
+    transfers_refused: int
     links_refused: int
     links_replaced: int
     unauthenticated_dropped: int
@@ -90,6 +96,7 @@ class Counters:
     malformed_packets: int = 0
     unexpected_responses: int = 0
     requests_refused: int = 0
+    transfers_refused: int = 0
     links_refused: int = 0
     links_replaced: int = 0
     unauthenticated_dropped: int = 0

@@ -11,6 +11,7 @@ import psycopg
 from trio_ledger_plugin import MoneyLevel, NotAcceptedError, RemoteError, Totals, Transfer
 from trio_ledger_plugin.money.history import START, AccountTotals
 from trio_ledger_plugin.money.outgoing import BeingSent
+from trio_ledger_plugin.money.room import UNLIMITED, Room
 from trio_ledger_plugin.money.sql import SqlJournal
 from trio_ledger_plugin.negotiation import JournalOffer, PeerJournal
 from trio_ledger_plugin.stores.dialect import SQLITE
@@ -58,11 +59,14 @@ def new_journal(
     ledger: str = "main",
     *,
     max_keys: int = 10_000,
+    max_ledger_keys: int = UNLIMITED,
+    max_accounts: int = UNLIMITED,
     key_retention: float = RETENTION,
     promised: float = PROMISED,
     dialect: Dialect = SQLITE,
 ) -> SqlJournal:
-    return SqlJournal(ledger, dialect, max_keys=max_keys, key_retention=key_retention, promised=promised, clock=clock)
+    room = Room(max_keys, max_ledger_keys, max_accounts)
+    return SqlJournal(ledger, dialect, room=room, key_retention=key_retention, promised=promised, clock=clock)
 
 
 def in_transaction(connection: Any, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
@@ -147,6 +151,8 @@ class Book:
 
     def __init__(self, dsn: str | None = None) -> None:
         self.now = 0.0
+        # The age that peers' journals have shown.
+        self.peer_age = 1000.0
         self.dialect = SQLITE if dsn is None else POSTGRES
         self.connection: Any = connect() if dsn is None else PostgresConnection(dsn)
         self.journal = self.reopen()
@@ -161,7 +167,8 @@ class Book:
         self, key: str, *, amount: int = 5, level: MoneyLevel = KEYED, account: str = "", peer: str = "first"
     ) -> BeingSent:
         """Enter a transfer that is about to be sent."""
-        transfer, shown = transfer_of(account, key, amount, level), journal_of(peer) if level is KEYED else None
+        transfer = transfer_of(account, key, amount, level)
+        shown = journal_of(peer, self.peer_age) if level is KEYED else None
         sent = in_transaction(self.connection, self.journal.outgoing.begin, transfer, shown, plain_allowed=True)
         assert isinstance(sent, BeingSent)
         return sent

@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from support.ledgers import DAY, WEEK
+from trio_ledger_plugin.money.room import Room
 from trio_ledger_plugin.money.sql import SqlJournal
 from trio_ledger_plugin.stores import open_sqlite_store
 from trio_ledger_plugin.stores.dialect import SQLITE
@@ -57,7 +58,7 @@ def fill(
         own: The id of the ledger's journal.
         peer: The id of the peer's journal.
     """
-    journal = SqlJournal(ledger, SQLITE, max_keys=0, key_retention=WEEK, promised=WEEK)
+    journal = SqlJournal(ledger, SQLITE, room=Room(), key_retention=WEEK, promised=WEEK)
     journal.open(connection, settle=True)
     connection.execute("UPDATE lpi_ledgers SET age = ?, journal = ? WHERE ledger = ?", (AGE, own, ledger))
     connection.execute("INSERT INTO lpi_accounts (ledger, account) VALUES (?, ?)", (ledger, account))

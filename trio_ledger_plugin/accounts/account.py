@@ -10,7 +10,7 @@ from attrs import evolve, frozen
 
 from ..codec import ildcp, ilp
 from ..errors import DecodeError, InvalidFieldsError, NotConnectedError
-from ..money.service import MoneyLink
+from ..money.service import NOTHING_REMEMBERED, MoneyLink
 from ..plugin import LedgerPlugin
 from ..runtime.handlers import Handlers
 from ..runtime.hosted import HostedConnector
@@ -49,6 +49,7 @@ class AccountSnapshot:
         requests_received: Requests from its client since then, transfers included.
         requests_sent: Requests to its client since then, transfers included.
         requests_refused: Requests from its client since then that were refused because too many waited or ran.
+        transfers_refused: Transfers from its client since then that were refused because too many are remembered.
         links_refused: Connections of its client that were refused since then, because there were too many.
         links_replaced: Idle connections that were closed since then, to make room for newer ones.
         bytes_received: Bytes read from its connections since then, including closed ones.
@@ -65,6 +66,7 @@ class AccountSnapshot:
     requests_received: int
     requests_sent: int
     requests_refused: int
+    transfers_refused: int
     links_refused: int
     links_replaced: int
     bytes_received: int
@@ -100,8 +102,9 @@ class Account:
         changed: Callable[[str], None],
     ) -> None:
         self.name: str = name
-        handlers = _AccountHandlers(name, server, info, receive, changed)
-        self.context: Context = evolve(server, counters=Counters(), handlers=handlers, budget=budget)
+        counters = Counters()
+        handlers = _AccountHandlers(name, server, counters, info, receive, changed)
+        self.context: Context = evolve(server, counters=counters, handlers=handlers, budget=budget)
         # The open links, the newest last.
         self.links: dict[Exchange, None] = {}
         self.plugin: AccountPlugin | None = None
@@ -159,6 +162,7 @@ class Account:
             requests_received=counted.requests_received,
             requests_sent=counted.requests_sent,
             requests_refused=counted.requests_refused,
+            transfers_refused=counted.transfers_refused,
             links_refused=counted.links_refused,
             links_replaced=counted.links_replaced,
             bytes_received=counted.bytes_received + sum(link.bytes_received for link in self.links),
@@ -194,11 +198,12 @@ class _AccountHandlers(Handlers):
         self,
         name: str,
         server: Context,
+        counters: Counters,
         info: Callable[[], HostInfo],
         receive: Receive,
         changed: Callable[[str], None],
     ) -> None:
-        super().__init__(server.log, receive, max_reply=server.options.max_data_bytes, parent=server.handlers)
+        super().__init__(server.log, counters, receive, max_reply=server.options.max_data_bytes, parent=server.handlers)
         self._name = name
         self._info = info
         self._changed = changed
@@ -348,6 +353,10 @@ class AccountPlugin(LedgerPlugin):
     def counted(self) -> Counters:
         """Return what was counted for the account since this plugin was made."""
         return self.counters.since(self._counted_before)
+
+    def remembered(self) -> dict[str, int]:
+        """Return zeros: the journal is the server's."""
+        return NOTHING_REMEMBERED
 
     def server_ended(self, failure: PluginFailedError | None) -> None:
         """End with the server."""

@@ -14,6 +14,7 @@ from ..errors import InvalidFieldsError, LedgerPluginError, TransferNotFoundErro
 from ..log import StdlibLog, escape
 from ..money.journal import Journal
 from ..money.reconciliation import Transfers
+from ..money.room import Room
 from ..money.sql import SqlJournal
 from ..options.base import PluginOptions
 from ..transfer import Totals, TransferDirection, TransferState
@@ -114,7 +115,7 @@ class _Reader:
         self._history = SqlJournal(
             ledger,
             dialect_for(db),
-            max_keys=options.max_transfer_keys,
+            room=Room.of(options),
             key_retention=options.key_retention,
             promised=options.key_retention,
         ).history

@@ -22,17 +22,21 @@ from ..transfer import (
     TransferDirection,
     TransferState,
 )
+from .room import drop_unused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..stores.dialect import Connection
+    from .room import Room
     from .statements import Statements
 
 __all__ = ["AccountTotals", "Page", "SqlHistory", "read_entry"]
 
 # How many rows are read or removed in one transaction; it limits how long other transactions wait.
 PAGE: Final = 200
+# The same of rows that are only counted.
+KEYS_PAGE: Final = 1000
 # Before the first row that can be forgotten.
 START: Final = (-inf, 0)
 
@@ -72,6 +76,7 @@ class SqlHistory:
         ledger: The ledger's name.
         statements: The SQL.
         age: Returns the ledger's age.
+        room: How much the ledger may keep.
         undo_sending: Undoes what a transfer that the peer has not applied did to its account.
         count_acked: Counts a transfer that the peer has applied.
     """
@@ -81,6 +86,7 @@ class SqlHistory:
         ledger: str,
         statements: Statements,
         age: Callable[[], float],
+        room: Room,
         *,
         undo_sending: Callable[[Connection, int, Transfer], None],
         count_acked: Callable[[Connection, Transfer], None],
@@ -88,6 +94,7 @@ class SqlHistory:
         self._ledger = ledger
         self._sql = statements
         self._age = age
+        self._room = room
         self._undo_sending = undo_sending
         self._count_acked = count_acked
 
@@ -205,7 +212,21 @@ class SqlHistory:
             what = "is not at KEYED" if known else "is not known"
             raise InvalidFieldsError(f"account {account!r} {what}; nothing was changed")
 
-    # Forgetting.
+    # Forgetting, and what is kept.
+
+    def note_handler(self, connection: Connection) -> None:
+        """Record that a money handler was registered: from now on, what waits for one is not forgotten."""
+        connection.execute(self._sql.NOTE_HANDLER, (self._ledger,))
+
+    def keys_kept(self, connection: Connection, after: str | None) -> list[tuple[str, int]]:
+        """Return a page of the accounts in the order of their names, with the number of their remembered transfers.
+
+        Args:
+            connection: The connection.
+            after: The name after which the page begins; None for the first page.
+        """
+        first = self._sql.FIRST_KEYS if after is None else self._sql.LIST_KEYS
+        return list(connection.execute(first, (self._ledger, after or "", KEYS_PAGE)).fetchall())
 
     def forget(self, connection: Connection, after: tuple[float, int] = START) -> tuple[float, int] | None:
         """Remove a slice of the transfers whose keys need not be kept any longer.
@@ -221,15 +242,23 @@ class SqlHistory:
         """
         place = (self._ledger, *after, self._age(), PAGE)
         rows = connection.execute(self._sql.FORGETTABLE, place).fetchall()
-        # A credited transfer stays until a handler has finished with it.
-        gone = [row for row in rows if row[3] != TransferState.APPLIED.value]
+        applied = TransferState.APPLIED.value
+        # A credited transfer stays until a handler has finished with it, unless nobody has ever asked for it.
+        if connection.execute(self._sql.HAD_HANDLER, (self._ledger,)).fetchone()[0]:
+            gone = [row for row in rows if row[3] != applied]
+        else:
+            gone = rows
         kept: dict[str, int] = {}
-        for number, account, direction, _, level, _ in gone:
+        for number, account, direction, state, level, _ in gone:
             connection.execute(self._sql.DROP_TRANSFER, (number,))
-            if direction == TransferDirection.IN.value and level == MoneyLevel.KEYED.value:
+            if state == applied:
+                connection.execute(self._sql.DROP_TO_DELIVER, (number,))
+            if state == applied or (direction == TransferDirection.IN.value and level == MoneyLevel.KEYED.value):
                 kept[account] = kept.get(account, 0) + 1
         for account, number in kept.items():
             connection.execute(self._sql.FORGET_KEYS, (number, self._ledger, account))
+            self._room.keys -= number
+            drop_unused(connection, self._sql, (self._ledger, account), self._room)
         return (rows[-1][5], rows[-1][0]) if len(rows) == PAGE else None
 
 

@@ -16,16 +16,18 @@ from attrs import frozen
 
 from ..errors import DuplicateIdError, LedgerPluginError, NotAcceptedError, UnreachableError, wire_error
 from ..transfer import MoneyLevel, Receipt, Transfer, TransferState
+from .room import UNLIMITED, drop_unused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..stores.dialect import Connection
+    from .room import Room
     from .statements import Statements
 
     Apply: TypeAlias = Callable[[Connection, Transfer], LedgerPluginError | None]
 
-__all__ = ["Credited", "Received", "SqlIncoming"]
+__all__ = ["Credited", "NoRoomError", "Received", "SqlIncoming"]
 
 LOST_KEYS: Final = (
     "this account is at KEYED, but this transfer has no key: the other end has lost its journal or is another program;"
@@ -34,8 +36,15 @@ LOST_KEYS: Final = (
 NO_KEYS: Final = "money is accepted at KEYED only"
 # No journal has this id.
 NO_JOURNAL: Final = " "
+TOO_MANY_ACCOUNTS: Final = "too many accounts are remembered already"
 # For how many seconds a received PLAIN transfer stays that is delivered at once: until its commit is certain.
 PLAIN_SECONDS: Final = 60.0
+
+
+class NoRoomError(UnreachableError):
+    """Refuses a transfer that would have to be remembered although too much is remembered already."""
+
+    name = UnreachableError.name
 
 
 class _StoredRefusalError(LedgerPluginError):
@@ -92,7 +101,7 @@ class SqlIncoming:
         statements: The SQL.
         age: Returns the ledger's age.
         use_peer: Counts for another journal of an account's peer.
-        max_keys: How many transfers are kept for an account; further ones are refused.
+        room: How much the ledger may keep.
         promised: For how many seconds keys are kept, as peers are told.
     """
 
@@ -101,16 +110,16 @@ class SqlIncoming:
         ledger: str,
         statements: Statements,
         age: Callable[[], float],
-        use_peer: Callable[[Connection, str, str], None],
+        use_peer: Callable[[Connection, str, str, float], None],
         *,
-        max_keys: int,
+        room: Room,
         promised: float,
     ) -> None:
         self._ledger = ledger
         self._sql = statements
         self._age = age
         self._use_peer = use_peer
-        self._max_keys = max_keys
+        self._room = room
         self._promised = promised
 
     def receive(
@@ -145,6 +154,7 @@ class SqlIncoming:
             if refusal is not None:
                 # Everything that it did is undone, the account's level included.
                 connection.execute("ROLLBACK TO lpi_receive")
+                self._count_undone(connection, transfer)
                 self._keep_refusal(connection, transfer, refusal)
         connection.execute("RELEASE lpi_receive")
         return received
@@ -152,19 +162,23 @@ class SqlIncoming:
     def _credit(self, connection: Connection, transfer: Transfer, *, delivered: bool) -> Received:
         age, keyed = self._age(), transfer.level is MoneyLevel.KEYED
         state = TransferState.DELIVERED if delivered else TransferState.APPLIED
-        forget_at = age + (self._promised if keyed else PLAIN_SECONDS) if keyed or delivered else None
+        forget_at = age + (self._promised if keyed or not delivered else PLAIN_SECONDS)
         entered = self._enter_incoming(connection, transfer, state, forget_at, None)
         if entered is None:
             return self._repeat_reply(connection, transfer)
         number, receipt = entered
         if keyed and receipt is None:
-            self._use_peer(connection, transfer.account, transfer.journal)
             place = (self._ledger, transfer.account)
+            if not self._has_place(connection, place):
+                connection.execute(self._sql.DROP_TRANSFER, (number,))
+                return Received(NoRoomError(TOO_MANY_ACCOUNTS))
+            self._use_peer(connection, transfer.account, transfer.journal, 0.0)
             receipt = connection.execute(self._sql.FIND_PEER, place).fetchone()[5] + 1
             connection.execute(self._sql.SET_RECEIPT, (receipt, number))
         refusal = self._credit_account(connection, transfer, age, delivered=delivered)
         if refusal is not None:
             connection.execute(self._sql.DROP_TRANSFER, (number,))
+            drop_unused(connection, self._sql, (self._ledger, transfer.account), self._room)
             return Received(refusal)
         if not delivered:
             connection.execute(self._sql.ENTER_TO_DELIVER, (number, self._ledger, transfer.account, age))
@@ -203,27 +217,40 @@ class SqlIncoming:
         *,
         delivered: bool,
     ) -> LedgerPluginError | None:
-        place = (self._ledger, transfer.account)
+        place, room = (self._ledger, transfer.account), self._room
+        # A PLAIN transfer has no key that anybody could send again: it counts while it waits for the handler.
+        kept = 0 if delivered and transfer.level is MoneyLevel.PLAIN else 1
+        limit = room.for_account if kept else UNLIMITED
         if transfer.level is MoneyLevel.KEYED:
             statement = self._sql.CREDIT_KEYED
             number = transfer.number
-            values: tuple[object, ...] = (
-                *(transfer.amount, number, number, age, *place, transfer.journal, self._max_keys),
-            )
+            values: tuple[object, ...] = (transfer.amount, number, number, age, *place, transfer.journal, limit)
         else:
-            # A PLAIN transfer has no key that anybody could send again: it counts while it waits for the handler.
-            waits = 0 if delivered else 1
             statement = self._sql.CREDIT_PLAIN
-            values = (transfer.amount, waits, age, *place, self._max_keys)
+            values = (transfer.amount, kept, age, *place, limit)
         if connection.execute(statement, values).rowcount:
+            room.keys += kept
             return None
         if transfer.level is MoneyLevel.PLAIN:
+            if not self._has_place(connection, place):
+                return NoRoomError(TOO_MANY_ACCOUNTS)
             connection.execute(self._sql.ENTER_ACCOUNT, place)
             if connection.execute(self._sql.FIND_LEVEL, place).fetchone()[0]:
                 return NotAcceptedError(LOST_KEYS)
             if connection.execute(statement, values).rowcount:
+                room.keys += kept
                 return None
-        return UnreachableError("too many transfers are remembered already")
+        return NoRoomError("too many transfers are remembered already")
+
+    def _count_undone(self, connection: Connection, transfer: Transfer) -> None:
+        """Count that a transfer was refused after it was credited for a transactional handler."""
+        self._room.keys -= transfer.level is MoneyLevel.KEYED
+        if connection.execute(self._sql.FIND_LEVEL, (self._ledger, transfer.account)).fetchone() is None:
+            self._room.accounts -= 1
+
+    def _has_place(self, connection: Connection, place: tuple[str, str]) -> bool:
+        """Whether an account is known, or may become so."""
+        return connection.execute(self._sql.FIND_LEVEL, place).fetchone() is not None or self._room.take_place()
 
     def repeat_reply(self, connection: Connection, transfer: Transfer) -> Received | None:
         """Return the reply to a transfer that was received before; None for a new one."""
@@ -244,8 +271,11 @@ class SqlIncoming:
         if wire_error(refusal)[0].startswith("T") or transfer.level is MoneyLevel.PLAIN:
             return
         place, age = (self._ledger, transfer.account), self._age()
+        if not self._has_place(connection, place):
+            return
         connection.execute(self._sql.ENTER_ACCOUNT, place)
-        if connection.execute(self._sql.KEEP_KEY, (age, *place, self._max_keys)).rowcount:
+        if connection.execute(self._sql.KEEP_KEY, (age, *place, self._room.for_account)).rowcount:
+            self._room.keys += 1
             self._enter_incoming(connection, transfer, TransferState.REFUSED, age + self._promised, refusal)
 
     # Handing credited transfers to the money handler.
@@ -269,6 +299,7 @@ class SqlIncoming:
         elif dropped:
             connection.execute(self._sql.DROP_TRANSFER, (credited.number,))
             connection.execute(self._sql.FORGET_KEYS, (1, self._ledger, credited.transfer.account))
+            self._room.keys -= 1
 
     def deliver_within(self, connection: Connection, credited: Credited, apply: Apply) -> LedgerPluginError | None:
         """Call a transactional handler for a credited transfer, and record it as delivered; return its refusal."""

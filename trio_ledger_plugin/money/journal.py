@@ -17,6 +17,7 @@ from ..negotiation import MAX_RETENTION, JournalOffer
 from ..stores.dialect import dialect_of
 from ..transfer import Totals
 from .lease import Lease
+from .room import Room
 from .sql import SqlJournal
 from .turns import BACKGROUND, Turns
 
@@ -62,7 +63,7 @@ class Journal:
         self.sql: SqlJournal = SqlJournal(
             options.ledger_id,
             self.dialect,
-            max_keys=options.max_transfer_keys,
+            room=Room.of(options),
             key_retention=options.key_retention,
             promised=self.promised,
             clock=trio.lowlevel.current_clock().current_time,

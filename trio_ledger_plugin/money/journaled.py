@@ -12,7 +12,7 @@ from attrs import evolve
 from ..errors import LedgerPluginError, StoreError, StoreInDoubtError, UnreachableError
 from .doubts import Doubts
 from .history import START
-from .incoming import Received
+from .incoming import NoRoomError, Received
 from .journal import Journal
 from .outbox import Outbox
 from .reconciliation import Transfers
@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 
 __all__ = ["AccountMoney", "JournaledMoney"]
 
-FORGET_SECONDS: Final = 3600.0
+# How often transfers are forgotten: those at PLAIN do not count against a limit, because they stay for a minute only.
+FORGET_SECONDS: Final = 60.0
+# How often it is counted what is kept.
+COUNT_SECONDS: Final = 3600.0
 # The pause between two slices of what is forgotten, which leaves the store to others.
 SLICE_PAUSE: Final = 0.01
 # The pause between two tries while the store cannot tell whether a transfer is applied.
@@ -68,6 +71,11 @@ class JournaledMoney(MoneyService):
         self._accounts: dict[str, AccountMoney] = {}
         self._on_open: Callable[[], None] | None = None
         self._age_saved_at = -AGE_SECONDS
+        self._forgetting = False
+        # When it is counted next what is kept.
+        self._count_at = 0.0
+        # Whether a handler was registered that the journal does not know of yet.
+        self._new_handler = False
         self._sender = None if has_accounts else self._new_sender("", context, link, self.doubts)
         self.journal.on_open = self._opened
         self.journal.wake_sender = self._wake_sender
@@ -161,6 +169,8 @@ class JournaledMoney(MoneyService):
                 call.log_failure(handlers)
             elif received.credited is not None:
                 self.outbox.deliver(received.credited)
+            if isinstance(received.refusal, NoRoomError):
+                handlers.counters.transfers_refused += 1
             return received.reply_to(transfer)
 
     async def _run(self, transfer: Transfer, work: Callable[..., Received | None]) -> Received | None:
@@ -189,6 +199,23 @@ class JournaledMoney(MoneyService):
     def handler_registered(self) -> None:
         """Call the new money handler, of either kind, for what waits in the journal."""
         self.outbox.look_again()
+        self._new_handler = True
+        if self.journal.is_open and self._context.tasks.running:
+            self._context.tasks.spawn(self._note_handler)
+
+    async def _note_handler(self) -> None:
+        """Have the journal keep what waits for a handler from now on, without a limit of time."""
+        try:
+            if self._new_handler:
+                await self.journal.run(BACKGROUND, self.journal.sql.history.note_handler)
+                self._new_handler = False
+        except StoreError as error:
+            self._context.log.warn("cannot record that there is a money handler: %s", error)
+
+    def measure(self) -> dict[str, int]:
+        """Return what is remembered now."""
+        room = self.journal.sql.room
+        return {"transfers_remembered": room.keys, "accounts_remembered": room.accounts}
 
     # What peers are told.
 
@@ -225,6 +252,7 @@ class JournaledMoney(MoneyService):
         self.outbox.look_again()
         if self._context.tasks.running:
             self._context.tasks.spawn(self.doubts.report_earlier, self.journal)
+            self._context.tasks.spawn(self._note_handler)
         if self._on_open is not None:
             self._on_open()
 
@@ -296,14 +324,37 @@ class JournaledMoney(MoneyService):
         return now + FORGET_SECONDS
 
     async def _forget(self) -> None:
-        await self.journal.save_age()
+        if self._forgetting:
+            # A long history takes more than one interval.
+            return
+        self._forgetting = True
         after: tuple[float, int] | None = START
         try:
-            while after is not None:
+            await self.journal.save_age()
+            await self._note_handler()
+            while after is not None and not self._new_handler:
+                if after != START:
+                    await trio.sleep(SLICE_PAUSE)
                 after = await self.journal.run(BACKGROUND, self.journal.sql.history.forget, after)
-                await trio.sleep(SLICE_PAUSE)
+            if trio.current_time() >= self._count_at:
+                await self._count()
+                self._count_at = trio.current_time() + COUNT_SECONDS
         except StoreError as error:
             self._context.log.warn("cannot forget old transfers: %s", error)
+        finally:
+            self._forgetting = False
+
+    async def _count(self) -> None:
+        """Count what the ledger keeps; in between, the room counts what changes."""
+        keys = accounts = 0
+        after: str | None = None
+        while page := await self.journal.run(BACKGROUND, self.journal.sql.history.keys_kept, after):
+            if after is not None:
+                await trio.sleep(SLICE_PAUSE)
+            accounts += len(page)
+            keys += sum(number for _, number in page)
+            after = page[-1][0]
+        self.journal.sql.room.keys, self.journal.sql.room.accounts = keys, accounts
 
 
 class AccountMoney(MoneyService):

@@ -36,6 +36,8 @@ NO_KEYS: Final = "the option money is 'keyed', but the peer keeps no transfer ke
 # Stands for the time of the next try while a running process is sending a transfer; no age is that great.
 BEING_SENT: Final = 1e300
 PAGE: Final = 500
+# How much of the data of a peer's error is kept: it is the peer that says how long it is.
+MAX_ERROR_BYTES: Final = 1024
 
 
 @define
@@ -86,7 +88,7 @@ class SqlOutgoing:
         ledger: str,
         statements: Statements,
         age: Callable[[], float],
-        use_peer: Callable[[Connection, str, str], None],
+        use_peer: Callable[[Connection, str, str, float], None],
         key_retention: float,
     ) -> None:
         self._ledger = ledger
@@ -151,7 +153,7 @@ class SqlOutgoing:
             self._begin_plain(connection, transfer)
         else:
             if peer_number is None:
-                self._use_peer(connection, transfer.account, peer.id)
+                self._use_peer(connection, transfer.account, peer.id, peer.offer.age)
                 peer_number = connection.execute(sql.FIND_PEER, place).fetchone()[2] + 1
                 connection.execute(sql.SET_NUMBER, (peer_number, number))
             connection.execute(sql.BEGIN_KEYED, (transfer.amount, self._age(), *place, peer.id))
@@ -193,7 +195,9 @@ class SqlOutgoing:
         """
         state = TransferState.ACKED if error is None else TransferState.REJECTED
         # A peer may name its error with a NUL character, which not every database can hold.
-        refusal = (None, None, None) if error is None else (_storable(error.code), _storable(error.name), error.data)
+        refusal: tuple[object, ...] = (None, None, None)
+        if error is not None:
+            refusal = (_storable(error.code), _storable(error.name), error.data[:MAX_ERROR_BYTES])
         settled = connection.execute(
             self._sql.SETTLE, (state.value, receipt or None, *refusal, time(), self._age(), sent.number)
         ).rowcount

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from ..negotiation import PeerJournal
     from ..stores.dialect import Connection
+    from .room import Room
     from .statements import Statements
 
 __all__ = ["Lost", "Meeting", "SqlPeers"]
@@ -81,6 +82,7 @@ class SqlPeers:
         age: Returns the ledger's age.
         own_id: Returns the id of this ledger's journal.
         put_in_doubt: Puts the open KEYED transfers of an account in doubt, and returns their number and sum.
+        room: How much the ledger may keep.
     """
 
     def __init__(
@@ -90,12 +92,14 @@ class SqlPeers:
         age: Callable[[], float],
         own_id: Callable[[], str],
         put_in_doubt: Callable[[Connection, str], tuple[int, int]],
+        room: Room,
     ) -> None:
         self._ledger = ledger
         self._sql = statements
         self._age = age
         self._own_id = own_id
         self._put_in_doubt = put_in_doubt
+        self._room = room
 
     def numbers(self, connection: Connection, account: str, journal: str | None) -> PeerNumbers | None:
         """Return what is known of the transfers with a peer's journal; None if the journal is not known.
@@ -113,8 +117,15 @@ class SqlPeers:
         older = connection.execute(self._sql.FIND_OLDER_PEER, (self._ledger, account, journal)).fetchone()
         return None if older is None else PeerNumbers(journal, *older[1:])
 
-    def use(self, connection: Connection, account: str, journal: str) -> None:
-        """Give numbers for another journal of the account from now on; the account is entered if it is new."""
+    def use(self, connection: Connection, account: str, journal: str, age: float) -> None:
+        """Give numbers for another journal of the account from now on; the account is entered if it is new.
+
+        Args:
+            connection: The connection, inside a transaction.
+            account: The account.
+            journal: The id of the peer's journal.
+            age: The age that the journal has shown, if it is new; 0 if that is not known.
+        """
         sql, place = self._sql, (self._ledger, account)
         connection.execute(sql.ENTER_ACCOUNT, place)
         former, *known = connection.execute(sql.FIND_PEER, place).fetchone()
@@ -126,18 +137,21 @@ class SqlPeers:
             connection.execute(sql.KEEP_OLDER_PEER, (*place, former, *known, self._age()))
             if connection.execute(sql.COUNT_PEERS, place).fetchone()[0] > MAX_OLDER:
                 connection.execute(sql.DROP_OLDEST_PEERS, (*place, *place))
-        connection.execute(sql.SET_PEER, (journal, *(older or (0.0, 0, 0, 0, 0)), *place))
+        connection.execute(sql.SET_PEER, (journal, *(older or (age, 0, 0, 0, 0)), *place))
         connection.execute(sql.DROP_OLD_PEERS, (*place, self._age() - MAX_RETENTION))
 
     def meet(self, connection: Connection, account: str, peer: PeerJournal) -> Meeting:
         """Compare the peer's journal of a new link with what is known; if it cannot be trusted, doubt what is open."""
         sql, place = self._sql, (self._ledger, account)
-        connection.execute(sql.ENTER_ACCOUNT, place)
-        former = connection.execute(sql.FIND_PEER, place).fetchone()[0]
-        self.use(connection, account, peer.id)
-        _, age, sent, acked, received, credited = connection.execute(sql.FIND_PEER, place).fetchone()
         offer, said = peer.offer, peer.said
         theirs = offer.peer if offer.peer is not None and offer.peer.journal == self._own_id() else None
+        known = connection.execute(sql.FIND_PEER, place).fetchone()
+        if known is None and (theirs in (None, PeerNumbers(self._own_id())) or not self._room.take_place()):
+            # Anybody may connect under any name: an account is entered once there is something to remember.
+            return Meeting()
+        former = "" if known is None else known[0]
+        self.use(connection, account, peer.id, offer.age)
+        _, age, sent, acked, received, credited = connection.execute(sql.FIND_PEER, place).fetchone()
         mine = said.peer if said is not None and said.peer is not None and said.peer.journal == peer.id else None
         troubles = []
         if former not in ("", peer.id):
@@ -146,9 +160,9 @@ class SqlPeers:
             troubles.append(f"its journal is {age - offer.age:.0f} s younger than before: it was restored from a copy")
         lost_credits, lost_sendings, missing = Lost(), Lost(), 0
         if mine is not None and offer.tells_peer and (theirs is not None or offer.peer is None):
-            known = theirs or PeerNumbers(mine.journal)
-            lost_credits = Lost.between(known.credited, mine.acked)
-            lost_sendings = Lost.between(known.sent, mine.received)
+            told = theirs or PeerNumbers(mine.journal)
+            lost_credits = Lost.between(told.credited, mine.acked)
+            lost_sendings = Lost.between(told.sent, mine.received)
             if lost_credits.count or lost_sendings.count:
                 troubles.append(
                     f"its journal is an old copy: it does not know {lost_credits.count} transfers that it has"

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..stores.dialect import Connection, Dialect
+    from .room import Room
 
 __all__ = ["SqlJournal"]
 
@@ -43,7 +44,7 @@ class SqlJournal:
     Args:
         ledger: The name of the ledger, which distinguishes its rows from those of others in the same database.
         dialect: The database's dialect.
-        max_keys: How many incoming transfers are kept for an account; further ones are refused.
+        room: How much the ledger may keep.
         key_retention: For how many seconds the keys of outgoing transfers are kept.
         promised: For how many seconds the keys of incoming transfers are kept, as peers are told.
         clock: Returns a time in seconds that cannot be set; called from any thread.
@@ -54,7 +55,7 @@ class SqlJournal:
         ledger: str,
         dialect: Dialect,
         *,
-        max_keys: int,
+        room: Room,
         key_retention: float,
         promised: float,
         clock: Callable[[], float] = monotonic,
@@ -69,12 +70,18 @@ class SqlJournal:
         self.age_at_opening: float = 0.0
         #: The random id of the journal; empty until it is open.
         self.id: str = ""
-        self.peers: SqlPeers = SqlPeers(ledger, sql, self.age, lambda: self.id, self._put_in_doubt)
+        self.peers: SqlPeers = SqlPeers(ledger, sql, self.age, lambda: self.id, self._put_in_doubt, room)
         use = self.peers.use
         self.outgoing: SqlOutgoing = SqlOutgoing(ledger, sql, self.age, use, key_retention)
-        self.incoming: SqlIncoming = SqlIncoming(ledger, sql, self.age, use, max_keys=max_keys, promised=promised)
+        self.room: Room = room
+        self.incoming: SqlIncoming = SqlIncoming(ledger, sql, self.age, use, room=room, promised=promised)
         self.history: SqlHistory = SqlHistory(
-            ledger, sql, self.age, undo_sending=self.outgoing.undo_sending, count_acked=self.outgoing.count_acked
+            ledger,
+            sql,
+            self.age,
+            room,
+            undo_sending=self.outgoing.undo_sending,
+            count_acked=self.outgoing.count_acked,
         )
 
     def reset_level(self, connection: Connection, account: str) -> None:

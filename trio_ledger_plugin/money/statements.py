@@ -35,8 +35,12 @@ class Statements:
     # The ledger.
 
     FIND_LEDGER = "SELECT age, journal FROM lpi_ledgers WHERE ledger = ?"
-    ENTER_LEDGER = "INSERT INTO lpi_ledgers (ledger, age, journal) VALUES (?, 0, ?) ON CONFLICT DO NOTHING"
+    ENTER_LEDGER = (
+        "INSERT INTO lpi_ledgers (ledger, age, journal, had_handler) VALUES (?, 0, ?, 0) ON CONFLICT DO NOTHING"
+    )
     SAVE_AGE = "UPDATE lpi_ledgers SET age = ? WHERE ledger = ? AND age < ?"
+    HAD_HANDLER = "SELECT had_handler FROM lpi_ledgers WHERE ledger = ?"
+    NOTE_HANDLER = "UPDATE lpi_ledgers SET had_handler = 1 WHERE ledger = ? AND had_handler = 0"
     NEWEST_ACCOUNT_AGE = "SELECT max(age) FROM lpi_accounts WHERE ledger = ?"
     LIST_LEDGERS = "SELECT ledger FROM lpi_ledgers ORDER BY ledger"
 
@@ -81,6 +85,16 @@ class Statements:
         "UPDATE lpi_accounts SET keys_kept = keys_kept + 1, age = ? WHERE ledger = ? AND account = ? AND keys_kept < ?"
     )
     FORGET_KEYS = "UPDATE lpi_accounts SET keys_kept = keys_kept - ? WHERE ledger = ? AND account = ?"
+    # What a refused transfer has entered is not kept for longer than the refusal.
+    DROP_UNUSED = (
+        "DELETE FROM lpi_accounts WHERE ledger = ? AND account = ? AND sent = '0' AND received = '0' AND in_doubt = '0'"
+        " AND keyed = 0 AND keys_kept = 0 AND peer_sent = 0 AND peer_acked = 0 AND peer_received = 0"
+        " AND peer_credited = 0 AND NOT EXISTS (SELECT 1 FROM lpi_peers WHERE ledger = ? AND account = ?)"
+    )
+    FIRST_KEYS = (
+        "SELECT account, keys_kept FROM lpi_accounts WHERE ledger = ? AND account >= ? ORDER BY account LIMIT ?"
+    )
+    LIST_KEYS = "SELECT account, keys_kept FROM lpi_accounts WHERE ledger = ? AND account > ? ORDER BY account LIMIT ?"
     FIND_SUMS = "SELECT sent, received, in_doubt FROM lpi_accounts WHERE ledger = ? AND account = ?"
     FIRST_SUMS = (
         "SELECT account, sent, received, in_doubt, keyed FROM lpi_accounts WHERE ledger = ? AND account >= ?"

@@ -60,10 +60,12 @@ FIRST: Final = (
 
 TABLES: Final = (
     # journal: the random id of the ledger's journal.
+    # had_handler: whether a money handler was ever registered; not known of a ledger that an earlier version made.
     """CREATE TABLE lpi_ledgers (
         ledger TEXT PRIMARY KEY,
         age {real} NOT NULL,
-        journal TEXT NOT NULL
+        journal TEXT NOT NULL,
+        had_handler {number} NOT NULL DEFAULT 1
     ){keyed}""",
     # keyed: how many KEYED transfers took part; above 0, the account is at KEYED.
     # level_reset: undoing a transfer up to this number no longer changes keyed: the level was reset after it.

@@ -133,6 +133,10 @@ class PluginOptions(CheckedOptions):
             are remembered for 30 days at most.
         max_transfer_keys: The number of incoming transfers that are remembered for an account: those at KEYED, and
             those at PLAIN that wait for a money handler. Further ones are refused until some are forgotten.
+        max_ledger_keys: The same number for all accounts of the ledger together. One account may have at most as many
+            as are still free, so that room is left for others.
+        max_accounts: The number of accounts that are remembered in the store, because of a transfer or of a token.
+            Further ones are refused; those that are known are not.
 
     Raises:
         InvalidFieldsError: Fields are wrong. The text names each.
@@ -170,6 +174,8 @@ class PluginOptions(CheckedOptions):
     standby: bool = field(default=False, metadata=SWITCH)
     key_retention: float = field(default=7 * 24 * 60 * 60.0, metadata=RETENTION)
     max_transfer_keys: int = field(default=1_000_000, metadata=COUNT)
+    max_ledger_keys: int = field(default=10_000_000, metadata=COUNT)
+    max_accounts: int = field(default=1_000_000, metadata=COUNT)
 
     def secrets(self) -> tuple[Secret, ...]:
         """Return every secret in these options, nested ones included: no log may show them."""

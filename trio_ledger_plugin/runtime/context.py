@@ -79,5 +79,6 @@ class Context:
         tasks = TaskGroup(nursery, timers, on_end, is_busy)
         workers = WorkerPool(tasks, log, timeout=options.handler_timeout)
         timers.periodic.append(workers)
-        handlers = Handlers(log, receive, max_reply=options.max_data_bytes)
-        return cls(options, log, Counters(), tasks, timers, workers, handlers, Budget(Limits.of_account(options)))
+        counters = Counters()
+        handlers = Handlers(log, counters, receive, max_reply=options.max_data_bytes)
+        return cls(options, log, counters, tasks, timers, workers, handlers, Budget(Limits.of_account(options)))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import sqlite3
 
     from ..services import Log
+    from ..statistics import Counters
 
 __all__ = [
     "AnyReply",
@@ -70,9 +71,13 @@ class Handlers:
 
     Args:
         log: Gets the errors that the peer must not read.
+        counters: The counters for statistics.
         receive: Called with each transfer that the peer sends, and these handlers.
         max_reply: The most bytes that a data handler may return.
         parent: The server's handlers, for requests without a handler here; None if there is no server.
+
+    Attributes:
+        counters: The counters for statistics.
     """
 
     __slots__ = (
@@ -86,10 +91,14 @@ class Handlers:
         "_stopped",
         "_transactional",
         "_wrap",
+        "counters",
     )
 
-    def __init__(self, log: Log, receive: Receive, *, max_reply: int, parent: Handlers | None = None) -> None:
+    def __init__(
+        self, log: Log, counters: Counters, receive: Receive, *, max_reply: int, parent: Handlers | None = None
+    ) -> None:
         self._log = log
+        self.counters: Counters = counters
         self._receive = receive
         self._max_reply = max_reply
         self._parent = parent
