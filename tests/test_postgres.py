@@ -12,9 +12,10 @@ import trio
 from support.programs import CANARY
 from support.stores import hold_thread
 
-from trio_ledger_plugin import InvalidFieldsError, NotAcceptedError, StoreError
-from trio_ledger_plugin.log import StdlibLog
+from trio_ledger_plugin import InvalidFieldsError, NotAcceptedError, PluginServices, StoreError
 from trio_ledger_plugin.net.tokens import AccountTokens
+from trio_ledger_plugin.options.base import PluginOptions
+from trio_ledger_plugin.runtime.context import Context
 from trio_ledger_plugin.secret import Secret
 from trio_ledger_plugin.stores import PostgresStore, open_postgres_store
 
@@ -346,14 +347,17 @@ class LateStore:
 
 async def test_new_name_gets_one_owner_among_two_servers(postgres_dsn: str) -> None:
     """Two processes that share a store both let in the first who asked for a name."""
-    log = StdlibLog()
     async with (
         open_postgres_store(postgres_dsn, replication="none") as one,
         open_postgres_store(postgres_dsn, replication="none") as two,
         trio.open_nursery() as nursery,
     ):
         late = LateStore(one)
-        first, second = (AccountTokens(store, False, log, "main") for store in (late, two))
+        receive: Any = None
+        context = Context.for_plugin(
+            PluginOptions(), PluginServices(), nursery, receive=receive, on_end=receive, is_busy=receive
+        )
+        first, second = (AccountTokens(store, False, context, lambda _: False) for store in (late, two))
         refused: list[NotAcceptedError] = []
 
         async def log_in() -> None:

@@ -1,7 +1,7 @@
 """What peers can make a ledger keep: bounded for each account and for all, in rows and in bytes."""
 
 import pytest
-from support.journals import IN, KEYED, PLAIN, accept, journal_of, refuse
+from support.journals import IN, KEYED, PLAIN, Book, accept, journal_of, refuse
 
 from trio_ledger_plugin import RemoteError
 from trio_ledger_plugin.errors import wire_error
@@ -111,11 +111,9 @@ def test_error_of_a_peer_is_kept_in_part(book):
 
 
 @pytest.mark.parametrize("apply", [None, accept])
-def test_bytes_of_a_remembered_transfer_are_bounded(book, apply):
+def test_bytes_of_a_remembered_transfer_are_bounded(apply):
     """The limits are numbers of rows; docs/explanation/money.md says how many bytes that is at most."""
-    if book.connection.__class__.__name__ == "PostgresConnection":
-        pytest.skip("the documented number is that of SQLite's pages")
-    account, rows = LONGEST_NAME, 2000
+    book, account, rows = Book(), LONGEST_NAME, 2000
     assert book.receive("first", account=account, peer=LONGEST_JOURNAL, apply=apply).refusal is None
     pages = book.select("PRAGMA page_count")[0][0]
     for number in range(rows):
@@ -124,3 +122,4 @@ def test_bytes_of_a_remembered_transfer_are_bounded(book, apply):
     grown = (book.select("PRAGMA page_count")[0][0] - pages) * book.select("PRAGMA page_size")[0][0]
     assert book.select("SELECT count(*) FROM lpi_transfers")[0][0] == rows + 1
     assert grown / rows < 2048
+    book.connection.close()

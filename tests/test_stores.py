@@ -7,7 +7,9 @@ import trio
 import trio.testing
 
 from trio_ledger_plugin.errors import InvalidFieldsError
+from trio_ledger_plugin.net.store_values import update
 from trio_ledger_plugin.stores import MemoryStore, open_postgres_store, open_sqlite_store
+from trio_ledger_plugin.stores.values import Values
 
 
 @pytest.fixture(params=["memory", "sqlite", "postgres"])
@@ -34,6 +36,45 @@ async def test_put_if_absent_returns_the_value_that_was_first(store: Any) -> Non
     assert await store.put_if_absent("key", "first") == "first"
     assert await store.put_if_absent("key", "second") == "first"
     assert await store.get("key") == "first"
+
+
+async def test_update_reads_and_changes_values(store: Any) -> None:
+    await store.put("changed", "1")
+    await store.put("removed", "2")
+
+    def decide(read: Any) -> tuple[str, dict[str, str | None]]:
+        found = read(("changed", "removed", "new")), read(("untouched",))
+        assert found == (["1", "2", None], [None])
+        return "done", {"changed": "one", "removed": None, "new": "3", "untouched": None}
+
+    assert await update(store, decide) == "done"
+    assert [await store.get(key) for key in ("changed", "removed", "new", "untouched")] == ["one", None, "3", None]
+
+
+@pytest.mark.parametrize("store", ["sqlite", "postgres"], indirect=True)
+@pytest.mark.parametrize("before", [None, "old"])
+async def test_update_starts_again_when_others_were_faster(store: Any, before: str | None) -> None:
+    """Two servers would give one name to two tokens."""
+    if before is not None:
+        await store.put("key", before)
+    seen: list[str | None] = []
+
+    def work(connection: Any) -> str:
+        values = Values(store.dialect)
+
+        def decide(read: Any) -> tuple[str, dict[str, str | None]]:
+            (value,) = read(("key",))
+            seen.append(value)
+            if len(seen) == 1:
+                # As another process may, between the look and the change.
+                values.put(connection, "key", "theirs")
+            return "mine", {"key": f"{value} and mine"}
+
+        return values.update(connection, decide)
+
+    assert await store.transaction(work) == "mine"
+    assert seen == [before, "theirs"]
+    assert await store.get("key") == "theirs and mine"
 
 
 async def test_delete_removes_the_value_and_is_safe_twice(store: Any) -> None:

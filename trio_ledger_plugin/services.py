@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 from attrs import frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["Log", "PluginServices", "Store", "TransactionalStore"]
+    #: Returns the values of keys, with None for a key that has none.
+    Read: TypeAlias = Callable[[Sequence[str]], list[str | None]]
+    #: The new values of keys; None removes a value.
+    Changes: TypeAlias = Mapping[str, str | None]
+
+__all__ = ["Changes", "Log", "PluginServices", "Read", "Store", "TransactionalStore"]
 
 T = TypeVar("T")
 ConnectionT_co = TypeVar("ConnectionT_co", covariant=True)
@@ -20,7 +25,8 @@ class Store(Protocol):
     """The application's persistent store: text under keys (RFC-0024, PluginServices#store).
 
     A store that several programs use at once also has ``put_if_absent(key, value)``, which stores a value under a key
-    that has none, and returns the value that the key has then. Every store of this package has it.
+    that has none, and returns the value that the key has then. Every store of this package has it. Those in a database
+    also have ``update(decide)``, which reads and changes several values in one transaction.
     """
 
     async def put(self, key: str, value: str) -> None:

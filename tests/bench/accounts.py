@@ -1,6 +1,7 @@
 """What a server of many accounts does for many clients at once: how many it holds, and how many calls a second.
 
     python tests/bench/accounts.py [--quick] [--node] [--save FILE]
+    python tests/bench/accounts.py --logins [--rounds 5]
 
 The server is ``btp-accounts``, and with ``--node`` ilp-plugin-mini-accounts beside it, each a process of its own. This
 process is all the clients of either: bare sockets whose frames are made beforehand, each an account of its own, so that
@@ -10,6 +11,9 @@ does too.
 
 First so many clients connect, stay, and send one request each. Then, round after round, the calls a second are measured
 with a total of a thousand in flight, from ten clients, from a hundred and from a thousand.
+
+With ``--logins``, what is measured is how many clients a second log in, sixteen at a time: without a store, with names
+that the store of the server knows, and with names that are new.
 """
 
 from __future__ import annotations
@@ -22,8 +26,9 @@ import select
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
@@ -34,9 +39,10 @@ from typing import TYPE_CHECKING, Any
 import trio
 from attrs import define, frozen
 
-from trio_ledger_plugin import open_plugin
+from trio_ledger_plugin import PluginServices, open_plugin
 from trio_ledger_plugin.btp.auth import auth_accepted, auth_message
 from trio_ledger_plugin.codec import btp, ilp
+from trio_ledger_plugin.stores import open_sqlite_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,8 +86,8 @@ ACCEPTED = frame(auth_accepted(1), masked=False)
 # The servers.
 
 
-async def serve() -> None:
-    """Be our server until stdin ends."""
+async def serve(database: str | None) -> None:
+    """Be our server until stdin ends, with a store if there is a file for it."""
 
     async def fulfill(data: bytes) -> bytes:
         ilp.decode(data)
@@ -89,7 +95,11 @@ async def serve() -> None:
 
     info = {"client_address": "example.bench", "asset_scale": 9, "asset_code": "XRP"}
     options = {"plugin": "btp-accounts", "port": 0, "debug_host_ildcp_info": info, "ping_interval": 3600}
-    async with open_plugin(options, data_handler=fulfill) as plugin:
+    async with AsyncExitStack() as stack:
+        store = None if database is None else await stack.enter_async_context(open_sqlite_store(database))
+        plugin = await stack.enter_async_context(
+            open_plugin(options, PluginServices(store=store), data_handler=fulfill)
+        )
         print(json.dumps({"port": int(plugin.address.rpartition(":")[2])}), flush=True)
         await trio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)
 
@@ -125,8 +135,10 @@ class Server:
 
 
 @contextmanager
-def running(name: str) -> Iterator[Server]:
-    with subprocess.Popen(COMMANDS[name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+def running(name: str, *options: str) -> Iterator[Server]:
+    with subprocess.Popen(
+        [*COMMANDS[name], *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         try:
             yield Server(name, process.pid, json.loads(process.stdout.readline())["port"])
@@ -289,6 +301,54 @@ def measure(server: Server, clients: int, in_flight: int, calls: int) -> dict[st
     }
 
 
+def measure_logins(clients: int, directory: Path) -> dict[str, float]:
+    """Return how many clients a second log in, and the processor time that each takes the server, by kind of name."""
+    rates: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".bench-") as folder:
+        for kind in ("no store", "new", "known"):
+            options = () if kind == "no store" else ("--database", f"{folder}/accounts.db")
+            with running(OURS, *options) as server:
+                log_in(server, kind, clients // 10, "warm")
+                cpu, began = server.cpu_seconds(), time.perf_counter()
+                log_in(server, kind, clients, "name")
+                rates[kind] = clients / (time.perf_counter() - began)
+                rates[f"{kind}, server us"] = (server.cpu_seconds() - cpu) / clients * 1e6
+    return rates
+
+
+def log_in(server: Server, kind: str, clients: int, name: str) -> None:
+    """Connect so many clients, each for a moment."""
+    for first in range(0, clients, KNOCKING):
+        names = ["" if kind == "no store" else f"{name}-{number}" for number in range(first, first + KNOCKING)]
+        for client in knock(server, names):
+            client.close()
+
+
+def knock(server: Server, names: list[str]) -> list[socket.socket]:
+    """Connect and authenticate a client for each name, all at the same time."""
+    found = []
+    for _ in names:
+        found.append(socket.create_connection(("127.0.0.1", server.port), DEADLINE))
+        found[-1].sendall(HANDSHAKE)
+    for number, (sock, name) in enumerate(zip(found, names, strict=True)):
+        _read_until(sock, b"\r\n\r\n")
+        token = name or token_hex(16)
+        sock.sendall(frame(auth_message(1, name, f"{token} {number}", {}), masked=True))
+    for sock in found:
+        _read_until(sock, ACCEPTED)
+    return found
+
+
+def compare_logins(rounds: int, clients: int, directory: Path) -> None:
+    told = []
+    for _ in range(rounds):
+        told.append(measure_logins(clients, directory))
+        print(json.dumps({key: round(value) for key, value in told[-1].items()}), flush=True)
+    for kind in ("known", "new"):
+        share = median(each[kind] / each["no store"] for each in told)
+        print(json.dumps({f"logins with {kind} names, of those without a store": round(share, 2)}))
+
+
 def ratio(results: list[dict[str, Any]], ours: tuple[str, int], other: tuple[str, int]) -> float:
     """Return the median over the rounds of one rate to another, each of a server and its number of clients."""
     rates: dict[tuple[str, int], list[float]] = {
@@ -351,10 +411,16 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--calls", type=int, default=40000)
     parser.add_argument("--save", type=Path, help="where to write the JSON")
+    parser.add_argument("--logins", action="store_true", help="measure how fast clients log in")
+    parser.add_argument("--clients", type=int, default=4000, help="how many log in")
+    parser.add_argument("--directory", type=Path, default=Path.cwd(), help="on the disk for the store; by default here")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--database", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        trio.run(serve)
+        trio.run(serve, arguments.database)
+    elif arguments.logins:
+        compare_logins(arguments.rounds, arguments.clients, arguments.directory)
     else:
         main(
             quick=arguments.quick,

@@ -129,6 +129,12 @@ class Account:
         return self.plugin.is_used or handlers.serves_data or handlers.serves_money
 
     @property
+    def is_used(self) -> bool:
+        """Whether anything was sent over its connections, in either direction."""
+        counters = self.context.counters
+        return counters.requests_received > 0 or counters.requests_sent > 0
+
+    @property
     def newest_link(self) -> Exchange | None:
         """The link that sends requests. It is exactly one: over two, a request would be executed twice."""
         return next(reversed(self.links), None)

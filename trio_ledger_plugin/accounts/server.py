@@ -18,7 +18,7 @@ from ..errors import InvalidFieldsError, LedgerPluginError, NotConnectedError, U
 from ..events import AccountConnected, AccountConnectedAgain, AccountDisconnected
 from ..ilp.configuration import read_ildcp_answer
 from ..ilp.routing import child_segment, forward, has_expired, read_prepare
-from ..net.tokens import is_segment
+from ..net.tokens import AccountTokens, is_segment
 from ..plugin import LedgerPlugin
 from ..request import find_request
 from ..runtime.budget import Budget, Limits
@@ -54,6 +54,7 @@ class AccountsServer(LedgerPlugin):
         services: The application's store and log.
         nursery: Where the plugin's tasks run.
         on_failed: Called with the fatal error. If None, the error propagates through the nursery.
+        generate_account: Whether tokens name the accounts, or usernames; None: either.
         info: The server's address and asset; if None, the data handler is asked for them.
         limits: What all accounts together may use.
         expiry_margin: How many seconds before its own expiry a forwarded Prepare expires at the next hop.
@@ -68,12 +69,15 @@ class AccountsServer(LedgerPlugin):
         nursery: trio.Nursery,
         on_failed: Callable[[PluginFailedError], None] | None = None,
         *,
+        generate_account: bool | None,
         info: HostInfo | None,
         limits: Limits,
         expiry_margin: float,
     ) -> None:
         super().__init__(options, services, nursery, on_failed)
         self.info: HostInfo | None = info
+        #: The tokens of the accounts.
+        self.tokens: AccountTokens = AccountTokens(services.store, generate_account, self.context, self.is_used)
         self._margin = expiry_margin
         self.context.budget.limits = limits
         #: The accounts that the server needs, by name.
@@ -127,6 +131,11 @@ class AccountsServer(LedgerPlugin):
     def accounts(self) -> tuple[AccountSnapshot, ...]:
         """Return a snapshot of each connected account, in no particular order."""
         return tuple(account.snapshot() for account in self.table.values() if account.links)
+
+    def is_used(self, name: str) -> bool:
+        """Whether something was sent over the connections of an account; may be called from any thread."""
+        account = self.table.get(name)
+        return account is not None and account.is_used
 
     def known_info(self) -> HostInfo:
         """Return the server's address and asset, which are known while it listens."""
@@ -314,6 +323,8 @@ class AccountsServer(LedgerPlugin):
             if account.plugin is not None:
                 account.plugin.link_down(reason)
             self._sort_account(account)
+            if self.tokens.names is not None:
+                self.tokens.names.left(name, used=account.is_used)
             self.publish(AccountDisconnected(account.name))
 
     def open_account(self, name: str) -> Account:

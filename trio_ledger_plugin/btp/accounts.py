@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from ..accounts.server import RESERVE, AccountsServer
 from ..errors import NotAcceptedError
-from ..net.tokens import AccountTokens
 from ..runtime.budget import Limits
 from .link_limits import LinkLimits
 from .options import AccountsOptions
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
     from ..accounts.info import HostInfo
     from ..errors import PluginFailedError
+    from ..net.tokens import AccountTokens
     from ..services import PluginServices
     from ..websocket.requests import Handshake
     from .link import Link
@@ -58,12 +58,12 @@ class AccountsPlugin(AccountsServer, BtpServer):
             services,
             nursery,
             on_failed,
+            generate_account=options.generate_account,
             info=options.debug_host_ildcp_info,
             limits=limits,
             expiry_margin=options.expiry_margin,
         )
         self._limits = LinkLimits(options, self.context, self.table)
-        tokens = AccountTokens(services.store, options.generate_account, self.log, options.ledger_id)
         self._server = Server(
             self.context,
             request_ids(),
@@ -77,8 +77,8 @@ class AccountsPlugin(AccountsServer, BtpServer):
                 attach=self._attach,
                 detach=self._detach,
                 is_wanted=self._is_link_wanted,
-                identify=partial(_identify, tokens, options.account_from_path),
-                verify=tokens.verify if tokens.are_stored else None,
+                identify=partial(_identify, self.tokens, options.account_from_path),
+                verify=self.tokens.verify if self.tokens.are_stored else None,
             ),
             refuse=self._refuse_origin,
         )

@@ -41,8 +41,9 @@ class Decisions:
         is_wanted: Returns whether links are still wanted: False while the plugin disconnects or closes.
         identify: Returns the account that a username, a token and the URL's path ask for, or raises
             ``NotAcceptedError``. It does not wait.
-        verify: Looks up the account's token. Raises ``NotAcceptedError`` if it is another one, and ``StoreError`` if
-            the store fails. None if ``identify`` decides alone. The peer's messages are held meanwhile.
+        verify: Looks up the account's token. Raises ``NotAcceptedError`` if it is another one, ``StoreError`` if the
+            store fails, and ``UnreachableError`` if no further account is accepted now. None if ``identify`` decides
+            alone. The peer's messages are held meanwhile.
     """
 
     make_offer: MakeOffer

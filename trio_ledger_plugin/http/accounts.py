@@ -16,7 +16,7 @@ import trio
 from ..accounts.account import AccountPlugin
 from ..accounts.server import RESERVE, AccountsServer
 from ..errors import NotAcceptedError
-from ..net.tokens import AccountTokens, is_segment
+from ..net.tokens import is_segment
 from ..runtime.budget import Limits
 from .client import Client, peer_name
 from .connection import IDLE_SECONDS
@@ -73,6 +73,7 @@ class HttpAccountsPlugin(AccountsServer, HttpEndpoint):
             services,
             nursery,
             on_failed,
+            generate_account=options.generate_account,
             info=options.ildcp,
             limits=limits,
             expiry_margin=options.expiry_margin,
@@ -80,7 +81,6 @@ class HttpAccountsPlugin(AccountsServer, HttpEndpoint):
         incoming = options.incoming
         self._token = PeerToken(incoming)
         self._has_table = not (incoming.static_token or incoming.jwt_secret)
-        self._tokens = AccountTokens(services.store, options.generate_account, self.log, options.ledger_id)
         self._links: dict[str, _AccountLink] = {}
         # The links without a connection, in the order in which their last one ended.
         self._quiet: dict[_AccountLink, None] = {}
@@ -93,7 +93,7 @@ class HttpAccountsPlugin(AccountsServer, HttpEndpoint):
                 limit=options.max_data_bytes,
                 seconds=options.auth_timeout,
                 identify=self._identify,
-                verify=self._tokens.verify if self._has_table and self._tokens.are_stored else None,
+                verify=self.tokens.verify if self._has_table and self.tokens.are_stored else None,
                 open_link=self.open_link,
             ),
         )
@@ -105,10 +105,10 @@ class HttpAccountsPlugin(AccountsServer, HttpEndpoint):
             NotAcceptedError: The token is wrong, or the name is another account's.
         """
         if self._has_table:
-            if self.options.generate_account is True or not self._tokens.are_stored:
+            if self.options.generate_account is True or not self.tokens.are_stored:
                 name = _without_port(name)
             try:
-                return self._tokens.identify(name, token.encode("utf-8", "surrogatepass")), inf
+                return self.tokens.identify(name, token.encode("utf-8", "surrogatepass")), inf
             except NotAcceptedError as error:
                 raise NotAcceptedError("the token does not fit ILP-Peer-Name, which may be no name here") from error
         claims = self._token.check(token)

@@ -17,6 +17,7 @@ from .credentials import bearer_token
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from ..errors import LedgerPluginError
     from .heads import RequestHead
     from .link import HttpLink
     from .options import IncomingOptions
@@ -84,8 +85,9 @@ class Gate:
         seconds: How long the store may take to look up a token.
         identify: Returns the account that a token and a name are for, and until when the token is valid. Raises
             ``NotAcceptedError``. It does not wait.
-        verify: Looks up the account's token. Raises ``NotAcceptedError`` if it is another one, and ``StoreError`` if
-            the store fails. None if ``identify`` decides alone.
+        verify: Looks up the account's token. Raises ``NotAcceptedError`` if it is another one, ``StoreError`` if the
+            store fails, and ``UnreachableError`` if no further account is accepted now. None if ``identify`` decides
+            alone.
         open_link: Returns the link of an account; None while the plugin disconnects. Raises ``UnreachableError`` if
             the account has no room now.
     """
@@ -152,18 +154,19 @@ class Gate:
         """Confirm a claim.
 
         Raises:
-            RefusedError: The account has another token, or the store fails or takes too long.
+            RefusedError: The account has another token, the store fails or takes too long, or no further account is
+                accepted now.
 
         Cancellation: A new account may have been stored.
         """
         assert self._verify is not None
-        trouble: StoreError | None = None
+        trouble: LedgerPluginError | None = None
         with trio.move_on_after(self._seconds):
             try:
                 await self._verify(claim.account, claim.token.encode("utf-8", "surrogatepass"))
             except NotAcceptedError as error:
                 raise _unauthorized(error) from error
-            except StoreError as error:
+            except (StoreError, UnreachableError) as error:
                 trouble = error
             else:
                 return

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import secrets
 from base64 import urlsafe_b64encode
-from functools import partial
+from enum import Enum
 from hashlib import sha256
 from hmac import compare_digest
 from hmac import digest as hmac_digest
@@ -22,13 +22,15 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import trio
 
-from ..errors import InvalidServicesError, NotAcceptedError, StoreError
-from ..runtime.tasks import run_all
+from ..errors import InvalidServicesError, NotAcceptedError, StoreError, UnreachableError
+from .names import NEW, Names
+from .store_values import add, update
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
-    from ..services import Log, Store
+    from ..runtime.context import Context
+    from ..services import Changes, Read, Store
 
 __all__ = ["AccountTokens", "is_segment"]
 
@@ -45,30 +47,60 @@ def is_segment(name: str) -> bool:
     return SEGMENT.fullmatch(name) is not None
 
 
+class Verdict(Enum):
+    """What is known of a token.
+
+    Attributes:
+        RIGHT: It is the account's.
+        WRONG: The account has another one.
+        TAKEN: The name was free and is the token's now.
+        KEPT: The same, and the name was reserved for the token.
+        AGAIN: The token that has taken the name is shown for the second time.
+        FULL: The name is free, and no further name can be taken.
+    """
+
+    RIGHT = "right"
+    WRONG = "wrong"
+    TAKEN = "taken"
+    KEPT = "kept"
+    AGAIN = "again"
+    FULL = "full"
+
+
 class AccountTokens:
     """Checks the credentials of the clients of a server of many accounts.
 
     Args:
         store: Keeps the digests of the tokens; None if there is no store.
         generate_account: The option of that name.
-        log: Gets the failures of the store.
-        ledger_id: The option of that name.
+        context: What the parts of the plugin share.
+        is_used: Returns whether something was sent over the connections of an account.
+
+    Attributes:
+        names: The names in the store.
 
     Raises:
         InvalidServicesError: ``generate_account`` is False and there is no store.
     """
 
-    def __init__(self, store: Store | None, generate_account: bool | None, log: Log, ledger_id: str) -> None:
+    def __init__(
+        self, store: Store | None, generate_account: bool | None, context: Context, is_used: Callable[[str], bool]
+    ) -> None:
         if generate_account is False and store is None:
             raise InvalidServicesError("store: missing, generate_account=False needs one to keep the accounts' tokens")
         self._store = None if generate_account else store
         self._needs_username = generate_account is False
-        self._log = log
-        self._ledger_id = ledger_id
-        # A store's key has no NUL character.
-        self._ending = ledger_id.replace("%", "%25").replace("\0", "%00")
+        self._log = context.log
+        self._counters = context.counters
+        self._ledger_id = ledger_id = context.options.ledger_id
         self._secret: bytes | None = None
-        self._names = _Names() if self._store is None else _names_of(self._store)
+        self._locks = _Locks() if self._store is None else _locks_of(self._store)
+        self.names: Names | None = None
+        if self._store is not None:
+            # A store's key has no NUL character.
+            ending = ledger_id.replace("%", "%25").replace("\0", "%00")
+            forgets = hasattr(store, "update")
+            self.names = Names(context, ending, self._store, is_used, forgets=forgets)
 
     @property
     def are_stored(self) -> bool:
@@ -102,57 +134,41 @@ class AccountTokens:
 
         Raises:
             NotAcceptedError: The account has another token.
+            UnreachableError: The name is free, and the server remembers too many accounts to take another.
             StoreError: The store failed.
 
         Cancellation: A new account may have been stored.
         """
         assert self._store is not None
+        assert self.names is not None
         try:
-            right = await self._is_right(self._store, account, token)
+            verdict = await self._look_up(self._store, self.names, account, token)
         except Exception as error:
             self._log.error("cannot look up the token of account %s: %o", account, error)
             raise StoreError("the store failed") from error
-        if not right:
+        if verdict is Verdict.WRONG:
             raise NotAcceptedError("invalid auth_token")
+        if verdict is Verdict.FULL:
+            self._counters.links_refused += 1
+            raise UnreachableError("this server remembers too many accounts; try again later")
+        if verdict in (Verdict.TAKEN, Verdict.KEPT):
+            self.names.taken(account, stays=verdict is Verdict.KEPT or not self.names.forgets)
+        elif verdict is Verdict.AGAIN:
+            self.names.kept(account)
 
-    async def _is_right(self, store: Store, account: str, token: bytes) -> bool:
+    async def _look_up(self, store: Store, names: Names, account: str, token: bytes) -> Verdict:
         secret = await self._get_secret(store)
-        own, shared = f"{account}:token:{self._ending}", f"{account}:hashed-token"
-        digest = _keyed(secret, self._ledger_id, account, token)
+        await names.load()
+        own, shared = _keyed(secret, self._ledger_id, account, token), _keyed(secret, None, account, token)
+
+        def decide(read: Read) -> tuple[Verdict, Changes]:
+            return _judge(account, names, read, secret, own, shared, _hashed(token))
+
+        if names.forgets:
+            return await update(store, decide)
         # Of two clients that ask for the same new name at once, one may get it.
-        async with self._names.lock(account):
-            known = await store.get(own)
-            if known is not None:
-                return _are_equal(known, digest)
-            reserved = await self._get_reservation(store, secret, account, shared)
-            if reserved is not None:
-                if not _are_equal(reserved, _hashed(token), _keyed(secret, None, account, token)):
-                    return False
-                # First, and it stays: the name is reserved at the other servers of this store as well.
-                await store.put(shared, _keyed(secret, None, account, token))
-            elif HASH.fullmatch(account):
-                # A name that looks like a hash belongs to the token with that hash; there is nothing to store.
-                return _are_equal(account, _hashed(token))
-            # Another process that shares the store may have stored a token for the name meanwhile.
-            return _are_equal(await _add(store, own, digest), digest)
-
-    async def _get_reservation(self, store: Store, secret: bytes, account: str, shared: str) -> str | None:
-        """Return the digest that reserves a name at every server of the store; None if there is none."""
-        found: dict[str, str | None] = {}
-
-        async def look_up(key: str) -> None:
-            found[key] = await store.get(key)
-
-        # At the same time, so that they share one turn at the store.
-        await run_all([partial(look_up, f"{account}:token"), partial(look_up, shared)])
-        # An early ilp-plugin-mini-accounts stored the token itself.
-        plain, reserved = found[f"{account}:token"], found[shared]
-        if plain:
-            if reserved is None:
-                reserved = _keyed(secret, None, account, plain.encode())
-                await store.put(shared, reserved)
-            await store.delete(f"{account}:token")
-        return reserved
+        async with self._locks.lock(account):
+            return await update(store, decide)
 
     async def _get_secret(self, store: Store) -> bytes:
         """Return the key of the digests; the first server that uses the store makes it.
@@ -161,15 +177,15 @@ class AccountTokens:
             ValueError: The store has another value in its place.
         """
         if self._secret is None:
-            async with self._names.lock(SECRET_KEY):
-                secret = await store.get(SECRET_KEY) or await _add(store, SECRET_KEY, secrets.token_hex(32))
+            async with self._locks.lock(SECRET_KEY):
+                secret = await store.get(SECRET_KEY) or await add(store, SECRET_KEY, secrets.token_hex(32))
                 if SECRET.fullmatch(secret) is None:
                     raise ValueError(f"the store's value of {SECRET_KEY!r} is not a key")
                 self._secret = bytes.fromhex(secret)
         return self._secret
 
 
-class _Names:
+class _Locks:
     """The names that are being looked up, each under a lock of its own, so that none waits for another."""
 
     def __init__(self) -> None:
@@ -184,25 +200,55 @@ class _Names:
 
 
 # Servers that share a store also share its locks, whether they share names or not.
-_stores: WeakKeyDictionary[Store, _Names] = WeakKeyDictionary()
+_stores: WeakKeyDictionary[Store, _Locks] = WeakKeyDictionary()
 
 
-def _names_of(store: Store) -> _Names:
+def _locks_of(store: Store) -> _Locks:
     try:
-        return _stores.setdefault(store, _Names())
+        return _stores.setdefault(store, _Locks())
     except TypeError:
         # The application's own class cannot be a key. Then two servers of this store must not share a ledger_id.
-        return _Names()
+        return _Locks()
 
 
-async def _add(store: Store, key: str, value: str) -> str:
-    """Store a value under a key that has none, and return the value that the key has then."""
-    add: Callable[[str, str], Awaitable[str]] | None = getattr(store, "put_if_absent", None)
-    if add is not None:
-        return await add(key, value)
-    # An application's store, which no other process uses.
-    await store.put(key, value)
-    return value
+def _judge(
+    account: str, names: Names, read: Read, secret: bytes, digest: str, shared_digest: str, hashed: str
+) -> tuple[Verdict, Changes]:
+    """Judge a token by the values of the store; return the verdict, and what the store is to have.
+
+    Args:
+        account: The account.
+        names: The names in the store.
+        read: Returns the values of keys.
+        secret: The key of the digests.
+        digest: The token's digest for the account at servers with this ledger id.
+        shared_digest: Its digest for the account at every server of the store.
+        hashed: Its plain digest.
+    """
+    own, plain, shared = names.own_key(account), f"{account}:token", f"{account}:hashed-token"
+    known, plain_token, reserved = read((own, plain, shared))
+    if known is not None:
+        if not _are_equal(known.removeprefix(NEW), digest):
+            return Verdict.WRONG, {}
+        # A name that is used again is never forgotten.
+        return (Verdict.AGAIN, {own: digest}) if known.startswith(NEW) else (Verdict.RIGHT, {})
+    changes: dict[str, str | None] = {}
+    if plain_token is not None:
+        # An early ilp-plugin-mini-accounts stored the token itself.
+        changes[plain] = None
+        if reserved is None and plain_token:
+            reserved = changes[shared] = _keyed(secret, None, account, plain_token.encode())
+    if reserved is not None:
+        if not _are_equal(reserved, hashed, shared_digest):
+            return Verdict.WRONG, changes
+        # First, and it stays: the name is reserved at the other servers of this store as well.
+        return Verdict.KEPT, {shared: shared_digest} | changes | {own: digest, shared: shared_digest}
+    if HASH.fullmatch(account):
+        # A name that looks like a hash belongs to the token with that hash; there is nothing to store.
+        return (Verdict.RIGHT if _are_equal(account, hashed) else Verdict.WRONG), changes
+    if names.is_full:
+        return Verdict.FULL, changes
+    return Verdict.TAKEN, changes | {own: NEW + digest if names.forgets else digest}
 
 
 def _keyed(secret: bytes, ledger_id: str | None, account: str, token: bytes) -> str:

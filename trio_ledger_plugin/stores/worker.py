@@ -20,10 +20,12 @@ import trio
 from ..errors import StoreError, StoreInDoubtError
 from ..parking import Waiter, park
 from .memory import check_key, check_text
+from .values import Values
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
+    from ..services import Changes, Read
     from .dialect import Dialect
 
 __all__ = ["Database", "Result", "UndoneError", "WorkerStore", "copy_store_error", "opened", "with_cause"]
@@ -43,11 +45,6 @@ GRACE_SECONDS = 0.2
 MOST_AT_ONCE = 256
 # How often a work is tried in its own transaction before it is reported as failed.
 TRIES = 2
-
-GET = "SELECT value FROM lpi_values WHERE key = ?"
-PUT = "INSERT INTO lpi_values VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
-ADD = "INSERT INTO lpi_values VALUES (?, ?) ON CONFLICT (key) DO NOTHING"
-DELETE = "DELETE FROM lpi_values WHERE key = ?"
 
 # How often this process is a fork of the one that imported this module: a comparison costs less than a system call.
 _forks = 0
@@ -167,8 +164,7 @@ class WorkerStore(Generic[ConnectionT]):
     def __init__(self, name: str, dialect: Dialect, databases: Sequence[Callable[[], Database]]) -> None:
         self._name = name
         self.dialect: Dialect = dialect
-        self._get, self._put = dialect.statement(GET), dialect.statement(PUT)
-        self._add, self._delete = dialect.statement(ADD), dialect.statement(DELETE)
+        self._values = Values(dialect)
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._token = trio.lowlevel.current_trio_token()
         self._ended = trio.Event()
@@ -198,7 +194,7 @@ class WorkerStore(Generic[ConnectionT]):
         """
         self._check_key(key)
         self._check_value(value)
-        await self.transaction(lambda connection: _run(connection, self._put, key, value))
+        await self.transaction(lambda connection: self._values.put(connection, key, value))
 
     async def put_if_absent(self, key: str, value: str) -> str:
         """Store a value under a key that has none, and return the key's value, which another process may have stored.
@@ -212,7 +208,7 @@ class WorkerStore(Generic[ConnectionT]):
         """
         self._check_key(key)
         self._check_value(value)
-        return await self.transaction(lambda connection: self._added(connection, key, value))
+        return await self.transaction(lambda connection: self._values.add(connection, key, value))
 
     async def get(self, key: str) -> str | None:
         """Return the value under a key, or None if there is none. A returned value is safely stored.
@@ -225,7 +221,7 @@ class WorkerStore(Generic[ConnectionT]):
         Cancellation: See the class.
         """
         self._check_key(key)
-        return await self.transaction(lambda connection: _value(connection, self._get, key))
+        return await self.transaction(lambda connection: self._values.get(connection, key))
 
     async def delete(self, key: str) -> None:
         """Remove a key and its value; a missing key is not an error. It is safely removed when the call returns.
@@ -238,21 +234,31 @@ class WorkerStore(Generic[ConnectionT]):
         Cancellation: See the class.
         """
         self._check_key(key)
-        await self.transaction(lambda connection: _run(connection, self._delete, key))
+        await self.transaction(lambda connection: self._values.delete(connection, key))
+
+    async def update(self, decide: Callable[[Read], tuple[T, Changes]]) -> T:
+        """Read values and change some of them, in one transaction; no other process changes these in between.
+
+        Args:
+            decide: Called with ``read(keys)``, which returns the values of up to three keys, with None for a key that
+                has none. It returns a result, and a mapping of keys that it has read to their new values, with None to
+                remove one. It may be called again, and must change nothing else.
+
+        Returns:
+            The result.
+
+        Raises:
+            StoreError: See the class.
+
+        Cancellation: See the class.
+        """
+        return await self.transaction(lambda connection: self._values.update(connection, decide))
 
     def _check_key(self, key: str) -> None:
         check_key(key)
 
     def _check_value(self, value: str) -> None:
         check_text("value", value)
-
-    def _added(self, connection: ConnectionT, key: str, value: str) -> str:
-        # A key that has a value costs one statement, and no write.
-        known = _value(connection, self._get, key)
-        while known is None:
-            _run(connection, self._add, key, value)
-            known = _value(connection, self._get, key)
-        return known
 
     async def transaction(self, work: Callable[[ConnectionT], T]) -> T:
         """Run ``work(connection)`` inside a transaction and return its result once the changes are safely stored.
@@ -414,12 +420,3 @@ def with_cause(error: ErrorT, cause: BaseException) -> ErrorT:
     """Return an error, with its cause set."""
     error.__cause__ = cause
     return error
-
-
-def _run(connection: Any, statement: str, *values: str) -> None:  # noqa: ANN401 (of any database)
-    connection.execute(statement, values)
-
-
-def _value(connection: Any, statement: str, key: str) -> str | None:  # noqa: ANN401 (of any database)
-    row = connection.execute(statement, (key,)).fetchone()
-    return None if row is None else row[0]
