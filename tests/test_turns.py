@@ -8,7 +8,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from trio_ledger_plugin.log import StdlibLog
 from trio_ledger_plugin.money.journal import JOBS_AT_ONCE, Journal
-from trio_ledger_plugin.money.turns import BACKGROUND, Turns
+from trio_ledger_plugin.money.turns import BACKGROUND, SHARED_SECONDS, Turns
 from trio_ledger_plugin.options.base import PluginOptions
 from trio_ledger_plugin.stores import open_sqlite_store
 
@@ -16,8 +16,8 @@ from trio_ledger_plugin.stores import open_sqlite_store
 class Desk:
     """Takes turns for jobs that each end when the test says so."""
 
-    def __init__(self, limit):
-        self.turns = Turns(limit)
+    def __init__(self, limit, share=100):
+        self.turns = Turns(limit, share)
         self.begun: list[str] = []
         self.scopes: dict[str, trio.CancelScope] = {}
         self._may_end: dict[str, trio.Event] = {}
@@ -27,12 +27,13 @@ class Desk:
         self._may_end[name] = trio.Event()
         with trio.CancelScope() as scope:
             self.scopes[name] = scope
-            await self.turns.take(name[0])
+            account = name if name == BACKGROUND else name[0]
+            await self.turns.take(account)
             try:
                 self.begun.append(name)
                 await self._may_end[name].wait()
             finally:
-                self.turns.give_back()
+                self.turns.give_back(account)
 
     async def end(self, *names):
         for name in names:
@@ -77,6 +78,40 @@ async def test_accounts_take_turns_whatever_their_queues():
         await desk.end("a6", "b3")
         assert desk.begun[7:] == ["a5", "a6", "b3", "c2"]
         await desk.end("c2")
+
+
+async def test_account_that_is_not_alone_has_a_share(mock_clock):
+    """One that fills every commit would make another one wait for two of them, instead of for two short ones."""
+    desk = Desk(8, share=2)
+    busy = [f"a{number}" for number in range(20)]
+    async with trio.open_nursery() as nursery:
+        await start(nursery, desk, *busy)
+        # It is alone, and its jobs share a commit.
+        assert desk.begun == busy[:8]
+        await start(nursery, desk, "b1")
+        await desk.end("a0")
+        assert desk.begun[8:] == ["b1"]
+        await desk.end(*busy[1:7], "b1")
+        assert desk.begun[9:] == ["a8"]
+        # Another one finds room at once.
+        await start(nursery, desk, "b2", "c1")
+        assert desk.begun[10:] == ["b2", "c1"]
+        await desk.end("b2", "c1")
+        mock_clock.jump(SHARED_SECONDS)
+        # Alone again, it has every place.
+        await desk.end("a7")
+        assert sorted(desk.begun[12:]) == sorted(busy[9:16])
+        nursery.cancel_scope.cancel()
+
+
+async def test_jobs_that_no_account_waits_for_leave_an_account_alone():
+    desk = Desk(8, share=2)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(desk.job, BACKGROUND)
+        await wait_all_tasks_blocked()
+        await start(nursery, desk, *(f"a{number}" for number in range(5)))
+        assert len(desk.begun) == 6
+        nursery.cancel_scope.cancel()
 
 
 async def test_cancelled_job_that_waits_takes_no_turn():

@@ -1,22 +1,25 @@
 """Turns at the store: each account's jobs take turns with those of others.
 
-Invariant: at most ``limit`` jobs are in the store at once, so that a job of another account, or a lookup that does not
-come through here, waits for no more than these.
+Invariants: at most ``limit`` jobs are in the store at once, so that a job of another account, or a lookup that does not
+come through here, waits for no more than these. While several accounts use the store, at most ``share`` of them are one
+account's, so that a job of another one finds room, and few before it.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from math import inf
+from typing import Final
+
+import trio
 
 from ..parking import Waiter, park
-
-if TYPE_CHECKING:
-    import trio
 
 __all__ = ["BACKGROUND", "Turns"]
 
 # The turn of jobs that no account waits for. An account's name has no space.
 BACKGROUND: Final = " background"
+# For how many seconds after the last job of another account an account is not alone.
+SHARED_SECONDS: Final = 10.0
 
 
 class _Turn(Waiter):
@@ -43,37 +46,70 @@ class Turns:
 
     Args:
         limit: How many.
+        share: How many of one account, while it is not alone.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, share: int) -> None:
         self._limit = limit
+        self._share = share
         self._running = 0
+        self._running_of: dict[str, int] = {}
         # The jobs that wait, by account; the account whose turn is next comes first.
         self._waiting: dict[str, dict[_Turn, None]] = {}
+        # The account of the last job, and until when the store counts as shared.
+        self._newest = BACKGROUND
+        self._shared_until = -inf
 
     async def take(self, account: str) -> None:
         """Wait for a turn of an account; the caller, which is protected from Ctrl-C, gives it back in any case.
 
         Cancellation: Takes no turn.
         """
-        if self._running < self._limit:
-            self._running += 1
+        if account not in (self._newest, BACKGROUND):
+            if self._newest != BACKGROUND:
+                self._shared_until = trio.current_time() + SHARED_SECONDS
+            self._newest = account
+        if account not in self._waiting and self._may_run(account):
+            self._begin(account)
             return
         await park(_Turn(self._waiting.setdefault(account, {})))
 
-    def give_back(self) -> None:
-        """Give the turn to the next account with a job that waits."""
-        while self._waiting:
-            account = next(iter(self._waiting))
-            waiting = self._waiting.pop(account)
-            turn = next(iter(waiting), None)
-            if turn is None:
-                # Its jobs were cancelled.
-                continue
-            del waiting[turn]
-            if waiting:
-                # Behind the others.
-                self._waiting[account] = waiting
-            turn.wake()
-            return
+    def give_back(self, account: str) -> None:
+        """Give a turn of an account back, and with it to the next account with a job that waits."""
         self._running -= 1
+        left = self._running_of[account] - 1
+        if left:
+            self._running_of[account] = left
+        else:
+            del self._running_of[account]
+        # Usually one; more when an account is alone again.
+        while (following := self._next()) is not None:
+            following.wake()
+
+    def _next(self) -> _Turn | None:
+        """Return the job that may run now, with its turn taken; None if there is none."""
+        for account in tuple(self._waiting):
+            if self._running >= self._limit:
+                return None
+            waiting = self._waiting[account]
+            if waiting and not self._may_run(account):
+                continue
+            del self._waiting[account]
+            # It may be empty: its jobs were cancelled.
+            turn = next(iter(waiting), None)
+            if turn is not None:
+                del waiting[turn]
+                self._begin(account)
+                if waiting:
+                    # Behind the others.
+                    self._waiting[account] = waiting
+                return turn
+        return None
+
+    def _may_run(self, account: str) -> bool:
+        most = self._share if trio.current_time() < self._shared_until else self._limit
+        return self._running < self._limit and self._running_of.get(account, 0) < most
+
+    def _begin(self, account: str) -> None:
+        self._running += 1
+        self._running_of[account] = self._running_of.get(account, 0) + 1
