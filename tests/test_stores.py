@@ -1,12 +1,14 @@
 """A stored value comes back, and a cancelled call changes nothing."""
 
+import sqlite3
+from contextlib import closing
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
-from trio_ledger_plugin.errors import InvalidFieldsError
+from trio_ledger_plugin.errors import InvalidFieldsError, StoreError
 from trio_ledger_plugin.net.store_values import update
 from trio_ledger_plugin.stores import MemoryStore, open_postgres_store, open_sqlite_store
 from trio_ledger_plugin.stores.values import Values
@@ -141,3 +143,17 @@ async def test_calls_are_checkpoints_and_change_nothing_if_cancelled(store: Any,
         await getattr(store, method)(*arguments)
     assert scope.cancelled_caught
     assert await store.get("key") == "old"
+
+
+async def test_update_that_changes_nothing_waits_for_no_other_program(tmp_path: Any) -> None:
+    """An operator's tool that writes to the file must not keep clients out."""
+    path = tmp_path / "store.db"
+    async with open_sqlite_store(path) as store:
+        await store.put("key", "value")
+        with closing(sqlite3.connect(path, isolation_level=None)) as tool:
+            tool.execute("BEGIN IMMEDIATE")
+            with trio.fail_after(0.5):
+                assert await store.update(lambda read: (read(("key", "other")), {})) == ["value", None]
+            with pytest.raises(StoreError):
+                await store.update(lambda read: (read(("key",)), {"key": "changed"}))
+        assert await store.get("key") == "value"

@@ -2,9 +2,13 @@
 
     python tests/bench/neighbours.py [--rounds 3] [--seconds 1.5] [--kind KIND]
 
-One process is a server of many accounts with a store. A good account is measured alone and then beside the other
-account: the share of 500 calls a second that is answered, its rate with 100 calls in flight, and the median latency of
-its transfers. The kinds are the resources that an account could take from others:
+One process is a server of many accounts with a store. A good account is measured beside the other account: the share
+of 500 calls a second that is answered, its rate with 100 calls in flight, and the median latency of its transfers.
+These are compared with the same beside a process that takes as much processor time as the other account's did and does
+not connect: on a machine with few processors, the process of the other account slows down the server and the good
+account even if the server refuses all that it sends. The rate is compared with that of the good account alone as well.
+
+The kinds are the resources that an account could take from others:
 
 sockets        300 connections that stay, and then 20 new ones a second
 handlers       16 connections with 1,000 requests each whose handlers hang, lost and made again all the time
@@ -20,15 +24,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import selectors
 import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from itertools import count
+from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -43,10 +49,12 @@ from trio_ledger_plugin.codec import btp, ilp
 from trio_ledger_plugin.stores import open_sqlite_store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 INFO = {"client_address": "example.bench", "asset_scale": 9, "asset_code": "XRP"}
 HANG = b"hang"
+# The length of the pieces in which a process takes a part of a processor's time, in seconds.
+SLICE = 0.01
 
 
 # The server.
@@ -226,7 +234,23 @@ ATTACKS: dict[str, Callable[[int, float], None]] = {
 }
 
 
+def burn(share: float, ends: float) -> None:
+    """Take so much of a processor's time, in small pieces, and do nothing else."""
+    while time.monotonic() < ends:
+        until = time.process_time() + share * SLICE
+        began = time.monotonic()
+        while time.process_time() < until:
+            pass
+        time.sleep(max(0.0, began + SLICE - time.monotonic()))
+
+
 # The good account, and the measurements.
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the processor time that a process has taken."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def money(port: int, seconds: float) -> float:
@@ -242,41 +266,62 @@ async def money(port: int, seconds: float) -> float:
     return median(times) * 1000
 
 
+@contextmanager
+def beside(*options: str) -> Iterator[int]:
+    """Run another process, and yield its id."""
+    with subprocess.Popen([sys.executable, __file__, *options]) as process:
+        try:
+            yield process.pid
+        finally:
+            process.kill()
+
+
+def measure(server: subprocess.Popen[str], port: int, kind: str, seconds: float) -> dict[str, float]:
+    """Measure a good account once beside another one of a kind, and without it."""
+    assert server.stdin is not None
+    assert server.stdout is not None
+    alone = trio.run(rate, port, seconds)
+    lasts = str(3 * seconds + 4)
+    if kind == "getters":
+        server.stdin.write(f"{lasts}\n")
+        server.stdin.flush()
+    with beside("--attack", kind, "--port", str(port), "--seconds", lasts) as other:
+        time.sleep(1.5)
+        began, taken = time.monotonic(), cpu_seconds(other)
+        answered = trio.run(offered, port, seconds)
+        server.stdin.write("\n")
+        server.stdin.flush()
+        connections = int(server.stdout.readline())
+        attacked = trio.run(rate, port, seconds), trio.run(money, port, seconds)
+        busy = (cpu_seconds(other) - taken) / (time.monotonic() - began)
+    # What was under way for the other account ends first.
+    time.sleep(1.0)
+    with beside("--burn", str(busy), "--seconds", lasts):
+        time.sleep(0.3)
+        left = trio.run(rate, port, seconds), trio.run(money, port, seconds)
+    return {
+        "of 500/s": answered,
+        "of the rate at 100": attacked[0] / left[0],
+        "of the rate at 100 alone": attacked[0] / alone,
+        "times the latency of money": attacked[1] / left[1],
+        "milliseconds of money": attacked[1],
+        "processor time of the other": busy,
+        "connections of the other": connections,
+    }
+
+
 def main(kinds: Sequence[str], rounds: int, seconds: float) -> None:
     command = [sys.executable, __file__, "--serve"]
     for kind in kinds:
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
             assert server.stdout is not None
-            assert server.stdin is not None
             port = int(json.loads(server.stdout.readline())["port"])
-            shares, ratios, latencies, connections = [], [], [], []
             try:
-                for _ in range(rounds):
-                    alone = trio.run(rate, port, seconds), trio.run(money, port, seconds)
-                    lasts = 3 * seconds + 4
-                    if kind == "getters":
-                        server.stdin.write(f"{lasts}\n")
-                        server.stdin.flush()
-                    options = ["--attack", kind, "--port", str(port), "--seconds", str(lasts)]
-                    with subprocess.Popen([sys.executable, __file__, *options]) as attacker:
-                        time.sleep(1.5)
-                        shares.append(trio.run(offered, port, seconds))
-                        server.stdin.write("\n")
-                        server.stdin.flush()
-                        connections.append(int(server.stdout.readline()))
-                        ratios.append(trio.run(rate, port, seconds) / alone[0])
-                        latencies.append(trio.run(money, port, seconds) / alone[1])
-                        attacker.kill()
+                found = [measure(server, port, kind, seconds) for _ in range(rounds)]
             finally:
                 server.kill()
-        result = {
-            "kind": kind,
-            "of 500/s": round(median(shares), 3),
-            "of the rate at 100": round(median(ratios), 3),
-            "times the latency of money": round(median(latencies), 2),
-            "connections of the other": max(connections),
-        }
-        print(json.dumps(result), flush=True)
+        told = {name: round(median(each[name] for each in found), 3) for name in found[0]}
+        print(json.dumps({"kind": kind, **told}), flush=True)
 
 
 if __name__ == "__main__":
@@ -288,11 +333,14 @@ if __name__ == "__main__":
     parser.add_argument("--kind", choices=ATTACKS, action="append")
     parser.add_argument("--serve", action="store_true")
     parser.add_argument("--attack")
+    parser.add_argument("--burn", type=float)
     parser.add_argument("--port", type=int)
     arguments = parser.parse_args()
     if arguments.serve:
         trio.run(serve)
     elif arguments.attack:
         ATTACKS[arguments.attack](arguments.port, time.monotonic() + arguments.seconds)
+    elif arguments.burn is not None:
+        burn(arguments.burn, time.monotonic() + arguments.seconds)
     else:
         main(arguments.kind or tuple(ATTACKS), arguments.rounds, arguments.seconds)

@@ -29,6 +29,7 @@ from .open_files import OpenFiles, check_file
 from .openings import examine, record_closing, record_opening
 from .schema import VALUES, add_functions, migrate
 from .sqlite_errors import NOT_AUTHORIZED, TROUBLE, is_storage_error, primary_code, told
+from .values import Update
 from .worker import UndoneError, with_cause
 
 if TYPE_CHECKING:
@@ -118,6 +119,27 @@ class Database(worker.Database):
         if self._claim is not None:
             self._claim.release()
         self._claim = self._files = None
+
+    def run(self, works: Sequence[Work]) -> list[Result]:
+        """Run works, and return the result of each once all are committed.
+
+        An update that changes nothing needs no transaction, which costs more than to read.
+        """
+        looked = [self._look(work) if isinstance(work, Update) else None for work in works]
+        if None not in looked:
+            return [result for result in looked if result is not None]
+        done = iter(super().run([work for work, result in zip(works, looked, strict=True) if result is None]))
+        return [next(done) if result is None else result for result in looked]
+
+    def _look(self, work: Update[Any]) -> Result | None:
+        """Return the result of an update that changes nothing; None if it has to run in a transaction."""
+        try:
+            connection = self._connect()
+            self._verify()
+            found = work.look(connection)
+        except Exception:  # noqa: BLE001 (it is raised again in the transaction, which knows what to do about it)
+            return None
+        return None if found is None else outcome.Value(found[0])
 
     def transaction(self, works: Sequence[Work]) -> list[Result]:
         """Run works in one transaction.

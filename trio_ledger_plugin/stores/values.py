@@ -5,7 +5,7 @@ Every method runs inside the caller's transaction, on a thread of the store.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..services import Changes, Read
     from .dialect import Connection, Dialect
 
-__all__ = ["MOST_KEYS", "Values"]
+__all__ = ["MOST_KEYS", "Update", "Values"]
 
 T = TypeVar("T")
 
@@ -26,6 +26,28 @@ ADD: Final = "INSERT INTO lpi_values VALUES (?, ?) ON CONFLICT (key) DO NOTHING"
 REPLACE: Final = "UPDATE lpi_values SET value = ? WHERE key = ? AND value = ?"
 REMOVE: Final = "DELETE FROM lpi_values WHERE key = ? AND value = ?"
 DELETE: Final = "DELETE FROM lpi_values WHERE key = ?"
+
+
+class Update(Generic[T]):
+    """A work that reads values and changes some of them, or none.
+
+    Args:
+        values: The statements.
+        decide: Decides by what it reads; ``WorkerStore.update`` documents it.
+    """
+
+    def __init__(self, values: Values, decide: Callable[[Read], tuple[T, Changes]]) -> None:
+        self._values = values
+        self._decide = decide
+
+    def __call__(self, connection: Connection) -> T:
+        """Read, decide and change, inside a transaction."""
+        return self._values.update(connection, self._decide)
+
+    def look(self, connection: Connection) -> tuple[T] | None:
+        """Read and decide, outside a transaction; return the result, or None if something has to be changed."""
+        result, changes, _ = self._values.look(connection, self._decide)
+        return None if changes else (result,)
 
 
 class Values:
@@ -66,18 +88,24 @@ class Values:
     def update(self, connection: Connection, decide: Callable[[Read], tuple[T, Changes]]) -> T:
         """Read values, and change some of them; start again if another process has changed one of those meanwhile."""
         while True:
-            seen: dict[str, str | None] = {}
-
-            def read(keys: Sequence[str], seen: dict[str, str | None] = seen) -> list[str | None]:
-                seen |= dict.fromkeys(keys)
-                # The same statement for any number of keys: one more key costs less than one more statement.
-                padded = (*keys, *(keys[0] for _ in range(MOST_KEYS - len(keys))))
-                seen.update(connection.execute(self._get_several, padded).fetchall())
-                return [seen[key] for key in keys]
-
-            result, changes = decide(read)
+            result, changes, seen = self.look(connection, decide)
             if all(self._change(connection, key, seen[key], value) for key, value in changes.items()):
                 return result
+
+    def look(
+        self, connection: Connection, decide: Callable[[Read], tuple[T, Changes]]
+    ) -> tuple[T, Changes, dict[str, str | None]]:
+        """Read values; return what ``decide`` returns, and the values."""
+        seen: dict[str, str | None] = {}
+
+        def read(keys: Sequence[str]) -> list[str | None]:
+            seen.update(dict.fromkeys(keys))
+            # The same statement for any number of keys: one more key costs less than one more statement.
+            padded = (*keys, *(keys[0] for _ in range(MOST_KEYS - len(keys))))
+            seen.update(connection.execute(self._get_several, padded).fetchall())
+            return [seen[key] for key in keys]
+
+        return *decide(read), seen
 
     def _change(self, connection: Connection, key: str, seen: str | None, value: str | None) -> bool:
         """Change one value; return False if it is no longer the one that was read."""

@@ -20,7 +20,7 @@ import trio
 from ..errors import StoreError, StoreInDoubtError
 from ..parking import Waiter, park
 from .memory import check_key, check_text
-from .values import Values
+from .values import Update, Values
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -252,7 +252,7 @@ class WorkerStore(Generic[ConnectionT]):
 
         Cancellation: See the class.
         """
-        return await self.transaction(lambda connection: self._values.update(connection, decide))
+        return await self.transaction(Update(self._values, decide))
 
     def _check_key(self, key: str) -> None:
         check_key(key)
