@@ -7,6 +7,8 @@ of 500 calls a second that is answered, its rate with 100 calls in flight, and t
 These are compared with the same beside a process that takes as much processor time as the other account's did and does
 not connect: on a machine with few processors, the process of the other account slows down the server and the good
 account even if the server refuses all that it sends. The rate is compared with that of the good account alone as well.
+Where other programs run on the machine, one more number is steadier: which part of the server's own processor time
+the calls of the good account take, if each takes as much as beside the process that does not connect.
 
 The kinds are the resources that an account could take from others:
 
@@ -268,12 +270,21 @@ async def money(port: int, seconds: float) -> float:
 
 @contextmanager
 def beside(*options: str) -> Iterator[int]:
-    """Run another process, and yield its id."""
-    with subprocess.Popen([sys.executable, __file__, *options]) as process:
+    """Run another process, and yield its id once it has begun."""
+    with subprocess.Popen([sys.executable, __file__, *options], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
         try:
+            process.stdout.readline()
             yield process.pid
         finally:
             process.kill()
+
+
+def timed_rate(server: subprocess.Popen[str], port: int, seconds: float) -> tuple[float, float]:
+    """Return the calls a second with 100 in flight, and the server's processor time divided by them."""
+    taken = cpu_seconds(server.pid)
+    calls = trio.run(rate, port, seconds)
+    return calls, (cpu_seconds(server.pid) - taken) / (calls * seconds)
 
 
 def measure(server: subprocess.Popen[str], port: int, kind: str, seconds: float) -> dict[str, float]:
@@ -292,19 +303,20 @@ def measure(server: subprocess.Popen[str], port: int, kind: str, seconds: float)
         server.stdin.write("\n")
         server.stdin.flush()
         connections = int(server.stdout.readline())
-        attacked = trio.run(rate, port, seconds), trio.run(money, port, seconds)
+        attacked = *timed_rate(server, port, seconds), trio.run(money, port, seconds)
         busy = (cpu_seconds(other) - taken) / (time.monotonic() - began)
     # What was under way for the other account ends first.
     time.sleep(1.0)
     with beside("--burn", str(busy), "--seconds", lasts):
         time.sleep(0.3)
-        left = trio.run(rate, port, seconds), trio.run(money, port, seconds)
+        left = *timed_rate(server, port, seconds), trio.run(money, port, seconds)
     return {
         "of 500/s": answered,
         "of the rate at 100": attacked[0] / left[0],
         "of the rate at 100 alone": attacked[0] / alone,
-        "times the latency of money": attacked[1] / left[1],
-        "milliseconds of money": attacked[1],
+        "of the server's time": left[1] / attacked[1],
+        "times the latency of money": attacked[2] / left[2],
+        "milliseconds of money": attacked[2],
         "processor time of the other": busy,
         "connections of the other": connections,
     }
@@ -339,8 +351,10 @@ if __name__ == "__main__":
     if arguments.serve:
         trio.run(serve)
     elif arguments.attack:
+        print("begun", flush=True)
         ATTACKS[arguments.attack](arguments.port, time.monotonic() + arguments.seconds)
     elif arguments.burn is not None:
+        print("begun", flush=True)
         burn(arguments.burn, time.monotonic() + arguments.seconds)
     else:
         main(arguments.kind or tuple(ATTACKS), arguments.rounds, arguments.seconds)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from ..accounts.server import RESERVE, AccountsServer
 from ..errors import NotAcceptedError
+from ..net.pace import Pace
 from ..runtime.budget import Limits
 from .link_limits import LinkLimits
 from .options import AccountsOptions
@@ -79,6 +80,7 @@ class AccountsPlugin(AccountsServer, BtpServer):
                 is_wanted=self._is_link_wanted,
                 identify=partial(_identify, self.tokens, options.account_from_path),
                 verify=self.tokens.verify if self.tokens.are_stored else None,
+                delay=Pace().delay,
             ),
             refuse=self._refuse_origin,
         )

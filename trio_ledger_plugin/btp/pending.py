@@ -44,6 +44,8 @@ class Decisions:
         verify: Looks up the account's token. Raises ``NotAcceptedError`` if it is another one, ``StoreError`` if the
             store fails, and ``UnreachableError`` if no further account is accepted now. None if ``identify`` decides
             alone. The peer's messages are held meanwhile.
+        delay: Called with an account that a peer has authenticated for; returns for how many seconds the connection
+            has to wait before it is accepted. The peer's messages are held meanwhile.
     """
 
     make_offer: MakeOffer
@@ -53,6 +55,7 @@ class Decisions:
     is_wanted: Callable[[], bool]
     identify: Identify
     verify: Verify | None
+    delay: Callable[[str], float]
 
 
 class PendingConnection:
@@ -69,6 +72,7 @@ class PendingConnection:
     __slots__ = (
         "_claim",
         "_decisions",
+        "_delay",
         "_heard",
         "_max_entries",
         "_pending",
@@ -93,6 +97,7 @@ class PendingConnection:
         # Set by the first packet or the loss of the link.
         self._heard = trio.Event()
         self._claim: tuple[AuthRequest, str] | None = None
+        self._delay = 0.0
         self.refusal: BadAuthError | None = None
         self.transport: WebSocketTransport = transport
         self.link: Link = Link(context, ids, transport, self._lost)
@@ -117,7 +122,9 @@ class PendingConnection:
         except NotAcceptedError as error:
             self._refuse(error)
             return
-        if self._decisions.verify is None and request.offer is None:
+        if self._decisions.verify is None:
+            self._delay = self._decisions.delay(account)
+        if self._decisions.verify is None and request.offer is None and not self._delay:
             # At once: more messages may follow in the same read than can be held.
             self._accept(request, account, None)
         else:
@@ -136,6 +143,9 @@ class PendingConnection:
         try:
             if self._decisions.verify is not None:
                 await self._decisions.verify(account, request.token)
+                self._delay = self._decisions.delay(account)
+            if self._delay:
+                await trio.sleep(self._delay)
             # Both ends have to offer it.
             offer = None if request.offer is None else await self._decisions.make_offer(account, request.offer)
         except LedgerPluginError as error:

@@ -73,6 +73,7 @@ class BtpPlugin(BtpServer):
                     is_wanted=self._is_link_wanted,
                     identify=partial(_check_token, digest),
                     verify=None,
+                    delay=_no_delay,
                 ),
                 refuse=partial(_refuse_browsers, listener.allowed_origins),
             )
@@ -131,6 +132,11 @@ class BtpPlugin(BtpServer):
 
 def _has_room(_account: str) -> None:
     """Return: a new connection replaces the one before."""
+
+
+def _no_delay(_account: str) -> float:
+    """Return 0: the one peer delays only itself."""
+    return 0.0
 
 
 def _check_token(digest: bytes, _username: str | None, token: bytes, _path: str) -> str:
