@@ -8,7 +8,7 @@ import weakref
 import pytest
 import trio
 from support.accounts import ask, enter, hashed, leave, open_accounts, options, start_asking
-from support.peers import Peer, dial
+from support.peers import PING, Peer, dial
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_ledger_plugin import AccountConnected, AccountConnectedAgain, open_plugin
@@ -16,6 +16,7 @@ from trio_ledger_plugin.accounts.account import AccountPlugin
 from trio_ledger_plugin.btp.accounts import AccountsPlugin
 from trio_ledger_plugin.codec import btp
 from trio_ledger_plugin.net.descriptors import links_limit, unauthenticated_limit
+from trio_ledger_plugin.runtime.exchange import REST_SECONDS
 from trio_ledger_plugin.stores import MemoryStore
 from trio_ledger_plugin.testing.conformance.assertions import echo, read_events
 
@@ -165,6 +166,44 @@ async def test_limits_show_in_the_snapshots(clock: MockClock) -> None:
         assert server.accounts()[0].calls_in_flight == 1
         nursery.cancel_scope.cancel()
         await peer.aclose()
+
+
+@pytest.mark.parametrize("links", [1, 40])
+async def test_account_whose_requests_are_refused_is_read_slowly(clock: MockClock, links: int) -> None:
+    """To read what is refused takes the server's time as well, and others would wait for it."""
+
+    async def hang(data: bytes) -> bytes:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    opts = options(max_handlers=1, max_backlog_bytes=1, max_links_per_account=40, handler_timeout=1000.0)
+    async with open_accounts(opts, data_handler=hang) as server, trio.open_nursery() as nursery:
+        peers = [await enter(server, token="a") for _ in range(links)]
+        refused: list[float] = []
+
+        async def flood(peer: Peer) -> None:
+            packets = [btp.Message(number, (btp.ProtocolData("ilp", 0, b"?"),)) for number in range(2, 66)]
+            await peer.send(*(peer.frame(btp.encode(packet)) for packet in packets))
+            while True:
+                assert (await peer.receive_packet()).code == "T00"
+                refused.append(trio.current_time())
+
+        for peer in peers:
+            nursery.start_soon(flood, peer)
+        while len(refused) < 63:  # noqa: ASYNC110 (nothing else tells)
+            await trio.sleep(0.01)
+        # In batches of at most 16 frames, and one batch for all its connections.
+        assert max(refused.count(time) for time in refused) <= 17
+        assert refused[62] - refused[0] >= 3 * REST_SECONDS - 1e-6
+        # Another account is read at once.
+        other = await enter(server, token="b")
+        began = trio.current_time()
+        await other.send(other.frame(b"", PING))
+        await other.receive()
+        assert trio.current_time() - began < 1e-6
+        nursery.cancel_scope.cancel()
+        for each in (*peers, other):
+            await each.aclose()
 
 
 async def test_calls_count_over_all_links_of_an_account(clock: MockClock) -> None:

@@ -74,6 +74,7 @@ class Budget:
         calls: How many calls to the peer are in flight.
         links: How many authenticated connections are open.
         call_waiters: The callers that wait until fewer calls are in flight; made when first needed.
+        rest_until: Until when its links read nothing, because a request had to be refused; 0 if none had to.
     """
 
     __slots__ = (
@@ -88,6 +89,7 @@ class Budget:
         "limits",
         "links",
         "parent",
+        "rest_until",
         "transfers",
     )
 
@@ -103,6 +105,7 @@ class Budget:
         # Made when first needed, as everything below: an idle account must cost little.
         self._reading: ReadingTurn | None = None
         self.call_waiters: trio.lowlevel.ParkingLot | None = None
+        self.rest_until: float = 0.0
         self._unused: trio.Event | None = None
 
     @property
@@ -193,6 +196,16 @@ class Budget:
         if self._unused is not None and not self.handlers:
             self._unused.set()
             self._unused = None
+
+    async def rest(self) -> None:
+        """Wait until its links read again.
+
+        Cancellation: Safe at any time.
+        """
+        while self.rest_until:
+            if self.rest_until <= trio.current_time():
+                self.rest_until = 0.0
+            await trio.sleep_until(self.rest_until)
 
     async def wait_no_handlers(self) -> None:
         """Wait until no handler runs.

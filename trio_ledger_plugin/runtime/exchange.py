@@ -40,6 +40,9 @@ __all__ = ["Exchange", "measure_links"]
 
 # For how many bytes a transfer counts while it waits for a handler.
 TRANSFER_BYTES = 64
+# For how long the links of an account read nothing after a request that had to be refused, in seconds: to read what is
+# refused costs as much as to read what is served.
+REST_SECONDS = 0.05
 _links = count(1)
 
 
@@ -259,6 +262,7 @@ class Exchange(ABC):
     def refuse_one_too_many(self, request_id: int) -> None:
         """Answer a request for which there is no room."""
         self.counters.requests_refused += 1
+        self.context.budget.rest_until = trio.current_time() + REST_SECONDS
         self.refuse(request_id, UnreachableError("too many requests wait already"))
 
     def serve_as(self, context: Context) -> None:

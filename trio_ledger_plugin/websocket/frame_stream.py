@@ -274,6 +274,8 @@ class FrameStream(trio.abc.Stream):
         backlog = False
         last_batch = FrameStream.batches_read
         while True:
+            if receiver.turns.rest_until:
+                await receiver.turns.rest()
             # A peer that floods this end must not delay the others: after a full read, it yields to them more often.
             others_busy = backlog and FrameStream.batches_read != last_batch
             most = BUSY_BATCH_FRAMES if others_busy else BATCH_FRAMES
@@ -333,8 +335,10 @@ class FrameStream(trio.abc.Stream):
         receiver = self._receiver
         assert receiver is not None
         assert self._readers is not None
+        if receiver.turns.rest_until:
+            return False
         self._readers.messages += self._take(receiver, BATCH_FRAMES)
-        return self._frames.is_empty and not receiver.replies_blocked
+        return self._frames.is_empty and not receiver.replies_blocked and not receiver.turns.rest_until
 
     async def _take_in_turn(self, receiver: MessageReceiver, turn: ReadingTurn, backlog: bool) -> bool:
         """Take a batch of messages when no other link of the account does; return whether there may be more.
@@ -345,6 +349,8 @@ class FrameStream(trio.abc.Stream):
         turn.unread += unread
         try:
             async with turn.lock:
+                if receiver.turns.rest_until:
+                    await receiver.turns.rest()
                 # Many links that have each read a little are a flood as well.
                 others_busy = turn.others_busy and (backlog or turn.unread >= READ_BYTES)
                 most = BUSY_BATCH_FRAMES if others_busy else BATCH_FRAMES

@@ -135,6 +135,7 @@ class MessageStream:
         assert receiver is not None
         while (message := await self._accepted.receive()) is not None:
             self.bytes_received += len(message)
+            await receiver.turns.rest()
             if receiver.turns.links > 1:
                 async with receiver.turns.reading.lock:
                     pass
