@@ -27,12 +27,14 @@ from trio_ledger_plugin import (
     PluginServices,
     RemoteError,
     StoreError,
+    UnreachableError,
 )
 from trio_ledger_plugin.money.lease import BEAT_SECONDS, LEASE_SECONDS
 from trio_ledger_plugin.money.outgoing import BeingSent
 from trio_ledger_plugin.negotiation import PeerJournal
 from trio_ledger_plugin.stores import PostgresStore, open_postgres_store, postgres_database
 from trio_ledger_plugin.stores.postgres_dialect import POSTGRES, PostgresClaims
+from trio_ledger_plugin.testing.conformance.assertions import echo
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -282,6 +284,23 @@ async def test_outage_of_the_database_takes_no_ledger(postgres_dsn: str, clock: 
         await trio.sleep(3 * LEASE_SECONDS)
         assert (owner.is_connected(), other.is_connected()) == (True, False)
         nursery.cancel_scope.cancel()
+
+
+async def test_outage_of_the_database_refuses_only_money_and_for_now(alone: Server) -> None:
+    async with open_postgres_store(alone.dsn(), replication="none") as store, open_journal(store) as plugin:
+        plugin.register_data_handler(echo)
+        alone.stop(SIGQUIT)
+        receive(plugin, 1, "k")
+        plugin.ask(2, b"data")
+        await until(lambda: len(plugin.replies) == 2)
+        assert isinstance(plugin.replies[1], UnreachableError)
+        assert (plugin.replies[2], plugin.is_connected()) == (b"data", True)
+        await trio.to_thread.run_sync(alone.start)
+        with trio.fail_after(1):
+            receive(plugin, 3, "k")
+            await until(lambda: len(plugin.replies) == 3)
+        assert plugin.replies[3] is None
+        assert await sums(plugin) == (0, 5, 0)
 
 
 # 8: locks.
