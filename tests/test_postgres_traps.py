@@ -150,6 +150,39 @@ async def test_number_that_becomes_visible_late_is_delivered(postgres_dsn: str) 
             connection.close()
 
 
+@pytest.mark.parametrize("direction", ["sent", "received"])
+async def test_transfers_on_two_connections_get_different_numbers(postgres_dsn: str, direction: str) -> None:
+    """The peer would find that one is missing, or not find it."""
+    async with open_postgres_store(postgres_dsn, replication="none") as store:
+        journal = new_journal(lambda: 0.0, dialect=POSTGRES)
+        await store.transaction(partial(journal.open, settle=True))
+    results: list[Any] = []
+
+    def work(connection: psycopg.Connection, key: str) -> None:
+        transfer = transfer_of("", key, 5, MoneyLevel.KEYED, "" if direction == "sent" else PEER_OFFER.journal)
+        if direction == "sent":
+            begun = journal.outgoing.begin(connection, transfer, PeerJournal(PEER_OFFER), plain_allowed=True)
+            assert isinstance(begun, BeingSent)
+            results.append(begun.transfer.number)
+        else:
+            results.append(journal.incoming.receive(connection, transfer, None, plain_allowed=True).receipt)
+
+    connect = partial(psycopg.connect, postgres_dsn, options="-c search_path=lpi")
+    with connect() as first, connect() as second:
+        # The first transfer enters the account.
+        for number in (0, 2):
+            work(first, f"{number}")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.to_thread.run_sync, work, second, f"{number + 1}")
+                await trio.sleep(0.3)
+                assert len(results) == number + 1
+                first.commit()
+            second.commit()
+        totals = journal.history.totals(first, "")
+    assert results == [1, 2, 3, 4]
+    assert totals.in_doubt + totals.received == 20
+
+
 async def test_process_that_stands_by_calls_no_handler(postgres_dsn: str, clock: Any) -> None:
     called: list[str] = []
 
