@@ -72,7 +72,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure against the JavaScript packages on Node, at full size; ``bench`` gets the options after ``--``."""
-    session.install("-e", ".[cli,speed,stream]")
+    session.install("-e", ".[cli,postgres,speed,stream]")
     with session.chdir("tests/interop"):
         session.run("npm", "ci", "--silent", external=True)
     where = Path(session.create_tmp())
@@ -86,6 +86,7 @@ def bench(session: nox.Session) -> None:
     session.run("python", "tests/bench/accounts.py", "--node", "--save", str(where / "accounts.json"))
     session.run("python", "tests/bench/http.py", "--save", str(where / "http.json"))
     session.run("python", "tests/bench/money.py", "--save", str(where / "money.json"))
+    session.run("python", "tests/bench/postgres.py")
     session.run("python", "tests/bench/stream.py")
     session.run("python", "tests/bench/stream.py", "--memory", "1000000")
     session.log(f"the plot and the JSON are in {where}")

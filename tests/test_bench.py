@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -88,6 +89,19 @@ def test_money_benchmark_counts_transfers_at_both_ends(tmp_path):
     told = json.loads(saved.read_text())
     assert [result["case"].partition(",")[0] for result in told["results"]] == ["KEYED"] * 3 + ["PLAIN"]
     assert all(result["rate"] > 0 for result in told["results"])
+
+
+def test_postgres_benchmark_measures_rates_opening_and_an_outage(postgres_server):
+    """The fixture skips the test where there is no PostgreSQL; the program runs a server of its own."""
+    program = Path(__file__).parent / "bench" / "postgres.py"
+    command = [sys.executable, str(program), "--quick", "--directory", tempfile.gettempdir()]
+    done = subprocess.run(command, check=True, timeout=90, capture_output=True, text=True)
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert list(told["rates"]) == ["sqlite", "1 connection", "2 connections"]
+    outage = told["outage"]
+    assert (outage["money"], outage["redials"], outage["in_doubt"]) == ("T00", 0, 0)
+    assert outage["sent"] == outage["received"] > 0
+    assert outage["requests_answered"] > 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="lowers the limit on descriptors")

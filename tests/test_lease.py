@@ -105,6 +105,21 @@ async def test_standby_waits_and_takes_over(postgres_dsn: str, clock: Any) -> No
             await opened.wait()
 
 
+async def test_only_a_standby_waits_for_a_store_that_fails_at_the_start(postgres_dsn: str, clock: Any) -> None:
+    async with two_stores(postgres_dsn) as (first, second), trio.open_nursery() as nursery:
+        first.refuses = second.refuses = True
+        with pytest.raises(StoreError):
+            await (await _make_payer(first, nursery)).connect()
+        waiting = await _make_payer(second, nursery, standby=True)
+        nursery.start_soon(waiting.connect)
+        await trio.sleep(5 * BEAT_SECONDS)
+        assert not waiting.is_connected()
+        second.refuses = False
+        with trio.fail_after(BEAT_SECONDS + 1):
+            await waiting.wait_connected()
+        nursery.cancel_scope.cancel()
+
+
 async def test_process_that_lost_its_ledger_fails_and_changes_nothing(postgres_dsn: str, clock: Any) -> None:
     async with two_stores(postgres_dsn) as (first, second):
         with pytest.raises(PluginFailedError) as caught:
@@ -197,8 +212,8 @@ async def test_call_of_another_process_under_a_known_key_changes_nothing(
         nursery.cancel_scope.cancel()
 
 
-async def _make_payer(store: HeldStore, nursery: trio.Nursery) -> Any:
-    return Payer(ScriptedOptions(), PluginServices(store=store), nursery, lambda _failure: None)
+async def _make_payer(store: HeldStore, nursery: trio.Nursery, **options: Any) -> Any:
+    return Payer(ScriptedOptions(**options), PluginServices(store=store), nursery, lambda _failure: None)
 
 
 async def test_plain_transfer_is_not_sent_after_a_pause_without_a_look(postgres_dsn: str, clock: Any) -> None:

@@ -27,12 +27,14 @@ from trio_ledger_plugin import (
     PluginServices,
     RemoteError,
     StoreError,
+    UnreachableError,
 )
 from trio_ledger_plugin.money.lease import BEAT_SECONDS, LEASE_SECONDS
 from trio_ledger_plugin.money.outgoing import BeingSent
 from trio_ledger_plugin.negotiation import PeerJournal
 from trio_ledger_plugin.stores import PostgresStore, open_postgres_store, postgres_database
 from trio_ledger_plugin.stores.postgres_dialect import POSTGRES, PostgresClaims
+from trio_ledger_plugin.testing.conformance.assertions import echo
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -146,6 +148,39 @@ async def test_number_that_becomes_visible_late_is_delivered(postgres_dsn: str) 
         assert (early.transfer.key, early.number < late.number) == ("early", True)
         for connection in receiving:
             connection.close()
+
+
+@pytest.mark.parametrize("direction", ["sent", "received"])
+async def test_transfers_on_two_connections_get_different_numbers(postgres_dsn: str, direction: str) -> None:
+    """The peer would find that one is missing, or not find it."""
+    async with open_postgres_store(postgres_dsn, replication="none") as store:
+        journal = new_journal(lambda: 0.0, dialect=POSTGRES)
+        await store.transaction(partial(journal.open, settle=True))
+    results: list[Any] = []
+
+    def work(connection: psycopg.Connection, key: str) -> None:
+        transfer = transfer_of("", key, 5, MoneyLevel.KEYED, "" if direction == "sent" else PEER_OFFER.journal)
+        if direction == "sent":
+            begun = journal.outgoing.begin(connection, transfer, PeerJournal(PEER_OFFER), plain_allowed=True)
+            assert isinstance(begun, BeingSent)
+            results.append(begun.transfer.number)
+        else:
+            results.append(journal.incoming.receive(connection, transfer, None, plain_allowed=True).receipt)
+
+    connect = partial(psycopg.connect, postgres_dsn, options="-c search_path=lpi")
+    with connect() as first, connect() as second:
+        # The first transfer enters the account.
+        for number in (0, 2):
+            work(first, f"{number}")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.to_thread.run_sync, work, second, f"{number + 1}")
+                await trio.sleep(0.3)
+                assert len(results) == number + 1
+                first.commit()
+            second.commit()
+        totals = journal.history.totals(first, "")
+    assert results == [1, 2, 3, 4]
+    assert totals.in_doubt + totals.received == 20
 
 
 async def test_process_that_stands_by_calls_no_handler(postgres_dsn: str, clock: Any) -> None:
@@ -282,6 +317,23 @@ async def test_outage_of_the_database_takes_no_ledger(postgres_dsn: str, clock: 
         await trio.sleep(3 * LEASE_SECONDS)
         assert (owner.is_connected(), other.is_connected()) == (True, False)
         nursery.cancel_scope.cancel()
+
+
+async def test_outage_of_the_database_refuses_only_money_and_for_now(alone: Server) -> None:
+    async with open_postgres_store(alone.dsn(), replication="none") as store, open_journal(store) as plugin:
+        plugin.register_data_handler(echo)
+        alone.stop(SIGQUIT)
+        receive(plugin, 1, "k")
+        plugin.ask(2, b"data")
+        await until(lambda: len(plugin.replies) == 2)
+        assert isinstance(plugin.replies[1], UnreachableError)
+        assert (plugin.replies[2], plugin.is_connected()) == (b"data", True)
+        await trio.to_thread.run_sync(alone.start)
+        with trio.fail_after(1):
+            receive(plugin, 3, "k")
+            await until(lambda: len(plugin.replies) == 3)
+        assert plugin.replies[3] is None
+        assert await sums(plugin) == (0, 5, 0)
 
 
 # 8: locks.

@@ -183,8 +183,11 @@ class Server:
 
 
 @contextmanager
-def open_server() -> Iterator[Server]:
+def open_server(place: Path | None = None) -> Iterator[Server]:
     """Run a server during the block.
+
+    Args:
+        place: A directory for its data; by default in memory, or where temporary files are.
 
     Raises:
         UnavailableError: There is none on this machine.
@@ -192,8 +195,8 @@ def open_server() -> Iterator[Server]:
     user = as_user()
     # A short path: that of a socket has about 100 characters.
     memory = Path("/dev/shm")
-    has_room = memory.is_dir() and shutil.disk_usage(memory).free > ROOM
-    place = memory if has_room else None
+    if place is None and memory.is_dir() and shutil.disk_usage(memory).free > ROOM:
+        place = memory
     with tempfile.TemporaryDirectory(prefix="lpi-pg-", dir=place, ignore_cleanup_errors=True) as name:
         folder = Path(name)
         if user:

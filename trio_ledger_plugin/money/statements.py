@@ -108,7 +108,7 @@ class Statements:
 
     FIND_PEER = (
         "SELECT peer_journal, peer_age, peer_sent, peer_acked, peer_received, peer_credited FROM lpi_accounts"
-        " WHERE ledger = ? AND account = ?"
+        " WHERE ledger = ? AND account = ?{lock}"
     )
     SET_PEER = (
         "UPDATE lpi_accounts SET peer_journal = ?, peer_age = ?, peer_sent = ?, peer_acked = ?, peer_received = ?,"
@@ -149,7 +149,7 @@ class Statements:
     ENTER_OUTGOING = (
         "INSERT INTO lpi_transfers (ledger, account, direction, origin, key, amount, level, state, created, changed,"
         " keep_for, peer_journal, resend_until, peer_number) VALUES (?, ?, 'out', '', ?, ?, ?, 'sent', ?, ?, ?, ?, ?,"
-        " (SELECT peer_sent + 1 FROM lpi_accounts WHERE ledger = ? AND account = ? AND peer_journal = ?))"
+        " (SELECT peer_sent + 1 FROM lpi_accounts WHERE ledger = ? AND account = ? AND peer_journal = ?{lock}))"
         " ON CONFLICT DO NOTHING RETURNING id, peer_number"
     )
     SET_NUMBER = "UPDATE lpi_transfers SET peer_number = ? WHERE id = ?"
@@ -197,7 +197,7 @@ class Statements:
         "INSERT INTO lpi_transfers (ledger, account, direction, origin, key, amount, level, state, digest, created,"
         " changed, keep_for, forget_at, error_code, error_name, error_data, peer_number, receipt)"
         " VALUES (?, ?, 'in', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,"
-        " (SELECT peer_credited + 1 FROM lpi_accounts WHERE ledger = ? AND account = ? AND peer_journal = ?))"
+        " (SELECT peer_credited + 1 FROM lpi_accounts WHERE ledger = ? AND account = ? AND peer_journal = ?{lock}))"
         " ON CONFLICT DO NOTHING RETURNING id, receipt"
     )
     SET_RECEIPT = "UPDATE lpi_transfers SET receipt = ? WHERE id = ?"

@@ -67,6 +67,8 @@ class Dialect:
         is_storage_error: Whether an error is about the storage, not about the statement.
         schema_exists: A query that has a row if the table ``lpi_schema`` exists.
         joins: Whether one statement may contain several that change rows (``WITH ... AS (UPDATE ...)``).
+        lock: The end of a ``SELECT`` that locks its rows, in place of ``{lock}``; empty if transactions that write run
+            one after another.
         is_broken: Whether a statement has failed and the transaction refuses all others.
         claims: How this process claims a ledger among the programs that may have the database open; None if only one
             program can.
@@ -78,12 +80,13 @@ class Dialect:
     is_storage_error: Callable[[BaseException], bool]
     schema_exists: str
     joins: bool = False
+    lock: str = ""
     is_broken: Callable[[Connection], bool] = _is_never
     claims: Claims | None = None
 
     def statement(self, text: str) -> str:
-        """Return a statement, written with ``?`` for each value, as the database takes it."""
-        return text if self.placeholder == "?" else text.replace("?", self.placeholder)
+        """Return a statement, written with ``?`` for each value and ``{lock}``, as the database takes it."""
+        return text.replace("{lock}", self.lock).replace("?", self.placeholder)
 
     def table(self, text: str) -> str:
         """Return a ``CREATE`` statement with the database's types."""

@@ -119,6 +119,7 @@ POSTGRES: Final = _PostgresDialect(
     is_storage_error=is_storage_error,
     schema_exists="SELECT 1 WHERE to_regclass('lpi_schema') IS NOT NULL",
     joins=True,
+    lock=" FOR UPDATE",
     is_broken=_is_broken,
     claims=PostgresClaims(),
 )
