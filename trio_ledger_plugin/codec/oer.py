@@ -57,6 +57,8 @@ def as_bytes(data: BytesLike) -> bytes:
     Raises:
         DecodeError: It is not bytes-like.
     """
+    if data.__class__ is bytes:
+        return data
     if isinstance(data, BytesLike):
         return bytes(data)
     raise DecodeError(f"a packet is bytes, not {type(data).__name__}")
@@ -216,9 +218,9 @@ def read_time(digits: bytes) -> datetime:
 def length_prefix(length: int) -> bytes:
     """Return the canonical length determinant of ``length`` bytes."""
     if length < 0x80:
-        return bytes((length,))
+        return length.to_bytes()
     width = (length.bit_length() + 7) // 8
-    return bytes((0x80 | width,)) + length.to_bytes(width)
+    return (0x80 | width).to_bytes() + length.to_bytes(width)
 
 
 def octets(value: BytesLike, field: str, most: int | None = None) -> bytes:
@@ -232,9 +234,10 @@ def octets(value: BytesLike, field: str, most: int | None = None) -> bytes:
     Raises:
         InvalidFieldsError: ``value`` is not bytes-like, or longer than ``most``.
     """
-    if not isinstance(value, BytesLike):
-        raise InvalidFieldsError(f"{field} is {type(value).__name__}: it must be bytes")
-    value = bytes(value)
+    if value.__class__ is not bytes:
+        if not isinstance(value, BytesLike):
+            raise InvalidFieldsError(f"{field} is {type(value).__name__}: it must be bytes")
+        value = bytes(value)
     if most is not None and len(value) > most:
         raise InvalidFieldsError(f"{field} has {len(value)} bytes: at most {most} are allowed")
     return length_prefix(len(value)) + value
@@ -264,7 +267,7 @@ def var_uint(value: object, field: str) -> bytes:
     """
     if isinstance(value, int) and 0 <= value <= MAX_UINT64:
         size = (value.bit_length() + 7) // 8 or 1
-        return bytes((size,)) + value.to_bytes(size)
+        return size.to_bytes() + value.to_bytes(size)
     return uint(value, 8, field)  # raises
 
 

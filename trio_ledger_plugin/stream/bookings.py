@@ -83,7 +83,9 @@ class MemoryBookings:
 
     def book(self, packet: ReceivedPacket, condition: bytes) -> tuple[Verdict, int]:
         """Record a packet as accepted, and return what its connection has received."""
-        connection = self._connections.setdefault(packet.destination, _Connection())
+        connection = self._connections.get(packet.destination)
+        if connection is None:
+            connection = self._connections[packet.destination] = _Connection()
         self._connections.move_to_end(packet.destination)
         if len(self._connections) > _CONNECTIONS:
             self._connections.popitem(last=False)
