@@ -93,9 +93,13 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def crash(session: nox.Session) -> None:
-    """Kill the two ends of accounts a thousand times and compare their books; the harness gets options after ``--``."""
-    session.install("-e", ".")
+    """Kill the two ends of accounts a thousand times and compare their books; the harness gets options after ``--``.
+
+    The receiver of payments is killed a thousand times as well.
+    """
+    session.install("-e", ".[stream]")
     session.run("python", "tests/crash/harness.py", "--kills", "1000", *session.posargs)
+    session.run("python", "tests/crash/payments.py", "--kills", "1000")
 
 
 @nox.session
