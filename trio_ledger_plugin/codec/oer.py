@@ -141,8 +141,11 @@ def read_var_uint(data: bytes, offset: int, *, saturate: bool = False) -> tuple[
     """
     start = offset + 1
     end = start + data[offset] if offset < len(data) else 0
-    if start < end <= min(start + 8, len(data)) and (data[start] or end == start + 1):
-        return int.from_bytes(data[start:end]), end
+    if start < end <= len(data):
+        if end == start + 1:
+            return data[start], end
+        if end <= start + 8 and data[start]:
+            return int.from_bytes(data[start:end]), end
     digits, offset = read_octets(data, offset)
     if not digits:
         raise DecodeError("an integer has no bytes")
@@ -266,7 +269,9 @@ def var_uint(value: object, field: str) -> bytes:
         InvalidFieldsError: ``value`` is not an integer from 0 to 2**64-1.
     """
     if isinstance(value, int) and 0 <= value <= MAX_UINT64:
-        size = (value.bit_length() + 7) // 8 or 1
+        if value < 0x100:
+            return b"\x01" + value.to_bytes()
+        size = (value.bit_length() + 7) // 8
         return size.to_bytes() + value.to_bytes(size)
     return uint(value, 8, field)  # raises
 

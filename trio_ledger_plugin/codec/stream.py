@@ -338,7 +338,7 @@ def encode(packet: Packet) -> bytes:
     if len(packet.frames) > MAX_FRAMES:
         raise InvalidFieldsError(f"frames has {len(packet.frames)} frames: at most {MAX_FRAMES} are allowed")
     encoded = head + b"".join(
-        [_encode_money(frame) if frame.__class__ is StreamMoney else _encode_frame(frame) for frame in packet.frames]
+        [_encode_money(frame) if isinstance(frame, StreamMoney) else _encode_frame(frame) for frame in packet.frames]
     )
     if len(encoded) > MAX_PLAINTEXT:
         raise InvalidFieldsError(f"the packet has {len(encoded)} bytes: at most {MAX_PLAINTEXT} are allowed")
