@@ -88,7 +88,8 @@ def bench(session: nox.Session) -> None:
     session.run("python", "tests/bench/money.py", "--save", str(where / "money.json"))
     session.run("python", "tests/bench/stream.py")
     session.run("python", "tests/bench/stream.py", "--memory", "1000000")
-    session.log(f"the plot and the JSON are in {where}")
+    session.run("python", "tests/bench/congestion.py", "--plot", str(where / "congestion.svg"))
+    session.log(f"the plots and the JSON are in {where}")
 
 
 @nox.session
