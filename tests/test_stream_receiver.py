@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -48,7 +49,7 @@ class Payer:
         packet_type: int = stream.PREPARE,
     ) -> ilp.Prepare:
         data = self.keys.seal(stream.encode(stream.Packet(sequence, packet_type, minimum, frames)))
-        condition = self.keys.condition(data) if right else os.urandom(32)
+        condition = sha256(self.keys.fulfillment(data)).digest() if right else os.urandom(32)
         return ilp.make_prepare(amount, self.credentials.destination_account, condition, 20, data)
 
     def reply(self, answer: bytes) -> stream.Packet:

@@ -32,7 +32,7 @@ from interop.stream import PaymentsPeer, StreamPeer
 from trio_ledger_plugin import PluginServices, loopback_pair, open_plugin
 from trio_ledger_plugin.codec import ilp
 from trio_ledger_plugin.stores import MemoryStore
-from trio_ledger_plugin.stream import Asset, Credentials, Progress, open_receiver, pay
+from trio_ledger_plugin.stream import Asset, Credentials, ReceivedPacket, open_receiver, pay
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -161,24 +161,26 @@ async def compare(rounds: int, packets: int) -> None:
 async def measure_memory(packets: int) -> None:
     """Make one payment within this process; print the processor's time of an end, and what memory does."""
     marks = [packets // 10, packets // 2, packets]
+    received = 0
 
-    def look(progress: Progress) -> None:
-        if marks and progress.packets >= marks[0]:
-            marks.pop(0)
-            used = (time.process_time() - began) / progress.packets / 2 * 1e6
-            gc.collect()
-            resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
-            objects = len(gc.get_objects())
-            print(
-                f"{progress.packets:,} packets: {used:.1f} us an end, {resident:,} KiB resident, {objects:,} objects",
-                flush=True,
-            )
+    def look(_: ReceivedPacket) -> None:
+        nonlocal received
+        received += 1
+        if received not in marks:
+            return
+        used = (time.process_time() - began) / received / 2 * 1e6
+        gc.collect()
+        resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
+        objects = len(gc.get_objects())
+        print(f"{received:,} packets: {used:.1f} us an end, {resident:,} KiB resident, {objects:,} objects", flush=True)
 
     async with loopback_pair() as (payer, end):
-        receiving = open_receiver(end, secret=os.urandom(32), address="example.b", asset=Asset("XRP", 9))
+        receiving = open_receiver(
+            end, secret=os.urandom(32), address="example.b", asset=Asset("XRP", 9), on_packet=look
+        )
         async with receiving as receiver:
             began = time.process_time()
-            await pay(payer, receiver.new_credentials(), send=packets * UNITS, max_packet=UNITS, on_progress=look)
+            await pay(payer, receiver.new_credentials(), send=packets * UNITS, max_packet=UNITS)
 
 
 def main() -> None:

@@ -42,7 +42,6 @@ from .oer import (
     read_ia5,
     read_octets,
     read_time,
-    read_uint,
     time_digits,
     uint,
     utf8,
@@ -208,7 +207,7 @@ def decode(data: BytesLike) -> Packet:
         DecodeError: The data is not a packet, or a field of it is not allowed.
     """
     octet_string = as_bytes(data)
-    packet_type, offset = read_uint(octet_string, 0, 1)
+    (packet_type,), offset = read_fixed(octet_string, 0, 1)
     if packet_type not in _TYPES:
         raise DecodeError(f"{packet_type} is not a packet type of ILPv4")
     body, _ = read_octets(octet_string, offset)

@@ -369,7 +369,7 @@ def decode(data: BytesLike) -> Packet:
         raise DecodeError(f"the packet has {count} frames: at most {MAX_FRAMES} are allowed")
     frames: list[Frame] = []
     for _ in range(count):
-        frame_type, offset = read_uint(octet_string, offset, 1)
+        (frame_type,), offset = read_fixed(octet_string, offset, 1)
         content, offset = read_octets(octet_string, offset)
         decode_frame = _decode_short_frame if len(content) <= _SHORT else _decode_frame
         frames.append(decode_frame(frame_type, content))

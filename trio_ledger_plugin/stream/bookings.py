@@ -62,7 +62,7 @@ class _Connection:
     total: int = 0
     # Numbers up to this one are no longer remembered.
     floor: int = 0
-    accepted: dict[int, bytes] = field(factory=dict)
+    accepted: OrderedDict[int, bytes] = field(factory=OrderedDict)
 
 
 class MemoryBookings:
@@ -92,8 +92,7 @@ class MemoryBookings:
         connection.accepted[packet.sequence] = condition
         connection.total += packet.amount
         if len(connection.accepted) > _REMEMBERED:
-            oldest = next(iter(connection.accepted))
-            del connection.accepted[oldest]
+            oldest, _ = connection.accepted.popitem(last=False)
             connection.floor = max(connection.floor, oldest)
         return Verdict.NEW, connection.total
 

@@ -6,6 +6,8 @@ and has the right type. A Fulfill counts only with the preimage of the packet's 
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import math
 import os
 from enum import Enum
@@ -171,7 +173,8 @@ class Connection:
             frames = self._greeting + frames
         plaintext = stream.encode(stream.Packet(sequence, stream.PREPARE, minimum, frames))
         data = self._keys.seal(plaintext)
-        condition = self._keys.condition(data) if fulfillable else os.urandom(32)
+        fulfillment = self._keys.fulfillment(data) if fulfillable else b""
+        condition = hashlib.sha256(fulfillment).digest() if fulfillable else os.urandom(32)
         seconds = self._expiry if expiry is None else expiry
         now = trio.current_time()
         deadline = now + seconds
@@ -201,12 +204,13 @@ class Connection:
             await trio.sleep_until(deadline)
         if answer is None:
             return Answer(Kind.UNANSWERED, reason=reason)
-        return self._judge(ilp.decode(answer), sequence, condition)
+        return self._judge(ilp.decode(answer), sequence, fulfillment)
 
-    def _judge(self, packet: ilp.Packet, sequence: int, condition: bytes) -> Answer:
+    def _judge(self, packet: ilp.Packet, sequence: int, fulfillment: bytes) -> Answer:
         match packet:
             case ilp.Fulfill():
-                if not ilp.fulfills(packet.fulfillment, condition):
+                # It is known: no need for another digest. A packet that cannot be fulfilled has none.
+                if not hmac.compare_digest(packet.fulfillment, fulfillment):
                     raise DecodeError("the peer sent a Fulfill without the condition's preimage")
                 return Answer(Kind.FULFILLED, reply=self._read(packet.data, sequence, _IN_FULFILL))
             case ilp.Reject():
