@@ -96,6 +96,26 @@ async def test_payers_that_vanish_leave_nothing_at_a_receiver(autojump_clock):
         assert ends.receiver._deciding == {}
 
 
+@pytest.mark.parametrize("order", [{"send": 100_000}, {"deliver": 100_000}])
+async def test_connector_that_forwards_nothing_ends_a_payment(autojump_clock, order):
+    """The receiver says of each packet that 0 arrived. A sender that takes this for the rate divides by it."""
+    path = Path(max_packet=1000)
+
+    def keep(prepare: ilp.Prepare) -> ilp.Reject | None:
+        packet = read(prepare, credentials)
+        if len(path.fulfilled) < 5 or not is_money(prepare, credentials):
+            return None
+        reply = stream.Packet(packet.sequence, stream.REJECT, 0)
+        return ilp.Reject("F99", ADDRESS, "", credentials.keys.seal(stream.encode(reply)))
+
+    async with open_path(path) as ends:
+        credentials = ends.receiver.new_credentials()
+        path.intercept = keep
+        with pytest.raises(PaymentFailedError, match="the rate has fallen: of 1000 only 0 arrive") as caught:
+            await pay(ends.payer, credentials, **order)
+        assert caught.value.delivered == ends.received > 0
+
+
 async def test_receiver_that_claims_less_has_accepted_the_minimum(autojump_clock):
     path = Path()
     async with open_path(path) as ends:

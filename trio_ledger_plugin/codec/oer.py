@@ -140,11 +140,12 @@ def read_var_uint(data: bytes, offset: int, *, saturate: bool = False) -> tuple[
         DecodeError: It is cut off, empty, has leading zeros or is too great.
     """
     start = offset + 1
-    end = start + data[offset] if offset < len(data) else 0
-    if start < end <= len(data):
-        if end == start + 1:
-            return data[start], end
-        if end <= start + 8 and data[start]:
+    if start < len(data):
+        size = data[offset]
+        if size == 1:
+            return data[start], start + 1
+        end = start + size
+        if 1 < size <= 8 and data[start] and end <= len(data):
             return int.from_bytes(data[start:end]), end
     digits, offset = read_octets(data, offset)
     if not digits:

@@ -11,10 +11,10 @@ import hmac
 import math
 import os
 from enum import Enum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
-from attrs import define, frozen
+from attrs import define
 
 from ..codec import ilp, stream
 from ..errors import (
@@ -64,8 +64,7 @@ class Kind(Enum):
     UNANSWERED = "unanswered"
 
 
-@frozen
-class Answer:
+class Answer(NamedTuple):
     """What became of a packet.
 
     Attributes:

@@ -255,9 +255,7 @@ class Payment:
         if self._order.deliver is not None:
             need = self._order.deliver - self.delivered - self._expected
             left = min(left, rate.source_for(need)) if need > 0 else 0
-        if left <= 0:
-            return 0
-        least = rate.source_for(1)
+        least = rate.least
         if left < least:
             return 0
         amount = ceil_divide(left, ceil_divide(left, self._packet))
@@ -286,7 +284,7 @@ class Payment:
         elif answer.code[:1] == "T" or answer.code in _PASSING:
             if answer.code == "T04" and self._window < 2:
                 # One packet is too much: there is less liquidity than its amount.
-                self._packet = max(self._rate.source_for(1), min(self._packet, amount * 2 // 3))
+                self._packet = max(self._rate.least, min(self._packet, amount * 2 // 3))
             self._slow_down(answer)
         else:
             self._stop(answer.reason)
@@ -320,7 +318,8 @@ class Payment:
             # The receiver has the money; a connector lost the Fulfill.
             self.delivered += got
         elif got < minimum:
-            self._rate.add(amount, got)
+            if got:
+                self._rate.add(amount, got)
             self._low_since = self._low_since or trio.current_time()
             if trio.current_time() - self._low_since >= _LOW_RATE_SECONDS:
                 self._stop(f"the rate has fallen: of {amount} only {got} arrive, and at least {minimum} must")
@@ -331,7 +330,7 @@ class Payment:
             self._passed = 0
         self._greatest = min(self._greatest, lower_maximum(amount, answer.data, self._passed))
         self._packet = min(self._packet, self._greatest)
-        if self._greatest < self._rate.source_for(1):
+        if self._greatest < self._rate.least:
             self._stop(f"every packet is too large: {answer.reason}")
 
     def _slow_down(self, answer: Answer) -> None:

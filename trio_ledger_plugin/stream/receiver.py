@@ -93,7 +93,7 @@ class Receiver:
         self.log: Log = log or StdlibLog()
         self._bookings = bookings or MemoryBookings()
         self._connections: OrderedDict[str, _Connection] = OrderedDict()
-        self._deciding: dict[tuple[str, int], trio.Event | None] = {}
+        self._deciding: dict[tuple[str, int], trio.Event] = {}
 
     def new_credentials(
         self, tag: str | None = None, *, receipt_nonce: bytes | None = None, receipt_secret: bytes | None = None
@@ -191,33 +191,30 @@ class Receiver:
     ) -> bytes:
         """Have the application decide, book the packet, and answer. The same packet is decided once at a time."""
         name = received.destination, received.sequence
-        while name in self._deciding:
-            event = self._deciding[name]
-            if event is None:
-                event = self._deciding[name] = trio.Event()
-            await event.wait()
-        self._deciding[name] = None
-        total = -1
         try:
+            while (decided := self._deciding.get(name)) is not None:
+                await decided.wait()
             accepted = self._accept(received, prepare.execution_condition)
-            if isinstance(accepted, int):
-                total = accepted
-            else:
-                seconds = (prepare.expires_at - datetime.now(UTC)).total_seconds()
-                with trio.move_on_after(max(seconds, 0)):
-                    total = await accepted
+            total = accepted if isinstance(accepted, int) else await self._finish(name, accepted, prepare.expires_at)
         except _RefusedError as refused:
             return answer.reject(ErrorCode.FINAL_APPLICATION_ERROR, *refused.frames)
         except Exception as error:  # noqa: BLE001 (an application may raise anything, and the payer may try again)
             self.log.error("a packet of a STREAM payment is refused for now: %s: %s", type(error).__name__, error)
             return answer.reject(ErrorCode.INTERNAL_ERROR)
-        finally:
-            waiting = self._deciding.pop(name)
-            if waiting is not None:
-                waiting.set()
-        if total < 0:
+        if total is None:
             return answer.reject(ErrorCode.INTERNAL_ERROR)
         return answer.fulfill(fulfillment, total)
+
+    async def _finish(self, name: tuple[str, int], accepted: Awaitable[int], expires_at: datetime) -> int | None:
+        """Wait until a packet is accepted, and return what its connection has received; None if it expires first."""
+        self._deciding[name] = trio.Event()
+        try:
+            seconds = (expires_at - datetime.now(UTC)).total_seconds()
+            with trio.move_on_after(max(seconds, 0)):
+                return await accepted
+            return None
+        finally:
+            self._deciding.pop(name).set()
 
     def _accept(self, received: ReceivedPacket, condition: bytes) -> int | Awaitable[int]:
         """Accept and book a packet; return what its connection has received, at once if nothing has to wait.
