@@ -242,9 +242,10 @@ def octets(value: BytesLike, field: str, most: int | None = None) -> bytes:
         if not isinstance(value, BytesLike):
             raise InvalidFieldsError(f"{field} is {type(value).__name__}: it must be bytes")
         value = bytes(value)
-    if most is not None and len(value) > most:
-        raise InvalidFieldsError(f"{field} has {len(value)} bytes: at most {most} are allowed")
-    return length_prefix(len(value)) + value
+    length = len(value)
+    if most is not None and length > most:
+        raise InvalidFieldsError(f"{field} has {length} bytes: at most {most} are allowed")
+    return (length.to_bytes() if length < 0x80 else length_prefix(length)) + value
 
 
 def uint(value: object, size: int, field: str) -> bytes:
