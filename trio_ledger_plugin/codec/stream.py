@@ -62,9 +62,8 @@ __all__ = [
 ]
 
 VERSION: Final = 1
-# The first bytes of a packet of each type, and the types by their bytes.
+# The first bytes of a packet of each type.
 _HEADS: Final = {packet_type: bytes((VERSION, packet_type)) for packet_type in (PREPARE, FULFILL, REJECT)}
-_TYPES: Final = {head: packet_type for packet_type, head in _HEADS.items()}
 _SHORT: Final = 8
 #: The data of an ILP packet has at most 32,767 bytes, of which encryption takes 28.
 MAX_PLAINTEXT: Final = 32_739
@@ -334,12 +333,8 @@ def encode(packet: Packet) -> bytes:
     frames = packet.frames
     if len(frames) > MAX_FRAMES:
         raise InvalidFieldsError(f"frames has {len(frames)} frames: at most {MAX_FRAMES} are allowed")
-    encoded = (
-        head
-        + var_uint(packet.sequence, "sequence")
-        + var_uint(packet.amount, "amount")
-        + var_uint(len(frames), "frames")
-    )
+    encoded = head + var_uint(packet.sequence, "sequence") + var_uint(packet.amount, "amount")
+    encoded += var_uint(len(frames), "frames")
     if frames:
         encoded += b"".join(
             [_encode_money(frame) if isinstance(frame, StreamMoney) else _encode_frame(frame) for frame in frames]
@@ -361,20 +356,16 @@ def decode(data: BytesLike) -> Packet:
     octet_string = data if data.__class__ is bytes else as_bytes(data)
     if len(octet_string) > MAX_PLAINTEXT:
         raise DecodeError(f"the packet has {len(octet_string)} bytes: at most {MAX_PLAINTEXT} are allowed")
-    packet_type = _TYPES.get(octet_string[:2])
-    if packet_type is None:
-        (version, packet_type), _ = read_fixed(octet_string, 0, 2)
-        known = version == VERSION
-        raise DecodeError(
-            f"{packet_type} is not a packet type of ILPv4" if known else f"version {version} of STREAM is not known"
-        )
+    version, packet_type = read_fixed(octet_string, 0, 2)[0]
+    if version != VERSION:
+        raise DecodeError(f"version {version} of STREAM is not known")
+    if packet_type not in _HEADS:
+        raise DecodeError(f"{packet_type} is not a packet type of ILPv4")
     sequence, offset = read_var_uint(octet_string, 2)
     amount, offset = read_var_uint(octet_string, offset)
     count, offset = read_var_uint(octet_string, offset)
     if count > MAX_FRAMES:
         raise DecodeError(f"the packet has {count} frames: at most {MAX_FRAMES} are allowed")
-    if not count:
-        return Packet(sequence, packet_type, amount)
     frames: list[Frame] = []
     for _ in range(count):
         (frame_type,), offset = read_fixed(octet_string, offset, 1)
