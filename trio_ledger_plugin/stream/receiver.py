@@ -22,7 +22,7 @@ from ..codec.ilp import ErrorCode
 from ..codec.oer import MAX_UINT64
 from ..errors import DecodeError, InvalidFieldsError
 from ..ilp.configuration import fetch_ildcp
-from ..ilp.routing import child_segment
+from ..ilp.routing import child_segment, has_expired
 from ..log import StdlibLog
 from .addresses import AddressBook, Details, check_details
 from .bookings import MemoryBookings, ReceivedPacket, StoredBookings, Verdict
@@ -190,6 +190,9 @@ class Receiver:
         self, answer: _Answer, received: ReceivedPacket, prepare: ilp.Prepare, fulfillment: bytes
     ) -> bytes:
         """Have the application decide, book the packet, and answer. The same packet is decided once at a time."""
+        if has_expired(prepare):
+            # Its money is out of reach, and the payer may have sent it again.
+            return answer.reject(ErrorCode.TRANSFER_TIMED_OUT)
         name = received.destination, received.sequence
         try:
             while (decided := self._deciding.get(name)) is not None:
