@@ -112,6 +112,7 @@ class Payment:
         self._expected = 0
         self._packets = 0
         self._workers = 0
+        # How many packets may be in flight; at least 1.
         self._window = _FIRST_WINDOW
         self._is_starting = True
         self._cut_at = 0
@@ -211,7 +212,7 @@ class Payment:
 
     async def _send_many(self, packet: _InFlight) -> bool:
         """Send packets until one gets no answer, for which its scope is cancelled; return whether there are no more."""
-        while self._stopped is None and self._workers <= max(1, int(self._window)):
+        while self._stopped is None and self._workers <= int(self._window):
             if packet.is_over:
                 # The last answer came in the moment in which its packet expired.
                 return False
