@@ -89,14 +89,19 @@ def bench(session: nox.Session) -> None:
     session.run("python", "tests/bench/postgres.py")
     session.run("python", "tests/bench/stream.py")
     session.run("python", "tests/bench/stream.py", "--memory", "1000000")
-    session.log(f"the plot and the JSON are in {where}")
+    session.run("python", "tests/bench/congestion.py", "--plot", str(where / "congestion.svg"))
+    session.log(f"the plots and the JSON are in {where}")
 
 
 @nox.session
 def crash(session: nox.Session) -> None:
-    """Kill the two ends of accounts a thousand times and compare their books; the harness gets options after ``--``."""
-    session.install("-e", ".")
+    """Kill the two ends of accounts a thousand times and compare their books; the harness gets options after ``--``.
+
+    The receiver of payments is killed a thousand times as well.
+    """
+    session.install("-e", ".[stream]")
     session.run("python", "tests/crash/harness.py", "--kills", "1000", *session.posargs)
+    session.run("python", "tests/crash/payments.py", "--kills", "1000")
 
 
 @nox.session

@@ -4,13 +4,12 @@ Otherwise a reader of a log, a traceback or a frame of another connection could 
 """
 
 import logging
-import traceback
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
-import pytest
 import trio
+from support.collector import Collector
 from support.peers import PING, PONG, TEXT, TOKEN, Peer, dial, listening, open_btp, serving, welcome
 from trio.testing import MockClock
 
@@ -20,53 +19,6 @@ from trio_ledger_plugin.codec import btp
 
 NOON = datetime(2018, 8, 31, 12, 0, 0, 899_000, tzinfo=UTC)
 OPTIONS = {"redial_max_delay": 0.01, "response_timeout": 0.2}
-
-
-class Collector:
-    """Keeps everything that the package shows; it is also a log."""
-
-    def __init__(self) -> None:
-        self.seen: list[str] = []
-
-    def show(self, *things: object) -> None:
-        for thing in things:
-            self.seen += [repr(thing), str(thing), f"{thing}"]
-            if isinstance(thing, bytes):
-                self.seen.append(thing.decode("latin-1"))
-            if isinstance(thing, BaseException):
-                # Without source lines: the text of this file is no leak.
-                shown = traceback.TracebackException.from_exception(thing, lookup_lines=False)
-                self.seen += shown.format_exception_only()
-                self.show(*thing.args, *vars(thing).values(), thing.__cause__, thing.__context__)
-
-    def debug(self, message: str, *params: object) -> None:
-        self.show(message, *params)
-
-    trace = info = warn = error = debug
-
-    async def fail(self, call: Any, *args: Any, **how: Any) -> None:
-        with pytest.raises((LedgerPluginError, ValueError, TypeError, OSError)) as caught:
-            await call(*args, **how)
-        self.show(caught.value)
-
-    async def use(self, plugin: Any) -> None:
-        """Do what an application does, correctly and incorrectly, and keep everything that it sees."""
-        self.show(plugin, plugin.options, plugin.address, plugin.statistics(), plugin.events, plugin.is_connected())
-        for call, argument in ((plugin.send_data, b"ask"), (plugin.send_money, "5"), (plugin.send_data, "text")):
-            try:
-                self.show(await call(argument))
-            except (LedgerPluginError, TypeError) as error:
-                self.show(error)
-        await self.fail(plugin.send_money, "-1")
-        with suppress(trio.WouldBlock, trio.EndOfChannel):
-            while True:
-                self.show(plugin.events.receive_nowait())
-
-    def check(self, caplog: Any, capfd: Any) -> None:
-        self.show(*(record.getMessage() for record in caplog.records), *capfd.readouterr())
-        assert len(self.seen) > 20
-        leaks = [text for text in self.seen if TOKEN in text or TOKEN.encode().hex() in text]
-        assert leaks == []
 
 
 async def broken(data: bytes) -> bytes:
@@ -117,7 +69,7 @@ class Server:
 
 async def test_client_shows_its_token_only_to_the_server(clock: MockClock, caplog: Any, capfd: Any) -> None:
     caplog.set_level(logging.DEBUG)
-    collector = Collector()
+    collector = Collector(TOKEN.encode())
     services = PluginServices(log=collector)
     for way in ("refuses", "closes"):
         scripted = Server([way] * 3)
@@ -154,7 +106,7 @@ async def enter(options: Any, services: Any) -> None:
 async def test_listener_never_shows_its_secret(clock: MockClock, caplog: Any, capfd: Any) -> None:
     """Not even to a peer that sent it, in the wrong place."""
     caplog.set_level(logging.DEBUG)
-    collector = Collector()
+    collector = Collector(TOKEN.encode())
     entry = btp.ProtocolData
     auth = entry("auth", 0, b"")
     wrong = [

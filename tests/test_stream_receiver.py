@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -48,7 +50,7 @@ class Payer:
         packet_type: int = stream.PREPARE,
     ) -> ilp.Prepare:
         data = self.keys.seal(stream.encode(stream.Packet(sequence, packet_type, minimum, frames)))
-        condition = self.keys.condition(data) if right else os.urandom(32)
+        condition = sha256(self.keys.fulfillment(data)).digest() if right else os.urandom(32)
         return ilp.make_prepare(amount, self.credentials.destination_account, condition, 20, data)
 
     def reply(self, answer: bytes) -> stream.Packet:
@@ -213,6 +215,18 @@ async def test_async_decision_has_until_the_packet_expires():
             ilp.encode(evolve(prepare, expires_at=ilp.make_prepare(0, ADDRESS, bytes(32), 0.2).expires_at))
         )
     assert reject_of(answer).code == "T00"
+
+
+async def test_expired_packet_is_not_booked():
+    """After a pause of the program it would book what the payer has given up, and has sent again."""
+    seen: list[ReceivedPacket] = []
+    end = receiver(seen.append)
+    payer = Payer(end.new_credentials())
+    expired = evolve(payer.packet(), expires_at=datetime.now(UTC) - timedelta(seconds=0.01))
+    answer = await end.handle(ilp.encode(expired))
+    assert reject_of(answer).code == "R00"
+    assert payer.reply(answer) == stream.Packet(1, stream.REJECT, 100)
+    assert seen == []
 
 
 async def test_same_packet_twice_is_booked_once_and_fulfilled_twice():

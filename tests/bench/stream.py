@@ -1,4 +1,4 @@
-"""Whole payments: 1,000 packets of 1,000 units, ours to ours, ours to Node and Node to Node, in alternating rounds.
+"""Whole payments: 1,000 packets of 1,000 units between our ends and those of JavaScript, in alternating rounds.
 
 All go over the same connector, a ``btp-accounts`` server in a process of its own that accepts no packet above 1,000.
 Each end is a process as well. ``--memory N`` makes one payment of N packets within one process, and reports what an end
@@ -11,7 +11,6 @@ import argparse
 import gc
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -28,18 +27,28 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import interop.node
 from interop.network import HOST, client, login
 from interop.node import install_packages, open_node
-from interop.stream import StreamPeer
+from interop.stream import PaymentsPeer, StreamPeer
 
 from trio_ledger_plugin import PluginServices, loopback_pair, open_plugin
 from trio_ledger_plugin.codec import ilp
 from trio_ledger_plugin.stores import MemoryStore
-from trio_ledger_plugin.stream import Asset, Credentials, open_receiver, pay
+from trio_ledger_plugin.stream import Asset, Credentials, ReceivedPacket, open_receiver, pay
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
+    from interop.node import NodeProcess
+
 UNITS = 1000
 SECONDS = 120.0
+# Payer and payee: ours if None, else ilp-protocol-stream, or @interledger/pay.
+PAIRS: dict[str, tuple[type[NodeProcess] | None, type[NodeProcess] | None]] = {
+    "Node to Node": (StreamPeer, StreamPeer),
+    "ours to Node": (None, StreamPeer),
+    "ours to ours": (None, None),
+    "Node to ours": (StreamPeer, None),
+    "pay to Node": (PaymentsPeer, StreamPeer),
+}
 GOALS = {"ours to Node": 1.5, "ours to ours": 5.0}
 
 
@@ -107,23 +116,28 @@ async def role(name: str, *args: str) -> AsyncIterator[Any]:
         process.kill()
 
 
-async def measure(kind: str, url: str, packets: int) -> float:
-    """Return how many packets a second one payment makes."""
-    if kind == "ours to ours":
-        async with (
-            role("receiver", url) as to,
-            role("payer", url, to["destination"], to["secret"], str(packets)) as paid,
-        ):
-            return packets / float(paid["seconds"])
-    async with open_node(StreamPeer) as payee:
+@asynccontextmanager
+async def open_payee(kind: type[NodeProcess] | None, url: str) -> AsyncIterator[dict[str, str]]:
+    """Run a payee; yield where to pay."""
+    if kind is None:
+        async with role("receiver", url) as to:
+            yield to
+        return
+    async with open_node(kind) as payee:
         to = await payee.do("receive", url=login(url, "payee"))
-        where = {"destination": to["destination"], "secret": to["secret"]}
-        if kind == "ours to Node":
-            async with role("payer", url, *where.values(), str(packets)) as paid:
+        yield {"destination": to["destination"], "secret": to["secret"]}
+
+
+async def measure(pair: str, url: str, packets: int) -> float:
+    """Return how many packets a second one payment makes."""
+    kind, payee = PAIRS[pair]
+    async with open_payee(payee, url) as to:
+        if kind is None:
+            async with role("payer", url, to["destination"], to["secret"], str(packets)) as paid:
                 return packets / float(paid["seconds"])
-        async with open_node(StreamPeer) as payer:
+        async with open_node(kind) as payer:
             began = time.perf_counter()
-            paid = await payer.do("pay", url=login(url, "payer"), amount=packets * UNITS, **where)
+            paid = await payer.do("pay", url=login(url, "payer"), amount=packets * UNITS, **to)
             assert int(paid["delivered"]) == packets * UNITS
             return packets / (time.perf_counter() - began)
 
@@ -132,37 +146,41 @@ async def compare(rounds: int, packets: int) -> None:
     """Measure in alternating rounds, and print medians and ratios."""
     install_packages()
     interop.node.REPLY_DEADLINE = interop.node.BLOCK_DEADLINE = SECONDS
-    rates: dict[str, list[float]] = {"Node to Node": [], **{kind: [] for kind in GOALS}}
+    rates: dict[str, list[float]] = {pair: [] for pair in PAIRS}
     for number in range(rounds):
-        for kind, found in rates.items():
+        for pair, found in rates.items():
             async with role("connector") as connector:
-                found.append(await measure(kind, connector["url"], packets))
-            print(f"round {number + 1}: {kind:<13} {found[-1]:>8,.0f} packets/s")
+                found.append(await measure(pair, connector["url"], packets))
+            print(f"round {number + 1}: {pair:<13} {found[-1]:>8,.0f} packets/s", flush=True)
     base = median(rates["Node to Node"])
-    for kind, found in rates.items():
-        goal = f", goal {GOALS[kind]}" if kind in GOALS else ""
-        print(f"{kind:<13} {median(found):>8,.0f} packets/s, {median(found) / base:.2f} times Node to Node{goal}")
+    for pair, found in rates.items():
+        goal = f", goal {GOALS[pair]}" if pair in GOALS else ""
+        print(f"{pair:<13} {median(found):>8,.0f} packets/s, {median(found) / base:.2f} times Node to Node{goal}")
 
 
 async def measure_memory(packets: int) -> None:
     """Make one payment within this process; print the processor's time of an end, and what memory does."""
+    marks = [packets // 10, packets // 2, packets]
+    received = 0
+
+    def look(_: ReceivedPacket) -> None:
+        nonlocal received
+        received += 1
+        if received not in marks:
+            return
+        used = (time.process_time() - began) / received / 2 * 1e6
+        gc.collect()
+        resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
+        objects = len(gc.get_objects())
+        print(f"{received:,} packets: {used:.1f} us an end, {resident:,} KiB resident, {objects:,} objects", flush=True)
+
     async with loopback_pair() as (payer, end):
-        receiving = open_receiver(end, secret=os.urandom(32), address="example.b", asset=Asset("XRP", 9))
+        receiving = open_receiver(
+            end, secret=os.urandom(32), address="example.b", asset=Asset("XRP", 9), on_packet=look
+        )
         async with receiving as receiver:
-            before, objects, began = 0, 0, 0.0
-            for part in range(2):
-                # The first tenth fills every cache.
-                count = packets // 10 if part == 0 else packets
-                began = time.process_time()
-                await pay(payer, receiver.new_credentials(), send=count * UNITS, max_packet=UNITS)
-                took = time.process_time() - began
-                gc.collect()
-                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-                now = len(gc.get_objects())
-                print(f"{count:,} packets: {took / count / 2 * 1e6:.0f} us an end, peak {peak:,} KiB, {now:,} objects")
-                if part:
-                    print(f"growth: {peak - before:,} KiB, {now - objects:,} objects")
-                before, objects = peak, now
+            began = time.process_time()
+            await pay(payer, receiver.new_credentials(), send=packets * UNITS, max_packet=UNITS)
 
 
 def main() -> None:

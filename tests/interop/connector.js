@@ -10,10 +10,11 @@ setOutputStream(process.stderr) // it logs to stdout, where the replies go
 
 serve({
   // Start a connector with the given settings and, beside the accounts in them, one of ilp-plugin-mini-accounts whose
-  // id is `children`. Resolves when every account is connected.
-  async start ({ settings: { accounts, ...settings } }) {
+  // id is `children`, and which has the settings `children`. Resolves when every account is connected.
+  async start ({ settings: { accounts, children: changes, ...settings } }) {
     const { options, bound } = onLoopback()
-    const children = { relation: 'child', plugin: 'ilp-plugin-mini-accounts', assetCode: 'XRP', assetScale: 9, options }
+    const plugin = 'ilp-plugin-mini-accounts'
+    const children = { relation: 'child', plugin, assetCode: 'XRP', assetScale: 9, options, ...changes }
     const connector = createApp({
       store: 'memory',
       backend: 'one-to-one',

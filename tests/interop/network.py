@@ -3,35 +3,56 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from fractions import Fraction
 from hashlib import sha256
 from typing import TYPE_CHECKING
+
+from attrs import evolve
 
 from trio_ledger_plugin import PluginServices, open_plugin
 from trio_ledger_plugin.codec import ilp
 from trio_ledger_plugin.stores import MemoryStore
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
     from trio_ledger_plugin import LedgerPlugin
 
 HOST = "test.host"
 TOKEN = "secret"
+INFO = {"client_address": HOST, "asset_scale": 9, "asset_code": "XRP"}
+BTP_ACCOUNTS = {"plugin": "btp-accounts", "port": 0, "debug_host_ildcp_info": INFO}
 PREIMAGE = bytes(range(32))
 FULFILL = ilp.Fulfill(PREIMAGE, b"receipt 7")
 REJECT = ilp.Reject("F99", "test.elsewhere", "sold out", b"details")
 
 
 @asynccontextmanager
-async def routing() -> AsyncIterator[LedgerPlugin]:
-    """Serve accounts, and send what each of them asks for to the account that it is for."""
+async def routing(
+    options: Mapping[str, object] = BTP_ACCOUNTS, *, rate: Fraction = Fraction(1), max_packet: int | None = None
+) -> AsyncIterator[LedgerPlugin]:
+    """Serve accounts, and send what each of them asks for to the account that it is for.
+
+    Args:
+        options: The server's options.
+        rate: What arrives of each unit.
+        max_packet: The greatest amount of a packet.
+    """
 
     async def forward(data: bytes) -> bytes:
+        packet = ilp.decode(data)
+        if isinstance(packet, ilp.Prepare) and (rate != 1 or max_packet is not None):
+            if max_packet is not None and packet.amount > max_packet:
+                limit = packet.amount.to_bytes(8) + max_packet.to_bytes(8)
+                return ilp.encode(ilp.Reject("F08", HOST, "", limit))
+            amount = int(packet.amount * rate)
+            if packet.amount and not amount:
+                return ilp.encode(ilp.Reject("R01", HOST))
+            data = ilp.encode(evolve(packet, amount=amount))
         return await plugin.send_data(data)
 
-    info = {"client_address": HOST, "asset_scale": 9, "asset_code": "XRP"}
-    opts = {"plugin": "btp-accounts", "port": 0, "debug_host_ildcp_info": info}
-    async with open_plugin(opts, PluginServices(store=MemoryStore()), data_handler=forward) as plugin:
+    services = PluginServices(store=MemoryStore())
+    async with open_plugin(options, services, data_handler=forward) as plugin:
         yield plugin
 
 

@@ -1,4 +1,4 @@
-"""Payments of the real ilp-protocol-stream, payer and payee a Node process each (see stream_peer.js)."""
+"""Payers and payees of JavaScript, a Node process each (see stream_peer.js and payments_peer.js)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,16 @@ from .node import NodeProcess, open_node
 
 
 class StreamPeer(NodeProcess):
-    """One end of payments: ilp-protocol-stream over ilp-plugin-btp."""
+    """One end of payments: ilp-protocol-stream."""
 
     script = "stream_peer.js"
+    preloads = ("rename_closed.js",)
+
+
+class PaymentsPeer(NodeProcess):
+    """One end of payments: the payee @interledger/stream-receiver, and the payer @interledger/pay."""
+
+    script = "payments_peer.js"
     preloads = ("rename_closed.js",)
 
 

@@ -16,7 +16,7 @@ from attrs import evolve
 from trio_ledger_plugin import fetch_ildcp, open_plugin
 from trio_ledger_plugin.codec import ildcp, ilp
 
-from .connector import CONNECTOR, running
+from .connector import CONNECTOR, account_at, running
 from .network import FULFILL, HOST, REJECT, TOKEN, Receiver, client, login, offer, routing, send
 from .stream import pay
 
@@ -24,12 +24,6 @@ pytestmark = pytest.mark.interop
 
 # The connector keeps this much of a packet's lifetime to itself: its setting minMessageWindow.
 WINDOW = timedelta(seconds=1)
-
-
-def account_at(url: str, relation: str, **settings: object) -> dict[str, object]:
-    """Return an account that the connector has at one of our servers."""
-    plugin = {"plugin": "ilp-plugin-btp", "options": {"server": login(url, "connector")}}
-    return {"relation": relation, "assetCode": "XRP", "assetScale": 9, **plugin, **settings}
 
 
 def forwarded(packet: ilp.Prepare) -> ilp.Prepare:

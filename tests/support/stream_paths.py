@@ -130,10 +130,11 @@ class Path:
 
 @define
 class Ends:
-    """The payer's plugin, its peer's, the receiver, and what it accepted."""
+    """The payer's plugin, its peer's, the connector's towards the receiver, the receiver, and what it accepted."""
 
     payer: LedgerPlugin
     peer: LedgerPlugin
+    onward: LedgerPlugin
     receiver: Receiver
     path: Path
     accepted: list[ReceivedPacket]
@@ -159,15 +160,22 @@ async def open_path(path: Path, decide: Callable[[ReceivedPacket], object] | Non
         return decision
 
     async with (
-        loopback_pair() as (payer, before),
         loopback_pair() as (after, receiving),
+        open_payer(path, after) as (payer, before),
         open_receiver(
             receiving, secret=SECRET, address=ADDRESS, asset=Asset("EUR", 2), on_packet=on_packet
         ) as receiver,
     ):
+        yield Ends(payer, before, after, receiver, path, accepted)
 
-        async def carry(data: bytes) -> bytes:
-            return await path.carry(data, after)
 
+@asynccontextmanager
+async def open_payer(path: Path, onward: LedgerPlugin) -> AsyncIterator[tuple[LedgerPlugin, LedgerPlugin]]:
+    """Open the link of a payer, which may share the path with others; yield the payer's plugin and its peer's."""
+
+    async def carry(data: bytes) -> bytes:
+        return await path.carry(data, onward)
+
+    async with loopback_pair() as (payer, before):
         before.register_data_handler(carry)
-        yield Ends(payer, before, receiver, path, accepted)
+        yield payer, before

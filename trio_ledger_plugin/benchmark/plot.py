@@ -1,4 +1,4 @@
-"""Draws rate against calls in flight as an SVG picture."""
+"""Draws curves as an SVG picture, such as a rate against calls in flight."""
 
 from __future__ import annotations
 
@@ -16,15 +16,29 @@ LEFT, RIGHT, TOP, BOTTOM = 80, 200, 40, 60
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#8c564b", "#7f7f7f")
 
 
-def draw(title: str, curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
-    """Return an SVG picture of curves of (calls in flight, calls a second) points; the first axis is logarithmic."""
-    points = [point for curve in curves.values() for point in curve]
-    most_calls = max((calls for calls, _ in points), default=10)
-    top_rate = max((rate for _, rate in points), default=1.0) * 1.1
-    span = max(log10(most_calls), 1.0)
+def draw(
+    title: str,
+    curves: Mapping[str, Sequence[tuple[int, float]]],
+    *,
+    axes: str = "calls in flight; upwards: calls a second",
+    logarithmic: bool = True,
+) -> str:
+    """Return an SVG picture of curves.
 
-    def x(calls: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * log10(calls) / span
+    Args:
+        title: Stands above it.
+        curves: The points of each curve, by its name.
+        axes: What the first axis shows, and what the second.
+        logarithmic: Whether the first axis is logarithmic, with a number at each point.
+    """
+    points = [point for curve in curves.values() for point in curve]
+    most = max((across for across, _ in points), default=10)
+    top_rate = max((rate for _, rate in points), default=1.0) * 1.1
+    scale = log10 if logarithmic else float
+    span = max(scale(most), 1.0)
+
+    def x(across: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * scale(across) / span
 
     def y(rate: float) -> float:
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * rate / top_rate
@@ -39,16 +53,17 @@ def draw(title: str, curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
         rate = top_rate * share / 5
         parts.append(f'<path d="M{LEFT} {y(rate):.1f}H{WIDTH - RIGHT}" stroke="#ddd"/>')
         parts.append(f'<text x="{LEFT - 8}" y="{y(rate) + 4:.1f}" text-anchor="end">{rate:,.0f}</text>')
+    numbers = sorted({across for across, _ in points}) if logarithmic else [most * share // 5 for share in range(6)]
     parts += [
-        f'<text x="{x(calls):.1f}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{calls:,}</text>'
-        for calls in sorted({calls for calls, _ in points})
+        f'<text x="{x(number):.1f}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{number:,}</text>'
+        for number in numbers
     ]
-    parts.append(f'<text x="{LEFT}" y="{HEIGHT - 16}">calls in flight; upwards: calls a second</text>')
+    parts.append(f'<text x="{LEFT}" y="{HEIGHT - 16}">{escape(axes)}</text>')
     for number, (name, curve) in enumerate(curves.items()):
         colour = COLOURS[number % len(COLOURS)]
-        line = " ".join(f"{x(calls):.1f},{y(rate):.1f}" for calls, rate in sorted(curve))
+        line = " ".join(f"{x(across):.1f},{y(rate):.1f}" for across, rate in sorted(curve))
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts += [f'<circle cx="{x(calls):.1f}" cy="{y(rate):.1f}" r="3" fill="{colour}"/>' for calls, rate in curve]
+        parts += [f'<circle cx="{x(across):.1f}" cy="{y(rate):.1f}" r="3" fill="{colour}"/>' for across, rate in curve]
         height = TOP + 20 * number
         parts.append(f'<text x="{WIDTH - RIGHT + 16}" y="{height}" fill="{colour}">{escape(name)}</text>')
     return "\n".join([*parts, "</svg>\n"])

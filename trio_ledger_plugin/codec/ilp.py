@@ -11,6 +11,7 @@ import hmac
 import re
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import lru_cache
 from typing import ClassVar, Final
 
 from attrs import field, frozen
@@ -41,7 +42,6 @@ from .oer import (
     read_ia5,
     read_octets,
     read_time,
-    read_uint,
     time_digits,
     uint,
     utf8,
@@ -70,11 +70,15 @@ __all__ = [
 PREPARE: Final = 12
 FULFILL: Final = 13
 REJECT: Final = 14
+_TYPES: Final = frozenset((PREPARE, FULFILL, REJECT))
 
 MAX_ADDRESS: Final = 1023
 MAX_DATA: Final = 32_767
 MAX_MESSAGE: Final = 8191
 
+_NO_ADDRESS: Final = "destination must be an ILP address, such as example.alice"
+# Packet after packet goes to the same address; of so many addresses the two forms are kept.
+_ADDRESSES: Final = 128
 _ADDRESS = re.compile(r"(?:g|private|example|peer|self|test[1-3]?|local)(?:\.[A-Za-z0-9_~-]+)+")
 
 
@@ -175,13 +179,14 @@ def encode(packet: Packet) -> bytes:
     """
     match packet:
         case Prepare():
-            if not is_address(packet.destination):
-                raise InvalidFieldsError("destination must be an ILP address, such as example.alice")
+            if not isinstance(packet.destination, str):
+                raise InvalidFieldsError(_NO_ADDRESS)
+            destination = _encode_destination(packet.destination)
             body = (
                 uint(packet.amount, 8, "amount")
                 + time_digits(packet.expires_at, "expires_at", rounded=True).encode()
                 + _digest(packet.execution_condition, "execution_condition")
-                + octets(packet.destination.encode(), "destination")
+                + destination
             )
         case Fulfill():
             body = _digest(packet.fulfillment, "fulfillment")
@@ -189,7 +194,7 @@ def encode(packet: Packet) -> bytes:
             body = _encode_reject_fields(packet)
         case _:
             raise TypeError(f"an ILP packet is a Prepare, Fulfill or Reject, not {type(packet).__name__}")
-    return uint(packet.type, 1, "type") + octets(body + octets(packet.data, "data", MAX_DATA), "packet")
+    return packet.type.to_bytes() + octets(body + octets(packet.data, "data", MAX_DATA), "packet")
 
 
 def decode(data: BytesLike) -> Packet:
@@ -202,8 +207,8 @@ def decode(data: BytesLike) -> Packet:
         DecodeError: The data is not a packet, or a field of it is not allowed.
     """
     octet_string = as_bytes(data)
-    packet_type, offset = read_uint(octet_string, 0, 1)
-    if packet_type not in {PREPARE, FULFILL, REJECT}:
+    (packet_type,), offset = read_fixed(octet_string, 0, 1)
+    if packet_type not in _TYPES:
         raise DecodeError(f"{packet_type} is not a packet type of ILPv4")
     body, _ = read_octets(octet_string, offset)
     if packet_type == PREPARE:
@@ -298,16 +303,28 @@ def _encode_reject_fields(packet: Reject) -> bytes:
     return code + octets(packet.triggered_by.encode(), "triggered_by") + octets(message, "message")
 
 
-def _decode_prepare(body: bytes) -> Prepare:
-    """Return the Prepare of a body."""
-    amount, offset = read_uint(body, 0, 8)
-    expires_at, offset = read_fixed(body, offset, 17)
-    condition, offset = read_fixed(body, offset, 32)
-    address, offset = read_octets(body, offset)
+@lru_cache(maxsize=_ADDRESSES)
+def _encode_destination(destination: str) -> bytes:
+    if not is_address(destination):
+        raise InvalidFieldsError(_NO_ADDRESS)
+    return octets(destination.encode(), "destination")
+
+
+@lru_cache(maxsize=_ADDRESSES)
+def _decode_destination(address: bytes) -> str:
     destination = read_ia5(address, "the destination")
     if not is_address(destination):
         raise DecodeError(f"the destination {destination[:80]!r} is not an ILP address")
-    return Prepare(amount, read_time(expires_at), condition, destination, _decode_data(body, offset))
+    return destination
+
+
+def _decode_prepare(body: bytes) -> Prepare:
+    """Return the Prepare of a body."""
+    fixed, offset = read_fixed(body, 0, 57)
+    address, offset = read_octets(body, offset)
+    destination = _decode_destination(address)
+    amount, expires_at = int.from_bytes(fixed[:8]), read_time(fixed[8:25])
+    return Prepare(amount, expires_at, fixed[25:], destination, _decode_data(body, offset))
 
 
 def _decode_reject(body: bytes) -> Reject:
@@ -334,6 +351,8 @@ def _decode_data(body: bytes, offset: int) -> bytes:
 
 def _digest(value: bytes, name: str) -> bytes:
     """Return a field of exactly 32 bytes."""
+    if value.__class__ is bytes and len(value) == 32:
+        return value
     if isinstance(value, BytesLike) and len(digest := bytes(value)) == 32:
         return digest
     raise InvalidFieldsError(f"{name} must be exactly 32 bytes")

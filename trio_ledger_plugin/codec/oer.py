@@ -57,6 +57,8 @@ def as_bytes(data: BytesLike) -> bytes:
     Raises:
         DecodeError: It is not bytes-like.
     """
+    if data.__class__ is bytes:
+        return data
     if isinstance(data, BytesLike):
         return bytes(data)
     raise DecodeError(f"a packet is bytes, not {type(data).__name__}")
@@ -138,9 +140,13 @@ def read_var_uint(data: bytes, offset: int, *, saturate: bool = False) -> tuple[
         DecodeError: It is cut off, empty, has leading zeros or is too great.
     """
     start = offset + 1
-    end = start + data[offset] if offset < len(data) else 0
-    if start < end <= min(start + 8, len(data)) and (data[start] or end == start + 1):
-        return int.from_bytes(data[start:end]), end
+    if start < len(data):
+        size = data[offset]
+        if size == 1:
+            return data[start], start + 1
+        end = start + size
+        if 1 < size <= 8 and data[start] and end <= len(data):
+            return int.from_bytes(data[start:end]), end
     digits, offset = read_octets(data, offset)
     if not digits:
         raise DecodeError("an integer has no bytes")
@@ -216,9 +222,9 @@ def read_time(digits: bytes) -> datetime:
 def length_prefix(length: int) -> bytes:
     """Return the canonical length determinant of ``length`` bytes."""
     if length < 0x80:
-        return bytes((length,))
+        return length.to_bytes()
     width = (length.bit_length() + 7) // 8
-    return bytes((0x80 | width,)) + length.to_bytes(width)
+    return (0x80 | width).to_bytes() + length.to_bytes(width)
 
 
 def octets(value: BytesLike, field: str, most: int | None = None) -> bytes:
@@ -232,12 +238,14 @@ def octets(value: BytesLike, field: str, most: int | None = None) -> bytes:
     Raises:
         InvalidFieldsError: ``value`` is not bytes-like, or longer than ``most``.
     """
-    if not isinstance(value, BytesLike):
-        raise InvalidFieldsError(f"{field} is {type(value).__name__}: it must be bytes")
-    value = bytes(value)
-    if most is not None and len(value) > most:
-        raise InvalidFieldsError(f"{field} has {len(value)} bytes: at most {most} are allowed")
-    return length_prefix(len(value)) + value
+    if value.__class__ is not bytes:
+        if not isinstance(value, BytesLike):
+            raise InvalidFieldsError(f"{field} is {type(value).__name__}: it must be bytes")
+        value = bytes(value)
+    length = len(value)
+    if most is not None and length > most:
+        raise InvalidFieldsError(f"{field} has {length} bytes: at most {most} are allowed")
+    return (length.to_bytes() if length < 0x80 else length_prefix(length)) + value
 
 
 def uint(value: object, size: int, field: str) -> bytes:
@@ -263,8 +271,10 @@ def var_uint(value: object, field: str) -> bytes:
         InvalidFieldsError: ``value`` is not an integer from 0 to 2**64-1.
     """
     if isinstance(value, int) and 0 <= value <= MAX_UINT64:
-        size = (value.bit_length() + 7) // 8 or 1
-        return bytes((size,)) + value.to_bytes(size)
+        if value < 0x100:
+            return b"\x01" + value.to_bytes()
+        size = (value.bit_length() + 7) // 8
+        return size.to_bytes() + value.to_bytes(size)
     return uint(value, 8, field)  # raises
 
 

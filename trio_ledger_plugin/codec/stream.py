@@ -21,6 +21,7 @@ from .oer import (
     as_bytes,
     count_utf8,
     octets,
+    read_fixed,
     read_ia5,
     read_octets,
     read_uint,
@@ -61,6 +62,8 @@ __all__ = [
 ]
 
 VERSION: Final = 1
+# The first bytes of a packet of each type.
+_HEADS: Final = {packet_type: bytes((VERSION, packet_type)) for packet_type in (PREPARE, FULFILL, REJECT)}
 _SHORT: Final = 8
 #: The data of an ILP packet has at most 32,767 bytes, of which encryption takes 28.
 MAX_PLAINTEXT: Final = 32_739
@@ -324,19 +327,18 @@ def encode(packet: Packet) -> bytes:
     """
     if not isinstance(packet, Packet):
         raise TypeError(f"a STREAM packet is a Packet, not {type(packet).__name__}")
-    if packet.packet_type not in {PREPARE, FULFILL, REJECT}:
+    head = _HEADS.get(packet.packet_type)
+    if head is None:
         raise InvalidFieldsError("packet_type must be PREPARE (12), FULFILL (13) or REJECT (14)")
-    head = (
-        bytes((VERSION, packet.packet_type))
-        + var_uint(packet.sequence, "sequence")
-        + var_uint(packet.amount, "amount")
-        + var_uint(len(packet.frames), "frames")
-    )
-    if len(packet.frames) > MAX_FRAMES:
-        raise InvalidFieldsError(f"frames has {len(packet.frames)} frames: at most {MAX_FRAMES} are allowed")
-    encoded = head + b"".join(
-        [_encode_money(frame) if frame.__class__ is StreamMoney else _encode_frame(frame) for frame in packet.frames]
-    )
+    frames = packet.frames
+    if len(frames) > MAX_FRAMES:
+        raise InvalidFieldsError(f"frames has {len(frames)} frames: at most {MAX_FRAMES} are allowed")
+    encoded = head + var_uint(packet.sequence, "sequence") + var_uint(packet.amount, "amount")
+    encoded += var_uint(len(frames), "frames")
+    if frames:
+        encoded += b"".join(
+            [_encode_money(frame) if isinstance(frame, StreamMoney) else _encode_frame(frame) for frame in frames]
+        )
     if len(encoded) > MAX_PLAINTEXT:
         raise InvalidFieldsError(f"the packet has {len(encoded)} bytes: at most {MAX_PLAINTEXT} are allowed")
     return encoded
@@ -354,20 +356,19 @@ def decode(data: BytesLike) -> Packet:
     octet_string = data if data.__class__ is bytes else as_bytes(data)
     if len(octet_string) > MAX_PLAINTEXT:
         raise DecodeError(f"the packet has {len(octet_string)} bytes: at most {MAX_PLAINTEXT} are allowed")
-    version, offset = read_uint(octet_string, 0, 1)
+    version, packet_type = read_fixed(octet_string, 0, 2)[0]
     if version != VERSION:
         raise DecodeError(f"version {version} of STREAM is not known")
-    packet_type, offset = read_uint(octet_string, offset, 1)
-    if packet_type not in {PREPARE, FULFILL, REJECT}:
+    if packet_type not in _HEADS:
         raise DecodeError(f"{packet_type} is not a packet type of ILPv4")
-    sequence, offset = read_var_uint(octet_string, offset)
+    sequence, offset = read_var_uint(octet_string, 2)
     amount, offset = read_var_uint(octet_string, offset)
     count, offset = read_var_uint(octet_string, offset)
     if count > MAX_FRAMES:
         raise DecodeError(f"the packet has {count} frames: at most {MAX_FRAMES} are allowed")
     frames: list[Frame] = []
     for _ in range(count):
-        frame_type, offset = read_uint(octet_string, offset, 1)
+        (frame_type,), offset = read_fixed(octet_string, offset, 1)
         content, offset = read_octets(octet_string, offset)
         decode_frame = _decode_short_frame if len(content) <= _SHORT else _decode_frame
         frames.append(decode_frame(frame_type, content))

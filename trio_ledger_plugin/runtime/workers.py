@@ -322,11 +322,11 @@ class WorkerPool:
             # The reply waits if the peer does not read, and counts meanwhile.
             queue.budget.hold_more(len(reply) - worker.held)
             worker.held = len(reply)
-        if not worker.answered:
-            await requester.reply(worker.request_id, reply)
-        if worker.scope.cancel_called:
+        if worker.answered:
             # The handler ignored its cancellation. The scope cannot be used again, so this task ends here.
             await trio.lowlevel.checkpoint()
+        else:
+            await requester.reply(worker.request_id, reply)
         self._release(worker, queue)
         found = self._next_request(worker)
         if found is None:

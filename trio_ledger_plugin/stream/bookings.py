@@ -62,7 +62,7 @@ class _Connection:
     total: int = 0
     # Numbers up to this one are no longer remembered.
     floor: int = 0
-    accepted: dict[int, bytes] = field(factory=dict)
+    accepted: OrderedDict[int, bytes] = field(factory=OrderedDict)
 
 
 class MemoryBookings:
@@ -83,15 +83,16 @@ class MemoryBookings:
 
     def book(self, packet: ReceivedPacket, condition: bytes) -> tuple[Verdict, int]:
         """Record a packet as accepted, and return what its connection has received."""
-        connection = self._connections.setdefault(packet.destination, _Connection())
+        connection = self._connections.get(packet.destination)
+        if connection is None:
+            connection = self._connections[packet.destination] = _Connection()
         self._connections.move_to_end(packet.destination)
         if len(self._connections) > _CONNECTIONS:
             self._connections.popitem(last=False)
         connection.accepted[packet.sequence] = condition
         connection.total += packet.amount
         if len(connection.accepted) > _REMEMBERED:
-            oldest = next(iter(connection.accepted))
-            del connection.accepted[oldest]
+            oldest, _ = connection.accepted.popitem(last=False)
             connection.floor = max(connection.floor, oldest)
         return Verdict.NEW, connection.total
 

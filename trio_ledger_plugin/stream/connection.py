@@ -6,13 +6,15 @@ and has the right type. A Fulfill counts only with the preimage of the packet's 
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import math
 import os
 from enum import Enum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
-from attrs import frozen
+from attrs import define
 
 from ..codec import ilp, stream
 from ..errors import (
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from ..plugin import LedgerPlugin
     from .credentials import Credentials
 
-__all__ = ["EXPIRED", "STREAM_ID", "Answer", "Connection", "Kind"]
+__all__ = ["EXPIRED", "STREAM_ID", "Answer", "Connection", "Flight", "Kind"]
 
 #: The only stream that a payment uses.
 STREAM_ID: Final = 1
@@ -47,6 +49,9 @@ _DUMMY_SEGMENT: Final = "_"
 _NO_LINK: Final = "T01"
 # Packets of this many seconds share the time at which they expire: making and writing a time costs as much as a cipher.
 _STAMP_SECONDS: Final = 0.005
+# The types of the receiver's packet in a Fulfill and in a Reject. A connector may have made a Reject of a Fulfill.
+_IN_FULFILL: Final = frozenset((stream.FULFILL,))
+_IN_REJECT: Final = frozenset((stream.FULFILL, stream.REJECT))
 EXPIRED: Final = "no answer came before the packet expired"
 _MESSAGE: Final = 200
 
@@ -59,8 +64,7 @@ class Kind(Enum):
     UNANSWERED = "unanswered"
 
 
-@frozen
-class Answer:
+class Answer(NamedTuple):
     """What became of a packet.
 
     Attributes:
@@ -76,6 +80,21 @@ class Answer:
     reply: stream.Packet | None = None
     data: bytes = b""
     reason: str = ""
+
+
+@define(eq=False)
+class Flight:
+    """What the sender of many packets knows about one that it cancels itself once it has expired.
+
+    A scope with a deadline for each packet would take a tenth of the time.
+
+    Attributes:
+        deadline: When the packet expires, on Trio's clock.
+        reason: Why there is no answer, if the scope is cancelled.
+    """
+
+    deadline: float = math.inf
+    reason: str = EXPIRED
 
 
 class Connection:
@@ -128,7 +147,7 @@ class Connection:
         *,
         fulfillable: bool = True,
         expiry: float | None = None,
-        scope: trio.CancelScope | None = None,
+        flight: Flight | None = None,
     ) -> Answer:
         """Send a packet and return what became of it.
 
@@ -138,8 +157,8 @@ class Connection:
             frames: The frames, besides those with which a connection begins.
             fulfillable: Whether the receiver can fulfill it; if not, no money moves.
             expiry: Seconds until it expires; None for those of the payment.
-            scope: The caller's scope, which is cancelled if the packet expires without an answer: a scope for each
-                packet would take a tenth of the time. If None, such a packet is `Kind.UNANSWERED`.
+            flight: Is told when the packet expires, if the caller then cancels this call. If None, a packet without an
+                answer is `Kind.UNANSWERED` by itself.
 
         Raises:
             StreamKeyExhaustedError: The key has encrypted as many packets as it may.
@@ -153,7 +172,8 @@ class Connection:
             frames = self._greeting + frames
         plaintext = stream.encode(stream.Packet(sequence, stream.PREPARE, minimum, frames))
         data = self._keys.seal(plaintext)
-        condition = self._keys.condition(data) if fulfillable else os.urandom(32)
+        fulfillment = self._keys.fulfillment(data) if fulfillable else b""
+        condition = hashlib.sha256(fulfillment).digest() if fulfillable else os.urandom(32)
         seconds = self._expiry if expiry is None else expiry
         now = trio.current_time()
         deadline = now + seconds
@@ -164,8 +184,8 @@ class Connection:
         answer: bytes | None = None
         reason = EXPIRED
         try:
-            if scope is not None:
-                scope.deadline = deadline
+            if flight is not None:
+                flight.deadline, flight.reason = deadline, reason
                 answer = await self._plugin.send_data(ilp.encode(prepare))
             else:
                 with trio.move_on_at(deadline):
@@ -177,27 +197,28 @@ class Connection:
         except (ConnectionLostError, ResponseTimeoutError) as error:
             # The packet may still be fulfilled: its money is free again when it has expired.
             reason = str(error)
-            if scope is not None:
-                scope.deadline = math.inf
+            if flight is not None:
+                flight.reason = reason
+                await trio.sleep_forever()
             await trio.sleep_until(deadline)
         if answer is None:
             return Answer(Kind.UNANSWERED, reason=reason)
-        return self._judge(ilp.decode(answer), sequence, condition)
+        return self._judge(ilp.decode(answer), sequence, fulfillment)
 
-    def _judge(self, packet: ilp.Packet, sequence: int, condition: bytes) -> Answer:
+    def _judge(self, packet: ilp.Packet, sequence: int, fulfillment: bytes) -> Answer:
         match packet:
             case ilp.Fulfill():
-                if not ilp.fulfills(packet.fulfillment, condition):
+                # It is known: no need for another digest. A packet that cannot be fulfilled has none.
+                if not hmac.compare_digest(packet.fulfillment, fulfillment):
                     raise DecodeError("the peer sent a Fulfill without the condition's preimage")
-                return Answer(Kind.FULFILLED, reply=self._read(packet.data, sequence, {stream.FULFILL}))
+                return Answer(Kind.FULFILLED, reply=self._read(packet.data, sequence, _IN_FULFILL))
             case ilp.Reject():
-                # A Fulfill that a connector turned into a Reject is the receiver's word as well.
-                reply = self._read(packet.data, sequence, {stream.FULFILL, stream.REJECT})
+                reply = self._read(packet.data, sequence, _IN_REJECT)
                 said = f"{packet.code} from {packet.triggered_by or 'an unknown node'}: {packet.message[:_MESSAGE]}"
                 return Answer(Kind.REJECTED, packet.code, reply, packet.data, escape(said.removesuffix(": ")))
         raise DecodeError("the peer sent a Prepare back; it only echoes")
 
-    def _read(self, data: bytes, sequence: int, types: set[int]) -> stream.Packet | None:
+    def _read(self, data: bytes, sequence: int, types: frozenset[int]) -> stream.Packet | None:
         """Return the receiver's packet in an answer, None if there is none, and remember what it says."""
         if not data:
             return None

@@ -1,4 +1,4 @@
-"""The keys of a STREAM connection: encryption, fulfillments and conditions (RFC-0029, section 4).
+"""The keys of a STREAM connection: encryption and fulfillments (RFC-0029, section 4).
 
 Invariant: nothing here shows a key or a secret, neither in a ``repr`` nor in an error. All that decides whether a peer
 knows a secret is compared in constant time, by AES-GCM itself or by ``hmac.compare_digest``.
@@ -161,7 +161,3 @@ class Keys:
         inner.update(data)
         outer.update(inner.digest())
         return outer.digest()
-
-    def condition(self, data: bytes) -> bytes:
-        """Return the condition of an ILP packet with this encrypted data."""
-        return hashlib.sha256(self.fulfillment(data)).digest()

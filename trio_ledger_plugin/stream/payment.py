@@ -6,16 +6,15 @@ unanswered. So the amounts sent, in flight and free add up at any time, and a pa
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Final
 
 import trio
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 from ..codec import stream
 from ..errors import LedgerPluginError
 from ..parking import start_task
-from .connection import EXPIRED, STREAM_ID, Answer, Kind
+from .connection import STREAM_ID, Answer, Flight, Kind
 from .order import MAX_IN_FLIGHT
 from .probe import StoppedError
 from .rates import ceil_divide, lower_maximum
@@ -64,13 +63,20 @@ class Progress:
     done: bool
 
 
-@define
-class _InFlight:
-    """The packet that a worker has in flight: its amount, what is expected to arrive, and what has to."""
+@define(eq=False)
+class _InFlight(Flight):
+    """The packet that a worker has in flight: its amount, what is expected to arrive, and what has to.
+
+    Attributes:
+        scope: What ends the wait for an answer; not used for another packet then.
+        is_over: Whether that has happened.
+    """
 
     amount: int = 0
     expected: int = 0
     minimum: int = 0
+    scope: trio.CancelScope = field(factory=trio.CancelScope)
+    is_over: bool = False
 
 
 class Payment:
@@ -100,10 +106,13 @@ class Payment:
         self.sent: int = 0
         self.delivered: int = 0
         self.unanswered: int = 0
+        # The packets without an answer, in the order in which they expire; and the sums of them.
+        self._in_flight: dict[_InFlight, None] = {}
         self._flying = 0
         self._expected = 0
         self._packets = 0
         self._workers = 0
+        # How many packets may be in flight; at least 1.
         self._window = _FIRST_WINDOW
         self._is_starting = True
         self._cut_at = 0
@@ -113,6 +122,7 @@ class Payment:
         self._low_since: float | None = None
         self._stopped: str | None = None
         self._cause: LedgerPluginError | None = None
+        self._watching = trio.CancelScope()
         self._nursery: trio.Nursery
 
     @property
@@ -134,16 +144,19 @@ class Payment:
         """
         self._rate = probed.rate
         self._greatest = self._passed = self._packet = probed.max_packet
-        self._probed = probed.rate.lower
-        self._floor = self._probed * (1 - self._order.slippage)
-        self._min_rate = min_rate
-        self._budget = self._order.send or ceil_divide(
-            self._order.amount * self._floor.denominator, self._floor.numerator
-        )
+        floor = probed.rate.lower * (1 - self._order.slippage)
+        # Pairs of integers: fractions take much longer.
+        self._probed = probed.rate.lower.as_integer_ratio()
+        self._floor = floor.as_integer_ratio()
+        self._min_rate = min_rate.as_integer_ratio()
+        self._budget = self._order.send or ceil_divide(self._order.amount * floor.denominator, floor.numerator)
         self._last_success = trio.current_time()
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            start_task(nursery, self._watch)
             self._spawn()
+            if not self._workers:
+                self._watching.cancel()
         if not self._is_done():
             reason = self._stopped or "the rate has fallen: what may be sent does not deliver enough"
             raise StoppedError(reason) from self._cause
@@ -169,40 +182,59 @@ class Payment:
             if self._workers * self._packet >= self._budget:
                 return
 
+    async def _watch(self) -> None:
+        """Give up each packet that expires without an answer, as long as there are workers."""
+        with self._watching:
+            while True:
+                now = trio.current_time()
+                due = now + self._order.expiry
+                for packet in self._in_flight:
+                    if packet.deadline > now:
+                        due = packet.deadline
+                        break
+                    packet.is_over = True
+                    packet.scope.cancel()
+                await trio.sleep_until(due)
+
     async def _work(self) -> None:
         """Send one packet after the other, until there is nothing left or too many are in flight."""
         is_done = False
         while not is_done:
             packet = _InFlight()
-            with trio.CancelScope() as scope:
-                is_done = await self._send_many(scope, packet)
-            if scope.cancelled_caught:
+            with packet.scope:
+                is_done = await self._send_many(packet)
+            if packet.scope.cancelled_caught:
                 self._land(packet)
-                self._settle(packet, Answer(Kind.UNANSWERED, reason=EXPIRED))
+                self._settle(packet, Answer(Kind.UNANSWERED, reason=packet.reason))
         self._workers -= 1
+        if not self._workers:
+            self._watching.cancel()
 
-    async def _send_many(self, scope: trio.CancelScope, packet: _InFlight) -> bool:
-        """Send packets until one gets no answer, for which the scope is cancelled; return whether there are no more."""
-        while self._stopped is None and self._workers <= max(1, int(self._window)):
-            if scope.cancel_called:
-                # The last answer came in the moment in which its packet expired. The scope is of no more use.
+    async def _send_many(self, packet: _InFlight) -> bool:
+        """Send packets until one gets no answer, for which its scope is cancelled; return whether there are no more."""
+        while self._stopped is None and self._workers <= int(self._window):
+            if packet.is_over:
+                # The last answer came in the moment in which its packet expired.
                 return False
-            wait = self._paused_until - trio.current_time()
-            if wait > 0:
-                scope.deadline = math.inf
-                await trio.sleep(wait)
-                continue
+            if self._paused_until:
+                wait = self._paused_until - trio.current_time()
+                if wait > 0:
+                    await trio.sleep(wait)
+                    continue
+                self._paused_until = 0.0
             packet.amount = self._next_amount()
             if packet.amount <= 0:
                 return True
             packet.expected = self._rate.arriving(packet.amount)
             packet.minimum = self._minimum(packet.amount)
+            self._in_flight[packet] = None
             self._flying += packet.amount
             self._expected += packet.expected
             try:
-                answer = await self._connection.send(packet.amount, packet.minimum, _FRAMES, scope=scope)
+                answer = await self._connection.send(packet.amount, packet.minimum, _FRAMES, flight=packet)
             except LedgerPluginError as error:
                 # What became of this packet is not known. Those in flight may still be answered.
+                del self._in_flight[packet]
                 self._stop(str(error), error)
                 return True
             self._land(packet)
@@ -210,6 +242,7 @@ class Payment:
         return True
 
     def _land(self, packet: _InFlight) -> None:
+        del self._in_flight[packet]
         self._flying -= packet.amount
         self._expected -= packet.expected
 
@@ -223,9 +256,7 @@ class Payment:
         if self._order.deliver is not None:
             need = self._order.deliver - self.delivered - self._expected
             left = min(left, rate.source_for(need)) if need > 0 else 0
-        if left <= 0:
-            return 0
-        least = rate.source_for(1)
+        least = rate.least
         if left < least:
             return 0
         amount = ceil_divide(left, ceil_divide(left, self._packet))
@@ -236,10 +267,9 @@ class Payment:
 
         Rounding on the way may cost one unit, which can be more than the slippage of a small packet.
         """
-        probed, floor, least = self._probed, self._floor, self._min_rate
-        arriving = amount * probed.numerator // probed.denominator
-        slipped = ceil_divide(amount * floor.numerator, floor.denominator)
-        return max(1, min(arriving, slipped), amount * least.numerator // least.denominator)
+        (probed, units), (floor, floor_units), (least, least_units) = self._probed, self._floor, self._min_rate
+        slipped = ceil_divide(amount * floor, floor_units)
+        return max(1, min(amount * probed // units, slipped), amount * least // least_units)
 
     def _settle(self, packet: _InFlight, answer: Answer) -> None:
         amount, minimum = packet.amount, packet.minimum
@@ -255,7 +285,7 @@ class Payment:
         elif answer.code[:1] == "T" or answer.code in _PASSING:
             if answer.code == "T04" and self._window < 2:
                 # One packet is too much: there is less liquidity than its amount.
-                self._packet = max(self._rate.source_for(1), min(self._packet, amount * 2 // 3))
+                self._packet = max(self._rate.least, min(self._packet, amount * 2 // 3))
             self._slow_down(answer)
         else:
             self._stop(answer.reason)
@@ -289,7 +319,8 @@ class Payment:
             # The receiver has the money; a connector lost the Fulfill.
             self.delivered += got
         elif got < minimum:
-            self._rate.add(amount, got)
+            if got:
+                self._rate.add(amount, got)
             self._low_since = self._low_since or trio.current_time()
             if trio.current_time() - self._low_since >= _LOW_RATE_SECONDS:
                 self._stop(f"the rate has fallen: of {amount} only {got} arrive, and at least {minimum} must")
@@ -300,7 +331,7 @@ class Payment:
             self._passed = 0
         self._greatest = min(self._greatest, lower_maximum(amount, answer.data, self._passed))
         self._packet = min(self._packet, self._greatest)
-        if self._greatest < self._rate.source_for(1):
+        if self._greatest < self._rate.least:
             self._stop(f"every packet is too large: {answer.reason}")
 
     def _slow_down(self, answer: Answer) -> None:

@@ -42,13 +42,21 @@ class Rate:
 
     If ``got`` arrived of ``sent``, the rate is at least ``got / sent`` and less than ``(got + 1) / sent``. A packet
     that fits the range makes it smaller. One that does not fit shows that the rate has changed, and replaces it.
+    ``got`` is at least 1: of a packet that is rounded to nothing, nothing can be concluded.
+
+    Attributes:
+        least: The least that has to be sent so that one unit arrives; at least 1.
     """
 
-    __slots__ = ("_high", "_low")
+    __slots__ = ("_high", "_low", "least")
 
     def __init__(self, sent: int, got: int) -> None:
-        self._low = got, sent
         self._high = got + 1, sent
+        self._set_low(got, sent)
+
+    def _set_low(self, got: int, sent: int) -> None:
+        self._low = got, sent
+        self.least: int = ceil_divide(sent, got)
 
     @property
     def lower(self) -> Fraction:
@@ -60,10 +68,11 @@ class Rate:
         low, low_sent = self._low
         high, high_sent = self._high
         if (got + 1) * low_sent <= low * sent or got * high_sent >= high * sent:
-            self._low, self._high = (got, sent), (got + 1, sent)
+            self._set_low(got, sent)
+            self._high = got + 1, sent
             return
         if got * low_sent > low * sent:
-            self._low = got, sent
+            self._set_low(got, sent)
         if (got + 1) * high_sent < high * sent:
             self._high = got + 1, sent
 
@@ -78,7 +87,7 @@ class Rate:
         return ceil_divide(sent * high, high_sent) - 1
 
     def source_for(self, amount: int) -> int:
-        """Return what has to be sent so that an amount arrives. ``lower`` must not be 0."""
+        """Return what has to be sent so that an amount arrives."""
         low, low_sent = self._low
         return ceil_divide(amount * low_sent, low)
 

@@ -19,9 +19,10 @@ from attrs import frozen
 
 from ..codec import ilp, stream
 from ..codec.ilp import ErrorCode
+from ..codec.oer import MAX_UINT64
 from ..errors import DecodeError, InvalidFieldsError
 from ..ilp.configuration import fetch_ildcp
-from ..ilp.routing import child_segment
+from ..ilp.routing import child_segment, has_expired
 from ..log import StdlibLog
 from .addresses import AddressBook, Details, check_details
 from .bookings import MemoryBookings, ReceivedPacket, StoredBookings, Verdict
@@ -92,7 +93,7 @@ class Receiver:
         self.log: Log = log or StdlibLog()
         self._bookings = bookings or MemoryBookings()
         self._connections: OrderedDict[str, _Connection] = OrderedDict()
-        self._deciding: dict[tuple[str, int], trio.Event | None] = {}
+        self._deciding: dict[tuple[str, int], trio.Event] = {}
 
     def new_credentials(
         self, tag: str | None = None, *, receipt_nonce: bytes | None = None, receipt_secret: bytes | None = None
@@ -130,11 +131,10 @@ class Receiver:
             return self._reject(ErrorCode.INVALID_PACKET)
         if not isinstance(prepare, ilp.Prepare):
             return self._reject(ErrorCode.BAD_REQUEST)
-        segment = child_segment(prepare.destination, self.address)
-        if segment is None:
-            return self._reject(ErrorCode.UNREACHABLE)
         try:
-            connection = self._connection(segment)
+            connection = self._connections.get(prepare.destination) or self._connect(prepare.destination)
+            if connection is None:
+                return self._reject(ErrorCode.UNREACHABLE)
             packet = stream.decode(connection.keys.open(prepare.data))
         except DecodeError:
             return self._reject(ErrorCode.UNEXPECTED_PAYMENT)
@@ -142,33 +142,36 @@ class Receiver:
             return self._reject(ErrorCode.BAD_REQUEST)
         return await self._judge(prepare, connection, packet)
 
-    def _connection(self, segment: str) -> _Connection:
-        """Return what the segment after the own address means.
+    def _connect(self, destination: str) -> _Connection | None:
+        """Return what an address means, and remember it; None if it is not below the receiver's own.
 
         Raises:
-            DecodeError: It is not a token of this receiver.
+            DecodeError: What follows the receiver's own is not a token of it.
         """
-        connection = self._connections.get(segment)
-        if connection is None:
-            token, details = self._book.read(segment)
-            connection = _Connection(self._book.address_of(token), Keys(self._book.shared_secret(token)), details)
-            self._connections[segment] = connection
-            if len(self._connections) > _CACHED:
-                self._connections.popitem(last=False)
+        segment = child_segment(destination, self.address)
+        if segment is None:
+            return None
+        token, details = self._book.read(segment)
+        connection = _Connection(self._book.address_of(token), Keys(self._book.shared_secret(token)), details)
+        self._connections[destination] = connection
+        if len(self._connections) > _CACHED:
+            self._connections.popitem(last=False)
         return connection
 
     async def _judge(self, prepare: ilp.Prepare, connection: _Connection, packet: stream.Packet) -> bytes:
         """Answer a packet that was made with a connection's key."""
-        money: list[stream.StreamMoney] = []
+        shares = foreign = 0
         closes = asks = False
         for frame in packet.frames:
             if isinstance(frame, stream.StreamMoney):
-                money.append(frame)
+                shares += frame.shares
+                # A payer opens streams with odd numbers.
+                foreign += frame.stream_id % 2 == 0
             elif isinstance(frame, stream.ConnectionClose):
                 closes = True
             elif isinstance(frame, stream.ConnectionNewAddress):
                 asks = True
-        answer = _Answer(self, connection, packet.sequence, prepare.amount, money, asks=asks)
+        answer = _Answer(self, connection, packet, prepare.amount, asks=asks)
         if closes:
             return answer.reject(ErrorCode.FINAL_APPLICATION_ERROR, _CLOSE)
         fulfillment = connection.keys.fulfillment(prepare.data)
@@ -177,8 +180,8 @@ class Receiver:
             return answer.reject(ErrorCode.FINAL_APPLICATION_ERROR)
         if prepare.amount == 0:
             return answer.fulfill(fulfillment)
-        # A payer opens streams with odd numbers; money for another stream belongs to no stream.
-        if not any(frame.shares for frame in money) or not all(frame.stream_id % 2 for frame in money):
+        # Money for a stream that the payer cannot open belongs to no stream.
+        if not shares or foreign:
             return answer.reject(ErrorCode.FINAL_APPLICATION_ERROR)
         received = ReceivedPacket(prepare.amount, connection.details.tag, connection.address, packet.sequence)
         return await self._decide(answer, received, prepare, fulfillment)
@@ -187,34 +190,34 @@ class Receiver:
         self, answer: _Answer, received: ReceivedPacket, prepare: ilp.Prepare, fulfillment: bytes
     ) -> bytes:
         """Have the application decide, book the packet, and answer. The same packet is decided once at a time."""
+        if has_expired(prepare):
+            # Its money is out of reach, and the payer may have sent it again.
+            return answer.reject(ErrorCode.TRANSFER_TIMED_OUT)
         name = received.destination, received.sequence
-        while name in self._deciding:
-            event = self._deciding[name]
-            if event is None:
-                event = self._deciding[name] = trio.Event()
-            await event.wait()
-        self._deciding[name] = None
-        total = -1
         try:
+            while (decided := self._deciding.get(name)) is not None:
+                await decided.wait()
             accepted = self._accept(received, prepare.execution_condition)
-            if isawaitable(accepted):
-                seconds = (prepare.expires_at - datetime.now(UTC)).total_seconds()
-                with trio.move_on_after(max(seconds, 0)):
-                    total = await accepted
-            else:
-                total = accepted
+            total = accepted if isinstance(accepted, int) else await self._finish(name, accepted, prepare.expires_at)
         except _RefusedError as refused:
             return answer.reject(ErrorCode.FINAL_APPLICATION_ERROR, *refused.frames)
         except Exception as error:  # noqa: BLE001 (an application may raise anything, and the payer may try again)
             self.log.error("a packet of a STREAM payment is refused for now: %s: %s", type(error).__name__, error)
             return answer.reject(ErrorCode.INTERNAL_ERROR)
-        finally:
-            waiting = self._deciding.pop(name)
-            if waiting is not None:
-                waiting.set()
-        if total < 0:
+        if total is None:
             return answer.reject(ErrorCode.INTERNAL_ERROR)
         return answer.fulfill(fulfillment, total)
+
+    async def _finish(self, name: tuple[str, int], accepted: Awaitable[int], expires_at: datetime) -> int | None:
+        """Wait until a packet is accepted, and return what its connection has received; None if it expires first."""
+        self._deciding[name] = trio.Event()
+        try:
+            seconds = (expires_at - datetime.now(UTC)).total_seconds()
+            with trio.move_on_after(max(seconds, 0)):
+                return await accepted
+            return None
+        finally:
+            self._deciding.pop(name).set()
 
     def _accept(self, received: ReceivedPacket, condition: bytes) -> int | Awaitable[int]:
         """Accept and book a packet; return what its connection has received, at once if nothing has to wait.
@@ -230,9 +233,10 @@ class Receiver:
         if verdict is Verdict.SAME:
             return total
         decision = None if self._on_packet is None else self._on_packet(received)
-        if isawaitable(decision):
-            return self._accept_later(self._bookings, decision, received, condition)
-        _check_decision(decision)
+        if decision is not None:
+            if isawaitable(decision):
+                return self._accept_later(self._bookings, decision, received, condition)
+            _check_decision(decision)
         return self._bookings.book(received, condition)[1]
 
     async def _accept_later(
@@ -272,40 +276,47 @@ def _check_decision(decision: object) -> None:
 
 
 class _Answer:
-    """Builds the answer to one packet."""
+    """Builds the answer to one packet.
 
-    __slots__ = ("_amount", "_asks", "_connection", "_money", "_receiver", "_sequence")
+    Args:
+        receiver: Who answers.
+        connection: Whose keys the packet was made with.
+        packet: The packet.
+        amount: What arrives with it.
+        asks: Whether the payer begins the connection, and so asks for the asset.
+    """
+
+    __slots__ = ("_amount", "_asks", "_connection", "_packet", "_receiver")
 
     def __init__(
-        self,
-        receiver: Receiver,
-        connection: _Connection,
-        sequence: int,
-        amount: int,
-        money: list[stream.StreamMoney],
-        *,
-        asks: bool,
+        self, receiver: Receiver, connection: _Connection, packet: stream.Packet, amount: int, *, asks: bool
     ) -> None:
         self._receiver = receiver
         self._connection = connection
-        self._sequence = sequence
+        self._packet = packet
         self._amount = amount
-        self._money = money
-        # Whether the payer begins the connection, and so asks for the asset.
         self._asks = asks
 
     def fulfill(self, fulfillment: bytes, total: int = 0) -> bytes:
-        """Return a Fulfill, with a receipt if the payer asked for receipts."""
-        frames = self._frames()
-        details = self._connection.details
-        if details.receipt_nonce and total:
-            for frame in self._money:
-                if frame.stream_id <= _RECEIPT_IDS:
-                    capped = min(total, 2**64 - 1)
-                    receipt = make_receipt(details.receipt_nonce, details.receipt_secret, frame.stream_id, capped)
-                    frames = (*frames, stream.StreamReceipt(frame.stream_id, receipt))
-                    break
+        """Return a Fulfill, with a receipt if the payer asked for receipts and the connection has received something.
+
+        Args:
+            fulfillment: The preimage of the packet's condition.
+            total: What the connection has received.
+        """
+        frames = self._frames() if self._asks else ()
+        if total and self._connection.details.receipt_nonce:
+            frames += self._receipt(total)
         return ilp.encode(ilp.Fulfill(fulfillment, self._seal(stream.FULFILL, frames)))
+
+    def _receipt(self, total: int) -> tuple[stream.StreamReceipt, ...]:
+        details = self._connection.details
+        for frame in self._packet.frames:
+            if isinstance(frame, stream.StreamMoney) and frame.stream_id <= _RECEIPT_IDS:
+                capped = min(total, MAX_UINT64)
+                receipt = make_receipt(details.receipt_nonce, details.receipt_secret, frame.stream_id, capped)
+                return (stream.StreamReceipt(frame.stream_id, receipt),)
+        return ()
 
     def reject(self, code: ErrorCode, *frames: stream.Frame) -> bytes:
         """Return a Reject with the receiver's packet."""
@@ -319,7 +330,7 @@ class _Answer:
         return (stream.ConnectionAssetDetails(asset.code, asset.scale),)
 
     def _seal(self, packet_type: int, frames: tuple[stream.Frame, ...]) -> bytes:
-        packet = stream.Packet(self._sequence, packet_type, self._amount, frames)
+        packet = stream.Packet(self._packet.sequence, packet_type, self._amount, frames)
         return self._connection.keys.seal(stream.encode(packet))
 
 
