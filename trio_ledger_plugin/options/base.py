@@ -133,6 +133,8 @@ class PluginOptions(CheckedOptions):
             are remembered for 30 days at most.
         max_transfer_keys: The number of incoming transfers that are remembered for an account: those at KEYED, and
             those at PLAIN that wait for a money handler. Further ones are refused until some are forgotten.
+        log_tracebacks: Whether an exception of a handler is logged with its traceback, on several lines. If not, it is
+            logged on one line, with the places in your code.
 
     Raises:
         InvalidFieldsError: Fields are wrong. The text names each.
@@ -170,6 +172,7 @@ class PluginOptions(CheckedOptions):
     standby: bool = field(default=False, metadata=SWITCH)
     key_retention: float = field(default=7 * 24 * 60 * 60.0, metadata=RETENTION)
     max_transfer_keys: int = field(default=1_000_000, metadata=COUNT)
+    log_tracebacks: bool = field(default=True, metadata=SWITCH)
 
     def secrets(self) -> tuple[Secret, ...]:
         """Return every secret in these options, nested ones included: no log may show them."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from inspect import isawaitable, iscoroutinefunction
-from pathlib import Path
-from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import uuid4
 
@@ -58,11 +56,6 @@ AnyReply: TypeAlias = Reply | tuple[ProtocolData, ...]
 Payload: TypeAlias = bytes | Transfer | tuple[ProtocolData, ...]
 # Gives a transfer from the peer to the money handler; returns None, or the error that refuses the transfer.
 Receive: TypeAlias = "Callable[[Transfer, Handlers], Awaitable[LedgerPluginError | None]]"
-
-# How much of an error's traceback a log line has: the innermost places of each of so many errors.
-MOST_PLACES = 5
-MOST_ERRORS = 3
-OWN_FOLDER = Path(__file__).parent.parent
 
 
 class Handlers:
@@ -266,30 +259,8 @@ class Handlers:
         """Log a handler's error with its reference; without one, the peer gets the error and nothing is logged."""
         if reference:
             plain = isinstance(error, TypeError) and "await" in str(error)
-            hint = "; is it an async function?" if plain else ""
-            where = _find_places(error)
-            self._log.error("the %s handler failed, reference %s: %o%s%s", kind, reference, error, hint, where)
-
-
-def _find_places(error: BaseException) -> str:
-    """Return where an error arose in the application's code, on one line, the innermost place last; empty if nowhere.
-
-    The errors that it followed are included.
-    """
-    chain: list[str] = []
-    following: BaseException | None = error
-    while following is not None and len(chain) < MOST_ERRORS:
-        places = [
-            f"{Path(frame.f_code.co_filename).name}:{line} in {frame.f_code.co_name}"
-            for frame, line in walk_tb(following.__traceback__)
-            if not Path(frame.f_code.co_filename).is_relative_to(OWN_FOLDER)
-        ]
-        if places:
-            said = "" if following is error else f" after {following!r}"
-            chain.append(f"{said} at {', '.join(places[-MOST_PLACES:])}")
-        cause = following.__cause__
-        following = following.__context__ if cause is None and not following.__suppress_context__ else cause
-    return ";".join(chain)
+            hint = " (is it an async function?)" if plain else ""
+            self._log.error("the %s handler failed, reference %s%s: %O", kind, reference, hint, error)
 
 
 class NotAsyncError(TypeError):
