@@ -116,6 +116,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "key_retention": 604800.0,
         "max_transfer_keys": 1000000,
         "accept_money": "handler",
+        "log_tracebacks": True,
     }
 
 

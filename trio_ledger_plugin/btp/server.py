@@ -23,6 +23,7 @@ from ..net.proxy_protocol import BadProxyHeaderError, read_proxy_header
 from ..net.shared_reader import SocketReaders, can_share
 from ..net.sockets import abort_stream
 from ..plugin import LedgerPlugin
+from ..runtime.handlers import check_async
 from ..websocket.connection import Accepted, accept_websocket
 from ..websocket.messages import MessageStream
 from ..websocket.requests import BadHandshakeError
@@ -274,11 +275,10 @@ class BtpServer(LedgerPlugin):
                 the response. The same limits apply as to a data handler.
 
         Raises:
-            TypeError: ``on_message`` cannot be called.
+            TypeError: ``on_message`` is not an async function.
             DataHandlerAlreadyRegisteredError: One is set already.
         """
-        if not callable(on_message):
-            raise TypeError(f"a message handler is an async function, not {type(on_message).__name__}")
+        check_async("message", on_message)
         self.handlers.register_message(checked(on_message, self.options.max_message_bytes))
 
     def deregister_message_handler(self) -> None:

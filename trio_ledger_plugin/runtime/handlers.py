@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from inspect import isawaitable, iscoroutinefunction
+from functools import partial
+from inspect import isawaitable, iscoroutinefunction, isfunction, ismethod, unwrap
 from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import uuid4
 
@@ -37,6 +38,7 @@ __all__ = [
     "TransactionalMoneyHandler",
     "as_bytes",
     "begin_handling",
+    "check_async",
     "check_transactional",
     "judge_error",
 ]
@@ -97,10 +99,10 @@ class Handlers:
         """Set the data handler.
 
         Raises:
-            TypeError: It cannot be called.
+            TypeError: It is not an async function.
             DataHandlerAlreadyRegisteredError: One is set already.
         """
-        _check_callable("data", handler)
+        check_async("data", handler)
         if self._data is not None:
             raise DataHandlerAlreadyRegisteredError(
                 "a data handler is registered already; call deregister_data_handler() first"
@@ -111,7 +113,6 @@ class Handlers:
         """Set the handler of messages of other sub-protocols.
 
         Raises:
-            TypeError: It cannot be called.
             DataHandlerAlreadyRegisteredError: One is set already.
         """
         if self._message is not None:
@@ -128,10 +129,10 @@ class Handlers:
         """Set the money handler.
 
         Raises:
-            TypeError: It cannot be called.
+            TypeError: It is not an async function.
             MoneyHandlerAlreadyRegisteredError: One is set already, of either kind.
         """
-        _check_callable("money", handler)
+        check_async("money", handler)
         self._check_no_money_handler()
         self._money = self._wrap("money", handler)
 
@@ -316,6 +317,26 @@ def _as_it_is(_: str, handler: Any) -> Any:  # noqa: ANN401 (any kind of handler
     return handler
 
 
-def _check_callable(kind: str, handler: object) -> None:
+def check_async(kind: str, handler: object) -> None:
+    """Check that a handler can be an async function.
+
+    What a lambda or an object with ``__call__`` returns is only known once it is called. A ``def`` without ``async`` is
+    a mistake unless its annotation says that it returns an awaitable.
+
+    Raises:
+        TypeError: It cannot be called, or is a plain function.
+    """
     if not callable(handler):
         raise TypeError(f"a {kind} handler is an async function, not {type(handler).__name__}")
+    function: Any = handler
+    while isinstance(function, partial):
+        function = function.func
+    function = unwrap(function)
+    if not (isfunction(function) or ismethod(function)) or iscoroutinefunction(function):
+        return
+    returned = str(function.__annotations__.get("return", ""))
+    if function.__name__ != "<lambda>" and not any(kind in returned for kind in ("Awaitable", "Coroutine")):
+        raise TypeError(
+            f"a {kind} handler is an async function, and {function.__name__}() is not; begin it with 'async def', or "
+            "annotate that it returns an Awaitable"
+        )
