@@ -88,11 +88,15 @@ class BadAuthError(Exception):
 
     Attributes:
         request_id: The id to answer; None if the packet has no readable id.
+        account: The account that the packet asks for; empty if it names none, or is not readable.
         is_temporary: Whether another try may succeed with the same credentials.
     """
 
-    def __init__(self, reason: str, request_id: int | None = None, *, is_temporary: bool = False) -> None:
+    def __init__(
+        self, reason: str, request_id: int | None = None, *, account: str = "", is_temporary: bool = False
+    ) -> None:
         super().__init__(reason)
+        self.account = account
         self.request_id = request_id
         self.is_temporary = is_temporary
 

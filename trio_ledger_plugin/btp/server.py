@@ -80,7 +80,7 @@ class Server:
         self._ids = ids
         self._decisions = decisions
         self._refuse_handshake = refuse
-        self._admission = Admission(context.options, context.counters)
+        self._admission = Admission(context.options, context.counters, context.log)
         self._listener = Listener(context.log, host, port, self._serve_own, self._admission.make_room)
         # For the sockets of the own port: the application cannot close them.
         self._readers = SocketReaders(context.tasks) if can_share() else None
@@ -239,9 +239,11 @@ class Server:
         return connection
 
     async def _refuse(self, link: Link, error: BadAuthError) -> None:
-        self._context.log.info("refused a connection from %s: %s", link.peer, error)
-        if not error.is_temporary:
-            await trio.sleep(self._admission.failure_delay(link.peer))
+        if error.is_temporary:
+            named = f" for account {error.account}" if error.account else ""
+            self._context.log.info("refused a connection from %s%s for now: %s", link.peer, named, error)
+        else:
+            await trio.sleep(self._admission.refuse("a connection", link.peer, error.account, error))
         if error.request_id is not None:
             link.send_unauthenticated(auth_refused(error.request_id, str(error), is_temporary=error.is_temporary))
         with trio.move_on_after(self._context.options.auth_timeout):
