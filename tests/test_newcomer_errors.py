@@ -8,6 +8,7 @@ import gc
 import logging
 import re
 import socket
+import traceback
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -31,6 +32,7 @@ from trio_ledger_plugin import (
     PluginServices,
     RemoteError,
     StoreError,
+    UnreachableError,
     create_plugin,
     fetch_ildcp,
     loopback_pair,
@@ -101,6 +103,48 @@ async def test_invalid_url(server, problem):
     assert (code, stderr) == (2, f"error: the URL {problem}; see trio-ledger-plugin ping --help\n")
 
 
+@pytest.mark.parametrize("mark", ["/", "#", "?"])
+async def test_token_with_a_character_that_ends_the_host(mark):
+    """The bad port of the text would be a part of the token."""
+    server = f"btp+ws://alice:to{mark}{TOKEN}@localhost:7768"
+    problem = f"has a {mark!r} before its '@', must have none in the account and the token: "
+    problem += "btp_account and btp_token take every character"
+    text = await read_error(InvalidFieldsError, partial(opened, {"server": server}))
+    assert text == f"BtpOptions, 1 wrong:\n- server: {problem}"
+    code, _, stderr = await run("ping", server)
+    hint = "here the token can be in TRIO_LEDGER_PLUGIN_SECRET"
+    assert (code, stderr) == (2, f"error: the URL {problem}; {hint}; see trio-ledger-plugin ping --help\n")
+    # If what comes first looks like a host, only the token is missing.
+    text = await read_error(InvalidFieldsError, partial(opened, {"server": f"btp+ws://alice/{TOKEN}@localhost"}))
+    assert text.endswith("; the URL has its @ behind the host, which a '/', '?' or '#' ends")
+
+
+@pytest.mark.parametrize("token", ["a%2Fb", "a=b"])
+async def test_token_with_a_percent_sign(token):
+    """A newcomer encodes a slash by hand, and the server knows the slash."""
+    async with open_plugin({"listener": {"port": 0, "secret": "a/b" if "%" in token else "a=b"}}) as server:
+        url = server.address.replace("://", f"://alice:{token}@")
+        text = await read_error(NotAcceptedError, partial(opened, {"server": url}))
+        assert text.endswith(
+            ": invalid auth_token; a % in the URL's account or token is sent as it stands there, as by ilp-plugin-btp: "
+            "if the server knows other characters, give them as btp_account and btp_token"
+        )
+
+
+async def test_web_server_that_is_no_btp_endpoint():
+    """It was tried again for 30 s, in silence."""
+    incoming = {"port": 0, "staticToken": TOKEN}
+    async with open_plugin({"plugin": "http", "incoming": incoming}) as server:
+        url = server.address.replace("http://", f"btp+ws://alice:{TOKEN}@")
+        text = await read_error(UnreachableError, partial(opened, {"server": url}))
+        assert text == (
+            "the WebSocket handshake was answered with a page, HTTP 200: a web server is there, and no BTP endpoint at "
+            "this URL; check its host, port and path"
+        )
+        code, _, stderr = await run("ping", url)
+        assert (code, stderr) == (3, f"error: {text}\n")
+
+
 async def test_a_token_in_the_clear_to_another_machine():
     server = f"btp+ws://alice:{TOKEN}@connector.example"
     problem = "not set, and the token would go to 'connector.example' unencrypted; "
@@ -135,6 +179,27 @@ async def test_nothing_listens_there():
     code, _, stderr = await run("ping", server, "--timeout", "0.3")
     hint = "is the server running, and are host and port right?"
     assert (code, stderr) == (3, f"error: not connected within 0.3 s: {problem}; {hint}\n")
+
+
+async def test_name_with_two_addresses_where_nothing_listens():
+    """The traceback had a page for each address."""
+
+    class TwoAddresses(trio.abc.HostnameResolver):
+        async def getaddrinfo(self, *_: object) -> list[Any]:
+            stream = socket.SOCK_STREAM
+            return [(socket.AF_INET, stream, 6, "", (f"127.0.0.{last}", port)) for last in (1, 2)]
+
+        async def getnameinfo(self, *_: object) -> tuple[str, str]:
+            raise AssertionError("there is no request")
+
+    port = free_port()
+    trio.socket.set_custom_hostname_resolver(TwoAddresses())
+    server = f"btp+ws://alice:{TOKEN}@two.localhost:{port}"
+    with pytest.raises(ConnectTimeoutError) as caught:
+        await opened({"server": server}, connect=ConnectOptions(300))
+    problem = f"cannot connect to btp+ws://two.localhost:{port}: Connection refused"
+    assert str(caught.value) == f"not connected within 0.3 s: {problem}"
+    assert "Group" not in "".join(traceback.format_exception(caught.value))
 
 
 async def test_tls_to_a_server_without_it():
