@@ -81,7 +81,14 @@ class Server:
         self._decisions = decisions
         self._refuse_handshake = refuse
         self._admission = Admission(context.options, context.counters, context.log)
-        self._listener = Listener(context.log, host, port, self._serve_own, self._admission.make_room)
+        self._listener = Listener(
+            context.log,
+            host,
+            port,
+            self._serve_own,
+            self._admission.make_room,
+            is_clear=ssl_context is None and not context.options.trusted_proxies,
+        )
         # For the sockets of the own port: the application cannot close them.
         self._readers = SocketReaders(context.tasks) if can_share() else None
 
