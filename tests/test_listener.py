@@ -430,16 +430,19 @@ async def test_every_address_has_the_same_port(port: Any, nursery: trio.Nursery)
             await peer.aclose()
 
 
+ANYWHERE = "0.0.0.0"  # noqa: S104 (the mistake that the test is about)
+
+
 @pytest.mark.parametrize("plugin", ["btp", "http"])
 @pytest.mark.parametrize(
     ("host", "how", "warns"),
     [
-        ("0.0.0.0", "clear", True),
+        (ANYWHERE, "clear", True),
         ("*", "clear", True),
         ("127.0.0.1", "clear", False),
         ("::1", "clear", False),
-        ("0.0.0.0", "tls", False),
-        ("0.0.0.0", "proxy", False),
+        (ANYWHERE, "tls", False),
+        (ANYWHERE, "proxy", False),
     ],
 )
 async def test_server_for_others_without_tls_warns(
