@@ -1,6 +1,5 @@
 """The SQLite store: stored values come back, and a transaction counts completely or not at all."""
 
-import os
 import sqlite3
 import sys
 import threading
