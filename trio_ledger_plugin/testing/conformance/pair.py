@@ -68,7 +68,8 @@ class PairConfig:
 
     def new(self, opts: Any, services: Any = None) -> LedgerPlugin:  # noqa: ANN401 (checks pass wrong ones too)
         """Make an installed plugin as applications do; use it as the ``PluginPair.new`` of such a plugin."""
-        return create_plugin(opts, services, nursery=self.nursery)
+        plugin: LedgerPlugin = create_plugin(opts, services, nursery=self.nursery)
+        return plugin
 
 
 @frozen(kw_only=True)
