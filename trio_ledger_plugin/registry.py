@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from .options.base import PluginOptions
     from .plugin import LedgerPlugin
 
-__all__ = ["ENTRY_POINT_GROUP", "PLUGIN_ALIASES", "canonical_plugin_name", "find_class", "resolve_plugin"]
+__all__ = [
+    "ENTRY_POINT_GROUP",
+    "PLUGIN_ALIASES",
+    "canonical_plugin_name",
+    "find_class",
+    "find_plugin",
+    "resolve_plugin",
+]
 
 #: npm's module names, and the corresponding plugins of this package.
 PLUGIN_ALIASES: Final[Mapping[str, str]] = {
@@ -74,11 +81,16 @@ def resolve_plugin(opts: object) -> tuple[type[LedgerPlugin], PluginOptions]:
     if canonical == "http" and fields.get("multi") is True:
         # ilp-plugin-http is both.
         canonical = "http-accounts"
-    plugin = _load(canonical)
+    plugin = find_plugin(canonical)
     return plugin, options_from_mapping(plugin.options_class, fields, _find_owners)
 
 
-def _load(name: str) -> type[LedgerPlugin]:
+def find_plugin(name: str) -> type[LedgerPlugin]:
+    """Return the class of a plugin by the plugin's name.
+
+    Raises:
+        InvalidFieldsError: No such plugin is installed.
+    """
     if name in OWN_PLUGINS:
         return _load_own(name)
     others = _others()
