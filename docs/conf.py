@@ -6,10 +6,12 @@ from importlib.metadata import version as installed_version
 from types import FunctionType
 from typing import TYPE_CHECKING
 
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.logging import getLogger
 
 from trio_ledger_plugin.options.checked import CheckedOptions
 from trio_ledger_plugin.options.tables import common_rows, own_rows
+from trio_ledger_plugin.registry import OWN_CLASSES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +40,7 @@ nitpick_ignore_regex = [
     ("py:class", r"TransactionalMoneyHandler|(list|tuple|Mapping)\[str.*"),
     ("py:class", r"(.*\.)?(Book|ConnectionT(_co)?|Fraction|Keys|MemoryBookings|Number|OnPacket|StoredBookings)"),
     # and internal parts of a plugin.
-    ("py:class", r"(.*\.)?(Account|AnyReply|Budget|Event|Handlers|Holding|HttpServer|Journal|Limits|LoopbackPlugin)"),
+    ("py:class", r"(.*\.)?(Account|AnyReply|Budget|Event|Handlers|Holding|HttpServer|Journal|Limits)"),
     ("py:class", r"(.*\.)?(MoneyService|Payload|Proxy|RedactingLog|Requester|ServerUrl|Stage|WorkerPool)"),
 ]
 autodoc_member_order = "bysource"
@@ -60,6 +62,7 @@ PUBLIC_MODULES = (
     "trio_ledger_plugin.testing",
     "trio_ledger_plugin.telemetry",
 )
+PLUGIN_CLASSES = {*OWN_CLASSES, "AccountPlugin"}
 
 
 def _public_names() -> "Iterator[list[str]]":
@@ -70,7 +73,8 @@ def _public_names() -> "Iterator[list[str]]":
             value = getattr(module, name)
             if isinstance(value, FunctionType | type):
                 yield _homes(value, module_name)
-            if isinstance(value, type):
+            # The methods of plugin classes are documented with their bases; the others serve the plugins' own parts.
+            if isinstance(value, type) and name not in PLUGIN_CLASSES:
                 ancestors = [each for each in value.__mro__ if each.__module__.startswith("trio_ledger_plugin")]
                 for member in {member for each in ancestors for member in vars(each) if _is_public(each, member)}:
                     yield [f"{home}.{member}" for each in ancestors for home in _homes(each, module_name)]
@@ -109,6 +113,14 @@ def options_table(name: str) -> str:
     return "\n".join(lines)
 
 
+def _forget_overloads(app: "Sphinx") -> None:
+    """Show the one signature that covers all overloads, as the pages explain it."""
+    del app
+    analyzer = ModuleAnalyzer.for_module("trio_ledger_plugin.opening")
+    analyzer.analyze()
+    analyzer.overloads.clear()
+
+
 def _insert_tables(app: "Sphinx", page: str, source: list[str]) -> None:
     del app, page
     source[0] = re.sub(
@@ -134,6 +146,7 @@ def _hide_attributes(_app: object, _what: str, _name: str, value: object, _optio
 
 def setup(app: "Sphinx") -> None:
     """Insert the tables of options, and run the check with every build."""
+    app.connect("builder-inited", _forget_overloads)
     app.connect("source-read", _insert_tables)
     app.connect("autodoc-process-signature", _hide_signature)
     # Before napoleon, which reads the sections.
