@@ -32,7 +32,7 @@ VALUES = {
     "statistics",
     "transfer",
 }
-CORE = VALUES | {"options", "stores", "runtime", "money", "plugin", "exchange", "registration"}
+CORE = VALUES | {"appearance", "options", "stores", "runtime", "money", "plugin", "exchange", "registration"}
 SHIPPED = CORE | {
     "codec",
     "net",
@@ -53,7 +53,7 @@ LAYERS = (
     (("codec", "options", "stores"), VALUES),
     (("runtime",), VALUES | {"options"}),
     (("money",), VALUES | {"options", "stores", "runtime"}),
-    (("plugin", "exchange", "registration"), CORE),
+    (("plugin", "exchange", "registration", "appearance"), CORE),
     (("net", "websocket"), VALUES | {"options", "runtime", "net"}),
     (("ilp",), VALUES | {"codec", "plugin"}),
     (("accounts",), CORE | {"codec", "net", "ilp"}),

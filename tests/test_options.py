@@ -67,6 +67,23 @@ def test_connect_timeout_is_in_milliseconds(timeout: Any, seconds: Any) -> None:
     assert ConnectOptions(timeout).seconds(7.0) == seconds
 
 
+def test_connect_timeout_may_be_in_seconds() -> None:
+    """In Trio everything else is in seconds."""
+    assert ConnectOptions(seconds=5) == ConnectOptions(timeout=5000)
+    assert ConnectOptions(seconds=0.25).seconds(7.0) == 0.25
+    assert ConnectOptions(seconds=math.inf).seconds(7.0) == math.inf
+    assert ConnectOptions(seconds=None).seconds(7.0) == 7.0
+    for wrong, kind, text in (
+        ("5", TypeError, "seconds is a number of seconds, not str"),
+        (-1, InvalidFieldsError, "seconds: got -1, must be seconds, 0 or more"),
+    ):
+        with pytest.raises(kind) as caught:
+            ConnectOptions(seconds=wrong)  # type: ignore[arg-type]  # one of them is wrong
+        assert str(caught.value) == text
+    with pytest.raises(InvalidFieldsError, match="seconds: given together with timeout, must be one of the two"):
+        ConnectOptions(5000, seconds=5)
+
+
 @pytest.mark.parametrize("timeout", ["5000", "", True, False, [], b"5", 5j])
 def test_connect_timeout_of_another_type_is_a_type_error(timeout: Any) -> None:
     with pytest.raises(TypeError, match=f"timeout is a number of milliseconds, not {type(timeout).__name__}"):

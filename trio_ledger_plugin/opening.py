@@ -148,7 +148,7 @@ def open_plugin(
     Args:
         opts: An options object; or a mapping, such as one parsed from JSON, with the plugin's name as ``"plugin"``.
         services: The application's store and log.
-        connect: The timeout of the connection, in milliseconds.
+        connect: The timeout of the connection, such as ``ConnectOptions(seconds=5)``.
         data_handler: ``async (data: bytes) -> bytes``, registered before the connection opens.
         money_handler: ``async (amount: str) -> None``, likewise.
         transactional_money_handler: ``(connection, transfer) -> None``, likewise, instead of ``money_handler``.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import trio
 
-from . import registration
+from . import appearance, registration
 from .errors import (
     ConnectionLostError,
     InvalidFieldsError,
@@ -107,6 +107,9 @@ class LedgerPlugin(ABC):
         self._exchange: Exchange | None = None
         self._max_data = context.options.max_data_bytes
 
+    __repr__ = appearance.show_plugin
+    __dir__ = appearance.list_names
+
     # What the author of a plugin implements.
 
     @abstractmethod
@@ -183,7 +186,7 @@ class LedgerPlugin(ABC):
         listens. Callers at the same time share one attempt, and each has its own deadline.
 
         Args:
-            options: The timeout, in milliseconds; the plugin's default is its option ``connect_timeout``.
+            options: The timeout, such as ``ConnectOptions(seconds=5)``; the default is the option ``connect_timeout``.
 
         Raises:
             TypeError: ``options`` is not a ``ConnectOptions``.
