@@ -63,9 +63,10 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Check the types, and that every public name has complete types."""
+    """Check the types, those of the documentation's programs too, and that every public name has complete types."""
     session.install("-e", ".[test]", "mypy>=2.4", "pyright==1.1.414", "nox")
     session.run("mypy")
+    session.run("pytest", "-q", "-m", "slow", "tests/test_page_types.py")
     session.run("pyright", "--verifytypes", "trio_ledger_plugin", "--ignoreexternal")
 
 

@@ -1,11 +1,17 @@
-"""Sphinx settings, and a check that the reference documents every public name."""
+"""Sphinx settings, the tables of options, and a check that the reference documents every public name."""
 
+import re
 from importlib import import_module
 from importlib.metadata import version as installed_version
 from types import FunctionType
 from typing import TYPE_CHECKING
 
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.logging import getLogger
+
+from trio_ledger_plugin.options.checked import CheckedOptions
+from trio_ledger_plugin.options.tables import common_rows, own_rows
+from trio_ledger_plugin.registry import OWN_CLASSES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +40,7 @@ nitpick_ignore_regex = [
     ("py:class", r"TransactionalMoneyHandler|(list|tuple|Mapping)\[str.*"),
     ("py:class", r"(.*\.)?(Book|ConnectionT(_co)?|Fraction|Keys|MemoryBookings|Number|OnPacket|StoredBookings)"),
     # and internal parts of a plugin.
-    ("py:class", r"(.*\.)?(Account|AnyReply|Budget|Event|Handlers|Holding|HttpServer|Journal|Limits|LoopbackPlugin)"),
+    ("py:class", r"(.*\.)?(Account|AnyReply|Budget|Event|Handlers|Holding|HttpServer|Journal|Limits)"),
     ("py:class", r"(.*\.)?(MoneyService|Payload|Proxy|RedactingLog|Requester|ServerUrl|Stage|WorkerPool)"),
 ]
 autodoc_member_order = "bysource"
@@ -56,6 +62,7 @@ PUBLIC_MODULES = (
     "trio_ledger_plugin.testing",
     "trio_ledger_plugin.telemetry",
 )
+PLUGIN_CLASSES = {*OWN_CLASSES, "AccountPlugin"}
 
 
 def _public_names() -> "Iterator[list[str]]":
@@ -66,7 +73,8 @@ def _public_names() -> "Iterator[list[str]]":
             value = getattr(module, name)
             if isinstance(value, FunctionType | type):
                 yield _homes(value, module_name)
-            if isinstance(value, type):
+            # The methods of plugin classes are documented with their bases; the others serve the plugins' own parts.
+            if isinstance(value, type) and name not in PLUGIN_CLASSES:
                 ancestors = [each for each in value.__mro__ if each.__module__.startswith("trio_ledger_plugin")]
                 for member in {member for each in ancestors for member in vars(each) if _is_public(each, member)}:
                     yield [f"{home}.{member}" for each in ancestors for home in _homes(each, module_name)]
@@ -90,6 +98,57 @@ def _check_reference(app: "Sphinx", env: "BuildEnvironment") -> None:
             getLogger(__name__).warning("the reference lacks %s", names[0])
 
 
+def options_table(name: str) -> str:
+    """Return the table of a plugin's own options as Markdown; that of every plugin's options for ``PluginOptions``.
+
+    Args:
+        name: The name of the options class.
+    """
+    rows = common_rows() if name == "PluginOptions" else own_rows(getattr(import_module("trio_ledger_plugin"), name))
+    lines = ["| option | in JavaScript | default | meaning |", "|---|---|---|---|"]
+    for row in rows:
+        spelled = f"`{row.javascript}` (ms)" if row.milliseconds else f"`{row.javascript}`"
+        meaning = row.meaning.replace("``", "`").replace("|", r"\|")
+        lines.append(f"| `{row.name}` | {spelled} | {row.default} | {meaning} |")
+    return "\n".join(lines)
+
+
+def _forget_overloads(app: "Sphinx") -> None:
+    """Show the one signature that covers all overloads, as the pages explain it."""
+    del app
+    analyzer = ModuleAnalyzer.for_module("trio_ledger_plugin.opening")
+    analyzer.analyze()
+    analyzer.overloads.clear()
+
+
+def _insert_tables(app: "Sphinx", page: str, source: list[str]) -> None:
+    del app, page
+    source[0] = re.sub(
+        r"^<!-- table of (\w+) -->$", lambda found: options_table(found[1]), source[0], flags=re.MULTILINE
+    )
+
+
+def _is_options(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, CheckedOptions)
+
+
+def _hide_signature(_app: object, _what: str, _name: str, value: object, *_: object) -> tuple[str, None] | None:
+    return ("", None) if _is_options(value) else None
+
+
+def _hide_attributes(_app: object, _what: str, _name: str, value: object, _options: object, lines: list[str]) -> None:
+    """Leave out of a docstring what its table has."""
+    if _is_options(value) and "Attributes:" in lines:
+        begin = lines.index("Attributes:")
+        after = [at for at, line in enumerate(lines) if at > begin and line and not line.startswith(" ")]
+        del lines[begin : after[0] if after else len(lines)]
+
+
 def setup(app: "Sphinx") -> None:
-    """Run the check with every build."""
+    """Insert the tables of options, and run the check with every build."""
+    app.connect("builder-inited", _forget_overloads)
+    app.connect("source-read", _insert_tables)
+    app.connect("autodoc-process-signature", _hide_signature)
+    # Before napoleon, which reads the sections.
+    app.connect("autodoc-process-docstring", _hide_attributes, priority=400)
     app.connect("env-check-consistency", _check_reference)

@@ -1,5 +1,6 @@
 """The limits on unauthenticated peers: how many may be connected, and how long failed attempts wait for a reply."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -7,13 +8,20 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from trio_ledger_plugin.log import RedactingLog, StdlibLog
 from trio_ledger_plugin.net.admission import Admission, PendingPeer
 from trio_ledger_plugin.options.base import PluginOptions
 from trio_ledger_plugin.statistics import Counters
 
 
 def make_admission(**options: object) -> Admission:
-    return Admission(PluginOptions(**options), Counters())  # type: ignore[arg-type]  # each test names its own fields
+    limits = PluginOptions(**options)  # type: ignore[arg-type]  # each test names its own fields
+    return Admission(limits, Counters(), RedactingLog(StdlibLog(), ()))
+
+
+def fail(admission: Admission, address: str, account: str = "") -> float:
+    """Refuse a connection; return the delay of the reply."""
+    return admission.refuse("a connection", address, account, "invalid auth_token")
 
 
 class Waiting:
@@ -112,28 +120,50 @@ async def test_a_place_is_free_again_after_an_error() -> None:
 async def test_replies_to_failures_take_longer_and_longer(autojump_clock: MockClock) -> None:
     """Guessing must not be fast, and a mistake or two must not be punished."""
     admission = make_admission()
-    delays = [admission.failure_delay("192.0.2.1") for _ in range(40)]
+    delays = [fail(admission, "192.0.2.1") for _ in range(40)]
     assert delays[:5] == [0] * 5
     assert delays[5] > 0
     assert delays == sorted(delays)
     assert delays[5] < delays[10] < delays[-1] <= 5
-    assert admission.failure_delay("192.0.2.2") == 0
+    assert fail(admission, "192.0.2.2") == 0
 
 
 async def test_failures_are_forgotten_after_a_minute(autojump_clock: MockClock) -> None:
     admission = make_admission()
     for _ in range(10):
-        admission.failure_delay("192.0.2.1")
+        fail(admission, "192.0.2.1")
     await trio.sleep(61)
-    assert admission.failure_delay("192.0.2.1") == 0
+    assert fail(admission, "192.0.2.1") == 0
+
+
+async def test_first_refused_token_of_an_address_is_a_warning(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An operator who reads warnings would not see it, or would see a thousand."""
+    caplog.set_level(logging.INFO, "trio_ledger_plugin")
+    admission = make_admission()
+    for _ in range(3):
+        fail(admission, "192.0.2.1", "alice\n")
+        await trio.sleep(61)
+    fail(admission, "192.0.2.2")
+    await trio.sleep(3601)
+    fail(admission, "192.0.2.1", "a" * 200)
+    refused, named = "refused a connection from 192.0.2", r"1 for account alice\n"
+    assert [(record.levelname, record.message) for record in caplog.records] == [
+        ("WARNING", f"{refused}.{named}: invalid auth_token"),
+        ("INFO", f"{refused}.{named}, 2 times so far: invalid auth_token"),
+        ("INFO", f"{refused}.{named}, 3 times so far: invalid auth_token"),
+        ("WARNING", f"{refused}.2: invalid auth_token"),
+        ("WARNING", f"{refused}.1 for account {'a' * 100}: invalid auth_token"),
+    ]
 
 
 async def test_memory_for_failures_is_bounded(autojump_clock: MockClock) -> None:
     """A botnet has more addresses than this machine has memory; addresses that keep failing are remembered."""
     admission = make_admission()
     for i in range(10_000):
-        admission.failure_delay(f"2001:db8::{i:x}")
+        fail(admission, f"2001:db8::{i:x}")
         if i % 1000 == 0:
-            admission.failure_delay("192.0.2.1")
-    assert admission.failure_delay("192.0.2.1") > 0
-    assert [admission.failure_delay("2001:db8::1") for _ in range(6)][4] == 0
+            fail(admission, "192.0.2.1")
+    assert fail(admission, "192.0.2.1") > 0
+    assert [fail(admission, "2001:db8::1") for _ in range(6)][4] == 0

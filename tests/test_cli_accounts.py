@@ -180,7 +180,7 @@ async def test_username_belongs_to_its_first_token() -> None:
         async with client(address, "alice", fulfill):
             code, stdout, _ = await run("ping", address.replace("://", f"://alice:other-{CANARY}@"))
             assert (code, stdout) == (4, "")
-            await server.wait_for("(refused a connection from 127.0.0.1: invalid auth_token)")
+            await server.wait_for("(refused a connection from 127.0.0.1 for account alice: invalid auth_token)")
         await server.end(signal.SIGTERM)
     assert CANARY not in server.output
 
@@ -225,14 +225,14 @@ async def test_serve_accounts_json() -> None:
         "asset_code": "XRP",
     }
     told = [line for line in lines[1:-1] if line["event"] != "totals"]
-    refused = "refused a connection from 127.0.0.1: invalid auth_token"
+    refused = "refused a connection from 127.0.0.1 for account alice: invalid auth_token"
     ended = "a connection of account alice from 127.0.0.1 ended: the peer closed the connection with 1000"
     assert told == [
         {"event": "account_connected", "account": "alice"},
         {"event": "money", "account": "alice", "amount": "250"},
         {"event": "log", "level": "info", "text": ended},
         {"event": "account_disconnected", "account": "alice"},
-        {"event": "log", "level": "info", "text": refused},
+        {"event": "log", "level": "warn", "text": refused},
     ]
     assert lines[-1] == {"event": "closed", "requests_received": 1, "responses_sent": 1, "errors_sent": 0}
     totals = [line for line in lines if line["event"] == "totals"]

@@ -296,11 +296,14 @@ async def test_head_of_an_answer_has_a_limit(clock: MockClock) -> None:
     assert "the HTTP head exceeds 16,384 bytes" in str(error)
 
 
-async def test_a_url_without_an_endpoint_fails_at_once(clock: MockClock) -> None:
-    server = Server(answering(404))
+@pytest.mark.parametrize("status", [200, 204, 404])
+async def test_a_url_without_an_endpoint_fails_at_once(status: int, clock: MockClock) -> None:
+    server = Server(answering(status))
     error = await connect_fails(server, UnreachableError)
     assert not isinstance(error, ConnectTimeoutError)
     assert error.name == "UnreachableError"
+    assert f"HTTP {status}" in str(error)
+    assert "no BTP endpoint at this URL" in str(error)
     assert len(server.times) == 1
 
 

@@ -17,10 +17,30 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 KIT = """
+from contextlib import asynccontextmanager
 from support.broken_plugins import BROKEN
 from trio_ledger_plugin.testing.conformance.builtin_pairs import loopback
 broken = BROKEN["version_is_2"]
 number = 7
+
+async def coroutine(conditions):
+    pass
+
+async def generator(conditions):
+    yield loopback
+
+@asynccontextmanager
+async def pair(conditions):
+    yield conditions.new({"plugin": "loopback"}, None), 7
+
+@asynccontextmanager
+async def without_argument():
+    yield
+
+@asynccontextmanager
+async def failing(conditions):
+    raise KeyError("no such table")
+    yield
 """
 
 
@@ -41,6 +61,8 @@ async def run_in(folder: Path, *args: str) -> tuple[int, str, str]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "kit.py").write_text(KIT)
+    (tmp_path / "wrong_syntax.py").write_text("def pair(:")
+    (tmp_path / "wrong_name.py").write_text("pair = pear")
     return tmp_path
 
 
@@ -118,6 +140,8 @@ async def test_json_has_each_sentence_and_verdict(folder: Path) -> None:
         ("no_such_module:pair",),
         ("kit:no_such_factory",),
         ("kit:number",),
+        ("wrong_syntax:pair",),
+        ("wrong_name:pair",),
         ("loopback", "--check", "no_such_check"),
         (),
     ],
@@ -126,3 +150,26 @@ async def test_wrong_arguments_are_one_line(folder: Path, args: tuple[str, ...])
     code, stdout, stderr = await run_in(folder, *args)
     assert (code, stdout) == (2, "")
     assert_one_error(stderr)
+
+
+ADVICE = "it is an async generator function that yields a PluginPair, under @asynccontextmanager"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("coroutine", f"returns a value of type coroutine; {ADVICE}"),
+        ("generator", f"returns a value of type async_generator; {ADVICE}"),
+        ("pair", "yields a value of type tuple, not a PluginPair"),
+        (
+            "without_argument",
+            "gives no pair: TypeError: without_argument() takes 0 positional arguments but 1 was given",
+        ),
+        ("failing", "gives no pair: KeyError: 'no such table'"),
+    ],
+)
+async def test_wrong_factory_is_one_line(folder: Path, name: str, text: str) -> None:
+    """Its author would read eighty failed checks, each with the same error."""
+    code, stdout, stderr = await run_in(folder, f"kit:{name}")
+    assert (code, stdout) == (2, "")
+    assert stderr == f"error: the factory {text}; see trio-ledger-plugin conformance --help\n"

@@ -20,7 +20,7 @@ from trio_ledger_plugin import (
     current_transfer,
 )
 from trio_ledger_plugin.errors import wire_error
-from trio_ledger_plugin.log import format_message
+from trio_ledger_plugin.log import RedactingLog, format_message
 from trio_ledger_plugin.money.plain import PlainMoney
 from trio_ledger_plugin.runtime.handlers import Handlers, as_bytes
 from trio_ledger_plugin.statistics import Counters
@@ -91,8 +91,8 @@ async def test_response_is_bytes(handlers, response):
     assert reply == bytes(response)
 
 
-async def test_failed_handler_is_logged_with_the_places_in_its_code(handlers, log):
-    """An operator would see KeyError('x') and not know in which of a thousand lines."""
+async def fail(handlers):
+    """Let a handler fail, whose error follows another."""
 
     def look_up():
         raise KeyError("x")
@@ -101,10 +101,34 @@ async def test_failed_handler_is_logged_with_the_places_in_its_code(handlers, lo
         try:
             look_up()
         except KeyError as error:
-            raise ValueError("unknown") from error
+            raise ValueError("unknown\nERROR forged") from error
 
     handlers.register_data(handle)
     await handlers.answer(b"request")
+
+
+async def test_failed_handler_is_logged_with_its_traceback(handlers, log):
+    """An operator would see KeyError('x') and not know in which of a thousand lines."""
+    await fail(handlers)
+    (text,) = log.lines
+    first, *rest = text.split("\n")
+    assert first.endswith(r": ValueError('unknown\nERROR forged')")
+    assert all(line.startswith("    ") for line in rest)
+    assert [line.strip() for line in rest if "raise" in line] == [
+        'raise KeyError("x")',
+        r'raise ValueError("unknown\nERROR forged") from error',
+    ]
+    assert "    KeyError: 'x'" in rest
+    # This package's own frames are no news.
+    assert not [line for line in rest if "/trio_ledger_plugin/" in line]
+
+
+async def test_traceback_can_be_left_out():
+    """Where each line of the log is a record, twenty lines would be twenty records."""
+    log = Lines()
+    nothing: Any = None
+    redacting = RedactingLog(log, (), tracebacks=False)
+    await fail(Handlers(redacting, PlainMoney(nothing, nothing).receive, max_reply=1000))
     (line,) = log.lines
     places = r"test_handlers.py:\d+ in handle; after KeyError\('x'\) at test_handlers.py:\d+ in handle, "
     assert re.search(places + r"test_handlers.py:\d+ in look_up$", line), line

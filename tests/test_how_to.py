@@ -76,9 +76,11 @@ async def run_program(program: str, following: Block | None, folder: Path) -> No
     shows_little = "trio.run(" not in program or "connector.example" in program or "sleep_forever" in program
     if shows_little:
         program = re.sub(r"^trio\.run\(.*\)\n", "", program, flags=re.MULTILINE)
+    # From a file, as its reader does: then tracebacks have its lines.
+    (folder / "program.py").write_text(program)
     with trio.fail_after(20):
         done = await trio.run_process(
-            [sys.executable, "-W", "error", "-c", program],
+            [sys.executable, "-W", "error", "program.py"],
             capture_stdout=True,
             capture_stderr=True,
             check=False,

@@ -32,7 +32,7 @@ from support.peers import (
 )
 from trio.testing import MockClock
 
-from trio_ledger_plugin import BtpOptions, ListenerOptions, PluginServices
+from trio_ledger_plugin import BtpOptions, ListenerOptions, PluginServices, open_plugin
 from trio_ledger_plugin.btp.auth import auth_message
 from trio_ledger_plugin.codec import btp
 from trio_ledger_plugin.errors import ConnectionLostError
@@ -428,6 +428,41 @@ async def test_every_address_has_the_same_port(port: Any, nursery: trio.Nursery)
             assert await peer.authenticate() == btp.Response(1)
             await assert_serves(peer)
             await peer.aclose()
+
+
+ANYWHERE = "0.0.0.0"  # noqa: S104 (the mistake that the test is about)
+
+
+@pytest.mark.parametrize("plugin", ["btp", "http"])
+@pytest.mark.parametrize(
+    ("host", "how", "warns"),
+    [
+        (ANYWHERE, "clear", True),
+        ("*", "clear", True),
+        ("127.0.0.1", "clear", False),
+        ("::1", "clear", False),
+        (ANYWHERE, "tls", False),
+        (ANYWHERE, "proxy", False),
+    ],
+)
+async def test_server_for_others_without_tls_warns(
+    plugin: str, host: str, how: str, warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Tokens would cross the network in the clear, and nobody had said so."""
+    if host == "::1" and not await has_ipv6():
+        pytest.skip("no IPv6 here")
+    end: dict[str, object] = {"port": 0, "host": host, "secret" if plugin == "btp" else "static_token": TOKEN}
+    if how == "tls":
+        end["ssl_context"] = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    options: dict[str, object] = {"plugin": plugin, "listener" if plugin == "btp" else "incoming": end}
+    if how == "proxy":
+        options["trusted_proxies"] = ["192.0.2.1"]
+    async with open_plugin(options) as server:
+        warned = [record.message for record in caplog.records if record.levelname == "WARNING"]
+        location = server.address.partition("://")[2]
+    wanted = f"listening on {location} without TLS: whoever is on the way to a client can read its token; give the "
+    wanted += "server a certificate, or listen on 127.0.0.1 behind a proxy that has one"
+    assert warned == [wanted] * warns
 
 
 async def has_ipv6() -> bool:

@@ -465,6 +465,25 @@ def test_invalid_ilp_credentials_are_not_shown(text: Any) -> None:
     assert CANARY not in "".join(traceback.format_exception(caught.value))
 
 
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ('{"server": "btp+ws://canary",\n "port" 1}', "line 2, column 9: expecting ':' delimiter"),
+        ("{'server': 'canary'}", "line 1, column 2: expecting property name enclosed in double quotes"),
+        ('{"server": "canary"}}', "line 1, column 21: extra data"),
+        ('{"server": "can\\ary"}', "line 1, column 16: invalid \\escape"),
+    ],
+)
+def test_credentials_that_are_no_json_are_found(text: str, where: str) -> None:
+    """A quote that the shell has eaten would be searched for in the dark."""
+    with pytest.raises(InvalidFieldsError) as caught:
+        options_from_environment({"ILP_CREDENTIALS": text})
+    assert str(caught.value) == (
+        f"ILP_CREDENTIALS: must be a JSON object, such as the options of ilp-plugin-btp; this is no JSON, {where}"
+    )
+    assert "canary" not in "".join(traceback.format_exception(caught.value))
+
+
 def test_invalid_ilp_btp_server_is_refused_by_the_options() -> None:
     mapping = options_from_environment({"ILP_BTP_SERVER": "localhost:7768"})
     with pytest.raises(InvalidFieldsError, match=r"server: must begin with 'btp\+wss://'"):

@@ -121,7 +121,7 @@ def test_released_claim_closes_its_descriptors(path):
     before = os.listdir("/dev/fd")
     for _ in range(3):
         claim = Claim(str(path))
-        with pytest.raises(StoreError, match="in use"):
+        with pytest.raises(StoreError, match="open in this program already"):
             Claim(str(path))
         claim.release()
         claim.release()

@@ -302,7 +302,7 @@ async def test_wrong_options_are_type_errors(given, opts):
 
 async def test_wrong_services_are_a_type_error(given):
     with pytest.raises(TypeError, match="services is a PluginServices"):
-        async with open_plugin(ScriptedOptions(), {"store": None}, nursery=given):  # type: ignore[arg-type] # on purpose
+        async with open_plugin(ScriptedOptions(), {"store": None}, nursery=given):  # type: ignore[call-overload] # on purpose
             pytest.fail("the block ran")
 
 

@@ -67,6 +67,23 @@ def test_connect_timeout_is_in_milliseconds(timeout: Any, seconds: Any) -> None:
     assert ConnectOptions(timeout).seconds(7.0) == seconds
 
 
+def test_connect_timeout_may_be_in_seconds() -> None:
+    """In Trio everything else is in seconds."""
+    assert ConnectOptions(seconds=5) == ConnectOptions(timeout=5000)
+    assert ConnectOptions(seconds=0.25).seconds(7.0) == 0.25
+    assert ConnectOptions(seconds=math.inf).seconds(7.0) == math.inf
+    assert ConnectOptions(seconds=None).seconds(7.0) == 7.0
+    for wrong, kind, text in (
+        ("5", TypeError, "seconds is a number of seconds, not str"),
+        (-1, InvalidFieldsError, "seconds: got -1, must be seconds, 0 or more"),
+    ):
+        with pytest.raises(kind) as caught:
+            ConnectOptions(seconds=wrong)  # type: ignore[arg-type]  # one of them is wrong
+        assert str(caught.value) == text
+    with pytest.raises(InvalidFieldsError, match="seconds: given together with timeout, must be one of the two"):
+        ConnectOptions(5000, seconds=5)
+
+
 @pytest.mark.parametrize("timeout", ["5000", "", True, False, [], b"5", 5j])
 def test_connect_timeout_of_another_type_is_a_type_error(timeout: Any) -> None:
     with pytest.raises(TypeError, match=f"timeout is a number of milliseconds, not {type(timeout).__name__}"):
@@ -118,6 +135,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "max_ledger_keys": 10000000,
         "max_accounts": 1000000,
         "accept_money": "handler",
+        "log_tracebacks": True,
     }
 
 
@@ -331,7 +349,7 @@ def test_url_gives_host_port_and_resource(
         ("btp+ws://h:65536", "bad port"),
         ("btp+ws://h:999999999999", "bad port"),
         (f"btp+ws://alice:{CANARY}", "bad port"),
-        (f"btp+ws://alice:{CANARY}/x@h", "bad port"),
+        (f"btp+ws://alice:{CANARY}/x@h", "before its '@'"),
         ("btp+ws://h:²", "bad port"),
         ("btp+ws://a b", "bad host"),
         ("btp+ws://bücher.example", "bad host"),
@@ -345,7 +363,7 @@ def test_url_gives_host_port_and_resource(
         ("btp+ws://h#top", "fragment"),
         ("btp+ws://h/a b", "percent-encoded"),
         ("btp+ws://h/a\\b", "percent-encoded"),
-        (f"btp+ws://alice:{CANARY}\\x@h", "bad port"),
+        (f"btp+ws://alice:{CANARY}\\x@h", "before its '@'"),
         ("btp+ws://h/ü", "percent-encoded"),
         ("btp+ws://h/\r\nX-Injected: 1", "percent-encoded"),
     ],

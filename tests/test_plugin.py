@@ -2,6 +2,7 @@
 # ruff: noqa: PT012 (whole blocks are what raises here)
 
 import math
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -506,6 +507,72 @@ async def test_a_crashed_task_of_the_plugin_is_fatal():
     failure = group.value.exceptions[0]
     assert isinstance(failure, PluginFailedError)
     assert isinstance(failure.__cause__, LookupError)
+
+
+RETURNED = "it has to run until it is cancelled: let it end with 'await trio.sleep_forever()', or raise the error "
+RETURNED += "that ends the connection"
+
+
+async def test_run_connection_that_returns_before_started_is_told(nursery):
+    """Its author would read that the plugin was disconnected, and search for who did that."""
+
+    async def forget(plugin, task_status):
+        await trio.lowlevel.checkpoint()
+
+    plugin = scripted(nursery, forget)
+    with pytest.raises(RuntimeError) as caught:
+        await plugin.connect()
+    without = "ScriptedPlugin.run_connection() returned, without task_status.started(); "
+    assert str(caught.value) == f"{without}{RETURNED}"
+    await plugin.aclose()
+
+
+async def test_run_connection_that_returns_after_started_is_fatal():
+    """A plugin that looked disconnected would stay so for ever."""
+
+    async def return_early(plugin, task_status):
+        plugin.link_up()
+        task_status.started()
+        await trio.lowlevel.checkpoint()
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with trio.open_nursery() as nursery:
+            plugin = scripted(nursery, return_early)
+            await plugin.connect()
+            await trio.sleep_forever()
+    (failure,) = caught.value.exceptions
+    assert isinstance(failure, PluginFailedError)
+    assert str(failure.__cause__) == f"ScriptedPlugin.run_connection() returned; {RETURNED}"
+
+
+async def test_run_connection_may_return_when_it_is_cancelled(nursery):
+    async def return_late(plugin, task_status):
+        plugin.link_up()
+        task_status.started()
+        with suppress(trio.Cancelled):
+            await trio.sleep_forever()
+
+    plugin = scripted(nursery, return_late)
+    for _ in range(2):
+        await plugin.connect()
+        await plugin.disconnect()
+    await plugin.connect()
+    await plugin.aclose()
+
+
+async def test_run_connection_without_started_is_named_at_the_timeout(nursery, autojump_clock):
+    """Connected, and yet not: nothing said what was missing."""
+
+    async def forget(plugin, task_status):
+        plugin.link_up()
+        await trio.sleep_forever()
+
+    plugin = scripted(nursery, forget)
+    with pytest.raises(ConnectTimeoutError) as caught:
+        await plugin.connect(ConnectOptions(timeout=100))
+    missing = "ScriptedPlugin.run_connection() has not called task_status.started()"
+    assert str(caught.value) == f"not connected within 0.1 s: {missing}"
+    await plugin.aclose()
 
 
 async def test_disconnecting_a_failing_plugin_hides_no_failure():

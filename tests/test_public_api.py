@@ -46,12 +46,18 @@ EVENTS = (
     "TransfersInDoubt",
 )
 OTHERS = (
+    "AccountPlugin",
     "AccountsOptions",
+    "AccountsPlugin",
     "BtpOptions",
+    "BtpPlugin",
     "ConnectOptions",
+    "ExchangePlugin",
     "HostInfo",
     "HttpAccountsOptions",
+    "HttpAccountsPlugin",
     "HttpOptions",
+    "HttpPlugin",
     "IncomingOptions",
     "IncomingRequest",
     "JournalEntry",
@@ -59,8 +65,10 @@ OTHERS = (
     "ListenerOptions",
     "Log",
     "LoopbackOptions",
+    "LoopbackPlugin",
     "MoneyLevel",
     "OutgoingOptions",
+    "PluginOptions",
     "PluginServices",
     "Store",
     "Totals",
@@ -84,6 +92,15 @@ def test_public_names_are_exactly_these():
     assert len(set(trio_ledger_plugin.__all__)) == len(trio_ledger_plugin.__all__)
     for name in trio_ledger_plugin.__all__:
         assert hasattr(trio_ledger_plugin, name)
+
+
+def test_missing_name_is_an_attribute_error():
+    """Plugin classes are imported when they are asked for; another name must not look like one."""
+    with pytest.raises(AttributeError, match="module 'trio_ledger_plugin' has no attribute 'BtpPlugins'"):
+        _ = trio_ledger_plugin.BtpPlugins  # type: ignore[attr-defined]  # that is the mistake
+    for name in OTHERS:
+        if name.endswith("Plugin"):
+            assert getattr(trio_ledger_plugin, name).__name__ == name
 
 
 def test_package_is_typed():

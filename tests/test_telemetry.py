@@ -222,7 +222,31 @@ async def test_span_has_the_outcome(observatory):
         is_error = span.attributes["ledger_plugin.outcome"] == "error"
         assert (span.status.status_code is StatusCode.ERROR) == is_error
         assert span.status.description is None
-        assert span.events == ()
+        failed = is_error and span.kind is SpanKind.SERVER
+        assert [event.name for event in span.events] == ["exception"] * failed
+    assert CANARY not in observatory.everything()
+
+
+@pytest.mark.parametrize("tracebacks", [True, False])
+async def test_exception_of_a_handler_is_an_event_of_its_span(observatory, tracebacks):
+    """Who looks at a failed span would have to search the log for what failed."""
+
+    async def fail(data: bytes) -> bytes:
+        raise KeyError(CANARY)
+
+    options = {"plugin": "loopback", "log_tracebacks": tracebacks}
+    async with open_plugin({"plugin": "loopback"}) as alice, open_plugin(options, data_handler=fail) as bob:
+        observatory.telemetry.observe(bob)
+        with pytest.raises(RemoteError):
+            await alice.send_data(b"")
+    (span,) = observatory.exporter.get_finished_spans()
+    (event,) = span.events
+    assert event.name == "exception"
+    attributes = dict(event.attributes)
+    assert attributes.pop("exception.type") == "KeyError"
+    stack = str(attributes.pop("exception.stacktrace", ""))
+    assert ("raise KeyError(CANARY)" in stack) == tracebacks
+    assert not attributes
     assert CANARY not in observatory.everything()
 
 

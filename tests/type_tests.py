@@ -10,12 +10,22 @@ import trio
 from trio_ledger_plugin import (
     AccountConnected,
     AccountDisconnected,
+    AccountPlugin,
+    AccountsOptions,
+    AccountsPlugin,
     BtpOptions,
+    BtpPlugin,
     Connected,
     ConnectOptions,
     Disconnected,
     EventsDropped,
+    ExchangePlugin,
     Failed,
+    HttpAccountsOptions,
+    HttpAccountsPlugin,
+    HttpOptions,
+    HttpPlugin,
+    IncomingOptions,
     InsufficientBalanceError,
     InvalidFieldsError,
     JournalEntry,
@@ -24,7 +34,9 @@ from trio_ledger_plugin import (
     ListenerOptions,
     Log,
     LoopbackOptions,
+    LoopbackPlugin,
     MoneyLevel,
+    PluginOptions,
     PluginServices,
     RemoteError,
     Store,
@@ -40,9 +52,10 @@ from trio_ledger_plugin import (
     open_plugin,
     options_from_environment,
 )
+from trio_ledger_plugin.accounts.account import AccountSnapshot
 from trio_ledger_plugin.events import Event
+from trio_ledger_plugin.http.asgi import AsgiApp
 from trio_ledger_plugin.log import StdlibLog
-from trio_ledger_plugin.loopback import LoopbackPlugin
 from trio_ledger_plugin.secret import Secret
 from trio_ledger_plugin.statistics import Statistics
 from trio_ledger_plugin.stores import MemoryStore, SqliteStore, open_sqlite_store
@@ -103,10 +116,10 @@ async def opening(nursery: trio.Nursery, opts: Mapping[str, object]) -> None:
         assert_type(pair, tuple[LoopbackPlugin, LoopbackPlugin])
     assert_type(create_plugin(opts, nursery=nursery), LedgerPlugin)
     assert_type(options_from_environment({}), dict[str, object])
-    open_plugin("btp")  # type: ignore[arg-type]  # a name is no mapping
+    open_plugin("btp")  # type: ignore[call-overload]  # a name is no mapping
     open_plugin(opts, data_handler=lambda data: data)  # type: ignore[arg-type, return-value]  # handlers are async
-    open_plugin(opts, connect=5000)  # type: ignore[arg-type]  # a ConnectOptions
-    create_plugin(opts)  # type: ignore[call-arg]  # needs a nursery for its tasks
+    open_plugin(opts, connect=5000)  # type: ignore[call-overload]  # a ConnectOptions
+    create_plugin(opts)  # type: ignore[call-overload]  # needs a nursery for its tasks
     with open_plugin(opts):  # type: ignore[attr-defined]  # async with
         pass
     await open_plugin(opts)  # type: ignore[misc]  # likewise
@@ -115,6 +128,31 @@ async def opening(nursery: trio.Nursery, opts: Mapping[str, object]) -> None:
         BtpOptions(server="btp+wss://h", btp_token="t", max_handler_bytes=1)
     except InvalidFieldsError as error:
         assert_type(error.problems, tuple[tuple[str, str], ...])
+
+
+async def opening_by_options(nursery: trio.Nursery, incoming: IncomingOptions, stream: trio.SocketStream) -> None:
+    """The class of the options object says which plugin it is."""
+    async with open_plugin(AccountsOptions(port=0), data_handler=on_data) as accounts:
+        assert_type(accounts, AccountsPlugin)
+        assert_type(accounts.account("alice"), AccountPlugin)
+        assert_type(accounts.accounts()[0], AccountSnapshot)
+        await accounts.serve_stream(stream)
+        accounts.acount("alice")  # type: ignore[attr-defined]  # a slip of the finger
+    async with open_plugin(BtpOptions(server="btp+wss://h"), nursery=nursery) as btp:
+        assert_type(btp, BtpPlugin)
+    async with open_plugin(HttpOptions(incoming=incoming)) as http:
+        assert_type(http, HttpPlugin)
+        assert_type(http.asgi_app, AsgiApp)
+    async with open_plugin(HttpAccountsOptions(incoming=incoming)) as http_accounts:
+        assert_type(http_accounts, HttpAccountsPlugin)
+    async with open_plugin(LoopbackOptions()) as loopback:
+        assert_type(loopback, LoopbackPlugin)
+    assert_type(create_plugin(AccountsOptions(), nursery=nursery), AccountsPlugin)
+    assert_type(create_plugin(LoopbackOptions(), nursery=nursery), LoopbackPlugin)
+    plugins: list[LedgerPlugin] = [accounts, btp, http, http_accounts, loopback]
+    assert_type(plugins[0].options, PluginOptions)
+    subclass: type[ExchangePlugin] = LoopbackPlugin
+    assert_type(subclass, type[ExchangePlugin])
 
 
 async def using(plugin: LedgerPlugin) -> None:

@@ -1,5 +1,7 @@
 """The Interledger Ledger Plugin Interface, version 2 (RFC-0024), for Trio."""
 
+from typing import TYPE_CHECKING
+
 from .accounts.info import HostInfo
 from .btp.options import AccountsOptions, BtpOptions, ListenerOptions
 from .environment import options_from_environment
@@ -45,21 +47,36 @@ from .http.options import HttpAccountsOptions, HttpOptions, IncomingOptions, Out
 from .ilp.configuration import fetch_ildcp
 from .money.reconciliation import Transfers
 from .opening import create_plugin, loopback_pair, open_plugin
-from .options.base import ConnectOptions
+from .options.base import ConnectOptions, PluginOptions
 from .options.loopback import LoopbackOptions
 from .plugin import LedgerPlugin
 from .request import IncomingRequest, current_request
 from .services import Log, PluginServices, Store, TransactionalStore
 from .transfer import JournalEntry, MoneyLevel, Totals, Transfer, TransferDirection, TransferState, current_transfer
 
+if TYPE_CHECKING:
+    from .accounts.account import AccountPlugin
+    from .btp.accounts import AccountsPlugin
+    from .btp.plugin import BtpPlugin
+    from .exchange import ExchangePlugin
+    from .http.accounts import HttpAccountsPlugin
+    from .http.plugin import HttpPlugin
+    from .loopback import LoopbackPlugin
+else:
+    # The same when they are asked for: a program needs one of them, and most programs need none by name.
+    from .registry import find_class as __getattr__  # noqa: F401 (Python calls it for names that are missing)
+
 __all__ = [
     "AccountConnected",
     "AccountConnectedAgain",
     "AccountDisconnected",
+    "AccountPlugin",
     "AccountsOptions",
+    "AccountsPlugin",
     "AlreadyFulfilledError",
     "AlreadyRolledBackError",
     "BtpOptions",
+    "BtpPlugin",
     "ConnectOptions",
     "ConnectTimeoutError",
     "Connected",
@@ -69,10 +86,13 @@ __all__ = [
     "Disconnected",
     "DuplicateIdError",
     "EventsDropped",
+    "ExchangePlugin",
     "Failed",
     "HostInfo",
     "HttpAccountsOptions",
+    "HttpAccountsPlugin",
     "HttpOptions",
+    "HttpPlugin",
     "IncomingOptions",
     "IncomingRequest",
     "InsufficientBalanceError",
@@ -86,6 +106,7 @@ __all__ = [
     "ListenerOptions",
     "Log",
     "LoopbackOptions",
+    "LoopbackPlugin",
     "MoneyHandlerAlreadyRegisteredError",
     "MoneyLevel",
     "MoneyLevelError",
@@ -94,6 +115,7 @@ __all__ = [
     "OutgoingOptions",
     "PluginClosedError",
     "PluginFailedError",
+    "PluginOptions",
     "PluginServices",
     "RemoteError",
     "ResponseTimeoutError",

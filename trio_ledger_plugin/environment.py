@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from .errors import InvalidFieldsError
@@ -34,7 +33,8 @@ def options_from_environment(environ: Mapping[str, str] | None = None) -> dict[s
         A mapping with ``"plugin"`` and the options. It has the credentials as plain text.
 
     Raises:
-        InvalidFieldsError: ``ILP_CREDENTIALS`` is not a JSON object. The text shows nothing of it.
+        InvalidFieldsError: ``ILP_CREDENTIALS`` is not a JSON object. The text says where it is no JSON, and shows
+            nothing of it.
 
     Warns:
         UserWarning: ``ILP_BTP_SERVER`` has credentials, which the random token replaces.
@@ -59,11 +59,20 @@ def options_from_environment(environ: Mapping[str, str] | None = None) -> dict[s
 
 def _parse_credentials(text: str) -> dict[str, object]:
     credentials: object = None
-    # Suppressed: the decoder's error has the whole text, and would be the context of the error below.
-    with suppress(ValueError, RecursionError):
+    where = ""
+    # The error is not raised here: the decoder's has the whole text, and would be its context.
+    try:
         credentials = json.loads(text)
+    except json.JSONDecodeError as error:
+        what = error.msg.partition(": ")[0]
+        where = f"; this is no JSON, line {error.lineno}, column {error.colno}: {what[:1].lower()}{what[1:]}"
+    except (ValueError, RecursionError):
+        # A number of too many digits, or values in values without end.
+        pass
     if not isinstance(credentials, dict):
-        raise InvalidFieldsError("ILP_CREDENTIALS: must be a JSON object, such as the options of ilp-plugin-btp")
+        raise InvalidFieldsError(
+            f"ILP_CREDENTIALS: must be a JSON object, such as the options of ilp-plugin-btp{where}"
+        )
     return credentials
 
 

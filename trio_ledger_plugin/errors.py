@@ -31,7 +31,7 @@ finds the same names. When a handler raises an error whose class has a ``code``,
 from __future__ import annotations
 
 from copy import copy
-from json import dumps
+from json import dumps, loads
 from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
 
 if TYPE_CHECKING:
@@ -185,10 +185,21 @@ class RemoteError(LedgerPluginError):
         self.data = data
         self.protocol_data = protocol_data
 
+    @property
+    def message(self) -> str:
+        """What the peer says: the ``message`` in JSON data, as most peers send it, or else the data as text."""
+        text = self.data.decode("utf-8", "replace")
+        try:
+            told = loads(text)
+        except (ValueError, RecursionError):
+            return text
+        message = told.get("message") if isinstance(told, dict) else None
+        return message if isinstance(message, str) else text
+
     def __str__(self) -> str:
-        """Return the peer's code, name and data, with control characters escaped, cut to a readable length."""
+        """Return the peer's code, name and message, with control characters escaped, cut to a readable length."""
         text = f"the peer answered {_printable(self.code)} {_printable(self.name)}"
-        return f"{text}: {_printable(self.data.decode('utf-8', 'replace'))}" if self.data else text
+        return f"{text}: {_printable(self.message)}" if self.data else text
 
 
 class TransferInDoubtError(LedgerPluginError):

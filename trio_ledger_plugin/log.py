@@ -1,7 +1,8 @@
 """Logging as in RFC-0024: the ``%`` tokens, the default log, and redaction of credentials.
 
 Invariants: logging never raises, and a parameter cannot break its line. A parameter may come from the peer, so its
-control characters are escaped; only ``%O`` inserts line breaks, between the items of the value that it shows.
+control characters are escaped. Only ``%O`` inserts line breaks, between the items of the value that it shows and in the
+traceback of an exception, and it indents the lines that follow.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ import logging
 import math
 import re
 from numbers import Number
+from pathlib import Path
+from traceback import TracebackException, walk_tb
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from types import TracebackType
 
     from .secret import Secret
     from .services import Log
@@ -27,6 +31,12 @@ DEEPEST: Final = 10
 LINE_WIDTH: Final = 100
 # A shorter secret occurs in ordinary text, so redacting it would make the log unreadable; and it is easy to guess.
 SHORTEST_SECRET: Final = 4
+# How much of a traceback is logged: the innermost places of each error. On one line, of so many errors.
+MOST_PLACES: Final = 20
+MOST_PLACES_ON_A_LINE: Final = 5
+MOST_ERRORS_ON_A_LINE: Final = 3
+MARGIN: Final = "\n    "
+OWN_FOLDER: Final = Path(__file__).parent
 
 
 def escape(text: str) -> str:
@@ -41,13 +51,18 @@ def format_message(message: str, *params: object) -> str:
 
     Args:
         message: Text with tokens. ``%s`` is text, ``%d`` a number or NaN, ``%j`` JSON, ``%o`` the object on one line,
-            ``%O`` the object on several lines, ``%%`` a percent sign. Any other token is left unchanged.
+            ``%O`` the object on several lines, an exception with its traceback, ``%%`` a percent sign. Any other token
+            is left unchanged.
         params: One for each token except ``%%``. A token without a parameter is left unchanged; parameters without a
             token are appended.
 
     Returns:
         The text, with control characters of the parameters escaped.
     """
+    return _format(FORMATTERS, message, params)
+
+
+def _format(formatters: Mapping[str, Callable[[object], str]], message: str, params: Iterable[object]) -> str:
     remaining = iter(params)
 
     def fill(token: re.Match[str]) -> str:
@@ -55,7 +70,7 @@ def format_message(message: str, *params: object) -> str:
         if kind == "%%":
             return "%"
         for param in remaining:
-            return _guarded(FORMATTERS[kind], param)
+            return _guarded(formatters[kind], param)
         return kind
 
     text = TOKEN.sub(fill, message) if isinstance(message, str) else _guarded(_text, message)
@@ -123,7 +138,43 @@ def _one_line(value: object) -> str:
 
 
 def _many_lines(value: object) -> str:
-    return _show(value, 0, ())
+    return _with_traceback(value) if isinstance(value, BaseException) else _show(value, 0, ())
+
+
+def _with_traceback(error: BaseException) -> str:
+    """Return an error, and on the lines that follow its traceback, from the first place outside this package on."""
+    trace = error.__traceback__
+    if trace is None:
+        return _leaf(error)
+    begin: TracebackType | None = trace
+    while begin is not None and _is_own(begin.tb_frame.f_code.co_filename):
+        begin = begin.tb_next
+    told = TracebackException(type(error), error, begin or trace, limit=-MOST_PLACES, compact=True)
+    return MARGIN.join((_leaf(error), *(escape(line) for line in "".join(told.format()).splitlines())))
+
+
+def _with_places(value: object) -> str:
+    """Return an error, and where in the application's code it and the errors that it followed arose, on one line."""
+    if not isinstance(value, BaseException):
+        return _many_lines(value)
+    chain: list[str] = []
+    following: BaseException | None = value
+    while following is not None and len(chain) < MOST_ERRORS_ON_A_LINE:
+        places = [
+            f"{Path(frame.f_code.co_filename).name}:{line} in {frame.f_code.co_name}"
+            for frame, line in walk_tb(following.__traceback__)
+            if not _is_own(frame.f_code.co_filename)
+        ]
+        if places:
+            said = "" if following is value else f" after {_leaf(following)}"
+            chain.append(f"{said} at {', '.join(places[-MOST_PLACES_ON_A_LINE:])}")
+        cause = following.__cause__
+        following = following.__context__ if cause is None and not following.__suppress_context__ else cause
+    return _leaf(value) + ";".join(chain)
+
+
+def _is_own(filename: str) -> bool:
+    return Path(filename).is_relative_to(OWN_FOLDER)
 
 
 def _show(value: object, indent: int | None, above: tuple[int, ...]) -> str:
@@ -169,6 +220,7 @@ FORMATTERS: Final[dict[str, Callable[[object], str]]] = {
     "%d": _number,
     "%j": _json,
 }
+WITHOUT_TRACEBACKS: Final = FORMATTERS | {"%O": _with_places}
 
 
 class StdlibLog:
@@ -215,10 +267,13 @@ class RedactingLog:
         log: The application's log. It gets formatted text, with ``%`` doubled, and no parameters.
         secrets: The credentials to redact. Those under four characters are not redacted, since they occur in ordinary
             text.
+        tracebacks: Whether ``%O`` shows an exception with its traceback; if not, on one line with the places in the
+            application's code.
     """
 
-    def __init__(self, log: Log, secrets: Iterable[Secret]) -> None:
+    def __init__(self, log: Log, secrets: Iterable[Secret], *, tracebacks: bool = True) -> None:
         self._log = log
+        self._formatters = FORMATTERS if tracebacks else WITHOUT_TRACEBACKS
         texts = {form for secret in secrets for form in _forms(secret.reveal()) if len(form) >= SHORTEST_SECRET}
         # The longest first: one secret may be a prefix of another.
         self._secrets = re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)) or "(?!)")
@@ -246,7 +301,7 @@ class RedactingLog:
     def _write(self, level: int, write: Callable[[str], None], message: str, params: tuple[object, ...]) -> None:
         if isinstance(self._log, StdlibLog) and not self._log.is_enabled(level):
             return
-        text = self.redact(format_message(message, *params)).replace("%", "%%")
+        text = self.redact(_format(self._formatters, message, params)).replace("%", "%%")
         try:
             write(text)
         except Exception as error:  # noqa: BLE001 (the disk may be full; a failing log must not stop the plugin)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypedDict, overload
 from uuid import uuid4
 
 import trio
@@ -17,7 +17,14 @@ from .services import PluginServices
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from types import TracebackType
+    from typing import Unpack
 
+    from .btp.accounts import AccountsPlugin
+    from .btp.options import AccountsOptions, BtpOptions
+    from .btp.plugin import BtpPlugin
+    from .http.accounts import HttpAccountsPlugin
+    from .http.options import HttpAccountsOptions, HttpOptions
+    from .http.plugin import HttpPlugin
     from .loopback import LoopbackPlugin
     from .options.base import ConnectOptions
     from .options.checked import CheckedOptions
@@ -27,6 +34,40 @@ if TYPE_CHECKING:
 __all__ = ["create_plugin", "loopback_pair", "open_plugin"]
 
 HOW_TO_OPEN = "a plugin is opened with 'async with open_plugin(...) as plugin:'"
+
+
+class OpeningArguments(TypedDict, total=False):
+    """The keyword arguments of ``open_plugin()``, which documents them."""
+
+    connect: ConnectOptions | None
+    data_handler: DataHandler | None
+    money_handler: MoneyHandler | None
+    transactional_money_handler: TransactionalMoneyHandler | None
+    nursery: trio.Nursery | None
+
+
+@overload
+def create_plugin(
+    opts: AccountsOptions, services: PluginServices | None = None, *, nursery: trio.Nursery
+) -> AccountsPlugin: ...
+@overload
+def create_plugin(opts: BtpOptions, services: PluginServices | None = None, *, nursery: trio.Nursery) -> BtpPlugin: ...
+@overload
+def create_plugin(
+    opts: HttpAccountsOptions, services: PluginServices | None = None, *, nursery: trio.Nursery
+) -> HttpAccountsPlugin: ...
+@overload
+def create_plugin(
+    opts: HttpOptions, services: PluginServices | None = None, *, nursery: trio.Nursery
+) -> HttpPlugin: ...
+@overload
+def create_plugin(
+    opts: LoopbackOptions, services: PluginServices | None = None, *, nursery: trio.Nursery
+) -> LoopbackPlugin: ...
+@overload
+def create_plugin(
+    opts: CheckedOptions | Mapping[str, object], services: PluginServices | None = None, *, nursery: trio.Nursery
+) -> LedgerPlugin: ...
 
 
 def create_plugin(
@@ -46,7 +87,8 @@ def create_plugin(
             propagates through it as ``PluginFailedError``.
 
     Returns:
-        The plugin; call ``connect()`` next, and ``aclose()`` in the end.
+        The plugin; call ``connect()`` next, and ``aclose()`` in the end. For the options object of a plugin of this
+        package, type checkers know the plugin's class.
 
     Raises:
         TypeError: ``opts``, ``services`` or ``nursery`` has a wrong type.
@@ -57,6 +99,34 @@ def create_plugin(
         raise TypeError(f"nursery is a trio.Nursery, not {type(nursery).__name__}")
     plugin, options = resolve_plugin(opts)
     return plugin(options, _checked_services(services), nursery)
+
+
+@overload
+def open_plugin(
+    opts: AccountsOptions, services: PluginServices | None = None, **how: Unpack[OpeningArguments]
+) -> AbstractAsyncContextManager[AccountsPlugin]: ...
+@overload
+def open_plugin(
+    opts: BtpOptions, services: PluginServices | None = None, **how: Unpack[OpeningArguments]
+) -> AbstractAsyncContextManager[BtpPlugin]: ...
+@overload
+def open_plugin(
+    opts: HttpAccountsOptions, services: PluginServices | None = None, **how: Unpack[OpeningArguments]
+) -> AbstractAsyncContextManager[HttpAccountsPlugin]: ...
+@overload
+def open_plugin(
+    opts: HttpOptions, services: PluginServices | None = None, **how: Unpack[OpeningArguments]
+) -> AbstractAsyncContextManager[HttpPlugin]: ...
+@overload
+def open_plugin(
+    opts: LoopbackOptions, services: PluginServices | None = None, **how: Unpack[OpeningArguments]
+) -> AbstractAsyncContextManager[LoopbackPlugin]: ...
+@overload
+def open_plugin(
+    opts: CheckedOptions | Mapping[str, object],
+    services: PluginServices | None = None,
+    **how: Unpack[OpeningArguments],
+) -> AbstractAsyncContextManager[LedgerPlugin]: ...
 
 
 def open_plugin(
@@ -78,7 +148,7 @@ def open_plugin(
     Args:
         opts: An options object; or a mapping, such as one parsed from JSON, with the plugin's name as ``"plugin"``.
         services: The application's store and log.
-        connect: The timeout of the connection, in milliseconds.
+        connect: The timeout of the connection, such as ``ConnectOptions(seconds=5)``.
         data_handler: ``async (data: bytes) -> bytes``, registered before the connection opens.
         money_handler: ``async (amount: str) -> None``, likewise.
         transactional_money_handler: ``(connection, transfer) -> None``, likewise, instead of ``money_handler``.
@@ -86,7 +156,8 @@ def open_plugin(
             block, and a fatal error cancels only the block.
 
     Yields:
-        The connected plugin.
+        The connected plugin. For the options object of a plugin of this package, type checkers know the plugin's class,
+        such as the ``AccountsPlugin`` of ``AccountsOptions``.
 
     Raises:
         TypeError: An argument has a wrong type.
@@ -132,15 +203,11 @@ async def loopback_pair(
 
     Cancellation: Closes both at once.
     """
-    from .loopback import LoopbackPlugin  # noqa: PLC0415 (only its users need it)
-
     name = f"pair-{uuid4()}"
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(open_plugin(LoopbackOptions(name=name), services, nursery=nursery))
         options = LoopbackOptions(name=name, ledger_id="peer")
         second = await stack.enter_async_context(open_plugin(options, services, nursery=nursery))
-        assert isinstance(first, LoopbackPlugin)
-        assert isinstance(second, LoopbackPlugin)
         yield first, second
 
 

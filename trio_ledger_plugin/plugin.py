@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import trio
 
-from . import registration
+from . import appearance, registration
 from .errors import (
     ConnectionLostError,
     InvalidFieldsError,
@@ -21,7 +21,7 @@ from .errors import (
 from .money.opening import open_money
 from .money.service import MoneyLink, MoneyService
 from .options.base import ConnectOptions, PluginOptions
-from .runtime.connector import Connector, PluginState
+from .runtime.connector import Connector, PluginState, name_of
 from .runtime.context import Context
 from .runtime.exchange import measure_links
 from .runtime.handlers import as_bytes
@@ -84,6 +84,7 @@ class LedgerPlugin(ABC):
         connector = Connector(
             context,
             self._run,
+            run_name=name_of(self.run_connection),
             claim=money.claim,
             release=money.release,
             on_connection_end=self._connection_ended,
@@ -106,6 +107,9 @@ class LedgerPlugin(ABC):
         self._exchange: Exchange | None = None
         self._max_data = context.options.max_data_bytes
 
+    __repr__ = appearance.show_plugin
+    __dir__ = appearance.list_names
+
     # What the author of a plugin implements.
 
     @abstractmethod
@@ -113,8 +117,8 @@ class LedgerPlugin(ABC):
         """Connect, report ``task_status.started()`` when ready, and stay connected until cancelled.
 
         Call ``attach()`` and ``detach()``, or ``link_up()`` and ``link_down()``, as links are opened and lost. An error
-        before ``started()`` is raised by ``connect()``; an error after it is fatal to the plugin. Assign the error of a
-        try that will be repeated to ``self.connect_error``; it becomes the cause of ``ConnectTimeoutError``.
+        before ``started()`` is raised by ``connect()``; an error after it is fatal to the plugin, and so is a return.
+        Assign the error of a try that will be repeated to ``self.connect_error``, the cause of ``ConnectTimeoutError``.
 
         Cancellation: Must drop the link at once. What has to finish first belongs in ``finish_calls``.
         """
@@ -183,7 +187,7 @@ class LedgerPlugin(ABC):
         listens. Callers at the same time share one attempt, and each has its own deadline.
 
         Args:
-            options: The timeout, in milliseconds; the plugin's default is its option ``connect_timeout``.
+            options: The timeout, such as ``ConnectOptions(seconds=5)``; the default is the option ``connect_timeout``.
 
         Raises:
             TypeError: ``options`` is not a ``ConnectOptions``.

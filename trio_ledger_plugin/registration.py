@@ -50,7 +50,7 @@ def register_data_handler(self: Registers, handler: DataHandler) -> None:
         handler: ``async (data: bytes) -> bytes``. Each call runs in its own task and context.
 
     Raises:
-        TypeError: ``handler`` cannot be called.
+        TypeError: ``handler`` is not an async function.
         DataHandlerAlreadyRegisteredError: A data handler is set already.
     """
     self.handlers.register_data(handler)
@@ -71,7 +71,7 @@ def register_money_handler(self: Registers, handler: MoneyHandler) -> None:
             until it succeeds. It can recognise a repeated call by the transfer's key.
 
     Raises:
-        TypeError: ``handler`` cannot be called.
+        TypeError: ``handler`` is not an async function.
         MoneyHandlerAlreadyRegisteredError: A money handler of either kind is set already.
     """
     self.handlers.register_money(handler)

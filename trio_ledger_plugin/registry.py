@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from .options.base import PluginOptions
     from .plugin import LedgerPlugin
 
-__all__ = ["ENTRY_POINT_GROUP", "PLUGIN_ALIASES", "canonical_plugin_name", "resolve_plugin"]
+__all__ = [
+    "ENTRY_POINT_GROUP",
+    "PLUGIN_ALIASES",
+    "canonical_plugin_name",
+    "find_class",
+    "find_plugin",
+    "resolve_plugin",
+]
 
 #: npm's module names, and the corresponding plugins of this package.
 PLUGIN_ALIASES: Final[Mapping[str, str]] = {
@@ -30,7 +37,14 @@ PLUGIN_ALIASES: Final[Mapping[str, str]] = {
 ENTRY_POINT_GROUP = "trio_ledger_plugin.plugins"
 DEFAULT_PLUGIN = "btp"
 # Known without the package's metadata: a checkout has none, nor has a frozen program.
-OWN_PLUGINS: Final = ("btp", "btp-accounts", "http", "http-accounts", "loopback")
+OWN_CLASSES: Final = {
+    "BtpPlugin": "btp",
+    "AccountsPlugin": "btp-accounts",
+    "HttpPlugin": "http",
+    "HttpAccountsPlugin": "http-accounts",
+    "LoopbackPlugin": "loopback",
+}
+OWN_PLUGINS: Final = tuple(OWN_CLASSES.values())
 
 
 def canonical_plugin_name(name: object) -> str:
@@ -67,11 +81,16 @@ def resolve_plugin(opts: object) -> tuple[type[LedgerPlugin], PluginOptions]:
     if canonical == "http" and fields.get("multi") is True:
         # ilp-plugin-http is both.
         canonical = "http-accounts"
-    plugin = _load(canonical)
+    plugin = find_plugin(canonical)
     return plugin, options_from_mapping(plugin.options_class, fields, _find_owners)
 
 
-def _load(name: str) -> type[LedgerPlugin]:
+def find_plugin(name: str) -> type[LedgerPlugin]:
+    """Return the class of a plugin by the plugin's name.
+
+    Raises:
+        InvalidFieldsError: No such plugin is installed.
+    """
     if name in OWN_PLUGINS:
         return _load_own(name)
     others = _others()
@@ -83,6 +102,25 @@ def _load(name: str) -> type[LedgerPlugin]:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise InvalidFieldsError(f"plugin is {name!r}; installed are {', '.join(installed)}{hint}")
     return cast("type[LedgerPlugin]", others[name].load())
+
+
+def find_class(name: str) -> type[LedgerPlugin]:
+    """Return a class of this package by its name; it is imported when it is first asked for.
+
+    Raises:
+        AttributeError: There is no such class.
+    """
+    if name == "AccountPlugin":
+        from .accounts.account import AccountPlugin  # noqa: PLC0415 (only its users need it)
+
+        return AccountPlugin
+    if name == "ExchangePlugin":
+        from .exchange import ExchangePlugin  # noqa: PLC0415 (only authors of plugins need it)
+
+        return ExchangePlugin
+    if name not in OWN_CLASSES:
+        raise AttributeError(f"module 'trio_ledger_plugin' has no attribute {name!r}")
+    return _load_own(OWN_CLASSES[name])
 
 
 def _load_own(name: str) -> type[LedgerPlugin]:

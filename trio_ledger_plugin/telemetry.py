@@ -1,7 +1,8 @@
 """OpenTelemetry: spans of requests and transfers, and the counts of ``statistics()``. Needs the extra ``otel``.
 
 Invariant: spans and metrics contain account, time, duration, size and outcome. They never contain a payload, an amount,
-a credential or the text of an error.
+a credential or the text of an error. A handler's exception is an event of its span, with its class and the places where
+it arose.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
+from traceback import format_tb
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
@@ -28,6 +30,7 @@ except ModuleNotFoundError as _error:
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Iterable, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     from opentelemetry.metrics import CallbackOptions, MeterProvider
     from opentelemetry.trace import Span, TracerProvider
@@ -68,8 +71,9 @@ class Telemetry:
         """Trace and count what a plugin does from now on; a second call for the same plugin changes nothing.
 
         ``send_data`` and ``send_money`` get spans of the kind ``CLIENT``, within the caller's span. Handlers get spans
-        of the kind ``SERVER``, whether they are registered before or after this call. BTP has no field for trace
-        context, so the spans of the two ends are in different traces.
+        of the kind ``SERVER``, whether they are registered before or after this call. A handler's exception is an event
+        of its span: its class and, unless the option ``log_tracebacks`` is False, its traceback, without its text. BTP
+        has no field for trace context, so the spans of the two ends are in different traces.
 
         Args:
             plugin: The plugin.
@@ -85,7 +89,8 @@ class Telemetry:
         }
         attributes = {name: value for name, value in known.items() if value}
         self._observed.append((ref(plugin), attributes))
-        plugin.handlers.wrap(partial(self._wrap_handler, attributes))
+        handlers = _HandlerSpans(self._span, attributes, tracebacks=plugin.options.log_tracebacks)
+        plugin.handlers.wrap(handlers.wrap)
         send_data, send_money = plugin.send_data, plugin.send_money
 
         async def traced_send_data(data: bytes | bytearray | memoryview) -> bytes:
@@ -127,38 +132,6 @@ class Telemetry:
                 raise
             span.set_attribute("ledger_plugin.outcome", "ok")
 
-    def _wrap_handler(self, attributes: Mapping[str, str], kind: str, handler: Any) -> Any:  # noqa: ANN401 (of any kind)
-        wraps: dict[str, Callable[[Mapping[str, str], Any], Any]]
-        wraps = {"data": self._wrap_data, "money": self._wrap_money, "transactional_money": self._wrap_transactional}
-        return wraps[kind](attributes, handler)
-
-    def _wrap_data(self, attributes: Mapping[str, str], handler: DataHandler) -> DataHandler:
-        async def traced(data: bytes) -> bytes:
-            with self._span("handle_data", SpanKind.SERVER, attributes) as span:
-                span.set_attribute("ledger_plugin.request.size", len(data))
-                response = as_bytes(await handler(data), "what a data handler returns")
-                span.set_attribute("ledger_plugin.response.size", len(response))
-                return response
-
-        return traced
-
-    def _wrap_money(self, attributes: Mapping[str, str], handler: MoneyHandler) -> MoneyHandler:
-        async def traced(amount: str) -> None:
-            with self._span("handle_money", SpanKind.SERVER, attributes):
-                await begin_handling(handler, amount)
-
-        return traced
-
-    def _wrap_transactional(
-        self, attributes: Mapping[str, str], handler: TransactionalMoneyHandler
-    ) -> TransactionalMoneyHandler:
-        def traced(connection: sqlite3.Connection, transfer: Transfer) -> None:
-            with self._span("handle_money", SpanKind.SERVER, attributes):
-                # Returned unchanged: the plugin refuses a coroutine, which an async function would return.
-                return handler(connection, transfer)
-
-        return traced
-
     # Callbacks of the metrics, called by an exporter in its own thread.
 
     def _plugins(self) -> Iterator[tuple[LedgerPlugin, dict[str, str]]]:
@@ -172,3 +145,72 @@ class Telemetry:
 
     def _connected(self, _: CallbackOptions) -> Iterable[Observation]:
         return [Observation(int(plugin.is_connected()), attributes) for plugin, attributes in self._plugins()]
+
+
+class _HandlerSpans:
+    """Makes the spans of one plugin's handlers.
+
+    Args:
+        span: Opens a span.
+        attributes: The plugin's attributes.
+        tracebacks: Whether the event of an exception has its traceback.
+    """
+
+    def __init__(
+        self,
+        span: Callable[[str, SpanKind, Mapping[str, str]], AbstractContextManager[Span]],
+        attributes: Mapping[str, str],
+        *,
+        tracebacks: bool,
+    ) -> None:
+        self._open = span
+        self._attributes = attributes
+        self._tracebacks = tracebacks
+
+    @contextmanager
+    def _span(self, method: str) -> Iterator[Span]:
+        with self._open(method, SpanKind.SERVER, self._attributes) as span:
+            try:
+                yield span
+            except Exception as error:
+                span.add_event("exception", self._describe(error))
+                raise
+
+    def _describe(self, error: Exception) -> dict[str, str]:
+        """Return the attributes of an exception's event. Its text may contain a payload or an amount."""
+        name = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
+        if not self._tracebacks:
+            return {"exception.type": name}
+        places = "".join(format_tb(error.__traceback__))
+        return {"exception.type": name, "exception.stacktrace": f"Traceback (most recent call last):\n{places}{name}"}
+
+    def wrap(self, kind: str, handler: Any) -> Any:  # noqa: ANN401 (of any kind)
+        """Return the function to call instead of a handler."""
+        wraps: dict[str, Callable[[Any], Any]]
+        wraps = {"data": self._wrap_data, "money": self._wrap_money, "transactional_money": self._wrap_transactional}
+        return wraps[kind](handler)
+
+    def _wrap_data(self, handler: DataHandler) -> DataHandler:
+        async def traced(data: bytes) -> bytes:
+            with self._span("handle_data") as span:
+                span.set_attribute("ledger_plugin.request.size", len(data))
+                response = as_bytes(await handler(data), "what a data handler returns")
+                span.set_attribute("ledger_plugin.response.size", len(response))
+                return response
+
+        return traced
+
+    def _wrap_money(self, handler: MoneyHandler) -> MoneyHandler:
+        async def traced(amount: str) -> None:
+            with self._span("handle_money"):
+                await begin_handling(handler, amount)
+
+        return traced
+
+    def _wrap_transactional(self, handler: TransactionalMoneyHandler) -> TransactionalMoneyHandler:
+        def traced(connection: sqlite3.Connection, transfer: Transfer) -> None:
+            with self._span("handle_money"):
+                # Returned unchanged: the plugin refuses a coroutine, which an async function would return.
+                return handler(connection, transfer)
+
+        return traced

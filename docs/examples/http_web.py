@@ -18,7 +18,6 @@ from hypercorn.trio import serve
 from quart_trio import QuartTrio
 
 from trio_ledger_plugin import HttpOptions, IncomingOptions, open_plugin
-from trio_ledger_plugin.http.plugin import HttpPlugin
 
 app = QuartTrio(__name__)
 
@@ -41,7 +40,6 @@ async def main(port: int) -> None:
     incoming = IncomingOptions(port=None, static_token=os.environ["ILP_TOKEN"])
     config = Config.from_mapping(bind=f"127.0.0.1:{port}", errorlog=None)
     async with open_plugin(HttpOptions(incoming=incoming), data_handler=echo) as plugin, trio.open_nursery() as nursery:
-        assert isinstance(plugin, HttpPlugin)
         # The first path that fits decides.
         both = TrioDispatcherMiddleware({"/ilp": plugin.asgi_app, "": app})
         urls = await nursery.start(partial(serve, shutdown_trigger=wait_for_end), both, config)

@@ -15,8 +15,7 @@ from hypercorn.config import Config
 from hypercorn.trio import serve
 from quart_trio import QuartTrio
 
-from trio_ledger_plugin import LedgerPluginError, create_plugin
-from trio_ledger_plugin.btp.accounts import AccountsPlugin
+from trio_ledger_plugin import AccountsOptions, AccountsPlugin, HostInfo, LedgerPluginError, create_plugin
 
 
 async def echo(data: bytes) -> bytes:
@@ -32,8 +31,7 @@ def make_app(btp_port: int) -> QuartTrio:
 
     @app.before_serving
     async def open_server() -> None:
-        info = {"client_address": "example.web", "asset_scale": 9, "asset_code": "XRP"}
-        options = {"plugin": "btp-accounts", "port": btp_port, "debug_host_ildcp_info": info}
+        options = AccountsOptions(port=btp_port, debug_host_ildcp_info=HostInfo("example.web", 9, "XRP"))
         plugin = create_plugin(options, nursery=app.nursery)
         plugin.register_data_handler(echo)
         await plugin.connect()

@@ -29,10 +29,11 @@ PATIENCE = 15.0
 
 
 def canonical(text: str) -> str:
-    """Return text with what differs from run to run made the same: times, keys, references, how long tests took."""
+    """Return text with what differs from run to run made the same: times, keys, references, folders, durations."""
     text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ", "(time)", text)
     text = re.sub(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}", "(key)", text)
     text = re.sub(r"(reference) [0-9a-f]{12}\b", r"\1 (random)", text)
+    text = re.sub(r'(File ")[^"]*/', r"\1", text)
     text = re.sub(r"(\d+ passed in) [\d.]+s", r"\1 (seconds)", text)
     return "\n".join(line.rstrip() for line in text.splitlines()).rstrip()
 

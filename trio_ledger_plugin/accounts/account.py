@@ -306,6 +306,11 @@ class AccountPlugin(LedgerPlugin):
         self._exchange = account.newest_link
 
     @property
+    def account_name(self) -> str:
+        """The account's name."""
+        return self._account.name
+
+    @property
     def money(self) -> MoneyService:
         """The account's money, which is made when it is first needed: many plugins are only asked for."""
         if self._money is None:

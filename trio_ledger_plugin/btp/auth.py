@@ -88,11 +88,15 @@ class BadAuthError(Exception):
 
     Attributes:
         request_id: The id to answer; None if the packet has no readable id.
+        account: The account that the packet asks for; empty if it names none, or is not readable.
         is_temporary: Whether another try may succeed with the same credentials.
     """
 
-    def __init__(self, reason: str, request_id: int | None = None, *, is_temporary: bool = False) -> None:
+    def __init__(
+        self, reason: str, request_id: int | None = None, *, account: str = "", is_temporary: bool = False
+    ) -> None:
         super().__init__(reason)
+        self.account = account
         self.request_id = request_id
         self.is_temporary = is_temporary
 
@@ -170,10 +174,17 @@ def auth_refused(request_id: int, reason: str, *, is_temporary: bool = False) ->
     return btp.encode(btp.Error(request_id, code, name, datetime.now(UTC), reason.encode()))
 
 
-def read_auth_answer(frame: bytes, request_id: int, *, max_entries: int, token: str) -> AuthAnswer | None:
+def read_auth_answer(
+    frame: bytes, request_id: int, *, max_entries: int, token: str, advice: str = ""
+) -> AuthAnswer | None:
     """Read a packet that a server sends while this end waits for the reply to its auth packet.
 
-    If a refusal repeats ``token``, the error shows ``***`` instead.
+    Args:
+        frame: The packet.
+        request_id: The id of the auth packet.
+        max_entries: The most entries that the packet may have.
+        token: The token. If a refusal repeats it, the error shows ``***`` instead.
+        advice: What to do if the server refuses the credentials; the end of the error's text.
 
     Returns:
         The server's reply; None if the packet is not the reply and must be kept for later.
@@ -197,4 +208,4 @@ def read_auth_answer(frame: bytes, request_id: int, *, max_entries: int, token: 
     refusal = remote_error(evolve(packet, name=name, data=data, protocol_data=()))
     if packet.code.startswith("T"):
         raise UnreachableError(f"the server cannot authenticate now: {refusal}") from refusal
-    raise NotAcceptedError(f"the server refuses the credentials: {refusal}") from refusal
+    raise NotAcceptedError(f"the server refuses the credentials: {refusal}{advice}") from refusal

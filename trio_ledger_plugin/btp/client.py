@@ -38,6 +38,11 @@ TRY_SECONDS = 10.0
 FIRST_PAUSE = 0.1
 # The number of closes without an answer after which the log warns that the token may be refused.
 SILENT_CLOSES = 3
+# The advice for a refused token with a percent sign.
+PERCENT = (
+    "; a % in the URL's account or token is sent as it stands there, as by ilp-plugin-btp: if the server knows other "
+    "characters, give them as btp_account and btp_token"
+)
 # A link that is lost sooner does not end the outage: otherwise two clients that replace each other in one account would
 # do so as fast as the network can.
 STABLE_SECONDS = 10.0
@@ -105,9 +110,10 @@ class Client:
         Cancellation: Drops the link at once.
         """
         if not self._options.btp_token:
+            at = "; the URL has its @ behind the host, which a '/', '?' or '#' ends" if "@" in self.address else ""
             raise InvalidFieldsError(
                 "credentials are missing: put account and token into the server URL "
-                "(btp+wss://account:token@host/path) or into btp_account and btp_token"
+                f"(btp+wss://account:token@host/path) or into btp_account and btp_token{at}"
             )
         if self._options.is_escaped:
             self._context.log.warn(
@@ -230,7 +236,11 @@ class Client:
                 return
             try:
                 answer = read_auth_answer(
-                    message, request_id, max_entries=options.max_entries, token=options.btp_token.reveal()
+                    message,
+                    request_id,
+                    max_entries=options.max_entries,
+                    token=options.btp_token.reveal(),
+                    advice=PERCENT if options.has_percent else "",
                 )
                 if answer is None:
                     link.hold(message)

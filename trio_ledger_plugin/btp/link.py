@@ -441,7 +441,7 @@ class Link(Exchange):
 
     def _transport_ended(self, cancelled: bool, error: Exception | None) -> None:
         if error is not None:
-            self.context.log.error("reading from %s failed: %o", self.peer, error)
+            self.context.log.error("reading from %s failed: %O", self.peer, error)
         self.end("the plugin was closed" if cancelled else "the connection ended", closed=cancelled)
         if self._counts:
             self._counts = False

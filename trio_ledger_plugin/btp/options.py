@@ -233,6 +233,11 @@ class BtpOptions(PluginOptions):
         return self._dialed.is_escaped
 
     @property
+    def has_percent(self) -> bool:
+        """Whether the account or the token in the server's URL has a ``%``, as written or for another character."""
+        return "%" in self._dialed.account + self._dialed.token.reveal()
+
+    @property
     def tls(self) -> bool:
         """Whether the server is dialed with TLS."""
         return self._dialed.tls

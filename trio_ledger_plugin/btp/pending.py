@@ -70,6 +70,7 @@ class PendingConnection:
     """
 
     __slots__ = (
+        "_account",
         "_claim",
         "_decisions",
         "_delay",
@@ -93,6 +94,7 @@ class PendingConnection:
         self._decisions = decisions
         self._pending = pending
         self._request_id: int | None = None
+        self._account = ""
         self._max_entries = context.options.max_entries
         # Set by the first packet or the loss of the link.
         self._heard = trio.Event()
@@ -116,7 +118,7 @@ class PendingConnection:
         except BadAuthError as error:
             self.refusal = error
             return
-        self._request_id = request.request_id
+        self._request_id, self._account = request.request_id, request.username or ""
         try:
             account = self._decisions.identify(request.username, request.token, self._pending.path)
         except NotAcceptedError as error:
@@ -129,6 +131,7 @@ class PendingConnection:
             self._accept(request, account, None)
         else:
             self._claim = request, account
+            self._account = account
             self.link.await_verdict()
 
     async def settle(self) -> None:
@@ -169,7 +172,8 @@ class PendingConnection:
 
     def _refuse(self, error: LedgerPluginError) -> None:
         # Only the token's own refusal is final: a store that fails, or an account without room, may be fine later.
-        self.refusal = BadAuthError(str(error), self._request_id, is_temporary=not isinstance(error, NotAcceptedError))
+        is_temporary = not isinstance(error, NotAcceptedError)
+        self.refusal = BadAuthError(str(error), self._request_id, account=self._account, is_temporary=is_temporary)
 
     def _accept(self, request: AuthRequest, account: str, offer: JournalOffer | None) -> None:
         if not self.link.is_lost and self._decisions.is_wanted() and not self._pending.is_dropped:

@@ -23,6 +23,7 @@ from ..net.proxy_protocol import BadProxyHeaderError, read_proxy_header
 from ..net.shared_reader import SocketReaders, can_share
 from ..net.sockets import abort_stream
 from ..plugin import LedgerPlugin
+from ..runtime.handlers import check_async
 from ..websocket.connection import Accepted, accept_websocket
 from ..websocket.messages import MessageStream
 from ..websocket.requests import BadHandshakeError
@@ -79,8 +80,15 @@ class Server:
         self._ids = ids
         self._decisions = decisions
         self._refuse_handshake = refuse
-        self._admission = Admission(context.options, context.counters)
-        self._listener = Listener(context.log, host, port, self._serve_own, self._admission.make_room)
+        self._admission = Admission(context.options, context.counters, context.log)
+        self._listener = Listener(
+            context.log,
+            host,
+            port,
+            self._serve_own,
+            self._admission.make_room,
+            is_clear=ssl_context is None and not context.options.trusted_proxies,
+        )
         # For the sockets of the own port: the application cannot close them.
         self._readers = SocketReaders(context.tasks) if can_share() else None
 
@@ -238,9 +246,11 @@ class Server:
         return connection
 
     async def _refuse(self, link: Link, error: BadAuthError) -> None:
-        self._context.log.info("refused a connection from %s: %s", link.peer, error)
-        if not error.is_temporary:
-            await trio.sleep(self._admission.failure_delay(link.peer))
+        if error.is_temporary:
+            named = f" for account {error.account}" if error.account else ""
+            self._context.log.info("refused a connection from %s%s for now: %s", link.peer, named, error)
+        else:
+            await trio.sleep(self._admission.refuse("a connection", link.peer, error.account, error))
         if error.request_id is not None:
             link.send_unauthenticated(auth_refused(error.request_id, str(error), is_temporary=error.is_temporary))
         with trio.move_on_after(self._context.options.auth_timeout):
@@ -274,11 +284,10 @@ class BtpServer(LedgerPlugin):
                 the response. The same limits apply as to a data handler.
 
         Raises:
-            TypeError: ``on_message`` cannot be called.
+            TypeError: ``on_message`` is not an async function.
             DataHandlerAlreadyRegisteredError: One is set already.
         """
-        if not callable(on_message):
-            raise TypeError(f"a message handler is an async function, not {type(on_message).__name__}")
+        check_async("message", on_message)
         self.handlers.register_message(checked(on_message, self.options.max_message_bytes))
 
     def deregister_message_handler(self) -> None:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import click
 
 from ..log import escape
-from ..testing.conformance import CHECKS, Verdict, run_conformance
+from ..testing.conformance import CHECKS, InvalidFactoryError, Verdict, run_conformance
 from ..testing.conformance.builtin_pairs import FACTORIES
+from ..testing.conformance.runner import check_factory
 from .errors import COMMON, ENDED, Exit
 from .output import Screen
 from .parameters import Command, epilog, json_option
@@ -50,6 +51,11 @@ def conformance(plugin: str, transactional: bool, names: Sequence[str], as_json:
     """
     factories = _find(plugin)
     checks = _choose(names)
+    for factory in factories.values():
+        try:
+            run_until_sigterm(partial(check_factory, factory, transactional=transactional))
+        except InvalidFactoryError as error:
+            raise click.UsageError(str(error)) from error
     screen = Screen()
     reports = {}
     for pair, factory in factories.items():
@@ -88,10 +94,10 @@ def _find(plugin: str) -> Mapping[str, PairFactory]:
     sys.path.insert(0, "")
     try:
         factory = getattr(import_module(module), name, None)
-    except ImportError as error:
-        raise click.UsageError(f"the module of FACTORY cannot be imported: {error}") from error
+    except Exception as error:  # a module may raise anything
+        raise click.UsageError(f"the module of FACTORY cannot be imported: {type(error).__name__}: {error}") from error
     if not callable(factory):
-        raise click.UsageError("the module of FACTORY has no such function")
+        raise click.UsageError("the module of FACTORY has no such function; PLUGIN is MODULE:FACTORY")
     return {name: factory}
 
 

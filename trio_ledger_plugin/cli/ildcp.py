@@ -69,7 +69,7 @@ async def _ask(options: BtpOptions | HttpOptions) -> IldcpResponse:
     Raises:
         click.ClickException: The peer refuses the request, or its answer is not an ILDCP response.
     """
-    async with open_plugin(options, connect=ConnectOptions(timeout=options.connect_timeout * 1000)) as plugin:
+    async with open_plugin(options, connect=ConnectOptions(seconds=options.connect_timeout)) as plugin:
         try:
             return await fetch_ildcp(plugin)
         except RemoteError as error:

@@ -99,7 +99,7 @@ def client_options(
         )
     except InvalidFieldsError as error:
         subjects = {"server": "the URL", "allow_insecure": "--allow-insecure:"}
-        raise click.UsageError(describe_problems(error, subjects)) from error
+        raise click.UsageError(f"{describe_problems(error, subjects)}{_split_advice(url)}") from error
     if not options.btp_token:
         raise click.UsageError(NO_TOKEN)
     return options
@@ -126,7 +126,13 @@ def _http_options(url: str, timeout: float, response_timeout: float, *, allow_in
             "static_token": "the token",
             "outgoing.allow_insecure": "--allow-insecure:",
         }
-        raise click.UsageError(describe_problems(error, subjects)) from error
+        raise click.UsageError(f"{describe_problems(error, subjects)}{_split_advice(url)}") from error
+
+
+def _split_advice(url: str) -> str:
+    """Return what to do about a token with characters that end the host of a URL; empty if there is none."""
+    _, userinfo, _, rest = split_url(url)
+    return f"; here the token can be in {SECRET_VARIABLE}" if "@" in rest and not userinfo else ""
 
 
 def split_credentials(url: str) -> tuple[str, str, str]:

@@ -184,7 +184,7 @@ async def _pay(
     report: _Report,
 ) -> None:
     total = order["send"] or order["deliver"]
-    async with open_plugin(options, connect=ConnectOptions(timeout=seconds * 1000)) as plugin:
+    async with open_plugin(options, connect=ConnectOptions(seconds=seconds)) as plugin:
         with report.screen.progress("{task.description}", silent=report.as_json) as bar:
             task = bar.add_task("paying", total=total)
             report.began = report.ended = time.perf_counter()
@@ -243,7 +243,7 @@ def quote(
 async def _quote(
     options: BtpOptions | HttpOptions | dict[str, object], seconds: float, to: str, order: dict[str, Any]
 ) -> Quote:
-    async with open_plugin(options, connect=ConnectOptions(timeout=seconds * 1000)) as plugin:
+    async with open_plugin(options, connect=ConnectOptions(seconds=seconds)) as plugin:
         with _reporting_bad_answers():
             return await quote_stream(plugin, to, **order)
 

@@ -17,6 +17,7 @@ from .decode import decode
 from .demo import demo
 from .errors import Exit, TerminatedError, advice, exit_code_of, one_line, unwrap_error
 from .ildcp import ildcp
+from .options import options
 from .parameters import Group, epilog
 from .pay import pay, quote
 from .ping import ping
@@ -39,6 +40,7 @@ EXAMPLES = """
   trio-ledger-plugin serve --accounts         a server for many clients, which forwards packets
   trio-ledger-plugin ping URL                 how fast does a peer answer?
   trio-ledger-plugin ildcp URL                which ILP address does a peer give me?
+  trio-ledger-plugin options PLUGIN           which options does a plugin have?
   trio-ledger-plugin decode HEX               what is in this packet?
   trio-ledger-plugin transfers DB             which transfers were made, and which are in doubt?
   trio-ledger-plugin store check DB           is this store sound?
@@ -74,7 +76,7 @@ def root(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (demo, serve, ping, ildcp, decode, transfers, store, pay, quote, receive, conformance, bench):
+for _command in (demo, serve, ping, ildcp, decode, transfers, store, pay, quote, receive, options, conformance, bench):
     root.add_command(_command)
 
 

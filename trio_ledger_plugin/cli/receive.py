@@ -83,7 +83,7 @@ async def _receive(
     options: BtpOptions | HttpOptions | dict[str, object], seconds: float, port: int, as_json: bool
 ) -> None:
     totals = _Totals()
-    connect = ConnectOptions(timeout=seconds * 1000)
+    connect = ConnectOptions(seconds=seconds)
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with (
             open_live_output(as_json=as_json) as output,

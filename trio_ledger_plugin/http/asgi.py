@@ -62,8 +62,7 @@ class AsgiApp:
             await _respond(send, error.status, str(error).encode(), (), is_packet=False)
         except RefusedError as error:
             if error.is_failure:
-                server.context.log.info("refused a request from %s: %s", peer, error)
-                await trio.sleep(server.admission.failure_delay(peer))
+                await trio.sleep(server.admission.refuse("a request", peer, error.account, error))
             await _respond(send, error.status, str(error).encode(), error.headers, is_packet=False)
         else:
             if reply is not None:

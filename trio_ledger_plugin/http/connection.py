@@ -379,9 +379,8 @@ class ServerConnection(Responder):
         """Send why the connection is refused, and wait until the client has read it."""
         server = self._server
         if refusal.is_failure:
-            server.context.log.info("refused a request from %s: %s", self.peer, refusal)
             self.deadline = inf
-            await trio.sleep(server.admission.failure_delay(self.peer))
+            await trio.sleep(server.admission.refuse("a request", self.peer, refusal.account, refusal))
         self._keep_alive = False
         extra = "".join(f"{name}: {value}\r\n" for name, value in refusal.headers)
         self.deadline = trio.current_time() + server.context.options.send_timeout + LINGER_SECONDS

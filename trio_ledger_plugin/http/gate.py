@@ -38,15 +38,23 @@ class RefusedError(Exception):
         status: The status.
         headers: Header lines of the response, as pairs.
         is_failure: Whether the credentials are wrong, so that the response is delayed.
+        account: The account that wrong credentials are for; empty if they name none.
     """
 
     def __init__(
-        self, status: int, text: str, headers: tuple[tuple[str, str], ...] = (), *, is_failure: bool = False
+        self,
+        status: int,
+        text: str,
+        headers: tuple[tuple[str, str], ...] = (),
+        *,
+        is_failure: bool = False,
+        account: str = "",
     ) -> None:
         super().__init__(text)
         self.status: int = status
         self.headers: tuple[tuple[str, str], ...] = headers
         self.is_failure: bool = is_failure
+        self.account: str = account
 
 
 @frozen
@@ -136,7 +144,7 @@ class Gate:
             token = bearer_token(head.authorization, allow_bare=self._allow_bare)
             account, until = self._identify(token, head.peer_name)
         except NotAcceptedError as error:
-            raise _unauthorized(error) from error
+            raise _unauthorized(error, head.peer_name or "") from error
         return Claim(account, token, until, head.authorization, head.peer_name)
 
     def check_body(self, head: RequestHead) -> None:
@@ -165,7 +173,7 @@ class Gate:
             try:
                 await self._verify(claim.account, claim.token.encode("utf-8", "surrogatepass"))
             except NotAcceptedError as error:
-                raise _unauthorized(error) from error
+                raise _unauthorized(error, claim.account) from error
             except (StoreError, UnreachableError) as error:
                 trouble = error
             else:
@@ -187,5 +195,5 @@ class Gate:
         return link
 
 
-def _unauthorized(error: NotAcceptedError) -> RefusedError:
-    return RefusedError(401, str(error), (("WWW-Authenticate", "Bearer"),), is_failure=True)
+def _unauthorized(error: NotAcceptedError, account: str) -> RefusedError:
+    return RefusedError(401, str(error), (("WWW-Authenticate", "Bearer"),), is_failure=True, account=account)

@@ -157,9 +157,9 @@ class OutgoingOptions(CheckedOptions):
         ssl_context: The client's TLS context, which may hold a certificate. None verifies the peer with the system's.
         allow_insecure: Whether the token may go without TLS to a host that is not this machine.
         secret_token: The old name of ``static_token``. The token is then sent without ``Bearer``.
-        secret: The old name of ``jwt_secret``, likewise.
+        secret: The old name of ``jwt_secret``. The JSON Web Token is then sent without ``Bearer``.
         http2: Must be false: this plugin speaks HTTP/1.1.
-        http2_max_requests_per_session: Must be None.
+        http2_max_requests_per_session: Must be None: this plugin speaks HTTP/1.1.
 
     Raises:
         InvalidFieldsError: Fields are wrong. The text names each.
@@ -252,7 +252,7 @@ class HttpOptions(PluginOptions):
             further ones wait.
         multi: Must be false: the plugin ``http-accounts`` serves many accounts.
         multi_delimiter: Only ``http-accounts`` uses it.
-        ildcp: Likewise.
+        ildcp: Only ``http-accounts`` uses it.
 
     Raises:
         InvalidFieldsError: Fields are wrong. The text names each.

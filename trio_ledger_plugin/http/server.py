@@ -57,9 +57,16 @@ class HttpServer:
         self._ssl_context = incoming.ssl_context
         if incoming.ssl_context is not None:
             incoming.ssl_context.set_alpn_protocols(ALPN)
-        self.admission: Admission = Admission(context.options, context.counters)
+        self.admission: Admission = Admission(context.options, context.counters, context.log)
         self._left = trio.lowlevel.ParkingLot()
-        self._listener = Listener(context.log, incoming.host, incoming.port, self._serve_own, self.admission.make_room)
+        self._listener = Listener(
+            context.log,
+            incoming.host,
+            incoming.port,
+            self._serve_own,
+            self.admission.make_room,
+            is_clear=incoming.ssl_context is None and not context.options.trusted_proxies,
+        )
         self._readers = SocketReaders(context.tasks) if can_share() else None
         heads = Heads(read_request_head)
         self._serving = Serving(context, gate, heads, self.admission, self._readers, is_wanted)

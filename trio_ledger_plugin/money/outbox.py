@@ -312,7 +312,7 @@ class Outbox:
     async def _try_later(self, credited: Credited, error: Exception) -> None:
         pause = min(FIRST_PAUSE * 2 ** min(credited.tries, 10), LONGEST_PAUSE)
         self._context.log.error(
-            "the money handler failed for transfer %s of %s and is called again in %d s: %o",
+            "the money handler failed for transfer %s of %s and is called again in %d s: %O",
             *(credited.transfer.key, credited.transfer.amount, int(pause), error),
         )
         account = credited.transfer.account

@@ -364,7 +364,7 @@ class Sender:
         except LedgerPluginError as error:
             await self._outcomes.forget_unsent(pending, sent, error)
         except Exception as error:  # noqa: BLE001 (a plugin of another package may raise anything)
-            self._context.log.error("carrying transfer %s failed: %o", pending.transfer.key, error)
+            self._context.log.error("carrying transfer %s failed: %O", pending.transfer.key, error)
             reason = f"the plugin failed to carry it; {SETTLE_BY_HAND}"
             await self._outcomes.leave_in_doubt(pending, sent.number, reason)
         else:
@@ -397,7 +397,7 @@ class Sender:
                 await self._outcomes.forget_unsent(pending, sent, error)
                 return
         except Exception as error:  # noqa: BLE001 (a plugin of another package may raise anything)
-            self._context.log.error("carrying transfer %s failed: %o", pending.transfer.key, error)
+            self._context.log.error("carrying transfer %s failed: %O", pending.transfer.key, error)
             pending.may_be_applied = True
         else:
             await self._outcomes.record_acknowledgement(pending, sent, receipt or 0)

@@ -13,23 +13,39 @@ from math import inf
 from typing import TYPE_CHECKING
 
 import trio
+from attrs import define
 
 from .forwarded import is_trusted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ..log import RedactingLog
     from ..options.base import PluginOptions
     from ..statistics import Counters
 
 __all__ = ["Admission", "PendingPeer"]
 
 MINUTE = 60.0
+# After so many seconds without a failure, the next one from an address is news for an operator again.
+QUIET = 3600.0
+# How much of a refused account's name is logged.
+LONGEST_NAME = 100
 # By how much each failure delays the reply to it, and the longest delay, in seconds.
 DELAY_STEP = 0.25
 LONGEST_DELAY = 4.0
 # Addresses whose failures are remembered; the oldest are forgotten first.
 REMEMBERED = 4096
+
+
+@define
+class _Failures:
+    """The failed authentications from one address: in a minute since ``since``, and in all."""
+
+    since: float
+    last: float
+    in_minute: int = 0
+    total: int = 0
 
 
 class PendingPeer:
@@ -69,17 +85,20 @@ class Admission:
     Args:
         options: The limits.
         counters: Counts the connections that had to make way.
+        log: Gets the refusals.
     """
 
-    def __init__(self, options: PluginOptions, counters: Counters) -> None:
+    def __init__(self, options: PluginOptions, counters: Counters, log: RedactingLog) -> None:
         self._options = options
+        self._log = log
         self._counters = counters
         #: The most that may wait, if fewer than the option says.
         self.limit: float = inf
         # Without progress for the longest time first.
         self._pending: dict[PendingPeer, None] = {}
         self._by_address: dict[str, dict[PendingPeer, None]] = {}
-        self._failures: dict[str, tuple[float, int]] = {}
+        # The address whose last failure is the oldest first.
+        self._failures: dict[str, _Failures] = {}
 
     @contextmanager
     def admit(self, address: str) -> Iterator[PendingPeer]:
@@ -149,16 +168,35 @@ class Admission:
             if not here:
                 del self._by_address[peer.address]
 
-    def failure_delay(self, address: str) -> float:
-        """Count a failed authentication, and return for how many seconds to delay the reply to it."""
+    def refuse(self, what: str, address: str, account: str, reason: object) -> float:
+        """Count and log a failed authentication, and return for how many seconds to delay the reply to it.
+
+        The first one from an address is a warning, the later ones are not.
+
+        Args:
+            what: What is refused, such as ``"a connection"``.
+            address: Where it comes from.
+            account: The account that it is for; empty if it names none.
+            reason: Why it is refused.
+        """
         now = trio.current_time()
-        since, times = self._failures.pop(address, (now, 0))
-        if now - since > MINUTE:
-            since, times = now, 0
-        self._failures[address] = (since, times + 1)
+        failures = self._failures.pop(address, None)
+        if failures is None or now - failures.last > QUIET:
+            failures = _Failures(now, now)
+        if now - failures.since > MINUTE:
+            failures.since, failures.in_minute = now, 0
+        failures.last = now
+        failures.in_minute += 1
+        failures.total += 1
+        self._failures[address] = failures
         if len(self._failures) > REMEMBERED:
             del self._failures[next(iter(self._failures))]
-        return min(max(0, times + 1 - self._options.max_failures_per_minute) * DELAY_STEP, LONGEST_DELAY)
+        named = f" for account {account[:LONGEST_NAME]}" if account else ""
+        if failures.total == 1:
+            self._log.warn("refused %s from %s%s: %s", what, address, named, reason)
+        else:
+            self._log.info("refused %s from %s%s, %d times so far: %s", what, address, named, failures.total, reason)
+        return min(max(0, failures.in_minute - self._options.max_failures_per_minute) * DELAY_STEP, LONGEST_DELAY)
 
     def _is_exempt(self, address: str) -> bool:
         try:

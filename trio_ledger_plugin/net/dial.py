@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import ssl
 from socket import gaierror
+from typing import TYPE_CHECKING
 
 import trio
 
 from ..errors import UnreachableError
 from .sockets import abort_stream
 from .unreachable import PermanentlyUnreachableError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["dial", "start_tls"]
 
@@ -42,7 +46,10 @@ async def dial(host: str, port: int, address: str, *, ssl_context: ssl.SSLContex
     try:
         stream = await trio.open_tcp_stream(host, port)
     except OSError as error:
-        raise UnreachableError(f"cannot connect to {address}: {_reasons_of(error)}") from error
+        errors = _errors_of(error)
+        reasons = ", ".join(dict.fromkeys(map(_reason_of, errors)))
+        # From the first alone: a group's traceback has a page for each of the name's addresses.
+        raise UnreachableError(f"cannot connect to {address}: {reasons}") from errors[0]
     except UnicodeError as error:
         raise PermanentlyUnreachableError(f"{address} names a host that cannot exist: {error}") from error
     return stream if ssl_context is None else await start_tls(stream, host, address, ssl_context)
@@ -73,11 +80,10 @@ async def start_tls(stream: trio.abc.Stream, host: str, address: str, context: s
     return secured
 
 
-def _reasons_of(error: OSError) -> str:
-    """Return the system's error texts: a name can have several addresses, and Trio groups their errors."""
+def _errors_of(error: OSError) -> Sequence[Exception]:
+    """Return the system's errors: a name can have several addresses, and Trio groups their errors."""
     cause = error.__cause__
-    errors = cause.exceptions if isinstance(cause, ExceptionGroup) else (error,)
-    return ", ".join(dict.fromkeys(map(_reason_of, errors)))
+    return cause.exceptions if isinstance(cause, ExceptionGroup) else (error,)
 
 
 def _reason_of(error: Exception) -> str:

@@ -111,7 +111,14 @@ def refusal_of(head: HttpHead, what: str) -> UnreachableError:
     if not status:
         return UnreachableError(f"{what} was not answered in HTTP; does the URL name a server of another protocol?")
     if 400 <= status < 500 and status not in TEMPORARY:
-        return PermanentlyUnreachableError(f"{what} was refused, there is no BTP endpoint at this URL: HTTP {status}")
+        return PermanentlyUnreachableError(
+            f"{what} was refused, there is no BTP endpoint at this URL: HTTP {status}; check its host, port and path"
+        )
+    if 200 <= status < 300:
+        return PermanentlyUnreachableError(
+            f"{what} was answered with a page, HTTP {status}: a web server is there, and no BTP endpoint at this URL; "
+            "check its host, port and path"
+        )
     pause = read_pause(head)
     until = f", to be tried again in {pause:g} s" if pause else ""
     if not 300 <= status < 400:

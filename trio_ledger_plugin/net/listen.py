@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 from contextlib import AsyncExitStack, contextmanager, suppress
+from ipaddress import ip_address
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,7 @@ class Listener:
         serve: Called with each stream and its peer's IP address, in a task of its own. Returns whether the stream is in
             use; if it is not, the listener closes it.
         make_room: Called when no connection can be accepted because the process has too many open; may close one.
+        is_clear: Whether nothing encrypts the connections: neither this end, nor a proxy that is trusted.
     """
 
     def __init__(
@@ -55,7 +57,10 @@ class Listener:
         port: int | None,
         serve: Callable[[trio.SocketStream, str], Awaitable[bool]],
         make_room: Callable[[], None],
+        *,
+        is_clear: bool,
     ) -> None:
+        self._is_clear = is_clear
         self._log = log
         self._host = host
         self._port = port
@@ -128,7 +133,14 @@ class Listener:
         except OSError as error:
             text = f"cannot listen on {self._host or 'every address'} port {self._port}: {error.strerror or error}"
             raise OSError(error.errno, text) from error
-        self._bound_port = listeners[0].socket.getsockname()[1]
+        names = [listener.socket.getsockname() for listener in listeners]
+        self._bound_port = names[0][1]
+        if self._is_clear and not all(ip_address(name[0].partition("%")[0]).is_loopback for name in names):
+            self._log.warn(
+                "listening on %s without TLS: whoever is on the way to a client can read its token; give the server a "
+                "certificate, or listen on 127.0.0.1 behind a proxy that has one",
+                self.location,
+            )
         return listeners
 
     async def _open_listeners(self, port: int) -> list[trio.SocketListener]:

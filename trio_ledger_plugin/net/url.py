@@ -117,7 +117,16 @@ def _parse_rest(
 ) -> ServerUrl:
     tls = scheme in {"btp+wss", "https"}
     secure = "https" if scheme.startswith("http") else "btp+wss"
-    host, port = parse_location(location, 443 if tls else 80, f"{secure}://connector.example/path")
+    try:
+        host, port = parse_location(location, 443 if tls else 80, f"{secure}://connector.example/path")
+    except ValueError:
+        if "@" in rest and not (account or token):
+            names = "name and static_token" if scheme.startswith("http") else "btp_account and btp_token"
+            raise ValueError(
+                f"has a {rest[0]!r} before its '@', must have none in the account and the token: {names} take every "
+                "character"
+            ) from None
+        raise
     if "#" in rest:
         raise ValueError("has a fragment ('#...'), must end with its path or query")
     if "\\" in rest or not all("!" <= character <= "~" for character in rest):

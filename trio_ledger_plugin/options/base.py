@@ -34,29 +34,32 @@ __all__ = ["ConnectOptions", "LinkOptions", "PluginOptions"]
 ENVELOPE_BYTES: Final = 64
 
 
-@frozen
+@frozen(init=False)
 class ConnectOptions:
     """Options of ``connect()`` (RFC-0024, class ConnectOptions).
 
-    Attributes:
+    Args:
         timeout: Milliseconds until ``connect()`` gives up. None, 0 and NaN mean the plugin's default;
             ``math.inf`` means no timeout.
+        seconds: The same in seconds, instead.
+
+    Attributes:
+        timeout: Milliseconds, however the time was given; None for the plugin's default.
 
     Raises:
-        TypeError: ``timeout`` is not a number; ``True`` and ``False`` are not numbers here.
-        InvalidFieldsError: ``timeout`` is negative.
+        TypeError: An argument is not a number; ``True`` and ``False`` are not numbers here.
+        InvalidFieldsError: It is negative, or both are given.
     """
 
-    timeout: float | None = None
+    timeout: float | None
 
-    def __attrs_post_init__(self) -> None:
-        if self.timeout is None:
-            return
-        if isinstance(self.timeout, bool) or not isinstance(self.timeout, int | float):
-            raise TypeError(f"timeout is a number of milliseconds, not {type(self.timeout).__name__}")
-        if self.timeout < 0:
-            problem = f"got {shown(self.timeout)}, must be milliseconds, 0 or more"
-            raise InvalidFieldsError(f"timeout: {problem}", problems=(("timeout", problem),))
+    def __init__(self, timeout: float | None = None, *, seconds: float | None = None) -> None:
+        _check_time("timeout", "milliseconds", timeout)
+        _check_time("seconds", "seconds", seconds)
+        if timeout is not None and seconds is not None:
+            problem = "given together with timeout, must be one of the two"
+            raise InvalidFieldsError(f"seconds: {problem}", problems=(("seconds", problem),))
+        self.__attrs_init__(timeout if seconds is None else seconds * 1000)
 
     @classmethod
     def seconds_of(cls, options: object, default: float) -> float:
@@ -67,7 +70,7 @@ class ConnectOptions:
         """
         if options is not None and not isinstance(options, ConnectOptions):
             raise TypeError(
-                f"options is a ConnectOptions, such as ConnectOptions(timeout=5000), not {type(options).__name__}"
+                f"options is a ConnectOptions, such as ConnectOptions(seconds=5), not {type(options).__name__}"
             )
         return (options or cls()).seconds(default)
 
@@ -85,6 +88,22 @@ class ConnectOptions:
             return default
         # An int may be too large for a float.
         return self.timeout / 1000 if self.timeout < 1e300 else math.inf
+
+
+def _check_time(name: str, unit: str, value: object) -> None:
+    """Check one of the two ways to give a timeout.
+
+    Raises:
+        TypeError: It is neither a number nor None.
+        InvalidFieldsError: It is negative.
+    """
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} is a number of {unit}, not {type(value).__name__}")
+    if value < 0:
+        problem = f"got {shown(value)}, must be {unit}, 0 or more"
+        raise InvalidFieldsError(f"{name}: {problem}", problems=((name, problem),))
 
 
 @frozen(kw_only=True, eq=False, repr=False)
@@ -137,6 +156,8 @@ class PluginOptions(CheckedOptions):
             as are still free, so that room is left for others.
         max_accounts: The number of accounts that are remembered in the store, because of a transfer or of a token.
             Further ones are refused; those that are known are not.
+        log_tracebacks: Whether an exception of a handler is logged with its traceback, on several lines. If not, it is
+            logged on one line, with the places in your code.
 
     Raises:
         InvalidFieldsError: Fields are wrong. The text names each.
@@ -176,6 +197,7 @@ class PluginOptions(CheckedOptions):
     max_transfer_keys: int = field(default=1_000_000, metadata=COUNT)
     max_ledger_keys: int = field(default=10_000_000, metadata=COUNT)
     max_accounts: int = field(default=1_000_000, metadata=COUNT)
+    log_tracebacks: bool = field(default=True, metadata=SWITCH)
 
     def secrets(self) -> tuple[Secret, ...]:
         """Return every secret in these options, nested ones included: no log may show them."""

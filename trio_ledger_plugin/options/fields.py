@@ -208,7 +208,7 @@ SSL_CONTEXT: Final = {VALIDATOR: Validator("an ssl.SSLContext or None", _is_ssl_
 ADDRESSES: Final = {VALIDATOR: Validator("a tuple of IP addresses or networks in their shortest form", _are_addresses)}
 
 
-def as_host(value: object) -> Any:  # noqa: ANN401 (the validator judges what the converter leaves)
+def as_host(value: str | None) -> Any:  # noqa: ANN401 (the validator judges what the converter leaves)
     """Return None for the text ``*``, and any other value as it is: in a mapping, None means "not given"."""
     return None if value == "*" else value
 

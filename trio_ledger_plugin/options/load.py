@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from attrs import Attribute
 
-__all__ = ["names_of", "options_from_mapping"]
+__all__ = ["camel_case", "names_of", "options_from_mapping"]
 
 # Fields of ilp-plugin-btp and ilp-plugin-mini-accounts, and fields that ilp-connector adds, without a meaning here.
 IGNORED: Final = frozenset(
@@ -153,11 +153,12 @@ def names_of(options: type[CheckedOptions]) -> dict[str, Attribute[Any]]:
         for each in fields(options)
         if each.init
         for name in (each.name, each.metadata.get(EARLIER_NAME, each.name))
-        for spelling in (name, _camel_case(name))
+        for spelling in (name, camel_case(name))
     }
 
 
-def _camel_case(name: str) -> str:
+def camel_case(name: str) -> str:
+    """Return a name in the spelling of JavaScript."""
     first, *others = name.split("_")
     return first + "".join(word.capitalize() for word in others)
 
@@ -179,5 +180,5 @@ def _unknown(name: object, options: type[CheckedOptions], find_owners: Callable[
     if owners := find_owners(name) if find_owners else ():
         return f"unknown, an option of {' and '.join(map(repr, owners))}"
     known = [each.name for each in fields(options) if each.init]
-    close = get_close_matches(name, known if name.islower() else list(map(_camel_case, known)), n=1)
+    close = get_close_matches(name, known if name.islower() else list(map(camel_case, known)), n=1)
     return "unknown" + (f", did you mean {close[0]!r}?" if close else "")

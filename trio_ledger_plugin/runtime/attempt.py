@@ -45,6 +45,22 @@ class ConnectAttempt(trio.TaskStatus[None]):
             self._on_ready()
             self._settled.set()
 
+    def check_return(self, run: str) -> None:
+        """Check that the run may return: it was cancelled.
+
+        Args:
+            run: The function that has returned, for the error.
+
+        Raises:
+            RuntimeError: It returned by itself.
+        """
+        if not self.is_abandoned:
+            when = "" if self.is_settled else ", without task_status.started()"
+            raise RuntimeError(
+                f"{run} returned{when}; it has to run until it is cancelled: let it end with 'await "
+                "trio.sleep_forever()', or raise the error that ends the connection"
+            )
+
     def settle(self, error: Exception) -> None:
         """Report that the attempt failed; does nothing when it was settled before."""
         if not self.is_settled:

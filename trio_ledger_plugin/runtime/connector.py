@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from .context import Context
 
-__all__ = ["DISCONNECT_SECONDS", "FINAL", "Connector", "PluginState"]
+__all__ = ["DISCONNECT_SECONDS", "FINAL", "Connector", "PluginState", "name_of"]
 
 # How long disconnecting may take to close the links, in seconds.
 DISCONNECT_SECONDS = 1.0
@@ -70,12 +70,19 @@ TRANSITIONS: Final[dict[PluginState, frozenset[PluginState]]] = {
 }
 
 
+def name_of(run: Callable[..., object]) -> str:
+    """Return the name of a plugin's ``run_connection``; empty for a plugin of this package."""
+    package = __name__.partition(".")[0]
+    return "" if run.__module__.partition(".")[0] == package else f"{run.__qualname__}()"
+
+
 class Connector:
     """Changes a plugin's state, runs its connection, and publishes its events.
 
     Args:
         context: What the parts of the plugin share.
         run: Connects, reports ``task_status.started()``, and stays connected until cancelled.
+        run_name: The name of that function if the application wrote it, for errors about it; else empty.
         claim: Called before the plugin's tasks start. Raises an error if another plugin uses the ledger.
         release: Called when the tasks that started after ``claim`` have ended.
         on_connection_end: Called when ``run`` has ended.
@@ -88,6 +95,7 @@ class Connector:
         context: Context,
         run: Callable[[trio.TaskStatus[None]], Awaitable[None]],
         *,
+        run_name: str = "",
         claim: Callable[[], None],
         release: Callable[[], None],
         on_connection_end: Callable[[], None],
@@ -96,6 +104,7 @@ class Connector:
     ) -> None:
         self._context = context
         self._run = run
+        self._run_name = run_name
         self._claim = claim
         self._release = release
         self._on_connection_end = on_connection_end
@@ -223,6 +232,8 @@ class Connector:
             return
         cause = self.last_error
         detail = f": {cause}" if cause is not None else ""
+        if cause is None and self._run_name:
+            detail = f": {self._run_name} has not called task_status.started()"
         raise ConnectTimeoutError(f"not connected within {seconds:g} s{detail}") from cause
 
     async def _connect(self) -> None:
@@ -267,7 +278,7 @@ class Connector:
         """Run the connection of one attempt, from start to end."""
         error: Exception | None = None
         try:
-            await attempt.run(partial(self._run, attempt))
+            await attempt.run(partial(self._run_until_cancelled, attempt))
         except Exception as raised:  # noqa: BLE001 (connect() raises it, or the plugin fails with it)
             error = unwrap_group(raised)
         fatal = attempt.is_settled
@@ -281,6 +292,16 @@ class Connector:
         if error is not None and fatal:
             self.fail(error)
         self._on_connection_end()
+
+    async def _run_until_cancelled(self, attempt: ConnectAttempt) -> None:
+        """Run the connection; that it returns by itself is an error.
+
+        Raises:
+            RuntimeError: It has returned.
+        """
+        await self._run(attempt)
+        if not self.is_ending:
+            attempt.check_return(self._run_name or "run_connection()")
 
     # Disconnecting.
 

@@ -74,7 +74,7 @@ class Context:
             on_end: Called when the plugin's tasks have ended.
             is_busy: Returns whether the tasks are still needed, after ``close_when_idle()``.
         """
-        log = RedactingLog(services.log or StdlibLog(), options.secrets())
+        log = RedactingLog(services.log or StdlibLog(), options.secrets(), tracebacks=options.log_tracebacks)
         timers = Timers()
         tasks = TaskGroup(nursery, timers, on_end, is_busy)
         workers = WorkerPool(tasks, log, timeout=options.handler_timeout)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from inspect import isawaitable, iscoroutinefunction
-from pathlib import Path
-from traceback import walk_tb
+from functools import partial
+from inspect import isawaitable, iscoroutinefunction, isfunction, ismethod, unwrap
 from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import uuid4
 
@@ -40,6 +39,7 @@ __all__ = [
     "TransactionalMoneyHandler",
     "as_bytes",
     "begin_handling",
+    "check_async",
     "check_transactional",
     "judge_error",
 ]
@@ -59,11 +59,6 @@ AnyReply: TypeAlias = Reply | tuple[ProtocolData, ...]
 Payload: TypeAlias = bytes | Transfer | tuple[ProtocolData, ...]
 # Gives a transfer from the peer to the money handler; returns the acknowledgement, or the error that refuses it.
 Receive: TypeAlias = "Callable[[Transfer, Handlers], Awaitable[LedgerPluginError | Receipt | None]]"
-
-# How much of an error's traceback a log line has: the innermost places of each of so many errors.
-MOST_PLACES = 5
-MOST_ERRORS = 3
-OWN_FOLDER = Path(__file__).parent.parent
 
 
 class Handlers:
@@ -113,10 +108,10 @@ class Handlers:
         """Set the data handler.
 
         Raises:
-            TypeError: It cannot be called.
+            TypeError: It is not an async function.
             DataHandlerAlreadyRegisteredError: One is set already.
         """
-        _check_callable("data", handler)
+        check_async("data", handler)
         if self._data is not None:
             raise DataHandlerAlreadyRegisteredError(
                 "a data handler is registered already; call deregister_data_handler() first"
@@ -127,7 +122,6 @@ class Handlers:
         """Set the handler of messages of other sub-protocols.
 
         Raises:
-            TypeError: It cannot be called.
             DataHandlerAlreadyRegisteredError: One is set already.
         """
         if self._message is not None:
@@ -144,10 +138,10 @@ class Handlers:
         """Set the money handler.
 
         Raises:
-            TypeError: It cannot be called.
+            TypeError: It is not an async function.
             MoneyHandlerAlreadyRegisteredError: One is set already, of either kind.
         """
-        _check_callable("money", handler)
+        check_async("money", handler)
         self._check_no_money_handler()
         self._money = self._wrap("money", handler)
 
@@ -275,30 +269,8 @@ class Handlers:
         """Log a handler's error with its reference; without one, the peer gets the error and nothing is logged."""
         if reference:
             plain = isinstance(error, TypeError) and "await" in str(error)
-            hint = "; is it an async function?" if plain else ""
-            where = _find_places(error)
-            self._log.error("the %s handler failed, reference %s: %o%s%s", kind, reference, error, hint, where)
-
-
-def _find_places(error: BaseException) -> str:
-    """Return where an error arose in the application's code, on one line, the innermost place last; empty if nowhere.
-
-    The errors that it followed are included.
-    """
-    chain: list[str] = []
-    following: BaseException | None = error
-    while following is not None and len(chain) < MOST_ERRORS:
-        places = [
-            f"{Path(frame.f_code.co_filename).name}:{line} in {frame.f_code.co_name}"
-            for frame, line in walk_tb(following.__traceback__)
-            if not Path(frame.f_code.co_filename).is_relative_to(OWN_FOLDER)
-        ]
-        if places:
-            said = "" if following is error else f" after {following!r}"
-            chain.append(f"{said} at {', '.join(places[-MOST_PLACES:])}")
-        cause = following.__cause__
-        following = following.__context__ if cause is None and not following.__suppress_context__ else cause
-    return ";".join(chain)
+            hint = " (is it an async function?)" if plain else ""
+            self._log.error("the %s handler failed, reference %s%s: %O", kind, reference, hint, error)
 
 
 class NotAsyncError(TypeError):
@@ -354,6 +326,26 @@ def _as_it_is(_: str, handler: Any) -> Any:  # noqa: ANN401 (any kind of handler
     return handler
 
 
-def _check_callable(kind: str, handler: object) -> None:
+def check_async(kind: str, handler: object) -> None:
+    """Check that a handler can be an async function.
+
+    What a lambda or an object with ``__call__`` returns is only known once it is called. A ``def`` without ``async`` is
+    a mistake unless its annotation says that it returns an awaitable.
+
+    Raises:
+        TypeError: It cannot be called, or is a plain function.
+    """
     if not callable(handler):
         raise TypeError(f"a {kind} handler is an async function, not {type(handler).__name__}")
+    function: Any = handler
+    while isinstance(function, partial):
+        function = function.func
+    function = unwrap(function)
+    if not (isfunction(function) or ismethod(function)) or iscoroutinefunction(function):
+        return
+    returned = str(function.__annotations__.get("return", ""))
+    if function.__name__ != "<lambda>" and not any(kind in returned for kind in ("Awaitable", "Coroutine")):
+        raise TypeError(
+            f"a {kind} handler is an async function, and {function.__name__}() is not; begin it with 'async def', or "
+            "annotate that it returns an Awaitable"
+        )

@@ -15,6 +15,7 @@ import trio
 from ..parking import Waiter, park
 from ..request import enter_request
 from ..transfer import Transfer
+from .tasks import unwrap_group
 
 if TYPE_CHECKING:
     from contextvars import Context
@@ -298,7 +299,7 @@ class WorkerPool:
                     await self._serve(worker, worker.queue)
         except* Exception as group:  # noqa: BLE001 (a handler may raise anything)
             # A handler's nursery can raise errors beside its cancellation. The peer has a reply already.
-            self._log.error("a handler raised while it was cancelled: %s", group)
+            self._log.error("a handler raised while it was cancelled: %O", unwrap_group(group))
         finally:
             self._deadlines.pop(worker, None)
             if worker.queue is not None:

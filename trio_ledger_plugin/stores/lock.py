@@ -124,6 +124,11 @@ class Claim:
         try:
             _lock(self._descriptor)
         except (BlockingIOError, PermissionError):
+            if any(path == self._path for claim, path in _held.items() if claim is not self):
+                raise StoreError(
+                    f"{self._path} is open in this program already; give that store to each plugin, and each plugin a "
+                    "ledger_id of its own"
+                ) from None
             holder = self._read()[0].strip()
             raise StoreError(f"{self._path} is in use by another program (pid {holder or 'unknown'})") from None
         openings = self._read()[1].split()

@@ -55,9 +55,9 @@ async def open_sqlite_store(path: str | os.PathLike[str]) -> AsyncIterator[Sqlit
         The store. It is usable within the block.
 
     Raises:
-        StoreError: The file is in use by another program, is damaged, was made by a newer version of this package, is
-            not the one that was last open under this name, has a second hard link, or cannot be opened or written; the
-            text says what to do.
+        StoreError: The file is in use by another program or open in this one, is damaged, was made by a newer version
+            of this package, is not the one that was last open under this name, has a second hard link, or cannot be
+            opened or written; the text says what to do.
         InvalidFieldsError: ``":memory:"`` or an empty path, for which SQLite keeps nothing; use a ``MemoryStore``.
         TypeError: ``path`` is not a path.
 

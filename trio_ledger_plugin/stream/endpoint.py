@@ -113,7 +113,7 @@ class SpspEndpoint:
             if self._find_tag is not None and (tag := self._find_tag(path)) is None:
                 return _refuse(404, "InvalidReceiverError", "no such receiver")
         except Exception as error:  # noqa: BLE001 (an application may raise anything, and other payers go on)
-            self._receiver.log.error("find_tag of an SPSP endpoint failed: %s: %s", type(error).__name__, error)
+            self._receiver.log.error("find_tag of an SPSP endpoint failed: %O", error)
             return _refuse(500, "InternalError", "the endpoint failed; try again later")
         nonce, secret = headers.get("receipt-nonce"), headers.get("receipt-secret")
         try:

@@ -202,7 +202,7 @@ class Receiver:
         except _RefusedError as refused:
             return answer.reject(ErrorCode.FINAL_APPLICATION_ERROR, *refused.frames)
         except Exception as error:  # noqa: BLE001 (an application may raise anything, and the payer may try again)
-            self.log.error("a packet of a STREAM payment is refused for now: %s: %s", type(error).__name__, error)
+            self.log.error("a packet of a STREAM payment is refused for now: %O", error)
             return answer.reject(ErrorCode.INTERNAL_ERROR)
         if total is None:
             return answer.reject(ErrorCode.INTERNAL_ERROR)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .conformance import Conditions, ConformanceSuite, PairConfig, PluginPair, Subject, run_conformance
+from .conformance import Conditions, ConformanceSuite, PairConfig, PairFactory, PluginPair, Subject, run_conformance
 from .faults import Direction, Fault, FaultKind, RandomFaults
 from .faulty_loopback import (
     FaultyLoopback,
@@ -28,6 +28,7 @@ __all__ = [
     "Message",
     "MessageKind",
     "PairConfig",
+    "PairFactory",
     "Parcel",
     "ParcelKind",
     "PluginPair",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .assertions import NonConformanceError
 from .harness import Check, Level, NotApplicableError
-from .pair import Conditions, PairConfig, PairFactory, PluginPair, Subject, SubjectFactory
+from .pair import Conditions, InvalidFactoryError, PairConfig, PairFactory, PluginPair, Subject, SubjectFactory
 from .runner import CHECKS, Outcome, Report, Verdict, run_check, run_conformance
 from .suite import ConformanceSuite
 
@@ -13,6 +13,7 @@ __all__ = [
     "Check",
     "Conditions",
     "ConformanceSuite",
+    "InvalidFactoryError",
     "Level",
     "NonConformanceError",
     "NotApplicableError",

@@ -19,7 +19,7 @@ from ...errors import PluginFailedError
 from ...services import Log, PluginServices
 from ...stores import open_sqlite_store
 from .assertions import Recorder
-from .pair import PairConfig, PairFactory, PluginPair
+from .pair import PairConfig, PairFactory, PluginPair, open_pair
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -136,6 +136,7 @@ class Stage:
             limits: Options of both ends.
 
         Raises:
+            InvalidFactoryError: The factory gives no pairs.
             NotApplicableError: The check applies only to plugins with money, or only to plugins without.
         """
         async with AsyncExitStack() as stack:
@@ -148,7 +149,7 @@ class Stage:
                 peer_services=evolve(theirs, log=Recorder()),
                 limits=limits,
             )
-            pair = await stack.enter_async_context(self._factory(conditions))
+            pair = await stack.enter_async_context(open_pair(self._factory, conditions))
             if self._check.money is True and not pair.has_money:
                 raise NotApplicableError("the plugin has no money")
             if self._check.money is False and pair.has_money:

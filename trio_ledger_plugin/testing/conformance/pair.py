@@ -5,8 +5,9 @@ Fields of what a pair cannot do keep their defaults; checks that need them are n
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from inspect import iscoroutine
 from typing import Any, Final, TypeAlias, TypeVar
 
 import trio
@@ -17,7 +18,16 @@ from ...options.load import options_from_mapping
 from ...plugin import LedgerPlugin
 from ...services import PluginServices
 
-__all__ = ["Conditions", "PairConfig", "PairFactory", "PluginPair", "Subject", "SubjectFactory"]
+__all__ = [
+    "Conditions",
+    "InvalidFactoryError",
+    "PairConfig",
+    "PairFactory",
+    "PluginPair",
+    "Subject",
+    "SubjectFactory",
+    "open_pair",
+]
 
 # Shorter than the deadline of a check, so that the error names the pair as the problem.
 CONNECT_SECONDS: Final = 10.0
@@ -58,7 +68,8 @@ class PairConfig:
 
     def new(self, opts: Any, services: Any = None) -> LedgerPlugin:  # noqa: ANN401 (checks pass wrong ones too)
         """Make an installed plugin as applications do; use it as the ``PluginPair.new`` of such a plugin."""
-        return create_plugin(opts, services, nursery=self.nursery)
+        plugin: LedgerPlugin = create_plugin(opts, services, nursery=self.nursery)
+        return plugin
 
 
 @frozen(kw_only=True)
@@ -147,6 +158,41 @@ class PluginPair:
 
 
 PairFactory: TypeAlias = Callable[[PairConfig], AbstractAsyncContextManager[PluginPair]]
+
+
+class InvalidFactoryError(TypeError):
+    """The factory gives no pairs; the text says what it does instead."""
+
+
+@asynccontextmanager
+async def open_pair(factory: PairFactory, config: PairConfig) -> AsyncIterator[PluginPair]:
+    """Open a pair for the length of a block.
+
+    Args:
+        factory: Opens it.
+        config: What the factory is called with.
+
+    Yields:
+        The pair, not connected.
+
+    Raises:
+        InvalidFactoryError: The factory gives something else.
+
+    Cancellation: What the factory does then.
+    """
+    opening: object = factory(config)
+    if not isinstance(opening, AbstractAsyncContextManager):
+        if iscoroutine(opening):
+            opening.close()
+        raise InvalidFactoryError(
+            f"the factory returns a value of type {type(opening).__name__}; it is an async generator function that "
+            "yields a PluginPair, under @asynccontextmanager"
+        )
+    async with opening as pair:
+        if not isinstance(pair, PluginPair):
+            raise InvalidFactoryError(f"the factory yields a value of type {type(pair).__name__}, not a PluginPair")
+        yield pair
+
 
 #: Earlier names.
 Conditions = PairConfig

@@ -12,13 +12,12 @@ from ...runtime.tasks import unwrap_group
 from . import checks_connection, checks_data, checks_events, checks_handlers, checks_instance, checks_money
 from .assertions import NonConformanceError
 from .harness import Check, NotApplicableError, Stage
+from .pair import InvalidFactoryError, PairFactory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from .pair import PairFactory
-
-__all__ = ["CHECKS", "Outcome", "Report", "Verdict", "run_check", "run_conformance"]
+__all__ = ["CHECKS", "Outcome", "Report", "Verdict", "check_factory", "run_check", "run_conformance"]
 
 CHECKS: Final[tuple[Check, ...]] = (
     *checks_instance.CHECKS,
@@ -105,6 +104,29 @@ class Report:
             raise ExceptionGroup("the plugin does not conform", failures)
 
 
+async def check_factory(factory: PairFactory, *, transactional: bool = False, deadline: float = DEADLINE) -> None:
+    """Check that a factory gives pairs: open one, without connecting it.
+
+    Args:
+        factory: The factory.
+        transactional: Whether both ends get a transactional store.
+        deadline: Seconds until it counts as hanging.
+
+    Raises:
+        InvalidFactoryError: It gives something else, raises an error, or hangs.
+
+    Cancellation: The pair is closed at once.
+    """
+
+    async def open_one(stage: Stage) -> None:
+        async with stage.open(connect=False):
+            pass
+
+    outcome = await run_check(Check(open_one, ""), factory, transactional=transactional, deadline=deadline)
+    if outcome.error is not None:
+        raise InvalidFactoryError(f"the factory gives no pair: {outcome.detail}") from outcome.error
+
+
 async def run_check(
     check: Check, factory: PairFactory, *, transactional: bool = False, deadline: float = DEADLINE
 ) -> Outcome:
@@ -116,6 +138,9 @@ async def run_check(
         transactional: Whether both ends get a transactional store.
         deadline: Seconds until the check counts as hanging.
 
+    Raises:
+        InvalidFactoryError: The factory gives no pairs.
+
     Cancellation: The pair is closed at once.
     """
     try:
@@ -123,6 +148,8 @@ async def run_check(
             await check.function(Stage(check, factory, transactional=transactional))
     except Exception as raised:  # noqa: BLE001 (the report has it)
         error = unwrap_group(raised)
+        if isinstance(error, InvalidFactoryError):
+            raise error from None
         if isinstance(error, trio.TooSlowError):
             error = NonConformanceError(f"it hangs: {str(error) or f'not done after {deadline:g} s'}")
         verdict = Verdict.NOT_APPLICABLE if isinstance(error, NotApplicableError) else Verdict.FAILED
@@ -146,6 +173,9 @@ async def run_conformance(
         checks: The checks to run.
         deadline: Seconds until a check counts as hanging.
         tell: Called with each outcome as it comes.
+
+    Raises:
+        InvalidFactoryError: The factory gives no pairs.
 
     Cancellation: The pair is closed at once.
     """
