@@ -55,6 +55,7 @@ PUBLIC_MODULES = (
     "trio_ledger_plugin.exchange",
     "trio_ledger_plugin.testing",
     "trio_ledger_plugin.telemetry",
+    "trio_ledger_plugin.admin",
 )
 
 
