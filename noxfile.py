@@ -21,14 +21,14 @@ PYTHONS = nox.project.python_versions(PYPROJECT)
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """Run all tests with coverage, including the slow ones and the ones against the JavaScript packages on Node."""
-    session.install("-e", ".[test]")
+    session.install("-e", ".[test,browser]")
     session.run(
         "pytest",
         *("-m", "slow or not slow"),
         "--cov",
         "--cov-report=term:skip-covered",
         *session.posargs,
-        env={"TRIO_LEDGER_PLUGIN_REQUIRE_NODE": "1", "TRIO_LEDGER_PLUGIN_REQUIRE_POSTGRES": "1"},
+        env={f"TRIO_LEDGER_PLUGIN_REQUIRE_{what}": "1" for what in ("NODE", "POSTGRES", "CHROMIUM")},
     )
 
 

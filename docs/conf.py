@@ -61,6 +61,7 @@ PUBLIC_MODULES = (
     "trio_ledger_plugin.exchange",
     "trio_ledger_plugin.testing",
     "trio_ledger_plugin.telemetry",
+    "trio_ledger_plugin.admin",
 )
 PLUGIN_CLASSES = {*OWN_CLASSES, "AccountPlugin"}
 

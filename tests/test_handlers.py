@@ -128,7 +128,7 @@ async def test_traceback_can_be_left_out():
     log = Lines()
     nothing: Any = None
     redacting = RedactingLog(log, (), tracebacks=False)
-    await fail(Handlers(redacting, PlainMoney(nothing, nothing).receive, max_reply=1000))
+    await fail(Handlers(redacting, Counters(), PlainMoney(nothing, nothing).receive, max_reply=1000))
     (line,) = log.lines
     places = r"test_handlers.py:\d+ in handle; after KeyError\('x'\) at test_handlers.py:\d+ in handle, "
     assert re.search(places + r"test_handlers.py:\d+ in look_up$", line), line

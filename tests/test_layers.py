@@ -44,6 +44,7 @@ SHIPPED = CORE | {
     "loopback",
     "registry",
     "environment",
+    "event_text",
     "opening",
     PACKAGE,
 }
@@ -58,10 +59,11 @@ LAYERS = (
     (("ilp",), VALUES | {"codec", "plugin"}),
     (("accounts",), CORE | {"codec", "net", "ilp"}),
     (("btp", "http", "loopback"), CORE | {"codec", "net", "websocket", "ilp", "accounts"}),
-    (("registry", "environment", "opening", PACKAGE), SHIPPED),
+    (("registry", "environment", "event_text", "opening", PACKAGE), SHIPPED),
+    (("admin",), SHIPPED),
     (
         ("stream", "telemetry", "testing", "pytest_plugin", "benchmark", "cli", "__main__"),
-        SHIPPED | {"stream", "testing", "benchmark", "cli"},
+        SHIPPED | {"admin", "stream", "testing", "benchmark", "cli"},
     ),
 )
 MAY_IMPORT = {unit: allowed for units, allowed in LAYERS for unit in units}

@@ -95,7 +95,7 @@ def test_program_freezers_find_the_own_plugins(tmp_path):
     program.write_text("from trio_ledger_plugin import open_plugin\n")
     finder = ModuleFinder([str(Path(registry.__file__).parents[1])])
     finder.run_script(str(program))
-    assert {cls.__module__ for cls in map(registry._load, registry.OWN_PLUGINS)} <= set(finder.modules)
+    assert {cls.__module__ for cls in map(registry._load_own, registry.OWN_PLUGINS)} <= set(finder.modules)
 
 
 def test_broken_plugins_of_other_packages_are_skipped(monkeypatch, tmp_path):

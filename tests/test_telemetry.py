@@ -28,8 +28,9 @@ from trio_ledger_plugin import (
     open_plugin,
 )
 from trio_ledger_plugin.btp.accounts import AccountsPlugin
+from trio_ledger_plugin.statistics import GAUGES
 from trio_ledger_plugin.stores import open_sqlite_store
-from trio_ledger_plugin.telemetry import GAUGES, Telemetry
+from trio_ledger_plugin.telemetry import Telemetry
 
 
 class Observatory:

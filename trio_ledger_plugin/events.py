@@ -6,8 +6,14 @@ events are kept, preceded by ``EventsDropped`` with the number of lost ones. ``F
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
 import trio
 from attrs import frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = [
     "AccountConnected",
@@ -138,12 +144,26 @@ class EventStream:
         # A clone, so that old events can be dropped even after the application has closed its own end.
         self._overflow = self.receiver.clone()
         self._closed = False
+        self._watchers: tuple[EventStream, ...] = ()
         self.dropped: int = 0
+
+    @contextmanager
+    def watch(self) -> Iterator[trio.MemoryReceiveChannel[Event]]:
+        """Yield a channel that gets each event within the block, besides ``receiver``."""
+        watcher = EventStream()
+        self._watchers += (watcher,)
+        try:
+            yield watcher.receiver
+        finally:
+            self._watchers = tuple(other for other in self._watchers if other is not watcher)
+            watcher.close()
 
     def publish(self, event: Event) -> None:
         """Deliver an event without waiting; events after ``close()`` are discarded."""
         if self._closed:
             return
+        for watcher in self._watchers:
+            watcher.publish(event)
         try:
             self._sender.send_nowait(event)
         except trio.WouldBlock:
@@ -169,6 +189,8 @@ class EventStream:
         """End the stream: buffered events can still be read, then the application's loop ends."""
         if last is not None:
             self.publish(last)
+        for watcher in self._watchers:
+            watcher.close()
         self._closed = True
         self._sender.close()
         self._overflow.close()

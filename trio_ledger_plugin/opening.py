@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .plugin import LedgerPlugin
     from .runtime.handlers import DataHandler, MoneyHandler, TransactionalMoneyHandler
 
-__all__ = ["create_plugin", "loopback_pair", "open_plugin"]
+__all__ = ["bare_nursery", "create_plugin", "loopback_pair", "open_plugin"]
 
 HOW_TO_OPEN = "a plugin is opened with 'async with open_plugin(...) as plugin:'"
 
@@ -269,7 +269,7 @@ async def _open(
         failures.append(failure)
         block.cancel()
 
-    async with _bare_nursery(nursery) as plugin_nursery:
+    async with bare_nursery(nursery) as plugin_nursery:
         plugin = plugin_class(options, checked, plugin_nursery, on_failed)
         if data_handler is not None:
             plugin.register_data_handler(data_handler)
@@ -311,8 +311,11 @@ async def _closing(plugin: LedgerPlugin) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def _bare_nursery(given: trio.Nursery | None) -> AsyncIterator[trio.Nursery]:
-    """Yield the given nursery, or one that raises an error of the block without a group."""
+async def bare_nursery(given: trio.Nursery | None) -> AsyncIterator[trio.Nursery]:
+    """Yield the given nursery, or one that raises an error of the block or of a task without a group.
+
+    Cancellation: Cancels the tasks of a nursery that was not given.
+    """
     if given is not None:
         yield given
         return

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .log import RedactingLog
     from .money.reconciliation import Transfers
     from .negotiation import PeerJournal
-    from .registration import Deregister, RegisterData, RegisterMoney, RegisterTransactional
+    from .registration import Deregister, RegisterData, RegisterMoney, RegisterTransactional, WatchEvents, WatchRequests
     from .runtime.exchange import Exchange
     from .runtime.handlers import Handlers
     from .runtime.tasks import TaskGroup
@@ -345,6 +345,8 @@ class LedgerPlugin(ABC):
         registration.register_transactional_money_handler
     )
     deregister_money_handler: ClassVar[Deregister] = registration.deregister_money_handler
+    watch_events: ClassVar[WatchEvents] = registration.watch_events
+    watch_requests: ClassVar[WatchRequests] = registration.watch_requests
 
     @property
     def transfers(self) -> Transfers:

@@ -1,4 +1,4 @@
-"""The methods of ``LedgerPlugin`` that register handlers (RFC-0024), and their types.
+"""The methods of ``LedgerPlugin`` that register handlers (RFC-0024) or watch a plugin, and their types.
 
 A class that takes a function from here as its method declares it ``ClassVar`` with one of these types: without it, type
 checkers infer different ones.
@@ -12,9 +12,16 @@ from .runtime.handlers import check_transactional
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
+    import trio
+
+    from .events import Event
     from .money.service import MoneyService
+    from .runtime.connector import Connector
+    from .runtime.context import Context
     from .runtime.handlers import DataHandler, Handlers, MoneyHandler, TransactionalMoneyHandler
+    from .runtime.workers import OnReply
 
 __all__ = [
     "Deregister",
@@ -22,25 +29,33 @@ __all__ = [
     "RegisterMoney",
     "RegisterTransactional",
     "Registers",
+    "WatchEvents",
+    "WatchRequests",
     "deregister_data_handler",
     "deregister_money_handler",
     "register_data_handler",
     "register_money_handler",
     "register_transactional_money_handler",
+    "watch_events",
+    "watch_requests",
 ]
 
 
 class Registers(Protocol):
     """What these functions use of the plugin whose methods they are."""
 
+    context: Context
     handlers: Handlers
     money: MoneyService
+    _connector: Connector
 
 
 RegisterData: TypeAlias = "Callable[[Registers, DataHandler], None]"
 RegisterMoney: TypeAlias = "Callable[[Registers, MoneyHandler], None]"
 RegisterTransactional: TypeAlias = "Callable[[Registers, TransactionalMoneyHandler], None]"
 Deregister: TypeAlias = "Callable[[Registers], None]"
+WatchEvents: TypeAlias = "Callable[[Registers], AbstractContextManager[trio.MemoryReceiveChannel[Event]]]"
+WatchRequests: TypeAlias = "Callable[[Registers, OnReply, OnReply], AbstractContextManager[None]]"
 
 
 def register_data_handler(self: Registers, handler: DataHandler) -> None:
@@ -101,3 +116,29 @@ def register_transactional_money_handler(self: Registers, handler: Transactional
 def deregister_money_handler(self: Registers) -> None:
     """Remove the money handler of either kind; running calls finish (RFC-0024, deregisterMoneyHandler)."""
     self.handlers.deregister_money()
+
+
+def watch_events(self: Registers) -> AbstractContextManager[trio.MemoryReceiveChannel[Event]]:
+    """Return a context manager that yields a channel of the plugin's events within its block.
+
+    Unlike clones of ``events``, which compete for each event, this channel gets every event, and so does ``events``. It
+    keeps 64 events, as ``events`` does.
+    """
+    return self._connector.stream.watch()
+
+
+def watch_requests(self: Registers, on_handled: OnReply, on_answered: OnReply) -> AbstractContextManager[None]:
+    """Return a context manager that has two functions called within its block, for metrics.
+
+    They are called for each request, so they must be fast, and they must not raise an exception. A server is watched
+    with all its accounts.
+
+    Args:
+        on_handled: Called with the reply to each request from the peer, before it is sent: when its handler was called,
+            in seconds of Trio's clock; and bytes, None for the acknowledgement of a transfer, or the error.
+        on_answered: Called likewise with the reply to each request of this end, or with the error that it fails with.
+
+    Raises:
+        RuntimeError: On entering the block: they are watched already.
+    """
+    return self.context.workers.watch(on_handled, on_answered)

@@ -24,6 +24,7 @@ __all__ = [
     "canonical_plugin_name",
     "find_class",
     "find_plugin",
+    "name_of_plugin",
     "resolve_plugin",
 ]
 
@@ -59,6 +60,11 @@ def canonical_plugin_name(name: object) -> str:
     if not isinstance(name, str) or not name:
         raise InvalidFieldsError(f"plugin: got {shown(name)}, must be the name of a plugin, such as 'btp'")
     return PLUGIN_ALIASES.get(name, name)
+
+
+def name_of_plugin(plugin: type[LedgerPlugin]) -> str:
+    """Return the name of a plugin in mappings, given its class; the class's own name if no mapping can name it."""
+    return next((name for name, known in _load_all() if known is plugin), plugin.__name__)
 
 
 def resolve_plugin(opts: object) -> tuple[type[LedgerPlugin], PluginOptions]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from attrs import asdict, astuple, define, frozen
 
-__all__ = ["Counters", "Statistics"]
+__all__ = ["GAUGES", "Counters", "Statistics"]
+
+#: The statistics that go up and down; all others only grow.
+GAUGES: Final = frozenset({"backlog_bytes", "calls_in_flight", "handler_bytes", "handlers_running", "links"})
 
 
 @frozen(kw_only=True)
@@ -107,5 +112,19 @@ class Counters:
 
     def add(self, other: Counters, times: int = 1) -> None:
         """Count what others have counted; with -1 times, no longer count it."""
-        for name, count in asdict(other).items():
-            setattr(self, name, getattr(self, name) + times * count)
+        # Not in a loop over the fields, which takes ten times as long: a server adds up all its accounts.
+        self.requests_sent += times * other.requests_sent
+        self.responses_received += times * other.responses_received
+        self.errors_received += times * other.errors_received
+        self.requests_received += times * other.requests_received
+        self.responses_sent += times * other.responses_sent
+        self.errors_sent += times * other.errors_sent
+        self.bytes_sent += times * other.bytes_sent
+        self.bytes_received += times * other.bytes_received
+        self.redials += times * other.redials
+        self.malformed_packets += times * other.malformed_packets
+        self.unexpected_responses += times * other.unexpected_responses
+        self.requests_refused += times * other.requests_refused
+        self.links_refused += times * other.links_refused
+        self.links_replaced += times * other.links_replaced
+        self.unauthenticated_dropped += times * other.unauthenticated_dropped

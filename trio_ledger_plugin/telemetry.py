@@ -18,7 +18,7 @@ import trio
 from attrs import fields
 
 from .runtime.handlers import as_bytes, begin_handling
-from .statistics import Statistics
+from .statistics import GAUGES, Statistics
 
 try:
     from opentelemetry.metrics import Observation, get_meter
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 __all__ = ["Telemetry"]
 
 SCOPE: Final = "trio_ledger_plugin"
-# Values that go up and down; all other statistics only grow.
-GAUGES: Final = frozenset({"backlog_bytes", "calls_in_flight", "handler_bytes", "handlers_running", "links"})
 
 
 class Telemetry:

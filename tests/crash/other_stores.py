@@ -53,7 +53,8 @@ class Loss:
         copied: Whether the end has an older copy of its own journal; otherwise it has begun another journal.
         credited: What it has credited and no longer knows.
         acked: The part of it that the other end knows to be credited.
-        sent: What it has sent and the other end has credited, and it no longer knows.
+        sent: What it has sent and no longer knows.
+        arrived: The part of it that the other end had credited when the store was replaced.
         read_from: How much of the error logs of both ends was written before.
     """
 
@@ -61,12 +62,13 @@ class Loss:
     credited: set[tuple[str, int]]
     acked: set[tuple[str, int]]
     sent: set[tuple[str, int]]
+    arrived: set[tuple[str, int]]
     read_from: tuple[int, int]
 
     @property
     def must_be_found(self) -> bool:
         """Whether the other end can know of it."""
-        return bool(self.acked or self.sent)
+        return bool(self.acked or self.arrived)
 
 
 @mutable
@@ -127,12 +129,13 @@ class OtherStores:
                 rmtree(self.copies.pop())
             self._give_up_open_ones()
         after, theirs = self.rows(), other.rows()
-        credited = before.credited - after.credited
+        credited, sent = before.credited - after.credited, before.sent.keys() - after.sent.keys()
         loss = Loss(
             copied=kind == "a copy",
             credited=credited,
             acked=credited & theirs.acked,
-            sent=(before.sent.keys() - after.sent.keys()) & theirs.credited,
+            sent=sent,
+            arrived=sent & theirs.credited,
             read_from=(self._errors(), other._errors()),
         )
         self.ever |= before.credited

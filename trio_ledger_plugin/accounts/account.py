@@ -160,21 +160,29 @@ class Account:
 
     def snapshot(self) -> AccountSnapshot:
         """Return a snapshot of the account."""
-        counted = self.context.counters.since(self._counted_before)
+        # In few steps: a snapshot of all accounts is one of thousands.
+        counters, before, budget = self.context.counters, self._counted_before, self.context.budget
+        connections, bytes_received, bytes_sent = 0, counters.bytes_received, counters.bytes_sent
+        for link in self.links:
+            connections += link.connections
+            bytes_received += link.bytes_received
+            bytes_sent += link.bytes_sent
         return AccountSnapshot(
             name=self.name,
-            connections=sum(link.connections for link in self.links),
+            connections=connections,
             connected_at=self._connected_at,
-            requests_received=counted.requests_received,
-            requests_sent=counted.requests_sent,
-            requests_refused=counted.requests_refused,
-            transfers_refused=counted.transfers_refused,
-            links_refused=counted.links_refused,
-            links_replaced=counted.links_replaced,
-            bytes_received=counted.bytes_received + sum(link.bytes_received for link in self.links),
-            bytes_sent=counted.bytes_sent + sum(link.bytes_sent for link in self.links),
-            calls_in_flight=self.context.budget.calls,
-            **self.context.budget.measure(),
+            requests_received=counters.requests_received - before.requests_received,
+            requests_sent=counters.requests_sent - before.requests_sent,
+            requests_refused=counters.requests_refused - before.requests_refused,
+            transfers_refused=counters.transfers_refused - before.transfers_refused,
+            links_refused=counters.links_refused - before.links_refused,
+            links_replaced=counters.links_replaced - before.links_replaced,
+            bytes_received=bytes_received - before.bytes_received,
+            bytes_sent=bytes_sent - before.bytes_sent,
+            calls_in_flight=budget.calls,
+            handlers_running=budget.handlers,
+            handler_bytes=budget.handler_bytes,
+            backlog_bytes=budget.backlog_bytes,
         )
 
     async def request(self, data: bytes) -> bytes:

@@ -12,6 +12,8 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from ..accounts.rates import AccountRates, per_second
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -63,21 +65,14 @@ class Meter:
         self._plugin = plugin
         self._at = trio.current_time()
         self._total = _requests(plugin.statistics())
-        self._seen: dict[str, tuple[float, int]] = {}
+        self._rates = AccountRates()
 
     def look(self) -> View:
         """Return what the server does now."""
         accounts, totals, now = self._plugin.accounts(), self._plugin.statistics(), trio.current_time()
-        elapsed = now - self._at
-        rates = {}
-        for account in accounts:
-            connected_at, before = self._seen.get(account.name, (account.connected_at, 0))
-            # An account that disconnected and connected again counts from zero.
-            done = _requests(account) - (before if connected_at == account.connected_at else 0)
-            rates[account.name] = _per_second(done, elapsed)
-        rate = _per_second(_requests(totals) - self._total, elapsed)
+        rate = per_second(_requests(totals) - self._total, now - self._at)
         self._at, self._total = now, _requests(totals)
-        self._seen = {account.name: (account.connected_at, _requests(account)) for account in accounts}
+        rates = self._rates.update(accounts)
         return View(at=now, accounts=accounts, totals=totals, rates=rates, rate=rate)
 
 
@@ -143,7 +138,3 @@ def _numbers(counted: AccountSnapshot | Statistics, rate: float) -> tuple[str, .
 
 def _requests(counted: AccountSnapshot | Statistics) -> int:
     return counted.requests_received + counted.requests_sent
-
-
-def _per_second(count: int, elapsed: float) -> float:
-    return count / elapsed if elapsed > 0 else 0.0

@@ -15,6 +15,7 @@ from ..btp.options import BtpOptions, ListenerOptions
 from ..btp.plugin import BtpPlugin
 from ..codec import ilp
 from ..errors import ConnectionLostError, LedgerPluginError
+from ..event_text import event_text
 from ..events import Connected, Disconnected
 from ..http.options import HttpOptions, IncomingOptions, OutgoingOptions
 from ..opening import open_plugin
@@ -25,7 +26,7 @@ from ..stream import Asset, ReceivedPacket, open_receiver, pay
 from ..stream.crypto import is_installed
 from ..testing.proxy import FaultProxy, open_fault_proxy
 from .errors import COMMON, ENDED, Exit, one_line, unwrap_error
-from .output import Screen, event_text
+from .output import Screen
 from .parameters import Command, Seconds, epilog, json_option
 from .replies import fulfill, make_question
 from .signals import run_until_sigterm

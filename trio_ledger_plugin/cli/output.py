@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
+from ..event_text import event_text
 from ..events import (
     AccountConnected,
     AccountConnectedAgain,
@@ -26,8 +27,7 @@ from ..events import (
     Failed,
     TransfersInDoubt,
 )
-from ..log import escape, format_message
-from ..money.doubts import describe_doubts
+from ..log import format_message
 from .background import open_stdout
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from ..events import Event
     from ..services import Log
 
-__all__ = ["LiveOutput", "Screen", "event_text", "open_live_output"]
+__all__ = ["LiveOutput", "Screen", "open_live_output"]
 
 
 class Screen:
@@ -191,24 +191,3 @@ class _OutputLog:
     def _write(self, level: str, style: str, message: str, params: tuple[object, ...]) -> None:
         text = format_message(message, *params)
         self._output.write("log", text, style, level=level, text=text)
-
-
-def event_text(event: Event) -> str:
-    """Return an event as a text for people."""
-    match event:
-        case Connected():
-            return "connected"
-        case Disconnected(reason):
-            return f"disconnected: {escape(reason)}"
-        case AccountConnected(account):
-            return f"{account} connected"
-        case AccountConnectedAgain(account, connections):
-            return f"{account} connected again, {connections} connections now"
-        case AccountDisconnected(account):
-            return f"{account} disconnected"
-        case Failed(error):
-            return f"failed: {escape(str(error))}"
-        case EventsDropped(count):
-            return f"{count} events were lost"
-        case TransfersInDoubt():
-            return describe_doubts(event)

@@ -18,6 +18,7 @@ from ..errors import InvalidFieldsError
 from ..http.options import HttpOptions, IncomingOptions
 from ..opening import open_plugin
 from ..services import PluginServices
+from .administration import AdminChoice, admin_choices, open_chosen_admin, page_line
 from .errors import COMMON, SECRET_VARIABLE, Exit, describe_problems
 from .output import open_live_output
 from .parameters import Command, epilog
@@ -58,6 +59,7 @@ EXAMPLES = """
   TRIO_LEDGER_PLUGIN_SECRET=... trio-ledger-plugin serve --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem
   trio-ledger-plugin serve --accounts
   trio-ledger-plugin serve --http --reply fulfill
+  trio-ledger-plugin serve --accounts --admin 7780
   trio-ledger-plugin serve --accounts --account-mode username --store accounts.db --allow-origin https://wallet.example
 """
 
@@ -117,6 +119,7 @@ EXAMPLES = """
 )
 @click.option("--http", "over_http", is_flag=True, help="Serve ILP over HTTP instead of BTP.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line and nothing else.")
+@admin_choices
 @accounts_choices
 @click.pass_context
 def serve(
@@ -135,6 +138,10 @@ def serve(
     standby: bool,
     over_http: bool,
     as_json: bool,
+    admin: int | None,
+    admin_host: str,
+    admin_token: str | None,
+    admin_names: tuple[str, ...],
     accounts: bool,
     **choices: Any,  # noqa: ANN401 (click gives what AccountChoices takes)
 ) -> int:
@@ -151,16 +158,20 @@ def serve(
 
     With --http the client sends ILP over HTTP (RFC-0035). HTTP carries no money, and the server sends no requests,
     unless --client-url says where to.
+
+    With --admin the server also serves a page for operators: what accounts do, rates, limits and events, and
+    transfers in doubt, which can be settled there. It has the server's certificate, except on 127.0.0.1.
     """
     _check_choices(context, accounts=accounts, over_http=over_http)
     ssl_context = tls_context(tls_cert, tls_key)
+    page = AdminChoice.make(admin, admin_host, admin_token, admin_names, ssl_context)
     choice = None if store is None else StoreChoice(store, replication)
     if accounts:
         chosen = AccountChoices(**choices)
         where = Where(host, port, ssl_context, trusted_proxies, proxy_protocol)
         make = make_http_accounts_options if over_http else make_accounts_options
         accounts_options = evolve(make(chosen, where), standby=standby)
-        run_until_sigterm(serve_accounts, accounts_options, chosen, reply, choice, as_json)
+        run_until_sigterm(serve_accounts, accounts_options, chosen, reply, choice, page, as_json)
         return Exit.OK
     shown = "***"
     if secret == "":
@@ -180,7 +191,7 @@ def serve(
     except InvalidFieldsError as error:
         raise click.UsageError(describe_problems(error, SUBJECTS)) from error
     with reporting_bind_errors():
-        run_until_sigterm(_serve, evolve(options, standby=standby), shown, reply, choice, as_json)
+        run_until_sigterm(_serve, evolve(options, standby=standby), shown, reply, choice, page, as_json)
     return Exit.OK
 
 
@@ -192,17 +203,32 @@ def _check_choices(context: click.Context, *, accounts: bool, over_http: bool) -
     """
     unused = {"secret"} if accounts else {field.name for field in fields(AccountChoices)}
     for param in context.command.params:
-        if param.name in unused and context.get_parameter_source(param.name) is ParameterSource.COMMANDLINE:
+        if param.name in unused and _is_given(context, param):
             why = "is for one client; with --accounts each has its own token" if accounts else "needs --accounts"
             raise click.UsageError(f"{param.opts[0]} {why}")
+        if (
+            param.name in {"admin_host", "admin_names"}
+            and context.params.get("admin") is None
+            and _is_given(context, param)
+        ):
+            raise click.UsageError(f"{param.opts[0]} needs --admin")
         if param.name == "client_url" and not over_http and context.params.get("client_url") is not None:
             raise click.UsageError("--client-url needs --http; over BTP the clients dial")
     if over_http and context.params.get("proxy_protocol"):
         raise click.UsageError("--proxy-protocol is for BTP; a proxy in front of --http sends X-Forwarded-For")
 
 
+def _is_given(context: click.Context, param: click.Parameter) -> bool:
+    return param.name is not None and context.get_parameter_source(param.name) is ParameterSource.COMMANDLINE
+
+
 async def _serve(
-    options: BtpOptions | HttpOptions, token: str, reply: str, store_choice: StoreChoice | None, as_json: bool
+    options: BtpOptions | HttpOptions,
+    token: str,
+    reply: str,
+    store_choice: StoreChoice | None,
+    admin: AdminChoice | None,
+    as_json: bool,
 ) -> None:
     async def take_money(amount: str) -> None:
         output.write("money", f"received money: {amount}", "green", amount=amount)
@@ -218,14 +244,16 @@ async def _serve(
                 data_handler=REPLIES[reply],
                 money_handler=take_money,
             ) as plugin,
+            open_chosen_admin(admin, plugin) as page,
         ):
             url = client_url(plugin.address, f":{token}")
             lines = (
                 f"listening on {plugin.address}, answering with: {reply}",
                 f"the client's URL: {url}",
+                *page_line(page),
                 "try it: trio-ledger-plugin ping URL (Ctrl-C ends the server)",
             )
-            introduce(output, lines, address=plugin.address, url=url)
+            introduce(output, lines, address=plugin.address, url=url, **({"admin": page} if page else {}))
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(write_events, output, plugin)
                 if output.has_live_lines:

@@ -23,6 +23,7 @@ from ..services import PluginServices
 from ..stores import MemoryStore
 from ..transfer import current_transfer
 from .accounts_table import Meter, accounts_table
+from .administration import AdminChoice, open_chosen_admin, page_line
 from .errors import describe_problems
 from .output import open_live_output
 from .parameters import Seconds, split_credentials
@@ -200,6 +201,7 @@ async def serve_accounts(
     choices: AccountChoices,
     reply: str,
     store_choice: StoreChoice | None,
+    admin: AdminChoice | None,
     as_json: bool,
 ) -> None:
     """Serve until SIGINT or SIGTERM arrives.
@@ -209,6 +211,7 @@ async def serve_accounts(
         choices: The options of the command line.
         reply: How the server answers requests to itself, a key of ``REPLIES``.
         store_choice: The store, if there is one.
+        admin: The admin page, if there is one.
         as_json: Whether to write JSON.
 
     Raises:
@@ -233,19 +236,20 @@ async def serve_accounts(
             plugin.register_money_handler(take_money)
             with reporting_bind_errors():
                 await plugin.connect()
-            _introduce(output, plugin, choices, reply)
-            if output.has_live_lines:
-                nursery.start_soon(show_live, output.screen, partial(_table, output.screen, Meter(plugin)))
-            else:
-                nursery.start_soon(write_events, output, plugin, EVENTS)
-                nursery.start_soon(_write_totals, output, Meter(plugin), choices.report_interval)
-            await anext(signals)
+            async with open_chosen_admin(admin, plugin) as page:
+                _introduce(output, plugin, choices, reply, page)
+                if output.has_live_lines:
+                    nursery.start_soon(show_live, output.screen, partial(_table, output.screen, Meter(plugin)))
+                else:
+                    nursery.start_soon(write_events, output, plugin, EVENTS)
+                    nursery.start_soon(_write_totals, output, Meter(plugin), choices.report_interval)
+                await anext(signals)
             await plugin.aclose()
             nursery.cancel_scope.cancel()
         write_closed(output, plugin)
 
 
-def _introduce(output: LiveOutput, plugin: AccountsServer, choices: AccountChoices, reply: str) -> None:
+def _introduce(output: LiveOutput, plugin: AccountsServer, choices: AccountChoices, reply: str, page: str) -> None:
     url = client_url(plugin.address, ":TOKEN" if choices.account_mode == "token" else "NAME:TOKEN")
     where = (
         f"listening on {plugin.address}, for accounts below {choices.address}, {choices.asset_code} with scale "
@@ -254,10 +258,13 @@ def _introduce(output: LiveOutput, plugin: AccountsServer, choices: AccountChoic
     lines = (
         where,
         f"a client's URL: {url}, with a token that the client chooses",
+        *page_line(page),
         "try it: trio-ledger-plugin ildcp URL (Ctrl-C ends the server)",
     )
-    asset = {"asset_scale": choices.asset_scale, "asset_code": choices.asset_code}
-    introduce(output, lines, address=plugin.address, ilp_address=choices.address, **asset)
+    more: dict[str, object] = {"asset_scale": choices.asset_scale, "asset_code": choices.asset_code}
+    if page:
+        more["admin"] = page
+    introduce(output, lines, address=plugin.address, ilp_address=choices.address, **more)
 
 
 async def _write_totals(output: LiveOutput, meter: Meter, seconds: float) -> None:

@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 import h11
-from attrs import frozen
+from attrs import asdict, frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -23,8 +23,10 @@ __all__ = [
     "BadMessageError",
     "HeadT",
     "Heads",
+    "PageHead",
     "RequestHead",
     "ResponseHead",
+    "read_page_head",
     "read_request_head",
     "read_response_head",
     "request_head",
@@ -87,6 +89,23 @@ class RequestHead:
     encoded: bool = False
 
 
+@frozen(kw_only=True)
+class PageHead(RequestHead):
+    """What the head of a request for a page says, which a browser may have sent.
+
+    Attributes:
+        query: The query of the target, without its question mark; empty if there is none.
+        host: The header ``Host``; empty if there is none, as in HTTP/1.0.
+        origin: The header ``Origin``; None if there is none.
+        fetch_site: The header ``Sec-Fetch-Site``; empty if there is none.
+    """
+
+    query: str = ""
+    host: str = ""
+    origin: str | None = None
+    fetch_site: str = ""
+
+
 @frozen
 class ResponseHead:
     """What the head of a response to a POST says.
@@ -123,8 +142,30 @@ def read_request_head(head: bytes) -> RequestHead:
     Raises:
         BadMessageError: It is not the head of a request, or its framing is ambiguous.
     """
+    return _request_head(_judge_request(head))
+
+
+def read_page_head(head: bytes) -> PageHead:
+    """Return what the head of a request for a page says; ``read_request_head`` documents the rest."""
+    event = _judge_request(head)
+    headers = _headers(event.headers)
+    origin = headers.get(b"origin")
+    return PageHead(
+        **asdict(_request_head(event)),
+        query=event.target.partition(b"?")[2].decode("latin-1"),
+        host=headers.get(b"host", b"").decode("latin-1"),
+        origin=None if origin is None else origin.decode("latin-1"),
+        fetch_site=headers.get(b"sec-fetch-site", b"").decode("latin-1"),
+    )
+
+
+def _judge_request(head: bytes) -> h11.Request:
     event = _judge(h11.SERVER, head)
     assert isinstance(event, h11.Request)
+    return event
+
+
+def _request_head(event: h11.Request) -> RequestHead:
     return request_head(event.method, _path(event.target), event.headers, is_old=event.http_version == b"1.0")
 
 

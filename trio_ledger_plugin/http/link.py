@@ -96,13 +96,25 @@ class HttpLink(Exchange):
         if self._client is None:
             await trio.lowlevel.checkpoint()
             raise NotConnectedError("there is no outgoing.url to send requests to; nothing was sent")
+        on_answered = self.context.workers.on_answered
+        began = 0.0 if on_answered is None else trio.current_time()
         self._active += 1
         try:
-            head, body = await self._client.exchange(self.calls, self.counters, name, request)
+            body = await self._exchange(self._client, name, request)
+        except LedgerPluginError as error:
+            if on_answered is not None:
+                on_answered(began, error)
+            raise
         finally:
             self._active -= 1
             if self._quiet is not None and not self._active:
                 self._quiet.set()
+        if on_answered is not None:
+            on_answered(began, body)
+        return body
+
+    async def _exchange(self, client: Client, name: str, request: bytes) -> bytes:
+        head, body = await client.exchange(self.calls, self.counters, name, request)
         if not head.is_wanted:
             self.counters.errors_received += 1
             raise _error_of(head, body)

@@ -11,7 +11,7 @@ from typing import Final, Generic
 
 import h11
 
-from .heads import MAX_HEAD, UNTIL_CLOSE, BadMessageError, Heads, HeadT, RequestHead, read_request_head, start_h11
+from .heads import MAX_HEAD, UNTIL_CLOSE, BadMessageError, Heads, HeadT, RequestHead, read_response_head, start_h11
 
 __all__ = ["MessageReader", "write_response"]
 
@@ -30,13 +30,17 @@ REASONS: Final = {
     200: "OK",
     400: "Bad Request",
     401: "Unauthorized",
+    403: "Forbidden",
     404: "Not Found",
     405: "Method Not Allowed",
     408: "Request Timeout",
+    409: "Conflict",
     413: "Content Too Large",
     415: "Unsupported Media Type",
     417: "Expectation Failed",
+    421: "Misdirected Request",
     431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
     501: "Not Implemented",
     502: "Bad Gateway",
     503: "Service Unavailable",
@@ -158,7 +162,7 @@ class MessageReader(Generic[HeadT]):
                 raise BadMessageError(413, f"the body is longer than {limit} bytes")
             return None
         if self._chunks is None:
-            role = h11.SERVER if self._heads.judge is read_request_head else h11.CLIENT
+            role = h11.CLIENT if self._heads.judge is read_response_head else h11.SERVER
             self._chunks = _Chunks(start_h11(role, self._head))
         body, rest = self._chunks.receive(self._take(len(self._data)), limit)
         if body is not None:
@@ -204,17 +208,20 @@ class _Chunks:
             raise BadMessageError(400, "the chunks of the body are not right") from error
 
 
-def write_response(status: int, text: str, *, keep_alive: bool, extra: str = "") -> bytes:
-    """Return a response with a text.
+def write_response(
+    status: int, body: str | bytes, *, keep_alive: bool, media_type: str = "text/plain; charset=utf-8", extra: str = ""
+) -> bytes:
+    """Return a response.
 
     Args:
         status: The status.
-        text: The body.
+        body: The body; text is sent as UTF-8.
         keep_alive: Whether the connection stays open.
+        media_type: The body's.
         extra: Further header lines, each with its line break.
     """
-    body = text.encode()
+    data = body.encode() if isinstance(body, str) else body
     return (
-        f"HTTP/1.1 {status} {REASONS[status]}\r\nContent-Type: text/plain; charset=utf-8\r\n{extra}"
-        f"{'' if keep_alive else CLOSE}Content-Length: {len(body)}\r\n\r\n"
-    ).encode() + body
+        f"HTTP/1.1 {status} {REASONS[status]}\r\nContent-Type: {media_type}\r\n{extra}"
+        f"{'' if keep_alive else CLOSE}Content-Length: {len(data)}\r\n\r\n"
+    ).encode() + data

@@ -18,7 +18,7 @@ from ..net.admission import Admission
 from ..net.descriptors import unauthenticated_limit
 from ..net.listen import NAMELESS, Listener, peer_address
 from ..net.shared_reader import SocketReaders, can_share
-from ..net.sockets import abort_stream
+from ..net.sockets import abort_stream, start_tls
 from .connection import ServerConnection, Serving
 from .heads import Heads, read_request_head
 from .pool import ALPN
@@ -125,7 +125,8 @@ class HttpServer:
                 self._left.unpark_all()
 
             try:
-                secured = stream if context is None else await self._start_tls(stream, context)
+                seconds = self.context.options.handshake_timeout
+                secured = stream if context is None else await start_tls(stream, context, seconds)
                 if secured is not None:
                     pending.progress()
                     await self._run(ServerConnection(self._serving, secured, peer, authenticated))
@@ -133,15 +134,6 @@ class HttpServer:
                 self.context.log.debug("a connection from %s ended: %s", peer, error)
             finally:
                 authenticated()
-
-    async def _start_tls(
-        self, stream: trio.abc.Stream, context: ssl.SSLContext
-    ) -> trio.SSLStream[trio.abc.Stream] | None:
-        secured = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
-        with trio.move_on_after(self.context.options.handshake_timeout):
-            await secured.do_handshake()
-            return secured
-        return None
 
     async def _run(self, connection: ServerConnection) -> None:
         self._connections[connection] = None

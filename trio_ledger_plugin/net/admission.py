@@ -20,8 +20,8 @@ from .forwarded import is_trusted
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ..log import RedactingLog
     from ..options.base import PluginOptions
+    from ..services import Log
     from ..statistics import Counters
 
 __all__ = ["Admission", "PendingPeer"]
@@ -88,7 +88,7 @@ class Admission:
         log: Gets the refusals.
     """
 
-    def __init__(self, options: PluginOptions, counters: Counters, log: RedactingLog) -> None:
+    def __init__(self, options: PluginOptions, counters: Counters, log: Log) -> None:
         self._options = options
         self._log = log
         self._counters = counters

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import trio
 
-__all__ = ["abort_stream", "plain_socket", "read_socket", "write_socket"]
+if TYPE_CHECKING:
+    import ssl
+
+__all__ = ["abort_stream", "plain_socket", "read_socket", "start_tls", "write_socket"]
 
 
 async def abort_stream(stream: trio.abc.AsyncResource) -> None:
@@ -23,6 +27,23 @@ async def abort_stream(stream: trio.abc.AsyncResource) -> None:
     with suppress(Exception), trio.move_on_after(0, shield=True) as scope:
         scope.cancel()
         await stream.aclose()
+
+
+async def start_tls(
+    stream: trio.abc.Stream, context: ssl.SSLContext, seconds: float
+) -> trio.SSLStream[trio.abc.Stream] | None:
+    """Do the server's part of the TLS handshake of HTTPS; return None if the client takes longer.
+
+    Raises:
+        trio.BrokenResourceError: The handshake failed, or the connection broke.
+
+    Cancellation: The stream must be closed then.
+    """
+    secured = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
+    with trio.move_on_after(seconds):
+        await secured.do_handshake()
+        return secured
+    return None
 
 
 def plain_socket(stream: object) -> trio.socket.SocketType | None:

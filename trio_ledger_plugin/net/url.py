@@ -13,7 +13,7 @@ from attrs import frozen
 
 from ..secret import Secret
 
-__all__ = ["ServerUrl", "parse_http", "parse_location", "parse_server", "split_url"]
+__all__ = ["ServerUrl", "is_loopback", "parse_http", "parse_location", "parse_server", "split_url"]
 
 # What ilp-plugin-btp percent-encodes in an account and a token: the userinfo percent-encode set of the URL standard,
 # besides control characters and all that is not ASCII.
@@ -56,11 +56,16 @@ class ServerUrl:
     @property
     def is_loopback(self) -> bool:
         """Whether the host is this machine, so that the traffic crosses no network."""
-        name = self.host.lower().removesuffix(".")
-        try:
-            return ip_address(name).is_loopback
-        except ValueError:
-            return name == "localhost" or name.endswith(".localhost")
+        return is_loopback(self.host)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, a name or an IP address without brackets, is this machine."""
+    name = host.lower().removesuffix(".")
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost" or name.endswith(".localhost")
 
 
 def split_url(url: str) -> tuple[str, str, str, str]:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ..statistics import Counters
     from .context import Context
     from .handlers import AnyReply, Payload, Reply
+    from .workers import OnReply
 
 __all__ = ["Exchange", "measure_links"]
 
@@ -156,6 +157,8 @@ class Exchange(ABC):
         try:
             self.send_request(request_id, request)
             self.counters.requests_sent += 1
+            if self.context.workers.on_answered is not None:
+                return await self._wait_watched(call, self.context.workers.on_answered)
             if call.early is not None:
                 await trio.lowlevel.checkpoint()
                 return call.early.unwrap()
@@ -163,6 +166,24 @@ class Exchange(ABC):
             return response
         finally:
             calls.forget(request_id)
+
+    async def _wait_watched(self, call: Call, on_answered: OnReply) -> bytes:
+        """Wait for the reply to a call, and report it.
+
+        Cancellation: The response is ignored.
+        """
+        began = trio.current_time()
+        try:
+            if call.early is not None:
+                await trio.lowlevel.checkpoint()
+                response: bytes = call.early.unwrap()
+            else:
+                response = await park(call)
+        except LedgerPluginError as error:
+            on_answered(began, error)
+            raise
+        on_answered(began, response)
+        return response
 
     async def transfer(self, transfer: Transfer) -> int:
         """Send a transfer, once; ``LedgerPlugin.carry_money`` documents the errors.

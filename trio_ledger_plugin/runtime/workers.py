@@ -8,16 +8,19 @@ money handler is not cancelled, since only it knows whether it has applied the t
 from __future__ import annotations
 
 from collections import deque
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import trio
 
+from ..errors import UnreachableError
 from ..parking import Waiter, park
 from ..request import enter_request
 from ..transfer import Transfer
 from .tasks import unwrap_group
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from contextvars import Context
 
     from ..request import IncomingRequest
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     from .handlers import AnyReply, Handlers, Payload
     from .tasks import TaskGroup
 
-__all__ = ["RequestQueue", "WorkerPool"]
+__all__ = ["OnReply", "RequestQueue", "WorkerPool"]
 
 # What a waiting request costs besides its payload: many empty requests must not grow without bound either.
 REQUEST_BYTES = 200
@@ -38,6 +41,8 @@ LOOK_AT = 16
 
 # A request's id, its payload, and the bytes for which it counts.
 _Job: TypeAlias = "tuple[int, Payload, int]"
+# Called with when a request began, on Trio's clock, and its reply.
+OnReply: TypeAlias = "Callable[[float, AnyReply], None]"
 
 
 class Requester(Protocol):
@@ -178,6 +183,9 @@ class WorkerPool:
         self._tasks = tasks
         self._log = log
         self._timeout = timeout
+        #: Called with each reply of a handler, and with each that a call of this end got; None if they are not watched.
+        self.on_handled: OnReply | None = None
+        self.on_answered: OnReply | None = None
         self.idle: list[_Worker] = []
         self._least_idle = 0
         # Deadlines in the order in which the requests began: the first is the first to be due.
@@ -191,6 +199,21 @@ class WorkerPool:
     def new_context(self) -> Context:
         """Return a fresh copy of the context in which the plugin was made."""
         return self._tasks.context.copy()
+
+    @contextmanager
+    def watch(self, on_handled: OnReply, on_answered: OnReply) -> Iterator[None]:
+        """Have two functions called with the replies within the block.
+
+        Raises:
+            RuntimeError: Others are called already.
+        """
+        if self.on_handled is not None:
+            raise RuntimeError("the plugin's requests are watched already")
+        self.on_handled, self.on_answered = on_handled, on_answered
+        try:
+            yield
+        finally:
+            self.on_handled = self.on_answered = None
 
     def run(self, queue: RequestQueue, request_id: int, payload: Payload, size: int) -> None:
         """Serve one request, which counts as running already, in an idle task or in a new one."""
@@ -290,6 +313,8 @@ class WorkerPool:
                 worker.answered = True
                 worker.queue.requester.expire(worker.request_id)
                 worker.scope.cancel()
+                if self.on_handled is not None:
+                    self.on_handled(deadline - self._timeout, UnreachableError("the handler took too long"))
         return again
 
     async def _work(self, worker: _Worker) -> None:
@@ -314,7 +339,8 @@ class WorkerPool:
 
     async def _serve(self, worker: _Worker, queue: RequestQueue) -> None:
         requester = queue.requester
-        self._deadlines[worker] = trio.current_time() + self._timeout
+        began = trio.current_time()
+        self._deadlines[worker] = began + self._timeout
         reply = await queue.handlers.answer(worker.payload)
         # The handler has ended; what follows is not part of its time.
         worker.payload = b""
@@ -327,6 +353,8 @@ class WorkerPool:
             # The handler ignored its cancellation. The scope cannot be used again, so this task ends here.
             await trio.lowlevel.checkpoint()
         else:
+            if self.on_handled is not None:
+                self.on_handled(began, reply)
             await requester.reply(worker.request_id, reply)
         self._release(worker, queue)
         found = self._next_request(worker)

@@ -1,0 +1,70 @@
+"""Whether plugins do their work, and if not, why."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import define, field
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from .watched import Watched
+
+__all__ = ["Health", "check_health"]
+
+
+@define
+class Health:
+    """What is wrong.
+
+    Attributes:
+        reasons: Why a plugin does not work.
+        warnings: What an operator should look at; the plugins work.
+    """
+
+    reasons: list[str] = field(factory=list)
+    warnings: list[str] = field(factory=list)
+
+    @property
+    def status(self) -> int:
+        """The status of an HTTP response: 200, or 503 if a plugin does not work."""
+        return 503 if self.reasons else 200
+
+    def as_json(self) -> dict[str, object]:
+        """Return it as JSON."""
+        return {
+            "status": "failing" if self.reasons else "ok",
+            "reasons": self.reasons,
+            "warnings": self.warnings,
+        }
+
+
+async def check_health(plugins: Iterable[Watched]) -> Health:
+    """Check plugins and their stores.
+
+    Cancellation: Safe at any time.
+    """
+    health = Health()
+    for watched in plugins:
+        await _check(watched, health)
+    return health
+
+
+async def _check(watched: Watched, health: Health) -> None:
+    name = watched.name
+    end = watched.find_end()
+    if end:
+        health.reasons.append(f"{name}: {end}")
+        return
+    if not watched.plugin.is_connected():
+        if watched.waits_for_client:
+            health.warnings.append(f"{name}: no client is connected")
+        else:
+            health.reasons.append(f"{name}: not connected")
+    money = await watched.money.look()
+    if watched.money.has_failed:
+        health.reasons.append(f"{name}: the store fails or does not answer; the log says why")
+    elif money is not None and money.count:
+        are = "transfer is" if money.count == 1 else "transfers are"
+        health.warnings.append(f"{name}: {money.count} {are} in doubt")
