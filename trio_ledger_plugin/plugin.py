@@ -133,9 +133,8 @@ class LedgerPlugin(ABC):
     async def carry_money(self, transfer: Transfer) -> int | None:
         """Carry one transfer to the peer, once, and return when it is acknowledged.
 
-        At ``MoneyLevel.KEYED`` the peer must get its key and number; return the number of the peer's receipt, if any.
-        ``TransferInDoubtError`` means that the peer may have applied it, ``RemoteError`` that it was refused, another
-        ``LedgerPluginError`` that nothing was sent.
+        At KEYED the peer must get its key and number; return the number of the peer's receipt. ``TransferInDoubtError``
+        means that the peer may have applied it, ``RemoteError`` that it was refused, any other that nothing was sent.
         """
         exchange = self._exchange
         if exchange is None:
@@ -235,8 +234,8 @@ class LedgerPlugin(ABC):
             if self.begin_closing():
                 handlers = self.context.budget.wait_no_handlers, self.money.finish_handlers
                 calls = (exchange.drain for exchange in self.exchanges())
-                finish = self.finish_calls, self.money.finish_records
-                await finish_within(self.options.close_timeout, handlers, calls, finish)
+                records = self.finish_calls, self.money.finish_records
+                await finish_within(self.options.close_timeout, handlers, calls, records)
         finally:
             await self._connector.stop()  # noqa: ASYNC102 (it shields itself, with a deadline)
 
@@ -363,12 +362,8 @@ class LedgerPlugin(ABC):
 
     def statistics(self) -> Statistics:
         """Return a snapshot of the plugin's statistics; may be called from any thread."""
-        now = measure_links(self.exchanges()) | self.context.budget.measure() | self.remembered()
+        now = measure_links(self.exchanges()) | self.context.measure()
         return Statistics.of(self.counted(), events_dropped=self._connector.stream.dropped, **now)
-
-    def remembered(self) -> dict[str, int]:
-        """Return what the journal remembers now, as ``Statistics`` names it."""
-        return self.money.measure()
 
     # What the author of a plugin calls.
 
@@ -425,8 +420,6 @@ class LedgerPlugin(ABC):
     def check_thread(self) -> None:
         """Raise ``RuntimeError`` if called in another thread than the plugin runs in."""
         self._connector.check_thread()
-
-    # What the plugin's parts call.
 
     async def _receive_transfer(self, transfer: Transfer, handlers: Handlers) -> LedgerPluginError | Receipt | None:
         return await self.money.receive(transfer, handlers)

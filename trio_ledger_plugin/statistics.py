@@ -9,7 +9,19 @@ from attrs import asdict, astuple, define, frozen
 __all__ = ["GAUGES", "Counters", "Statistics"]
 
 #: The statistics that go up and down; all others only grow.
-GAUGES: Final = frozenset({"backlog_bytes", "calls_in_flight", "handler_bytes", "handlers_running", "links"})
+GAUGES: Final = frozenset(
+    {
+        "accounts_remembered",
+        "backlog_bytes",
+        "calls_in_flight",
+        "handler_bytes",
+        "handlers_running",
+        "links",
+        "transfers_remembered",
+    }
+)
+# Without a journal.
+NOTHING_REMEMBERED: Final = {"transfers_remembered": 0, "accounts_remembered": 0}
 
 
 @frozen(kw_only=True)
@@ -82,7 +94,7 @@ class Statistics:
         counted = asdict(counters)
         counted["bytes_sent"] += bytes_sent
         counted["bytes_received"] += bytes_received
-        return cls(**counted, **now)
+        return cls(**counted, **(NOTHING_REMEMBERED | now))
 
 
 @define

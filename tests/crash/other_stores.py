@@ -81,6 +81,7 @@ class OtherStores:
         lost: What was credited and must never be credited again.
         ever: Everything that was credited in a store that is gone.
         replaced: How many stores took the place of another.
+        made: How many copies were made.
     """
 
     config: Config
@@ -88,6 +89,7 @@ class OtherStores:
     lost: set[tuple[str, int]] = field(factory=set)
     ever: set[tuple[str, int]] = field(factory=set)
     replaced: int = 0
+    made: int = 0
 
     @property
     def home(self) -> Path:
@@ -100,7 +102,8 @@ class OtherStores:
         """Copy the store of the end, which is not running."""
         if not (self.home / FILES[0]).exists():
             return
-        directory = self.home / f"copy {self.replaced} {len(list(self.home.glob('copy *')))}"
+        self.made += 1
+        directory = self.home / f"copy {self.made}"
         directory.mkdir()
         self._copy(self.home, directory)
         self.copies.append(directory)

@@ -10,7 +10,7 @@ from attrs import evolve, frozen
 
 from ..codec import ildcp, ilp
 from ..errors import DecodeError, InvalidFieldsError, NotConnectedError
-from ..money.service import NOTHING_REMEMBERED, MoneyLink
+from ..money.service import MoneyLink
 from ..plugin import LedgerPlugin
 from ..runtime.handlers import Handlers
 from ..runtime.hosted import HostedConnector
@@ -104,7 +104,7 @@ class Account:
         self.name: str = name
         counters = Counters()
         handlers = _AccountHandlers(name, server, counters, info, receive, changed)
-        self.context: Context = evolve(server, counters=counters, handlers=handlers, budget=budget)
+        self.context: Context = evolve(server, counters=counters, handlers=handlers, budget=budget, gauges=[])
         # The open links, the newest last.
         self.links: dict[Exchange, None] = {}
         self.plugin: AccountPlugin | None = None
@@ -372,10 +372,6 @@ class AccountPlugin(LedgerPlugin):
     def counted(self) -> Counters:
         """Return what was counted for the account since this plugin was made."""
         return self.counters.since(self._counted_before)
-
-    def remembered(self) -> dict[str, int]:
-        """Return zeros: the journal is the server's."""
-        return NOTHING_REMEMBERED
 
     def server_ended(self, failure: PluginFailedError | None) -> None:
         """End with the server."""

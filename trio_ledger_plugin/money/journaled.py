@@ -80,6 +80,7 @@ class JournaledMoney(MoneyService):
         self.journal.on_open = self._opened
         self.journal.wake_sender = self._wake_sender
         context.timers.periodic += [self, self.outbox]
+        context.gauges.append(self._measure)
 
     def _new_sender(self, account: str, context: Context, link: MoneyLink, doubts: Doubts) -> Sender:
         return Sender(
@@ -212,7 +213,7 @@ class JournaledMoney(MoneyService):
         except StoreError as error:
             self._context.log.warn("cannot record that there is a money handler: %s", error)
 
-    def measure(self) -> dict[str, int]:
+    def _measure(self) -> dict[str, int]:
         """Return what is remembered now."""
         room = self.journal.sql.room
         return {"transfers_remembered": room.keys, "accounts_remembered": room.accounts}

@@ -28,12 +28,10 @@ if TYPE_CHECKING:
 
     Carry: TypeAlias = Callable[[Transfer], Awaitable[int | None]]
 
-__all__ = ["NOTHING_REMEMBERED", "NO_HANDLER", "MoneyLink", "MoneyService"]
+__all__ = ["NO_HANDLER", "MoneyLink", "MoneyService"]
 
 # Why money is refused when no handler takes it; the code is T00.
 NO_HANDLER: Final = "no money handler is registered"
-# What is remembered without a journal, as ``Statistics`` names it.
-NOTHING_REMEMBERED: Final = {"transfers_remembered": 0, "accounts_remembered": 0}
 
 
 @frozen
@@ -125,10 +123,6 @@ class MoneyService(ABC):
 
     def handler_registered(self) -> None:
         """Call the new money handler, of either kind, for what waits in the journal."""
-
-    def measure(self) -> dict[str, int]:
-        """Return what is remembered now, as ``Statistics`` names it; may be called from any thread."""
-        return NOTHING_REMEMBERED
 
     # What peers are told.
 

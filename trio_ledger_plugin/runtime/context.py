@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from attrs import frozen
+from attrs import field, frozen
 
 from ..log import RedactingLog, StdlibLog
 from ..statistics import Counters
@@ -31,7 +31,7 @@ __all__ = ["Context"]
 class Context:
     """What the parts of a plugin share. It knows no protocol, no money and no plugin.
 
-    An account's context is its server's, except for counters, handlers and budget.
+    An account's context is its server's, except for counters, handlers, budget and gauges.
 
     Attributes:
         options: The plugin's options.
@@ -42,6 +42,7 @@ class Context:
         workers: The tasks that run handlers.
         handlers: The application's handlers.
         budget: Counts what the plugin or the account uses.
+        gauges: Each returns what a part of the plugin has now, as ``Statistics`` names it; called from any thread.
     """
 
     options: PluginOptions
@@ -52,6 +53,14 @@ class Context:
     workers: WorkerPool
     handlers: Handlers
     budget: Budget
+    gauges: list[Callable[[], dict[str, int]]] = field(factory=list)
+
+    def measure(self) -> dict[str, int]:
+        """Return what is used now, as ``Statistics`` names it; may be called from any thread."""
+        now = self.budget.measure()
+        for gauge in self.gauges:
+            now |= gauge()
+        return now
 
     @classmethod
     def for_plugin(
