@@ -20,6 +20,7 @@ from support.scripted import ScriptedOptions
 
 import trio_ledger_plugin
 from trio_ledger_plugin import (
+    InvalidFieldsError,
     InvalidServicesError,
     LedgerLostError,
     MoneyLevel,
@@ -27,6 +28,7 @@ from trio_ledger_plugin import (
     PluginServices,
     RemoteError,
     StoreError,
+    TransferState,
     UnreachableError,
 )
 from trio_ledger_plugin.money.lease import BEAT_SECONDS, LEASE_SECONDS
@@ -181,6 +183,30 @@ async def test_transfers_on_two_connections_get_different_numbers(postgres_dsn: 
         totals = journal.history.totals(first, "")
     assert results == [1, 2, 3, 4]
     assert totals.in_doubt + totals.received == 20
+
+
+async def test_transfer_settled_on_two_connections_counts_once(postgres_dsn: str) -> None:
+    async with open_postgres_store(postgres_dsn, replication="none") as store:
+        journal = new_journal(lambda: 0.0, dialect=POSTGRES)
+        await store.transaction(partial(journal.open, settle=True))
+        transfer = transfer_of("", "k", 5, MoneyLevel.KEYED)
+        begin = partial(journal.outgoing.begin, transfer=transfer, peer=PeerJournal(PEER_OFFER), plain_allowed=True)
+        sent = await store.transaction(begin)
+        assert isinstance(sent, BeingSent)
+    connect = partial(psycopg.connect, postgres_dsn, options="-c search_path=lpi")
+
+    def confirm() -> None:
+        with pytest.raises(InvalidFieldsError, match="settled meanwhile"):
+            journal.history.settle(second, "", "k", TransferState.ACKED)
+
+    with connect() as first, connect() as second:
+        journal.outgoing.answered(first, sent, None)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, confirm)
+            await trio.sleep(0.3)
+            first.commit()
+        second.rollback()
+        assert journal.history.totals(first, "").sent == 5
 
 
 async def test_process_that_stands_by_calls_no_handler(postgres_dsn: str, clock: Any) -> None:

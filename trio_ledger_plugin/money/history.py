@@ -193,7 +193,9 @@ class SqlHistory:
         if state not in TRANSITIONS[entry.state]:
             raise InvalidFieldsError(f"transfer {key!r} is {entry.state.value} already; nothing was changed")
         values = (state.value, None, None, None, None, time(), self._age(), entry.number)
-        connection.execute(self._sql.SETTLE, values)
+        if not connection.execute(self._sql.SETTLE, values).rowcount:
+            # On another connection, since it was read.
+            raise InvalidFieldsError(f"transfer {key!r} was settled meanwhile; nothing was changed")
         connection.execute(self._sql.DROP_TO_SEND, (entry.number,))
         transfer = Transfer(str(entry.amount), account, key=key, level=entry.level)
         if state is TransferState.ACKED:
