@@ -466,6 +466,8 @@ async def test_peer_notices_a_copy_of_the_database(postgres_server: Server, cloc
     restored = await offer(postgres_server.dsn(f"copy_of_{name}"), 2)
     assert latest.journal == restored.journal
     peers, connection = book.journal.peers, book.connection
+    # Journals of peers are remembered once money has moved.
+    book.receive("k", peer=latest.journal)
     assert peers.meet(connection, "", PeerJournal(latest)).trouble == ""
     assert "restored from a copy" in peers.meet(connection, "", PeerJournal(restored)).trouble
 
