@@ -14,6 +14,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="n
 async def test_killed_receiver_books_each_fulfilled_packet_once(tmp_path):
     result = await run(100, 1, tmp_path)
     assert result.kills == 100
-    assert result.fulfilled > 500
+    assert result.fulfilled > 200
     # Packets met their receiver's death between their booking and their Fulfill, and came again.
     assert result.repeated > 10
