@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import signal
 import socket
 import sys
@@ -107,6 +108,21 @@ async def test_serve_with_a_client_ends_within_a_second() -> None:
             assert not client.is_connected()
         assert f"the client's URL: {address.replace('://', '://:***@')}" in server.output
         assert CANARY not in server.output
+
+
+@posix
+async def test_server_shows_a_whole_command_to_paste() -> None:
+    """A newcomer would put the URL into it by hand, and get the quotes or the token wrong."""
+    for mode, env in (((), {}), (("--accounts",), {}), ((), {"TRIO_LEDGER_PLUGIN_SECRET": CANARY}), (("--http",), {})):
+        async with serving(*mode, **env) as server:
+            command = shlex.split(await server.wait_for(r"try it: (.*) \(Ctrl-C ends the server\)"))
+            if env:
+                assert command.pop(0) == "TRIO_LEDGER_PLUGIN_SECRET=..."
+            name, *args = command
+            assert name == "trio-ledger-plugin"
+            code, stdout, stderr = await run(*args, stdin=b"", **env)
+            assert (code, stderr) == (0, ""), stdout
+            assert CANARY not in server.output
 
 
 @posix

@@ -217,6 +217,7 @@ async def test_serve_accounts_json() -> None:
         await server.wait_for(r'("event": "totals", "accounts": 0)')
         assert (await server.end(signal.SIGINT))[0] == 0
     lines = [json.loads(line) for line in server.output.splitlines()]
+    assert all(line.pop("time") for line in lines)
     assert lines[0] == {
         "event": "listening",
         "address": address,
@@ -229,7 +230,7 @@ async def test_serve_accounts_json() -> None:
     ended = "a connection of account alice from 127.0.0.1 ended: the peer closed the connection with 1000"
     assert told == [
         {"event": "account_connected", "account": "alice"},
-        {"event": "money", "account": "alice", "amount": "250"},
+        {"event": "money", "account": "alice", "amount": "250", "key": None, "level": "plain"},
         {"event": "log", "level": "info", "text": ended},
         {"event": "account_disconnected", "account": "alice"},
         {"event": "log", "level": "warn", "text": refused},

@@ -150,7 +150,7 @@ async def _ping(
     silent: bool,
 ) -> None:
     timeout = options.response_timeout
-    async with open_plugin(options, connect=ConnectOptions(timeout=timeout * 1000)) as plugin:
+    async with open_plugin(options, connect=ConnectOptions(seconds=timeout)) as plugin:
         with screen.progress("{task.description}", silent=silent) as bar:
             task = bar.add_task(options.address, total=count)
             for number in range(count):

@@ -34,9 +34,11 @@ from .serving import (
     Where,
     client_url,
     introduce,
+    money_values,
     open_store,
     reporting_bind_errors,
     show_live,
+    try_it,
     write_closed,
     write_events,
 )
@@ -219,8 +221,9 @@ async def serve_accounts(
     """
 
     async def take_money(amount: str) -> None:
-        account = current_transfer().account
-        output.write("money", f"received money from {account}: {amount}", "green", account=account, amount=amount)
+        transfer = current_transfer()
+        text = f"received money from {transfer.account}: {amount}"
+        output.write("money", text, "green", account=transfer.account, **money_values(transfer))
 
     async with AsyncExitStack() as stack:
         signals = stack.enter_context(trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM))
@@ -259,7 +262,7 @@ def _introduce(output: LiveOutput, plugin: AccountsServer, choices: AccountChoic
         where,
         f"a client's URL: {url}, with a token that the client chooses",
         *page_line(page),
-        "try it: trio-ledger-plugin ildcp URL (Ctrl-C ends the server)",
+        try_it("ildcp", url.replace("NAME", "alice").replace("TOKEN", "a-token"), "the server"),
     )
     more: dict[str, object] = {"asset_scale": choices.asset_scale, "asset_code": choices.asset_code}
     if page:
