@@ -88,7 +88,7 @@ async def test_ping_measures_what_serve_answers(reply: str, kind: str) -> None:
         assert took < 1
         assert "connected\n" in server.output
         assert "closed; 5 requests, 5 answered, 0 refused" in server.output
-        assert server.output.count(token) == 1
+        assert server.output.count(token) == 2
         assert "\x1b" not in server.output
 
 

@@ -153,7 +153,7 @@ def serve(
     """Listen for one client, answer its requests, accept its money, and show what it does.
 
     A new client with the right token replaces the previous one. Without --secret the server makes a random token and
-    shows it once, in the URL for the client. On a terminal the last line shows the rates. Ctrl-C or SIGTERM ends the
+    shows it at its start, in the URL for the client. On a terminal the last line shows the rates. Ctrl-C or SIGTERM ends the
     server within a second, with exit code 0.
 
     With --accounts every client has an account of its own, below the server's ILP address, and a token of its own
