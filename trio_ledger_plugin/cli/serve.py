@@ -18,8 +18,8 @@ from ..errors import InvalidFieldsError
 from ..http.options import HttpOptions, IncomingOptions
 from ..opening import open_plugin
 from ..services import PluginServices
-from .administration import AdminChoice, admin_choices, open_chosen_admin, page_line
 from ..transfer import current_transfer
+from .administration import AdminChoice, admin_choices, open_chosen_admin, page_line
 from .errors import COMMON, SECRET_VARIABLE, Exit, describe_problems
 from .output import open_live_output
 from .parameters import Command, epilog
@@ -153,8 +153,8 @@ def serve(
     """Listen for one client, answer its requests, accept its money, and show what it does.
 
     A new client with the right token replaces the previous one. Without --secret the server makes a random token and
-    shows it at its start, in the URL for the client. On a terminal the last line shows the rates. Ctrl-C or SIGTERM ends the
-    server within a second, with exit code 0.
+    shows it at its start, in the URL for the client. On a terminal the last line shows the rates. Ctrl-C or SIGTERM
+    ends the server within a second, with exit code 0.
 
     With --accounts every client has an account of its own, below the server's ILP address, and a token of its own
     choice. A Prepare to another account is forwarded there unchanged; the server keeps no balances. Requests to the

@@ -163,10 +163,15 @@ def money_values(transfer: Transfer) -> dict[str, object]:
     return {"amount": transfer.amount, "key": transfer.key, "level": transfer.level.value}
 
 
-async def write_events(output: LiveOutput, plugin: LedgerPlugin, kinds: tuple[type, ...] = (object,)) -> None:
-    """Write the plugin's events of these classes as they come."""
+async def write_events(
+    output: LiveOutput,
+    plugin: LedgerPlugin,
+    kinds: tuple[type, ...] = (object,),
+    is_drawn: Callable[[], bool] = lambda: False,
+) -> None:
+    """Write the plugin's events of these classes as they come, except while a table is drawn that shows the same."""
     async for event in plugin.events:
-        if isinstance(event, kinds):
+        if isinstance(event, kinds) and not is_drawn():
             output.write_event(event)
 
 
