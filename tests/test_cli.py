@@ -126,6 +126,19 @@ async def test_server_shows_a_whole_command_to_paste() -> None:
 
 
 @posix
+@pytest.mark.parametrize("mode", [(), ("--accounts",), ("--http",)], ids=["btp", "accounts", "http"])
+async def test_server_for_others_without_tls_says_so_after_its_first_line(mode: tuple[str, ...]) -> None:
+    """Its user would not know that tokens can be read on the way; a program reads first where the server listens."""
+    anywhere = "0.0.0.0"  # noqa: S104 (the mistake that the test is about)
+    async with serving(*mode, "--host", anywhere, "--json", TRIO_LEDGER_PLUGIN_SECRET=CANARY) as server:
+        await server.wait_for("(without TLS: whoever is on the way)")
+        await server.end(signal.SIGTERM)
+    first, second, *_ = map(json.loads, server.output.splitlines())
+    assert first["event"] == "listening"
+    assert (second["event"], second["level"]) == ("log", "warn")
+
+
+@posix
 async def test_wrong_token_is_refused_and_the_server_says_why() -> None:
     async with serving(TRIO_LEDGER_PLUGIN_SECRET=CANARY) as server:
         address = await server.wait_for(r"listening on (\S+),")
