@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import signal
 import socket
 import sys
@@ -87,7 +88,7 @@ async def test_ping_measures_what_serve_answers(reply: str, kind: str) -> None:
         assert took < 1
         assert "connected\n" in server.output
         assert "closed; 5 requests, 5 answered, 0 refused" in server.output
-        assert server.output.count(token) == 1
+        assert server.output.count(token) == 2
         assert "\x1b" not in server.output
 
 
@@ -107,6 +108,34 @@ async def test_serve_with_a_client_ends_within_a_second() -> None:
             assert not client.is_connected()
         assert f"the client's URL: {address.replace('://', '://:***@')}" in server.output
         assert CANARY not in server.output
+
+
+@posix
+async def test_server_shows_a_whole_command_to_paste() -> None:
+    """A newcomer would put the URL into it by hand, and get the quotes or the token wrong."""
+    for mode, env in (((), {}), (("--accounts",), {}), ((), {"TRIO_LEDGER_PLUGIN_SECRET": CANARY}), (("--http",), {})):
+        async with serving(*mode, **env) as server:
+            command = shlex.split(await server.wait_for(r"try it: (.*) \(Ctrl-C ends the server\)"))
+            if env:
+                assert command.pop(0) == "TRIO_LEDGER_PLUGIN_SECRET=..."
+            name, *args = command
+            assert name == "trio-ledger-plugin"
+            code, stdout, stderr = await run(*args, stdin=b"", **env)
+            assert (code, stderr) == (0, ""), stdout
+            assert CANARY not in server.output
+
+
+@posix
+@pytest.mark.parametrize("mode", [(), ("--accounts",), ("--http",)], ids=["btp", "accounts", "http"])
+async def test_server_for_others_without_tls_says_so_after_its_first_line(mode: tuple[str, ...]) -> None:
+    """Its user would not know that tokens can be read on the way; a program reads first where the server listens."""
+    anywhere = "0.0.0.0"  # noqa: S104 (the mistake that the test is about)
+    async with serving(*mode, "--host", anywhere, "--json", TRIO_LEDGER_PLUGIN_SECRET=CANARY) as server:
+        await server.wait_for("(without TLS: whoever is on the way)")
+        await server.end(signal.SIGTERM)
+    first, second, *_ = map(json.loads, server.output.splitlines())
+    assert first["event"] == "listening"
+    assert (second["event"], second["level"]) == ("log", "warn")
 
 
 @posix

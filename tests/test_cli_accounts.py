@@ -15,23 +15,34 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from attrs import evolve
 from rich.console import Console
 from support.accounts import FULFILL, HOST, answer, ask, enter, hashed, leave, open_accounts, prepare
 from support.programs import CANARY, assert_one_error, on_a_terminal, posix, run, serving
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_ledger_plugin import ConnectOptions, fetch_ildcp, open_plugin
+from trio_ledger_plugin import (
+    AccountsOptions,
+    ConnectOptions,
+    HostInfo,
+    PluginServices,
+    Transfer,
+    fetch_ildcp,
+    open_plugin,
+)
 from trio_ledger_plugin.btp.options import BtpOptions, ListenerOptions
 from trio_ledger_plugin.cli import main
-from trio_ledger_plugin.cli.accounts_table import Meter, accounts_table
+from trio_ledger_plugin.cli.accounts_table import Meter, accounts_table, busiest
+from trio_ledger_plugin.cli.money_meter import MoneyMeter
 from trio_ledger_plugin.cli.replies import fulfill, make_question
 from trio_ledger_plugin.codec import btp, ildcp, ilp
 from trio_ledger_plugin.ilp.routing import route
-from trio_ledger_plugin.stores import MemoryStore
+from trio_ledger_plugin.stores import MemoryStore, open_sqlite_store
 from trio_ledger_plugin.testing.conformance.assertions import echo
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from trio_ledger_plugin import LedgerPlugin
 
@@ -217,6 +228,7 @@ async def test_serve_accounts_json() -> None:
         await server.wait_for(r'("event": "totals", "accounts": 0)')
         assert (await server.end(signal.SIGINT))[0] == 0
     lines = [json.loads(line) for line in server.output.splitlines()]
+    assert all(line.pop("time") for line in lines)
     assert lines[0] == {
         "event": "listening",
         "address": address,
@@ -229,7 +241,7 @@ async def test_serve_accounts_json() -> None:
     ended = "a connection of account alice from 127.0.0.1 ended: the peer closed the connection with 1000"
     assert told == [
         {"event": "account_connected", "account": "alice"},
-        {"event": "money", "account": "alice", "amount": "250"},
+        {"event": "money", "account": "alice", "amount": "250", "key": None, "level": "plain"},
         {"event": "log", "level": "info", "text": ended},
         {"event": "account_disconnected", "account": "alice"},
         {"event": "log", "level": "warn", "text": refused},
@@ -255,6 +267,7 @@ async def test_terminal_shows_a_changing_table() -> None:
     shown = await on_a_terminal("serve", "--accounts", "--port", "0", until="0 connected")
     assert "\x1b" in shown
     assert "requests in" in shown
+    assert "money in" in shown
     shown = await on_a_terminal("serve", "--accounts", "--json", "--port", "0", until='"listening"')
     assert "\x1b" not in shown
 
@@ -424,6 +437,48 @@ async def test_table_shows_each_account_and_the_server(clock: MockClock) -> None
         assert meter.look().rates == {"alice": 0, "bob": 0.5}
         for peer in (alice, again, bob):
             await peer.aclose()
+
+
+async def test_table_shows_the_money_of_each_account(tmp_path: Path) -> None:
+    """The operator of a server for money would see bytes."""
+    options = AccountsOptions(port=0, debug_host_ildcp_info=HostInfo(HOST, 9, "XRP"), generate_account=False)
+    async with (
+        open_sqlite_store(tmp_path / "accounts.db") as store,
+        open_plugin(options, PluginServices(store=store), money_handler=nothing) as server,
+        open_plugin({"server": server.address.replace("://", "://alice:a-token@")}, money_handler=nothing) as alice,
+    ):
+        meter, money = Meter(server), MoneyMeter(server.transfers)
+        await alice.send_money("2500")
+        await server.account("alice").send_money("70")
+        view = meter.look()
+        money.shown = tuple(account.name for account in busiest(view, 10))
+        with trio.move_on_after(0.5):
+            await money.follow()
+        view = evolve(view, money=money.accounts, money_total=money.total)
+        heading, first, total = rendered(accounts_table(view, 10, 140), 140)
+        assert re.search("sent  money in  money out  in doubt  connected$", heading)
+        assert re.search(r" 2,500 +70 +0 +\d:\d\d:\d\d$", first)
+        assert re.search(r" 2,500 +70 +0$", total)
+        # The narrower the terminal, the fewer columns; those about money go last.
+        assert rendered(accounts_table(view, 10, 60), 60)[0].split()[-6:] == [
+            "money",
+            "in",
+            "money",
+            "out",
+            "in",
+            "doubt",
+        ]
+
+
+async def test_money_without_a_journal_is_counted_as_it_comes() -> None:
+    money = MoneyMeter(None)
+    for amount in ("5", "7"):
+        money.count(Transfer(amount, "alice"))
+    assert (money.accounts["alice"].received, money.total.received) == (12, 12)
+
+
+async def nothing(_: str) -> None:
+    pass
 
 
 async def test_narrow_table_cuts_names_but_no_numbers(clock: MockClock) -> None:

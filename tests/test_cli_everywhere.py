@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import struct
@@ -12,6 +13,7 @@ import sys
 import termios
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -30,6 +32,7 @@ from support.programs import (
     run,
     serving,
 )
+from support.terminals import SHELL
 
 from trio_ledger_plugin import PluginServices, open_plugin
 from trio_ledger_plugin.btp.options import BtpOptions
@@ -309,10 +312,15 @@ async def test_serve_json() -> None:
         assert (await run("ping", address, TRIO_LEDGER_PLUGIN_SECRET=f"not-{CANARY}"))[0] == Exit.REFUSED
         async with open_plugin(BtpOptions(server=address, btp_token=CANARY)) as client:
             await client.send_money("250")
-            await server.wait_for('(money)", "amount": "250"')
+            await server.wait_for('(money)", "amount": "250", "key": null, "level": "plain"')
         await server.wait_for('"event": "(disconnected)"')
         await server.end(signal.SIGINT)
     lines = [json.loads(line) for line in server.output.splitlines()]
+    for line in lines:
+        assert {line["event"], *line} <= documented("serve`")
+        # A supervisor that collects lines later would not know when anything happened.
+        now = datetime.now(UTC)
+        assert timedelta(0) <= now - datetime.fromisoformat(line.pop("time")) < timedelta(seconds=30)
     assert [line["event"] for line in lines] == [
         "listening",
         "log",
@@ -323,11 +331,9 @@ async def test_serve_json() -> None:
         "closed",
     ]
     assert lines[0] == {"event": "listening", "address": address, "url": address.replace("://", "://:***@")}
-    assert lines[1]["level"] == "info"
+    assert lines[1]["level"] == "warn"
     assert lines[-1] == {"event": "closed", "requests_received": 1, "responses_sent": 1, "errors_sent": 0}
     assert CANARY not in server.output
-    for line in lines:
-        assert {line["event"], *line} <= documented("serve`")
 
 
 async def test_json_error_leaves_stdout_empty() -> None:
@@ -390,6 +396,39 @@ async def test_changing_lines_fit_in_a_small_terminal(mode: list[str], columns: 
         assert len(line) <= columns
     frames = re.split("\x1b\\[2K", changing)
     assert all(frame.count("\n") < lines for frame in frames)
+
+
+@posix
+@pytest.mark.parametrize("mode", [(), ("--accounts",)], ids=["one client", "accounts"])
+async def test_server_in_the_background_changes_no_lines(mode: tuple[str, ...]) -> None:
+    """It would overwrite what its user types at the shell's prompt."""
+    ours, theirs = os.openpty()
+    shell = await trio.lowlevel.open_process(
+        [sys.executable, "-c", SHELL], stdin=theirs, stdout=theirs, stderr=theirs, env=environment(TERM="xterm")
+    )
+    os.close(theirs)
+    shown = ""
+
+    async def read_until(pattern: str) -> None:
+        nonlocal shown
+        while not re.search(pattern, shown):
+            shown += (await terminal.receive_some()).decode()
+
+    async with trio.lowlevel.FdStream(ours) as terminal:
+        try:
+            with trio.fail_after(PATIENCE):
+                await terminal.send_all(f"{shlex.join([*PROGRAM, 'serve', '--port', '0', *mode])} &\n".encode())
+                await read_until("Ctrl-C ends the server")
+                with trio.move_on_after(1.5):
+                    await read_until("\x1b\\[2K")
+                # Where lines change, the cursor is hidden first.
+                assert "\x1b[?25l" not in shown
+                await terminal.send_all(b"fg\n")
+                await read_until(r"\x1b\[2K")
+        finally:
+            for group in {shell.pid, os.tcgetpgrp(ours)}:
+                os.killpg(group, signal.SIGKILL)
+            await shell.wait()
 
 
 # Completion

@@ -166,7 +166,10 @@ def test_signatures_of_the_functions():
         ("nursery", KEYWORD, REQUIRED),
     ]
     assert [name for name, _, _ in signature(trio_ledger_plugin.options_from_environment)] == ["environ"]
-    assert signature(trio_ledger_plugin.ConnectOptions) == [("timeout", POSITIONAL, None)]
+    assert signature(trio_ledger_plugin.ConnectOptions) == [
+        ("timeout", POSITIONAL, None),
+        ("seconds", KEYWORD, None),
+    ]
     assert signature(trio_ledger_plugin.PluginServices) == [("store", POSITIONAL, None), ("log", POSITIONAL, None)]
     assert signature(trio_ledger_plugin.current_transfer) == []
     assert signature(trio_ledger_plugin.current_request) == []

@@ -15,7 +15,7 @@ NAMES: Final = frozenset(
         *("deregister_data_handler", "deregister_message_handler", "deregister_money_handler", "disconnect", "events"),
         *("is_connected", "options", "register_data_handler", "register_message_handler", "register_money_handler"),
         *("register_transactional_money_handler", "send_data", "send_money", "serve_stream", "serve_websocket"),
-        *("services", "statistics", "transfers", "version", "wait_connected"),
+        *("services", "statistics", "transfers", "version", "wait_connected", "watch_events", "watch_requests"),
     }
 )
 OWN_PACKAGE: Final = __name__.partition(".")[0]

@@ -13,19 +13,22 @@ from rich.table import Table
 from rich.text import Text
 
 from ..accounts.rates import AccountRates, per_second
+from ..transfer import Totals
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from ..accounts.account import AccountSnapshot
     from ..accounts.server import AccountsServer
     from ..statistics import Statistics
 
-__all__ = ["Meter", "View", "accounts_table"]
+__all__ = ["Meter", "View", "accounts_table", "busiest"]
 
-HEADINGS = ("account", "conns", "requests in", "out", "per s", "received", "sent", "connected")
+MONEY = ("money in", "money out", "in doubt")
+HEADINGS = ("account", "conns", "requests in", "out", "per s", "received", "sent", *MONEY, "connected")
 # The columns that a narrow terminal leaves out, in this order. A number that is cut would be another number.
-OPTIONAL = ("connected", "conns", "sent", "received", "out", "requests in")
+OPTIONAL = ("connected", "conns", "sent", "received", "out", "requests in", *MONEY)
+NOTHING = Totals(0, 0, 0)
 SHORTEST_NAME = 8
 BETWEEN_COLUMNS = 2
 
@@ -40,6 +43,8 @@ class View:
         totals: What the server has done since it started, including accounts that have disconnected.
         rates: Requests a second, both ways, of each account since the previous view, by name.
         rate: Requests a second of the whole server.
+        money: What each account has received and sent and what is in doubt, by name; None if the server has no money.
+        money_total: The same of all accounts.
     """
 
     at: float
@@ -47,6 +52,8 @@ class View:
     totals: Statistics
     rates: Mapping[str, float]
     rate: float
+    money: Mapping[str, Totals] | None = None
+    money_total: Totals = NOTHING
 
     @property
     def connections(self) -> int:
@@ -76,6 +83,14 @@ class Meter:
         return View(at=now, accounts=accounts, totals=totals, rates=rates, rate=rate)
 
 
+def busiest(view: View, rows: int) -> tuple[AccountSnapshot, ...]:
+    """Return the accounts to show: as many as fit, the busiest of them, the longest connected first."""
+    shown = view.accounts
+    if len(shown) > rows:
+        shown = tuple(nlargest(rows, shown, key=lambda account: (view.rates[account.name], _requests(account))))
+    return tuple(sorted(shown, key=lambda account: (account.connected_at, account.name)))
+
+
 def accounts_table(view: View, rows: int, width: int) -> Table:
     """Return the table: a line for each account, the longest connected first, and one for the server.
 
@@ -84,9 +99,7 @@ def accounts_table(view: View, rows: int, width: int) -> Table:
         rows: How many accounts fit; if there are more, the busiest are shown.
         width: How many characters fit in a line; columns that do not fit are left out.
     """
-    shown, totals = view.accounts, view.totals
-    if len(shown) > rows:
-        shown = tuple(nlargest(rows, shown, key=lambda account: (view.rates[account.name], _requests(account))))
+    shown, totals = busiest(view, rows), view.totals
     count = len(view.accounts)
     total = f"{count:,} connected" if len(shown) == count else f"{len(shown):,} of {count:,} shown"
     cells = [
@@ -94,12 +107,14 @@ def accounts_table(view: View, rows: int, width: int) -> Table:
             account.name,
             f"{account.connections:,}",
             *_numbers(account, view.rates[account.name]),
+            *_amounts((view.money or {}).get(account.name, NOTHING)),
             str(timedelta(seconds=int(view.at - account.connected_at))),
         )
-        for account in sorted(shown, key=lambda account: (account.connected_at, account.name))
+        for account in shown
     ]
-    footers = (total, f"{view.connections:,}", *_numbers(totals, view.rate), "")
-    fitting = _fitting([HEADINGS, *cells, footers], width)
+    footers = (total, f"{view.connections:,}", *_numbers(totals, view.rate), *_amounts(view.money_total), "")
+    hidden = MONEY if view.money is None else ()
+    fitting = _fitting([HEADINGS, *cells, footers], width, hidden)
     table = Table(show_footer=True, box=None, header_style="bold", footer_style="bold", pad_edge=False)
     # Rich shrinks only columns that may wrap, so names are cut and numbers are not.
     for at in fitting:
@@ -109,12 +124,14 @@ def accounts_table(view: View, rows: int, width: int) -> Table:
     return table
 
 
-def _fitting(lines: Sequence[Sequence[str]], width: int) -> list[int]:
-    """Return the numbers of the columns that fit in a width."""
+def _fitting(lines: Sequence[Sequence[str]], width: int, hidden: Collection[str]) -> list[int]:
+    """Return the numbers of the columns that fit in a width, without hidden ones."""
     # Names can be cut.
     widths = [SHORTEST_NAME, *(max(map(len, column)) for column in list(zip(*lines, strict=True))[1:])]
-    left = list(range(len(HEADINGS)))
+    left = [at for at, heading in enumerate(HEADINGS) if heading not in hidden]
     for heading in OPTIONAL:
+        if heading in hidden:
+            continue
         if sum(widths[at] + BETWEEN_COLUMNS for at in left) - BETWEEN_COLUMNS <= width:
             break
         left.remove(HEADINGS.index(heading))
@@ -134,6 +151,10 @@ def _numbers(counted: AccountSnapshot | Statistics, rate: float) -> tuple[str, .
         decimal(counted.bytes_received),
         decimal(counted.bytes_sent),
     )
+
+
+def _amounts(totals: Totals) -> tuple[str, ...]:
+    return f"{totals.received:,}", f"{totals.sent:,}", f"{totals.in_doubt:,}"
 
 
 def _requests(counted: AccountSnapshot | Statistics) -> int:

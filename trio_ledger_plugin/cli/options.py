@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ..options.tables import rows_of
 from ..registry import canonical_plugin_name, find_plugin
-from .errors import COMMON
+from .errors import COMMON, ENDED
 from .output import Screen
 from .parameters import Command, epilog, json_option
 
@@ -29,7 +29,7 @@ EXAMPLES = """
 WIDTH = 160
 
 
-@click.command(cls=Command, epilog=epilog(EXAMPLES, *COMMON), short_help="Which options does a plugin have?")
+@click.command(cls=Command, epilog=epilog(EXAMPLES, *COMMON, *ENDED), short_help="Which options does a plugin have?")
 @click.argument("plugin")
 @json_option
 def options(plugin: str, as_json: bool) -> None:

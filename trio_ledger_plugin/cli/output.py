@@ -1,14 +1,16 @@
 """What the commands write to stdout.
 
-Invariant: colours and lines that change are written to terminals only. Files and pipes get plain lines, as they come.
+Invariant: colours and lines that change are written to terminals only, and lines that change only in the terminal's
+foreground: behind a shell's prompt they would overwrite what is typed. Files and pipes get plain lines, as they come.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from contextlib import asynccontextmanager, contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
@@ -31,7 +33,7 @@ from ..log import format_message
 from .background import open_stdout
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Mapping
     from typing import TextIO
 
     from ..events import Event
@@ -60,6 +62,16 @@ class Screen:
         )
         self.is_terminal: bool = terminal and not self.console.is_dumb_terminal
 
+    def in_foreground(self) -> bool:
+        """Whether this process has the terminal now; also true of a terminal without job control."""
+        if os.name != "posix":
+            return True
+        try:
+            return os.tcgetpgrp(self._out.fileno()) == os.getpgrp()
+        except OSError:
+            # It is not this process's own terminal, or no file at all.
+            return True
+
     def line(self, text: str = "", style: str = "") -> None:
         """Write one line; ``style`` is a style of Rich, for terminals only."""
         if self.is_terminal:
@@ -78,7 +90,7 @@ class Screen:
     @contextmanager
     def progress(self, text: str, *, silent: bool) -> Iterator[Progress]:
         """Give a progress bar after a text, visible on a terminal for the length of the block unless ``silent``."""
-        shown = self.is_terminal and not silent
+        shown = self.is_terminal and not silent and self.in_foreground()
         columns = TextColumn(text), BarColumn(), MofNCompleteColumn()
         # By default Rich refreshes from a thread.
         bar = Progress(*columns, console=self.console, auto_refresh=False, transient=True, disable=not shown)
@@ -101,6 +113,8 @@ class LiveOutput:
     def __init__(self, screen: Screen, *, as_json: bool) -> None:
         self.screen: Screen = screen
         self.as_json: bool = as_json
+        # Warnings that came before the first line, which says where the server listens.
+        self._held: list[tuple[str, str]] | None = []
 
     @property
     def log(self) -> Log:
@@ -122,9 +136,23 @@ class LiveOutput:
             values: The details, for programs.
         """
         if self.as_json:
-            self.screen.plain_line(json.dumps({"event": event, **values}))
+            self.screen.plain_line(_as_json(event, values))
         else:
             self.screen.timed_line(text, style)
+
+    def write_log(self, level: str, text: str) -> None:
+        """Write a message of the plugin's log; a warning waits until the server has said where it listens."""
+        if level == "warn" and self._held is not None:
+            self._held.append((level, text))
+            return
+        style = {"warn": "yellow", "error": "red"}.get(level, "")
+        self.write("log", text, style, level=level, text=text)
+
+    def release(self) -> None:
+        """Write the warnings that waited."""
+        held, self._held = self._held or [], None
+        for level, text in held:
+            self.write_log(level, text)
 
     def write_event(self, event: Event) -> None:
         """Write an event of a plugin."""
@@ -163,11 +191,20 @@ async def open_live_output(*, as_json: bool) -> AsyncIterator[LiveOutput]:
 
     def report_lost(count: int) -> str:
         if as_json:
-            return json.dumps({"event": "lines_lost", "count": count})
+            return _as_json("lines_lost", {"count": count})
         return f"{count} lines were lost, since nobody read them"
 
     async with open_stdout(report_lost) as out:
-        yield LiveOutput(Screen(out), as_json=as_json)
+        output = LiveOutput(Screen(out), as_json=as_json)
+        try:
+            yield output
+        finally:
+            output.release()
+
+
+def _as_json(event: str, values: Mapping[str, object]) -> str:
+    now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return json.dumps({"event": event, **values, "time": now})
 
 
 class _OutputLog:
@@ -180,14 +217,10 @@ class _OutputLog:
         """Write nothing."""
 
     def info(self, message: str, *params: object) -> None:
-        self._write("info", "", message, params)
+        self._output.write_log("info", format_message(message, *params))
 
     def warn(self, message: str, *params: object) -> None:
-        self._write("warn", "yellow", message, params)
+        self._output.write_log("warn", format_message(message, *params))
 
     def error(self, message: str, *params: object) -> None:
-        self._write("error", "red", message, params)
-
-    def _write(self, level: str, style: str, message: str, params: tuple[object, ...]) -> None:
-        text = format_message(message, *params)
-        self._output.write("log", text, style, level=level, text=text)
+        self._output.write_log("error", format_message(message, *params))

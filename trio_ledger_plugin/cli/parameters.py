@@ -14,19 +14,26 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..btp.options import BtpOptions
+from ..environment import options_from_environment
 from ..errors import InvalidFieldsError
 from ..http.options import HttpOptions, OutgoingOptions
 from ..net.url import split_url
+from ..options.load import camel_case
+from ..registry import resolve_plugin
 from .errors import MEANINGS, SECRET_VARIABLE, Exit, describe_problems
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ..options.base import PluginOptions
+
 __all__ = [
     "Command",
     "Group",
     "Seconds",
+    "address_of",
     "client_options",
+    "environment_options",
     "epilog",
     "insecure_option",
     "json_option",
@@ -34,6 +41,7 @@ __all__ = [
 ]
 
 CLOSE_SECONDS = 1.0
+ENVIRONMENT = ("ILP_CREDENTIALS", "ILP_BTP_SERVER", "ILP_PLUGIN")
 NO_TOKEN = f"the URL has no token, as in ACCOUNT:TOKEN@HOST, and {SECRET_VARIABLE} is not set"
 
 _Decorated = TypeVar("_Decorated", bound="Callable[..., object] | click.Command")
@@ -69,6 +77,38 @@ class Seconds(click.FloatRange):
         if math.isnan(seconds):
             self.fail("NaN is not a number of seconds", param, ctx)
         return seconds
+
+
+def environment_options(timeout: float, *, response_timeout: float | None = None) -> PluginOptions:
+    """Return the options that ``ILP_PLUGIN``, ``ILP_CREDENTIALS`` and ``ILP_BTP_SERVER`` give.
+
+    Args:
+        timeout: Seconds for connecting, and for each answer.
+        response_timeout: Seconds for each answer, if they are not ``timeout``.
+
+    Raises:
+        click.UsageError: None of them is set.
+        InvalidFieldsError: They are wrong.
+    """
+    if not any(os.environ.get(name) for name in ENVIRONMENT):
+        raise click.UsageError(f"give a URL, or set one of {', '.join(ENVIRONMENT)}")
+    times = {
+        "connect_timeout": timeout,
+        "response_timeout": response_timeout or timeout,
+        "close_timeout": CLOSE_SECONDS,
+    }
+    # The command's own times replace those of the environment.
+    replaced = {*times, *map(camel_case, times)}
+    rest = {name: value for name, value in options_from_environment().items() if name not in replaced}
+    return resolve_plugin({**rest, **times})[1]
+
+
+def address_of(options: PluginOptions) -> str:
+    """Return the URL of the server that options dial, without credentials; empty if they dial none."""
+    try:
+        return str(getattr(options, "address", ""))
+    except AttributeError:
+        return ""
 
 
 def client_options(

@@ -25,13 +25,21 @@ from ..opening import open_plugin
 from ..options.base import ConnectOptions
 from .errors import COMMON, ENDED, Exit, one_line
 from .output import Screen
-from .parameters import Command, Seconds, client_options, epilog, insecure_option, json_option
+from .parameters import (
+    Command,
+    Seconds,
+    address_of,
+    client_options,
+    environment_options,
+    epilog,
+    insecure_option,
+    json_option,
+)
 from .replies import make_question
 from .signals import run_until_sigterm
 
 if TYPE_CHECKING:
-    from ..btp.options import BtpOptions
-    from ..http.options import HttpOptions
+    from ..options.base import PluginOptions
     from ..plugin import LedgerPlugin
 
 __all__ = ["ping"]
@@ -98,6 +106,7 @@ EXAMPLES = """
   trio-ledger-plugin ping btp+wss://alice:TOKEN@connector.example/ilp --count 100 --interval 0
   TRIO_LEDGER_PLUGIN_SECRET=TOKEN trio-ledger-plugin ping btp+ws://localhost:7768 --json
   trio-ledger-plugin ping https://alice:TOKEN@connector.example/ilp
+  ILP_CREDENTIALS='{"server": "btp+ws://:TOKEN@localhost:7768"}' trio-ledger-plugin ping
 """
 
 
@@ -106,7 +115,7 @@ EXAMPLES = """
     epilog=epilog(EXAMPLES, *COMMON, Exit.UNREACHABLE, Exit.REFUSED, *ENDED),
     short_help="How fast a peer answers.",
 )
-@click.argument("url")
+@click.argument("url", required=False)
 @click.option("--count", type=click.IntRange(1), default=10, show_default=True, help="How many requests to send.")
 @click.option(
     "--size", type=click.IntRange(0, ilp.MAX_DATA), default=64, show_default=True, help="Bytes of data in each."
@@ -117,16 +126,23 @@ EXAMPLES = """
 )
 @insecure_option
 @json_option
-def ping(url: str, count: int, size: int, interval: float, timeout: float, allow_insecure: bool, as_json: bool) -> int:
+def ping(
+    url: str | None, count: int, size: int, interval: float, timeout: float, allow_insecure: bool, as_json: bool
+) -> int:
     """Send requests to a server, one after the other, and show how long the answers took.
 
     URL is btp+ws://account:token@host:port/path, or btp+wss:// for TLS; for ILP over HTTP it begins with http:// or
     https://, and the account is sent as ILP-Peer-Name. If the URL has no token, the one in the environment variable
-    TRIO_LEDGER_PLUGIN_SECRET is used. Each request is an ILP Prepare of amount 0 to peer.ping; an echo of it, its
+    TRIO_LEDGER_PLUGIN_SECRET is used. Without a URL, ILP_PLUGIN, ILP_CREDENTIALS and ILP_BTP_SERVER say where to, as
+    for a program. Each request is an ILP Prepare of amount 0 to peer.ping; an echo of it, its
     Fulfill and any Reject count as answers, an error of BTP or HTTP does not. Servers are verified with the system's
     certificates; SSL_CERT_FILE names others. Exit code 0 means that all were answered.
     """
-    options = client_options(url, timeout, allow_insecure=allow_insecure)
+    options: PluginOptions
+    if url is None:
+        options = environment_options(timeout)
+    else:
+        options = client_options(url, timeout, allow_insecure=allow_insecure)
     screen = Screen()
     results = Results()
     try:
@@ -134,14 +150,14 @@ def ping(url: str, count: int, size: int, interval: float, timeout: float, allow
     finally:
         # Also after Ctrl-C and SIGTERM.
         if as_json and results.sent:
-            click.echo(json.dumps({"address": options.address, **results.as_dict()}))
+            click.echo(json.dumps({"address": address_of(options), **results.as_dict()}))
         elif results.sent:
             results.show(screen)
     return Exit.OK if results.all_answered else Exit.FAILED
 
 
 async def _ping(
-    options: BtpOptions | HttpOptions,
+    options: PluginOptions,
     results: Results,
     screen: Screen,
     count: int,
@@ -150,9 +166,9 @@ async def _ping(
     silent: bool,
 ) -> None:
     timeout = options.response_timeout
-    async with open_plugin(options, connect=ConnectOptions(timeout=timeout * 1000)) as plugin:
+    async with open_plugin(options, connect=ConnectOptions(seconds=timeout)) as plugin:
         with screen.progress("{task.description}", silent=silent) as bar:
-            task = bar.add_task(options.address, total=count)
+            task = bar.add_task(address_of(options), total=count)
             for number in range(count):
                 if number:
                     await trio.sleep(interval)

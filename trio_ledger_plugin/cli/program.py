@@ -22,6 +22,7 @@ from .parameters import Group, epilog
 from .pay import pay, quote
 from .ping import ping
 from .receive import receive
+from .send_money import send_money
 from .serve import serve
 from .signals import raise_at_sigterm
 from .store import store
@@ -44,6 +45,7 @@ EXAMPLES = """
   trio-ledger-plugin decode HEX               what is in this packet?
   trio-ledger-plugin transfers DB             which transfers were made, and which are in doubt?
   trio-ledger-plugin store check DB           is this store sound?
+  trio-ledger-plugin send-money URL AMOUNT    send money to a peer
   trio-ledger-plugin pay POINTER --send N     pay a wallet
   trio-ledger-plugin quote POINTER --send N   what would a payment deliver?
   trio-ledger-plugin receive                  receive payments
@@ -76,7 +78,22 @@ def root(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (demo, serve, ping, ildcp, decode, transfers, store, pay, quote, receive, options, conformance, bench):
+for _command in (
+    demo,
+    serve,
+    ping,
+    ildcp,
+    decode,
+    transfers,
+    store,
+    send_money,
+    pay,
+    quote,
+    receive,
+    options,
+    conformance,
+    bench,
+):
     root.add_command(_command)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import signal
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import click
@@ -18,7 +19,7 @@ from .errors import COMMON, Exit
 from .output import open_live_output
 from .parameters import Command, Seconds, epilog, insecure_option
 from .pay import plugin_options, server_option, shown_amount
-from .serving import introduce, reporting_bind_errors
+from .serving import client_url, introduce, reporting_bind_errors
 from .signals import run_until_sigterm
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ async def _receive(
             lines = (
                 f"receiving at {receiver.address}{asset}",
                 f"the SPSP endpoint: {url}",
-                f"try it: trio-ledger-plugin pay {url} --send 1000 (Ctrl-C ends the receiver)",
+                f"try it: trio-ledger-plugin pay {url} --send 1000{_payers_server(options)} (Ctrl-C ends the receiver)",
             )
             introduce(output, lines, address=receiver.address, url=url)
             async with trio.open_nursery() as nursery:
@@ -107,6 +108,16 @@ async def _receive(
                 nursery.cancel_scope.cancel()
                 text = f"closed; received {totals.amount:,} in {totals.packets:,} packets"
                 output.write("closed", text, amount=totals.amount, packets=totals.packets)
+
+
+def _payers_server(options: BtpOptions | HttpOptions | dict[str, object]) -> str:
+    """Return the option of ``pay`` for another account of the same server; empty if the environment names the server.
+
+    A server whose accounts are named by tokens takes the one in it.
+    """
+    if isinstance(options, dict):
+        return ""
+    return f" --server {quote(client_url(options.address, ':another-token'))}"
 
 
 async def _report(output: LiveOutput, receiver: Receiver, totals: _Totals) -> None:

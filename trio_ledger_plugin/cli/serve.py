@@ -18,6 +18,7 @@ from ..errors import InvalidFieldsError
 from ..http.options import HttpOptions, IncomingOptions
 from ..opening import open_plugin
 from ..services import PluginServices
+from ..transfer import current_transfer
 from .administration import AdminChoice, admin_choices, open_chosen_admin, page_line
 from .errors import COMMON, SECRET_VARIABLE, Exit, describe_problems
 from .output import open_live_output
@@ -36,10 +37,12 @@ from .serving import (
     Where,
     client_url,
     introduce,
+    money_values,
     open_store,
     reporting_bind_errors,
     show_live,
     tls_context,
+    try_it,
     write_closed,
     write_events,
 )
@@ -52,6 +55,8 @@ if TYPE_CHECKING:
 __all__ = ["serve"]
 
 DEFAULT_PORT = 7768
+# What is shown in place of a secret that the user has given.
+HIDDEN = "***"
 
 EXAMPLES = """
   trio-ledger-plugin serve
@@ -148,8 +153,8 @@ def serve(
     """Listen for one client, answer its requests, accept its money, and show what it does.
 
     A new client with the right token replaces the previous one. Without --secret the server makes a random token and
-    shows it once, in the URL for the client. On a terminal the last line shows the rates. Ctrl-C or SIGTERM ends the
-    server within a second, with exit code 0.
+    shows it at its start, in the URL for the client. On a terminal the last line shows the rates. Ctrl-C or SIGTERM
+    ends the server within a second, with exit code 0.
 
     With --accounts every client has an account of its own, below the server's ILP address, and a token of its own
     choice. A Prepare to another account is forwarded there unchanged; the server keeps no balances. Requests to the
@@ -173,7 +178,7 @@ def serve(
         accounts_options = evolve(make(chosen, where), standby=standby)
         run_until_sigterm(serve_accounts, accounts_options, chosen, reply, choice, page, as_json)
         return Exit.OK
-    shown = "***"
+    shown = HIDDEN
     if secret == "":
         raise click.UsageError("--secret is empty; leave it out to have a random one")
     if secret is None:
@@ -231,7 +236,7 @@ async def _serve(
     as_json: bool,
 ) -> None:
     async def take_money(amount: str) -> None:
-        output.write("money", f"received money: {amount}", "green", amount=amount)
+        output.write("money", f"received money: {amount}", "green", **money_values(current_transfer()))
 
     async with AsyncExitStack() as stack:
         signals = stack.enter_context(trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM))
@@ -251,7 +256,7 @@ async def _serve(
                 f"listening on {plugin.address}, answering with: {reply}",
                 f"the client's URL: {url}",
                 *page_line(page),
-                "try it: trio-ledger-plugin ping URL (Ctrl-C ends the server)",
+                try_it("ping", client_url(plugin.address, "") if token == HIDDEN else url, "the server"),
             )
             introduce(output, lines, address=plugin.address, url=url, **({"admin": page} if page else {}))
             async with trio.open_nursery() as nursery:

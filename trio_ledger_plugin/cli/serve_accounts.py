@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 import trio
-from attrs import frozen
+from attrs import evolve, frozen
 
 from ..accounts.info import HostInfo
 from ..accounts.server import AccountsServer
@@ -22,9 +22,10 @@ from ..opening import create_plugin
 from ..services import PluginServices
 from ..stores import MemoryStore
 from ..transfer import current_transfer
-from .accounts_table import Meter, accounts_table
+from .accounts_table import Meter, accounts_table, busiest
 from .administration import AdminChoice, open_chosen_admin, page_line
 from .errors import describe_problems
+from .money_meter import MoneyMeter
 from .output import open_live_output
 from .parameters import Seconds, split_credentials
 from .replies import ADDRESS, REPLIES
@@ -34,9 +35,11 @@ from .serving import (
     Where,
     client_url,
     introduce,
+    money_values,
     open_store,
     reporting_bind_errors,
     show_live,
+    try_it,
     write_closed,
     write_events,
 )
@@ -219,8 +222,10 @@ async def serve_accounts(
     """
 
     async def take_money(amount: str) -> None:
-        account = current_transfer().account
-        output.write("money", f"received money from {account}: {amount}", "green", account=account, amount=amount)
+        transfer = current_transfer()
+        money.count(transfer)
+        text = f"received money from {transfer.account}: {amount}"
+        output.write("money", text, "green", account=transfer.account, **money_values(transfer))
 
     async with AsyncExitStack() as stack:
         signals = stack.enter_context(trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM))
@@ -230,6 +235,7 @@ async def serve_accounts(
             plugin = create_plugin(options, services, nursery=nursery)
             assert isinstance(plugin, AccountsServer)
             own_reply = partial(REPLIES[reply], address=choices.address)
+            money = MoneyMeter(plugin.transfers if plugin.money.keeps_journal else None)
             plugin.register_data_handler(
                 partial(route, send=plugin.send_data, address=choices.address, reply=own_reply)
             )
@@ -239,10 +245,13 @@ async def serve_accounts(
             async with open_chosen_admin(admin, plugin) as page:
                 _introduce(output, plugin, choices, reply, page)
                 if output.has_live_lines:
-                    nursery.start_soon(show_live, output.screen, partial(_table, output.screen, Meter(plugin)))
-                else:
-                    nursery.start_soon(write_events, output, plugin, EVENTS)
-                    nursery.start_soon(_write_totals, output, Meter(plugin), choices.report_interval)
+                    has_money = isinstance(options, AccountsOptions)
+                    nursery.start_soon(money.follow)
+                    make = partial(_table, output.screen, Meter(plugin), money if has_money else None)
+                    nursery.start_soon(show_live, output.screen, make)
+                is_drawn = output.screen.in_foreground if output.has_live_lines else lambda: False
+                nursery.start_soon(write_events, output, plugin, EVENTS, is_drawn)
+                nursery.start_soon(_write_totals, output, Meter(plugin), choices.report_interval, is_drawn)
                 await anext(signals)
             await plugin.aclose()
             nursery.cancel_scope.cancel()
@@ -259,7 +268,7 @@ def _introduce(output: LiveOutput, plugin: AccountsServer, choices: AccountChoic
         where,
         f"a client's URL: {url}, with a token that the client chooses",
         *page_line(page),
-        "try it: trio-ledger-plugin ildcp URL (Ctrl-C ends the server)",
+        try_it("ildcp", url.replace("NAME", "alice").replace("TOKEN", "a-token"), "the server"),
     )
     more: dict[str, object] = {"asset_scale": choices.asset_scale, "asset_code": choices.asset_code}
     if page:
@@ -267,11 +276,13 @@ def _introduce(output: LiveOutput, plugin: AccountsServer, choices: AccountChoic
     introduce(output, lines, address=plugin.address, ilp_address=choices.address, **more)
 
 
-async def _write_totals(output: LiveOutput, meter: Meter, seconds: float) -> None:
-    """Write a line of totals at intervals, if they have changed."""
+async def _write_totals(output: LiveOutput, meter: Meter, seconds: float, is_drawn: Callable[[], bool]) -> None:
+    """Write a line of totals at intervals, if they have changed, except while the table is drawn."""
     written: tuple[int, ...] = (0,) * 6
     while True:
         await trio.sleep(seconds)
+        if is_drawn():
+            continue
         view = meter.look()
         totals = view.totals
         values = {
@@ -293,6 +304,11 @@ async def _write_totals(output: LiveOutput, meter: Meter, seconds: float) -> Non
         output.write("totals", text, **values, **traffic, requests_per_second=round(view.rate, 1))
 
 
-def _table(screen: Screen, meter: Meter) -> Table:
+def _table(screen: Screen, meter: Meter, money: MoneyMeter | None) -> Table:
     width, height = screen.console.size
-    return accounts_table(meter.look(), max(1, height - OTHER_LINES), width)
+    rows = max(1, height - OTHER_LINES)
+    view = meter.look()
+    if money is not None:
+        money.shown = tuple(account.name for account in busiest(view, rows))
+        view = evolve(view, money=money.accounts, money_total=money.total)
+    return accounts_table(view, rows, width)

@@ -6,6 +6,7 @@ import socket
 import ssl
 from contextlib import asynccontextmanager, contextmanager
 from ipaddress import ip_address
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import click
@@ -13,6 +14,8 @@ import trio
 from attrs import frozen
 from rich.live import Live
 
+from ..net.url import split_url
+from .errors import SECRET_VARIABLE
 from .stores import open_any_store
 
 if TYPE_CHECKING:
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
     from ..plugin import LedgerPlugin
     from ..stores import PostgresStore, SqliteStore
+    from ..transfer import Transfer
     from .output import LiveOutput, Screen
     from .stores import StoreChoice
 
@@ -31,10 +35,12 @@ __all__ = [
     "Where",
     "client_url",
     "introduce",
+    "money_values",
     "open_store",
     "reporting_bind_errors",
     "show_live",
     "tls_context",
+    "try_it",
     "write_closed",
     "write_events",
 ]
@@ -125,32 +131,67 @@ def client_url(address: str, credentials: str) -> str:
         anywhere = ip_address(host.strip("[]")).is_unspecified
     except ValueError:
         anywhere = False
-    return f"{scheme}://{credentials}@{socket.gethostname() if anywhere else host}:{port}"
+    at = "@" if credentials else ""
+    return f"{scheme}://{credentials}{at}{socket.gethostname() if anywhere else host}:{port}"
 
 
 def introduce(output: LiveOutput, lines: tuple[str, ...], **values: object) -> None:
     """Write where the server listens: lines for people, or the values for programs."""
     if output.as_json:
         output.write("listening", "", **values)
-        return
-    for line in lines:
-        output.screen.line(line)
+    else:
+        for line in lines:
+            output.screen.line(line)
+    output.release()
 
 
-async def write_events(output: LiveOutput, plugin: LedgerPlugin, kinds: tuple[type, ...] = (object,)) -> None:
-    """Write the plugin's events of these classes as they come."""
+def try_it(command: str, url: str, end: str) -> str:
+    """Return the line that shows a whole command for another terminal.
+
+    Args:
+        command: The command, such as ``"ping"``.
+        url: Its URL. If that has no token, the command has it in the environment.
+        end: What Ctrl-C ends here.
+    """
+    _, userinfo, _, _ = split_url(url)
+    token = "" if userinfo else f"{SECRET_VARIABLE}=... "
+    return f"try it: {token}trio-ledger-plugin {command} {quote(url)} (Ctrl-C ends {end})"
+
+
+def money_values(transfer: Transfer) -> dict[str, object]:
+    """Return what an event of money says about a transfer besides its account: the amount, the key and the level."""
+    return {"amount": transfer.amount, "key": transfer.key, "level": transfer.level.value}
+
+
+async def write_events(
+    output: LiveOutput,
+    plugin: LedgerPlugin,
+    kinds: tuple[type, ...] = (object,),
+    is_drawn: Callable[[], bool] = lambda: False,
+) -> None:
+    """Write the plugin's events of these classes as they come, except while a table is drawn that shows the same."""
     async for event in plugin.events:
-        if isinstance(event, kinds):
+        if isinstance(event, kinds) and not is_drawn():
             output.write_event(event)
 
 
 async def show_live(screen: Screen, make: Callable[[], RenderableType]) -> None:
-    """Keep the bottom of the terminal up to date until cancelled; ``make`` gives what to show now."""
-    # By default Rich refreshes from a thread.
-    with Live(console=screen.console, auto_refresh=False, transient=True) as live:
-        while True:
-            live.update(make(), refresh=True)
-            await trio.sleep(REFRESH_SECONDS)
+    """Keep the bottom of the terminal up to date until cancelled, while the program is in the foreground.
+
+    Args:
+        screen: The terminal.
+        make: Returns what to show now.
+    """
+    while True:
+        if screen.in_foreground():
+            # By default Rich refreshes from a thread.
+            with Live(console=screen.console, auto_refresh=False, transient=True) as live:
+                while screen.in_foreground():
+                    live.update(make(), refresh=True)
+                    await trio.sleep(REFRESH_SECONDS)
+                # What is drawn once more at the end.
+                live.update("")
+        await trio.sleep(REFRESH_SECONDS)
 
 
 def write_closed(output: LiveOutput, plugin: LedgerPlugin) -> None:

@@ -37,15 +37,20 @@ class Transfers:
         self._account = account
         self._holding = holding
 
-    async def totals(self) -> Totals:
+    async def totals(self, *, account: str | None = None) -> Totals:
         """Return the sums of what was sent, received and is in doubt.
 
+        Args:
+            account: Only this account's, if this object shows all accounts of a server.
+
         Raises:
+            TypeError: ``account`` has another type.
+            InvalidFieldsError: This object shows another account.
             StoreError: The store failed.
 
         Cancellation: Safe at any time.
         """
-        return await self._journal.totals(self._account)
+        return await self._journal.totals(self._account if account is None else self._one_account(account))
 
     def walk(
         self, *, state: TransferState | None = None, direction: TransferDirection | None = None

@@ -1,0 +1,85 @@
+"""``send-money``, and ``ping`` of what the environment names, as users run them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import trio
+from support.programs import CANARY, assert_one_error, run
+
+from trio_ledger_plugin import BtpOptions, ListenerOptions, PluginServices, current_transfer, open_plugin
+from trio_ledger_plugin.stores import open_sqlite_store
+from trio_ledger_plugin.testing.conformance.assertions import echo
+
+pytestmark = pytest.mark.slow
+
+OPTIONS = BtpOptions(listener=ListenerOptions(0, CANARY))
+
+
+async def test_money_is_sent_and_told() -> None:
+    taken: list[str] = []
+
+    async def take(amount: str) -> None:
+        taken.append(amount)
+
+    async with open_plugin(OPTIONS, money_handler=take) as server:
+        url = server.address.replace("://", f"://:{CANARY}@")
+        assert await run("send-money", url, "2500") == (0, "sent 2,500 (PLAIN): the peer has acknowledged it\n", "")
+        code, stdout, stderr = await run("send-money", server.address, "7", "--json", TRIO_LEDGER_PLUGIN_SECRET=CANARY)
+        assert (code, stderr) == (0, "")
+        assert json.loads(stdout) == {"address": server.address, "amount": "7", "key": None, "level": "plain"}
+    assert taken == ["2500", "7"]
+
+
+async def test_key_is_sent_only_once(tmp_path: Path) -> None:
+    """Whoever repeats a command after a broken line would pay twice."""
+    taken: list[str | None] = []
+    done = trio.Event()
+
+    async def take(amount: str) -> None:
+        taken.append(current_transfer().key)
+        done.set()
+
+    async with (
+        open_sqlite_store(tmp_path / "server.db") as store,
+        open_plugin(OPTIONS, PluginServices(store=store), money_handler=take) as server,
+    ):
+        url = server.address.replace("://", f"://:{CANARY}@")
+        for _ in range(2):
+            told = await run("send-money", url, "250", "--store", str(tmp_path / "wallet.db"), "--key", "rent-july")
+            assert told == (0, "sent 250 under the key rent-july (KEYED): the peer has acknowledged it\n", "")
+        await done.wait()
+    assert taken == ["rent-july"]
+
+
+async def test_money_that_is_not_sent_is_one_line() -> None:
+    async with open_plugin(OPTIONS) as server:
+        url = server.address.replace("://", f"://:{CANARY}@")
+        refused = "the peer refuses the money: the peer answered T00 UnreachableError: no money handler is registered"
+        assert await run("send-money", url, "5") == (1, "", f"error: {refused}\n")
+        for wrong in (("0",), ("1.5",), ("5", "--key", "k")):
+            code, stdout, stderr = await run("send-money", url, *wrong)
+            assert (code, stdout) == (2, "")
+            assert_one_error(stderr)
+        code, _, stderr = await run("send-money", server.address.replace("btp+ws://", f"http://:{CANARY}@"), "5")
+        assert code == 1
+        assert stderr == "error: ILP over HTTP carries no money; settle with the peer in another way\n"
+
+
+async def test_ping_reads_the_environment_of_programs() -> None:
+    """Credentials that work in a program would have to be taken apart for the command."""
+    async with open_plugin(OPTIONS, data_handler=echo) as server:
+        url = server.address.replace("://", f"://:{CANARY}@")
+        credentials = json.dumps({"server": url, "responseTimeout": 1000, "connect_timeout": 2})
+        code, stdout, stderr = await run("ping", "--count", "1", "--json", ILP_CREDENTIALS=credentials)
+        assert (code, stderr) == (0, "")
+        told = json.loads(stdout)
+        assert (told["address"], told["answered"]) == (server.address, 1)
+        code, stdout, stderr = await run("ping", ILP_CREDENTIALS="{'server'")
+        assert (code, stdout) == (2, "")
+        assert stderr.startswith("error: ILP_CREDENTIALS: must be a JSON object")
+        assert "line 1, column 2" in stderr
+        assert_one_error(stderr)
+    code, stdout, stderr = await run("ping", ILP_CREDENTIALS="", ILP_BTP_SERVER="", ILP_PLUGIN="")
+    assert (code, stdout) == (2, "")
+    assert "give a URL, or set one of ILP_CREDENTIALS, ILP_BTP_SERVER, ILP_PLUGIN" in stderr
