@@ -14,7 +14,7 @@ import trio
 
 __all__ = ["Pace"]
 
-# How many names are remembered; those that were used longest ago are forgotten first.
+# How many names are remembered; the one that was used longest ago is forgotten first.
 REMEMBERED: Final = 4096
 
 
