@@ -37,6 +37,7 @@ from trio_ledger_plugin.btp.auth import auth_message
 from trio_ledger_plugin.codec import btp
 from trio_ledger_plugin.errors import ConnectionLostError
 from trio_ledger_plugin.events import Connected, Disconnected
+from trio_ledger_plugin.net.listen import FAILURES, FAILURES_A_SECOND
 from trio_ledger_plugin.options.load import options_from_mapping
 from trio_ledger_plugin.testing.conformance.assertions import Recorder, echo
 from trio_ledger_plugin.testing.scripted_peer import dial_stream
@@ -337,6 +338,24 @@ async def test_newcomer_takes_the_place_of_the_longest_silent(clock: MockClock) 
         for stream in silent[17:]:
             await stream.aclose()
         await newcomer.aclose()
+
+
+async def test_connections_that_come_to_nothing_are_accepted_at_a_rate(clock: MockClock) -> None:
+    """A program that dials without end would otherwise take the time in which connected peers are served."""
+    async with open_btp(listening(), data_handler=echo) as plugin:
+
+        async def dial_and_leave(times: int) -> float:
+            began = trio.current_time()
+            for _ in range(times):
+                stream = await dial_stream(plugin.address)
+                await stream.aclose()
+            peer = await dial_in(plugin.address)
+            await assert_serves(peer)
+            await peer.aclose()
+            return trio.current_time() - began
+
+        assert await dial_and_leave(FAILURES) < 0.01
+        assert await dial_and_leave(40) >= 38 / FAILURES_A_SECOND
 
 
 async def test_progress_keeps_a_place(clock: MockClock) -> None:

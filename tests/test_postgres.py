@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 import trio
+from attrs import evolve
 from support.programs import CANARY
 from support.stores import hold_thread
+from support.tasks import open_tasks
 
 from trio_ledger_plugin import InvalidFieldsError, NotAcceptedError, PluginServices, StoreError
 from trio_ledger_plugin.net.tokens import AccountTokens
@@ -350,12 +352,16 @@ async def test_new_name_gets_one_owner_among_two_servers(postgres_dsn: str) -> N
     async with (
         open_postgres_store(postgres_dsn, replication="none") as one,
         open_postgres_store(postgres_dsn, replication="none") as two,
+        open_tasks() as tasks,
         trio.open_nursery() as nursery,
     ):
         late = LateStore(one)
         receive: Any = None
-        context = Context.for_plugin(
-            PluginOptions(), PluginServices(), nursery, receive=receive, on_end=receive, is_busy=receive
+        context = evolve(
+            Context.for_plugin(
+                PluginOptions(), PluginServices(), nursery, receive=receive, on_end=receive, is_busy=receive
+            ),
+            tasks=tasks,
         )
         first, second = (AccountTokens(store, False, context, lambda _: False) for store in (late, two))
         refused: list[NotAcceptedError] = []

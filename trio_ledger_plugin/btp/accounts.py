@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 
 __all__ = ["AccountsPlugin"]
 
+# So many connections an account makes without waiting, and then so many a second. The longest wait is shorter than an
+# authentication may take.
+CONNECTIONS: Final = 64
+CONNECTIONS_A_SECOND: Final = 8.0
+LONGEST_WAIT: Final = 3.0
 # How interledger-rs names an account in the path of the URL.
 ACCOUNT_PATH: Final = re.compile(r"/accounts/([^/]+)/ilp/btp")
 
@@ -80,7 +85,7 @@ class AccountsPlugin(AccountsServer, BtpServer):
                 is_wanted=self._is_link_wanted,
                 identify=partial(_identify, self.tokens, options.account_from_path),
                 verify=self.tokens.verify if self.tokens.are_stored else None,
-                delay=Pace().delay,
+                delay=Pace(CONNECTIONS, CONNECTIONS_A_SECOND, LONGEST_WAIT).delay,
             ),
             refuse=self._refuse_origin,
         )

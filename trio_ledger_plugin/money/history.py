@@ -245,7 +245,7 @@ class SqlHistory:
         place = (self._ledger, *after, self._age(), PAGE)
         rows = connection.execute(self._sql.FORGETTABLE, place).fetchall()
         applied = TransferState.APPLIED.value
-        # A credited transfer stays until a handler has finished with it, unless nobody has ever asked for it.
+        # A credited transfer stays until a handler has finished with it, unless no program has ever asked for it.
         if connection.execute(self._sql.HAD_HANDLER, (self._ledger,)).fetchone()[0]:
             gone = [row for row in rows if row[3] != applied]
         else:

@@ -36,7 +36,7 @@ NO_KEYS: Final = "the option money is 'keyed', but the peer keeps no transfer ke
 # Stands for the time of the next try while a running process is sending a transfer; no age is that great.
 BEING_SENT: Final = 1e300
 PAGE: Final = 500
-# How much of the data of a peer's error is kept: it is the peer that says how long it is.
+# How much of an error's data is kept: the peer decides how long it is.
 MAX_ERROR_BYTES: Final = 1024
 
 

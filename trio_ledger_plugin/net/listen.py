@@ -9,13 +9,15 @@ from __future__ import annotations
 import errno
 from contextlib import AsyncExitStack, contextmanager, suppress
 from ipaddress import ip_address
+from math import inf
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
 from ..errors import NotConnectedError
 from ..parking import start_task
+from .pace import Pace
 from .sockets import abort_stream
 
 if TYPE_CHECKING:
@@ -31,6 +33,10 @@ ACCEPT_PAUSE = 0.1
 # How many scheduler turns pass between two connections while each takes longer than the seconds below.
 BUSY_TURNS = 24
 IDLE_SECONDS = 0.0002
+# So many connections may end without authentication, and then so many a second, before accepting pauses.
+FAILURES: Final = 256
+FAILURES_A_SECOND: Final = 200.0
+LONGEST_PAUSE: Final = 1.0
 # How often a port is chosen that has to be free at several addresses.
 PORT_TRIES = 8
 # The name in logs of a peer that has no address.
@@ -67,6 +73,8 @@ class Listener:
         self._serve = serve
         self._make_room = make_room
         self._bound_port: int | None = port
+        self._failures = Pace(FAILURES, FAILURES_A_SECOND, LONGEST_PAUSE)
+        self._accept_at = -inf
         # The scopes of external connections; None while nothing listens.
         self._external: set[trio.CancelScope] | None = None
 
@@ -178,6 +186,9 @@ class Listener:
             else:
                 start_task(serving, self._receive, stream)
                 await _yield_while_busy()
+                if self._accept_at > trio.current_time():
+                    # What peers cost that connect and do not authenticate is limited; others wait with them meanwhile.
+                    await trio.sleep_until(self._accept_at)
 
     async def _receive(self, stream: trio.SocketStream) -> None:
         in_use = False
@@ -186,6 +197,7 @@ class Listener:
             peer = peer_address(stream)
             in_use = await self._serve(stream, peer)
         if not in_use:
+            self._accept_at = trio.current_time() + self._failures.delay("")
             await abort_stream(stream)
 
 

@@ -1,7 +1,8 @@
-"""How often an account may connect: one that does so all the time waits before each further connection.
+"""How often something may happen: at first at once, and then at a rate.
 
-A connection costs the server about as much as twenty requests. So an account that connects as fast as the server
-accepts would take its time from others, although it has few connections at any moment.
+A connection costs a server about as much as twenty requests. So an account that connects as fast as the server accepts
+would take its time from others, although it has few connections at any moment; and so would peers that connect and do
+not authenticate.
 """
 
 from __future__ import annotations
@@ -13,28 +14,32 @@ import trio
 
 __all__ = ["Pace"]
 
-# So many connections at once, and then so many a second.
-BURST: Final = 64
-RATE: Final = 8.0
-# The longest wait, in seconds; it must be shorter than an authentication may take.
-LONGEST: Final = 3.0
-# Accounts whose connections are remembered; those that connected longest ago are forgotten first.
+# How many names are remembered; the one that was used longest ago is forgotten first.
 REMEMBERED: Final = 4096
 
 
 class Pace:
-    """The connections of a server's accounts in the last seconds."""
+    """How often something has happened in the last seconds, by name.
 
-    def __init__(self) -> None:
-        # When each account would be due to connect if it did so at the permitted rate.
+    Args:
+        burst: How often it may happen at once.
+        rate: How often a second it may happen after that.
+        longest: The longest wait, in seconds.
+    """
+
+    def __init__(self, burst: int, rate: float, longest: float) -> None:
+        self._burst_seconds = burst / rate
+        self._step = 1 / rate
+        self._longest = longest
+        # When each name would be due if it were used at the rate.
         self._due: dict[str, float] = {}
 
-    def delay(self, account: str) -> float:
-        """Count a connection of an account, and return for how many seconds it has to wait."""
+    def delay(self, name: str) -> float:
+        """Count one time under a name, and return for how many seconds it has to wait."""
         now = trio.current_time()
-        due = max(self._due.pop(account, -inf), now - BURST / RATE)
-        due = min(due + 1 / RATE, now + LONGEST)
-        self._due[account] = due
+        due = max(self._due.pop(name, -inf), now - self._burst_seconds)
+        due = min(due + self._step, now + self._longest)
+        self._due[name] = due
         if len(self._due) > REMEMBERED:
             del self._due[next(iter(self._due))]
         return max(0.0, due - now)

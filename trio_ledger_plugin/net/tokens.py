@@ -23,6 +23,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 import trio
 
 from ..errors import InvalidServicesError, NotAcceptedError, StoreError, UnreachableError
+from .lookups import Lookups
 from .names import NEW, Names
 from .store_values import add, update
 
@@ -96,10 +97,12 @@ class AccountTokens:
         self._secret: bytes | None = None
         self._locks = _Locks() if self._store is None else _locks_of(self._store)
         self.names: Names | None = None
+        self._lookups: Lookups | None = None
         if self._store is not None:
             # A store's key has no NUL character.
             ending = ledger_id.replace("%", "%25").replace("\0", "%00")
             forgets = hasattr(store, "update")
+            self._lookups = Lookups(context.tasks, self._store) if forgets else None
             self.names = Names(context, ending, self._store, is_used, forgets=forgets)
 
     @property
@@ -164,8 +167,8 @@ class AccountTokens:
         def decide(read: Read) -> tuple[Verdict, Changes]:
             return _judge(account, names, read, secret, own, shared, _hashed(token))
 
-        if names.forgets:
-            return await update(store, decide)
+        if self._lookups is not None:
+            return await self._lookups.run(decide)
         # Of two clients that ask for the same new name at once, one may get it.
         async with self._locks.lock(account):
             return await update(store, decide)
