@@ -58,8 +58,7 @@ async function refresh() {
     show(overview);
     byId("accounts-card").hidden = !table;
     if (table) accounts.update(table);
-    byId("doubts-card").hidden = !list;
-    if (list) doubts.update(list);
+    doubts.update(list);
   } catch (error) {
     if (round !== state.round) return;
     if (error instanceof TokenError) {
