@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 import trio
-from bench.accounts import FULFILL
 from support.accounts import enter, open_accounts, options, prepare
 from support.admin import ask, get_json, leave_in_doubt, open_bank
 from support.browser import CONTRAST, show
@@ -32,6 +31,7 @@ from trio_ledger_plugin import (
 )
 from trio_ledger_plugin.accounts.account import AccountSnapshot
 from trio_ledger_plugin.admin import open_admin
+from trio_ledger_plugin.codec import ilp
 from trio_ledger_plugin.stores import MemoryStore
 from trio_ledger_plugin.testing.conformance.assertions import echo
 
@@ -532,11 +532,14 @@ async def test_page_works_with_the_keyboard_and_has_names(tmp_path) -> None:
 
 # Ten thousand accounts.
 
+# The only answer that these clients accept.
+FULFILL = ilp.encode(ilp.Fulfill(bytes(range(32)), bytes(60)))
+
 CLIENTS = """
 import resource, sys
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-from bench import accounts
+import accounts
 with accounts.connected(accounts.Server("ours", 0, int(sys.argv[1])), int(sys.argv[2])) as clients:
     accounts.load(clients, 1, len(clients))
     print("connected", flush=True)
@@ -567,7 +570,7 @@ async def test_ten_thousand_accounts_answer_within_100_ms() -> None:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 check=False,
-                cwd=ROOT / "tests",
+                cwd=ROOT / "tests" / "bench",
             )
             async with trio.open_nursery() as nursery:
                 clients = await nursery.start(start)
