@@ -34,9 +34,9 @@ nitpick_ignore_regex = [
     ("py:exc", r"trio\..+"),
     ("py:class", r"(collections\.abc|contextlib|datetime|logging|os|pytest|sqlite3|ssl|trio|trio_websocket)\..+"),
     # Names that annotations use without their module: classes of other packages,
-    ("py:class", r"AbstractAsyncContextManager|MeterProvider|TracerProvider|WebSocketConnection|datetime"),
+    ("py:class", r"Abstract(Async)?ContextManager|MeterProvider|TracerProvider|WebSocketConnection|datetime"),
     # aliases and type variables, which docstrings describe in words,
-    ("py:class", r"(btp\.Packet|.*\bPacketT|.*\bPluginT|T|Answer|DataHandler|MoneyHandler|Reply|PairFactory)"),
+    ("py:class", r"(btp\.Packet|.*\bPacketT|.*\bPluginT|T|Answer|DataHandler|MoneyHandler|Reply|PairFactory|OnReply)"),
     ("py:class", r"TransactionalMoneyHandler|(list|tuple|Mapping)\[str.*"),
     ("py:class", r"(.*\.)?(Book|ConnectionT(_co)?|Fraction|Keys|MemoryBookings|Number|OnPacket|StoredBookings)"),
     # and internal parts of a plugin.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,8 +12,8 @@ import trio
 from attrs import fields
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from support.accounts import enter, open_accounts, options
-from support.admin import ask, get_json, leave_in_doubt, open_bank, settle
-from support.http import dial
+from support.admin import ask, get_json, leave_in_doubt, open_bank, request, settle
+from support.http import dial, read_response
 from support.pages import ROOT
 from support.peers import TOKEN, open_btp
 from support.ports import free_port
@@ -70,6 +71,19 @@ async def test_cancelled_block_closes_the_port():
                 await trio.sleep_forever()
         with pytest.raises(OSError, match="all attempts"):
             await dial(admin.address)
+
+
+async def test_end_of_the_block_closes_open_connections():
+    """A browser that was not closed would hold the program's files open."""
+    async with loopback_pair() as (plugin, _):
+        async with open_admin(plugin) as admin:
+            streams = [await dial(admin.address) for _ in range(3)]
+            await streams[0].send_all(request("/health"))
+            await read_response(streams[0])
+        for stream in streams:
+            with suppress(trio.BrokenResourceError):
+                assert await stream.receive_some(1) == b""
+            await stream.aclose()
 
 
 async def test_arguments_are_checked():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from attrs import asdict, astuple, define, frozen
+from attrs import asdict, astuple, define, fields, frozen
 
 __all__ = ["GAUGES", "Counters", "Statistics"]
 
@@ -124,19 +124,8 @@ class Counters:
 
     def add(self, other: Counters, times: int = 1) -> None:
         """Count what others have counted; with -1 times, no longer count it."""
-        # Not in a loop over the fields, which takes ten times as long: a server adds up all its accounts.
-        self.requests_sent += times * other.requests_sent
-        self.responses_received += times * other.responses_received
-        self.errors_received += times * other.errors_received
-        self.requests_received += times * other.requests_received
-        self.responses_sent += times * other.responses_sent
-        self.errors_sent += times * other.errors_sent
-        self.bytes_sent += times * other.bytes_sent
-        self.bytes_received += times * other.bytes_received
-        self.redials += times * other.redials
-        self.malformed_packets += times * other.malformed_packets
-        self.unexpected_responses += times * other.unexpected_responses
-        self.requests_refused += times * other.requests_refused
-        self.links_refused += times * other.links_refused
-        self.links_replaced += times * other.links_replaced
-        self.unauthenticated_dropped += times * other.unauthenticated_dropped
+        for name in COUNTED:
+            setattr(self, name, getattr(self, name) + times * getattr(other, name))
+
+
+COUNTED: Final = tuple(each.name for each in fields(Counters))

@@ -18,11 +18,14 @@ BUDGETS: Final = (
     ("handler_bytes", "max_handler_bytes", "max_server_handler_bytes", "bytes held by handlers"),
     ("backlog_bytes", "max_backlog_bytes", "max_server_backlog_bytes", "bytes waiting for a handler"),
     ("links", "", "max_links", "connections"),
+    ("transfers_remembered", "max_ledger_keys", "max_ledger_keys", "transfers remembered in the journal"),
+    ("accounts_remembered", "", "max_accounts", "accounts remembered in the journal"),
 )
 
 #: Statistics that only grow when a limit is reached, and what each says.
 REACHED: Final = {
     "requests_refused": "requests refused: too many were waiting",
+    "transfers_refused": "transfers refused: too many were remembered",
     "links_refused": "connections refused: the account or the server had too many",
     "links_replaced": "idle connections closed for newer ones of the same account",
     "unauthenticated_dropped": "unauthenticated connections closed for others",
@@ -53,6 +56,7 @@ def budgets_of(plugin: LedgerPlugin, statistics: Statistics) -> list[Budget]:
     found = []
     for name, own, of_server, text in BUDGETS:
         limit = getattr(plugin.options, of_server if plugin.has_accounts else own, None)
-        if limit is not None:
+        is_of_journal = name.endswith("_remembered")
+        if limit is not None and (plugin.money.keeps_journal or not is_of_journal):
             found.append(Budget(name, text, getattr(statistics, name), limit))
     return found

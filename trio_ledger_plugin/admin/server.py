@@ -94,17 +94,17 @@ class AdminServer:
         await self._listener.run(listening)
 
     async def _serve(self, stream: trio.SocketStream, peer: str) -> bool:
-        secured: trio.abc.Stream | None = stream
-        with self._admission.admit(peer) as pending:
-            try:
+        try:
+            with self._admission.admit(peer) as pending:
+                secured: trio.abc.Stream | None = stream
                 if self._ssl_context is not None:
                     secured = await start_tls(stream, self._ssl_context, MESSAGE_SECONDS)
                 if secured is not None:
                     await self._talk(secured, peer, pending)
-            except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError, OSError) as error:
-                self._log.debug("a connection from %s to the admin page ended: %s", peer, error)
-        if secured is not None:
-            await abort_stream(secured)
+        except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError, OSError) as error:
+            self._log.debug("a connection from %s to the admin page ended: %s", peer, error)
+        finally:
+            await abort_stream(stream)  # noqa: ASYNC102 (it waits for nothing)
         return False
 
     async def _talk(self, stream: trio.abc.Stream, peer: str, pending: PendingPeer) -> None:

@@ -7,7 +7,7 @@ const EVENTS = { Failed: "bad", Disconnected: "warn", TransfersInDoubt: "warn", 
 
 class TokenError extends Error {}
 
-const state = { plugin: 0, paused: false, since: null, timer: null, round: 0, wrong: false };
+const state = { plugin: 0, paused: false, seen: 0, timer: null, round: 0 };
 let memory = "";
 
 function token(value) {
@@ -58,8 +58,7 @@ async function refresh() {
     show(overview);
     byId("accounts-card").hidden = !table;
     if (table) accounts.update(table);
-    byId("doubts-card").hidden = !list;
-    if (list) doubts.update(list);
+    doubts.update(list);
   } catch (error) {
     if (round !== state.round) return;
     if (error instanceof TokenError) {
@@ -93,7 +92,7 @@ function badge(kind, text) {
 }
 
 function online() {
-  state.since = null;
+  state.seen = Date.now();
   byId("offline").hidden = true;
   byId("sign-in").hidden = true;
   byId("content").hidden = false;
@@ -102,10 +101,10 @@ function online() {
 }
 
 function offline(error) {
-  state.since = state.since || Date.now();
   const answered = !(error instanceof TypeError) && error.name !== "TimeoutError";
   const why = answered ? `The server answered: ${error.message}` : "The server does not answer.";
-  setText(byId("offline"), `${why} What is shown is from ${clockTime(state.since / 1000)}. Trying again.`);
+  const shown = state.seen ? ` What is shown is from ${clockTime(state.seen / 1000)}.` : "";
+  setText(byId("offline"), `${why}${shown} Trying again.`);
   byId("offline").hidden = false;
   byId("content").classList.add("stale");
   badge("bad", "No answer");
@@ -155,7 +154,7 @@ function showTiles(overview) {
   const [frequent] = codes.reduce((best, each) => (each[1] > best[1] ? each : best), ["", 0]);
   const tiles = [
     ["Requests/s", rate(received + sent), `${count(statistics.requests_received)} received, ${count(statistics.requests_sent)} sent`],
-    ["Under way", count(statistics.handlers_running + statistics.calls_in_flight), `${count(statistics.handlers_running)} handlers, ${count(statistics.calls_in_flight)} calls`],
+    ["Under way", count(statistics.handlers_running + statistics.calls_in_flight), `handlers: ${count(statistics.handlers_running)}, calls: ${count(statistics.calls_in_flight)}`],
     ["Handler time", `${milliseconds(median)} ms`, `99 of 100 within ${milliseconds(slow)} ms`],
     ["Connections", count(statistics.links), `${bytes(statistics.bytes_received)} in, ${bytes(statistics.bytes_sent)} out`],
     ["Errors", count(failed), failed ? `most often ${frequent}` : "none so far"],
@@ -231,7 +230,8 @@ byId("sign-in").addEventListener("submit", (event) => {
 });
 byId("sign-out").addEventListener("click", () => {
   token("");
-  refresh();
+  // Nothing that was shown stays in the page.
+  location.reload();
 });
 byId("pause").addEventListener("click", () => {
   state.paused = !state.paused;

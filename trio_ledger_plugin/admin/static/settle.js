@@ -39,15 +39,26 @@ class DoubtsTable {
     byId("ask").addEventListener("close", () => this.closed());
   }
 
+  // answer: null if there are no transfers in doubt.
   update(answer) {
-    this.page = answer.page;
-    setText(byId("doubts-count"), count(answer.total));
-    this.pager.update(answer.page, answer.pages);
+    const rows = answer ? answer.rows : [];
+    if (answer) {
+      this.page = answer.page;
+      setText(byId("doubts-count"), count(answer.total));
+      this.pager.update(answer.page, answer.pages);
+    }
     // Rows are replaced only if others are to be shown, so that the focus stays on a button.
-    const text = JSON.stringify(answer.rows);
+    const text = JSON.stringify(rows);
     if (text === this.shown) return;
+    const hadFocus = byId("doubts-card").contains(document.activeElement);
     this.shown = text;
-    byId("doubts").replaceChildren(...answer.rows.map((row) => this.line(row)));
+    byId("doubts").replaceChildren(...rows.map((row) => this.line(row)));
+    byId("doubts-card").hidden = !answer;
+    if (hadFocus && !byId("doubts-card").contains(document.activeElement)) this.focus();
+  }
+
+  focus() {
+    (byId("doubts").querySelector("button") || byId("main")).focus();
   }
 
   line(row) {
@@ -124,7 +135,6 @@ class DoubtsTable {
 
   closed() {
     this.asked = null;
-    const button = byId("doubts").querySelector("button");
-    if (document.activeElement === document.body) (button || byId("main")).focus();
+    if (document.activeElement === document.body) this.focus();
   }
 }
