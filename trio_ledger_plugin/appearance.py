@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
 
 from .runtime.connector import PluginState
 
-__all__ = ["list_names", "show_plugin"]
+__all__ = ["ListNames", "Show", "list_names", "show_plugin"]
+
+# The types with which a class declares these functions as its methods.
+Show: TypeAlias = Callable[[Any], str]
+ListNames: TypeAlias = Callable[[Any], list[str]]
 
 # What an application uses, of every plugin and of some. A plugin has more names, for its author and its own parts.
 NAMES: Final = frozenset(

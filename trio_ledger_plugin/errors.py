@@ -187,7 +187,7 @@ class RemoteError(LedgerPluginError):
 
     @property
     def message(self) -> str:
-        """What the peer says: the ``message`` in JSON data, as most peers send it, or else the data as text."""
+        """The text of the peer. It is the ``message`` in JSON data, as most peers send it, or else the data itself."""
         text = self.data.decode("utf-8", "replace")
         try:
             told = loads(text)

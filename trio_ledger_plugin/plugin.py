@@ -107,8 +107,8 @@ class LedgerPlugin(ABC):
         self._exchange: Exchange | None = None
         self._max_data = context.options.max_data_bytes
 
-    __repr__ = appearance.show_plugin
-    __dir__ = appearance.list_names
+    __repr__: ClassVar[appearance.Show] = appearance.show_plugin
+    __dir__: ClassVar[appearance.ListNames] = appearance.list_names
 
     # What the author of a plugin implements.
 
