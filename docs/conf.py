@@ -38,7 +38,10 @@ nitpick_ignore_regex = [
     # aliases and type variables, which docstrings describe in words,
     ("py:class", r"(btp\.Packet|.*\bPacketT|.*\bPluginT|T|Answer|DataHandler|MoneyHandler|Reply|PairFactory|OnReply)"),
     ("py:class", r"TransactionalMoneyHandler|(list|tuple|Mapping)\[str.*"),
-    ("py:class", r"(.*\.)?(Book|ConnectionT(_co)?|Fraction|Keys|MemoryBookings|Number|OnPacket|StoredBookings)"),
+    (
+        "py:class",
+        r"(.*\.)?(Book|Changes|ConnectionT(_co)?|Fraction|Keys|MemoryBookings|Number|OnPacket|Read|StoredBookings)",
+    ),
     # and internal parts of a plugin.
     ("py:class", r"(.*\.)?(Account|AnyReply|Budget|Event|Handlers|Holding|HttpServer|Journal|Limits)"),
     ("py:class", r"(.*\.)?(MoneyService|Payload|Proxy|RedactingLog|Requester|ServerUrl|Stage|WorkerPool)"),
