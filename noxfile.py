@@ -73,7 +73,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure against the JavaScript packages on Node, at full size; ``bench`` gets the options after ``--``."""
-    session.install("-e", ".[cli,postgres,speed,stream]")
+    session.install("-e", ".[admin,cli,postgres,speed,stream]")
     with session.chdir("tests/interop"):
         session.run("npm", "ci", "--silent", external=True)
     where = Path(session.create_tmp())
@@ -84,6 +84,7 @@ def bench(session: nox.Session) -> None:
     session.run("python", "tests/bench/idle.py")
     session.run("python", "tests/bench/flood.py")
     session.run("python", "tests/bench/neighbours.py")
+    session.run("python", "tests/bench/admin.py")
     session.run("python", "tests/bench/accounts.py", "--node", "--save", str(where / "accounts.json"))
     session.run("python", "tests/bench/http.py", "--save", str(where / "http.json"))
     session.run("python", "tests/bench/money.py", "--save", str(where / "money.json"))

@@ -115,3 +115,17 @@ def test_neighbours_are_measured_while_an_account_attacks():
     assert told["of 500/s"] > 0
     assert told["of the rate at 100"] > 0
     assert told["connections of the other"] == 16
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads a process's time from /proc")
+def test_cost_of_the_admin_page_is_measured(tmp_path):
+    """The figures would be those of a page that nobody opened."""
+    saved = tmp_path / "admin.json"
+    program = Path(__file__).parent / "bench" / "admin.py"
+    subprocess.run(
+        [sys.executable, str(program), "--quick", "--save", str(saved)], check=True, timeout=60, capture_output=True
+    )
+    told = json.loads(saved.read_text())
+    assert [each["way"] for each in told["slices"]] == ["without the page", "with the page", "looked at"]
+    assert [bool(each["answers"]) for each in told["slices"]] == [False, False, True]
+    assert told["summary"]["accounts"] == 10

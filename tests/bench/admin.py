@@ -3,8 +3,9 @@
     python tests/bench/admin.py [--quick] [--accounts 10000] [--save FILE]
 
 The server is ``btp-accounts``, a process of its own. This process is all its clients, as in ``accounts.py``, and asks
-for what the page asks for, every two seconds. The three ways alternate, round after round, each with a new server.
-Besides the rate, the processor time of the server for each call is compared: it is the same on a busy machine.
+for what the page asks for, every two seconds. The server opens and closes the page when it is told to, so that the
+three ways alternate in short slices, with the same connections. Besides the rate, the processor time of the server for
+each call is compared: a busy machine changes it less.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from trio_ledger_plugin.admin import open_admin
 from trio_ledger_plugin.codec import ilp
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 WITHOUT, WITH, LOOKED_AT = "without the page", "with the page", "looked at"
 WAYS = (WITHOUT, WITH, LOOKED_AT)
@@ -42,8 +43,8 @@ EVERY = 2.0
 PATHS = ("api/overview", "api/accounts?sort=rate&order=desc&rows=25")
 
 
-async def serve(way: str) -> None:
-    """Be the server until stdin ends."""
+async def serve() -> None:
+    """Be the server until stdin ends; each line says how to go on."""
 
     async def fulfill(data: bytes) -> bytes:
         ilp.decode(data)
@@ -51,21 +52,32 @@ async def serve(way: str) -> None:
 
     info = {"client_address": "example.bench", "asset_scale": 9, "asset_code": "XRP"}
     options = {"plugin": "btp-accounts", "port": 0, "debug_host_ildcp_info": info, "ping_interval": 3600}
-    async with AsyncExitStack() as stack:
-        plugin = await stack.enter_async_context(open_plugin(options, data_handler=fulfill))
-        page = "" if way == WITHOUT else (await stack.enter_async_context(open_admin(plugin))).address
-        print(json.dumps({"port": int(plugin.address.rpartition(":")[2]), "page": page}), flush=True)
-        await trio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)
+    async with open_plugin(options, data_handler=fulfill) as plugin:
+        print(json.dumps({"port": int(plugin.address.rpartition(":")[2])}), flush=True)
+        line = await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True)
+        while way := line.strip():
+            async with AsyncExitStack() as stack:
+                page = "" if way == WITHOUT else (await stack.enter_async_context(open_admin(plugin))).address
+                print(json.dumps({"page": page}), flush=True)
+                line = await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True)
+
+
+def ask(process: subprocess.Popen[str], line: str = "") -> Any:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    if line:
+        process.stdin.write(f"{line}\n")
+        process.stdin.flush()
+    return json.loads(process.stdout.readline())
 
 
 @contextmanager
-def running(way: str) -> Iterator[tuple[Server, str]]:
-    command = [sys.executable, __file__, "--serve", way]
+def running() -> Iterator[tuple[Server, Callable[[str], str]]]:
+    """Run the server; yield it, and a function that has it go on in another way and returns the URL of its page."""
+    command = [sys.executable, __file__, "--serve"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
         try:
-            started = json.loads(process.stdout.readline())
-            yield Server(OURS, process.pid, started["port"]), started["page"]
+            yield Server(OURS, process.pid, ask(process)["port"]), lambda way: str(ask(process, way)["page"])
         finally:
             process.kill()
 
@@ -104,54 +116,48 @@ class Browser(threading.Thread):
         self.join()
 
 
-def measure(way: str, *, accounts: int, clients: int, in_flight: int, calls: int) -> dict[str, Any]:
-    """Measure one way once."""
-    with running(way) as (server, page), connected(server, accounts) as everyone:
+def measure(*, accounts: int, slices: int, calls: int) -> Iterator[dict[str, Any]]:
+    """Yield the figures of each slice, the three ways in turn."""
+    clients, in_flight = min(100, accounts), 10
+    with running() as (server, go_on), connected(server, accounts) as everyone:
         busy = everyone[:clients]
-        load(busy, in_flight // clients, calls // 8)
-        browser = Browser(page) if way == LOOKED_AT else None
-        if browser is not None:
-            browser.start()
-        cpu = server.cpu_seconds()
-        began = time.perf_counter()
-        load(busy, in_flight // clients, calls)
-        seconds = time.perf_counter() - began
-        cpu = server.cpu_seconds() - cpu
-        if browser is not None:
-            browser.close()
-    found: dict[str, Any] = {"way": way, "rate": calls / seconds, "server_us_a_call": cpu / calls * 1e6}
-    if browser is not None:
-        found["answer_ms"] = median(browser.seconds) * 1000
-        found["longest_ms"] = max(browser.seconds) * 1000
-    return found
+        load(busy, in_flight, calls)
+        for number in range(slices * len(WAYS)):
+            way = WAYS[number % len(WAYS)]
+            page = go_on(way)
+            browser = Browser(page) if way == LOOKED_AT else None
+            if browser is not None:
+                browser.start()
+            cpu, began = server.cpu_seconds(), time.perf_counter()
+            load(busy, in_flight, calls)
+            seconds, cpu = time.perf_counter() - began, server.cpu_seconds() - cpu
+            if browser is not None:
+                browser.close()
+            answers = browser.seconds if browser is not None else []
+            yield {"way": way, "rate": calls / seconds, "server_us_a_call": cpu / calls * 1e6, "answers": answers}
 
 
-def summarise(rounds: list[list[dict[str, Any]]]) -> dict[str, Any]:
-    """Return the medians over the rounds of the ratios to the server without the page."""
+def summarise(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the medians over the slices of the ratios to the slice without the page before."""
+    turns = [found[start : start + len(WAYS)] for start in range(0, len(found), len(WAYS))]
     summary: dict[str, Any] = {}
     for index, way in enumerate(WAYS[1:], 1):
-        summary[f"rate, {way}"] = round(median(each[index]["rate"] / each[0]["rate"] for each in rounds), 4)
-        summary[f"processor time a call, {way}"] = round(
-            median(each[index]["server_us_a_call"] / each[0]["server_us_a_call"] for each in rounds), 4
-        )
-    summary["answer_ms"] = round(median(each[2]["answer_ms"] for each in rounds), 1)
-    summary["longest_ms"] = round(max(each[2]["longest_ms"] for each in rounds), 1)
-    return summary
+        for figure in ("rate", "server_us_a_call"):
+            ratios = [turn[index][figure] / turn[0][figure] for turn in turns]
+            summary[f"{figure}, {way}"] = round(median(ratios), 4)
+    answers = [seconds * 1000 for each in found for seconds in each["answers"]]
+    return summary | {"answer_ms": round(median(answers), 1), "longest_ms": round(max(answers), 1)}
 
 
-def main(*, accounts: int, rounds: int, calls: int, save: Path | None) -> None:
-    clients, in_flight = min(100, accounts), min(1000, 10 * accounts)
+def main(*, accounts: int, slices: int, calls: int, save: Path | None) -> None:
     found = []
-    for _ in range(rounds):
-        found.append(
-            [measure(way, accounts=accounts, clients=clients, in_flight=in_flight, calls=calls) for way in WAYS]
-        )
-        for each in found[-1]:
-            print(json.dumps(each), flush=True)
+    for each in measure(accounts=accounts, slices=slices, calls=calls):
+        found.append(each)
+        print(json.dumps(each), flush=True)
     summary = {"accounts": accounts, **summarise(found)}
     print(json.dumps(summary))
     if save is not None:
-        save.write_text(json.dumps({"rounds": found, "summary": summary}, indent=1))
+        save.write_text(json.dumps({"slices": found, "summary": summary}, indent=1))
 
 
 if __name__ == "__main__":
@@ -160,14 +166,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small, and once: whether every call is answered")
     parser.add_argument("--accounts", type=int, default=100, help="how many accounts are connected")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--calls", type=int, default=200_000)
+    parser.add_argument("--slices", type=int, default=15)
+    parser.add_argument("--calls", type=int, default=60_000, help="in each slice")
     parser.add_argument("--save", type=Path, help="where to write the JSON")
-    parser.add_argument("--serve", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        trio.run(serve, arguments.serve)
+        trio.run(serve)
     elif arguments.quick:
-        main(accounts=10, rounds=1, calls=2000, save=arguments.save)
+        main(accounts=10, slices=1, calls=2000, save=arguments.save)
     else:
-        main(accounts=arguments.accounts, rounds=arguments.rounds, calls=arguments.calls, save=arguments.save)
+        main(accounts=arguments.accounts, slices=arguments.slices, calls=arguments.calls, save=arguments.save)
