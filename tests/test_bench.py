@@ -106,7 +106,7 @@ def test_postgres_benchmark_measures_rates_opening_and_an_outage(postgres_server
 
 @pytest.mark.skipif(sys.platform == "win32", reason="lowers the limit on descriptors")
 def test_neighbours_are_measured_while_an_account_attacks():
-    """The figures would be those of a server that nobody disturbs."""
+    """The figures would be those of a server that is not disturbed."""
     program = Path(__file__).parent / "bench" / "neighbours.py"
     command = [sys.executable, str(program), "--rounds", "1", "--seconds", "0.3", "--kind", "sockets"]
     done = subprocess.run(command, check=True, timeout=60, capture_output=True, text=True)
