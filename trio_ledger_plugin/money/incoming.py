@@ -43,7 +43,7 @@ PLAIN_SECONDS: Final = 60.0
 class NoRoomError(UnreachableError):
     """Refuses a transfer that would have to be remembered although too much is remembered already."""
 
-    name = UnreachableError.name
+    name: str = UnreachableError.name
 
 
 class _StoredRefusalError(LedgerPluginError):
