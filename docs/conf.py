@@ -36,7 +36,7 @@ nitpick_ignore_regex = [
     # Names that annotations use without their module: classes of other packages,
     ("py:class", r"Abstract(Async)?ContextManager|MeterProvider|TracerProvider|WebSocketConnection|datetime"),
     # aliases and type variables, which docstrings describe in words,
-    ("py:class", r"(btp\.Packet|.*\bPacketT|.*\bPluginT|T|Answer|Changes|DataHandler|MoneyHandler|Read|Reply|PairFactory|OnReply)"),
+    ("py:class", r"(btp\.Packet|.*\bPacketT|.*\bPluginT|T|Answer|DataHandler|MoneyHandler|Reply|PairFactory|OnReply)"),
     ("py:class", r"TransactionalMoneyHandler|(list|tuple|Mapping)\[str.*"),
     (
         "py:class",
