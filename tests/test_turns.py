@@ -200,12 +200,12 @@ async def test_other_accounts_wait_for_a_bounded_number_of_jobs(journal):
             nursery.start_soon(run, account)
         await wait_all_tasks_blocked()
     assert len(done) == 10 * JOBS_AT_ONCE + 3
-    # Behind the jobs that were in the store, and among those that were admitted next.
+    # Behind the jobs that were in the store, and among the ones admitted next.
     assert max(done.index(account) for account in ("alice", "bob", BACKGROUND)) < 2 * JOBS_AT_ONCE
 
 
 async def test_token_is_looked_up_while_one_account_pays_without_end(journal):
-    """Nobody else could authenticate while one account sends as fast as the store can take it."""
+    """No client could authenticate while one account sends as fast as the store can take it."""
     store, journal = journal
     await store.put("alice:token", "digest")
     done = 0
@@ -233,7 +233,7 @@ async def test_token_is_looked_up_while_one_account_pays_without_end(journal):
 
         nursery.start_soon(look_up)
         await wait_all_tasks_blocked()
-    # Those that were in the store before it, and those that came while its result was on the way back.
+    # Jobs that were in the store before it, or came while its result was on the way back.
     assert before <= 2 * JOBS_AT_ONCE
     assert done > before
 
