@@ -7,7 +7,6 @@ import subprocess
 import sys
 from contextlib import asynccontextmanager
 from functools import partial
-from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -596,7 +595,7 @@ async def test_ten_thousand_accounts_answer_within_100_ms() -> None:
                         assert (await ask(admin, path))[0] == 200
                         seconds.append(perf_counter() - began)
                     await trio.sleep(1)
-                assert median(seconds) < 0.1, sorted(seconds)
+                assert sorted(seconds)[len(seconds) * 9 // 10] < 0.1, sorted(seconds)
 
                 def look(page: Any) -> None:
                     wait_for_text(page, "#accounts-count", "10,000 connected")

@@ -1,26 +1,36 @@
-"""The accounts of a server: searched, sorted and cut into pages here, so that a page of ten thousand stays small."""
+"""The accounts of a server: searched, sorted and cut into pages here, so that a page of ten thousand stays small.
+
+Invariant: looking at the accounts never holds up the server for more than some milliseconds.
+"""
 
 from __future__ import annotations
 
-from math import ceil
+from contextlib import contextmanager
+from math import ceil, inf
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 from attrs import frozen
 
 from ..accounts.rates import AccountRates
-from .pace import Cached
+from ..accounts.server import AccountsServer
+from .pace import rest_after
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from ..accounts.account import AccountSnapshot
-    from ..accounts.server import AccountsServer
 
 __all__ = ["MOST_ROWS", "AccountsView", "Query"]
 
 MOST_ROWS: Final = 200
 LEAST_SECONDS: Final = 1.0
+# How many accounts are looked at in one turn of the scheduler.
+SLICE: Final = 200
+# Which looks are waited for: those that take less than this, and those after so long.
+QUICK_SECONDS: Final = 0.02
+OLD_SECONDS: Final = 60.0
 
 #: How accounts can be sorted, by the names of the columns.
 SORTS: Final[Mapping[str, Callable[[_Row], Any]]] = {
@@ -86,23 +96,79 @@ class AccountsView:
         plugin: The server.
     """
 
-    def __init__(self, plugin: AccountsServer) -> None:
+    def __init__(self, plugin: Any) -> None:  # noqa: ANN401 (an AccountsServer, or another plugin with accounts())
         self._plugin = plugin
         self._rates = AccountRates()
-        self._rows = Cached(self._look, LEAST_SECONDS)
+        self._rows: list[_Row] = []
+        # When they were looked at, until when they need not be again, and how many seconds that took.
+        self._at = self._until = -inf
+        self._spent = 0.0
+        self._wanted = trio.Event()
+        self._looked = trio.Event()
 
-    def _look(self) -> list[_Row]:
-        accounts = self._plugin.accounts()
-        rates = self._rates.update(accounts)
-        return sorted((_Row(account, rates[account.name]) for account in accounts), key=SORTS["name"])
+    async def run(self) -> None:
+        """Look at the accounts when they are wanted, until cancelled.
+
+        Cancellation: Safe at any time.
+        """
+        while True:
+            await self._wanted.wait()
+            self._wanted = trio.Event()
+            self._spent = 0.0
+            accounts = await self._take()
+            with self._timed():
+                rates = self._rates.update(accounts)
+            await trio.lowlevel.checkpoint()
+            with self._timed():
+                self._rows = sorted((_Row(each, rates[each.name]) for each in accounts), key=SORTS["name"])
+            self._at = trio.current_time()
+            self._until = self._at + rest_after(self._spent, LEAST_SECONDS)
+            self._looked.set()
+            self._looked = trio.Event()
+
+    async def _take(self) -> list[AccountSnapshot]:
+        """Return a snapshot of each connected account.
+
+        Cancellation: Safe at any time.
+        """
+        accounts: list[AccountSnapshot] = []
+        if isinstance(self._plugin, AccountsServer):
+            everyone = tuple(self._plugin.table.values())
+            for start in range(0, len(everyone), SLICE):
+                with self._timed():
+                    accounts += [each.snapshot() for each in everyone[start : start + SLICE] if each.links]
+                await trio.lowlevel.checkpoint()
+        else:
+            # A server of another package.
+            with self._timed():
+                accounts += self._plugin.accounts()
+            await trio.lowlevel.checkpoint()
+        return accounts
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        began = perf_counter()
+        yield
+        self._spent += perf_counter() - began
+
+    async def look(self) -> None:
+        """Have the accounts looked at, if it is time; wait for that if it is quick, or what was seen is old.
+
+        Cancellation: Safe at any time.
+        """
+        now = trio.current_time()
+        if now >= self._until:
+            self._wanted.set()
+            if self._spent < QUICK_SECONDS or now - self._at > OLD_SECONDS:
+                await self._looked.wait()
 
     def count(self) -> int:
-        """Return how many accounts are connected."""
-        return len(self._rows.get())
+        """Return how many accounts were connected at the last look."""
+        return len(self._rows)
 
     def page(self, query: Query) -> dict[str, object]:
         """Return a page of the accounts as JSON: its rows, its number, and how many accounts there are and fit."""
-        rows = self._rows.get()
+        rows = self._rows
         total = len(rows)
         search = query.search.casefold()
         if search:
@@ -120,7 +186,7 @@ class AccountsView:
             "found": len(rows),
             "page": page,
             "pages": pages,
-            "age": round(now - self._rows.at, 1),
+            "age": round(now - self._at, 1),
             "rows": [_as_json(row, now) for row in shown],
         }
 

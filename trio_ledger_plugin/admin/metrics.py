@@ -22,6 +22,9 @@ try:
     from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, generate_latest
     from prometheus_client.registry import Collector
 except ModuleNotFoundError as _error:
+    if not str(_error.name).startswith("prometheus_client"):
+        # The program hides another module that the client needs.
+        raise
     _message = "the admin page is an extra; in a clone: pip install '.[admin]'"
     raise ModuleNotFoundError(_message, name=_error.name) from _error
 
@@ -112,6 +115,8 @@ async def write_metrics(plugins: Sequence[Watched]) -> bytes:
     """
     for watched in plugins:
         await watched.money.look()
+        if watched.accounts is not None:
+            await watched.accounts.look()
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Plugins(plugins))
     ProcessCollector(registry=registry)

@@ -96,6 +96,8 @@ async def open_admin(
                 start_task(nursery, each.read_events, channel)
                 start_task(nursery, each.add_points)
                 start_task(nursery, each.money.count_states)
+                if each.accounts is not None:
+                    start_task(nursery, each.accounts.run)
             listening = trio.Event()
             start_task(nursery, server.run, listening.set)
             await listening.wait()

@@ -19,7 +19,7 @@ __all__ = ["Cached", "rest_after"]
 T = TypeVar("T")
 
 # Of what is spent on looking, how many times as much passes before the next look, and the longest rest in seconds.
-REST: Final = 150
+REST: Final = 250
 LONGEST_REST: Final = 60.0
 
 

@@ -7,7 +7,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs
 
-import trio
 from attrs import asdict
 
 from ..errors import InvalidFieldsError, InvalidServicesError, LedgerPluginError, TransferNotFoundError
@@ -130,7 +129,7 @@ class Site:
         accounts = self._find(query.get("plugin", "0")).accounts
         if accounts is None:
             raise RefusedError(404, "this plugin has no accounts")
-        await trio.lowlevel.checkpoint()
+        await accounts.look()
         wanted = Query(
             search=query.get("search", ""),
             sort=query.get("sort", "name"),

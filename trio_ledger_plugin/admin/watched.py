@@ -6,7 +6,7 @@ import time
 from collections import deque
 from contextlib import ExitStack, contextmanager
 from time import perf_counter
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 import trio
 from attrs import frozen
@@ -22,7 +22,6 @@ from .series import Series
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ..accounts.server import AccountsServer
     from ..events import Event
     from ..plugin import LedgerPlugin
     from ..statistics import Statistics
@@ -68,7 +67,7 @@ class Watched:
         self.statistics: Cached[Statistics] = Cached(plugin.statistics, STATISTICS_SECONDS)
         self.accounts: AccountsView | None = None
         if plugin.has_accounts and hasattr(plugin, "accounts"):
-            self.accounts = AccountsView(cast("AccountsServer", plugin))
+            self.accounts = AccountsView(plugin)
         self.money: MoneyView = MoneyView(plugin)
 
     @property

@@ -101,8 +101,8 @@ class AccountsTable {
     this.query.page = answer.page;
     this.pager.update(answer.page, answer.pages);
     const found = answer.found === answer.total ? "" : `${count(answer.found)} found of `;
-    const age = answer.age < 3 ? "" : `, as of ${duration(answer.age)} ago`;
+    // A server with many accounts is not asked for them every time.
+    setText(byId("accounts-age"), answer.age < 3 ? "" : `as of ${duration(answer.age)} ago`);
     setText(byId("accounts-count"), `${found}${count(answer.total)} connected`);
-    byId("accounts-count").title = `Connected accounts${age}`;
   }
 }
