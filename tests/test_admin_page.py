@@ -507,7 +507,8 @@ async def test_page_works_with_the_keyboard_and_has_names(tmp_path) -> None:
             assert page.evaluate("document.activeElement.id") == "ask-go"
             page.keyboard.press("Escape")
             assert page.evaluate("document.activeElement.textContent") == "Confirm"
-            # What a screen reader says.
+            # What a screen reader says, once there is something to draw.
+            page.wait_for_selector("svg[role=img]")
             seen = page.locator("body").aria_snapshot()
             for part in (
                 'heading "Transfers in doubt"',
