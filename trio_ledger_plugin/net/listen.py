@@ -34,7 +34,7 @@ ACCEPT_PAUSE = 0.1
 BUSY_TURNS = 24
 IDLE_SECONDS = 0.0002
 # So many connections may end without authentication, and then so many a second, before accepting pauses.
-FAILURES: Final = 256
+FAILURES: Final = 2048
 FAILURES_A_SECOND: Final = 200.0
 LONGEST_PAUSE: Final = 1.0
 # How often a port is chosen that has to be free at several addresses.
