@@ -344,6 +344,7 @@ async def test_what_is_remembered_is_counted_on_opening(store, mock_clock):
         await settle(store)
     async with open_journal(store, max_ledger_keys=4) as plugin:
         await pass_time(store, mock_clock, 1)
+        await settle(store)
         assert plugin.statistics().transfers_remembered == 3
         receive(plugin, 4, "d")
         await settle(store)
