@@ -323,10 +323,17 @@ async def test_full_account_refuses_money_and_removes_no_key(store):
         await settle(store)
         assert plugin.replies[3] is None
         assert await sums(plugin) == (0, 10, 0)
+        assert plugin.statistics().transfers_refused == 1
+
+
+@new_store
+async def test_what_is_remembered_is_counted_as_it_changes(store):
+    async with open_journal(store, max_transfer_keys=2) as plugin:
+        for number, key in enumerate("abc"):
+            receive(plugin, number, key)
+            await settle(store)
         statistics = plugin.statistics()
-        assert (statistics.transfers_refused, statistics.transfers_remembered, statistics.accounts_remembered) == (
-            *(1, 2, 1),
-        )
+        assert (statistics.transfers_remembered, statistics.accounts_remembered) == (2, 1)
 
 
 async def pass_time(store, mock_clock, seconds):
