@@ -155,7 +155,7 @@ async def settle(*stores: HeldStore) -> None:
     """Wait until nothing is running, in this thread or in a store's."""
     quiet = False
     # A server's answer takes another way than a store's call, through the kernel.
-    cushion = 0.01 if all(store.dialect is SQLITE for store in stores) else 0.05
+    cushion = 0.01 if all(store.dialect is SQLITE for store in stores) else 0.025
     while not quiet:
         await wait_all_tasks_blocked(cushion)
         quiet = not any(store.running for store in stores)
