@@ -296,19 +296,20 @@ async def test_head_of_an_answer_has_a_limit(clock: MockClock) -> None:
     assert "the HTTP head exceeds 16,384 bytes" in str(error)
 
 
-@pytest.mark.parametrize("status", [200, 204, 404])
-async def test_a_url_without_an_endpoint_fails_at_once(status: int, clock: MockClock) -> None:
-    server = Server(answering(status))
+async def test_a_url_without_an_endpoint_fails_at_once(clock: MockClock) -> None:
+    server = Server(answering(404))
     error = await connect_fails(server, UnreachableError)
     assert not isinstance(error, ConnectTimeoutError)
     assert error.name == "UnreachableError"
-    assert f"HTTP {status}" in str(error)
+    assert "HTTP 404" in str(error)
     assert "no BTP endpoint at this URL" in str(error)
     assert len(server.times) == 1
 
 
 @pytest.mark.parametrize(
-    "behaviour", [answering(500), Server.hang_up, Server.refuse_for_now, Server.answer_nonsense], ids=str
+    "behaviour",
+    [answering(200), answering(500), Server.hang_up, Server.refuse_for_now, Server.answer_nonsense],
+    ids=str,
 )
 async def test_server_errors_are_retried_until_the_timeout(behaviour: Any, clock: MockClock) -> None:
     """A server that restarts must not make its clients give up."""

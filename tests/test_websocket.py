@@ -96,7 +96,7 @@ def http(status: int, body: bytes = b"") -> bytes:
         (301, PermanentlyUnreachableError),
         (302, UnreachableError),
         (307, UnreachableError),
-        (200, PermanentlyUnreachableError),
+        (200, UnreachableError),
     ],
 )
 async def test_refused_handshake_says_whether_a_retry_can_help(

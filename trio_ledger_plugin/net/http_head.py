@@ -114,12 +114,14 @@ def refusal_of(head: HttpHead, what: str) -> UnreachableError:
         return PermanentlyUnreachableError(
             f"{what} was refused, there is no BTP endpoint at this URL: HTTP {status}; check its host, port and path"
         )
-    if 200 <= status < 300:
-        return PermanentlyUnreachableError(
-            f"{what} was answered with a page, HTTP {status}: a web server is there, and no BTP endpoint at this URL; "
-            "check its host, port and path"
-        )
     pause = read_pause(head)
+    if 200 <= status < 300:
+        # A proxy may show a page while its server restarts.
+        return RetryLaterError(
+            f"{what} was answered with a page, HTTP {status}: a web server is there, and no BTP endpoint at this URL; "
+            "check its host, port and path",
+            pause,
+        )
     until = f", to be tried again in {pause:g} s" if pause else ""
     if not 300 <= status < 400:
         return RetryLaterError(f"{what} was refused for now: HTTP {status}{until}", pause)
