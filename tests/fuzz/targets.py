@@ -111,15 +111,25 @@ def measure_codec(data: bytes) -> float:
     """
     most = 0.0
     for name, decode in _DECODERS.items():
-        tracemalloc.reset_peak()
-        before, _ = tracemalloc.get_traced_memory()
-        with suppress(DecodeError):
-            decode(data)
-        _, peak = tracemalloc.get_traced_memory()
-        taken = peak - before
-        assert taken <= 4 * len(data) + ALLOWANCES[name], f"{name} took {taken} bytes for {len(data)}"
+        allowed = 4 * len(data) + ALLOWANCES[name]
+        # What a decode needs, it needs each time. The tests that ran before may have left garbage whose collection,
+        # in the middle of a decode, takes memory for its finalizers; the collector does not run twice in a row.
+        for _ in range(3):
+            taken = _memory_taken(decode, data)
+            if taken <= allowed:
+                break
+        assert taken <= allowed, f"{name} took {taken} bytes for {len(data)}"
         most = max(most, taken / max(1, len(data)))
     return most
+
+
+def _memory_taken(decode: Callable[[bytes], object], data: bytes) -> int:
+    tracemalloc.reset_peak()
+    before, _ = tracemalloc.get_traced_memory()
+    with suppress(DecodeError):
+        decode(data)
+    _, peak = tracemalloc.get_traced_memory()
+    return peak - before
 
 
 def check_frames(data: bytes, random: Random) -> None:
