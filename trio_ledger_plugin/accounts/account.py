@@ -38,6 +38,11 @@ MARK_FROM, MARK_TO = 59, 59 + 4 + len(ILDCP_MARK)
 NOTHING_COUNTED = Counters()
 
 
+def counted_now(counters: Counters) -> Counters:
+    """Return a copy of counters; of those of a new account, as nearly every one is, always the same object."""
+    return NOTHING_COUNTED if counters == NOTHING_COUNTED else evolve(counters)
+
+
 @frozen(kw_only=True)
 class AccountSnapshot:
     """A snapshot of a connected account; ``AccountsPlugin.accounts()`` returns it.
@@ -113,9 +118,7 @@ class Account:
     def _begin(self) -> None:
         """Start the counts of the snapshot."""
         self._connected_at = trio.current_time()
-        counters = self.context.counters
-        # Nearly every account is new, and an idle one must cost little: it needs no copy.
-        self._counted_before = NOTHING_COUNTED if counters == NOTHING_COUNTED else evolve(counters)
+        self._counted_before = counted_now(self.context.counters)
 
     @property
     def is_needed(self) -> bool:
@@ -300,7 +303,7 @@ class AccountPlugin(LedgerPlugin):
         self._on_ended = on_ended
         #: Whether the server has to keep this plugin although nobody else may do so.
         self.is_used: bool = False
-        self._counted_before = evolve(account.context.counters)
+        self._counted_before = counted_now(account.context.counters)
         connector = HostedConnector(
             account.context,
             is_listening=is_listening,
