@@ -2,6 +2,7 @@
 
 from contextlib import AsyncExitStack, suppress
 from functools import partial
+from itertools import count
 from random import Random
 
 import pytest
@@ -28,6 +29,8 @@ KNOWN = {"acknowledged", "refused here", "refused there: T00"}
 POINTS = 26
 # Much longer than the transactions of a transfer in doubt and their retries take.
 TIMEOUT = 0.1
+# The disk of a busy machine may be slower than that; so long it is not.
+NEXT_DAY = 15.0
 
 
 @pytest.fixture
@@ -101,9 +104,10 @@ async def count_operations(faults, directory):
 async def check_the_next_day(directory, name, outcomes):
     """Send under every key again: each transfer is acknowledged, and the sums agree to the unit."""
     again: dict[str, str] = {}
-    for attempt in range(5):
+    until = trio.current_time() + NEXT_DAY
+    for attempt in count():
         payer, payee, entries = await day(directory, f"{name}, again {attempt}", lambda: None, again)
-        if set(again.values()) == {"acknowledged"}:
+        if set(again.values()) == {"acknowledged"} or trio.current_time() > until:
             break
     assert set(again.values()) == {"acknowledged"}, (outcomes, again)
     assert (payer.sent, payer.in_doubt) == (TOTAL, 0)
