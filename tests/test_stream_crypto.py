@@ -71,6 +71,5 @@ except InvalidServicesError as error:
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert (
-        run.stdout
-        == "STREAM needs the package cryptography; install it with: pip install 'trio-ledger-plugin[stream]'\n"
+        run.stdout == "STREAM needs the package cryptography, which is an extra; in a clone: pip install '.[stream]'\n"
     )

@@ -40,7 +40,7 @@ MAX_PACKETS: Final = 2**31
 _NONCE: Final = 12
 _TAG: Final = 16
 _BLOCK: Final = 64
-_INSTALL: Final = "STREAM needs the package cryptography; install it with: pip install 'trio-ledger-plugin[stream]'"
+_INSTALL: Final = "STREAM needs the package cryptography, which is an extra; in a clone: pip install '.[stream]'"
 
 
 class StreamKeyExhaustedError(InvalidFieldsError):
