@@ -8,64 +8,17 @@ from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
+from support.layers import LAYERS, PACKAGE
 
 import trio_ledger_plugin
 
 ROOT = Path(trio_ledger_plugin.__file__).parent
-PACKAGE = ROOT.name
 MODULES = {
     ".".join((PACKAGE, *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
     for path in sorted(ROOT.rglob("*.py"))
 }
 LINES = 450
 
-VALUES = {
-    "errors",
-    "events",
-    "log",
-    "negotiation",
-    "parking",
-    "protocol_data",
-    "request",
-    "secret",
-    "services",
-    "statistics",
-    "transfer",
-}
-CORE = VALUES | {"appearance", "options", "stores", "runtime", "money", "plugin", "exchange", "registration"}
-SHIPPED = CORE | {
-    "codec",
-    "net",
-    "websocket",
-    "ilp",
-    "accounts",
-    "btp",
-    "http",
-    "loopback",
-    "registry",
-    "environment",
-    "event_text",
-    "opening",
-    PACKAGE,
-}
-# Lowest first: the files and folders of a layer, and what they may import besides their own folder.
-LAYERS = (
-    (tuple(sorted(VALUES)), VALUES),
-    (("codec", "options", "stores"), VALUES),
-    (("runtime",), VALUES | {"options"}),
-    (("money",), VALUES | {"options", "stores", "runtime"}),
-    (("plugin", "exchange", "registration", "appearance"), CORE),
-    (("net", "websocket"), VALUES | {"options", "runtime", "net"}),
-    (("ilp",), VALUES | {"codec", "plugin"}),
-    (("accounts",), CORE | {"codec", "net", "ilp"}),
-    (("btp", "http", "loopback"), CORE | {"codec", "net", "websocket", "ilp", "accounts"}),
-    (("registry", "environment", "event_text", "opening", PACKAGE), SHIPPED),
-    (("admin",), SHIPPED),
-    (
-        ("stream", "telemetry", "testing", "pytest_plugin", "benchmark", "cli", "__main__"),
-        SHIPPED | {"admin", "stream", "testing", "benchmark", "cli"},
-    ),
-)
 MAY_IMPORT = {unit: allowed for units, allowed in LAYERS for unit in units}
 
 
@@ -284,15 +237,17 @@ def test_sql_has_no_numbered_placeholders(module):
 
 def test_drawing_of_the_layers_matches_the_layer_test():
     """A newcomer would read an architecture that the code does not have."""
-    drawing = (
-        (ROOT.parent / "docs" / "explanation" / "architecture.md")
-        .read_text()
-        .partition("```text\n")[2]
-        .partition("```")[0]
-    )
-    layers = []
-    for box in re.split(r"^[┌├└].*\n", drawing, flags=re.MULTILINE)[1:-1]:
-        lines = [line.strip("│").split("│") for line in box.splitlines()]
-        layers.append(tuple(re.findall(r"[\w.]+", " ".join(name for name, _ in lines))))
-        assert any(words.strip() for _, words in lines)
-    assert layers == [units for units, _ in reversed(LAYERS)]
+    drawing = (ROOT.parent / "docs" / "drawings" / "layers.svg").read_text()
+    layers: list[list[str]] = []
+    words: list[str] = []
+    for kind, text in re.findall(r'<text class="(units first|units|words)"[^>]*>([^<]*)</text>', drawing):
+        if kind == "units first":
+            layers.append([])
+            words.append("")
+        if kind == "words":
+            words[-1] += text
+        else:
+            layers[-1] += re.findall(r"[\w.]+", text)
+    assert [tuple(units) for units in layers] == [units for units, _ in reversed(LAYERS)]
+    assert all(words)
+    assert "(../drawings/layers.svg)" in (ROOT.parent / "docs" / "explanation" / "architecture.md").read_text()
