@@ -24,9 +24,15 @@ author = "trio_ledger_plugin contributors"
 copyright = author  # noqa: A001 (Sphinx's name)
 release = version = installed_version("trio-ledger-plugin")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 myst_heading_anchors = 3
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
+# Programs and commands have a button that copies them, without prompts and output. What a program prints has none.
+copybutton_selector = "div.highlight:not(.highlight-text *) pre"
+copybutton_prompt_text = r"\w*\$ "
+copybutton_prompt_is_regexp = True
 exclude_patterns = ["_build"]
 nitpicky = True
 # The inventories of the standard library, of Trio and of the extras are not available offline.
