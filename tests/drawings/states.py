@@ -143,8 +143,8 @@ def draw_transfer() -> str:
         "The states of a transfer",
         "A sent transfer begins in the state SENT. It becomes ACKED when the peer has applied it, REJECTED when the"
         " peer has refused it, and IN_DOUBT when its outcome is unknown. Then an operator's confirm() makes it ACKED,"
-        " and reject() makes it REJECTED. A received transfer is credited in the state APPLIED and becomes DELIVERED when"
-        " the money handler has succeeded. With a transactional handler it begins as DELIVERED, or as REFUSED.",
+        " and reject() makes it REJECTED. A received transfer is credited in the state APPLIED and becomes DELIVERED"
+        " when the money handler has succeeded. With a transactional handler it begins as DELIVERED, or as REFUSED.",
         WIDTH,
         610,
     )
