@@ -21,7 +21,7 @@ PYTHONS = nox.project.python_versions(PYPROJECT)
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """Run all tests with coverage, including the slow ones and the ones against the JavaScript packages on Node."""
-    session.install("-e", ".[test,browser]")
+    session.install("-e", ".[test,browser,docs]")
     session.run(
         "pytest",
         *("-m", "slow or not slow"),

@@ -23,14 +23,14 @@ def test_real_peers_have_the_versions_that_the_tests_install() -> None:
         # A second version of a package has another name here: npm:NAME@VERSION.
         alias = re.fullmatch(r"npm:(.+)@([^@]+)", version)
         installed.setdefault(alias[1] if alias else name, set()).add(alias[2] if alias else version)
-    shown = {peer: set(re.findall(r"\d[\w.-]*", how)) for peer, how in ROWS.items() if how.startswith("the real")}
+    shown = {peer: set(re.findall(r"\d[\w.-]*", how)) for peer, how in ROWS.items() if how.startswith("real, ")}
     assert shown == installed
 
 
 def test_scripted_peers_are_called_so() -> None:
     """A reader would take a script for the peer itself."""
     script = (ROOT / "tests" / "test_http_peers.py").read_text().partition("\n")[0]
-    scripted = [peer for peer, how in ROWS.items() if how == "a script"]
+    scripted = [peer for peer, how in ROWS.items() if how == "script"]
     assert scripted
     assert all(peer in script for peer in scripted)
 
