@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-WIDTHS = (1300, 400)
+# A desk, a tablet beside the list of pages, and a phone.
+WIDTHS = (1300, 1080, 400)
 # What is wider than the window, or has not appeared.
 TROUBLE = """() => {
   const page = document.documentElement, trouble = [];
