@@ -330,3 +330,19 @@ def test_fast_path_refuses_wrong_fields(packet_type: int, request_id: int, compl
     for size in (3, 300, 70_000):
         with pytest.raises(InvalidFieldsError, match=complaint):
             btp.encode_ilp(packet_type, request_id, bytes(size))
+
+
+@pytest.mark.parametrize(("name", "content_type"), [("memo", True), ("n" * 33, 0), ("n" * 33, 1)])
+def test_entry_that_was_not_kept_is_encoded_like_others(name: str, content_type: int) -> None:
+    """The encoded beginnings of entries are kept by name and type; True equals 1."""
+    for each in (0, 1, content_type):
+        entry = btp.ProtocolData(name, each, b"x")
+        written = btp.encode(btp.Message(1, (entry,)))
+        assert btp.decode(written) == btp.Message(1, (btp.ProtocolData(name, int(each), b"x"),))
+
+
+def test_wrong_entry_is_refused_after_a_right_one_like_it() -> None:
+    btp.encode(btp.Message(1, (btp.ProtocolData("memo", 1, b"x"),)))
+    for name, content_type in (("memo", 1.0), ("memo", 256), ("mémo", 1), (b"memo", 1)):
+        with pytest.raises(InvalidFieldsError):
+            btp.encode(btp.Message(1, (btp.ProtocolData(name, content_type, b"x"),)))  # type: ignore[arg-type]

@@ -1,6 +1,8 @@
 """The deadlines of a plugin: each at its time, and none before what has arrived is read."""
 
+import gc
 import os
+import weakref
 from math import inf
 from typing import Any
 
@@ -11,6 +13,7 @@ from support.peers import linked
 from trio.testing import MockClock
 
 from trio_ledger_plugin.codec import btp
+from trio_ledger_plugin.parking import Waiter
 from trio_ledger_plugin.runtime.timers import Timers
 
 
@@ -54,6 +57,88 @@ async def test_timer_that_asks_for_another_turn_lets_others_run(
     await trio.sleep(2)
     assert alarm.fired == [1, 1, 1, 1]
     assert turns >= 3
+    nursery.cancel_scope.cancel()
+
+
+class Seen(Waiter):
+    __slots__ = ("__weakref__", "is_over")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_over = False
+
+
+async def wait_for(timers: Timers, waiter: Seen, deadline: float, ended: list[tuple[float, float]]) -> None:
+    """Wait as callers do."""
+    while trio.current_time() < deadline and not waiter.is_over:
+        await timers.wait(waiter, deadline)
+    ended.append((deadline, trio.current_time()))
+
+
+@pytest.mark.parametrize("deadlines", [(2, 4, 4, 6), (6, 2, 4), (inf, 3)], ids=["in order", "out of order", "for ever"])
+async def test_wait_ends_at_its_deadline(
+    nursery: trio.Nursery, autojump_clock: MockClock, deadlines: tuple[float, ...]
+) -> None:
+    timers, ended = Timers(), list[tuple[float, float]]()
+    nursery.start_soon(timers.run, lambda: True)
+    await trio.testing.wait_all_tasks_blocked()
+    for deadline in deadlines:
+        nursery.start_soon(wait_for, timers, Seen(), deadline, ended)
+        await trio.testing.wait_all_tasks_blocked()
+    await trio.sleep(10)
+    assert ended == [(deadline, deadline) for deadline in sorted(deadlines) if deadline < inf]
+    nursery.cancel_scope.cancel()
+
+
+async def test_wait_ends_when_it_is_woken_and_others_go_on(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    timers, ended = Timers(), list[tuple[float, float]]()
+    nursery.start_soon(timers.run, lambda: True)
+    await trio.testing.wait_all_tasks_blocked()
+    first = Seen()
+    nursery.start_soon(wait_for, timers, first, 5, ended)
+    await trio.testing.wait_all_tasks_blocked()
+    nursery.start_soon(wait_for, timers, Seen(), 7, ended)
+    await trio.sleep(1)
+    first.is_over = True
+    first.wake()
+    await trio.sleep(9)
+    assert ended == [(5, 1), (7, 7)]
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("runs", [True, False])
+async def test_wait_goes_on_without_the_timers_task(
+    nursery: trio.Nursery, autojump_clock: MockClock, runs: bool
+) -> None:
+    """The task may end before the waiters: a caller would wait for ever."""
+    timers, ended = Timers(), list[tuple[float, float]]()
+    with trio.CancelScope() as scope:
+        if runs:
+            async with trio.open_nursery() as other:
+                other.start_soon(timers.run, lambda: True)
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(wait_for, timers, Seen(), 5, ended)
+                await trio.sleep(1)
+                scope.cancel()
+        else:
+            nursery.start_soon(wait_for, timers, Seen(), 5, ended)
+    timers.clear()
+    await trio.sleep(10)
+    assert ended == [(5, 5)]
+
+
+async def test_cancelled_wait_leaves_nothing(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    timers, waiter = Timers(), Seen()
+    reference = weakref.ref(waiter)
+    nursery.start_soon(timers.run, lambda: True)
+    await trio.testing.wait_all_tasks_blocked()
+    with trio.move_on_after(1) as scope:
+        await timers.wait(waiter, 5)
+    assert scope.cancelled_caught
+    del waiter
+    await trio.lowlevel.checkpoint()
+    gc.collect()
+    assert reference() is None
     nursery.cancel_scope.cancel()
 
 

@@ -28,7 +28,8 @@ class Desk:
         with trio.CancelScope() as scope:
             self.scopes[name] = scope
             account = name if name == BACKGROUND else name[0]
-            await self.turns.take(account)
+            if not self.turns.take_now(account):
+                await self.turns.wait(account)
             try:
                 self.begun.append(name)
                 await self._may_end[name].wait()

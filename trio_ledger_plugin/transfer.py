@@ -33,6 +33,7 @@ __all__ = [
     "current_transfer",
     "enter_transfer",
     "is_key",
+    "numbered",
     "read_number",
 ]
 
@@ -82,6 +83,19 @@ class Transfer:
     journal: str = field(default="", kw_only=True, repr=False)
     digest: bytes = field(default=b"", kw_only=True, repr=False)
     number: int = field(default=0, kw_only=True, repr=False, eq=False)
+
+
+def numbered(transfer: Transfer, number: int) -> Transfer:
+    """Return a transfer with its number; attrs' ``evolve()`` takes three times as long."""
+    return Transfer(
+        transfer.amount,
+        transfer.account,
+        key=transfer.key,
+        level=transfer.level,
+        journal=transfer.journal,
+        digest=transfer.digest,
+        number=number,
+    )
 
 
 class Receipt(bytes):

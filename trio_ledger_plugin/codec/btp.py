@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import struct
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import ClassVar, Final
 
 from attrs import field, frozen
@@ -66,6 +67,8 @@ TEXT: Final = 1
 JSON: Final = 2
 
 MAX_ERROR_DATA: Final = 8192
+# The longest name of an entry whose encoded form is kept.
+MAX_KEPT_NAME: Final = 32
 
 
 def _as_tuple(entries: list[ProtocolData] | tuple[ProtocolData, ...]) -> tuple[ProtocolData, ...]:
@@ -212,7 +215,7 @@ def decode(data: BytesLike, *, max_entries: int | None = None) -> Packet:
             request_id=request_id,
         )
     entries = _decode_entries(body, offset, count)
-    if len({entry.protocol_name for entry in entries}) < count:
+    if count > 1 and len({entry.protocol_name for entry in entries}) < count:
         raise DecodeError("two sub-protocol entries have the same name", packet_type=packet_type, request_id=request_id)
 
     if packet_type == MESSAGE:
@@ -275,12 +278,26 @@ def _encode_entries(entries: tuple[ProtocolData, ...]) -> bytes:
     count = len(entries)
     parts = [octets(count.to_bytes((count.bit_length() + 7) // 8 or 1), "protocol_data")]
     for entry in entries:
-        parts.append(octets(ia5(entry.protocol_name, "protocol_name"), "protocol_name"))
-        parts.append(uint(entry.content_type, 1, "content_type"))
-        parts.append(octets(entry.data, f"data of {entry.protocol_name!r}"))
-    if len({entry.protocol_name for entry in entries}) < count:
+        name, content_type, data = entry.protocol_name, entry.content_type, entry.data
+        plain = name.__class__ is str and content_type.__class__ is int and len(name) <= MAX_KEPT_NAME
+        parts.append((_kept_entry_head if plain else _entry_head)(name, content_type))
+        if data.__class__ is bytes and len(data) < 0x80:
+            parts.append(len(data).to_bytes())
+            parts.append(data)
+        else:
+            parts.append(octets(data, f"data of {name!r}"))
+    if count > 1 and len({entry.protocol_name for entry in entries}) < count:
         raise InvalidFieldsError("protocol_data has two entries with the same name: each name must be unique")
     return b"".join(parts)
+
+
+def _entry_head(name: str, content_type: int) -> bytes:
+    """Return the bytes of an entry before its data."""
+    return octets(ia5(name, "protocol_name"), "protocol_name") + uint(content_type, 1, "content_type")
+
+
+# A program uses few names, again and again.
+_kept_entry_head = lru_cache(maxsize=64)(_entry_head)
 
 
 def _decode_count(body: bytes, offset: int) -> tuple[int, int]:

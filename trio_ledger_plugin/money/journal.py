@@ -218,14 +218,15 @@ class Journal:
     ) -> T:
         if not self._opened:
             await self._open()
-        await self._turns.take(account)
+        if not self._turns.take_now(account):
+            await self._turns.wait(account)
         try:
             return await transaction(work)
         finally:
             self._turns.give_back(account)
 
-    async def _own_transaction(self, work: Callable[[Connection], T]) -> T:
-        return await (self._transaction(work) if self.lease is None else self.lease.run(work))
+    def _own_transaction(self, work: Callable[[Connection], T]) -> Awaitable[T]:
+        return self._transaction(work) if self.lease is None else self.lease.run(work)
 
     async def _transaction(self, work: Callable[[Connection], T]) -> T:
         try:

@@ -11,10 +11,10 @@ from __future__ import annotations
 from time import time
 from typing import TYPE_CHECKING, Any, Final
 
-from attrs import define, evolve, frozen
+from attrs import define, frozen
 
 from ..errors import MoneyLevelError
-from ..transfer import MoneyLevel, Transfer, TransferState
+from ..transfer import MoneyLevel, Transfer, TransferState, numbered
 from .history import read_entry
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class SqlOutgoing:
             return known
         number, peer_number = begun
         if peer_number is not None:
-            transfer = evolve(transfer, number=peer_number)
+            transfer = numbered(transfer, peer_number)
         return BeingSent(number, transfer, journal or "", until or 0.0)
 
     def _plain_refusal(self, connection: Connection, account: str, plain_allowed: bool) -> str | None:

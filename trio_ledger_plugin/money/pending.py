@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from ..errors import TransferInDoubtError
+from ..parking import Waiter
 from ..transfer import MoneyLevel, Transfer
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from ..errors import RemoteError
     from ..negotiation import PeerJournal
+    from ..runtime.timers import Timers
     from .outgoing import BeingSent
 
 __all__ = ["PendingTransfer", "Phase"]
@@ -55,17 +57,19 @@ class PendingTransfer:
 
     Args:
         transfer: The transfer.
+        timers: The plugin's timers.
         give_up: Withdraws a transfer that was refused for now, when a caller's time is over.
         abandoned: Called when the last caller of a transfer that waits in the journal has stopped waiting.
     """
 
     __slots__ = (
         "_abandoned",
-        "_changed",
+        "_callers",
         "_give_up",
         "_is_settled",
         "_make_error",
         "_patience_ends",
+        "_timers",
         "_waiting",
         "_working",
         "begun",
@@ -85,10 +89,12 @@ class PendingTransfer:
     def __init__(
         self,
         transfer: Transfer,
+        timers: Timers,
         give_up: Callable[[PendingTransfer], Awaitable[None]],
         abandoned: Callable[[PendingTransfer], None],
     ) -> None:
         self.transfer: Transfer = transfer
+        self._timers = timers
         self._give_up = give_up
         self._abandoned = abandoned
         self.phase: Phase = Phase.NEW
@@ -108,8 +114,8 @@ class PendingTransfer:
         self.refusal: RemoteError | None = None
         # Until when callers wait for another reply then, on Trio's clock.
         self._patience_ends = inf
-        # Set when the outcome is known, or when the patience begins.
-        self._changed = trio.Event()
+        # The callers, which are woken when the outcome is known, or when the patience begins.
+        self._callers: list[Waiter] = []
         #: Whether a caller got an error that says that the transfer goes on; then it is never withdrawn.
         self.promised: bool = False
         #: Set once the store has answered whether it is withdrawn after temporary refusals; None before it is asked.
@@ -143,7 +149,7 @@ class PendingTransfer:
 
     def begin_work(self) -> None:
         """Note that one more task works on it."""
-        if not self._working:
+        if self.idle.is_set():
             self.idle = trio.Event()
         self._working += 1
 
@@ -163,7 +169,7 @@ class PendingTransfer:
         if not self._is_settled:
             self._make_error = make_error
             self._is_settled = True
-            self._changed.set()
+            self._wake_callers()
             if self.phase is not Phase.WITHDRAWN:
                 self.phase = Phase.SETTLED
 
@@ -172,8 +178,11 @@ class PendingTransfer:
         self.refusal = refusal
         if self._patience_ends == inf and not self.may_be_applied:
             self._patience_ends = trio.current_time() + REFUSED_SECONDS
-            self._changed.set()
-            self._changed = trio.Event()
+            self._wake_callers()
+
+    def _wake_callers(self) -> None:
+        for caller in self._callers:
+            caller.wake()
 
     def doubt(self, reason: str) -> TransferInDoubtError:
         """Return the error of a transfer whose outcome is not known."""
@@ -214,12 +223,16 @@ class PendingTransfer:
 
     async def _wait_for_change(self, deadline: float) -> None:
         """Wait for the outcome until the deadline, or until the patience with a peer that refuses for now ends."""
-        while not self._is_settled:
-            limit = min(deadline + (0.0 if self.is_keyed else RECORDING_SECONDS), self._patience_ends)
-            with trio.move_on_at(limit) as waiting:
-                await self._changed.wait()
-            if waiting.cancelled_caught:
-                return
+        caller = Waiter()
+        self._callers.append(caller)
+        try:
+            while not self._is_settled:
+                limit = min(deadline + (0.0 if self.is_keyed else RECORDING_SECONDS), self._patience_ends)
+                if trio.current_time() >= limit:
+                    return
+                await self._timers.wait(caller, limit)
+        finally:
+            self._callers.remove(caller)
 
     def _leave(self) -> None:
         if self.is_entering and not self.promised:

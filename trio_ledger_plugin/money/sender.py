@@ -156,12 +156,12 @@ class Sender:
         raise pending.doubt("the store did not answer in time, so it is not known whether its key was used before")
 
     def _new_pending(self, transfer: Transfer) -> PendingTransfer:
-        return PendingTransfer(transfer, self._give_up, self._drop)
+        return PendingTransfer(transfer, self._context.timers, self._give_up, self._drop)
 
     def _begin(self, transfer: Transfer) -> PendingTransfer:
         peer = self._peer()
         level = MoneyLevel.PLAIN if peer is None else MoneyLevel.KEYED
-        pending = self._new_pending(evolve(transfer, account=self._account, level=level))
+        pending = self._new_pending(Transfer(transfer.amount, self._account, key=transfer.key, level=level))
         pending.begin_work()
         pending.peer = peer if self._comparing.is_done else None
         try:
@@ -310,12 +310,12 @@ class Sender:
         peer = pending.peer or await self._comparing.wait()
         if peer is None and not self._is_connected():
             raise NotConnectedError("not connected; nothing was sent")
-        level = MoneyLevel.PLAIN if peer is None else MoneyLevel.KEYED
-        transfer = pending.transfer = evolve(pending.transfer, level=level)
+        if pending.is_keyed is (peer is None):
+            pending.transfer = evolve(pending.transfer, level=MoneyLevel.KEYED if peer else MoneyLevel.PLAIN)
 
         def begin(connection: Connection) -> BeingSent | JournalEntry:
             pending.begun = True
-            return self._outgoing.begin(connection, transfer, peer, plain_allowed=self._journal.plain_allowed)
+            return self._outgoing.begin(connection, pending.transfer, peer, plain_allowed=self._journal.plain_allowed)
 
         return await self._journal.run(self._account, begin)
 

@@ -60,18 +60,22 @@ class Turns:
         self._newest = BACKGROUND
         self._shared_until = -inf
 
-    async def take(self, account: str) -> None:
-        """Wait for a turn of an account; the caller, which is protected from Ctrl-C, gives it back in any case.
-
-        Cancellation: Takes no turn.
-        """
-        if account not in (self._newest, BACKGROUND):
+    def take_now(self, account: str) -> bool:
+        """Take a turn of an account if there is one now; the caller, which is protected from Ctrl-C, gives it back."""
+        if account != self._newest and account != BACKGROUND:
             if self._newest != BACKGROUND:
                 self._shared_until = trio.current_time() + SHARED_SECONDS
             self._newest = account
-        if account not in self._waiting and self._may_run(account):
-            self._begin(account)
-            return
+        if account in self._waiting or not self._may_run(account):
+            return False
+        self._begin(account)
+        return True
+
+    async def wait(self, account: str) -> None:
+        """Wait for a turn of an account that could not be taken at once; the caller gives it back in the same way.
+
+        Cancellation: Takes no turn.
+        """
         await park(_Turn(self._waiting.setdefault(account, {})))
 
     def give_back(self, account: str) -> None:
@@ -83,7 +87,7 @@ class Turns:
         else:
             del self._running_of[account]
         # Usually one; more when an account is alone again.
-        while (following := self._next()) is not None:
+        while self._waiting and (following := self._next()) is not None:
             following.wake()
 
     def _next(self) -> _Turn | None:
@@ -107,8 +111,15 @@ class Turns:
         return None
 
     def _may_run(self, account: str) -> bool:
-        most = self._share if trio.current_time() < self._shared_until else self._limit
-        return self._running < self._limit and self._running_of.get(account, 0) < most
+        if self._running >= self._limit:
+            return False
+        running = self._running_of.get(account, 0)
+        return running < self._share or (running < self._limit and not self._is_shared())
+
+    def _is_shared(self) -> bool:
+        if self._shared_until > -inf and trio.current_time() >= self._shared_until:
+            self._shared_until = -inf
+        return self._shared_until > -inf
 
     def _begin(self, account: str) -> None:
         self._running += 1

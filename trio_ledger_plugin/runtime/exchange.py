@@ -196,7 +196,9 @@ class Exchange(ABC):
         assert transfer.key is not None
         if transfer.level is MoneyLevel.KEYED and self.peer_journal is None:
             raise NotConnectedError("the peer does not keep transfer keys on this link; nothing was sent")
-        await self._wait_for_turn()
+        calls = self.calls
+        if calls.closed or calls.budget.calls >= calls.limit or self.is_full():
+            await self._wait_for_turn()
         # request() sends before it awaits anything, so an error from here on is that of a call in flight.
         try:
             return read_number(await self.request(transfer))

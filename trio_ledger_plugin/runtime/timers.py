@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from ..parking import Waiter, park
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -38,12 +40,32 @@ class Timer(Protocol):
         """
 
 
+class _Waits:
+    """The timer of tasks that wait, each until a deadline of its own, which come in order."""
+
+    def __init__(self) -> None:
+        self.deadlines: dict[Waiter, float] = {}
+        self.latest: float = -inf
+        self.is_scheduled: bool = False
+
+    def fire(self, now: float) -> float:
+        for waiter, deadline in self.deadlines.items():
+            if deadline > now:
+                return deadline
+            # Its task removes it when it runs.
+            waiter.wake()
+        self.is_scheduled = False
+        return inf
+
+
 class Timers:
     """Fires timers at their times, on Trio's clock."""
 
     def __init__(self) -> None:
         #: Timers that fire each time the task starts, and then at the times that they return.
         self.periodic: list[Timer] = []
+        self._waits = _Waits()
+        self._is_running = False
         self._order = count()
         self._due: list[tuple[float, int, Timer]] = []
         self._sleep = trio.CancelScope()
@@ -52,6 +74,27 @@ class Timers:
         """Schedule a timer for a time on Trio's clock, in addition to its other times."""
         heapq.heappush(self._due, (when, next(self._order), timer))
         self._sleep.deadline = min(self._sleep.deadline, when)
+
+    async def wait(self, waiter: Waiter, deadline: float) -> None:
+        """Wait until a waiter is woken, until a deadline on Trio's clock, or until the task ends.
+
+        The caller checks what it waits for, and the time, and waits again.
+
+        Cancellation: Safe at any time.
+        """
+        waits = self._waits
+        if not self._is_running or deadline < waits.latest or deadline == inf:
+            with trio.move_on_at(deadline):
+                await park(waiter)
+            return
+        waits.latest = waits.deadlines[waiter] = deadline
+        if not waits.is_scheduled:
+            waits.is_scheduled = True
+            self.schedule(waits, deadline)
+        try:
+            await park(waiter)
+        finally:
+            del waits.deadlines[waiter]
 
     def wake(self) -> None:
         """Make the task call ``is_needed`` now."""
@@ -69,6 +112,14 @@ class Timers:
 
         Cancellation: No further timer fires.
         """
+        self._is_running = True
+        try:
+            await self._run(is_needed)
+        finally:
+            self._is_running = False
+            self._waits.fire(inf)
+
+    async def _run(self, is_needed: Callable[[], bool]) -> None:
         for timer in self.periodic:
             self.schedule(timer, trio.current_time())
         while is_needed():
