@@ -1,6 +1,7 @@
 """A plugin's task group opens when needed, ends when closed, and leaves nothing in the caller's nursery."""
 # ruff: noqa: PT012 (whole blocks are what raises here)
 
+from functools import partial
 from math import inf
 
 import pytest
@@ -321,3 +322,47 @@ async def test_cancellation_of_many_ends_its_scope():
         scope.cancel()
         await run_all([trio.sleep_forever, trio.sleep_forever])
     assert scope.cancelled_caught
+
+
+async def test_work_is_done_in_a_task_that_has_done_other_work(nursery):
+    group = Group(nursery).tasks
+    await group.start()
+    tasks = []
+
+    async def work():
+        tasks.append(trio.lowlevel.current_task())
+        await trio.lowlevel.checkpoint()
+
+    for _ in range(3):
+        group.spawn_again(work)
+        await wait_all_tasks_blocked()
+    assert len(tasks) == 3
+    assert len(set(tasks)) == 1
+    for _ in range(2):
+        group.spawn_again(work)
+    await wait_all_tasks_blocked()
+    assert len(set(tasks)) == 2
+    group.cancel()
+    await group.wait_ended()
+    with pytest.raises(RuntimeError):
+        group.spawn_again(work)
+
+
+async def test_work_that_was_given_to_a_task_meets_the_cancellation(nursery):
+    """It could be lost otherwise, and its owner would wait for it."""
+    group = Group(nursery).tasks
+    await group.start()
+    ended = []
+
+    async def work(name):
+        try:
+            await trio.lowlevel.checkpoint()
+        finally:
+            ended.append(name)
+
+    group.spawn_again(partial(work, "first"))
+    await wait_all_tasks_blocked()
+    group.spawn_again(partial(work, "second"))
+    group.cancel()
+    await group.wait_ended()
+    assert ended == ["first", "second"]

@@ -165,7 +165,7 @@ class Sender:
         pending.begin_work()
         pending.peer = peer if self._comparing.is_done else None
         try:
-            self._context.tasks.spawn(self._run, pending)
+            self._context.tasks.spawn_again(partial(self._run, pending))
         except RuntimeError as error:
             raise PluginClosedError(NOTHING_SENT) from error
         self._live[str(transfer.key)] = pending

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import trio
 
 from ..errors import PluginClosedError
-from ..parking import start_task
+from ..parking import Waiter, park, start_task
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -29,6 +29,8 @@ __all__ = ["TaskGroup", "finish_within", "run_all", "unwrap_group", "without_can
 # How long a commit in progress delays the end of the tasks, and how long its acknowledgement may take, in seconds.
 COMMIT_SECONDS = 0.25
 ANSWER_SECONDS = 0.05
+# How many tasks wait for further work.
+MOST_IDLE = 128
 # How long before its deadline ``finish_within`` begins to finish, at the latest.
 FINISH_SECONDS = 0.5
 
@@ -132,6 +134,22 @@ class Commit:
         self._ended()
 
 
+class _IdleTask(Waiter):
+    """A task that waits for further work."""
+
+    __slots__ = ("_idle", "work")
+
+    def __init__(self, idle: list[_IdleTask]) -> None:
+        super().__init__()
+        self._idle = idle
+        self.work: Callable[[], Awaitable[None]] | None = None
+
+    def abandon(self, raise_cancel: object) -> trio.lowlevel.Abort:
+        if self in self._idle:
+            self._idle.remove(self)
+        return super().abandon(raise_cancel)
+
+
 class TaskGroup:
     """Runs the tasks of one plugin in a task in the caller's nursery.
 
@@ -153,6 +171,7 @@ class TaskGroup:
         self._nursery: trio.Nursery | None = None
         # The group's own scope: it can be cancelled before its first step.
         self._scope = _new_scope()
+        self._idle: list[_IdleTask] = []
         self._commits: set[Commit] = set()
         self._ending = False
         self._commit_ended = trio.lowlevel.ParkingLot()
@@ -215,6 +234,31 @@ class TaskGroup:
         if self._nursery is None:
             raise RuntimeError("the plugin's tasks have ended")
         context.run(start_task, self._nursery, function, *args)
+
+    def spawn_again(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do what ``spawn`` does, in a task that has done other work before if one waits; that takes half the time.
+
+        The work must set no context variables.
+
+        Raises:
+            RuntimeError: The group is not open.
+        """
+        if self._idle and self._nursery is not None:
+            idle = self._idle.pop()
+            idle.work = work
+            idle.wake()
+        else:
+            self.spawn(self._do_work, work)
+
+    async def _do_work(self, work: Callable[[], Awaitable[None]] | None) -> None:
+        idle = _IdleTask(self._idle)
+        while work is not None:
+            await work()
+            if len(self._idle) == MOST_IDLE:
+                return
+            self._idle.append(idle)
+            await park(idle)
+            work = idle.work
 
     def cancel(self) -> None:
         """Cancel every task, once commits in progress have ended; ``wait_ended()`` waits for the tasks."""
