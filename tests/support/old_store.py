@@ -23,17 +23,17 @@ OWN, PEER = "a" * 32, "b" * 32
 
 NUMBERS = "WITH RECURSIVE n (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < :rows)"
 ROWS = f"""INSERT INTO lpi_transfers (ledger, account, direction, origin, key, amount, level, state, digest, created,
-        changed, keep_for, forget_at, peer_journal, resend_until)
+        changed, keep_for, forget_at, peer_number, receipt, peer_journal, resend_until)
     {NUMBERS}
     SELECT :ledger, :account, iif(i % 2, 'in', 'out'), iif(i % 2, :peer, ''), lower(hex(randomblob(16))), '7', 'keyed',
         iif(i % 2, 'delivered', 'acked'), iif(i % 2, randomblob(32), x''), 1700000000.0 + i, 1700000001.0 + i,
-        :keep_for, iif(i < :over, :age * i / :rows, :age + 1 + :keep_for * i / :rows), iif(i % 2, NULL, :peer),
-        iif(i % 2, NULL, :age)
+        :keep_for, iif(i < :over, :age * i / :rows, :age + 1 + :keep_for * i / :rows), i / 2 + 1, i / 2 + 1,
+        iif(i % 2, NULL, :peer), iif(i % 2, NULL, :age)
     FROM n"""  # noqa: S608 (constants)
 ACCOUNT = """UPDATE lpi_accounts SET sent = CAST(7 * (:rows - :rows / 2) AS TEXT),
     received = CAST(7 * (:rows / 2) AS TEXT),
     keyed = :rows, keys_kept = :rows / 2, age = :age, peer_journal = :peer, peer_age = 1000,
-    peer_sent = :rows - :rows / 2, peer_acked = :rows - :rows / 2, peer_received = :rows / 2
+    peer_sent = :rows - :rows / 2, peer_acked = :rows - :rows / 2, peer_received = :rows / 2, peer_credited = :rows / 2
     WHERE ledger = :ledger AND account = :account"""
 
 

@@ -51,8 +51,8 @@ class ReplyMeter:
 
     def count(self, began: float, reply: AnyReply) -> None:
         """Count a reply; ``LedgerPlugin.watch_requests`` calls this."""
-        if isinstance(reply, bytes):
-            if reply[:1] == REJECT_BYTE:
+        if reply.__class__ is bytes:
+            if reply.startswith(REJECT_BYTE):  # type: ignore[union-attr]  # bytes, by its class
                 self._count_error(_code_of(reply))
         elif isinstance(reply, LedgerPluginError):
             self._count_error(reply.code or reply.name)

@@ -173,7 +173,8 @@ class _Report:
             return
         self.screen.line(f"sent {sent:,}, delivered {shown_amount(delivered, self.asset)}")
         if rate is not None:
-            self.screen.line(f"rate {rate:g}, {self.last.packets:,} packets in {seconds:g} s")
+            packets = "1 packet" if self.last.packets == 1 else f"{self.last.packets:,} packets"
+            self.screen.line(f"rate {rate:g}, {packets} in {seconds:g} s")
 
 
 async def _pay(
