@@ -52,7 +52,7 @@ class ReplyMeter:
     def count(self, began: float, reply: AnyReply) -> None:
         """Count a reply; ``LedgerPlugin.watch_requests`` calls this."""
         if reply.__class__ is bytes:
-            if reply.startswith(REJECT_BYTE):  # type: ignore[union-attr]  # bytes, by its class
+            if reply.startswith(REJECT_BYTE):
                 self._count_error(_code_of(reply))
         elif isinstance(reply, LedgerPluginError):
             self._count_error(reply.code or reply.name)
