@@ -5,6 +5,7 @@ from support.journals import IN, KEYED, PLAIN, Book, accept, journal_of, refuse
 
 from trio_ledger_plugin import RemoteError
 from trio_ledger_plugin.errors import wire_error
+from trio_ledger_plugin.money import history
 from trio_ledger_plugin.money.outgoing import MAX_ERROR_BYTES
 from trio_ledger_plugin.negotiation import JournalOffer, PeerJournal, PeerNumbers
 
@@ -123,3 +124,24 @@ def test_bytes_of_a_remembered_transfer_are_bounded(apply):
     assert book.select("SELECT count(*) FROM lpi_transfers")[0][0] == rows + 1
     assert grown / rows < 2048
     book.connection.close()
+
+
+def test_what_changes_during_a_count_is_counted_once(book, monkeypatch):
+    """A server that is never at rest would drift from the truth with each count."""
+    monkeypatch.setattr(history, "KEYS_PAGE", 2)
+    for name in "bdfh":
+        for number in range(3):
+            book.receive(f"k{number}", account=name, apply=accept)
+    book.journal.room.keys = book.journal.room.accounts = 99
+    count = book.journal.history.count
+    after = count(book.connection, None)
+    assert after == "d"
+    # In the part that was counted, in the one that was not, and in both a new account and a known one.
+    for name in "abgh":
+        book.receive("new", account=name, apply=accept)
+    assert (book.journal.room.keys, book.journal.room.accounts) == (103, 101)
+    while after is not None:
+        after = count(book.connection, after)
+    assert (book.journal.room.keys, book.journal.room.accounts) == (16, 6)
+    book.receive("later", account="a", apply=accept)
+    assert (book.journal.room.keys, book.journal.room.accounts) == (17, 6)

@@ -220,15 +220,21 @@ class SqlHistory:
         """Record that a money handler was registered: from now on, what waits for one is not forgotten."""
         connection.execute(self._sql.NOTE_HANDLER, (self._ledger,))
 
-    def keys_kept(self, connection: Connection, after: str | None) -> list[tuple[str, int]]:
-        """Return a page of the accounts in the order of their names, with the number of their remembered transfers.
+    def count(self, connection: Connection, after: str | None) -> str | None:
+        """Count a page of the accounts, in the order of their names, and their remembered transfers.
 
         Args:
             connection: The connection.
             after: The name after which the page begins; None for the first page.
+
+        Returns:
+            Where to continue; None at the end.
         """
-        first = self._sql.FIRST_KEYS if after is None else self._sql.LIST_KEYS
-        return list(connection.execute(first, (self._ledger, after or "", KEYS_PAGE)).fetchall())
+        statement = self._sql.FIRST_KEYS if after is None else self._sql.LIST_KEYS
+        page = connection.execute(statement, (self._ledger, after or "", KEYS_PAGE)).fetchall()
+        is_last = len(page) < KEYS_PAGE
+        self._room.count(page, is_first=after is None, is_last=is_last)
+        return None if is_last else page[-1][0]
 
     def forget(self, connection: Connection, after: tuple[float, int] = START) -> tuple[float, int] | None:
         """Remove a slice of the transfers whose keys need not be kept any longer.
@@ -259,7 +265,7 @@ class SqlHistory:
                 kept[account] = kept.get(account, 0) + 1
         for account, number in kept.items():
             connection.execute(self._sql.FORGET_KEYS, (number, self._ledger, account))
-            self._room.keys -= number
+            self._room.add(account, keys=-number)
             drop_unused(connection, self._sql, (self._ledger, account), self._room)
         return (rows[-1][5], rows[-1][0]) if len(rows) == PAGE else None
 

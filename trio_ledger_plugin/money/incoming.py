@@ -198,7 +198,7 @@ class SqlIncoming:
             # The peer shows this journal for the first time, or again.
             receipt = connection.execute(sql.FIND_PEER, place).fetchone()[5]
             connection.execute(sql.SET_RECEIPT, (receipt, number))
-        self._room.keys += kept
+        self._room.add(transfer.account, keys=kept)
         return Received(None, receipt, Credited(number, transfer))
 
     def _values(
@@ -241,13 +241,13 @@ class SqlIncoming:
 
     def _count_undone(self, connection: Connection, transfer: Transfer) -> None:
         """Count that a transfer was refused after it was credited for a transactional handler."""
-        self._room.keys -= transfer.level is MoneyLevel.KEYED
-        if connection.execute(self._sql.FIND_LEVEL, (self._ledger, transfer.account)).fetchone() is None:
-            self._room.accounts -= 1
+        keys = -1 if transfer.level is MoneyLevel.KEYED else 0
+        known = connection.execute(self._sql.FIND_LEVEL, (self._ledger, transfer.account)).fetchone()
+        self._room.add(transfer.account, keys=keys, accounts=-1 if known is None else 0)
 
     def _has_place(self, connection: Connection, place: tuple[str, str]) -> bool:
         """Whether an account is known, or may become so."""
-        return connection.execute(self._sql.FIND_LEVEL, place).fetchone() is not None or self._room.take_place()
+        return connection.execute(self._sql.FIND_LEVEL, place).fetchone() is not None or self._room.take_place(place[1])
 
     def repeat_reply(self, connection: Connection, transfer: Transfer) -> Received | None:
         """Return the reply to a transfer that was received before; None for a new one."""
@@ -272,7 +272,7 @@ class SqlIncoming:
             return
         connection.execute(self._sql.ENTER_ACCOUNT, place)
         if connection.execute(self._sql.KEEP_KEY, (age, *place, self._room.for_account)).rowcount:
-            self._room.keys += 1
+            self._room.add(transfer.account, keys=1)
             self._enter(connection, self._values(transfer, TransferState.REFUSED, age + self._promised, refusal))
 
     # Handing credited transfers to the money handler.
@@ -300,7 +300,7 @@ class SqlIncoming:
         elif dropped:
             connection.execute(self._sql.DROP_TRANSFER, (credited.number,))
             connection.execute(self._sql.FORGET_KEYS, (1, self._ledger, credited.transfer.account))
-            self._room.keys -= 1
+            self._room.add(credited.transfer.account, keys=-1)
 
     def deliver_within(self, connection: Connection, credited: Credited, apply: Apply) -> LedgerPluginError | None:
         """Call a transactional handler for a credited transfer, and record it as delivered; return its refusal."""

@@ -348,15 +348,10 @@ class JournaledMoney(MoneyService):
 
     async def _count(self) -> None:
         """Count what the ledger keeps; in between, the room counts what changes."""
-        keys = accounts = 0
-        after: str | None = None
-        while page := await self.journal.run(BACKGROUND, self.journal.sql.history.keys_kept, after):
-            if after is not None:
-                await trio.sleep(SLICE_PAUSE)
-            accounts += len(page)
-            keys += sum(number for _, number in page)
-            after = page[-1][0]
-        self.journal.sql.room.keys, self.journal.sql.room.accounts = keys, accounts
+        after = await self.journal.run(BACKGROUND, self.journal.sql.history.count, None)
+        while after is not None:
+            await trio.sleep(SLICE_PAUSE)
+            after = await self.journal.run(BACKGROUND, self.journal.sql.history.count, after)
 
 
 class AccountMoney(MoneyService):

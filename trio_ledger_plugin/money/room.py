@@ -10,6 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ..options.base import PluginOptions
     from ..stores.dialect import Connection
     from .statements import Statements
@@ -43,6 +45,8 @@ class Room:
         self._max_accounts = max_accounts
         self.keys: int = 0
         self.accounts: int = 0
+        # The count that is under way: up to which account, and what was found so far.
+        self._counted: tuple[str, int, int] | None = None
 
     @classmethod
     def of(cls, options: PluginOptions) -> Room:
@@ -58,12 +62,36 @@ class Room:
         """
         return max(0, min(self._max_keys, self._max_ledger_keys - self.keys))
 
-    def take_place(self) -> bool:
+    def take_place(self, account: str) -> bool:
         """Count one more account that is kept; return False if there are too many already."""
         if self.accounts >= self._max_accounts:
             return False
-        self.accounts += 1
+        self.add(account, accounts=1)
         return True
+
+    def add(self, account: str, *, keys: int = 0, accounts: int = 0) -> None:
+        """Count a change of what is kept for an account."""
+        self.keys += keys
+        self.accounts += accounts
+        if self._counted is not None and account <= self._counted[0]:
+            # Of the accounts behind, the count will find what they have then.
+            upto, counted_keys, counted_accounts = self._counted
+            self._counted = upto, counted_keys + keys, counted_accounts + accounts
+
+    def count(self, page: Sequence[tuple[str, int]], *, is_first: bool, is_last: bool) -> None:
+        """Count what is in the database, page by page, while it changes.
+
+        Args:
+            page: Accounts in the order of their names, with the number of their remembered transfers.
+            is_first: Whether a count begins.
+            is_last: Whether it ends.
+        """
+        _, keys, accounts = ("", 0, 0) if is_first or self._counted is None else self._counted
+        keys, accounts = keys + sum(number for _, number in page), accounts + len(page)
+        if is_last:
+            self.keys, self.accounts, self._counted = keys, accounts, None
+        else:
+            self._counted = page[-1][0], keys, accounts
 
 
 def drop_unused(connection: Connection, sql: Statements, place: tuple[str, str], room: Room) -> None:
@@ -77,4 +105,4 @@ def drop_unused(connection: Connection, sql: Statements, place: tuple[str, str],
     """
     if connection.execute(sql.DROP_UNUSED, place).rowcount:
         connection.execute(sql.DROP_OLD_PEERS, (*place, NEVER))
-        room.accounts -= 1
+        room.add(place[1], accounts=-1)
