@@ -27,6 +27,14 @@ def pytest_configure() -> None:
             signal.signal(number, usual)
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name functions and packets so that a test has the same name in each run and in each process."""
+    if isinstance(val, bytes) and len(val) > 32:
+        return f"{len(val)} bytes"
+    name: str | None = getattr(val, "__qualname__", None) if callable(val) and not isinstance(val, type) else None
+    return name and name.replace(".<locals>.", ".")
+
+
 @pytest.fixture
 def clock() -> MockClock:
     """A clock that jumps when nothing has happened for a while; sockets on this machine are faster."""

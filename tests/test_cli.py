@@ -381,7 +381,7 @@ async def test_readme_is_correct() -> None:
     with trio.fail_after(PATIENCE):
         done = await trio.run_process([sys.executable, "-W", "error", "-c", program], capture_stdout=True)
     assert done.stdout.decode().splitlines()[:3] == ["b'HELLO'", "received 250", "Connected()"]
-    for heading, end in (("## Quick start", "trio-ledger-plugin demo\n"), ("## Tests", "python -m pytest\n")):
+    for heading, end in (("## Quick start", "trio-ledger-plugin demo\n"), ("## Tests", "python -m pytest -n 3\n")):
         first_block = readme.partition(heading)[2].split("```")[1]
         assert first_block.startswith("sh\n")
         assert first_block.count("\n") == 2

@@ -238,7 +238,9 @@ async def test_http_refusals_are_no_verdict_on_the_token(status: Any, clock: Moc
 TOMORROW = (datetime.now(UTC) + timedelta(days=1)).strftime("%a, %d %b %Y %H:%M:%S GMT")
 
 
-@pytest.mark.parametrize(("after", "least"), [("7", 7), (TOMORROW, 3600), ("soon", 0), ("", 0)])
+@pytest.mark.parametrize(
+    ("after", "least"), [("7", 7), (TOMORROW, 3600), ("soon", 0), ("", 0)], ids=["seconds", "time", "text", "empty"]
+)
 async def test_retry_after_is_honoured(after: str, least: float, clock: MockClock) -> None:
     """A server that asks for a pause and gets a storm instead does not recover; a day would be too much, too."""
     busy = answering(503, after)
@@ -309,7 +311,6 @@ async def test_a_url_without_an_endpoint_fails_at_once(clock: MockClock) -> None
 @pytest.mark.parametrize(
     "behaviour",
     [answering(200), answering(500), Server.hang_up, Server.refuse_for_now, Server.answer_nonsense],
-    ids=str,
 )
 async def test_server_errors_are_retried_until_the_timeout(behaviour: Any, clock: MockClock) -> None:
     """A server that restarts must not make its clients give up."""
@@ -484,7 +485,7 @@ async def test_credentials_refused_on_a_redial_end_the_plugin(clock: MockClock) 
     assert len(server.times) == 2
 
 
-@pytest.mark.parametrize("behaviour", [Server.close_silently, answering(404), Server.hang_up], ids=str)
+@pytest.mark.parametrize("behaviour", [Server.close_silently, answering(404), Server.hang_up])
 async def test_other_errors_on_a_redial_are_retried(behaviour: Any, clock: MockClock) -> None:
     """A server that is being deployed answers with all of these for a minute."""
     server = Server(Server.accept, *[behaviour] * 5, Server.accept)

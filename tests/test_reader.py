@@ -3,7 +3,9 @@
 import os
 import shutil
 import sqlite3
+import tempfile
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from support.programs import posix
@@ -20,6 +22,14 @@ VALUE = "SELECT value FROM lpi_values WHERE key = 'key'"
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "store.db"
+
+
+def open_folders(path):
+    """Let other users of the machine reach a file in a test's folder."""
+    for directory in path.parents:
+        if directory == Path(tempfile.gettempdir()):
+            return
+        directory.chmod(0o755)
 
 
 def read(path, statement=VALUE):
@@ -98,8 +108,7 @@ async def test_user_who_may_only_read_can_read_a_store_in_use(path):
 
 
 async def check_as_other(path):
-    for directory in (path.parent, *path.parent.parents[:2]):
-        directory.chmod(0o755)
+    open_folders(path)
     for file in path.parent.iterdir():
         file.chmod(0o644)
     with user(SERVICE):
@@ -111,8 +120,7 @@ async def check_as_other(path):
 @root
 async def test_unreadable_log_is_an_error_that_names_it(path):
     await make_killed(path, "-wal")
-    for directory in (path.parent, *path.parent.parents[:2]):
-        directory.chmod(0o755)
+    open_folders(path)
     path.chmod(0o644)
     log = path.with_name("store.db-wal")
     log.chmod(0o600)

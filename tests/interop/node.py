@@ -4,6 +4,7 @@ The process of :func:`open_node` never outlives the block, and every wait in thi
 Node's stderr goes to the tests' own, where pytest shows it with a failure.
 """
 
+import fcntl
 import json
 import shutil
 import subprocess
@@ -48,9 +49,16 @@ def install_packages() -> None:
     missing = [tool for tool in ("node", "npm") if shutil.which(tool) is None]
     if missing:
         raise PackagesUnavailableError(f"not installed: {' and '.join(missing)}")
-    lock, installed = HERE / "package-lock.json", HERE / "node_modules" / ".package-lock.json"
-    if installed.exists() and installed.stat().st_mtime >= lock.stat().st_mtime:
-        return
+    pinned = HERE / "package-lock.json"
+    with pinned.open() as file:
+        # The tests may run in several processes, and one of them installs.
+        fcntl.flock(file, fcntl.LOCK_EX)
+        installed = HERE / "node_modules" / ".package-lock.json"
+        if not installed.exists() or installed.stat().st_mtime < pinned.stat().st_mtime:
+            _run_npm()
+
+
+def _run_npm() -> None:
     try:
         npm = subprocess.run(
             ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"],
