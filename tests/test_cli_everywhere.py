@@ -94,6 +94,8 @@ async def interrupt(process: trio.Process, then: bytes = b"", number: int = sign
     assert process.stdout is not None
     said = b"".join([chunk async for chunk in process.stdout]).decode()
     code = await process.wait()
+    # Not from another process of the command either.
+    assert "Traceback" not in said
     # A second; this machine may be busy with other tests.
     assert trio.current_time() - began < 2
     return f"{said.strip().splitlines()[-1]} ({code})"

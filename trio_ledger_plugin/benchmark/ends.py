@@ -11,9 +11,9 @@ import argparse
 import json
 import math
 import os
+import signal
 import sys
 import time
-from contextlib import suppress
 from functools import partial
 
 import trio
@@ -157,6 +157,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # Ctrl-C reaches all processes of a terminal; the process that started this one reports it.
-    with suppress(KeyboardInterrupt):
-        main()
+    # Ctrl-C reaches all processes of a terminal; the process that started this one reports it. A KeyboardInterrupt
+    # would come out of a nursery in a group, and be shown with its traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    main()
