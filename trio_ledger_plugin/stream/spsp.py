@@ -91,7 +91,7 @@ def _parse_endpoint(to: str) -> _Endpoint:
     right = parts.scheme in {"https", "http"} and host and all("!" <= character <= "~" for character in url)
     if not right or parts.username is not None or parts.fragment:
         raise InvalidFieldsError(
-            "give a payment pointer such as $wallet.example/alice, or an https:// URL without @ and #"
+            "give a payment pointer such as $wallet.example/alice, or an https URL without @ and #"
         )
     tls = parts.scheme == "https"
     if not tls and host not in _LOOPBACK:
