@@ -56,7 +56,7 @@ async def test_payment_from_one_program_to_another(as_json: bool) -> None:
                 assert "sent 5,000, delivered 5,000 (0.000005000 XRP)" in stdout
             assert CANARY not in stdout
             await receiver.wait_for(
-                r'("total": 5000)' if as_json else r"(received 5,000 \(0.000005000 XRP\) in 1 packets)"
+                r'("total": 5000)' if as_json else r"(received 5,000 \(0.000005000 XRP\) in 1 packet\b)"
             )
             code, _ = await receiver.end(signal.SIGTERM)
             assert code == 0
@@ -83,7 +83,11 @@ async def test_mistake_is_one_line(args: list[str], code: int, said: str) -> Non
 async def test_bad_pointers_and_endpoints_are_one_line() -> None:
     async with routing() as url:
         for to, code, said in (
-            ("wallet.example/alice", 2, "give a payment pointer"),
+            (
+                "wallet.example/alice",
+                2,
+                "wallet.example/alice, or an https URL without @",
+            ),
             ("$wallet.example:80/alice", 2, "no port"),
             ("http://wallet.example/alice", 2, "need https://"),
             ("http://127.0.0.1:1/", 3, "cannot connect"),

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..http.options import HttpOptions
     from ..stream import Asset, Progress, Quote
 
-__all__ = ["pay", "plugin_options", "quote", "server_option", "shown_amount"]
+__all__ = ["pay", "plugin_options", "quote", "server_option", "shown_amount", "shown_packets"]
 
 _Decorated = TypeVar("_Decorated", bound="Callable[..., object] | click.Command")
 
@@ -74,6 +74,11 @@ def shown_amount(amount: int, asset: Asset | None) -> str:
     if asset is None:
         return f"{amount:,}"
     return f"{amount:,} ({Decimal(amount).scaleb(-asset.scale):f} {escape(asset.code)})"
+
+
+def shown_packets(count: int) -> str:
+    """Return a number of packets."""
+    return "1 packet" if count == 1 else f"{count:,} packets"
 
 
 def _order_options(command: _Decorated) -> _Decorated:
@@ -173,8 +178,7 @@ class _Report:
             return
         self.screen.line(f"sent {sent:,}, delivered {shown_amount(delivered, self.asset)}")
         if rate is not None:
-            packets = "1 packet" if self.last.packets == 1 else f"{self.last.packets:,} packets"
-            self.screen.line(f"rate {rate:g}, {packets} in {seconds:g} s")
+            self.screen.line(f"rate {rate:g}, {shown_packets(self.last.packets)} in {seconds:g} s")
 
 
 async def _pay(

@@ -18,7 +18,7 @@ from ..stream import ReceivedPacket, SpspEndpoint, open_receiver
 from .errors import COMMON, Exit
 from .output import open_live_output
 from .parameters import Command, Seconds, epilog, insecure_option
-from .pay import plugin_options, server_option, shown_amount
+from .pay import plugin_options, server_option, shown_amount, shown_packets
 from .serving import client_url, introduce, reporting_bind_errors
 from .signals import run_until_sigterm
 
@@ -106,7 +106,7 @@ async def _receive(
                 nursery.start_soon(_report, output, receiver, totals)
                 await anext(signals)
                 nursery.cancel_scope.cancel()
-                text = f"closed; received {totals.amount:,} in {totals.packets:,} packets"
+                text = f"closed; received {totals.amount:,} in {shown_packets(totals.packets)}"
                 output.write("closed", text, amount=totals.amount, packets=totals.packets)
 
 
@@ -127,6 +127,6 @@ async def _report(output: LiveOutput, receiver: Receiver, totals: _Totals) -> No
         await trio.sleep(REPORT_SECONDS)
         if totals.packets != packets:
             new = totals.amount - amount
-            text = f"received {shown_amount(new, receiver.asset)} in {totals.packets - packets:,} packets"
+            text = f"received {shown_amount(new, receiver.asset)} in {shown_packets(totals.packets - packets)}"
             output.write("received", text, "green", amount=new, packets=totals.packets - packets, total=totals.amount)
             amount, packets = totals.amount, totals.packets
