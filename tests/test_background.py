@@ -85,6 +85,18 @@ async def test_closed_pipe_ends_the_block(monkeypatch: pytest.MonkeyPatch) -> No
             await write_for_ever()
 
 
+async def test_error_of_the_block_keeps_its_cause() -> None:
+    """What a command advises depends on the cause."""
+    with pytest.raises(ValueError, match="effect") as caught:
+        await fail()
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+async def fail() -> None:
+    async with open_stdout(str):
+        raise ValueError("effect") from OSError("cause")
+
+
 async def write_for_ever() -> None:
     async with open_stdout(str) as out:
         out.write("nobody reads this\n")

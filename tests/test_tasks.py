@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from trio_ledger_plugin import PluginClosedError
+from trio_ledger_plugin import PluginClosedError, StoreError
 from trio_ledger_plugin.runtime.tasks import TaskGroup, run_all
 from trio_ledger_plugin.runtime.timers import Timers
 
@@ -315,6 +315,15 @@ async def test_interruption_of_one_of_many_is_in_no_group():
 
     with pytest.raises(KeyboardInterrupt):
         await run_all([trio.sleep_forever, interrupted])
+
+
+async def test_error_of_one_of_many_keeps_its_cause():
+    async def fail():
+        raise StoreError("failed") from OSError("the disk is full")
+
+    with pytest.raises(StoreError) as caught:
+        await run_all([trio.sleep_forever, fail])
+    assert str(caught.value.__cause__) == "the disk is full"
 
 
 async def test_cancellation_of_many_ends_its_scope():

@@ -330,7 +330,7 @@ async def bare_nursery(given: trio.Nursery | None) -> AsyncIterator[trio.Nursery
         # An error such as Ctrl-C, raised in any task.
         interruption = without_cancellation(raised)
         if interruption is not None:
-            raise interruption from None  # noqa: ASYNC104 (it tells more)
+            raise interruption from interruption.__cause__  # noqa: ASYNC104 (it tells more)
         if error is None:
             raise
     if error is not None:

@@ -54,7 +54,7 @@ async def open_stdout(report_lost: Callable[[int], str]) -> AsyncIterator[TextIO
         error = without_cancellation(group)
         if error is None:
             raise
-        raise error from None
+        raise error from error.__cause__
 
 
 class BackgroundStdout:

@@ -67,7 +67,7 @@ async def run_all(functions: Iterable[Callable[[], Awaitable[None]]]) -> None:
         error = without_cancellation(group)
         if error is None:
             raise
-        raise error from None
+        raise error from error.__cause__
 
 
 async def finish_within(seconds: float, handlers: Waits, calls: Waits, finish: Waits) -> None:
