@@ -182,7 +182,8 @@ def _is_settled(changed_ns: int) -> bool:
 
 
 def _lost(path: str, name: str, what: str) -> str:
+    subject = "the file" if name == path else name
     return (
-        f"{path}: {name} was {what} while the store was open; nothing is stored until the store is closed and opened "
-        "again. First put the files in order: what was stored since may be in none of them"
+        f"{path}: {subject} was {what} while the store was open; nothing is stored until the store is closed and "
+        "opened again. First put the files in order: what was stored since may be in none of them"
     )
