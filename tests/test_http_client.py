@@ -185,6 +185,23 @@ async def test_text_of_a_refusal_is_in_the_error():
             await plugin.send_data(PREPARE)
 
 
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (
+            ok(b"GET and HEAD only\n", status="405 Not Allowed"),
+            "HTTP 405: GET and HEAD only; is ILP over HTTP served",
+        ),
+        (ok(b"\n<!DOCTYPE html><p>long", status="501 Unsupported"), "HTTP 501: a page; is ILP over HTTP served"),
+        (ok(b"<html>", status="502 Bad Gateway"), "HTTP 502: a page$"),
+    ],
+)
+async def test_url_of_another_server_is_suspected_and_its_page_left_out(answer, said):
+    async with raw_server(Script(answer)) as url, open_http(sending(url)) as plugin:
+        with pytest.raises(RemoteError, match=said):
+            await plugin.send_data(PREPARE)
+
+
 async def test_redirect_is_not_followed():
     """The token would go to another host."""
     elsewhere = Script()

@@ -225,6 +225,8 @@ class HttpLink(Exchange):
 
 # The names that RFC-0023 has for the codes.
 NAMES: Final = {"F00": NotAcceptedError.name, "T00": UnreachableError.name}
+# Statuses of web servers, and of BTP servers, which have no endpoint for POST at this URL.
+NO_ENDPOINT: Final = frozenset({404, 405, 501})
 
 
 def _error_of(head: ResponseHead, body: bytes) -> LedgerPluginError:
@@ -236,4 +238,10 @@ def _error_of(head: ResponseHead, body: bytes) -> LedgerPluginError:
         what = "a Content-Encoding" if head.encoded else f"HTTP {status}"
         return DecodeError(f"the peer answered with {what}, which holds no answer; the peer may have acted")
     code = "T00" if status == 429 or status >= 500 else "F00"
-    return RemoteError(code, NAMES[code], data=f"HTTP {status}".encode() + (b": " + body if body else b""))
+    said = body.strip()
+    if said.startswith(b"<"):
+        # From a web server or a proxy; it says no more than the status.
+        said = b"a page"
+    hint = "; is ILP over HTTP served at this URL?" if status in NO_ENDPOINT else ""
+    data = f"HTTP {status}".encode() + (b": " + said if said else b"") + hint.encode()
+    return RemoteError(code, NAMES[code], data=data)
