@@ -1,6 +1,7 @@
 """The commands for stores: what they say, and that a copy has every row."""
 
 import json
+import re
 from functools import partial
 
 import pytest
@@ -31,6 +32,13 @@ async def test_file_is_checked(old):
     found = json.loads(out)
     assert (code, found["sound"], found["integrity"], found["oldest_to_send"]) == (0, True, "ok", None)
     assert found["ledger main"]["age"] > 0
+    code, out, _ = await run("store", "check", str(old))
+    assert code == 0
+    assert re.fullmatch(
+        r"sound: yes\nintegrity: ok\nledger main: \d+ s old, journal [0-9a-f]{32}\n"
+        r"oldest to send: none\noldest to deliver: none\n",
+        out,
+    )
 
 
 async def test_store_is_copied_exactly_and_only_once(old, url):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from functools import partial
 
 import click
@@ -51,8 +52,23 @@ def check(db: str, as_json: bool) -> int:
     else:
         screen = Screen()
         for name, value in found.items():
-            screen.line(f"{name.replace('_', ' ')}: {escape(str(value))}")
+            screen.line(f"{name.replace('_', ' ')}: {escape(_shown(value))}")
     return Exit.OK if found["sound"] else Exit.FAILED
+
+
+def _shown(value: object) -> str:
+    """Return a value that ``examine_store()`` has found, for people."""
+    match value:
+        case None:
+            return "none"
+        case bool():
+            return "yes" if value else "no"
+        case {"age": age, "journal": journal}:
+            return f"{age} s old, journal {journal}"
+        case float():
+            return f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M:%SZ}"
+        case _:
+            return str(value)
 
 
 @store.command("copy", cls=Command, epilog=epilog(EXAMPLES, *COMMON, *ENDED), short_help="Copy a file into PostgreSQL.")
