@@ -12,10 +12,13 @@ import trio
 from support.programs import CANARY, PROGRAM, assert_one_error, posix, run, running
 
 from trio_ledger_plugin import PluginServices, open_plugin
+from trio_ledger_plugin.cli import main
 from trio_ledger_plugin.codec import ilp
 from trio_ledger_plugin.stores import MemoryStore
-from trio_ledger_plugin.stream import Credentials, ReceivedPacket, SpspEndpoint, open_receiver
+from trio_ledger_plugin.stream import Credentials, ReceivedPacket, SpspEndpoint, crypto, open_receiver
 
+# Nothing listens there; a command that connects first would fail for that reason.
+NOBODY = f"btp+ws://:{CANARY}@127.0.0.1:1"
 INFO = {"client_address": "test.host", "asset_scale": 9, "asset_code": "XRP"}
 
 
@@ -68,6 +71,8 @@ async def test_payment_from_one_program_to_another(as_json: bool) -> None:
         (["pay", "$wallet.example"], 2, "give either --send or --deliver"),
         (["pay", "$wallet.example", "--send", "1", "--deliver", "1"], 2, "give either --send or --deliver"),
         (["pay", "$wallet.example", "--send", "0"], 2, "--send"),
+        (["pay", "wallet.example", "--send", "1", "--server", NOBODY], 2, "give a payment pointer"),
+        (["quote", "http://wallet.example", "--send", "1", "--server", NOBODY], 2, "need https://"),
         (["pay", "$wallet.example", "--send", "1", "--slippage", "much"], 2, "--slippage is not a number"),
         (["quote", "$wallet.example", "--send", "1", "--min-rate", "NaN"], 2, "--min-rate must be 0 or more"),
         (["pay", "$wallet.example", "--send", "1", "--server", "btp+ws://localhost"], 2, "no token"),
@@ -78,6 +83,18 @@ async def test_mistake_is_one_line(args: list[str], code: int, said: str) -> Non
     assert (done, stdout) == (code, "")
     assert_one_error(stderr)
     assert said in stderr
+
+
+@pytest.mark.parametrize("args", [["pay", "$wallet.example", "--send", "1"], ["receive"]], ids=str)
+def test_missing_extra_is_said_before_connecting(
+    args: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(crypto, "is_installed", lambda: False)
+    assert main([*args, "--server", NOBODY]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert_one_error(err)
+    assert "pip install '.[stream]'" in err
 
 
 async def test_bad_pointers_and_endpoints_are_one_line() -> None:

@@ -19,6 +19,8 @@ from ..opening import open_plugin
 from ..options.base import ConnectOptions
 from ..stream import pay as pay_stream
 from ..stream import quote as quote_stream
+from ..stream.crypto import check_installed
+from ..stream.spsp import check_endpoint
 from .errors import COMMON, ENDED, Exit, one_line
 from .output import Screen
 from .parameters import Command, Seconds, client_options, epilog, insecure_option, json_option
@@ -63,7 +65,9 @@ def plugin_options(
 
     Raises:
         click.UsageError: The URL is wrong, or there is no token.
+        InvalidServicesError: The extra ``stream`` is not installed, which should not be said after connecting.
     """
+    check_installed()
     if server is None:
         return options_from_environment()
     return client_options(server, timeout, allow_insecure=allow_insecure, response_timeout=RESPONSE_SECONDS)
@@ -143,6 +147,7 @@ def pay(
     summary after Ctrl-C.
     """
     order = _order(send, deliver, slippage, min_rate)
+    check_endpoint(to)
     options = plugin_options(server, timeout, allow_insecure=allow_insecure)
     report = _Report(Screen(), as_json=as_json)
     try:
@@ -230,6 +235,7 @@ def quote(
     TO is a payment pointer such as '$wallet.example/alice', or the URL of an SPSP endpoint.
     """
     order = _order(send, deliver, slippage, min_rate)
+    check_endpoint(to)
     options = plugin_options(server, timeout, allow_insecure=allow_insecure)
     quoted = run_until_sigterm(partial(_quote, options, timeout, to, order))
     if as_json:

@@ -23,6 +23,7 @@ __all__ = [
     "SECRET_SIZE",
     "Keys",
     "StreamKeyExhaustedError",
+    "check_installed",
     "check_secret",
     "derive",
     "is_installed",
@@ -52,6 +53,16 @@ class StreamKeyExhaustedError(InvalidFieldsError):
 def is_installed() -> bool:
     """Whether the extra ``stream`` is installed."""
     return find_spec("cryptography") is not None
+
+
+def check_installed() -> None:
+    """Raise an error unless the extra ``stream`` is installed.
+
+    Raises:
+        InvalidServicesError: It is not; the text says how to install it.
+    """
+    if not is_installed():
+        raise InvalidServicesError(_INSTALL)
 
 
 def new_cipher(key: bytes) -> AESGCM:

@@ -27,7 +27,7 @@ from ..net.url import HOST_CHARACTERS
 from .credentials import Credentials
 from .crypto import SECRET_SIZE, check_secret
 
-__all__ = ["decode_base64", "fetch_spsp", "resolve_payment_pointer"]
+__all__ = ["check_endpoint", "decode_base64", "fetch_spsp", "resolve_payment_pointer"]
 
 _ACCEPT: Final = "application/spsp4+json, application/spsp+json"
 _WELL_KNOWN: Final = "/.well-known/pay"
@@ -98,6 +98,15 @@ def _parse_endpoint(to: str) -> _Endpoint:
         raise InvalidFieldsError("the URL begins with http://: credentials need https://, except on this machine")
     resource = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return _Endpoint(url, host, port or (443 if tls else 80), tls, resource, parts.netloc)
+
+
+def check_endpoint(to: str) -> None:
+    """Raise an error unless the text is a payment pointer, or a URL that an endpoint can have.
+
+    Raises:
+        InvalidFieldsError: It is neither.
+    """
+    _parse_endpoint(to)
 
 
 async def fetch_spsp(
