@@ -124,8 +124,7 @@ print(*(set(sys.modules) - before))
         f"{PACKAGE}.{name}" for name in ("stores", "money.journal", "money.sender", "codec.ilp", "loopback", "testing")
     }
     assert loaded & late == set()
-    assert {name for name in loaded if ".btp." in name} == {f"{PACKAGE}.btp.options"}
-    assert {name for name in loaded if ".http." in name} == {f"{PACKAGE}.http.options"}
+    assert {name for name in loaded if ".btp" in name or ".http" in name} == set()
 
 
 def test_only_one_module_imports_trio_websocket():

@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING
 
 from .accounts.info import HostInfo
-from .btp.options import AccountsOptions, BtpOptions, ListenerOptions
 from .environment import options_from_environment
 from .errors import (
     AlreadyFulfilledError,
@@ -43,7 +42,6 @@ from .events import (
     Failed,
     TransfersInDoubt,
 )
-from .http.options import HttpAccountsOptions, HttpOptions, IncomingOptions, OutgoingOptions
 from .ilp.configuration import fetch_ildcp
 from .money.reconciliation import Transfers
 from .opening import create_plugin, loopback_pair, open_plugin
@@ -57,9 +55,11 @@ from .transfer import JournalEntry, MoneyLevel, Totals, Transfer, TransferDirect
 if TYPE_CHECKING:
     from .accounts.account import AccountPlugin
     from .btp.accounts import AccountsPlugin
+    from .btp.options import AccountsOptions, BtpOptions, ListenerOptions
     from .btp.plugin import BtpPlugin
     from .exchange import ExchangePlugin
     from .http.accounts import HttpAccountsPlugin
+    from .http.options import HttpAccountsOptions, HttpOptions, IncomingOptions, OutgoingOptions
     from .http.plugin import HttpPlugin
     from .loopback import LoopbackPlugin
 else:

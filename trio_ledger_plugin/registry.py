@@ -46,6 +46,8 @@ OWN_CLASSES: Final = {
     "LoopbackPlugin": "loopback",
 }
 OWN_PLUGINS: Final = tuple(OWN_CLASSES.values())
+BTP_OPTIONS: Final = ("AccountsOptions", "BtpOptions", "ListenerOptions")
+HTTP_OPTIONS: Final = ("HttpAccountsOptions", "HttpOptions", "IncomingOptions", "OutgoingOptions")
 
 
 def canonical_plugin_name(name: object) -> str:
@@ -110,12 +112,20 @@ def find_plugin(name: str) -> type[LedgerPlugin]:
     return cast("type[LedgerPlugin]", others[name].load())
 
 
-def find_class(name: str) -> type[LedgerPlugin]:
+def find_class(name: str) -> type[object]:
     """Return a class of this package by its name; it is imported when it is first asked for.
 
     Raises:
         AttributeError: There is no such class.
     """
+    if name in BTP_OPTIONS:
+        from .btp import options as btp  # noqa: PLC0415 (a program uses one kind of options, or mappings)
+
+        return cast("type[object]", getattr(btp, name))
+    if name in HTTP_OPTIONS:
+        from .http import options as http  # noqa: PLC0415 (the same)
+
+        return cast("type[object]", getattr(http, name))
     if name == "AccountPlugin":
         from .accounts.account import AccountPlugin  # noqa: PLC0415 (only its users need it)
 
