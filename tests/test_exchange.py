@@ -13,7 +13,6 @@ from trio_ledger_plugin import (
     LedgerPlugin,
     PluginClosedError,
     PluginServices,
-    RemoteError,
     ResponseTimeoutError,
     TransferInDoubtError,
     UnreachableError,
@@ -145,13 +144,6 @@ async def test_transfer_without_a_reply_is_in_doubt(wire, nursery, autojump_cloc
     await trio.sleep(6)
     assert isinstance(outcomes[0], TransferInDoubtError)
     assert isinstance(outcomes[0].__cause__, error)
-
-
-async def test_refused_transfer_is_not_in_doubt(wire, nursery):
-    outcomes = await start(nursery, wire.send_money, "5")
-    wire.receive_reply(wire.requests[0][0], RemoteError("F08", "InsufficientBalanceError"))
-    await trio.testing.wait_all_tasks_blocked()
-    assert isinstance(outcomes[0], RemoteError)
 
 
 async def test_link_lost_while_a_request_is_sent_fails_its_call(wire, monkeypatch):

@@ -208,13 +208,6 @@ async def test_closing_at_the_moment_of_connecting_leaves_nothing(nursery, _agai
 # Disconnecting.
 
 
-async def test_disconnect_when_never_connected_does_nothing(nursery):
-    plugin = scripted(nursery)
-    await plugin.disconnect()
-    await plugin.disconnect()
-    assert read_events(plugin) == []
-
-
 async def test_disconnect_and_connect_again(nursery):
     plugin = scripted(nursery)
     for _ in range(3):
