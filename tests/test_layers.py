@@ -118,10 +118,11 @@ print(*(set(sys.modules) - before))
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     loaded = set(run.stdout.split())
-    assert f"{PACKAGE}.plugin" in loaded
+    assert f"{PACKAGE}.opening" in loaded
     late = {"sqlite3", "importlib.metadata", "difflib", "trio_websocket", "click", "rich", "h11"}
     late |= {
-        f"{PACKAGE}.{name}" for name in ("stores", "money.journal", "money.sender", "codec.ilp", "loopback", "testing")
+        f"{PACKAGE}.{name}"
+        for name in ("stores", "money.journal", "money.sender", "codec.ilp", "loopback", "testing", "plugin")
     }
     assert loaded & late == set()
     assert {name for name in loaded if ".btp" in name or ".http" in name} == set()

@@ -43,11 +43,9 @@ from .events import (
     TransfersInDoubt,
 )
 from .ilp.configuration import fetch_ildcp
-from .money.reconciliation import Transfers
 from .opening import create_plugin, loopback_pair, open_plugin
 from .options.base import ConnectOptions, PluginOptions
 from .options.loopback import LoopbackOptions
-from .plugin import LedgerPlugin
 from .request import IncomingRequest, current_request
 from .services import Log, PluginServices, Store, TransactionalStore
 from .transfer import JournalEntry, MoneyLevel, Totals, Transfer, TransferDirection, TransferState, current_transfer
@@ -62,6 +60,8 @@ if TYPE_CHECKING:
     from .http.options import HttpAccountsOptions, HttpOptions, IncomingOptions, OutgoingOptions
     from .http.plugin import HttpPlugin
     from .loopback import LoopbackPlugin
+    from .money.reconciliation import Transfers
+    from .plugin import LedgerPlugin
 else:
     # The same when they are asked for: a program needs one of them, and most programs need none by name.
     from .registry import find_class as __getattr__  # noqa: F401 (Python calls it for names that are missing)

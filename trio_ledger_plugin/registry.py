@@ -126,6 +126,14 @@ def find_class(name: str) -> type[object]:
         from .http import options as http  # noqa: PLC0415 (the same)
 
         return cast("type[object]", getattr(http, name))
+    if name == "LedgerPlugin":
+        from .plugin import LedgerPlugin  # noqa: PLC0415 (what a plugin needs is imported when one is made)
+
+        return LedgerPlugin
+    if name == "Transfers":
+        from .money.reconciliation import Transfers  # noqa: PLC0415 (the same)
+
+        return Transfers
     if name == "AccountPlugin":
         from .accounts.account import AccountPlugin  # noqa: PLC0415 (only its users need it)
 
