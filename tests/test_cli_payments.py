@@ -115,6 +115,16 @@ async def test_bad_pointers_and_endpoints_are_one_line() -> None:
             assert said in stderr
 
 
+async def test_receiver_without_a_server_warns_first_and_gives_advice() -> None:
+    code, stdout, stderr = await run("receive", "--server", NOBODY, "--timeout", "0.5")
+    assert code == 3
+    first, *others = stdout.splitlines()
+    assert first.endswith("; trying again")
+    assert "try 2" in others[0]
+    assert_one_error(stderr)
+    assert "is the server running" in stderr
+
+
 @posix
 async def test_receiver_names_a_port_in_use() -> None:
     async with routing() as url:

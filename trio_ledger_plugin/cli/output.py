@@ -177,11 +177,12 @@ class LiveOutput:
 
 
 @asynccontextmanager
-async def open_live_output(*, as_json: bool) -> AsyncIterator[LiveOutput]:
+async def open_live_output(*, as_json: bool, holds_warnings: bool = True) -> AsyncIterator[LiveOutput]:
     """Yield the output of a server to stdout. A consumer that does not read it loses lines; they are counted.
 
     Args:
         as_json: Whether to write JSON.
+        holds_warnings: Whether warnings wait until the first line has said where the server listens.
 
     Raises:
         BrokenPipeError: The consumer has closed stdout. The block is cancelled.
@@ -196,6 +197,8 @@ async def open_live_output(*, as_json: bool) -> AsyncIterator[LiveOutput]:
 
     async with open_stdout(report_lost) as out:
         output = LiveOutput(Screen(out), as_json=as_json)
+        if not holds_warnings:
+            output.release()
         try:
             yield output
         finally:

@@ -87,7 +87,8 @@ async def _receive(
     connect = ConnectOptions(seconds=seconds)
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with (
-            open_live_output(as_json=as_json) as output,
+            # It connects first: a warning that waited would come after its own repetitions.
+            open_live_output(as_json=as_json, holds_warnings=False) as output,
             open_plugin(options, PluginServices(log=output.log), connect=connect) as plugin,
             open_receiver(plugin, secret=secrets.token_bytes(32), on_packet=totals.add) as receiver,
         ):
