@@ -298,6 +298,15 @@ async def test_head_of_an_answer_has_a_limit(clock: MockClock) -> None:
     assert "the HTTP head exceeds 16,384 bytes" in str(error)
 
 
+async def test_server_that_closes_at_a_handshake_may_expect_tls(clock: MockClock) -> None:
+    async def close(server: Server, stream: trio.SocketStream) -> None:
+        await read_head(stream)
+        await stream.aclose()
+
+    error = await connect_fails(Server(close), ConnectTimeoutError, timeout=1000)
+    assert str(error).endswith("; if it expects TLS, its URL begins with btp+wss://")
+
+
 async def test_a_url_without_an_endpoint_fails_at_once(clock: MockClock) -> None:
     server = Server(answering(404))
     error = await connect_fails(server, UnreachableError)

@@ -258,17 +258,18 @@ async def open_websocket(
             reader.abort()
             await abort_stream(stream)  # noqa: ASYNC102 (it waits for nothing)
     if opened is None:
-        raise _client_error(frame_stream.refusal, reader.error)
+        raise _client_error(frame_stream.refusal, reader.error, tls=isinstance(stream, trio.SSLStream))
     return WebSocket(opened, frame_stream, reader, host)
 
 
-def _client_error(refusal: bytes, error: Exception | None) -> UnreachableError:
+def _client_error(refusal: bytes, error: Exception | None, *, tls: bool) -> UnreachableError:
     if isinstance(error, HeadTooLongError):
         return UnreachableError(f"the WebSocket handshake failed: {error}")
     if error is not None:
         return UnreachableError("the WebSocket handshake failed: the server switched to another protocol")
     if not refusal:
-        return UnreachableError("the server closed the connection during the WebSocket handshake")
+        hint = "" if tls else "; if it expects TLS, its URL begins with btp+wss://"
+        return UnreachableError(f"the server closed the connection during the WebSocket handshake{hint}")
     return refusal_of(parse_head(refusal), "the WebSocket handshake")
 
 
