@@ -235,6 +235,9 @@ class TaskGroup:
             raise RuntimeError("the plugin's tasks have ended")
         context.run(start_task, self._nursery, function, *args)
 
+    # Ctrl-C must not come between taking an idle task and waking it, nor between its entry and its sleep: work that is
+    # given to a task that does not sleep would be lost.
+    @trio.lowlevel.enable_ki_protection
     def spawn_again(self, work: Callable[[], Awaitable[None]]) -> None:
         """Do what ``spawn`` does, in a task that has done other work before if one waits; that takes half the time.
 
@@ -256,9 +259,13 @@ class TaskGroup:
             await work()
             if len(self._idle) == MOST_IDLE:
                 return
-            self._idle.append(idle)
-            await park(idle)
+            await self._wait_for_work(idle)
             work = idle.work
+
+    @trio.lowlevel.enable_ki_protection
+    async def _wait_for_work(self, idle: _IdleTask) -> None:
+        self._idle.append(idle)
+        await park(idle)
 
     def cancel(self) -> None:
         """Cancel every task, once commits in progress have ended; ``wait_ended()`` waits for the tasks."""

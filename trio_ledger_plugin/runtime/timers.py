@@ -75,6 +75,8 @@ class Timers:
         heapq.heappush(self._due, (when, next(self._order), timer))
         self._sleep.deadline = min(self._sleep.deadline, when)
 
+    # Ctrl-C must not leave a waiter in the table without its task.
+    @trio.lowlevel.enable_ki_protection
     async def wait(self, waiter: Waiter, deadline: float) -> None:
         """Wait until a waiter is woken, until a deadline on Trio's clock, or until the task ends.
 
