@@ -47,6 +47,8 @@ FAULTS = (*PROCESS_FAULTS, "terminate", "restart the primary", "promote the stan
 PAUSES = 0.2, 1.0
 QUICK = {"pingInterval": 500, "pongTimeout": 500, "redialMaxDelay": 200, "connectTimeout": 60_000}
 SETTLING = 40
+# After how many faults a line is written to standard error.
+PROGRESS = 50
 
 
 async def receive(dsn: str, port: int) -> None:
@@ -200,6 +202,8 @@ async def inflict(faults: int, chance: random.Random, payments: Payments, pair: 
         pause = payments.pause()
         if victim == owner or kind not in PROCESS_FAULTS:
             pauses[kind].append(pause)
+        if (number + 1) % PROGRESS == 0:
+            sys.stderr.write(f"{number + 1} of {faults} faults\n")
     return {
         kind: {"times": len(each), "median": round(median(each), 2), "longest": round(max(each), 2)}
         for kind, each in pauses.items()
