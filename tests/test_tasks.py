@@ -338,7 +338,7 @@ async def test_work_is_done_in_a_task_that_has_done_other_work(nursery):
     await group.start()
     tasks = []
 
-    async def work():
+    async def work(_scope):
         tasks.append(trio.lowlevel.current_task())
         await trio.lowlevel.checkpoint()
 
@@ -363,7 +363,7 @@ async def test_work_that_was_given_to_a_task_meets_the_cancellation(nursery):
     await group.start()
     ended = []
 
-    async def work(name):
+    async def work(name, _scope):
         try:
             await trio.lowlevel.checkpoint()
         finally:
@@ -375,3 +375,24 @@ async def test_work_that_was_given_to_a_task_meets_the_cancellation(nursery):
     group.cancel()
     await group.wait_ended()
     assert ended == ["first", "second"]
+
+
+async def test_work_can_be_cancelled_alone_and_its_task_is_not_used_again(nursery):
+    group = Group(nursery).tasks
+    await group.start()
+    tasks, cancelled = [], []
+
+    async def work(scope):
+        tasks.append(trio.lowlevel.current_task())
+        if len(tasks) == 1:
+            scope.cancel()
+        await trio.lowlevel.checkpoint()
+        cancelled.append(scope.cancel_called)
+
+    for _ in range(3):
+        group.spawn_again(work)
+        await wait_all_tasks_blocked()
+    assert cancelled == [False, False]
+    assert tasks[1] is tasks[2] is not tasks[0]
+    group.cancel()
+    await group.wait_ended()

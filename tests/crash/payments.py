@@ -112,8 +112,9 @@ class Route:
             except ConnectionLostError:
                 # The receiver may have booked it.
                 if self.random.random() < 0.3:
-                    # The payer hears nothing until the packet has expired, and then hears no more.
-                    await trio.sleep(2 * EXPIRY)
+                    # The payer hears nothing until the packet has expired, and then hears no more. It may be late
+                    # itself, on a machine that does not keep up.
+                    await trio.sleep(20 * EXPIRY)
                     return b""
                 self.repeated.add(name)
             await self.onward.wait_connected()

@@ -82,6 +82,7 @@ class PendingTransfer:
         "promised",
         "refusal",
         "sent",
+        "stopped",
         "transfer",
         "withdrawn",
     )
@@ -98,8 +99,10 @@ class PendingTransfer:
         self._give_up = give_up
         self._abandoned = abandoned
         self.phase: Phase = Phase.NEW
-        #: The scope in which it is entered in the journal.
-        self.entering: trio.CancelScope = trio.CancelScope()
+        #: The scope of the task that enters it in the journal, while it does so.
+        self.entering: trio.CancelScope | None = None
+        #: Whether it must not be entered any more.
+        self.stopped: bool = False
         #: Whether the store has begun to enter it. Set on the store's thread.
         self.begun: bool = False
         #: Whether it is certain that the journal does not have it, after its callers stopped waiting.
@@ -159,6 +162,12 @@ class PendingTransfer:
         if not self._working:
             self.idle.set()
         return not self._working
+
+    def stop_entering(self) -> None:
+        """Do not enter it in the journal, unless the store has begun to; its task then withdraws it."""
+        self.stopped = True
+        if self.entering is not None:
+            self.entering.cancel()
 
     def settle(self, make_error: Callable[[], Exception] | None = None) -> None:
         """Set the outcome and wake the callers; only the first outcome counts.
@@ -237,6 +246,6 @@ class PendingTransfer:
     def _leave(self) -> None:
         if self.is_entering and not self.promised:
             self.phase = Phase.WITHDRAWN
-            self.entering.cancel()
+            self.stop_entering()
         elif self.phase is Phase.WAITING:
             self._abandoned(self)

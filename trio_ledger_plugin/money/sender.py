@@ -22,15 +22,13 @@ from ..errors import (
     PluginClosedError,
     PluginFailedError,
     RemoteError,
-    StoreInDoubtError,
     TransferInDoubtError,
-    copy_error,
 )
 from ..transfer import MoneyLevel, Transfer
 from .comparing import Comparing
 from .doubts import SETTLE_BY_HAND
+from .entering import NOTHING_SENT, Entering
 from .outcomes import Outcomes, key_conflict
-from .outgoing import BeingSent
 from .pending import PendingTransfer, Phase
 from .resender import Resender, pause_after
 
@@ -39,17 +37,15 @@ if TYPE_CHECKING:
 
     from ..negotiation import PeerJournal
     from ..runtime.context import Context
-    from ..stores.dialect import Connection
-    from ..transfer import JournalEntry
     from .doubts import Doubts
     from .journal import Journal
+    from .outgoing import BeingSent
 
 __all__ = ["Sender"]
 
 # How long a caller whose time is over waits for the store to withdraw its transfer.
 GIVE_UP_SECONDS: Final = 1.0
 LINK_LOST: Final = "the link was lost; nothing was sent"
-NOTHING_SENT: Final = "the plugin was closed or disconnected; nothing was sent"
 BEGUN: Final = (Phase.NEW, Phase.ENTERING, Phase.SENT)  # a task works on the transfer
 
 
@@ -98,6 +94,13 @@ class Sender:
             peer=peer,
             resting=self._resender.resting,
             done=self._compared,
+        )
+        self._entering = Entering(
+            *(context, journal, account, outcomes, self._comparing),
+            is_connected=is_connected,
+            wake_resender=self._resender.wake,
+            send=self._send,
+            rest=self._rest,
         )
         journal.unfinished.discard(account)
         self._closed = False
@@ -165,7 +168,7 @@ class Sender:
         pending.begin_work()
         pending.peer = peer if self._comparing.is_done else None
         try:
-            self._context.tasks.spawn_again(partial(self._run, pending))
+            self._context.tasks.spawn_again(partial(self._entering.enter, pending))
         except RuntimeError as error:
             raise PluginClosedError(NOTHING_SENT) from error
         self._live[str(transfer.key)] = pending
@@ -211,7 +214,7 @@ class Sender:
         for pending in tuple(self._live.values()):
             if pending.is_entering and not pending.begun and not pending.promised:
                 # It is no longer entered, and its task tells its callers that nothing was sent.
-                pending.entering.cancel()
+                pending.stop_entering()
             elif pending.is_keyed:
                 pending.settle(partial(pending.doubt, reason))
 
@@ -257,13 +260,6 @@ class Sender:
 
     # One transfer, in its own task.
 
-    async def _run(self, pending: PendingTransfer) -> None:
-        try:
-            if await self._enter(pending):
-                await self._send(pending)
-        finally:
-            self._rest(pending)
-
     def _rest(self, pending: PendingTransfer) -> None:
         """End a task's work on a transfer; it stays in memory only while callers wait for it."""
         if not pending.end_work():
@@ -277,62 +273,6 @@ class Sender:
             pending.settle(partial(PluginClosedError, NOTHING_SENT))
         elif pending.phase is Phase.WITHDRAWN and not pending.begun:
             pending.gone = True
-
-    async def _enter(self, pending: PendingTransfer) -> bool:
-        """Enter a transfer in the journal; return whether it has to be sent now."""
-        if pending.phase is Phase.WITHDRAWN:
-            return False
-        pending.phase = Phase.ENTERING
-        entered: BeingSent | JournalEntry | None = None
-        try:
-            with pending.entering:
-                entered = await self._begin_in_journal(pending)
-        except StoreInDoubtError as error:
-            pending.settle(partial(pending.doubt, f"nothing was sent yet, but the store may have recorded it: {error}"))
-        except LedgerPluginError as error:
-            if pending.promised:
-                text = "transfer %s was not sent, although its caller was told that it goes on: %s"
-                self._context.log.error(text, pending.transfer.key, error)
-            pending.gone = True
-            pending.settle(partial(copy_error, error))
-            return False
-        if entered is not None:
-            return await self._entered(pending, entered)
-        # Withdrawn, or in doubt: nothing was sent. If the store has begun, it may have recorded it.
-        if pending.begun:
-            await self._outcomes.record(self._outgoing.withdraw_new, self._account, str(pending.transfer.key))
-        pending.gone = True
-        pending.settle(partial(PluginClosedError, NOTHING_SENT))
-        return False
-
-    async def _begin_in_journal(self, pending: PendingTransfer) -> BeingSent | JournalEntry:
-        # If the link is lost from here on, the transfer waits for the next one.
-        peer = pending.peer or await self._comparing.wait()
-        if peer is None and not self._is_connected():
-            raise NotConnectedError("not connected; nothing was sent")
-        if pending.is_keyed is (peer is None):
-            pending.transfer = evolve(pending.transfer, level=MoneyLevel.KEYED if peer else MoneyLevel.PLAIN)
-
-        def begin(connection: Connection) -> BeingSent | JournalEntry:
-            pending.begun = True
-            return self._outgoing.begin(connection, pending.transfer, peer, plain_allowed=self._journal.plain_allowed)
-
-        return await self._journal.run(self._account, begin)
-
-    async def _entered(self, pending: PendingTransfer, entered: BeingSent | JournalEntry) -> bool:
-        if not isinstance(entered, BeingSent):
-            if await self._outcomes.goes_on(pending, entered):
-                pending.phase = Phase.WAITING
-                self._resender.wake()
-            return False
-        pending.sent = entered
-        if pending.phase is Phase.WITHDRAWN and not pending.is_keyed:
-            # The callers stopped waiting while the store committed it, and may have paid in another way since.
-            await self._outcomes.record(self._outgoing.withdraw, entered)
-            pending.gone = True
-            return False
-        pending.phase = Phase.WAITING
-        return True
 
     async def _send(self, pending: PendingTransfer) -> None:
         """Hand a transfer to the link, once."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     OnEnd = Callable[[Exception | None, bool], Exception | None]
     Waits = Iterable[Callable[[], Awaitable[None]]]
+    Work = Callable[[trio.CancelScope], Awaitable[None]]
 
 __all__ = ["TaskGroup", "finish_within", "run_all", "unwrap_group", "without_cancellation"]
 
@@ -142,7 +143,7 @@ class _IdleTask(Waiter):
     def __init__(self, idle: list[_IdleTask]) -> None:
         super().__init__()
         self._idle = idle
-        self.work: Callable[[], Awaitable[None]] | None = None
+        self.work: Work | None = None
 
     def abandon(self, raise_cancel: object) -> trio.lowlevel.Abort:
         if self in self._idle:
@@ -238,10 +239,12 @@ class TaskGroup:
     # Ctrl-C must not come between taking an idle task and waking it, nor between its entry and its sleep: work that is
     # given to a task that does not sleep would be lost.
     @trio.lowlevel.enable_ki_protection
-    def spawn_again(self, work: Callable[[], Awaitable[None]]) -> None:
+    def spawn_again(self, work: Work) -> None:
         """Do what ``spawn`` does, in a task that has done other work before if one waits; that takes half the time.
 
-        The work must set no context variables.
+        Args:
+            work: It must set no context variables. It is called with the task's scope, which can be cancelled while it
+                runs; then the task ends with it.
 
         Raises:
             RuntimeError: The group is not open.
@@ -253,14 +256,15 @@ class TaskGroup:
         else:
             self.spawn(self._do_work, work)
 
-    async def _do_work(self, work: Callable[[], Awaitable[None]] | None) -> None:
+    async def _do_work(self, work: Work | None) -> None:
         idle = _IdleTask(self._idle)
-        while work is not None:
-            await work()
-            if len(self._idle) == MOST_IDLE:
-                return
-            await self._wait_for_work(idle)
-            work = idle.work
+        with trio.CancelScope() as scope:
+            while work is not None:
+                await work(scope)
+                if scope.cancel_called or len(self._idle) == MOST_IDLE:
+                    return
+                await self._wait_for_work(idle)
+                work = idle.work
 
     @trio.lowlevel.enable_ki_protection
     async def _wait_for_work(self, idle: _IdleTask) -> None:
