@@ -484,6 +484,11 @@ def test_credentials_that_are_no_json_are_found(text: str, where: str) -> None:
     assert "canary" not in "".join(traceback.format_exception(caught.value))
 
 
+def test_plugin_that_is_no_name_is_found_in_the_credentials() -> None:
+    with pytest.raises(InvalidFieldsError, match=r"^ILP_CREDENTIALS: plugin: got 5, must be the name of a plugin"):
+        options_from_environment({"ILP_CREDENTIALS": '{"plugin": 5}'})
+
+
 def test_invalid_ilp_btp_server_is_refused_by_the_options() -> None:
     mapping = options_from_environment({"ILP_BTP_SERVER": "localhost:7768"})
     with pytest.raises(InvalidFieldsError, match=r"server: must begin with 'btp\+wss://'"):

@@ -294,10 +294,21 @@ async def test_unknown_option(options, problem):
     )
 
 
-async def test_unknown_plugin():
-    text = await read_error(InvalidFieldsError, partial(opened, {"plugin": "btp-acounts"}))
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("btp-acounts", "; did you mean 'btp-accounts'?"),
+        ("bpt", "; did you mean 'btp'?"),
+        ("ilp-plugin-bpt", "; did you mean 'ilp-plugin-btp'?"),
+        ("ilp-plugin-mini-acounts", "; did you mean 'ilp-plugin-mini-accounts'?"),
+        # npm's, whose beginning alone is like that of others.
+        ("ilp-plugin-xrp-paychan", ""),
+    ],
+)
+async def test_unknown_plugin(name, hint):
+    text = await read_error(InvalidFieldsError, partial(opened, {"plugin": name}))
     installed = "btp, btp-accounts, http, http-accounts, loopback"
-    assert text == f"plugin is 'btp-acounts'; installed are {installed}; did you mean 'btp-accounts'?"
+    assert text == f"plugin is {name!r}; installed are {installed}{hint}"
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,8 @@ def options_from_environment(environ: Mapping[str, str] | None = None) -> dict[s
         A mapping with ``"plugin"`` and the options. It has the credentials as plain text.
 
     Raises:
-        InvalidFieldsError: ``ILP_CREDENTIALS`` is not a JSON object. The text says where it is no JSON, and shows
-            nothing of it.
+        InvalidFieldsError: ``ILP_CREDENTIALS`` is not a JSON object, or its ``"plugin"`` is no name. The text says
+            where it is no JSON, and shows nothing of it.
 
     Warns:
         UserWarning: ``ILP_BTP_SERVER`` has credentials, which the random token replaces.
@@ -54,7 +54,11 @@ def options_from_environment(environ: Mapping[str, str] | None = None) -> dict[s
             )
         options = {"server": _with_random_token(server)}
     name = environ.get("ILP_PLUGIN") or options.get("plugin", "btp")
-    return {**options, "plugin": canonical_plugin_name(name)}
+    try:
+        return {**options, "plugin": canonical_plugin_name(name)}
+    except InvalidFieldsError as error:
+        # Variables have text, so it is not ILP_PLUGIN.
+        raise InvalidFieldsError(f"ILP_CREDENTIALS: {error}") from error
 
 
 def _parse_credentials(text: str) -> dict[str, object]:

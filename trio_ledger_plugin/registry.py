@@ -35,6 +35,7 @@ PLUGIN_ALIASES: Final[Mapping[str, str]] = {
     "ilp-plugin-mini-accounts": "btp-accounts",
 }
 
+NPM_PREFIX: Final = "ilp-plugin-"
 ENTRY_POINT_GROUP = "trio_ledger_plugin.plugins"
 DEFAULT_PLUGIN = "btp"
 # Known without the package's metadata: a checkout has none, nor has a frozen program.
@@ -103,13 +104,22 @@ def find_plugin(name: str) -> type[LedgerPlugin]:
         return _load_own(name)
     others = _others()
     if name not in others:
-        from difflib import get_close_matches  # noqa: PLC0415 (only a mistake needs it)
-
         installed = sorted({*OWN_PLUGINS, *others})
-        near = get_close_matches(name, installed, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        near = _nearest(name, installed)
+        hint = f"; did you mean {near!r}?" if near else ""
         raise InvalidFieldsError(f"plugin is {name!r}; installed are {', '.join(installed)}{hint}")
     return cast("type[LedgerPlugin]", others[name].load())
+
+
+def _nearest(name: str, installed: list[str]) -> str:
+    """Return the name that a misspelt one is nearest to, in this package or at npm; empty if none is near."""
+    from difflib import get_close_matches  # noqa: PLC0415 (only a mistake needs it)
+
+    # What all names at npm begin with would make any two of them alike.
+    prefix = NPM_PREFIX if name.startswith(NPM_PREFIX) else ""
+    known = [alias.removeprefix(prefix) for alias in PLUGIN_ALIASES] if prefix else installed
+    near = get_close_matches(name.removeprefix(prefix), known, n=1)
+    return f"{prefix}{near[0]}" if near else ""
 
 
 def find_class(name: str) -> type[object]:

@@ -80,7 +80,7 @@ class TerminatedError(BaseException):
 _CODES: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], Exit], ...] = (
     ((KeyboardInterrupt, click.Abort), Exit.INTERRUPTED),
     (TerminatedError, Exit.TERMINATED),
-    ((click.UsageError, InvalidFieldsError, InvalidServicesError), Exit.USAGE),
+    ((InvalidFieldsError, InvalidServicesError), Exit.USAGE),
     (UnreachableError, Exit.UNREACHABLE),
     (NotAcceptedError, Exit.REFUSED),
     (DecodeError, Exit.NO_PACKET),
@@ -104,6 +104,8 @@ def unwrap_error(error: BaseException) -> BaseException:
 
 def exit_code_of(error: BaseException) -> Exit:
     """Return the exit code for an error that ``unwrap_error()`` returned."""
+    if isinstance(error, click.ClickException):
+        return Exit(error.exit_code)
     return next((code for kinds, code in _CODES if isinstance(error, kinds)), Exit.FAILED)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import contextmanager
 from difflib import get_close_matches
 from textwrap import dedent, indent
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,15 +20,16 @@ from ..errors import InvalidFieldsError
 from ..http.options import HttpOptions, OutgoingOptions
 from ..net.url import split_url
 from ..options.load import camel_case
-from ..registry import resolve_plugin
+from ..registry import find_plugin, resolve_plugin
 from .errors import MEANINGS, SECRET_VARIABLE, Exit, describe_problems
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping
 
     from ..options.base import PluginOptions
 
 __all__ = [
+    "SERVERS",
     "Command",
     "Group",
     "Seconds",
@@ -37,11 +39,13 @@ __all__ = [
     "epilog",
     "insecure_option",
     "json_option",
+    "read_environment",
     "split_credentials",
 ]
 
 CLOSE_SECONDS = 1.0
-ENVIRONMENT = ("ILP_CREDENTIALS", "ILP_BTP_SERVER", "ILP_PLUGIN")
+SERVERS = ("ILP_CREDENTIALS", "ILP_BTP_SERVER")
+ENVIRONMENT = (*SERVERS, "ILP_PLUGIN")
 NO_TOKEN = f"the URL has no token, as in ACCOUNT:TOKEN@HOST, and {SECRET_VARIABLE} is not set"
 
 _Decorated = TypeVar("_Decorated", bound="Callable[..., object] | click.Command")
@@ -92,15 +96,43 @@ def environment_options(timeout: float, *, response_timeout: float | None = None
     """
     if not any(os.environ.get(name) for name in ENVIRONMENT):
         raise click.UsageError(f"give a URL, or set one of {', '.join(ENVIRONMENT)}")
-    times = {
-        "connect_timeout": timeout,
-        "response_timeout": response_timeout or timeout,
-        "close_timeout": CLOSE_SECONDS,
-    }
-    # The command's own times replace those of the environment.
-    replaced = {*times, *map(camel_case, times)}
-    rest = {name: value for name, value in options_from_environment().items() if name not in replaced}
-    return resolve_plugin({**rest, **times})[1]
+    return read_environment(
+        {
+            "connect_timeout": timeout,
+            "response_timeout": response_timeout or timeout,
+            "close_timeout": CLOSE_SECONDS,
+        }
+    )
+
+
+def read_environment(replacing: Mapping[str, object]) -> PluginOptions:
+    """Return the options that the environment gives, or those of a client of the default server.
+
+    Args:
+        replacing: Options that replace those of the environment.
+
+    Raises:
+        InvalidFieldsError: They are wrong. The text names the variable that they are in.
+    """
+    replaced = {*replacing, *map(camel_case, replacing)}
+    options = options_from_environment()
+    name_is_in = "ILP_PLUGIN" if os.environ.get("ILP_PLUGIN") else "ILP_CREDENTIALS"
+    rest_is_in = next((name for name in ENVIRONMENT if os.environ.get(name)), "")
+    if rest_is_in == "ILP_PLUGIN":
+        rest_is_in = "ILP_PLUGIN without ILP_CREDENTIALS"
+    with _naming_variable(name_is_in):
+        find_plugin(str(options["plugin"]))
+    with _naming_variable(rest_is_in):
+        rest = {name: value for name, value in options.items() if name not in replaced}
+        return resolve_plugin({**rest, **replacing})[1]
+
+
+@contextmanager
+def _naming_variable(name: str) -> Iterator[None]:
+    try:
+        yield
+    except InvalidFieldsError as error:
+        raise InvalidFieldsError(f"{name}: {describe_problems(error, {}) or error}") from error
 
 
 def address_of(options: PluginOptions) -> str:

@@ -12,28 +12,33 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from attrs import asdict, define
 
-from ..environment import options_from_environment
 from ..errors import DecodeError
 from ..log import escape
-from ..opening import open_plugin
-from ..options.base import ConnectOptions
 from ..stream import pay as pay_stream
 from ..stream import quote as quote_stream
 from ..stream.crypto import check_installed
 from ..stream.spsp import check_endpoint
+from .dialing import open_client
 from .errors import COMMON, ENDED, Exit, one_line
 from .output import Screen
-from .parameters import Command, Seconds, client_options, epilog, insecure_option, json_option
+from .parameters import (
+    Command,
+    Seconds,
+    client_options,
+    epilog,
+    insecure_option,
+    json_option,
+    read_environment,
+)
 from .signals import run_until_sigterm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ..btp.options import BtpOptions
-    from ..http.options import HttpOptions
+    from ..options.base import PluginOptions
     from ..stream import Asset, Progress, Quote
 
-__all__ = ["pay", "plugin_options", "quote", "server_option", "shown_amount", "shown_packets"]
+__all__ = ["lacking", "pay", "plugin_options", "quote", "server_option", "shown_amount", "shown_packets"]
 
 _Decorated = TypeVar("_Decorated", bound="Callable[..., object] | click.Command")
 
@@ -58,19 +63,23 @@ server_option: Callable[[_Decorated], _Decorated] = click.option(
 )
 
 
-def plugin_options(
-    server: str | None, timeout: float, *, allow_insecure: bool
-) -> BtpOptions | HttpOptions | dict[str, object]:
+def plugin_options(server: str | None, timeout: float, *, allow_insecure: bool) -> PluginOptions:
     """Return the options of the plugin: a client of the server, or what the environment says.
 
     Raises:
         click.UsageError: The URL is wrong, or there is no token.
+        InvalidFieldsError: The environment is wrong.
         InvalidServicesError: The extra ``stream`` is not installed, which should not be said after connecting.
     """
     check_installed()
     if server is None:
-        return options_from_environment()
+        return read_environment({})
     return client_options(server, timeout, allow_insecure=allow_insecure, response_timeout=RESPONSE_SECONDS)
+
+
+def lacking(server: str | None) -> str:
+    """Return the option that names a server, if it is not given; otherwise nothing."""
+    return "--server" if server is None else ""
 
 
 def shown_amount(amount: int, asset: Asset | None) -> str:
@@ -151,7 +160,7 @@ def pay(
     options = plugin_options(server, timeout, allow_insecure=allow_insecure)
     report = _Report(Screen(), as_json=as_json)
     try:
-        run_until_sigterm(_pay, options, timeout, to, order, report)
+        run_until_sigterm(_pay, options, timeout, lacking(server), to, order, report)
     finally:
         report.show()
     return Exit.OK
@@ -187,14 +196,10 @@ class _Report:
 
 
 async def _pay(
-    options: BtpOptions | HttpOptions | dict[str, object],
-    seconds: float,
-    to: str,
-    order: dict[str, Any],
-    report: _Report,
+    options: PluginOptions, seconds: float, lacks: str, to: str, order: dict[str, Any], report: _Report
 ) -> None:
     total = order["send"] or order["deliver"]
-    async with open_plugin(options, connect=ConnectOptions(seconds=seconds)) as plugin:
+    async with open_client(options, seconds, lacking=lacks) as plugin:
         with report.screen.progress("{task.description}", silent=report.as_json) as bar:
             task = bar.add_task("paying", total=total)
             report.began = report.ended = time.perf_counter()
@@ -237,7 +242,7 @@ def quote(
     order = _order(send, deliver, slippage, min_rate)
     check_endpoint(to)
     options = plugin_options(server, timeout, allow_insecure=allow_insecure)
-    quoted = run_until_sigterm(partial(_quote, options, timeout, to, order))
+    quoted = run_until_sigterm(partial(_quote, options, timeout, lacking(server), to, order))
     if as_json:
         asset = None if quoted.asset is None else asdict(quoted.asset)
         rate = round(float(quoted.rate), 9)
@@ -251,10 +256,8 @@ def quote(
     return Exit.OK
 
 
-async def _quote(
-    options: BtpOptions | HttpOptions | dict[str, object], seconds: float, to: str, order: dict[str, Any]
-) -> Quote:
-    async with open_plugin(options, connect=ConnectOptions(seconds=seconds)) as plugin:
+async def _quote(options: PluginOptions, seconds: float, lacks: str, to: str, order: dict[str, Any]) -> Quote:
+    async with open_client(options, seconds, lacking=lacks) as plugin:
         with _reporting_bad_answers():
             return await quote_stream(plugin, to, **order)
 

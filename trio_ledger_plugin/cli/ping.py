@@ -21,8 +21,7 @@ from ..errors import (
     UnreachableError,
 )
 from ..log import escape
-from ..opening import open_plugin
-from ..options.base import ConnectOptions
+from .dialing import open_client
 from .errors import COMMON, ENDED, Exit, one_line
 from .output import Screen
 from .parameters import (
@@ -146,7 +145,8 @@ def ping(
     screen = Screen()
     results = Results()
     try:
-        run_until_sigterm(_ping, options, results, screen, count, size, interval, as_json)
+        lacks = "" if url else "a URL"
+        run_until_sigterm(_ping, options, lacks, results, screen, count, size, interval, as_json)
     finally:
         # Also after Ctrl-C and SIGTERM.
         if as_json and results.sent:
@@ -158,6 +158,7 @@ def ping(
 
 async def _ping(
     options: PluginOptions,
+    lacks: str,
     results: Results,
     screen: Screen,
     count: int,
@@ -166,7 +167,7 @@ async def _ping(
     silent: bool,
 ) -> None:
     timeout = options.response_timeout
-    async with open_plugin(options, connect=ConnectOptions(seconds=timeout)) as plugin:
+    async with open_client(options, timeout, lacking=lacks) as plugin:
         with screen.progress("{task.description}", silent=silent) as bar:
             task = bar.add_task(address_of(options), total=count)
             for number in range(count):

@@ -11,20 +11,18 @@ import click
 import trio
 from attrs import define
 
-from ..opening import open_plugin
-from ..options.base import ConnectOptions
 from ..services import PluginServices
 from ..stream import ReceivedPacket, SpspEndpoint, open_receiver
+from .dialing import open_client
 from .errors import COMMON, Exit
 from .output import open_live_output
-from .parameters import Command, Seconds, epilog, insecure_option
-from .pay import plugin_options, server_option, shown_amount, shown_packets
+from .parameters import Command, Seconds, address_of, epilog, insecure_option
+from .pay import lacking, plugin_options, server_option, shown_amount, shown_packets
 from .serving import client_url, introduce, reporting_bind_errors
 from .signals import run_until_sigterm
 
 if TYPE_CHECKING:
-    from ..btp.options import BtpOptions
-    from ..http.options import HttpOptions
+    from ..options.base import PluginOptions
     from ..stream import Receiver
     from .output import LiveOutput
 
@@ -63,7 +61,8 @@ def receive(port: int, server: str | None, timeout: float, allow_insecure: bool,
     each payment has its own, and they work until this command ends. Ctrl-C or SIGTERM ends it, with exit code 0.
     """
     options = plugin_options(server, timeout, allow_insecure=allow_insecure)
-    run_until_sigterm(_receive, options, timeout, port, as_json)
+    payers_server = "" if server is None else _payers_server(options)
+    run_until_sigterm(_receive, options, timeout, lacking(server), port, as_json, payers_server)
     return Exit.OK
 
 
@@ -81,15 +80,14 @@ class _Totals:
 
 
 async def _receive(
-    options: BtpOptions | HttpOptions | dict[str, object], seconds: float, port: int, as_json: bool
+    options: PluginOptions, seconds: float, lacks: str, port: int, as_json: bool, payers_server: str
 ) -> None:
     totals = _Totals()
-    connect = ConnectOptions(seconds=seconds)
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with (
             # It connects first: a warning that waited would come after its own repetitions.
             open_live_output(as_json=as_json, holds_warnings=False) as output,
-            open_plugin(options, PluginServices(log=output.log), connect=connect) as plugin,
+            open_client(options, seconds, PluginServices(log=output.log), lacking=lacks) as plugin,
             open_receiver(plugin, secret=secrets.token_bytes(32), on_packet=totals.add) as receiver,
         ):
             with reporting_bind_errors():
@@ -99,7 +97,7 @@ async def _receive(
             lines = (
                 f"receiving at {receiver.address}{asset}",
                 f"the SPSP endpoint: {url}",
-                f"try it: trio-ledger-plugin pay {url} --send 1000{_payers_server(options)} (Ctrl-C ends the receiver)",
+                f"try it: trio-ledger-plugin pay {url} --send 1000{payers_server} (Ctrl-C ends the receiver)",
             )
             introduce(output, lines, address=receiver.address, url=url)
             async with trio.open_nursery() as nursery:
@@ -111,14 +109,12 @@ async def _receive(
                 output.write("closed", text, amount=totals.amount, packets=totals.packets)
 
 
-def _payers_server(options: BtpOptions | HttpOptions | dict[str, object]) -> str:
-    """Return the option of ``pay`` for another account of the same server; empty if the environment names the server.
+def _payers_server(options: PluginOptions) -> str:
+    """Return the option of ``pay`` for another account of the same server.
 
     A server whose accounts are named by tokens takes the one in it.
     """
-    if isinstance(options, dict):
-        return ""
-    return f" --server {quote(client_url(options.address, ':another-token'))}"
+    return f" --server {quote(client_url(address_of(options), ':another-token'))}"
 
 
 async def _report(output: LiveOutput, receiver: Receiver, totals: _Totals) -> None:
