@@ -8,6 +8,7 @@ import trio
 from support.programs import CANARY, assert_one_error, run
 
 from trio_ledger_plugin import BtpOptions, ListenerOptions, PluginServices, current_transfer, open_plugin
+from trio_ledger_plugin.cli import main
 from trio_ledger_plugin.stores import open_sqlite_store
 from trio_ledger_plugin.testing.conformance.assertions import echo
 
@@ -57,13 +58,43 @@ async def test_money_that_is_not_sent_is_one_line() -> None:
         url = server.address.replace("://", f"://:{CANARY}@")
         refused = "the peer refuses the money: the peer answered T00 UnreachableError: no money handler is registered"
         assert await run("send-money", url, "5") == (1, "", f"error: {refused}\n")
-        for wrong in (("0",), ("1.5",), ("5", "--key", "k")):
-            code, stdout, stderr = await run("send-money", url, *wrong)
-            assert (code, stdout) == (2, "")
-            assert_one_error(stderr)
+        code, stdout, stderr = await run("send-money", url, "5", "--key", "k")
+        assert (code, stdout) == (2, "")
+        assert_one_error(stderr)
         code, _, stderr = await run("send-money", server.address.replace("btp+ws://", f"http://:{CANARY}@"), "5")
         assert code == 1
         assert stderr == "error: ILP over HTTP carries no money; settle with the peer in another way\n"
+
+
+AMOUNT = "the amount must be a positive whole number of smallest units, at most 18446744073709551615"
+
+
+@pytest.mark.parametrize("amount", ["0", "-1", "-25", "-1.5", "1.5", "1e3", "ten", str(2**64), ""])
+@pytest.mark.parametrize(
+    ("command", "where"),
+    [
+        (["send-money", f"btp+ws://:{CANARY}@127.0.0.1:1"], "AMOUNT"),
+        (["pay", "$wallet.example", "--send"], "--send"),
+        (["quote", "$wallet.example", "--deliver"], "--deliver"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_wrong_amount_is_said_to_be_one(
+    command: list[str], where: str, amount: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A user would be told that -1 is no option, or what a range of integers is."""
+    assert main([*command, amount]) == 2
+    _, err = capsys.readouterr()
+    assert_one_error(err)
+    assert f"{AMOUNT}; see trio-ledger-plugin {command[0]} --help" in err
+    assert where in err or amount.startswith("-")
+
+
+def test_mistyped_option_is_not_called_an_amount(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["send-money", f"btp+ws://:{CANARY}@127.0.0.1:1", "5", "--kye", "k"]) == 2
+    _, err = capsys.readouterr()
+    assert_one_error(err)
+    assert "No such option '--kye'" in err
 
 
 async def test_ping_reads_the_environment_of_programs() -> None:

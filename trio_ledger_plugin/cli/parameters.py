@@ -21,6 +21,7 @@ from ..http.options import HttpOptions, OutgoingOptions
 from ..net.url import split_url
 from ..options.load import camel_case
 from ..registry import find_plugin, resolve_plugin
+from ..transfer import MAX_AMOUNT, check_amount
 from .errors import MEANINGS, SECRET_VARIABLE, Exit, describe_problems
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SERVERS",
+    "Amount",
     "Command",
     "Group",
     "Seconds",
@@ -48,6 +50,8 @@ SERVERS = ("ILP_CREDENTIALS", "ILP_BTP_SERVER")
 ENVIRONMENT = (*SERVERS, "ILP_PLUGIN")
 NO_TOKEN = f"the URL has no token, as in ACCOUNT:TOKEN@HOST, and {SECRET_VARIABLE} is not set"
 
+NO_AMOUNT = f"the amount must be a positive whole number of smallest units, at most {MAX_AMOUNT}"
+
 _Decorated = TypeVar("_Decorated", bound="Callable[..., object] | click.Command")
 
 json_option: Callable[[_Decorated], _Decorated] = click.option(
@@ -56,6 +60,27 @@ json_option: Callable[[_Decorated], _Decorated] = click.option(
 insecure_option: Callable[[_Decorated], _Decorated] = click.option(
     "--allow-insecure", is_flag=True, help="Send the token without TLS to a host that is not this machine."
 )
+
+
+class Amount(click.IntRange):
+    """An amount of money, in an account's smallest units."""
+
+    name = "amount"
+
+    def __init__(self) -> None:
+        super().__init__(1, MAX_AMOUNT)
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401 (as click has it)
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> int:
+        """Return the number."""
+        try:
+            return int(check_amount(value))
+        except InvalidFieldsError:
+            self.fail(NO_AMOUNT, param, ctx)
 
 
 class Seconds(click.FloatRange):
@@ -227,7 +252,13 @@ class Command(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the arguments."""
         ctx.allow_extra_args = True
-        rest = super().parse_args(ctx, args)
+        try:
+            rest = super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            # Click takes an argument such as -1 for an option.
+            if error.option_name[1:].isdigit() and any(isinstance(param.type, Amount) for param in self.params):
+                ctx.fail(NO_AMOUNT)
+            raise
         # During completion the line is not finished yet.
         if rest and not ctx.resilient_parsing:
             ctx.fail(f"{len(rest)} argument{'s' if len(rest) > 1 else ''} too many")

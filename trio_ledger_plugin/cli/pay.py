@@ -22,6 +22,7 @@ from .dialing import open_client
 from .errors import COMMON, ENDED, Exit, one_line
 from .output import Screen
 from .parameters import (
+    Amount,
     Command,
     Seconds,
     client_options,
@@ -95,7 +96,6 @@ def shown_packets(count: int) -> str:
 
 
 def _order_options(command: _Decorated) -> _Decorated:
-    amount = click.IntRange(1, 2**64 - 1)
     for option in (
         json_option,
         insecure_option,
@@ -103,8 +103,8 @@ def _order_options(command: _Decorated) -> _Decorated:
         server_option,
         click.option("--min-rate", default="0", help="The least that has to arrive of one unit, in smallest units."),
         click.option("--slippage", default="0.01", show_default=True, help="The part of the rate that may be lost."),
-        click.option("--deliver", type=amount, help="What to deliver, in smallest units of the receiver's account."),
-        click.option("--send", type=amount, help="What to send, in smallest units of this account."),
+        click.option("--deliver", type=Amount(), help="What to deliver, in smallest units of the receiver's account."),
+        click.option("--send", type=Amount(), help="What to send, in smallest units of this account."),
     ):
         command = option(command)
     return command

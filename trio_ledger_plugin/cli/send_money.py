@@ -11,10 +11,10 @@ from ..errors import InvalidFieldsError, RemoteError, TransferInDoubtError
 from ..opening import open_plugin
 from ..options.base import ConnectOptions
 from ..services import PluginServices
-from ..transfer import MoneyLevel, check_amount, check_key
+from ..transfer import MoneyLevel, check_key
 from .errors import COMMON, ENDED, Exit, one_line
 from .output import Screen
-from .parameters import Command, Seconds, address_of, client_options, epilog, insecure_option, json_option
+from .parameters import Amount, Command, Seconds, address_of, client_options, epilog, insecure_option, json_option
 from .serving import open_store
 from .signals import run_until_sigterm
 from .stores import StoreChoice, StoreName
@@ -37,7 +37,7 @@ EXAMPLES = """
     short_help="Send money to a peer.",
 )
 @click.argument("url")
-@click.argument("amount")
+@click.argument("amount", type=Amount())
 @click.option("--key", help="The transfer's name: a second transfer with it is not sent. Needs --store.")
 @click.option(
     "--store",
@@ -51,7 +51,7 @@ EXAMPLES = """
 @insecure_option
 @json_option
 def send_money(
-    url: str, amount: str, key: str | None, store: str | None, timeout: float, allow_insecure: bool, as_json: bool
+    url: str, amount: int, key: str | None, store: str | None, timeout: float, allow_insecure: bool, as_json: bool
 ) -> int:
     """Send money to the peer at the other end of an account, and wait until the peer has acknowledged it.
 
@@ -62,22 +62,22 @@ def send_money(
     if key is not None and store is None:
         raise click.UsageError("--key needs --store: nothing else remembers the key")
     try:
-        units, name = check_amount(amount), check_key(key)
+        name = check_key(key)
     except InvalidFieldsError as error:
         raise click.UsageError(one_line(error)) from error
     options = client_options(url, timeout, allow_insecure=allow_insecure)
     choice = None if store is None else StoreChoice(store)
-    level = run_until_sigterm(_send, options, units, name, choice)
-    told = {"address": address_of(options), "amount": units, "key": name if store else None, "level": level.value}
+    level = run_until_sigterm(_send, options, amount, name, choice)
+    told = {"address": address_of(options), "amount": str(amount), "key": name if store else None, "level": level.value}
     if as_json:
         click.echo(json.dumps(told))
     else:
         named = f" under the key {name}" if store else ""
-        Screen().line(f"sent {int(units):,}{named} ({level.name}): the peer has acknowledged it")
+        Screen().line(f"sent {amount:,}{named} ({level.name}): the peer has acknowledged it")
     return Exit.OK
 
 
-async def _send(options: PluginOptions, amount: str, key: str, choice: StoreChoice | None) -> MoneyLevel:
+async def _send(options: PluginOptions, amount: int, key: str, choice: StoreChoice | None) -> MoneyLevel:
     """Send the transfer, and return the level at which it was sent.
 
     Raises:
