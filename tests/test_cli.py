@@ -232,6 +232,30 @@ async def test_ping_with_a_wrong_answer_fails(handler: Any, count: str, text: st
         assert CANARY not in stdout
 
 
+async def test_ping_after_a_lost_link_says_what_a_person_can_use() -> None:
+    """The user of a command cannot call connect()."""
+    options = BtpOptions(listener=ListenerOptions(port=0, secret=CANARY), close_timeout=0.1)
+    answered = trio.Event()
+
+    async def answer(data: bytes) -> bytes:
+        answered.set()
+        return data
+
+    async with open_plugin(options, data_handler=answer) as server:
+
+        async def end() -> None:
+            await answered.wait()
+            await server.aclose()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(end)
+            url = server.address.replace("://", f"://x:{CANARY}@")
+            code, stdout, stderr = await run("ping", url, "--count", "3", "--interval", "0.5")
+    assert (code, stderr) == (1, "")
+    reason = "the peer closed the connection with 1000"
+    assert stdout.splitlines()[-1] == f"last error: not connected; nothing was sent: {reason}"
+
+
 @posix
 @pytest.mark.parametrize(
     ("number", "wanted", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")]

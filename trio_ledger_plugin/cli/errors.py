@@ -25,6 +25,7 @@ from ..errors import (
     UnreachableError,
 )
 from ..log import escape
+from ..runtime.connector import HOW_TO_CONNECT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -141,6 +142,8 @@ def _text(error: BaseException) -> str:
         return describe_problems(error, {}) or str(error)
     if isinstance(error, OSError):
         return error.strerror or str(error)
+    if isinstance(error, NotConnectedError):
+        return str(error).removesuffix(HOW_TO_CONNECT)
     if isinstance(error, LedgerPluginError):
         return str(error)
     return f"a bug in trio-ledger-plugin, please report it: {type(error).__name__}: {error}"

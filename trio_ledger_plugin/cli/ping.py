@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from math import ceil
 from statistics import median
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from ..errors import (
     ResponseTimeoutError,
     UnreachableError,
 )
+from ..events import Disconnected
 from ..log import escape
 from .dialing import open_client
 from .errors import COMMON, ENDED, Exit, one_line
@@ -58,11 +60,21 @@ class Results:
     wrong: int = 0
     times: list[float] = Factory(list)
     last_error: str = ""
+    reason: str = ""
 
     @property
     def all_answered(self) -> bool:
         """Whether every ping has a right answer."""
         return self.sent > 0 and sum(self.answers.values()) == self.sent
+
+    def note_loss(self, plugin: LedgerPlugin) -> None:
+        """Add to the last error why the link was lost."""
+        with suppress(trio.WouldBlock, trio.EndOfChannel):
+            while True:
+                event = plugin.events.receive_nowait()
+                if isinstance(event, Disconnected):
+                    self.reason = f": {escape(event.reason)}"
+        self.last_error += self.reason
 
     def as_dict(self) -> dict[str, object]:
         """Return the results as ``--json`` prints them; times in milliseconds, None if nothing was answered."""
@@ -199,6 +211,8 @@ async def _ping_once(plugin: LedgerPlugin, results: Results, prepare: ilp.Prepar
             raise
         results.lost += 1
         results.last_error = one_line(error)
+        if isinstance(error, NotConnectedError):
+            results.note_loss(plugin)
     else:
         results.times.append(took)
         results.answers[kind] = results.answers.get(kind, 0) + 1

@@ -36,12 +36,14 @@ if TYPE_CHECKING:
 
     from .context import Context
 
-__all__ = ["DISCONNECT_SECONDS", "FINAL", "Connector", "PluginState", "name_of"]
+__all__ = ["DISCONNECT_SECONDS", "FINAL", "HOW_TO_CONNECT", "Connector", "PluginState", "name_of"]
 
 # How long disconnecting may take to close the links, in seconds.
 DISCONNECT_SECONDS = 1.0
 # How long a closed plugin waits, shielded, for its cancelled tasks, in seconds. A task with a shield can take longer.
 END_SECONDS = 0.5
+# The advice for programs in the error of a call without a connection.
+HOW_TO_CONNECT = ": connect() connects, and wait_connected() waits for a peer"
 
 
 class PluginState(Enum):
@@ -165,9 +167,7 @@ class Connector:
             self.check_usable()
         except LedgerPluginError as error:
             return error
-        return NotConnectedError(
-            "not connected; nothing was sent: connect() connects, and wait_connected() waits for a peer"
-        )
+        return NotConnectedError(f"not connected; nothing was sent{HOW_TO_CONNECT}")
 
     def check_thread(self) -> None:
         """Raise ``RuntimeError`` if called in another thread than the plugin runs in."""
