@@ -539,10 +539,14 @@ async def test_transactional_handler_cannot_commit(store, misuse):
         assert (await rows(store), await sums(plugin)) == ([], (0, 0, 0))
 
 
-async def test_async_function_is_no_transactional_handler(store):
+async def test_function_that_only_begins_is_no_transactional_handler(store):
     """It would never run, but the money would count."""
 
     async def handle(connection, transfer):
+        raise AssertionError
+
+    def generate(connection, transfer):
+        yield
         raise AssertionError
 
     class Disguised:
@@ -551,15 +555,40 @@ async def test_async_function_is_no_transactional_handler(store):
 
     async with open_payer(store) as plugin:
         wrong: Any
-        for wrong in (handle, partial(handle), None):
+        for wrong in (handle, partial(handle), generate, Disguised(), None):
             with pytest.raises(TypeError, match="plain function"):
                 plugin.register_transactional_money_handler(wrong)
-        wrong = Disguised()
-        plugin.register_transactional_money_handler(wrong)
-        receive(plugin, 1, "k")
-        await settle(store)
-        assert isinstance(plugin.replies[1], NotAcceptedError)
+        # What these return is only known once they are called.
+        for number, returned in enumerate((handle, generate)):
+            wrong = partial(lambda function, *args: function(*args), returned)
+            plugin.register_transactional_money_handler(wrong)
+            receive(plugin, number, f"k{number}")
+            await settle(store)
+            assert isinstance(plugin.replies[number], NotAcceptedError)
+            plugin.deregister_money_handler()
         assert await sums(plugin) == (0, 0, 0)
+
+
+async def test_transactional_handler_with_other_arguments_is_refused(store):
+    """The first money would be refused, in production."""
+
+    class Books:
+        def book(self, connection, transfer):
+            raise AssertionError
+
+        def __call__(self, transfer):
+            raise AssertionError
+
+    async with open_payer(store) as plugin:
+        wrong: Any
+        for wrong, name in ((lambda transfer: None, "<lambda>"), (Books.book, "book"), (Books(), "Books")):
+            with pytest.raises(TypeError) as caught:
+                plugin.register_transactional_money_handler(wrong)
+            called = "a transactional money handler is called as handler(connection, transfer)"
+            assert str(caught.value).startswith(f"{called}, and {name}() cannot be: ")
+        for usable in (Books().book, lambda *args: None, lambda connection, transfer, more=None: None):
+            plugin.register_transactional_money_handler(usable)
+            plugin.deregister_money_handler()
 
 
 async def test_storage_error_in_a_handler_is_a_temporary_refusal(store):

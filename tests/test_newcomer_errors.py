@@ -10,8 +10,10 @@ import re
 import socket
 import traceback
 from collections.abc import Awaitable, Callable
-from functools import partial
+from functools import partial, wraps
+from inspect import signature
 from typing import Any
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 import trio
@@ -604,6 +606,65 @@ async def test_plain_function_is_refused_as_a_handler(kind: str):
             deregister()
     with pytest.raises(TypeError, match="data handler is an async function"):
         await opened({"plugin": "loopback"}, data_handler=handle)
+
+
+async def no_argument() -> bytes:
+    return b""
+
+
+async def two_arguments(one: Any, other: Any) -> bytes:
+    return b""
+
+
+async def named_argument(*, data: Any) -> bytes:
+    return b""
+
+
+async def many_arguments(*values: Any, **named: Any) -> bytes:
+    return b""
+
+
+def injecting(function: Callable[..., Awaitable[bytes]]) -> Callable[[Any], Awaitable[bytes]]:
+    """Decorate a function that takes one argument more than it is called with."""
+
+    @wraps(function)
+    async def inner(data: Any) -> bytes:
+        return await function(data, "injected")
+
+    return inner
+
+
+@pytest.mark.parametrize("kind", ["data", "money"])
+async def test_handler_with_other_arguments_is_refused(kind: str):
+    """It would fail at the first request, and the peer's first money would be refused."""
+    argument = {"data": "data", "money": "amount"}[kind]
+    async with loopback_pair() as (alice, _):
+        register, deregister = (getattr(alice, f"{verb}register_{kind}_handler") for verb in ("", "de"))
+        for wrong, reason in (
+            (no_argument, "too many positional arguments"),
+            (two_arguments, "missing a required argument: 'other'"),
+            (named_argument, "too many positional arguments"),
+            (lambda: text_of(b""), "too many positional arguments"),
+        ):
+            with pytest.raises(TypeError) as caught:
+                register(wrong)
+            assert str(caught.value) == (
+                f"a {kind} handler is called as handler({argument}), and {wrong.__name__}() cannot be: {reason}"
+            )
+        claims_none = partial(many_arguments)
+        claims_none.__signature__ = signature(no_argument)  # type: ignore[attr-defined]  # a decorator may set it
+        for usable in (
+            many_arguments,
+            partial(two_arguments, 1),
+            injecting(two_arguments),
+            AsyncMock(),
+            Mock(),
+            claims_none,
+            # What a builtin takes may not be known.
+            dict,
+        ):
+            register(usable)
+            deregister()
 
 
 async def text_of(data: bytes) -> str:

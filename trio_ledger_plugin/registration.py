@@ -65,7 +65,7 @@ def register_data_handler(self: Registers, handler: DataHandler) -> None:
         handler: ``async (data: bytes) -> bytes``. Each call runs in its own task and context.
 
     Raises:
-        TypeError: ``handler`` is not an async function.
+        TypeError: ``handler`` is not an async function, or cannot be called with one argument.
         DataHandlerAlreadyRegisteredError: A data handler is set already.
     """
     self.handlers.register_data(handler)
@@ -86,7 +86,7 @@ def register_money_handler(self: Registers, handler: MoneyHandler) -> None:
             until it succeeds. It can recognise a repeated call by the transfer's key.
 
     Raises:
-        TypeError: ``handler`` is not an async function.
+        TypeError: ``handler`` is not an async function, or cannot be called with one argument.
         MoneyHandlerAlreadyRegisteredError: A money handler of either kind is set already.
     """
     self.handlers.register_money(handler)
@@ -103,7 +103,7 @@ def register_transactional_money_handler(self: Registers, handler: Transactional
             failed commit, so it must change nothing but the database.
 
     Raises:
-        TypeError: ``handler`` cannot be called, or is an async function.
+        TypeError: ``handler`` cannot be called with two arguments, or is an async function or a generator.
         InvalidServicesError: There is no transactional store.
         MoneyHandlerAlreadyRegisteredError: A money handler of either kind is set already.
     """

@@ -284,10 +284,10 @@ class BtpServer(LedgerPlugin):
                 the response. The same limits apply as to a data handler.
 
         Raises:
-            TypeError: ``on_message`` is not an async function.
+            TypeError: ``on_message`` is not an async function, or cannot be called with two arguments.
             DataHandlerAlreadyRegisteredError: One is set already.
         """
-        check_async("message", on_message)
+        check_async("message", on_message, "account", "protocol_data")
         self.handlers.register_message(checked(on_message, self.options.max_message_bytes))
 
     def deregister_message_handler(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from inspect import iscoroutine
+from inspect import iscoroutine, isgenerator
 from typing import TYPE_CHECKING
 
 from ..runtime.handlers import judge_error
@@ -38,10 +38,11 @@ class HandlerCall:
         self._failure = None
         try:
             result: object = self._handler(connection, transfer)
-            if iscoroutine(result):
-                # An async function in disguise has done nothing.
+            if iscoroutine(result) or isgenerator(result):
+                # An async function or a generator in disguise has done nothing.
                 result.close()
-                raise TypeError("a transactional money handler is a plain function; this one returned a coroutine")  # noqa: TRY301 (it fails as the handler's own error does)
+                what = type(result).__name__
+                raise TypeError(f"a transactional money handler is a plain function; this one returned a {what}")  # noqa: TRY301 (it fails as the handler's own error does)
             if self._dialect.is_broken(connection):
                 raise RuntimeError("a statement of the handler failed, which undoes the transaction; use a savepoint")  # noqa: TRY301 (the same)
         except Exception as error:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
-from inspect import isawaitable, iscoroutinefunction, isfunction, ismethod, unwrap
+from inspect import (
+    isasyncgenfunction,
+    isawaitable,
+    iscoroutinefunction,
+    isfunction,
+    isgeneratorfunction,
+    ismethod,
+    signature,
+    unwrap,
+)
 from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import uuid4
 
@@ -108,10 +117,10 @@ class Handlers:
         """Set the data handler.
 
         Raises:
-            TypeError: It is not an async function.
+            TypeError: It is not an async function that can be called with its argument.
             DataHandlerAlreadyRegisteredError: One is set already.
         """
-        check_async("data", handler)
+        check_async("data", handler, "data")
         if self._data is not None:
             raise DataHandlerAlreadyRegisteredError(
                 "a data handler is registered already; call deregister_data_handler() first"
@@ -138,10 +147,10 @@ class Handlers:
         """Set the money handler.
 
         Raises:
-            TypeError: It is not an async function.
+            TypeError: It is not an async function that can be called with its argument.
             MoneyHandlerAlreadyRegisteredError: One is set already, of either kind.
         """
-        check_async("money", handler)
+        check_async("money", handler, "amount")
         self._check_no_money_handler()
         self._money = self._wrap("money", handler)
 
@@ -149,7 +158,7 @@ class Handlers:
         """Set the money handler that runs inside the transaction of the transfer.
 
         Raises:
-            TypeError: It cannot be called, or is an async function.
+            TypeError: It cannot be called with its arguments, or is an async function or a generator.
             MoneyHandlerAlreadyRegisteredError: One is set already, of either kind.
         """
         check_transactional(handler)
@@ -304,10 +313,13 @@ def check_transactional(handler: object) -> None:
     """Check that a transactional money handler can be called as one.
 
     Raises:
-        TypeError: It cannot be called, or is an async function.
+        TypeError: It cannot be called with its arguments, or is an async function or a generator.
     """
-    if not callable(handler) or iscoroutinefunction(handler):
+    # A call of any of these would return at once and do nothing.
+    idle = (iscoroutinefunction, isasyncgenfunction, isgeneratorfunction)
+    if not callable(handler) or any(is_idle(handler) or is_idle(type(handler).__call__) for is_idle in idle):
         raise TypeError("a transactional money handler is a plain function: it runs on the store's thread")
+    _check_arguments("transactional money", handler, ("connection", "transfer"))
 
 
 def as_bytes(data: object, what: str = "data") -> bytes:
@@ -326,17 +338,45 @@ def _as_it_is(_: str, handler: Any) -> Any:  # noqa: ANN401 (any kind of handler
     return handler
 
 
-def check_async(kind: str, handler: object) -> None:
-    """Check that a handler can be an async function.
+def _check_arguments(kind: str, handler: Callable[..., object], names: tuple[str, ...]) -> None:
+    """Check that a handler can be called with its arguments, as far as its signature says for certain.
+
+    What a wrapper takes is its own signature, not that of the function in it. A builtin may have none, and
+    ``__signature__`` may be another's.
+
+    Raises:
+        TypeError: It cannot be called so.
+    """
+    try:
+        own = None if hasattr(handler, "__signature__") else signature(handler, follow_wrapped=False)
+    except (TypeError, ValueError):
+        return
+    try:
+        if own is not None:
+            own.bind(*names)
+    except TypeError as error:
+        name = getattr(handler, "__name__", type(handler).__name__)
+        raise TypeError(
+            f"a {kind} handler is called as handler({', '.join(names)}), and {name}() cannot be: {error}"
+        ) from None
+
+
+def check_async(kind: str, handler: object, *names: str) -> None:
+    """Check that a handler can be an async function that is called with these arguments.
 
     What a lambda or an object with ``__call__`` returns is only known once it is called. A ``def`` without ``async`` is
     a mistake unless its annotation says that it returns an awaitable.
 
     Raises:
-        TypeError: It cannot be called, or is a plain function.
+        TypeError: It cannot be called with its arguments, or is a plain function.
     """
     if not callable(handler):
         raise TypeError(f"a {kind} handler is an async function, not {type(handler).__name__}")
+    _check_plain(kind, handler)
+    _check_arguments(kind, handler, names)
+
+
+def _check_plain(kind: str, handler: object) -> None:
     function: Any = handler
     while isinstance(function, partial):
         function = function.func
