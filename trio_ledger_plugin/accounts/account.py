@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import trio
 from attrs import evolve, frozen
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ..services import PluginServices
     from .info import HostInfo
 
-__all__ = ["Account", "AccountPlugin", "AccountSnapshot"]
+__all__ = ["Account", "AccountHooks", "AccountPlugin", "AccountSnapshot"]
 
 # The bytes of an ILDCP request's destination, and where they are in the packet: after type, length, amount, expiry and
 # condition.
@@ -267,6 +267,15 @@ class _AccountHandlers(Handlers):
             return ildcp.encode(ildcp.IldcpResponse(address, info.asset_scale, info.asset_code))
         except (DecodeError, InvalidFieldsError) as error:
             return ilp.encode(ilp.reject_from(error, info.client_address))
+
+
+class AccountHooks(TypedDict):
+    """What the plugin of an account calls at its server; the arguments of ``AccountPlugin`` with these names."""
+
+    is_listening: Callable[[], bool]
+    allow: Callable[[str, bool], None]
+    changed: Callable[[str], None]
+    on_ended: Callable[[Account], None]
 
 
 class AccountPlugin(LedgerPlugin):

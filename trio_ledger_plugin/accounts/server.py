@@ -7,7 +7,7 @@ alone. A request that this end sends goes over exactly one link of the account i
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 from weakref import WeakValueDictionary
 
 import trio
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ..services import PluginServices
     from ..statistics import Counters
     from ..transfer import Transfer
-    from .account import AccountSnapshot
+    from .account import AccountHooks, AccountSnapshot
 
 __all__ = ["RESERVE", "AccountsServer"]
 
@@ -98,7 +98,7 @@ class AccountsServer(LedgerPlugin):
             changed=self.account_changed,
         )
         #: What the plugins of accounts call.
-        self.account_hooks: dict[str, Any] = {
+        self.account_hooks: AccountHooks = {
             "is_listening": self.is_connected,
             "allow": self.allow,
             "changed": self.account_changed,
