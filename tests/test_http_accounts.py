@@ -230,7 +230,8 @@ async def test_account_is_sent_to_at_its_own_url():
 
     async with raw_server(script) as url:
         outgoing = {"url": f"{url}/%/in", "static_token": "t"}
-        async with open_accounts(options(outgoing=outgoing)) as plugin:
+        log = Recorder()
+        async with open_accounts(options(outgoing=outgoing), log=log) as plugin:
             account = plugin.account("alice")
             with pytest.raises(NotConnectedError):
                 await account.send_data(PREPARE)
@@ -241,6 +242,9 @@ async def test_account_is_sent_to_at_its_own_url():
             for name in ("alice", "bob"):
                 prepare = ilp.encode(ilp.make_prepare(1, f"{HOST}.{name}.x", condition, 30))
                 assert await plugin.send_data(prepare) == FULFILL
+            for each in (account, plugin):
+                each.register_money_handler(echo)
+            assert log.lines.count("the money handler is never called: ILP over HTTP carries no money") == 2
             with pytest.raises(MoneyLevelError):
                 await account.send_money("1")
             with pytest.raises(MoneyLevelError):

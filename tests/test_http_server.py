@@ -24,9 +24,16 @@ from support.http import (
 )
 from support.leftovers import Baseline, open_files
 from support.ports import free_port
+from support.programs import serving as program_serving
 from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 
-from trio_ledger_plugin import InsufficientBalanceError, InvalidFieldsError, NotConnectedError, PluginClosedError
+from trio_ledger_plugin import (
+    InsufficientBalanceError,
+    InvalidFieldsError,
+    MoneyHandlerAlreadyRegisteredError,
+    NotConnectedError,
+    PluginClosedError,
+)
 from trio_ledger_plugin.codec import ilp
 from trio_ledger_plugin.http import jwt
 from trio_ledger_plugin.testing.conformance.assertions import Recorder, refusing
@@ -576,3 +583,26 @@ async def test_stream_of_a_plugin_that_cannot_serve_is_left_alone():
         await plugin.serve_stream(theirs)
     await ours.send_all(b"x")
     assert await theirs.receive_some() == b"x"
+
+
+async def test_money_handler_is_never_called_and_the_log_says_so():
+    """An application would wait for money that cannot come."""
+    log = Recorder()
+
+    async def take(amount):
+        raise AssertionError
+
+    async with open_http(serving(), log=log, money_handler=take, data_handler=fulfill) as plugin:
+        assert (await talk(plugin.address, post()))[2] == FULFILL
+        with pytest.raises(MoneyHandlerAlreadyRegisteredError):
+            plugin.register_money_handler(take)
+    assert log.lines.count("the money handler is never called: ILP over HTTP carries no money") == 1
+
+
+async def test_serving_command_registers_no_money_handler():
+    """Its user could do nothing about the warning."""
+    for mode in ([], ["--accounts"]):
+        async with program_serving("--http", *mode) as server:
+            await server.wait_for("(listening on http)")
+            await server.wait_for("(try it)")
+        assert "money" not in server.output

@@ -247,7 +247,7 @@ async def _serve(
                 options,
                 PluginServices(store=store, log=output.log),
                 data_handler=REPLIES[reply],
-                money_handler=take_money,
+                money_handler=None if isinstance(options, HttpOptions) else take_money,
             ) as plugin,
             open_chosen_admin(admin, plugin) as page,
         ):

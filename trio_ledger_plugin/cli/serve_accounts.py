@@ -239,13 +239,14 @@ async def serve_accounts(
             plugin.register_data_handler(
                 partial(route, send=plugin.send_data, address=choices.address, reply=own_reply)
             )
-            plugin.register_money_handler(take_money)
+            has_money = isinstance(options, AccountsOptions)
+            if has_money:
+                plugin.register_money_handler(take_money)
             with reporting_bind_errors():
                 await plugin.connect()
             async with open_chosen_admin(admin, plugin) as page:
                 _introduce(output, plugin, choices, reply, page)
                 if output.has_live_lines:
-                    has_money = isinstance(options, AccountsOptions)
                     nursery.start_soon(money.follow)
                     make = partial(_table, output.screen, Meter(plugin), money if has_money else None)
                     nursery.start_soon(show_live, output.screen, make)

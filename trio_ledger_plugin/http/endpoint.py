@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import trio
 from attrs import evolve
 
 from ..errors import InvalidFieldsError, MoneyLevelError, PluginClosedError
 from ..plugin import LedgerPlugin
+from ..registration import register_money_handler
 from ..transfer import check_amount, check_key
 from .asgi import AsgiApp
 from .server import HttpServer
@@ -19,19 +20,36 @@ if TYPE_CHECKING:
 
     from ..errors import LedgerPluginError, PluginFailedError
     from ..options.base import PluginOptions
+    from ..registration import RegisterMoney, Registers
+    from ..runtime.handlers import MoneyHandler
     from ..services import PluginServices
     from ..transfer import Transfer
     from .client import Client
     from .gate import Gate
     from .options import IncomingOptions
 
-__all__ = ["HttpEndpoint", "refuse_money"]
+__all__ = ["HttpEndpoint", "refuse_money", "register_idle_money_handler"]
 
 NO_MONEY = "ILP over HTTP carries no money; settle with the peer in another way"
 
 
+def register_idle_money_handler(self: Registers, handler: MoneyHandler) -> None:
+    """Set a money handler, which is never called: ILP over HTTP carries no money. The log gets a warning.
+
+    The handler is checked as in ``LedgerPlugin.register_money_handler``.
+
+    Raises:
+        TypeError: ``handler`` is not an async function, or cannot be called with one argument.
+        MoneyHandlerAlreadyRegisteredError: A money handler is set already.
+    """
+    register_money_handler(self, handler)
+    self.context.log.warn("the money handler is never called: ILP over HTTP carries no money")
+
+
 class HttpEndpoint(LedgerPlugin):
     """Serves requests over HTTP, and sends them; it carries no money."""
+
+    register_money_handler: ClassVar[RegisterMoney] = register_idle_money_handler
 
     def __init__(
         self,
