@@ -39,6 +39,7 @@ from .serving import (
     introduce,
     money_values,
     open_store,
+    placeholder_note,
     reporting_bind_errors,
     show_live,
     tls_context,
@@ -50,6 +51,8 @@ from .signals import run_until_sigterm
 from .stores import StoreChoice, StoreName
 
 if TYPE_CHECKING:
+    import ssl
+
     from ..plugin import LedgerPlugin
 
 __all__ = ["serve"]
@@ -251,13 +254,19 @@ async def _serve(
             ) as plugin,
             open_chosen_admin(admin, plugin) as page,
         ):
-            url = client_url(plugin.address, f":{token}")
+            ssl_context = _ssl_context_of(options)
+            url = client_url(plugin.address, f":{token}", ssl_context)
+            shown = client_url(plugin.address, "", ssl_context) if token == HIDDEN else url
             lines = (
                 f"listening on {plugin.address}, answering with: {reply}",
                 f"the client's URL: {url}",
                 *page_line(page),
-                try_it("ping", client_url(plugin.address, "") if token == HIDDEN else url, "the server"),
+                try_it("ping", shown, "the server"),
+                note := placeholder_note(url),
             )
+            if note:
+                # No program can use the placeholder.
+                url = client_url(plugin.address, f":{token}")
             introduce(output, lines, address=plugin.address, url=url, **({"admin": page} if page else {}))
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(write_events, output, plugin)
@@ -266,6 +275,11 @@ async def _serve(
                 await anext(signals)
                 nursery.cancel_scope.cancel()
         write_closed(output, plugin)
+
+
+def _ssl_context_of(options: BtpOptions | HttpOptions) -> ssl.SSLContext | None:
+    listens = options.listener if isinstance(options, BtpOptions) else options.incoming
+    return None if listens is None else listens.ssl_context
 
 
 class _RateLine:

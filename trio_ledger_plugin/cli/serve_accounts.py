@@ -37,6 +37,7 @@ from .serving import (
     introduce,
     money_values,
     open_store,
+    placeholder_note,
     reporting_bind_errors,
     show_live,
     try_it,
@@ -245,7 +246,7 @@ async def serve_accounts(
             with reporting_bind_errors():
                 await plugin.connect()
             async with open_chosen_admin(admin, plugin) as page:
-                _introduce(output, plugin, choices, reply, page)
+                _introduce(output, plugin, options, choices, reply, page)
                 if output.has_live_lines:
                     nursery.start_soon(money.follow)
                     make = partial(_table, output.screen, Meter(plugin), money if has_money else None)
@@ -259,8 +260,18 @@ async def serve_accounts(
         write_closed(output, plugin)
 
 
-def _introduce(output: LiveOutput, plugin: AccountsServer, choices: AccountChoices, reply: str, page: str) -> None:
-    url = client_url(plugin.address, ":TOKEN" if choices.account_mode == "token" else "NAME:TOKEN")
+def _introduce(
+    output: LiveOutput,
+    plugin: AccountsServer,
+    options: AccountsOptions | HttpAccountsOptions,
+    choices: AccountChoices,
+    reply: str,
+    page: str,
+) -> None:
+    ssl_context = options.ssl_context if isinstance(options, AccountsOptions) else options.incoming.ssl_context
+    named = choices.account_mode != "token"
+    credentials, example = ("NAME:TOKEN", "alice:a-token") if named else (":TOKEN", ":a-token")
+    url = client_url(plugin.address, credentials, ssl_context)
     where = (
         f"listening on {plugin.address}, for accounts below {choices.address}, {choices.asset_code} with scale "
         f"{choices.asset_scale}; answering requests to the server with: {reply}"
@@ -269,7 +280,8 @@ def _introduce(output: LiveOutput, plugin: AccountsServer, choices: AccountChoic
         where,
         f"a client's URL: {url}, with a token that the client chooses",
         *page_line(page),
-        try_it("ildcp", url.replace("NAME", "alice").replace("TOKEN", "a-token"), "the server"),
+        try_it("ildcp", url.replace(credentials, example), "the server"),
+        placeholder_note(url),
     )
     more: dict[str, object] = {"asset_scale": choices.asset_scale, "asset_code": choices.asset_code}
     if page:

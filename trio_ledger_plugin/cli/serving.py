@@ -15,6 +15,7 @@ from attrs import frozen
 from rich.live import Live
 
 from ..net.url import split_url
+from .certificate import NO_NAME, choose_host, names_in_certificate
 from .errors import SECRET_VARIABLE
 from .stores import open_any_store
 
@@ -37,6 +38,7 @@ __all__ = [
     "introduce",
     "money_values",
     "open_store",
+    "placeholder_note",
     "reporting_bind_errors",
     "show_live",
     "tls_context",
@@ -123,24 +125,38 @@ def reporting_bind_errors() -> Iterator[None]:
         raise click.ClickException(f"{error.strerror or error}; choose another with --host or --port") from error
 
 
-def client_url(address: str, credentials: str) -> str:
-    """Return the URL that a client dials; ``credentials`` is the part before the ``@``."""
+def client_url(address: str, credentials: str, ssl_context: ssl.SSLContext | None = None) -> str:
+    """Return the URL that a client dials.
+
+    Args:
+        address: The server's address.
+        credentials: The part before the ``@``.
+        ssl_context: The server's; the URL has a host that its certificate is for, or a placeholder.
+    """
     scheme, _, location = address.partition("://")
     host, _, port = location.rpartition(":")
     try:
         anywhere = ip_address(host.strip("[]")).is_unspecified
     except ValueError:
         anywhere = False
-    at = "@" if credentials else ""
-    return f"{scheme}://{credentials}{at}{socket.gethostname() if anywhere else host}:{port}"
+    if anywhere:
+        host = socket.gethostname()
+    if ssl_context is not None:
+        host = choose_host(host, names_in_certificate(ssl_context))
+    return f"{scheme}://{credentials}{'@' if credentials else ''}{host}:{port}"
+
+
+def placeholder_note(url: str) -> str:
+    """Return the line that explains the placeholder in a URL; empty if there is none."""
+    return f"{NO_NAME} is a host name that the certificate is for" if NO_NAME in url else ""
 
 
 def introduce(output: LiveOutput, lines: tuple[str, ...], **values: object) -> None:
-    """Write where the server listens: lines for people, or the values for programs."""
+    """Write where the server listens: lines for people without empty ones, or the values for programs."""
     if output.as_json:
         output.write("listening", "", **values)
     else:
-        for line in lines:
+        for line in filter(None, lines):
             output.screen.line(line)
     output.release()
 
