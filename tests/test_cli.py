@@ -9,6 +9,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 import pytest
@@ -351,6 +352,21 @@ async def test_without_the_extra_the_program_says_what_to_install(missing: str) 
     done = await trio.run_process([sys.executable, "-c", code], capture_stderr=True, check=False)
     assert done.returncode == 2
     assert done.stderr.decode() == "error: the command line is an extra; in a clone: pip install '.[cli]'\n"
+
+
+def test_ctrl_c_while_the_commands_are_imported_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A user who has mistyped a command is quick."""
+
+    class Interrupted(ModuleType):
+        def __getattr__(self, name: str) -> NoReturn:
+            raise KeyboardInterrupt
+
+    name = "trio_ledger_plugin.cli.program"
+    monkeypatch.setitem(sys.modules, name, Interrupted(name))
+    assert main(["ping"]) == 130
+    assert capsys.readouterr() == ("", "\nerror: interrupted\n")
 
 
 @pytest.mark.parametrize("args", [[], *([command, "-h"] for command in ("demo", "serve", "ping", "ildcp", "decode"))])

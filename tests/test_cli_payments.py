@@ -159,7 +159,8 @@ async def _answer(credentials: Credentials, stream: Any) -> None:
 
 
 @posix
-async def test_interrupted_payment_says_what_was_delivered() -> None:
+@pytest.mark.parametrize("as_json", [False, True])
+async def test_interrupted_payment_says_what_was_delivered(as_json: bool) -> None:
     """The user has to know what is gone; the packet in flight is named as well."""
     waiting = trio.Event()
 
@@ -176,15 +177,19 @@ async def test_interrupted_payment_says_what_was_delivered() -> None:
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
         nursery.start_soon(trio.serve_listeners, SpspEndpoint(receiver).serve_stream, [listener])
         to = f"http://127.0.0.1:{listener.socket.getsockname()[1]}/"
-        command = [*PROGRAM, "pay", to, "--send", "1000", "--server", url % "payer", "--json"]
+        command = [*PROGRAM, "pay", to, "--send", "1000", "--server", url % "payer", *(["--json"] if as_json else [])]
         async with running(*command) as payer:
             await waiting.wait()
             code, seconds = await payer.end(signal.SIGINT)
         nursery.cancel_scope.cancel()
     assert code == 130
     assert seconds < 3
-    told, error = filter(None, payer.output.splitlines())
+    *lines, error = filter(None, payer.output.splitlines())
     assert error == "error: interrupted"
+    if not as_json:
+        assert lines == ["sent 0, delivered 0", "up to 1,000 more may have been paid, in packets without an answer"]
+        return
+    (told,) = lines
     assert {name: json.loads(told)[name] for name in ("sent", "delivered", "unanswered")} == {
         "sent": 0,
         "delivered": 0,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-USAGE = 2
+USAGE, INTERRUPTED = 2, 130
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -33,4 +33,8 @@ def main(args: Sequence[str] | None = None) -> int:
             raise
         sys.stderr.write("error: the command line is an extra; in a clone: pip install '.[cli]'\n")
         return USAGE
+    except KeyboardInterrupt:
+        # Importing the commands takes long enough for that.
+        sys.stderr.write("\nerror: interrupted\n")
+        return INTERRUPTED
     return run(args)

@@ -183,16 +183,19 @@ class _Report:
             return
         seconds = round(self.ended - self.began, 3)
         sent, delivered = self.last.sent, self.last.delivered
+        unanswered = self.last.unanswered + self.last.in_flight
         rate = round(delivered / sent, 9) if sent else None
         if self.as_json:
             values = {"sent": sent, "delivered": delivered, "rate": rate, "packets": self.last.packets}
-            more = {"unanswered": self.last.unanswered + self.last.in_flight, "seconds": seconds}
+            more = {"unanswered": unanswered, "seconds": seconds}
             asset = None if self.asset is None else asdict(self.asset)
             click.echo(json.dumps({**values, **more, "asset": asset}))
             return
         self.screen.line(f"sent {sent:,}, delivered {shown_amount(delivered, self.asset)}")
         if rate is not None:
             self.screen.line(f"rate {rate:g}, {shown_packets(self.last.packets)} in {seconds:g} s")
+        if unanswered:
+            self.screen.line(f"up to {unanswered:,} more may have been paid, in packets without an answer", "yellow")
 
 
 async def _pay(
