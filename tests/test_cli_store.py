@@ -6,8 +6,9 @@ from functools import partial
 
 import pytest
 from support.old_store import fill
-from support.programs import assert_one_error, run
+from support.programs import assert_one_error, run, serving
 
+from trio_ledger_plugin.cli import main
 from trio_ledger_plugin.stores import open_sqlite_store
 
 
@@ -39,6 +40,43 @@ async def test_file_is_checked(old):
         r"oldest to send: none\noldest to deliver: none\n",
         out,
     )
+
+
+async def test_database_errors_name_options_of_the_command_line(url):
+    """The user of a command cannot call open_postgres_store()."""
+    code, out, err = await run("serve", "--port", "0", "--store", url)
+    assert (code, out) == (1, "")
+    assert_one_error(err)
+    assert "open the store with --replication trusted if the storage itself replicates" in err
+    assert "or with --replication none if" in err
+    store = ("--store", url, "--replication", "none")
+    async with serving(*store) as server:
+        await server.wait_for("(try it)")
+        code, out, err = await run("serve", "--port", "0", *store)
+        assert (code, out) == (2, "")
+        assert_one_error(err)
+        assert err.endswith("in this database; end that one first, or let 'serve --standby' wait for it\n")
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        ([], "--standby needs --store with the URL of a PostgreSQL database"),
+        (["--store", "file.db"], "--standby needs --store with the URL of a PostgreSQL database"),
+        (
+            ["--http", "--store", "postgresql:///ledger"],
+            "--standby is for BTP: over HTTP there is no ledger to wait for",
+        ),
+    ],
+)
+def test_standby_without_a_shared_ledger_is_a_mistake(args, text, capsys):
+    """It would be explained in terms of Python, or not at all."""
+    for more in ([], ["--accounts"]):
+        assert main(["serve", "--standby", *more, *args]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert_one_error(err)
+        assert text in err
 
 
 async def test_store_is_copied_exactly_and_only_once(old, url):

@@ -25,6 +25,7 @@ from ..errors import (
     UnreachableError,
 )
 from ..log import escape
+from ..money.lease import HOW_TO_SHARE
 from ..runtime.connector import HOW_TO_CONNECT
 
 if TYPE_CHECKING:
@@ -144,6 +145,8 @@ def _text(error: BaseException) -> str:
         return error.strerror or str(error)
     if isinstance(error, NotConnectedError):
         return str(error).removesuffix(HOW_TO_CONNECT)
+    if isinstance(error, InvalidServicesError):
+        return str(error).replace(HOW_TO_SHARE, "; end that one first, or let 'serve --standby' wait for it")
     if isinstance(error, LedgerPluginError):
         return str(error)
     return f"a bug in trio-ledger-plugin, please report it: {type(error).__name__}: {error}"

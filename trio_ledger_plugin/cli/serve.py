@@ -18,6 +18,7 @@ from ..errors import InvalidFieldsError
 from ..http.options import HttpOptions, IncomingOptions
 from ..opening import open_plugin
 from ..services import PluginServices
+from ..stores.postgres import is_dsn
 from ..transfer import current_transfer
 from .administration import AdminChoice, admin_choices, open_chosen_admin, page_line
 from .errors import COMMON, SECRET_VARIABLE, Exit, describe_problems
@@ -222,6 +223,11 @@ def _check_choices(context: click.Context, *, accounts: bool, over_http: bool) -
             raise click.UsageError(f"{param.opts[0]} needs --admin")
         if param.name == "client_url" and not over_http and context.params.get("client_url") is not None:
             raise click.UsageError("--client-url needs --http; over BTP the clients dial")
+    if context.params.get("standby"):
+        if over_http:
+            raise click.UsageError("--standby is for BTP: over HTTP there is no ledger to wait for")
+        if not is_dsn(context.params.get("store") or ""):
+            raise click.UsageError("--standby needs --store with the URL of a PostgreSQL database")
     if over_http and context.params.get("proxy_protocol"):
         raise click.UsageError("--proxy-protocol is for BTP; a proxy in front of --http sends X-Forwarded-For")
 

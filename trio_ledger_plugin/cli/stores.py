@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager, contextmanager
+import re
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 from attrs import frozen
 
-from ..errors import LedgerPluginError
+from ..errors import LedgerPluginError, StoreError
 from ..money.tables import COMPONENT, steps_of
 from ..stores import open_postgres_store, open_sqlite_store
 from ..stores.dialect import SQLITE
 from ..stores.postgres import import_dialect, is_dsn, read_dsn
 from ..stores.reader import open_reader
+from .errors import one_line
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["StoreChoice", "StoreName", "dialect_for", "open_any_reader", "open_any_store"]
 
 SCHEMA = "lpi"
+# How errors name the option in Python.
+REPLICATION = re.compile(r"replication='(\w+)'")
 
 
 class StoreName(click.Path):
@@ -68,14 +72,19 @@ async def open_any_store(choice: StoreChoice) -> AsyncIterator[SqliteStore | Pos
     """Open a store.
 
     Raises:
-        StoreError: It cannot be opened.
-        click.ClickException: PostgreSQL needs an extra that is not installed.
+        StoreError: The file cannot be opened.
+        click.ClickException: The database cannot be opened, or PostgreSQL needs an extra that is not installed.
     """
     if dialect_for(choice.name) is SQLITE:
         async with open_sqlite_store(choice.name) as file:
             yield file
     else:
-        async with open_postgres_store(choice.name, replication=choice.replication) as database:
+        opening = open_postgres_store(choice.name, replication=choice.replication)
+        async with AsyncExitStack() as stack:
+            try:
+                database = await stack.enter_async_context(opening)
+            except StoreError as error:
+                raise click.ClickException(REPLICATION.sub(r"--replication \1", one_line(error))) from error
             yield database
 
 

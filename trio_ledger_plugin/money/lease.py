@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..services import Log
     from ..stores.dialect import Claims, Connection
 
-__all__ = ["BEAT_SECONDS", "LEASE_SECONDS", "Lease"]
+__all__ = ["BEAT_SECONDS", "HOW_TO_SHARE", "LEASE_SECONDS", "Lease"]
 
 T = TypeVar("T")
 
@@ -35,6 +35,8 @@ LEASE_SECONDS: Final = 10.0
 BEAT_SECONDS: Final = 2.0
 # How long the release of a ledger may delay the end of its plugin.
 RELEASE_SECONDS: Final = 0.5
+# The advice for programs in the error of a ledger that another process has.
+HOW_TO_SHARE: Final = "; give each its own ledger_id, or have one wait for the other with the option standby"
 
 
 class Lease:
@@ -113,8 +115,8 @@ class Lease:
                 elif found != seen:
                     if seen is not None and not standby:
                         raise InvalidServicesError(
-                            f"store: another process ({found[1]}) keeps ledger {self._ledger!r} in this database; give"
-                            " each its own ledger_id, or have one wait for the other with the option standby"
+                            f"store: another process ({found[1]}) keeps ledger {self._ledger!r} in this database"
+                            f"{HOW_TO_SHARE}"
                         )
                     if seen is None and standby:
                         self._log.info("waiting for ledger %o, which another process has: %o", self._ledger, found[1])
