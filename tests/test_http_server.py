@@ -30,12 +30,14 @@ from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 from trio_ledger_plugin import (
     InsufficientBalanceError,
     InvalidFieldsError,
+    InvalidServicesError,
     MoneyHandlerAlreadyRegisteredError,
     NotConnectedError,
     PluginClosedError,
 )
 from trio_ledger_plugin.codec import ilp
 from trio_ledger_plugin.http import jwt
+from trio_ledger_plugin.stores import open_sqlite_store
 from trio_ledger_plugin.testing.conformance.assertions import Recorder, refusing
 
 SECRET = "canary-http-secret"
@@ -597,6 +599,19 @@ async def test_money_handler_is_never_called_and_the_log_says_so():
         with pytest.raises(MoneyHandlerAlreadyRegisteredError):
             plugin.register_money_handler(take)
     assert log.lines.count("the money handler is never called: ILP over HTTP carries no money") == 1
+
+
+async def test_transactional_money_handler_is_refused_for_the_right_reason(tmp_path):
+    """The user would look for what is wrong with the store."""
+
+    async def wrong(connection, transfer):
+        raise AssertionError
+
+    async with open_sqlite_store(tmp_path / "a.db") as store, open_http(serving(), store=store) as plugin:
+        with pytest.raises(InvalidServicesError, match="has no journal here: ILP over HTTP carries no money"):
+            plugin.register_transactional_money_handler(lambda connection, transfer: None)
+        with pytest.raises(TypeError, match="plain function"):
+            plugin.register_transactional_money_handler(wrong)
 
 
 async def test_serving_command_registers_no_money_handler():

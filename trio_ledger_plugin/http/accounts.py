@@ -21,7 +21,12 @@ from ..runtime.budget import Limits
 from .client import Client, peer_name
 from .connection import IDLE_SECONDS
 from .credentials import PeerToken
-from .endpoint import HttpEndpoint, refuse_money, register_idle_money_handler
+from .endpoint import (
+    HttpEndpoint,
+    refuse_money,
+    refuse_transactional_money_handler,
+    register_idle_money_handler,
+)
 from .gate import Gate
 from .link import HttpLink
 from .options import HttpAccountsOptions
@@ -34,7 +39,7 @@ if TYPE_CHECKING:
     from ..errors import PluginFailedError
     from ..ilp.routing import Send
     from ..options.base import ConnectOptions
-    from ..registration import RegisterMoney
+    from ..registration import RegisterMoney, RegisterTransactional
     from ..runtime.exchange import Exchange
     from ..services import PluginServices
 
@@ -258,6 +263,7 @@ class _HttpAccountPlugin(AccountPlugin):
     """
 
     register_money_handler: ClassVar[RegisterMoney] = register_idle_money_handler
+    register_transactional_money_handler: ClassVar[RegisterTransactional] = refuse_transactional_money_handler
     #: Opens the account's link; set by the server.
     open_link: Callable[[], object]
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, ClassVar
 import trio
 from attrs import evolve
 
-from ..errors import InvalidFieldsError, MoneyLevelError, PluginClosedError
+from ..errors import InvalidFieldsError, InvalidServicesError, MoneyLevelError, PluginClosedError
 from ..plugin import LedgerPlugin
 from ..registration import register_money_handler
+from ..runtime.handlers import check_transactional
 from ..transfer import check_amount, check_key
 from .asgi import AsgiApp
 from .server import HttpServer
@@ -20,15 +21,15 @@ if TYPE_CHECKING:
 
     from ..errors import LedgerPluginError, PluginFailedError
     from ..options.base import PluginOptions
-    from ..registration import RegisterMoney, Registers
-    from ..runtime.handlers import MoneyHandler
+    from ..registration import RegisterMoney, Registers, RegisterTransactional
+    from ..runtime.handlers import MoneyHandler, TransactionalMoneyHandler
     from ..services import PluginServices
     from ..transfer import Transfer
     from .client import Client
     from .gate import Gate
     from .options import IncomingOptions
 
-__all__ = ["HttpEndpoint", "refuse_money", "register_idle_money_handler"]
+__all__ = ["HttpEndpoint", "refuse_money", "refuse_transactional_money_handler", "register_idle_money_handler"]
 
 NO_MONEY = "ILP over HTTP carries no money; settle with the peer in another way"
 
@@ -46,10 +47,22 @@ def register_idle_money_handler(self: Registers, handler: MoneyHandler) -> None:
     self.context.log.warn("the money handler is never called: ILP over HTTP carries no money")
 
 
+def refuse_transactional_money_handler(_: Registers, handler: TransactionalMoneyHandler) -> None:
+    """Raise: there is no journal, because ILP over HTTP carries no money.
+
+    Raises:
+        TypeError: As ``LedgerPlugin.register_transactional_money_handler`` documents.
+        InvalidServicesError: Always, for a handler that is right, whatever the store is.
+    """
+    check_transactional(handler)
+    raise InvalidServicesError("a transactional money handler has no journal here: ILP over HTTP carries no money")
+
+
 class HttpEndpoint(LedgerPlugin):
     """Serves requests over HTTP, and sends them; it carries no money."""
 
     register_money_handler: ClassVar[RegisterMoney] = register_idle_money_handler
+    register_transactional_money_handler: ClassVar[RegisterTransactional] = refuse_transactional_money_handler
 
     def __init__(
         self,
