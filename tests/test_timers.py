@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from support.peers import linked
+from support.peers import dial_in, linked
 from trio.testing import MockClock
 
+from trio_ledger_plugin.btp.link import Link
 from trio_ledger_plugin.codec import btp
 from trio_ledger_plugin.parking import Waiter
 from trio_ledger_plugin.runtime.timers import Timers
@@ -58,6 +59,57 @@ async def test_timer_that_asks_for_another_turn_lets_others_run(
     assert alarm.fired == [1, 1, 1, 1]
     assert turns >= 3
     nursery.cancel_scope.cancel()
+
+
+async def test_cancelled_timer_does_not_fire_and_does_not_stay(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    timers, alarm, other = Timers(), Alarm(3, 7), Alarm()
+    scheduled = timers.schedule(alarm, 1)
+    timers.schedule(other, 5)
+    nursery.start_soon(timers.run, lambda: True)
+    await trio.sleep(2)
+    timers.cancel(scheduled)
+    timers.cancel(scheduled)
+    reference, fired = weakref.ref(alarm), alarm.fired
+    del alarm
+    gc.collect()
+    assert reference() is None
+    await trio.sleep(8)
+    assert fired == [1]
+    assert other.fired == [5]
+    nursery.cancel_scope.cancel()
+
+
+class Once:
+    """A timer that cancels itself when it fires, as a link that is given up does."""
+
+    def __init__(self, timers: Timers) -> None:
+        self._timers = timers
+        self.fired = 0
+        self.scheduled = timers.schedule(self, 1)
+
+    def fire(self, now: float) -> float:
+        self.fired += 1
+        self._timers.cancel(self.scheduled)
+        return now + 1
+
+
+async def test_timer_that_cancels_itself_fires_no_more(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    timers = Timers()
+    once = Once(timers)
+    nursery.start_soon(timers.run, lambda: True)
+    await trio.sleep(5)
+    assert once.fired == 1
+    nursery.cancel_scope.cancel()
+
+
+def test_many_cancelled_timers_leave_no_entries() -> None:
+    timers, kept = Timers(), Alarm()
+    timers.schedule(kept, 3600)
+    for _ in range(10_000):
+        timers.cancel(timers.schedule(Alarm(), 3600))
+    assert len(timers._due) < 300
 
 
 class Seen(Waiter):
@@ -140,6 +192,27 @@ async def test_cancelled_wait_leaves_nothing(nursery: trio.Nursery, autojump_clo
     gc.collect()
     assert reference() is None
     nursery.cancel_scope.cancel()
+
+
+def count_links() -> int:
+    gc.collect()
+    return sum(isinstance(found, Link) for found in gc.get_objects())
+
+
+async def test_lost_links_do_not_stay_until_their_deadlines() -> None:
+    """A server to which clients connect again and again would keep seconds of lost links in memory."""
+    before = count_links()
+    async with linked(response_timeout=3600, ping_interval=3600) as (plugin, first):
+        await first.aclose()
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(20):
+            peer = await dial_in(plugin.address)
+            await plugin.wait_connected()
+            await peer.aclose()
+            await trio.testing.wait_all_tasks_blocked()
+        assert not plugin.is_connected()
+        # The last ones may be named in what a task did last.
+        assert count_links() <= before + 3
 
 
 @pytest.mark.parametrize("kind", ["data", "money"])

@@ -204,7 +204,7 @@ class Link(Exchange):
         self._transport.authenticated()
         now = trio.current_time()
         self._next_ping = now + self.context.options.ping_interval
-        self.context.timers.schedule(self, self._next_time(now, self.calls.expire(now)))
+        self.keep_time(self._next_time(now, self.calls.expire(now)))
         held, self._held = self._held, ()
         for message in held:
             self.receive(message)
@@ -436,13 +436,14 @@ class Link(Exchange):
             self.counters.bytes_sent += self.bytes_sent
             self.counters.bytes_received += self.bytes_received
         self._abort_at = trio.current_time() + 2 * CLOSE_SECONDS
-        self.context.timers.schedule(self, self._abort_at)
+        self.keep_time(self._abort_at)
         self.on_lost(self, reason)
 
     def _transport_ended(self, cancelled: bool, error: Exception | None) -> None:
         if error is not None:
             self.context.log.error("reading from %s failed: %O", self.peer, error)
         self.end("the plugin was closed" if cancelled else "the connection ended", closed=cancelled)
+        self.stop_timer()
         if self._counts:
             self._counts = False
             self.context.budget.count_link(-1)

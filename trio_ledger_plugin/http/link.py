@@ -197,7 +197,7 @@ class HttpLink(Exchange):
 
     def start_timers(self) -> None:
         """Keep the deadlines of calls and of idle connections from now on."""
-        self.context.timers.schedule(self, self.fire(trio.current_time()))
+        self.keep_time(self.fire(trio.current_time()))
 
     def fire(self, now: float) -> float:
         """Fail the calls that are past their deadline, and close old connections."""

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ..statistics import Counters
     from .context import Context
     from .handlers import AnyReply, Payload, Reply
+    from .timers import Scheduled
     from .workers import OnReply
 
 __all__ = ["Exchange", "measure_links"]
@@ -59,7 +60,7 @@ class Exchange(ABC):
             another link.
     """
 
-    __slots__ = ("calls", "context", "counters", "requests")
+    __slots__ = ("_timer", "calls", "context", "counters", "requests")
 
     def __init__(self, context: Context, ids: Iterator[int]) -> None:
         options = context.options
@@ -69,6 +70,7 @@ class Exchange(ABC):
             ids, context.budget, limit=options.max_in_flight, timeout=options.response_timeout
         )
         self.requests: RequestQueue = RequestQueue(context.workers, context.budget, self, context.handlers)
+        self._timer: Scheduled | None = None
 
     # What a subclass implements.
 
@@ -299,7 +301,16 @@ class Exchange(ABC):
 
     def start_timers(self) -> None:
         """Keep the deadlines of calls from now on; ``LedgerPlugin.attach`` calls this."""
-        self.context.timers.schedule(self, self.calls.expire(trio.current_time()))
+        self.keep_time(self.calls.expire(trio.current_time()))
+
+    def keep_time(self, when: float) -> None:
+        """Have ``fire`` called at a time on Trio's clock and then at those that it returns, until ``stop_timer``."""
+        self._timer = self.context.timers.schedule(self, when)
+
+    def stop_timer(self) -> None:
+        """Keep no more time: otherwise a lost link would stay in memory until its next deadline."""
+        if self._timer is not None:
+            self.context.timers.cancel(self._timer)
 
     def fire(self, now: float) -> float:
         """Fail the calls that are past their deadline."""
@@ -309,6 +320,7 @@ class Exchange(ABC):
         """Fail every call, each with an error of its own, and drop waiting requests; the first reason counts."""
         self.calls.close(make_error)
         self.requests.abandon()
+        self.stop_timer()
 
     def abort(self, reason: str, *, closed: bool = False) -> None:
         """Drop the link at once.

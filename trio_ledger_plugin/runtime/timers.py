@@ -19,12 +19,14 @@ from ..parking import Waiter, park
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Timer", "Timers"]
+__all__ = ["Scheduled", "Timer", "Timers"]
 
 # A wake-up that is so late shows that the process stood still, for a blocking call or while its machine was suspended.
 LATE_SECONDS = 0.05
 # For how many turns the other tasks then run before timers fire.
 LATE_TURNS = 64
+# How many entries there are at least before the cancelled ones are removed all at once.
+MANY = 64
 
 
 class Timer(Protocol):
@@ -38,6 +40,16 @@ class Timer(Protocol):
 
         With a time up to ``now``, the other tasks run for one turn first.
         """
+
+
+class Scheduled:
+    """One entry of a timer; ``Timers.cancel`` ends it."""
+
+    __slots__ = ("timer",)
+
+    def __init__(self, timer: Timer) -> None:
+        #: The timer; None once it will not fire any more through this entry.
+        self.timer: Timer | None = timer
 
 
 class _Waits:
@@ -67,13 +79,27 @@ class Timers:
         self._waits = _Waits()
         self._is_running = False
         self._order = count()
-        self._due: list[tuple[float, int, Timer]] = []
+        self._due: list[tuple[float, int, Scheduled]] = []
+        # About how many of these are cancelled.
+        self._cancelled = 0
         self._sleep = trio.CancelScope()
 
-    def schedule(self, timer: Timer, when: float) -> None:
-        """Schedule a timer for a time on Trio's clock, in addition to its other times."""
-        heapq.heappush(self._due, (when, next(self._order), timer))
+    def schedule(self, timer: Timer, when: float) -> Scheduled:
+        """Schedule a timer for a time on Trio's clock, in addition to its other times; ``cancel`` ends this one."""
+        scheduled = Scheduled(timer)
+        heapq.heappush(self._due, (when, next(self._order), scheduled))
         self._sleep.deadline = min(self._sleep.deadline, when)
+        return scheduled
+
+    def cancel(self, scheduled: Scheduled) -> None:
+        """Let a timer no longer fire, nor stay in memory; does nothing if it would not fire again."""
+        if scheduled.timer is not None:
+            scheduled.timer = None
+            self._cancelled += 1
+            if self._cancelled > len(self._due) // 2 > MANY:
+                self._due = [entry for entry in self._due if entry[2].timer is not None]
+                heapq.heapify(self._due)
+                self._cancelled = 0
 
     # Ctrl-C must not leave a waiter in the table without its task.
     @trio.lowlevel.enable_ki_protection
@@ -105,6 +131,7 @@ class Timers:
     def clear(self) -> None:
         """Remove every timer except the periodic ones."""
         self._due.clear()
+        self._cancelled = 0
 
     async def run(self, is_needed: Callable[[], bool]) -> None:
         """Fire timers for as long as ``is_needed`` returns True.
@@ -135,11 +162,16 @@ class Timers:
 
     def _fire(self, now: float) -> None:
         """Fire each timer that is due, once."""
-        again: list[tuple[float, int, Timer]] = []
+        again: list[tuple[float, int, Scheduled]] = []
         while self._due and self._due[0][0] <= now:
-            _, _, timer = heapq.heappop(self._due)
-            when = timer.fire(now)
-            if when < inf:
-                again.append((when, next(self._order), timer))
+            scheduled = heapq.heappop(self._due)[2]
+            when = inf if scheduled.timer is None else scheduled.timer.fire(now)
+            if scheduled.timer is None:
+                # Cancelled before, or as it fired.
+                self._cancelled = max(self._cancelled - 1, 0)
+            elif when < inf:
+                again.append((when, next(self._order), scheduled))
+            else:
+                scheduled.timer = None
         for entry in again:
             heapq.heappush(self._due, entry)
