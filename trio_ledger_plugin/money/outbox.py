@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from functools import partial
+from itertools import takewhile
 from math import inf
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
@@ -245,8 +246,9 @@ class Outbox:
     def _mark_late(self) -> None:
         """Stop counting handlers that have become late, so that others can run in their place."""
         now = trio.current_time()
-        late = [(number, account) for number, (late_at, account) in self._in_time.items() if late_at <= now]
-        for number, account in late:
+        # In the order in which they began.
+        late = takewhile(lambda each: each[1][0] <= now, self._in_time.items())
+        for number, (_, account) in tuple(late):
             self._end_in_time(number)
             self._late[number] = account
             self._late_of[account] += 1
@@ -292,7 +294,8 @@ class Outbox:
                 self._finished.add(credited.number)
             if not self.running:
                 self._context.tasks.wake()
-            self._wake_up.set()
+            if self._ready or not self.running:
+                self._wake_up.set()
 
     async def _call(self, credited: Credited) -> None:
         account = credited.transfer.account
