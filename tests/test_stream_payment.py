@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -253,6 +254,29 @@ async def test_little_liquidity_makes_smaller_packets(autojump_clock, liquidity)
     assert paid.sent == 100_000
     assert max(amounts(path)) <= liquidity
     assert len(path.seen) < 2000
+
+
+async def test_few_packets_are_tried_while_a_limit_lasts(autojump_clock):
+    """The whole window was sent again after each pause, and refused as a whole."""
+    refused = Counter[float]()
+
+    def refuse(_prepare):
+        now = trio.current_time() - began
+        if not 2 < now < 4:
+            return None
+        refused[round(now, 3)] += 1
+        return ilp.Reject("T05", CONNECTOR)
+
+    path = Path(max_packet=100, intercept=refuse)
+    began = trio.current_time()
+    assert (await pay_over(path, send=300_000)).sent == 300_000
+    first = min(refused)
+    # What was in flight is refused within the time of a round trip.
+    in_flight = sum(count for when, count in refused.items() if when <= first + 0.15)
+    tries = [count for when, count in refused.items() if when > first + 0.15]
+    assert in_flight > 50
+    assert 2 <= len(tries) <= 7
+    assert max(tries) <= 2
 
 
 async def test_limit_of_packets_a_second_slows_down(autojump_clock):

@@ -6,6 +6,7 @@ unanswered. So the amounts sent, in flight and free add up at any time, and a pa
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -32,6 +33,9 @@ __all__ = ["Payment", "Progress"]
 
 _FRAMES: Final = (stream.StreamMoney(STREAM_ID, 1),)
 _FIRST_WINDOW: Final = 10.0
+# How many packets are in flight after a refusal, until one is fulfilled. The loss of a single one would stop the payment
+# until it expires.
+_PROBES: Final = 2
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 5.0
 # Seconds for which every packet may find a rate that is too low.
@@ -68,6 +72,7 @@ class _InFlight(Flight):
     """The packet that a worker has in flight: its amount, what is expected to arrive, and what has to.
 
     Attributes:
+        sent_at: When it was sent, on Trio's clock.
         scope: What ends the wait for an answer; not used for another packet then.
         is_over: Whether that has happened.
     """
@@ -75,6 +80,7 @@ class _InFlight(Flight):
     amount: int = 0
     expected: int = 0
     minimum: int = 0
+    sent_at: float = 0.0
     scope: trio.CancelScope = field(factory=trio.CancelScope)
     is_over: bool = False
 
@@ -115,7 +121,10 @@ class Payment:
         # How many packets may be in flight; at least 1.
         self._window = _FIRST_WINDOW
         self._is_starting = True
-        self._cut_at = 0
+        # When the window was halved last, and whether no packet that was sent since has been fulfilled: then one at a
+        # time is sent.
+        self._cut_at = -inf
+        self._is_probing = False
         self._pause = _FIRST_PAUSE
         self._paused_until = 0.0
         self._last_success = 0.0
@@ -176,11 +185,15 @@ class Payment:
 
     def _spawn(self) -> None:
         """Start workers, while there is money for them and room for their packets."""
-        while self._workers < int(self._window) and self._next_amount() > 0:
+        while self._workers < self._limit_now() and self._next_amount() > 0:
             self._workers += 1
             start_task(self._nursery, self._work)
             if self._workers * self._packet >= self._budget:
                 return
+
+    def _limit_now(self) -> int:
+        """Return how many packets may be in flight now."""
+        return min(_PROBES, int(self._window)) if self._is_probing else int(self._window)
 
     async def _watch(self) -> None:
         """Give up each packet that expires without an answer, as long as there are workers."""
@@ -212,7 +225,7 @@ class Payment:
 
     async def _send_many(self, packet: _InFlight) -> bool:
         """Send packets until one gets no answer, for which its scope is cancelled; return whether there are no more."""
-        while self._stopped is None and self._workers <= int(self._window):
+        while self._stopped is None and self._workers <= self._limit_now():
             if packet.is_over:
                 # The last answer came in the moment in which its packet expired.
                 return False
@@ -227,6 +240,7 @@ class Payment:
                 return True
             packet.expected = self._rate.arriving(packet.amount)
             packet.minimum = self._minimum(packet.amount)
+            packet.sent_at = trio.current_time()
             self._in_flight[packet] = None
             self._flying += packet.amount
             self._expected += packet.expected
@@ -272,29 +286,29 @@ class Payment:
         return max(1, min(amount * probed // units, slipped), amount * least // least_units)
 
     def _settle(self, packet: _InFlight, answer: Answer) -> None:
-        amount, minimum = packet.amount, packet.minimum
+        amount = packet.amount
         if answer.kind is Kind.FULFILLED:
-            self._fulfilled(amount, minimum, answer)
+            self._fulfilled(packet, answer)
         elif answer.kind is Kind.UNANSWERED:
             self.unanswered += amount
-            self._slow_down(answer)
+            self._slow_down(packet, answer)
         elif answer.reply is not None:
-            self._refused_by_receiver(amount, minimum, answer)
+            self._refused_by_receiver(packet, answer)
         elif answer.code == "F08":
             self._too_large(amount, answer)
         elif answer.code[:1] == "T" or answer.code in _PASSING:
             if answer.code == "T04" and self._window < 2:
                 # One packet is too much: there is less liquidity than its amount.
                 self._packet = max(self._rate.least, min(self._packet, amount * 2 // 3))
-            self._slow_down(answer)
+            self._slow_down(packet, answer)
         else:
             self._stop(answer.reason)
         if self._connection.closed is not None:
             self._stop(self._connection.closed)
 
-    def _fulfilled(self, amount: int, minimum: int, answer: Answer) -> None:
-        got = minimum
-        if answer.reply is not None and answer.reply.amount >= minimum:
+    def _fulfilled(self, packet: _InFlight, answer: Answer) -> None:
+        amount, got = packet.amount, packet.minimum
+        if answer.reply is not None and answer.reply.amount >= packet.minimum:
             # A receiver that claims less than the minimum has accepted the minimum anyway.
             got = answer.reply.amount
             self._rate.add(amount, got)
@@ -304,7 +318,9 @@ class Payment:
         self._passed = max(self._passed, amount)
         self._last_success = trio.current_time()
         self._low_since = None
-        self._pause = _FIRST_PAUSE
+        if packet.sent_at > self._cut_at:
+            self._is_probing = False
+            self._pause = _FIRST_PAUSE
         if self._packet < self._greatest:
             self._packet = min(self._greatest, self._packet + self._packet // 10 + 1)
         if self._window < MAX_IN_FLIGHT:
@@ -312,9 +328,9 @@ class Payment:
         self.report()
         self._spawn()
 
-    def _refused_by_receiver(self, amount: int, minimum: int, answer: Answer) -> None:
+    def _refused_by_receiver(self, packet: _InFlight, answer: Answer) -> None:
         assert answer.reply is not None
-        got = answer.reply.amount
+        amount, minimum, got = packet.amount, packet.minimum, answer.reply.amount
         if answer.reply.packet_type == stream.FULFILL:
             # The receiver has the money; a connector lost the Fulfill.
             self.delivered += got
@@ -324,7 +340,7 @@ class Payment:
             self._low_since = self._low_since or trio.current_time()
             if trio.current_time() - self._low_since >= _LOW_RATE_SECONDS:
                 self._stop(f"the rate has fallen: of {amount} only {got} arrive, and at least {minimum} must")
-        self._slow_down(answer)
+        self._slow_down(packet, answer)
 
     def _too_large(self, amount: int, answer: Answer) -> None:
         if self._passed >= amount:
@@ -334,13 +350,15 @@ class Payment:
         if self._greatest < self._rate.least:
             self._stop(f"every packet is too large: {answer.reason}")
 
-    def _slow_down(self, answer: Answer) -> None:
-        """Halve the number of packets in flight, once for all that were in flight together, and pause."""
+    def _slow_down(self, packet: _InFlight, answer: Answer) -> None:
+        """Halve the window, once for all packets that were in flight together; pause, and then try one packet."""
         if trio.current_time() - self._last_success >= self._patience:
             self._stop(f"no packet was fulfilled for {self._patience:g} seconds: {answer.reason}{self._limit()}")
-        if trio.current_time() < self._paused_until:
+        if packet.sent_at <= self._cut_at:
             return
         self._is_starting = False
+        self._cut_at = trio.current_time()
+        self._is_probing = answer.kind is not Kind.UNANSWERED
         self._window = max(1.0, self._window / 2)
         self._paused_until = trio.current_time() + self._pause
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
