@@ -304,7 +304,7 @@ class Exchange(ABC):
         self.keep_time(self.calls.expire(trio.current_time()))
 
     def keep_time(self, when: float) -> None:
-        """Have ``fire`` called at a time on Trio's clock and then at those that it returns, until ``stop_timer``."""
+        """Have ``fire`` called at a time on Trio's clock, then at each time that it returns, until ``stop_timer``."""
         self._timer = self.context.timers.schedule(self, when)
 
     def stop_timer(self) -> None:

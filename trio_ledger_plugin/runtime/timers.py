@@ -48,7 +48,7 @@ class Scheduled:
     __slots__ = ("timer",)
 
     def __init__(self, timer: Timer) -> None:
-        #: The timer; None once it will not fire any more through this entry.
+        #: The timer; None once this entry is over.
         self.timer: Timer | None = timer
 
 

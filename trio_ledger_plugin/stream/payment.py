@@ -33,8 +33,8 @@ __all__ = ["Payment", "Progress"]
 
 _FRAMES: Final = (stream.StreamMoney(STREAM_ID, 1),)
 _FIRST_WINDOW: Final = 10.0
-# How many packets are in flight after a refusal, until one is fulfilled. The loss of a single one would stop the payment
-# until it expires.
+# How many packets are in flight after a refusal, until one is fulfilled. If it were one, its loss would stop the
+# payment until it expires.
 _PROBES: Final = 2
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 5.0
