@@ -599,3 +599,30 @@ async def test_servers_are_verified_without_a_context_of_ours() -> None:
                     raise AssertionError("connected")
     assert len(made) == 1
     assert threading.main_thread() not in made
+
+
+async def test_server_that_says_goodbye_and_stays_is_left(mock_clock: MockClock) -> None:
+    """A client that redials would otherwise keep the socket of each such connection."""
+    goodbye, ended = trio.Event(), trio.Event()
+
+    async def say_goodbye(_: Server, stream: trio.SocketStream) -> None:
+        peer = await welcome(stream)
+        await peer.let_in()
+        await goodbye.wait()
+        await peer.send(peer.frame((1000).to_bytes(2), CLOSE))
+        await peer.receive_close()
+        await peer.wait_eof()
+        ended.set()
+
+    with trio.CancelScope() as scope:
+        async with serving(Server(say_goodbye, Server.accept)) as url, open_btp({"server": url}) as plugin:
+            await next_event(plugin.events, Connected)
+            goodbye.set()
+            await next_event(plugin.events, Disconnected)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert not ended.is_set()
+            mock_clock.jump(2)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            # The clock stands still, so that nothing can be waited for at the end.
+            scope.cancel()
+    assert ended.is_set()

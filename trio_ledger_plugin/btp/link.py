@@ -436,8 +436,9 @@ class Link(Exchange):
             self.counters.bytes_sent += self.bytes_sent
             self.counters.bytes_received += self.bytes_received
         self._abort_at = trio.current_time() + 2 * CLOSE_SECONDS
-        self.keep_time(self._abort_at)
         self.on_lost(self, reason)
+        # Last: on_lost may close the exchange again, and that stops its timer.
+        self.keep_time(self._abort_at)
 
     def _transport_ended(self, cancelled: bool, error: Exception | None) -> None:
         if error is not None:
