@@ -624,6 +624,12 @@ async def many_arguments(*values: Any, **named: Any) -> bytes:
     return b""
 
 
+class Stateless:
+    @staticmethod
+    async def __call__(data: Any) -> bytes:
+        return b""
+
+
 def injecting(function: Callable[..., Awaitable[bytes]]) -> Callable[[Any], Awaitable[bytes]]:
     """Decorate a function that takes one argument more than it is called with."""
 
@@ -657,6 +663,7 @@ async def test_handler_with_other_arguments_is_refused(kind: str):
             many_arguments,
             partial(two_arguments, 1),
             injecting(two_arguments),
+            Stateless(),
             AsyncMock(),
             Mock(),
             claims_none,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from functools import partial
 from inspect import (
+    getattr_static,
     isasyncgenfunction,
     isawaitable,
     iscoroutinefunction,
@@ -14,6 +15,7 @@ from inspect import (
     signature,
     unwrap,
 )
+from types import FunctionType, WrapperDescriptorType
 from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import uuid4
 
@@ -342,13 +344,15 @@ def _check_arguments(kind: str, handler: Callable[..., object], names: tuple[str
     """Check that a handler can be called with its arguments, as far as its signature says for certain.
 
     What a wrapper takes is its own signature, not that of the function in it. A builtin may have none, and
-    ``__signature__`` may be another's.
+    ``__signature__`` may be another's. ``signature`` takes the first argument away from a static ``__call__``, too.
 
     Raises:
         TypeError: It cannot be called so.
     """
+    call = getattr_static(type(handler), "__call__")
+    is_certain = isinstance(call, FunctionType | WrapperDescriptorType) and not hasattr(handler, "__signature__")
     try:
-        own = None if hasattr(handler, "__signature__") else signature(handler, follow_wrapped=False)
+        own = signature(handler, follow_wrapped=False) if is_certain else None
     except (TypeError, ValueError):
         return
     try:
