@@ -28,6 +28,7 @@ from trio_ledger_plugin import (
     Transfer,
     TransferInDoubtError,
 )
+from trio_ledger_plugin.money.entering import NOTHING_SENT
 
 if TYPE_CHECKING:
     from trio_ledger_plugin.money.journaled import JournaledMoney
@@ -318,3 +319,26 @@ async def test_memory_does_not_grow_with_the_transfers_that_are_handled(store):
         assert len(handler.keys) == count
         outbox = cast("JournaledMoney", payer.money).outbox
         assert len(outbox._finished) < count / 2
+
+
+async def test_cancelled_work_of_a_store_enters_nothing_later(store, nursery):
+    """A thread may have taken the work, and do other work of the same commit first: nothing may be sent any more."""
+    transaction, left = store.transaction, []
+
+    async def leave(work: Any) -> None:
+        left.append(work)
+        await trio.sleep_forever()
+
+    async with open_payer(store) as payer:
+        await settle(store)
+        store.transaction = leave
+        outcomes = await start(nursery, payer.send_money, 7)
+        store.transaction = transaction
+        await payer.disconnect()
+        assert [str(outcome) for outcome in outcomes] == [NOTHING_SENT]
+        for work in left:
+            await transaction(work)
+        assert await states(payer) == {}
+        await payer.connect()
+        await settle(store)
+        assert payer.sent == []

@@ -113,7 +113,7 @@ class Entering:
             pending.settle(partial(copy_error, error))
         return None
 
-    async def _begin(self, pending: PendingTransfer) -> BeingSent | JournalEntry:
+    async def _begin(self, pending: PendingTransfer) -> BeingSent | JournalEntry | None:
         # If the link is lost from here on, the transfer waits for the next one.
         peer = pending.peer or await self._comparing.wait()
         if peer is None and not self._is_connected():
@@ -121,8 +121,9 @@ class Entering:
         if pending.is_keyed is (peer is None):
             pending.transfer = evolve(pending.transfer, level=MoneyLevel.KEYED if peer else MoneyLevel.PLAIN)
 
-        def begin(connection: Connection) -> BeingSent | JournalEntry:
-            pending.begun = True
+        def begin(connection: Connection) -> BeingSent | JournalEntry | None:
+            if not pending.begin_entering():
+                return None
             return self._outgoing.begin(connection, pending.transfer, peer, plain_allowed=self._journal.plain_allowed)
 
         return await self._journal.run(self._account, begin)
@@ -138,7 +139,7 @@ class Entering:
 
     async def _withdraw(self, pending: PendingTransfer) -> None:
         """Withdraw a transfer of which nothing was sent; if the store has begun, it may have recorded it."""
-        if pending.begun and not pending.gone:
+        if not pending.gone and not pending.prevent_entering():
             await self._outcomes.record(self._outgoing.withdraw_new, self._account, str(pending.transfer.key))
         pending.gone = True
         pending.settle(partial(PluginClosedError, NOTHING_SENT))

@@ -6,6 +6,7 @@ caller stops waiting, it is withdrawn, unless a caller got an error that says th
 
 from __future__ import annotations
 
+import threading
 from enum import Enum
 from math import inf
 from typing import TYPE_CHECKING, Final
@@ -65,10 +66,12 @@ class PendingTransfer:
     __slots__ = (
         "_abandoned",
         "_callers",
+        "_claimed",
         "_give_up",
         "_is_settled",
         "_make_error",
         "_patience_ends",
+        "_prevented",
         "_timers",
         "_waiting",
         "_working",
@@ -105,6 +108,9 @@ class PendingTransfer:
         self.stopped: bool = False
         #: Whether the store has begun to enter it. Set on the store's thread.
         self.begun: bool = False
+        # Acquired by the store's thread when it begins, or by the one of Trio to prevent that.
+        self._claimed = threading.Lock()
+        self._prevented = False
         #: Whether it is certain that the journal does not have it, after its callers stopped waiting.
         self.gone: bool = False
         #: The peer's journal, if the link at the beginning of the call was KEYED.
@@ -162,6 +168,22 @@ class PendingTransfer:
         if not self._working:
             self.idle.set()
         return not self._working
+
+    def begin_entering(self) -> bool:
+        """Note that the store begins to enter it; return False if it must not. Called on the store's thread.
+
+        The store may begin again, after it has undone the first try.
+        """
+        self.begun = self.begun or self._claimed.acquire(blocking=False)
+        return self.begun
+
+    def prevent_entering(self) -> bool:
+        """Keep the store from entering it; return False if the store has begun, so that it may be in the journal.
+
+        A cancelled call of the store may still do its work: a thread may have taken it, and do other work first.
+        """
+        self._prevented = self._prevented or self._claimed.acquire(blocking=False)
+        return self._prevented
 
     def stop_entering(self) -> None:
         """Do not enter it in the journal, unless the store has begun to; its task then withdraws it."""

@@ -266,12 +266,12 @@ class Sender:
             return
         if pending.phase is not Phase.WAITING or not pending.has_callers:
             self._drop(pending)
-        if pending.phase is Phase.SENT or (pending.is_entering and pending.begun):
+        if pending.phase is Phase.SENT or (pending.is_entering and not pending.prevent_entering()):
             # The task was cancelled: the plugin ends.
             pending.settle(partial(pending.doubt, "the plugin was closed before it was acknowledged"))
         elif pending.is_entering:
             pending.settle(partial(PluginClosedError, NOTHING_SENT))
-        elif pending.phase is Phase.WITHDRAWN and not pending.begun:
+        elif pending.phase is Phase.WITHDRAWN and pending.prevent_entering():
             pending.gone = True
 
     async def _send(self, pending: PendingTransfer) -> None:
