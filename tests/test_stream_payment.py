@@ -19,6 +19,8 @@ from trio_ledger_plugin.stream.crypto import Keys
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from trio_ledger_plugin import LedgerPlugin
+
 MILLION = 1_000_000
 
 
@@ -277,6 +279,32 @@ async def test_few_packets_are_tried_while_a_limit_lasts(autojump_clock):
     assert in_flight > 50
     assert 2 <= len(tries) <= 7
     assert max(tries) <= 2
+
+
+class Faulty(Path):
+    """Loses two packets, and then refuses one."""
+
+    count = 0
+
+    async def forward(self, prepare: ilp.Prepare, onward: LedgerPlugin) -> bytes:
+        self.count += 1
+        if self.count in (20, 21):
+            await trio.sleep_forever()
+        return self.reject("T00") if self.count == 60 else await super().forward(prepare, onward)
+
+
+async def test_lost_packets_do_not_take_the_places_of_those_tried(autojump_clock):
+    """The others would wait until the lost ones expire."""
+    path = Faulty(max_packet=1000, latency=0.1)
+    fulfilled: list[int] = []
+
+    def look(progress: Progress) -> None:
+        if trio.current_time() < began + 10:
+            fulfilled.append(progress.packets)
+
+    began = trio.current_time()
+    assert (await pay_over(path, send=3_000_000, on_progress=look)).sent == 3_000_000
+    assert fulfilled[-1] > 1000
 
 
 async def test_limit_of_packets_a_second_slows_down(autojump_clock):

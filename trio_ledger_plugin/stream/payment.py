@@ -121,10 +121,14 @@ class Payment:
         # How many packets may be in flight; at least 1.
         self._window = _FIRST_WINDOW
         self._is_starting = True
-        # When the window was halved last, and whether no packet that was sent since has been fulfilled: then one at a
-        # time is sent.
+        # When the window was halved last, and whether no packet that was sent since has been fulfilled: then few are
+        # tried.
         self._cut_at = -inf
         self._is_probing = False
+        # When it was halved last for a refusal, and how many packets have been in flight since before that. They do not
+        # count: those that are lost would take the places of all that are to be tried, until they expire.
+        self._refused_at = -inf
+        self._old = 0
         self._pause = _FIRST_PAUSE
         self._paused_until = 0.0
         self._last_success = 0.0
@@ -185,14 +189,14 @@ class Payment:
 
     def _spawn(self) -> None:
         """Start workers, while there is money for them and room for their packets."""
-        while self._workers < self._limit_now() and self._next_amount() > 0:
+        while self._workers - self._old < self._limit_now() and self._next_amount() > 0:
             self._workers += 1
             start_task(self._nursery, self._work)
             if self._workers * self._packet >= self._budget:
                 return
 
     def _limit_now(self) -> int:
-        """Return how many packets may be in flight now."""
+        """Return how many packets may be in flight now, without the old ones."""
         return min(_PROBES, int(self._window)) if self._is_probing else int(self._window)
 
     async def _watch(self) -> None:
@@ -225,7 +229,7 @@ class Payment:
 
     async def _send_many(self, packet: _InFlight) -> bool:
         """Send packets until one gets no answer, for which its scope is cancelled; return whether there are no more."""
-        while self._stopped is None and self._workers <= self._limit_now():
+        while self._stopped is None and self._workers - self._old <= self._limit_now():
             if packet.is_over:
                 # The last answer came in the moment in which its packet expired.
                 return False
@@ -257,6 +261,8 @@ class Payment:
 
     def _land(self, packet: _InFlight) -> None:
         del self._in_flight[packet]
+        if packet.sent_at <= self._refused_at:
+            self._old -= 1
         self._flying -= packet.amount
         self._expected -= packet.expected
 
@@ -351,7 +357,7 @@ class Payment:
             self._stop(f"every packet is too large: {answer.reason}")
 
     def _slow_down(self, packet: _InFlight, answer: Answer) -> None:
-        """Halve the window, once for all packets that were in flight together; pause, and then try one packet."""
+        """Halve the window, once for all packets that were in flight together; pause, and then try a few."""
         if trio.current_time() - self._last_success >= self._patience:
             self._stop(f"no packet was fulfilled for {self._patience:g} seconds: {answer.reason}{self._limit()}")
         if packet.sent_at <= self._cut_at:
@@ -359,6 +365,8 @@ class Payment:
         self._is_starting = False
         self._cut_at = trio.current_time()
         self._is_probing = answer.kind is not Kind.UNANSWERED
+        if self._is_probing:
+            self._refused_at, self._old = self._cut_at, len(self._in_flight)
         self._window = max(1.0, self._window / 2)
         self._paused_until = trio.current_time() + self._pause
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
