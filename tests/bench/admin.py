@@ -4,8 +4,11 @@
 
 The server is ``btp-accounts``, a process of its own. This process is all its clients, as in ``accounts.py``, and asks
 for what the page asks for, every two seconds. The server opens and closes the page when it is told to, so that the
-three ways alternate in short slices, with the same connections. Besides the rate, the processor time of the server for
-each call is compared: a busy machine changes it less.
+three ways alternate in slices, with the same connections. Besides the rate, the processor time of the server for each
+call is compared: a busy machine changes it less.
+
+The more accounts there are, the less often the page looks at them. A slice has to be longer than the page rests between
+two looks, so it has more calls for many accounts.
 """
 
 from __future__ import annotations
@@ -167,7 +170,7 @@ if __name__ == "__main__":
     parser.add_argument("--quick", action="store_true", help="small, and once: whether every call is answered")
     parser.add_argument("--accounts", type=int, default=100, help="how many accounts are connected")
     parser.add_argument("--slices", type=int, default=15)
-    parser.add_argument("--calls", type=int, default=60_000, help="in each slice")
+    parser.add_argument("--calls", type=int, help="in each slice; by default 60 for each account, and at least 60,000")
     parser.add_argument("--save", type=Path, help="where to write the JSON")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -176,4 +179,5 @@ if __name__ == "__main__":
     elif arguments.quick:
         main(accounts=10, slices=1, calls=2000, save=arguments.save)
     else:
-        main(accounts=arguments.accounts, slices=arguments.slices, calls=arguments.calls, save=arguments.save)
+        calls = arguments.calls or max(60_000, 60 * arguments.accounts)
+        main(accounts=arguments.accounts, slices=arguments.slices, calls=calls, save=arguments.save)
