@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from attrs import evolve
 
 from ..errors import LedgerPluginError, NotConnectedError, PluginClosedError, StoreInDoubtError, copy_error
+from ..stores.steps import InSteps
 from ..transfer import MoneyLevel
 from .outgoing import BeingSent
 from .pending import Phase
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
 
     import trio
 
+    from ..negotiation import PeerJournal
     from ..runtime.context import Context
     from ..stores.dialect import Connection
+    from ..stores.steps import Steps
     from ..transfer import JournalEntry
     from .comparing import Comparing
     from .journal import Journal
@@ -121,12 +124,15 @@ class Entering:
         if pending.is_keyed is (peer is None):
             pending.transfer = evolve(pending.transfer, level=MoneyLevel.KEYED if peer else MoneyLevel.PLAIN)
 
-        def begin(connection: Connection) -> BeingSent | JournalEntry | None:
-            if not pending.begin_entering():
-                return None
-            return self._outgoing.begin(connection, pending.transfer, peer, plain_allowed=self._journal.plain_allowed)
+        return await self._journal.run(self._account, InSteps(partial(self._begin_work, pending, peer)))
 
-        return await self._journal.run(self._account, begin)
+    def _begin_work(
+        self, pending: PendingTransfer, peer: PeerJournal | None, connection: Connection
+    ) -> Steps[BeingSent | JournalEntry | None]:
+        if not pending.begin_entering():
+            return None
+        begin = self._outgoing.begin.start
+        return (yield from begin(connection, pending.transfer, peer, plain_allowed=self._journal.plain_allowed))
 
     async def _go_on(self, pending: PendingTransfer, entered: BeingSent | JournalEntry | None) -> None:
         try:

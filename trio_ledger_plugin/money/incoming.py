@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from attrs import frozen
 
 from ..errors import DuplicateIdError, LedgerPluginError, NotAcceptedError, UnreachableError, wire_error
+from ..stores.steps import IN_TURN, finish, in_steps
 from ..transfer import MoneyLevel, Receipt, Transfer, TransferState
 from .room import UNLIMITED, drop_unused
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..stores.dialect import Connection
+    from ..stores.steps import Steps
     from .room import Room
     from .statements import Statements
 
@@ -121,6 +123,7 @@ class SqlIncoming:
         self._room = room
         self._promised = promised
 
+    @in_steps
     def receive(
         self,
         connection: Connection,
@@ -128,7 +131,7 @@ class SqlIncoming:
         apply: Apply | None,
         *,
         plain_allowed: bool,
-    ) -> Received:
+    ) -> Steps[Received]:
         """Credit a transfer once, or refuse it.
 
         A transfer that was received before gets the same reply as then. A temporary refusal (a code that begins with T)
@@ -144,9 +147,10 @@ class SqlIncoming:
         if transfer.level is MoneyLevel.PLAIN and not plain_allowed:
             return Received(NotAcceptedError(NO_KEYS))
         if apply is None:
-            return self._credit(connection, transfer, delivered=False)
+            return (yield from self._credit(connection, transfer, delivered=False))
+        yield IN_TURN
         connection.execute("SAVEPOINT lpi_receive")
-        received = self._credit(connection, transfer, delivered=True)
+        received = finish(self._credit(connection, transfer, delivered=True), connection)
         if received.credited is not None:
             refusal = apply(connection, transfer)
             received = Received(refusal, received.receipt)
@@ -158,7 +162,7 @@ class SqlIncoming:
         connection.execute("RELEASE lpi_receive")
         return received
 
-    def _credit(self, connection: Connection, transfer: Transfer, *, delivered: bool) -> Received:
+    def _credit(self, connection: Connection, transfer: Transfer, *, delivered: bool) -> Steps[Received]:
         sql, place = self._sql, (self._ledger, transfer.account)
         age, keyed = self._age(), transfer.level is MoneyLevel.KEYED
         state = TransferState.DELIVERED if delivered else TransferState.APPLIED
@@ -177,9 +181,10 @@ class SqlIncoming:
             credit, crediting = sql.CREDIT_PLAIN, (transfer.amount, kept, age, *place, limit)
         if keyed and sql.joined is not None:
             values = (*entering, *crediting, *waiting, state.value)
-            row = connection.execute(sql.joined.CREDIT_KEYED, values).fetchone()
+            row = (yield sql.joined.CREDIT_KEYED, values).fetchone()
             number, receipt, credited = row or (None, None, 0)
         else:
+            yield IN_TURN
             number, receipt = self._enter(connection, entering) or (None, None)
             credited = 0
             if number is not None:
@@ -288,12 +293,14 @@ class SqlIncoming:
         later = connection.execute(self._sql.NEXT_TO_DELIVER, (*place, age)).fetchone()
         return due, None if later is None else later[0]
 
-    def delivered(self, connection: Connection, credited: Credited) -> None:
+    @in_steps
+    def delivered(self, connection: Connection, credited: Credited) -> Steps[None]:
         """Record that the money handler has finished with a transfer; one at PLAIN does not stay."""
         sql, keyed = self._sql, credited.transfer.level is MoneyLevel.KEYED
         if keyed and sql.joined is not None:
-            connection.execute(sql.joined.DELIVERED, (credited.number, time(), credited.number))
+            yield sql.joined.DELIVERED, (credited.number, time(), credited.number)
             return
+        yield IN_TURN
         dropped = connection.execute(sql.DROP_TO_DELIVER, (credited.number,)).rowcount
         if keyed:
             connection.execute(sql.DELIVERED, (time(), credited.number))

@@ -16,6 +16,7 @@ from attrs import evolve
 from ..errors import InvalidServicesError, StoreError
 from ..negotiation import MAX_RETENTION, JournalOffer
 from ..stores.dialect import dialect_of
+from ..stores.steps import Work
 from ..transfer import Totals
 from .lease import Lease
 from .room import Room
@@ -191,7 +192,7 @@ class Journal:
 
         Cancellation: The work may be done anyway, unless it waits for its turn.
         """
-        return await self._take_turn(account, self._own_transaction, partial(_call, work, args, kwargs))
+        return await self._take_turn(account, self._own_transaction, Work(work, args, kwargs))
 
     async def read(self, account: str, work: Callable[..., T], *args: Any) -> T:  # noqa: ANN401 (the work's own)
         """Run work that changes nothing, as ``run`` does; another process may own the ledger.
@@ -206,7 +207,7 @@ class Journal:
 
         Cancellation: Safe at any time.
         """
-        return await self._take_turn(account, self._transaction, partial(_call, work, args, {}))
+        return await self._take_turn(account, self._transaction, Work(work, args, {}))
 
     # Ctrl-C must not come between taking a turn and giving it back.
     @trio.lowlevel.enable_ki_protection
@@ -345,7 +346,3 @@ def _do_nothing() -> None:
 
 def _nothing(_connection: Connection) -> None:
     pass
-
-
-def _call(work: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], connection: Connection) -> T:
-    return work(connection, *args, **kwargs)

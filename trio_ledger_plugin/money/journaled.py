@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
@@ -160,11 +159,11 @@ class JournaledMoney(MoneyService):
             call = HandlerCall(handlers.transactional, self.journal.dialect)
         elif handlers.money is None and self._context.options.accept_money != "journal":
             # Nobody takes the money. What was credited earlier still gets the same reply.
-            received = await self._run(transfer, partial(incoming.repeat_reply, transfer=transfer))
+            received = await self._run(transfer, incoming.repeat_reply)
             return UnreachableError(NO_HANDLER) if received is None else received.reply_to(transfer)
         with self._context.tasks.committing():
-            receive = partial(incoming.receive, transfer=transfer, apply=call, plain_allowed=self.journal.plain_allowed)
-            received = await self._run(transfer, receive)
+            allowed = self.journal.plain_allowed
+            received = await self._run(transfer, incoming.receive, apply=call, plain_allowed=allowed)
             assert received is not None
             if call is not None:
                 call.log_failure(handlers)
@@ -174,12 +173,14 @@ class JournaledMoney(MoneyService):
                 handlers.counters.transfers_refused += 1
             return received.reply_to(transfer)
 
-    async def _run(self, transfer: Transfer, work: Callable[..., Received | None]) -> Received | None:
+    async def _run(
+        self, transfer: Transfer, work: Callable[..., Received | None], **options: object
+    ) -> Received | None:
         """Run work on a received transfer, until it is certain what became of it."""
         in_doubt = False
         while True:
             try:
-                received = await self.journal.run(transfer.account, work)
+                received = await self.journal.run(transfer.account, work, transfer, **options)
             except StoreError as error:
                 # Once a try is in doubt, neither reply is certain to be true before the store can tell.
                 in_doubt = in_doubt or isinstance(error, StoreInDoubtError)

@@ -11,19 +11,21 @@ from __future__ import annotations
 import os
 import socket
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from uuid import uuid4
 
 import trio
 
 from ..errors import InvalidServicesError, LedgerLostError, StoreError
 from ..negotiation import clock
+from ..stores.steps import Work
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from ..services import Log
     from ..stores.dialect import Claims, Connection
+    from ..stores.steps import Steps
 
 __all__ = ["BEAT_SECONDS", "HOW_TO_SHARE", "LEASE_SECONDS", "Lease"]
 
@@ -195,14 +197,45 @@ class Lease:
         if epoch is None:
             raise StoreError(f"this plugin does not own ledger {self._ledger!r} now; nothing was changed")
         try:
-            result: T = await self._transaction(partial(self._run_owned, epoch, work))
+            result: T = await self._transaction(OwnedWork(self._check_owned, epoch, work))
         except LedgerLostError:
             self._lost.set()
             raise
         self._known_at = max(self._known_at, known_at)
         return result
 
-    def _run_owned(self, epoch: int, work: Callable[[Connection], T], connection: Connection) -> T:
+    def _check_owned(self, epoch: int, connection: Connection) -> None:
         if not self._claims.is_owner(connection, self._ledger, epoch):
             raise LedgerLostError(f"another process has taken ledger {self._ledger!r} over; nothing was changed")
-        return work(connection)
+
+
+class OwnedWork(Generic[T]):
+    """A work of the process that owns a ledger.
+
+    Args:
+        check: Checks that it does, in the transaction.
+        epoch: The epoch in which it does.
+        work: The work.
+    """
+
+    __slots__ = ("_check", "_epoch", "_work")
+
+    def __init__(self, check: Callable[[int, Connection], None], epoch: int, work: Callable[[Connection], T]) -> None:
+        self._check = check
+        self._epoch = epoch
+        self._work = work
+
+    def __repr__(self) -> str:
+        return f"<of the owner: {self._work!r}>"
+
+    def __call__(self, connection: Connection) -> T:
+        """Check, and run the work."""
+        self._check(self._epoch, connection)
+        return self._work(connection)
+
+    def start(self, connection: Connection) -> Steps[T] | None:
+        """Check, and return the work's steps, none of which has run; None if it has none."""
+        if not isinstance(self._work, Work):
+            return None
+        self._check(self._epoch, connection)
+        return self._work.start(connection)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from attrs import define, frozen
 
 from ..errors import MoneyLevelError
+from ..stores.steps import IN_TURN, in_steps
 from ..transfer import MoneyLevel, Transfer, TransferState, numbered
 from .history import read_entry
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ..errors import RemoteError
     from ..negotiation import PeerJournal
     from ..stores.dialect import Connection
+    from ..stores.steps import Steps
     from ..transfer import JournalEntry
     from .statements import Statements
 
@@ -97,6 +99,7 @@ class SqlOutgoing:
         self._use_peer = use_peer
         self._key_retention = key_retention
 
+    @in_steps
     def begin(
         self,
         connection: Connection,
@@ -104,7 +107,7 @@ class SqlOutgoing:
         peer: PeerJournal | None,
         *,
         plain_allowed: bool,
-    ) -> BeingSent | JournalEntry:
+    ) -> Steps[BeingSent | JournalEntry]:
         """Enter a transfer that is about to be sent, or return the entry of the transfer with its key.
 
         Args:
@@ -116,6 +119,8 @@ class SqlOutgoing:
         Raises:
             MoneyLevelError: The transfer is PLAIN, and the account or the options are KEYED.
         """
+        if peer is None:
+            yield IN_TURN
         place, now = (self._ledger, transfer.account), time()
         refusal = None if peer is not None else self._plain_refusal(connection, transfer.account, plain_allowed)
         if refusal is not None:
@@ -130,11 +135,10 @@ class SqlOutgoing:
         until = None if peer is None else peer.age() + peer.retention / 2
         what = (transfer.key, transfer.amount, transfer.level.value)
         values = (*place, *what, now, now, self._key_retention, journal, until, *place, journal)
-        begun = (
-            self._begin_plain(connection, transfer, values)
-            if peer is None
-            else self._begin_keyed(connection, transfer, values, peer)
-        )
+        if peer is None:
+            begun = self._begin_plain(connection, transfer, values)
+        else:
+            begun = yield from self._begin_keyed(connection, transfer, values, peer)
         if begun is None:
             known = self.find(connection, transfer.account, str(transfer.key))
             assert known is not None
@@ -168,14 +172,15 @@ class SqlOutgoing:
 
     def _begin_keyed(
         self, connection: Connection, transfer: Transfer, values: tuple[object, ...], peer: PeerJournal
-    ) -> tuple[int, int | None] | None:
+    ) -> Steps[tuple[int, int | None] | None]:
         """Enter and count a transfer at KEYED; return its two numbers, or None if its key is known."""
         sql, place = self._sql, (self._ledger, transfer.account)
         counting = (transfer.amount, self._age(), *place, peer.id)
         entered: tuple[int, int | None] | None
         if sql.joined is not None:
-            entered = connection.execute(sql.joined.BEGIN_KEYED, (*values, *counting, *place, BEING_SENT)).fetchone()
+            entered = (yield sql.joined.BEGIN_KEYED, (*values, *counting, *place, BEING_SENT)).fetchone()
         else:
+            yield IN_TURN
             entered = self._enter(connection, transfer, values)
             if entered is not None and entered[1] is not None:
                 connection.execute(sql.BEGIN_KEYED, counting)
@@ -201,9 +206,10 @@ class SqlOutgoing:
         row = connection.execute(self._sql.FIND_OUTGOING, (self._ledger, account, key)).fetchone()
         return None if row is None else read_entry(row)
 
+    @in_steps
     def answered(
         self, connection: Connection, sent: BeingSent, error: RemoteError | None, receipt: int = 0
-    ) -> TransferState:
+    ) -> Steps[TransferState]:
         """Record the peer's reply, and return the state of the transfer, which may have been settled by hand before.
 
         Args:
@@ -220,8 +226,9 @@ class SqlOutgoing:
         sql, settling = self._sql, (state.value, receipt or None, *refusal, time(), self._age(), sent.number)
         if error is None and sql.joined is not None:
             counting = self._acked_values(sent.transfer, sent.journal, receipt)
-            settled = connection.execute(sql.joined.ACKED, (*settling, sent.number, *counting)).fetchone()[0]
+            settled = (yield sql.joined.ACKED, (*settling, sent.number, *counting)).fetchone()[0]
         else:
+            yield IN_TURN
             settled = connection.execute(sql.SETTLE, settling).rowcount
             connection.execute(sql.DROP_TO_SEND, (sent.number,))
             if settled and error is None:

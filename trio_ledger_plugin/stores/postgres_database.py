@@ -32,6 +32,7 @@ from psycopg.pq import TransactionStatus
 from ..errors import StoreError, StoreInDoubtError
 from . import worker
 from .postgres_dialect import POSTGRES, TRY_AGAIN, VALUES, is_storage_error
+from .postgres_pipeline import in_runs, run_together
 from .postgres_prepared import Prepared, run_prepared, run_text, text_array
 from .schema import migrate
 from .worker import UndoneError, with_cause
@@ -39,6 +40,7 @@ from .worker import UndoneError, with_cause
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from .postgres_prepared import Rows
     from .worker import Result
 
     Work = Callable[["StoreConnection"], Any]
@@ -126,6 +128,14 @@ class StoreConnection(psycopg.Connection[Any]):
             return run_prepared(self.pgconn, self._known, query, params or ())
         return super().execute(query, params, **options)
 
+    def execute_together(self, statements: Sequence[tuple[Prepared, tuple[Any, ...]]]) -> list[Rows]:
+        """Run statements of this package in one round trip, and return the result of each.
+
+        Raises:
+            psycopg.Error: One failed; those after it were not run.
+        """
+        return run_together(self.pgconn, self._known, statements)
+
     def epoch_of(self, ledger: str) -> int | None:
         """Return a ledger's epoch, which does not change before the transaction ends; None if it has none."""
         if ledger not in self.epochs:
@@ -210,13 +220,18 @@ class Database(worker.Database):
             self._undo(connection)
             raise self._told(error) from error
         results: list[Result] = []
-        for work in works:
-            result, undone = self._run_work(connection, work)
-            if undone and len(works) > 1:
-                raise UndoneError(StoreError("undone together with another work"))
-            if undone:
-                return [result]
-            results.append(result)
+        try:
+            for work in in_runs(connection, works) if len(works) > 1 else works:
+                result, undone = self._run_work(connection, work)
+                if undone and len(works) > 1:
+                    raise UndoneError(StoreError("undone together with another work"))
+                if undone:
+                    return [result]
+                results.append(result)
+        except psycopg.Error as error:
+            # Of a statement that was sent together with others.
+            self._undo(connection)
+            raise UndoneError(self._told(error)) from error
         return self._commit(connection, results)
 
     def close(self) -> None:

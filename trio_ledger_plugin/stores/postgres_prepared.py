@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from psycopg.pq.abc import PGconn, PGresult
 
-__all__ = ["Prepared", "Rows", "run_prepared", "run_text", "text_array"]
+__all__ = ["Prepared", "Rows", "check", "encode_all", "prepare", "run_prepared", "run_text", "text_array"]
 
 _numbers = count(1)
 DONE: Final[frozenset[int]] = frozenset((ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK))
@@ -99,11 +99,24 @@ def run_prepared(
     Raises:
         psycopg.Error: It failed.
     """
+    prepare(pgconn, known, statement)
+    return Rows(check(pgconn, pgconn.exec_prepared(statement.name, encode_all(values))))
+
+
+def prepare(pgconn: PGconn, known: set[bytes], statement: Prepared) -> None:
+    """Prepare a statement on a connection that does not know it.
+
+    Raises:
+        psycopg.Error: It failed.
+    """
     if statement.name not in known:
-        _check(pgconn, pgconn.prepare(statement.name, statement.numbered))
+        check(pgconn, pgconn.prepare(statement.name, statement.numbered))
         known.add(statement.name)
-    encoded: list[Any] = [_encode(value) for value in values]
-    return Rows(_check(pgconn, pgconn.exec_prepared(statement.name, encoded)))
+
+
+def encode_all(values: tuple[str | bytes | float | None, ...]) -> list[Any]:
+    """Return the values of a statement as libpq takes them."""
+    return [_encode(value) for value in values]
 
 
 def run_text(pgconn: PGconn, text: bytes) -> bytes:
@@ -112,7 +125,7 @@ def run_text(pgconn: PGconn, text: bytes) -> bytes:
     Raises:
         psycopg.Error: One failed, and those after it were not run.
     """
-    return _check(pgconn, pgconn.exec_(text)).command_status or b""
+    return check(pgconn, pgconn.exec_(text)).command_status or b""
 
 
 def text_array(texts: Iterable[str]) -> str:
@@ -140,7 +153,12 @@ def _read(result: PGresult, row: int, column: int) -> object:
     return value.decode() if read is None else read(value)
 
 
-def _check(pgconn: PGconn, result: PGresult) -> PGresult:
+def check(pgconn: PGconn, result: PGresult) -> PGresult:
+    """Return a result that is none of an error.
+
+    Raises:
+        psycopg.Error: It is one.
+    """
     if result.status in DONE:
         return result
     if pgconn.status == ConnStatus.BAD:
