@@ -37,6 +37,8 @@ from trio_ledger_plugin import (
 )
 from trio_ledger_plugin.codec import ilp
 from trio_ledger_plugin.http import jwt
+from trio_ledger_plugin.http.asgi import _AsgiResponder
+from trio_ledger_plugin.net import listen
 from trio_ledger_plugin.stores import open_sqlite_store
 from trio_ledger_plugin.testing.conformance.assertions import Recorder, refusing
 
@@ -463,6 +465,44 @@ async def test_burst_of_connections_is_served():
                 for _ in range(60):
                     nursery.start_soon(ask)
         assert statuses == [200] * 60
+
+
+async def test_connection_for_each_request_is_accepted_at_once(clock, monkeypatch):
+    """Many clients keep no connection; the rate is for connections that come to nothing."""
+    monkeypatch.setattr(listen, "FAILURES", 2)
+    async with open_http(serving(max_failures_per_minute=100), data_handler=fulfill) as plugin:
+        began = trio.current_time()
+        for _ in range(30):
+            assert await status_of(plugin.address, post()) == 200
+        assert trio.current_time() - began < 1 / listen.FAILURES_A_SECOND
+        for _ in range(30):
+            assert await status_of(plugin.address, post(version="1.0", token="wrong")) == 401
+        assert trio.current_time() - began >= 25 / listen.FAILURES_A_SECOND
+
+
+async def test_connections_that_have_ended_leave_no_timers():
+    async with open_http(serving(), data_handler=fulfill) as plugin:
+        timers = plugin.context.timers
+        for _ in range(200):
+            assert await status_of(plugin.address, post()) == 200
+        assert len(timers._due) < 180
+
+
+async def test_many_requests_are_forgotten_as_fast_as_few():
+    """All the connections of a peer may be lost at once, while its requests are served."""
+
+    async def seconds_for(count):
+        async with open_http(serving(), data_handler=sleeping(9)) as plugin:
+            (link,) = plugin.exchanges()
+            responders = [_AsgiResponder() for _ in range(count)]
+            for responder in responders:
+                link.serve(responder, b"")
+            began = time.process_time()
+            for responder in reversed(responders):
+                link.forget(responder)
+            return time.process_time() - began
+
+    assert await seconds_for(4000) < 40 * max(await seconds_for(400), 0.0005)
 
 
 async def test_guesses_get_their_answers_later_and_later(clock):

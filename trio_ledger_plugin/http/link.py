@@ -131,7 +131,7 @@ class HttpLink(Exchange):
 
     def serve(self, responder: Responder, body: bytes) -> None:
         """Serve a request of the peer; the responder gets the reply."""
-        request_id = next(self._ids)
+        request_id = responder.request_id = next(self._ids)
         self._responders[request_id] = responder
         responder.is_ilp = looks_like_ilp(body)
         self.counters.requests_received += 1
@@ -189,9 +189,9 @@ class HttpLink(Exchange):
 
     def forget(self, responder: Responder) -> None:
         """Drop the reply of a lost connection; the handler goes on."""
-        for request_id, waiting in tuple(self._responders.items()):
-            if waiting is responder:
-                del self._responders[request_id]
+        # At once, however many others there are: all of them may be lost at the same time.
+        if self._responders.get(responder.request_id) is responder:
+            del self._responders[responder.request_id]
 
     # Deadlines and the end.
 

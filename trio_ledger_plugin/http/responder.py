@@ -12,12 +12,14 @@ class Responder(ABC):
 
     Attributes:
         is_ilp: Whether the request is an ILP packet, so that an error can be a Reject.
+        request_id: The id that the link gave the request.
     """
 
-    __slots__ = ("is_ilp",)
+    __slots__ = ("is_ilp", "request_id")
 
     def __init__(self) -> None:
         self.is_ilp: bool = False
+        self.request_id: int = 0
 
     @abstractmethod
     async def respond(self, status: int, body: bytes) -> None:

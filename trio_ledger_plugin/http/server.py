@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ssl
 from contextlib import suppress
-from math import inf
 from typing import TYPE_CHECKING
 
 import trio
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..runtime.context import Context
+    from ..runtime.timers import Scheduled
     from .gate import Gate
     from .options import IncomingOptions
 
@@ -72,7 +72,7 @@ class HttpServer:
         self._serving = Serving(context, gate, heads, self.admission, self._readers, is_wanted)
         self._connections: dict[ServerConnection, None] = {}
         # Looks at the connections, while there are some.
-        self._watch: _Watch | None = None
+        self._watch: Scheduled | None = None
 
     @property
     def address(self) -> str:
@@ -110,19 +110,25 @@ class HttpServer:
                 await abort_stream(stream)  # noqa: ASYNC102 (it waits for nothing)
 
     async def _serve_own(self, stream: trio.SocketStream, peer: str) -> bool:
-        await self._serve(stream, peer, self._ssl_context)
-        return False
+        return await self._serve(stream, peer, self._ssl_context)
 
-    async def _serve(self, stream: trio.abc.Stream, peer: str, context: ssl.SSLContext | None) -> None:
+    async def _serve(self, stream: trio.abc.Stream, peer: str, context: ssl.SSLContext | None) -> bool:
+        """Serve a connection to its end, and return whether it was authenticated; if it was, it is closed."""
+        is_authenticated = False
         # A burst of a good peer's soon makes room. Otherwise the connection that has waited longest makes way.
         with trio.move_on_after(ROOM_SECONDS):
             while not self.admission.has_room(peer):
                 await self._left.park()
         with self.admission.admit(peer) as pending:
 
-            def authenticated() -> None:
+            def leave() -> None:
                 pending.leave()
                 self._left.unpark_all()
+
+            def authenticated() -> None:
+                nonlocal is_authenticated
+                is_authenticated = True
+                leave()
 
             try:
                 seconds = self.context.options.handshake_timeout
@@ -133,46 +139,30 @@ class HttpServer:
             except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError, OSError) as error:
                 self.context.log.debug("a connection from %s ended: %s", peer, error)
             finally:
-                authenticated()
+                leave()
+        return is_authenticated
 
     async def _run(self, connection: ServerConnection) -> None:
         self._connections[connection] = None
         if self._readers is not None:
             self._readers.streams += 1
         if self._watch is None:
-            self._watch = _Watch(self)
-            self.context.timers.schedule(self._watch, trio.current_time() + LOOK_SECONDS)
+            self._watch = self.context.timers.schedule(self, trio.current_time() + LOOK_SECONDS)
         try:
             await connection.run()
         finally:
             del self._connections[connection]
-            if not self._connections:
+            if not self._connections and self._watch is not None:
                 # The plugin's tasks may end now, and their timers with them.
+                self.context.timers.cancel(self._watch)
                 self._watch = None
             if self._readers is not None:
                 self._readers.streams -= 1
             connection.close()
 
-    def close_late(self, watch: _Watch, now: float) -> float:
+    def fire(self, now: float) -> float:
         """Close the connections that are past their deadline, and return when to look again."""
-        if watch is not self._watch:
-            return inf
         for connection in tuple(self._connections):
             if connection.deadline <= now:
                 connection.close()
         return now + LOOK_SECONDS
-
-
-class _Watch:
-    """The timer of a server's connections.
-
-    Args:
-        server: The server.
-    """
-
-    def __init__(self, server: HttpServer) -> None:
-        self._server = server
-
-    def fire(self, now: float) -> float:
-        """Close the connections that are past their deadline."""
-        return self._server.close_late(self, now)
