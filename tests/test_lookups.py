@@ -56,12 +56,16 @@ def take(key: str, value: str) -> Any:
     return decide
 
 
+def ignore(result: object) -> None:
+    pass
+
+
 async def run_all(lookups: Lookups, *decides: Any) -> list[Any]:
     results: list[Any] = [None] * len(decides)
 
     async def run(number: int) -> None:
         try:
-            results[number] = await lookups.run(decides[number])
+            results[number] = await lookups.run(decides[number], ignore)
         except StoreError as error:
             results[number] = error
 
@@ -75,7 +79,7 @@ async def test_lookups_that_come_together_share_a_transaction(store: CountedStor
     lookups = Lookups(tasks, store)
     assert await run_all(lookups, *(take(f"key {n}", f"{n}") for n in range(10))) == [f"{n}" for n in range(10)]
     assert store.updates == 1
-    assert await lookups.run(take("key 3", "other")) == "3"
+    assert await lookups.run(take("key 3", "other"), ignore) == "3"
     many = 2 * AT_ONCE + 1
     assert await run_all(lookups, *(take(f"more {n}", "x") for n in range(many))) == ["x"] * many
     assert store.updates == 5
@@ -95,7 +99,7 @@ async def test_failure_of_the_store_reaches_each_lookup(store: CountedStore, tas
     assert all(isinstance(error, StoreError) and error.__cause__ is store.error for error in errors)
     assert errors[0] is not errors[1]
     store.error = None
-    assert await lookups.run(take("a", "1")) == "1"
+    assert await lookups.run(take("a", "1"), ignore) == "1"
 
 
 async def test_cancelled_lookup_leaves_the_others(store: CountedStore, tasks: TaskGroup) -> None:
@@ -106,10 +110,23 @@ async def test_cancelled_lookup_leaves_the_others(store: CountedStore, tasks: Ta
         nursery.start_soon(run_all, lookups, take("a", "1"))
         await wait_all_tasks_blocked()
         with trio.move_on_after(0) as scope:
-            await lookups.run(take("b", "2"))
+            await lookups.run(take("b", "2"), ignore)
         assert scope.cancelled_caught
         nursery.start_soon(run_all, lookups, take("c", "3"))
         await wait_all_tasks_blocked()
         store.may_begin.set()
     assert [await store.get(key) for key in "abc"] == ["1", None, "3"]
     assert store.updates == 2
+
+
+async def test_result_is_noted_if_its_caller_is_gone(store: CountedStore, tasks: TaskGroup) -> None:
+    """What is in the store must be counted, whether the client has waited for it or not."""
+    lookups = Lookups(tasks, store)
+    store.may_begin = trio.Event()
+    noted: list[str] = []
+    with trio.move_on_after(0.01) as scope:
+        await lookups.run(take("a", "1"), noted.append)
+    assert scope.cancelled_caught
+    store.may_begin.set()
+    assert await lookups.run(take("b", "2"), noted.append) == "2"
+    assert noted == ["1", "2"]

@@ -10,6 +10,7 @@ import trio
 from support.accounts import ask, enter, leave, open_accounts, options
 from support.peers import TOKEN, dial
 
+from trio_ledger_plugin.btp.auth import auth_message
 from trio_ledger_plugin.net import names
 from trio_ledger_plugin.stores import MemoryStore, SqliteStore, open_sqlite_store
 from trio_ledger_plugin.testing.conformance.assertions import echo
@@ -146,6 +147,47 @@ async def test_number_of_names_is_limited(tmp_path: Path, kind: str, monkeypatch
         return
     async with open_sqlite_store(tmp_path / "names.db") as store:
         await run(store)
+
+
+class SlowStore:
+    """A store that takes its time."""
+
+    def __init__(self, inner: SqliteStore, seconds: float) -> None:
+        self.put, self.get, self.delete, self.put_if_absent = inner.put, inner.get, inner.delete, inner.put_if_absent
+        self._inner = inner
+        self.seconds = seconds
+
+    async def update(self, decide: Any) -> Any:
+        await trio.sleep(self.seconds)
+        return await self._inner.update(decide)
+
+
+async def test_name_whose_client_has_hung_up_meanwhile_is_forgotten(store: SqliteStore) -> None:
+    """A client that hangs up while the store is asked would fill the disk, and the table of names for good."""
+    async with open_accounts(options(auth_timeout=0.2), store=SlowStore(store, 0.02)) as plugin:
+        for number in range(5):
+            peer = await dial(plugin.address)
+            await peer.send(peer.frame(auth_message(1, f"name-{number}", TOKEN, {})))
+            await peer.aclose()
+        await until(lambda: _has(store, "lpi:names:main", "1"))
+        assert sum([not await is_free(plugin, f"name-{number}") for number in range(5)]) == 1
+        assert plugin.tokens.names is not None
+        assert not plugin.tokens.names._watched
+
+
+async def test_name_of_a_login_that_took_too_long_is_counted(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit would not hold for clients that make the server drop them."""
+    monkeypatch.setattr(names, "PLACES", 1000)
+    slow = SlowStore(store, 0.0)
+    async with open_accounts(options(auth_timeout=0.1, max_accounts=2), store=slow) as plugin:
+        await visit(plugin, "first")
+        slow.seconds = 0.2
+        assert (await refusal(plugin, "late")).code == "T00"
+        slow.seconds = 0.0
+        await until(lambda: _has(store, "lpi:names:main", "2"))
+        assert b"too many accounts" in (await refusal(plugin, "c")).data
 
 
 async def test_names_are_recorded_when_the_store_works_again(store: SqliteStore) -> None:

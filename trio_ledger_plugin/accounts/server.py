@@ -132,10 +132,10 @@ class AccountsServer(LedgerPlugin):
         """Return a snapshot of each connected account, in no particular order."""
         return tuple(account.snapshot() for account in self.table.values() if account.links)
 
-    def is_used(self, name: str) -> bool:
-        """Whether something was sent over the connections of an account; may be called from any thread."""
+    def is_used(self, name: str) -> bool | None:
+        """Whether something was sent over the connections of an account; None if it has none."""
         account = self.table.get(name)
-        return account is not None and account.is_used
+        return account.is_used if account is not None and account.links else None
 
     def known_info(self) -> HostInfo:
         """Return the server's address and asset, which are known while it listens."""

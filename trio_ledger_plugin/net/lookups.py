@@ -32,11 +32,17 @@ AT_ONCE: Final = 64
 class _Lookup(Waiter):
     """One lookup, and the task that waits for it."""
 
-    __slots__ = ("_waiting", "decide")
+    __slots__ = ("_waiting", "decide", "note")
 
-    def __init__(self, decide: Callable[[Read], tuple[Any, Changes]], waiting: dict[_Lookup, None]) -> None:
+    def __init__(
+        self,
+        decide: Callable[[Read], tuple[Any, Changes]],
+        note: Callable[[Any], None],
+        waiting: dict[_Lookup, None],
+    ) -> None:
         super().__init__()
         self.decide = decide
+        self.note = note
         self._waiting = waiting
         waiting[self] = None
 
@@ -59,15 +65,19 @@ class Lookups:
         self._waiting: dict[_Lookup, None] = {}
         self._running = False
 
-    async def run(self, decide: Callable[[Read], tuple[T, Changes]]) -> T:
+    async def run(self, decide: Callable[[Read], tuple[T, Changes]], note: Callable[[T], None]) -> T:
         """Read values and change some of them, as ``store_values.update`` does.
+
+        Args:
+            decide: Reads and decides.
+            note: Called with the result once the changes are made, also if the caller is cancelled meanwhile.
 
         Raises:
             StoreError: The store failed.
 
-        Cancellation: The changes may be made.
+        Cancellation: The changes may be made; then ``note`` is called.
         """
-        lookup = _Lookup(decide, self._waiting)
+        lookup = _Lookup(decide, note, self._waiting)
         if not self._running:
             self._running = True
             self._tasks.spawn(self._run)
@@ -90,6 +100,7 @@ class Lookups:
                         lookup.wake(outcome.Error(_caused_by(error)))
                 else:
                     for lookup, result in zip(batch, results, strict=True):
+                        lookup.note(result)
                         lookup.wake(outcome.Value(result))
         finally:
             self._running = False

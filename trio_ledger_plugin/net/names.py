@@ -16,6 +16,8 @@ from functools import partial
 from random import randrange
 from typing import TYPE_CHECKING, Final
 
+import trio
+
 from .store_values import update
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ class Names:
         context: What the parts of the plugin share.
         ending: What distinguishes the server's keys in the store.
         store: The store.
-        is_used: Returns whether something was sent over the connections of an account.
+        is_used: Returns whether something was sent over the connections of an account; None if it has none.
         forgets: Whether names are forgotten.
 
     Attributes:
@@ -51,7 +53,7 @@ class Names:
     """
 
     def __init__(
-        self, context: Context, ending: str, store: Store, is_used: Callable[[str], bool], *, forgets: bool
+        self, context: Context, ending: str, store: Store, is_used: Callable[[str], bool | None], *, forgets: bool
     ) -> None:
         self.forgets: bool = forgets
         self._context = context
@@ -64,8 +66,9 @@ class Names:
         # New names that have no place yet, and used ones that the store does not know to be so.
         self._without_place: list[str] = []
         self._used: list[str] = []
-        # New names that are connected and have done nothing.
-        self._watched: dict[str, None] = {}
+        # New names that are connected and have done nothing, and until when a name may be so that its client has not
+        # connected: some hang up while the store is asked.
+        self._watched: dict[str, float] = {}
         self._recording = False
         context.timers.periodic.append(self)
 
@@ -110,7 +113,7 @@ class Names:
         self._count += 1
         if not stays:
             self._without_place.append(name)
-            self._watched[name] = None
+            self._watched[name] = trio.current_time() + self._context.options.auth_timeout
 
     def kept(self, name: str) -> None:
         """Handle that a name's token was shown a second time."""
@@ -130,10 +133,12 @@ class Names:
 
     def fire(self, now: float) -> float:
         """Start a task that records what has changed; return when to do it next."""
-        used = [name for name in self._watched if self._is_used(name)]
-        for name in used:
-            del self._watched[name]
-        self._used += used
+        for name, until in tuple(self._watched.items()):
+            is_used = self._is_used(name)
+            if is_used:
+                self._used.append(name)
+            if is_used or (is_used is None and until < now):
+                del self._watched[name]
         has_changed = self._without_place or self._used or self._count != self._saved_count
         if has_changed and self._saved_count is not None and not self._recording:
             self._context.tasks.spawn(self._record)

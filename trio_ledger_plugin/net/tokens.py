@@ -14,6 +14,7 @@ import re
 import secrets
 from base64 import urlsafe_b64encode
 from enum import Enum
+from functools import partial
 from hashlib import sha256
 from hmac import compare_digest
 from hmac import digest as hmac_digest
@@ -75,7 +76,7 @@ class AccountTokens:
         store: Keeps the digests of the tokens; None if there is no store.
         generate_account: The option of that name.
         context: What the parts of the plugin share.
-        is_used: Returns whether something was sent over the connections of an account.
+        is_used: Returns whether something was sent over the connections of an account; None if it has none.
 
     Attributes:
         names: The names in the store.
@@ -85,7 +86,11 @@ class AccountTokens:
     """
 
     def __init__(
-        self, store: Store | None, generate_account: bool | None, context: Context, is_used: Callable[[str], bool]
+        self,
+        store: Store | None,
+        generate_account: bool | None,
+        context: Context,
+        is_used: Callable[[str], bool | None],
     ) -> None:
         if generate_account is False and store is None:
             raise InvalidServicesError("store: missing, generate_account=False needs one to keep the accounts' tokens")
@@ -154,10 +159,6 @@ class AccountTokens:
         if verdict is Verdict.FULL:
             self._counters.links_refused += 1
             raise UnreachableError("this server remembers too many accounts; try again later")
-        if verdict in (Verdict.TAKEN, Verdict.KEPT):
-            self.names.taken(account, stays=verdict is Verdict.KEPT or not self.names.forgets)
-        elif verdict is Verdict.AGAIN:
-            self.names.kept(account)
 
     async def _look_up(self, store: Store, names: Names, account: str, token: bytes) -> Verdict:
         secret = await self._get_secret(store)
@@ -167,11 +168,14 @@ class AccountTokens:
         def decide(read: Read) -> tuple[Verdict, Changes]:
             return _judge(account, names, read, secret, own, shared, _hashed(token))
 
+        note = partial(_note, names, account)
         if self._lookups is not None:
-            return await self._lookups.run(decide)
+            return await self._lookups.run(decide, note)
         # Of two clients that ask for the same new name at once, one may get it.
         async with self._locks.lock(account):
-            return await update(store, decide)
+            verdict = await update(store, decide)
+            note(verdict)
+            return verdict
 
     async def _get_secret(self, store: Store) -> bytes:
         """Return the key of the digests; the first server that uses the store makes it.
@@ -212,6 +216,14 @@ def _locks_of(store: Store) -> _Locks:
     except TypeError:
         # The application's own class cannot be a key. Then two servers of this store must not share a ledger_id.
         return _Locks()
+
+
+def _note(names: Names, account: str, verdict: Verdict) -> None:
+    """Note what the store has now, whether the client is still there or not."""
+    if verdict in (Verdict.TAKEN, Verdict.KEPT):
+        names.taken(account, stays=verdict is Verdict.KEPT or not names.forgets)
+    elif verdict is Verdict.AGAIN:
+        names.kept(account)
 
 
 def _judge(
