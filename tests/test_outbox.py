@@ -11,6 +11,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from trio_ledger_plugin import MoneyHandlerAlreadyRegisteredError, current_transfer
 from trio_ledger_plugin.money import outbox
+from trio_ledger_plugin.money.journaled import JournaledMoney
 from trio_ledger_plugin.telemetry import Telemetry
 from trio_ledger_plugin.transfer import MoneyLevel, Transfer
 
@@ -93,6 +94,44 @@ async def test_failed_transfer_does_not_delay_others(store, mock_clock):
         await settle(store)
         assert sorted(keys) == ["bad", "better", "good"]
         assert await states(plugin) == {"bad": "applied", "good": "delivered", "better": "delivered"}
+
+
+async def test_failed_transfer_is_retried_in_time_while_another_hangs(store, mock_clock):
+    keys: list[Any] = []
+
+    async def handle(amount):
+        keys.append(current_transfer().key)
+        if keys[-1] == "hangs":
+            await trio.sleep_forever()
+        raise RuntimeError
+
+    async with open_journal(store) as plugin:
+        plugin.register_money_handler(handle)
+        receive(plugin, 1, "hangs")
+        await settle(store)
+        receive(plugin, 2, "fails")
+        await settle(store)
+        await pass_time(mock_clock, store, 1.01)
+        assert keys == ["hangs", "fails", "fails"]
+
+
+async def test_many_failed_transfers_take_no_memory(store, mock_clock):
+    """They are in the journal; a program whose handler fails for a day must not grow with each."""
+    handler = Handler(failures=10_000)
+    async with open_journal(store) as plugin:
+        plugin.register_money_handler(handler)
+        for number in range(100):
+            receive(plugin, number, f"k{number}")
+        await settle(store)
+        for _ in range(8):
+            await pass_time(mock_clock, store, 1.01)
+        assert len(handler.keys) > 300
+        assert isinstance(plugin.money, JournaledMoney)
+        assert len(plugin.money.outbox._due) < 20
+        handler.failures = 0
+        for _ in range(5):
+            await pass_time(mock_clock, store, outbox.LONGEST_PAUSE)
+        assert set((await states(plugin)).values()) == {"delivered"}
 
 
 async def test_transfers_are_handled_in_order_and_64_at_once(store):

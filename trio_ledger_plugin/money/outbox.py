@@ -72,7 +72,9 @@ class Outbox:
         self._ready: dict[str, None] = {}
         # The account whose page is being read from the journal.
         self._read: str | None = None
-        # When to look at an account again: a heap of times on Trio's clock.
+        # When to look at an account again, and a heap of these times, on Trio's clock: once for each account, however
+        # many of its transfers wait. What is earlier than a time in the heap leaves that there.
+        self._due_at: dict[str, float] = {}
         self._due: list[tuple[float, str]] = []
         # Running handlers that are not late, in the order in which they become late, and running ones that are.
         self._in_time: dict[int, tuple[float, str]] = {}
@@ -133,6 +135,7 @@ class Outbox:
         await self._journal.wait_owned()
         self._look_at_all = True
         self._ready.clear()
+        self._due_at.clear()
         self._due.clear()
         self._active = True
         try:
@@ -148,7 +151,10 @@ class Outbox:
             self._mark_late()
             now = trio.current_time()
             while self._due and self._due[0][0] <= now:
-                self._ready[heapq.heappop(self._due)[1]] = None
+                at, account = heapq.heappop(self._due)
+                if self._due_at.get(account) == at:
+                    del self._due_at[account]
+                    self._ready[account] = None
             retry_at = inf
             try:
                 progress = await self._look()
@@ -223,7 +229,11 @@ class Outbox:
         return number in self._in_time or number in self._late or number in self._finished
 
     def _look_at_later(self, account: str, seconds: float) -> None:
-        heapq.heappush(self._due, (trio.current_time() + max(0.0, seconds), account))
+        at = trio.current_time() + max(0.0, seconds)
+        # The look at the earlier time finds what is due next.
+        if at < self._due_at.get(account, inf):
+            self._due_at[account] = at
+            heapq.heappush(self._due, (at, account))
 
     def _may_run(self, account: str) -> bool:
         """Whether another handler of an account may be started."""
@@ -322,6 +332,8 @@ class Outbox:
         postpone = self._sql.incoming.postpone_delivery
         await self._record(account, "the money handler has failed", postpone, credited, pause)
         self._look_at_later(account, pause)
+        # The outbox's task may wait for something later, such as a handler that hangs.
+        self._wake_up.set()
 
     async def _record(self, account: str, what: str, work: Callable[..., T], *args: object) -> T:
         pause = FIRST_PAUSE
