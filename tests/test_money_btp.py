@@ -1,5 +1,6 @@
 """Money over BTP links: what is negotiated, what a hostile or broken peer can do, and what survives lost links."""
 
+import gc
 import json
 import re
 from contextlib import asynccontextmanager
@@ -42,6 +43,7 @@ from trio_ledger_plugin import (
     current_transfer,
     open_plugin,
 )
+from trio_ledger_plugin.accounts.account import AccountPlugin
 from trio_ledger_plugin.btp.accounts import AccountsPlugin
 from trio_ledger_plugin.btp.session import read_transfer, transfer_packet
 from trio_ledger_plugin.codec import btp
@@ -588,6 +590,51 @@ async def test_closed_account_leaves_its_transfers_to_the_next(store, asked):
         await settle(store)
         assert await states(plugin) == {"k": "acked"}
         await peer.aclose()
+
+
+def count_account_plugins() -> int:
+    gc.collect()
+    return sum(isinstance(each, AccountPlugin) for each in gc.get_objects())
+
+
+@new_store
+async def test_account_that_was_asked_for_is_forgotten(store):
+    """A handler that asks for the plugin of each of a million customers would keep them all."""
+    async with open_accounts(options(acceptMoney="journal", generateAccount=False), store=store) as plugin:
+        for number in range(20):
+            name = f"customer-{number}"
+            assert not plugin.account(name).is_connected()
+            peer = await enter_keyed(plugin, name)
+            assert plugin.account(name).is_connected()
+            await settle(store)
+            await peer.aclose()
+            await until(lambda: not plugin.accounts())
+        await until(lambda: not plugin.table)
+        assert count_account_plugins() <= 1
+
+
+@new_store
+async def test_account_with_money_to_send_is_kept_until_it_is_sent(store):
+    async with open_accounts(options(acceptMoney="journal", generateAccount=False), store=store) as plugin:
+        peer = await enter_keyed(plugin, "alice")
+        async with trio.open_nursery() as nursery:
+            await start(nursery, lambda: plugin.account("alice").send_money(7, idempotency_key="k"))
+            assert entry_of(await peer.receive_packet(), IDEMPOTENCY_KEY) == b"k"
+            nursery.cancel_scope.cancel()
+        await peer.aclose()
+        await until(lambda: not plugin.accounts())
+        await settle(store)
+        assert count_account_plugins() == 1
+        peer = await enter_keyed(plugin, "alice")
+        packet = await peer.receive_packet()
+        assert entry_of(packet, IDEMPOTENCY_KEY) == b"k"
+        await peer.send_packet(btp.Response(packet.request_id))
+        await until(lambda: plugin.calls_in_flight() == 0)
+        await settle(store)
+        assert await sums(plugin) == (7, 0, 0)
+        await peer.aclose()
+        await until(lambda: not plugin.table)
+        assert count_account_plugins() <= 1
 
 
 async def test_closed_account_withdraws_nothing_that_the_next_sends(store, monkeypatch):

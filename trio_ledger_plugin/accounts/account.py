@@ -310,8 +310,7 @@ class AccountPlugin(LedgerPlugin):
         self._account = account
         self._changed = changed
         self._on_ended = on_ended
-        #: Whether the server has to keep this plugin although nobody else may do so.
-        self.is_used: bool = False
+        self._has_reader = False
         self._counted_before = counted_now(account.context.counters)
         connector = HostedConnector(
             account.context,
@@ -334,11 +333,9 @@ class AccountPlugin(LedgerPlugin):
     def money(self) -> MoneyService:
         """The account's money, which is made when it is first needed: many plugins are only asked for."""
         if self._money is None:
-            link = MoneyLink(self.carry_money, self.peer_journal, self.is_connected, self.publish)
+            link = MoneyLink(self.carry_money, self.peer_journal, self.is_connected, self.publish, self._money_changed)
             self._money = self._server_money.for_account(self._account.name, self._account.context, link)
-            if self._money.keeps_journal:
-                # It goes on sending what is in the journal.
-                self._use()
+            self._money_changed()
         return self._money
 
     @money.setter
@@ -349,17 +346,22 @@ class AccountPlugin(LedgerPlugin):
     def events(self) -> trio.MemoryReceiveChannel[Event]:
         """The receiving end of the account's events."""
         # Who reads them need not keep the plugin.
-        self._use()
+        if not self._has_reader:
+            self._has_reader = True
+            self._changed(self._account.name)
         return self._events
 
     @events.setter
     def events(self, events: trio.MemoryReceiveChannel[Event]) -> None:
         self._events = events
 
-    def _use(self) -> None:
-        if not self.is_used:
-            self.is_used = True
-            self._changed(self._account.name)
+    @property
+    def is_used(self) -> bool:
+        """Whether the server has to keep this plugin, although nobody else may, while the account has no link."""
+        return self._has_reader or (self._money is not None and self._money.is_sending)
+
+    def _money_changed(self) -> None:
+        self._changed(self._account.name)
 
     async def run_connection(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Do nothing: the server accepts the connections."""

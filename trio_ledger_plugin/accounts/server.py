@@ -110,7 +110,8 @@ class AccountsServer(LedgerPlugin):
         """Return the plugin of one account, whether its client has ever connected or not.
 
         Every call returns the same object until it is closed. The server keeps the plugin while the account is
-        connected, has handlers or a journal, or its events have been asked for; else it lives as long as it is used.
+        connected, has handlers or money to send, or once its events were asked for; else it lives as long as it is
+        used.
 
         Args:
             name: The account's name: the segment after the server's ILP address.

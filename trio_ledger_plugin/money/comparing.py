@@ -61,6 +61,8 @@ class Comparing:
         self._done = done
         self._trouble: StoreError | None = None
         self._tried = trio.Event()
+        #: How many comparisons are not in the journal yet.
+        self.running: int = 0
         #: Stands for the present link; set once its comparison is in the journal.
         self.link: trio.Event = trio.Event()
 
@@ -97,7 +99,11 @@ class Comparing:
         return peer
 
     async def _run(self, peer: PeerJournal, link: trio.Event) -> None:
-        doubts = await self._outcomes.persist("compare the peer's journal", self._compare, peer, link)
+        self.running += 1
+        try:
+            doubts = await self._outcomes.persist("compare the peer's journal", self._compare, peer, link)
+        finally:
+            self.running -= 1
         link.set()
         self._tell_tried()
         self._done(doubts > 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
+from weakref import WeakValueDictionary
 
 import trio
 from attrs import evolve
@@ -67,7 +68,8 @@ class JournaledMoney(MoneyService):
         self.journal: Journal = Journal(store, context.options, context.log)
         self.doubts: Doubts = Doubts(context, link.publish)
         self.outbox: Outbox = Outbox(context, self.journal, self._find_handlers)
-        self._accounts: dict[str, AccountMoney] = {}
+        # Each is kept by its account's plugin, and sends nothing any more when that is forgotten.
+        self._accounts: WeakValueDictionary[str, AccountMoney] = WeakValueDictionary()
         self._on_open: Callable[[], None] | None = None
         self._age_saved_at = -AGE_SECONDS
         self._forgetting = False
@@ -90,6 +92,7 @@ class JournaledMoney(MoneyService):
             peer=link.peer,
             is_connected=link.is_connected,
             doubts=doubts,
+            changed=link.changed,
         )
 
     def for_account(self, name: str, context: Context, link: MoneyLink) -> AccountMoney:
@@ -375,6 +378,11 @@ class AccountMoney(MoneyService):
     def handlers(self) -> Handlers:
         """The account's handlers."""
         return self._context.handlers
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether the account has transfers to send, or to send again."""
+        return self.sender.is_needed
 
     @property
     def keeps_journal(self) -> bool:

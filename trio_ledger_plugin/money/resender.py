@@ -42,6 +42,7 @@ class Resender:
         may_send: Returns whether there is a link over which transfers can be sent again.
         being_sent: The keys of the transfers that are being sent; the sender changes it.
         begin: Called with a transfer that was just taken from the journal; returns a function that sends it, once.
+        rested: Called when it no longer looks for transfers.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Resender:
         may_send: Callable[[], bool],
         being_sent: Collection[str],
         begin: Callable[[BeingSent], Callable[[], Awaitable[None]]],
+        rested: Callable[[], None],
     ) -> None:
         self._context = context
         self._journal = journal
@@ -63,6 +65,7 @@ class Resender:
         self._may_send = may_send
         self._being_sent = being_sent
         self._begin = begin
+        self._rested = rested
         # Whether a commit in doubt may have taken transfers that are not known here.
         self._in_doubt = False
         # Held while transfers are taken from the journal, until it is known here that they are being sent.
@@ -72,6 +75,11 @@ class Resender:
         self._changed = trio.Event()
         #: Whether the journal may hold transfers of the account that wait.
         self.has_waiting: bool = account in journal.unfinished
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether it looks for transfers, or may have to when there is a link."""
+        return self._runs or self.has_waiting
 
     def wake(self, *, has_waiting: bool = False) -> None:
         """Look for transfers that are due.
@@ -111,6 +119,7 @@ class Resender:
                     await self._changed.wait()
         finally:
             self._runs = False
+            self._rested()
 
     async def _take(self) -> float | None:
         """Begin to send what is due, a limited number at once; return the age at which more is due."""

@@ -60,6 +60,7 @@ class Sender:
         peer: Returns the peer's journal as the present link knows it; None at PLAIN and without a link.
         is_connected: Returns whether there is a link.
         doubts: Gets the transfers that are in doubt.
+        changed: Called when ``is_needed`` may have changed.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Sender:
         peer: Callable[[], PeerJournal | None],
         is_connected: Callable[[], bool],
         doubts: Doubts,
+        changed: Callable[[], None],
     ) -> None:
         self._context = context
         self._journal = journal
@@ -81,6 +83,7 @@ class Sender:
         self._peer = peer
         self._is_connected = is_connected
         self._doubts = doubts
+        self._changed = changed
         self._outcomes = outcomes = Outcomes(context, journal, account, doubts)
         self._live: dict[str, PendingTransfer] = {}
         self._resender = Resender(
@@ -88,6 +91,7 @@ class Sender:
             may_send=self._may_resend,
             being_sent=self._live.keys(),
             begin=self._take_over,
+            rested=changed,
         )
         self._comparing = Comparing(
             *(context, journal, account, outcomes, doubts),
@@ -104,6 +108,11 @@ class Sender:
         )
         journal.unfinished.discard(account)
         self._closed = False
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether it has transfers to send, or to send again; otherwise it can be forgotten while there is no link."""
+        return bool(self._live or self._comparing.running or self._resender.is_needed)
 
     # Sending.
 
@@ -178,6 +187,8 @@ class Sender:
         """Keep a transfer no longer in memory; the journal has it."""
         if self._live.get(str(pending.transfer.key)) is pending and not pending.is_being_withdrawn:
             del self._live[str(pending.transfer.key)]
+            if not self._live:
+                self._changed()
 
     async def _give_up(self, pending: PendingTransfer) -> None:
         """Withdraw a transfer that the peer has only refused for now; the callers get the last refusal."""
@@ -208,6 +219,7 @@ class Sender:
         if has_doubts:
             for key in list(self._live):
                 self._look_up_soon(key)
+        self._changed()
 
     def abandon(self, reason: str) -> None:
         """Release callers waiting on KEYED transfers; the link itself ends the wait of those at PLAIN."""
@@ -364,6 +376,7 @@ class Sender:
     def look_again(self) -> None:
         """Look for transfers to send again: an earlier sender of the account has left one."""
         self._resender.wake(has_waiting=True)
+        self._changed()
 
     def _may_resend(self) -> bool:
         return not self._closed and self._comparing.is_done and self._peer() is not None

@@ -43,12 +43,14 @@ class MoneyLink:
         peer: Returns the peer's journal as the present link knows it; None at PLAIN and without a link.
         is_connected: Returns whether there is a link.
         publish: Publishes an event of the plugin.
+        changed: Called when ``MoneyService.is_sending`` may have changed.
     """
 
     carry: Carry
     peer: Callable[[], PeerJournal | None]
     is_connected: Callable[[], bool]
     publish: Callable[[Event], None]
+    changed: Callable[[], None] = lambda: None
 
 
 class MoneyService(ABC):
@@ -103,6 +105,11 @@ class MoneyService(ABC):
             InvalidServicesError: There is no transactional store.
         """
         raise InvalidServicesError("store: transfers are remembered in one that has transaction() only")
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether it has transfers to send, or to send again when there is a link."""
+        return False
 
     @property
     def is_busy(self) -> bool:
