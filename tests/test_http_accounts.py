@@ -31,6 +31,7 @@ from trio_ledger_plugin import (
     MoneyLevelError,
     NotConnectedError,
     PluginClosedError,
+    current_request,
     fetch_ildcp,
 )
 from trio_ledger_plugin.codec import ildcp, ilp
@@ -196,6 +197,36 @@ async def test_account_without_a_connection_is_forgotten_after_a_while(clock):
         assert plugin.accounts() == ()
         assert plugin.statistics().requests_received == 1
         assert names(read_events(plugin)) == ["Connected", "AccountConnected", "AccountDisconnected"]
+
+
+async def test_handler_knows_whose_request_it_answers():
+    async def tell(data):
+        return current_request().account.encode()
+
+    async with open_accounts(data_handler=tell) as plugin:
+        for token in ("a", "b"):
+            assert (await talk(plugin.address, post(b"x", token=token)))[2] == hashed(token).encode()
+
+
+async def test_account_that_was_asked_for_is_forgotten_too(clock, monkeypatch):
+    """A handler that asks for the plugin of each sender would keep every client that comes once."""
+    monkeypatch.setattr(module, "MOST_QUIET", 5)
+
+    async def ask(data):
+        assert plugin.account(current_request().account).is_connected()
+        return data
+
+    async with open_accounts(data_handler=ask) as plugin:
+        await plugin.account(hashed("kept")).connect()
+        for number in range(20):
+            assert await status_of(plugin.address, post(token=f"t{number}")) == 200
+            if len(plugin.accounts()) > 8:
+                await trio.sleep(1)
+        assert len(plugin.accounts()) <= 8
+        await trio.sleep(160)
+        assert [account.name for account in plugin.accounts()] == [hashed("kept")]
+        await plugin.account(hashed("kept")).disconnect()
+        assert plugin.accounts() == ()
 
 
 async def test_account_with_a_connection_stays(clock):

@@ -157,7 +157,7 @@ class HttpAccountsPlugin(AccountsServer, HttpEndpoint):
         if len(self._quiet) > MOST_QUIET:
             oldest = next(iter(self._quiet))
             del self._quiet[oldest]
-            if self.open_account(oldest.name).plugin is None:
+            if not self._is_kept(oldest):
                 oldest.abort("too many accounts are connected without a connection")
 
     def link_is_used(self, link: _AccountLink) -> None:
@@ -165,8 +165,12 @@ class HttpAccountsPlugin(AccountsServer, HttpEndpoint):
         self._quiet.pop(link, None)
 
     def may_forget(self, link: _AccountLink) -> bool:
-        """Whether a link without a connection may end: the application has no plugin of its account."""
-        return link in self._quiet and self.open_account(link.name).plugin is None
+        """Whether a link without a connection may end: the application has not connected its account."""
+        return link in self._quiet and not self._is_kept(link)
+
+    def _is_kept(self, link: _AccountLink) -> bool:
+        plugin = self.open_account(link.name).plugin
+        return isinstance(plugin, _HttpAccountPlugin) and plugin.is_wanted
 
     def link_ended(self, link: _AccountLink, reason: str) -> None:
         """Handle that a link was aborted."""
@@ -266,6 +270,8 @@ class _HttpAccountPlugin(AccountPlugin):
     register_transactional_money_handler: ClassVar[RegisterTransactional] = refuse_transactional_money_handler
     #: Opens the account's link; set by the server.
     open_link: Callable[[], object]
+    #: Whether the application has connected it, so that it stays connected without a connection of its client.
+    is_wanted: bool = False
 
     async def connect(self, options: ConnectOptions | None = None) -> None:
         """Connect the account; the client is not probed.
@@ -278,7 +284,16 @@ class _HttpAccountPlugin(AccountPlugin):
         Cancellation: Safe at any time.
         """
         await super().connect(options)
+        self.is_wanted = True
         self.open_link()
+
+    async def disconnect(self) -> None:
+        """Disconnect the account; its client is refused until ``connect()``.
+
+        Cancellation: The connections are ended anyway.
+        """
+        self.is_wanted = False
+        await super().disconnect()
 
     async def send_money(self, amount: str | int, *, idempotency_key: str | None = None) -> None:
         """Raise ``MoneyLevelError``: ILP over HTTP carries no money."""

@@ -76,6 +76,11 @@ class HttpLink(Exchange):
         self._active = 0
         self._quiet: trio.Event | None = None
 
+    @property
+    def account(self) -> str:
+        """The peer's account; empty for a plugin with one peer."""
+        return self.name
+
     # This end's requests.
 
     def request(self, request: bytes | Transfer) -> Coroutine[Any, Any, bytes]:
