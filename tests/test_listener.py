@@ -2,12 +2,13 @@
 
 import logging
 import os
+import select
 import socket
 import ssl
 import struct
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -34,9 +35,11 @@ from trio.testing import MockClock
 
 from trio_ledger_plugin import BtpOptions, ListenerOptions, PluginServices, open_plugin
 from trio_ledger_plugin.btp.auth import auth_message
+from trio_ledger_plugin.btp.client import TRY_SECONDS
 from trio_ledger_plugin.codec import btp
 from trio_ledger_plugin.errors import ConnectionLostError
 from trio_ledger_plugin.events import Connected, Disconnected
+from trio_ledger_plugin.net import listen
 from trio_ledger_plugin.net.listen import FAILURES, FAILURES_A_SECOND
 from trio_ledger_plugin.options.load import options_from_mapping
 from trio_ledger_plugin.testing.conformance.assertions import Recorder, echo
@@ -356,6 +359,26 @@ async def test_connections_that_come_to_nothing_are_accepted_at_a_rate(clock: Mo
 
         assert await dial_and_leave(FAILURES) < 0.01
         assert await dial_and_leave(40) >= 38 / FAILURES_A_SECOND
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have queues of other lengths")
+async def test_newcomers_wait_behind_few_others_in_a_flood(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a queue that takes longer than clients wait, all would give up before their turn."""
+    assert listen.BACKLOG / FAILURES_A_SECOND < 0.6 * TRY_SECONDS
+    monkeypatch.setattr(listen, "BACKLOG", 16)
+    async with open_btp(listening()) as plugin:
+        port = int(plugin.address.rpartition(":")[2])
+        # The server does not run meanwhile, so that nothing leaves the queue.
+        with ExitStack() as stack:
+            flood = [stack.enter_context(socket.socket()) for _ in range(60)]
+            for each in flood:
+                each.setblocking(False)
+                with suppress(BlockingIOError):
+                    each.connect(("127.0.0.1", port))
+            in_queue = select.select([], flood, [], 0)[1]
+            assert 10 < len(in_queue) < 20
+        peer = await dial_in(plugin.address)
+        await peer.aclose()
 
 
 async def test_progress_keeps_a_place(clock: MockClock) -> None:

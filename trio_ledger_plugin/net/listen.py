@@ -37,6 +37,9 @@ IDLE_SECONDS = 0.0002
 FAILURES: Final = 2048
 FAILURES_A_SECOND: Final = 200.0
 LONGEST_PAUSE: Final = 1.0
+# How many connections wait in the system's queue. At the rate above they are accepted within five seconds, which is
+# sooner than clients give up; in a longer queue, a flood would make all others wait in vain.
+BACKLOG: Final = 1024
 # How often a port is chosen that has to be free at several addresses.
 PORT_TRIES = 8
 # The name in logs of a peer that has no address.
@@ -158,7 +161,7 @@ class Listener:
             OSError: The port cannot be opened.
         """
         for tries_left in reversed(range(PORT_TRIES)):
-            listeners = await trio.open_tcp_listeners(port, host=self._host)
+            listeners = await trio.open_tcp_listeners(port, host=self._host, backlog=BACKLOG)
             if port or len(listeners) == 1:
                 return listeners
             # The system has chosen a port for each address. Keep the first one's, if it is free at the others.
@@ -166,7 +169,7 @@ class Listener:
             for listener in listeners:
                 await abort_stream(listener)
             try:
-                return await trio.open_tcp_listeners(chosen, host=self._host)
+                return await trio.open_tcp_listeners(chosen, host=self._host, backlog=BACKLOG)
             except OSError:
                 if not tries_left:
                     raise
