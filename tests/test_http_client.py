@@ -41,6 +41,8 @@ from trio_ledger_plugin import (
 )
 from trio_ledger_plugin.codec import ilp
 from trio_ledger_plugin.http import jwt
+from trio_ledger_plugin.http.options import OutgoingOptions
+from trio_ledger_plugin.http.pool import ConnectionPool, _Turn
 from trio_ledger_plugin.testing import FaultKind, open_fault_proxy
 from trio_ledger_plugin.testing.conformance.assertions import Recorder
 from trio_ledger_plugin.testing.faults import Direction, Fault
@@ -315,6 +317,24 @@ async def test_call_that_waits_for_a_connection_may_be_cancelled():
                 assert scope.cancelled_caught
                 both.cancel()
         assert plugin.statistics().calls_in_flight == 0
+
+
+async def test_many_waiting_calls_are_cancelled_as_fast_as_few():
+    """A caller of thousands gives up all of them at once, and the program stands still meanwhile."""
+
+    def seconds_for(count):
+        url = OutgoingOptions(url="http://localhost/", static_token="token").parsed
+        pool = ConnectionPool(url, None, limit=1, idle_seconds=1, dial_seconds=1)
+        turns = [_Turn(pool) for _ in range(count)]
+        for turn in turns:
+            pool.waiting[turn] = None
+        began = time.process_time()
+        for turn in reversed(turns):
+            turn.abandon(None)
+        assert not pool.waiting
+        return time.process_time() - began
+
+    assert seconds_for(8000) < 40 * seconds_for(800)
 
 
 @pytest.mark.parametrize("how", ["disconnect", "aclose"])

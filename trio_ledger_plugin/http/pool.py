@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import select
 import ssl
-from collections import deque
+from collections import OrderedDict
 from typing import TYPE_CHECKING, cast
 
 import outcome
@@ -191,7 +191,8 @@ class _Turn(Waiter):
         self._pool = pool
 
     def abandon(self, raise_cancel: object) -> trio.lowlevel.Abort:
-        self._pool.waiting.remove(self)
+        # At once, however many others wait: all of them may be cancelled together.
+        del self._pool.waiting[self]
         return super().abandon(raise_cancel)
 
 
@@ -224,7 +225,8 @@ class ConnectionPool:
         # The youngest is last, and used first.
         self._idle: list[ClientConnection] = []
         self._open = 0
-        self.waiting: deque[_Turn] = deque()
+        # The call whose turn is next is first.
+        self.waiting: OrderedDict[_Turn, None] = OrderedDict()
         self._make_error: Callable[[], LedgerPluginError] | None = None
         self._dialing: dict[trio.CancelScope, None] = {}
 
@@ -246,7 +248,7 @@ class ConnectionPool:
             if self._open < self._limit:
                 return await self._dial()
             turn = _Turn(self)
-            self.waiting.append(turn)
+            self.waiting[turn] = None
             connection = cast("ClientConnection | None", await park(turn))
             if connection is not None:
                 if not connection.has_news():
@@ -289,7 +291,8 @@ class ConnectionPool:
     def _wake(self, connection: ClientConnection | None) -> None:
         """Wake the next call that waits: with a connection, or to dial one."""
         if self.waiting:
-            self.waiting.popleft().wake(outcome.Value(connection))
+            turn, _ = self.waiting.popitem(last=False)
+            turn.wake(outcome.Value(connection))
 
     async def _dial(self) -> ClientConnection:
         self._open += 1
