@@ -361,6 +361,21 @@ async def test_what_is_remembered_is_counted_on_opening(store, mock_clock):
 
 @new_store
 @pytest.mark.parametrize("level", list(MoneyLevel))
+async def test_transfers_that_share_a_commit_do_not_share_the_room(store, level):
+    """Each must count on what those before it leave."""
+    async with open_journal(store, max_ledger_keys=8) as plugin:
+        for number in range(20):
+            plugin.ask(number, Transfer("1", key=f"{number}", level=level, digest=b"d", journal="peer"))
+        await settle(store)
+        taken = [number for number in range(20) if plugin.replies[number] is None]
+        # An account may have as many as are free.
+        assert len(taken) == 4
+        assert all(isinstance(plugin.replies[number], UnreachableError) for number in range(20) if number not in taken)
+        assert plugin.statistics().transfers_remembered == 4
+
+
+@new_store
+@pytest.mark.parametrize("level", list(MoneyLevel))
 async def test_what_nobody_ever_asked_for_is_forgotten(store, mock_clock, level):
     """A program that only reads the totals would otherwise take no more money once the account is full."""
     async with open_journal(store, max_transfer_keys=1, key_retention=DAY) as plugin:

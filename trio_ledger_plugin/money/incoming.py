@@ -163,13 +163,30 @@ class SqlIncoming:
         return received
 
     def _credit(self, connection: Connection, transfer: Transfer, *, delivered: bool) -> Steps[Received]:
+        keyed = transfer.level is MoneyLevel.KEYED
+        if not keyed or self._sql.joined is None:
+            yield IN_TURN
+        # A PLAIN transfer has no key that anybody could send again: it counts while it waits for the handler.
+        kept = 0 if delivered and not keyed else 1
+        limit = self._room.for_account if kept else UNLIMITED
+        # Counted before it is credited: works that are sent together must not all count on the same room.
+        self._room.add(transfer.account, keys=kept)
+        received: Received | None = None
+        try:
+            received = yield from self._credit_within(connection, transfer, kept, limit, delivered=delivered)
+            return received
+        finally:
+            if received is None or received.credited is None:
+                self._room.add(transfer.account, keys=-kept)
+
+    def _credit_within(
+        self, connection: Connection, transfer: Transfer, kept: int, limit: int, *, delivered: bool
+    ) -> Steps[Received]:
+        """Credit a transfer to an account that may keep so many."""
         sql, place = self._sql, (self._ledger, transfer.account)
         age, keyed = self._age(), transfer.level is MoneyLevel.KEYED
         state = TransferState.DELIVERED if delivered else TransferState.APPLIED
         forget_at = age + (self._promised if keyed or not delivered else PLAIN_SECONDS)
-        # A PLAIN transfer has no key that anybody could send again: it counts while it waits for the handler.
-        kept = 0 if delivered and not keyed else 1
-        limit = self._room.for_account if kept else UNLIMITED
         entering = self._values(transfer, state, forget_at, None)
         waiting = (*place, age)
         if keyed:
@@ -184,7 +201,6 @@ class SqlIncoming:
             row = (yield sql.joined.CREDIT_KEYED, values).fetchone()
             number, receipt, credited = row or (None, None, 0)
         else:
-            yield IN_TURN
             number, receipt = self._enter(connection, entering) or (None, None)
             credited = 0
             if number is not None:
@@ -203,7 +219,6 @@ class SqlIncoming:
             # The peer shows this journal for the first time, or again.
             receipt = connection.execute(sql.FIND_PEER, place).fetchone()[5]
             connection.execute(sql.SET_RECEIPT, (receipt, number))
-        self._room.add(transfer.account, keys=kept)
         return Received(None, receipt, Credited(number, transfer))
 
     def _values(
