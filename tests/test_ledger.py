@@ -25,6 +25,7 @@ from support.ledgers import (
     sums,
     until,
 )
+from support.stores import hold_thread
 from trio.testing import wait_all_tasks_blocked
 
 from trio_ledger_plugin import (
@@ -363,9 +364,17 @@ async def test_what_is_remembered_is_counted_on_opening(store, mock_clock):
 @pytest.mark.parametrize("level", list(MoneyLevel))
 async def test_transfers_that_share_a_commit_do_not_share_the_room(store, level):
     """Each must count on what those before it leave."""
+
+    def ask(number):
+        plugin.ask(number, Transfer("1", key=f"{number}", level=level, digest=b"d", journal="peer"))
+
     async with open_journal(store, max_ledger_keys=8) as plugin:
-        for number in range(20):
-            plugin.ask(number, Transfer("1", key=f"{number}", level=level, digest=b"d", journal="peer"))
+        ask(0)
+        await settle(store)
+        async with hold_thread(store.inner):
+            for number in range(1, 20):
+                ask(number)
+            await wait_all_tasks_blocked()
         await settle(store)
         taken = [number for number in range(20) if plugin.replies[number] is None]
         # An account may have as many as are free.

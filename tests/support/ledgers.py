@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from attrs import evolve
+from attrs import define, evolve
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from support.peers import TOKEN, Peer, dial
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from trio_ledger_plugin import LedgerPlugin
     from trio_ledger_plugin.stores import PostgresStore, SqliteStore
+    from trio_ledger_plugin.stores.steps import Steps
 
 # For tests that compare the whole ledger, in which an old store has a history.
 new_store = pytest.mark.parametrize(
@@ -86,7 +87,7 @@ class HeldStore:
     async def transaction(self, work: Callable[[Any], Any]) -> Any:
         trouble: list[str] = []
 
-        def watched(connection: Any) -> Any:
+        def watch(connection: Any) -> Any:
             before = self._count_changes(connection)
             result = work(connection)
             if self.troubles and self._count_changes(connection) != before:
@@ -102,7 +103,7 @@ class HeldStore:
                 raise StoreError("the disk is full")
             try:
                 with self._clock_waits():
-                    result = await self.inner.transaction(watched)
+                    result = await self.inner.transaction(_Watched(watch, work, self.troubles))
             except _UndoneError:
                 if trouble == ["refuse"]:
                     raise StoreError("the disk is full") from None
@@ -145,6 +146,26 @@ class HeldStore:
     async def wait_idle(self) -> None:
         if self.running:
             await self._idle.wait()
+
+
+@define(repr=False)
+class _Watched:
+    """A work that meets the troubles that are due; without any, its first statement may be sent with others."""
+
+    watch: Callable[[Any], Any]
+    work: Any
+    troubles: list[str]
+
+    def __call__(self, connection: Any) -> Any:
+        return self.watch(connection)
+
+    def __repr__(self) -> str:
+        return repr(self.work)
+
+    def start(self, connection: Any) -> Steps[Any] | None:
+        start = None if self.troubles else getattr(self.work, "start", None)
+        steps: Steps[Any] | None = None if start is None else start(connection)
+        return steps
 
 
 class _UndoneError(Exception):
