@@ -61,7 +61,7 @@ class InSteps(Generic[P, T]):
     __slots__ = ("start",)
 
     def __init__(self, function: Callable[Concatenate[Connection, P], Steps[T]]) -> None:
-        self.start = function
+        self.start: Callable[Concatenate[Connection, P], Steps[T]] = function
 
     def __repr__(self) -> str:
         return f"<in steps: {self.start!r}>"
