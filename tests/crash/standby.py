@@ -1,6 +1,6 @@
-"""Two processes with one ledger in PostgreSQL, and faults of each kind; both ends' books are compared afterwards.
+"""Several processes with one ledger in PostgreSQL, and faults of each kind; both ends' books are compared afterwards.
 
-    python tests/crash/standby.py [--faults 10] [--seed 1]
+    python tests/crash/standby.py [--faults 10] [--seed 1] [--processes 2]
 
 The processes stand by for each other, and so do two servers of PostgreSQL, which replicate synchronously. The
 processes are killed, stopped for longer than a lease, and cut off from the database; the primary is stopped without a
@@ -52,7 +52,7 @@ PROGRESS = 50
 
 
 async def receive(dsn: str, port: int) -> None:
-    """Be one of the two processes, until another takes the ledger; then stand by again."""
+    """Be one of the processes, until another takes the ledger; then stand by again."""
     setattr(lease, "LEASE_SECONDS", LEASE)  # noqa: B010 (they are constants to a type checker)
     setattr(lease, "BEAT_SECONDS", BEAT)  # noqa: B010
     listener = {"port": port, "secret": "secret"}
@@ -73,21 +73,29 @@ def free_port() -> int:
         return int(listening.getsockname()[1])
 
 
-class Pair:
-    """The two processes."""
+class Processes:
+    """The processes, of which one has the ledger.
 
-    def __init__(self, dsn: str) -> None:
+    Args:
+        dsn: Where the ledger is.
+        number: How many there are.
+    """
+
+    def __init__(self, dsn: str, number: int) -> None:
         self.dsn = dsn
-        self.ports = [free_port(), free_port()]
+        self.ports = [free_port() for _ in range(number)]
+        # To which of them a connection is carried first, in turn.
+        self.orders = cycle([(*range(first, number), *range(first)) for first in range(number)])
         self.processes = [self.start(port) for port in self.ports]
 
     def start(self, port: int) -> subprocess.Popen[bytes]:
         return subprocess.Popen([sys.executable, __file__, "--receive", self.dsn, "--port", str(port)])
 
     def owner(self, cluster: Cluster) -> int:
-        """Return which of the two has the ledger, as far as is known."""
+        """Return which of them has the ledger, as far as is known."""
         owner = cluster.primary.execute("SELECT owner FROM lpi.lpi_owners", self.dsn)
-        return int(bool(owner) and f" {self.processes[1].pid} " in str(owner[0][0]))
+        named = [f" {process.pid} " in str(owner) for process in self.processes]
+        return named.index(True) if True in named else 0
 
     def kill(self, number: int) -> None:
         self.processes[number].kill()
@@ -101,19 +109,16 @@ class Pair:
             process.wait()
 
 
-async def forward(pair: Pair, client: trio.SocketStream) -> None:
-    """Carry one connection to one of the two, to each in its turn, as a balancer does."""
+async def forward(processes: Processes, client: trio.SocketStream) -> None:
+    """Carry one connection to one of the processes, to each in its turn, as a balancer does."""
     async with client:
-        for port in next(ORDERS):
+        for number in next(processes.orders):
             with suppress(OSError):
-                async with await trio.open_tcp_stream("127.0.0.1", pair.ports[port]) as server:
+                async with await trio.open_tcp_stream("127.0.0.1", processes.ports[number]) as server:
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(copy, client, server, nursery.cancel_scope)
                         nursery.start_soon(copy, server, client, nursery.cancel_scope)
                     return
-
-
-ORDERS = cycle(((0, 1), (1, 0)))
 
 
 async def copy(source: trio.SocketStream, target: trio.SocketStream, scope: trio.CancelScope) -> None:
@@ -171,14 +176,14 @@ class Payments:
                 return
 
 
-async def fault(kind: str, number: int, pair: Pair, cluster: Cluster) -> None:
+async def fault(kind: str, number: int, processes: Processes, cluster: Cluster) -> None:
     primary = cluster.primary
     if kind == "kill":
-        pair.kill(number)
+        processes.kill(number)
     elif kind == "stop":
-        pair.processes[number].send_signal(signal.SIGSTOP)
+        processes.processes[number].send_signal(signal.SIGSTOP)
         await trio.sleep(2 * LEASE)
-        pair.processes[number].send_signal(signal.SIGCONT)
+        processes.processes[number].send_signal(signal.SIGCONT)
     elif kind == "terminate":
         primary.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
     elif kind == "promote the standby":
@@ -188,16 +193,18 @@ async def fault(kind: str, number: int, pair: Pair, cluster: Cluster) -> None:
         await trio.to_thread.run_sync(primary.start)
 
 
-async def inflict(faults: int, chance: random.Random, payments: Payments, pair: Pair, cluster: Cluster) -> Any:
+async def inflict(
+    faults: int, chance: random.Random, payments: Payments, processes: Processes, cluster: Cluster
+) -> Any:
     """Inflict faults of each kind in turn; return for how long no money flowed if the owner was hit."""
     pauses: defaultdict[str, list[float]] = defaultdict(list)
     for number in range(faults):
         await trio.sleep(chance.uniform(*PAUSES))
-        kind, owner = FAULTS[number % len(FAULTS)], pair.owner(cluster)
-        # Mostly the owner; every third time the one that stands by.
-        victim = 1 - owner if number % 3 == 2 else owner
+        kind, owner = FAULTS[number % len(FAULTS)], processes.owner(cluster)
+        # Mostly the owner; every third time one that stands by.
+        victim = (owner + 1) % len(processes.ports) if number % 3 == 2 else owner
         payments.pause()
-        await fault(kind, victim, pair, cluster)
+        await fault(kind, victim, processes, cluster)
         await payments.wait_flowing()
         pause = payments.pause()
         if victim == owner or kind not in PROCESS_FAULTS:
@@ -210,13 +217,13 @@ async def inflict(faults: int, chance: random.Random, payments: Payments, pair: 
     }
 
 
-async def run(faults: int, seed: int, directory: Path, cluster: Cluster) -> dict[str, Any]:
+async def run(faults: int, seed: int, number: int, directory: Path, cluster: Cluster) -> dict[str, Any]:
     cluster.primary.execute("CREATE DATABASE ledger")
-    pair = Pair(cluster.dsn("ledger"))
+    processes = Processes(cluster.dsn("ledger"), number)
     try:
         async with trio.open_nursery() as nursery, open_sqlite_store(directory / "payer.db") as store:
             (listening,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-            nursery.start_soon(partial(trio.serve_listeners, partial(forward, pair), [listening]))
+            nursery.start_soon(partial(trio.serve_listeners, partial(forward, processes), [listening]))
             port = listening.socket.getsockname()[1]
             server = f"btp+ws://:secret@127.0.0.1:{port}"
             options = {"plugin": "btp", "server": server, "responseTimeout": 3000, **QUICK}
@@ -226,7 +233,7 @@ async def run(faults: int, seed: int, directory: Path, cluster: Cluster) -> dict
                     for lane in range(AT_ONCE):
                         paying.start_soon(payments.pay, lane)
                     await payments.wait_flowing()
-                    pauses = await inflict(faults, random.Random(seed), payments, pair, cluster)
+                    pauses = await inflict(faults, random.Random(seed), payments, processes, cluster)
                     payments.end()
                 deadline = time.monotonic() + SETTLING
                 while time.monotonic() < deadline:
@@ -237,13 +244,14 @@ async def run(faults: int, seed: int, directory: Path, cluster: Cluster) -> dict
                 entered = {entry.key async for entry in plugin.transfers.walk()}
             nursery.cancel_scope.cancel()
     finally:
-        pair.end()
-    execute = partial(cluster.primary.execute, dsn=pair.dsn)
+        processes.end()
+    execute = partial(cluster.primary.execute, dsn=processes.dsn)
     theirs = Counter(str(key) for (key,) in execute("SELECT key FROM lpi.lpi_transfers WHERE state = 'applied'"))
     [(credited,)] = execute("SELECT received FROM lpi.lpi_accounts")
     [(epochs,)] = execute("SELECT epoch FROM lpi.lpi_owners")
     return {
         "faults": faults,
+        "processes": number,
         "lease": LEASE,
         "without_money": pauses,
         "epochs": epochs,
@@ -256,9 +264,9 @@ async def run(faults: int, seed: int, directory: Path, cluster: Cluster) -> dict
     }
 
 
-def main(faults: int, seed: int) -> dict[str, Any]:
+def main(faults: int, seed: int, processes: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory, open_cluster() as cluster:
-        return trio.run(run, faults, seed, Path(directory), cluster)
+        return trio.run(run, faults, seed, processes, Path(directory), cluster)
 
 
 def is_right(found: dict[str, Any]) -> bool:
@@ -271,12 +279,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--faults", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=2, choices=(2, 3))
     parser.add_argument("--receive", help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.receive is not None:
         trio.run(receive, arguments.receive, arguments.port)
     else:
-        result = main(arguments.faults, arguments.seed)
+        result = main(arguments.faults, arguments.seed, arguments.processes)
         sys.stdout.write(f"{json.dumps(result)}\n")
         sys.exit(not is_right(result))
