@@ -284,6 +284,68 @@ async def test_commit_that_lost_its_connection_waits_for_the_standby(alone: Serv
         assert await store.get("key") == "value"
 
 
+class CuttingProxy:
+    """A TCP proxy before a server, which cuts a connection at its next COMMIT, once it is armed.
+
+    Args:
+        server: The server.
+        passes_commit: Whether the server gets the COMMIT, and commits, before the connection is cut.
+    """
+
+    def __init__(self, server: Server, *, passes_commit: bool) -> None:
+        self._socket = f"{server.folder}/.s.PGSQL.{server.port}"
+        self._passes_commit = passes_commit
+        self.is_armed = False
+        self.cuts = 0
+
+    async def serve(self, client: trio.SocketStream) -> None:
+        async with client, await trio.open_unix_socket(self._socket) as server, trio.open_nursery() as nursery:
+            nursery.start_soon(self._answer, server, client)
+            async for data in client:
+                if self.is_armed and b"COMMIT\0" in data:
+                    self.is_armed = False
+                    self.cuts += 1
+                    nursery.cancel_scope.cancel()
+                    if self._passes_commit:
+                        with trio.CancelScope(shield=True):
+                            await server.send_all(data)
+                            # It answers when it has committed; nobody gets the answer.
+                            await server.receive_some()
+                    break
+                await server.send_all(data)
+            nursery.cancel_scope.cancel()
+
+    async def _answer(self, server: trio.SocketStream, client: trio.SocketStream) -> None:
+        async for data in server:
+            await client.send_all(data)
+
+
+@pytest.mark.parametrize("passes_commit", [True, False], ids=["after the server has committed", "before"])
+async def test_connection_that_is_cut_within_a_commit_changes_nothing_twice(
+    postgres_server: Server, postgres_dsn: str, nursery: trio.Nursery, *, passes_commit: bool
+) -> None:
+    proxy = CuttingProxy(postgres_server, passes_commit=passes_commit)
+    (listener,) = await nursery.start(partial(trio.serve_tcp, proxy.serve, 0, host="127.0.0.1"))
+    database = psycopg.conninfo.conninfo_to_dict(postgres_dsn)
+    port = listener.socket.getsockname()[1]
+    dsn = psycopg.conninfo.make_conninfo(**{**database, "host": "127.0.0.1", "port": port})
+    runs: list[None] = []
+
+    def work(connection: Any) -> None:
+        runs.append(None)
+        connection.execute("INSERT INTO lpi_values VALUES ('number', '1') ON CONFLICT (key) DO UPDATE SET value = '2'")
+
+    async with open_postgres_store(dsn, replication="none") as store:
+        proxy.is_armed = True
+        with trio.fail_after(20):
+            await store.transaction(work)
+            assert await store.get("number") == "1"
+    assert proxy.cuts == 1
+    # What the server has committed does not run again.
+    assert len(runs) == (1 if passes_commit else 2)
+    nursery.cancel_scope.cancel()
+
+
 async def test_commit_that_was_lost_with_its_server_runs_again(alone: Server) -> None:
     async with open_postgres_store(alone.dsn(), replication="none") as store:
         runs: list[int] = []
