@@ -114,6 +114,36 @@ async def test_statement_that_fails_fails_alone(store: PostgresStore, sent: list
     assert await store.transaction(count) == 3
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["a statement fails", "a work fails after its statement"])
+async def test_works_that_do_not_go_on_are_closed_before_they_run_again(store: PostgresStore, *, late: bool) -> None:
+    """What they have counted on would be taken by themselves when each runs again, alone."""
+    taken = 0
+    seen: list[int] = []
+
+    def take(_connection: Any, number: int) -> Steps[int]:
+        nonlocal taken
+        taken += 1
+        seen.append(taken)
+        done = False
+        try:
+            yield INSERT, (number,)
+            done = True
+            return number
+        finally:
+            taken -= 0 if done else 1
+
+    def fail(_connection: Any) -> Steps[None]:
+        yield (ECHO, ("x",)) if late else (INSERT, (0,))
+        raise ValueError("no")
+
+    await run_together(store, in_steps(insert, 0))
+    error, *rest = await run_together(store, in_steps(fail), *(in_steps(take, number) for number in (2, 3)))
+    assert isinstance(error, ValueError if late else psycopg.errors.UniqueViolation)
+    assert rest == [2, 3]
+    # Together, and then each alone.
+    assert seen == [1, 2, 1, 2]
+
+
 @pytest.mark.parametrize("late", [False, True], ids=["before its first statement", "after it"])
 async def test_work_that_raises_fails_alone(store: PostgresStore, *, late: bool) -> None:
     def fail(_connection: Any) -> Steps[None]:

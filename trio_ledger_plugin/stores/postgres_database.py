@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from inspect import iscoroutine
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
@@ -221,13 +221,14 @@ class Database(worker.Database):
             raise self._told(error) from error
         results: list[Result] = []
         try:
-            for work in in_runs(connection, works) if len(works) > 1 else works:
-                result, undone = self._run_work(connection, work)
-                if undone and len(works) > 1:
-                    raise UndoneError(StoreError("undone together with another work"))
-                if undone:
-                    return [result]
-                results.append(result)
+            with closing(in_runs(connection, works) if len(works) > 1 else (work for work in works)) as begun:
+                for work in begun:
+                    result, undone = self._run_work(connection, work)
+                    if undone and len(works) > 1:
+                        raise UndoneError(StoreError("undone together with another work"))
+                    if undone:
+                        return [result]
+                    results.append(result)
         except psycopg.Error as error:
             # Of a statement that was sent together with others.
             self._undo(connection)

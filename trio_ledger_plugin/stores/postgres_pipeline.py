@@ -18,7 +18,7 @@ from .postgres_prepared import Prepared, Rows, check, encode_all, prepare
 from .steps import finish
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
     from psycopg.pq.abc import PGconn, PGresult
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["in_runs", "run_together"]
 
 
-def in_runs(connection: Connection, works: Iterable[Work]) -> Iterator[Work]:
+def in_runs(connection: Connection, works: Iterable[Work]) -> Generator[Work, None, None]:
     """Yield works in their order, each to be run before the next is asked for.
 
     The first statements of works in steps that follow one another are sent together; these works then go on behind it.
@@ -41,18 +41,23 @@ def in_runs(connection: Connection, works: Iterable[Work]) -> Iterator[Work]:
         works: The works.
 
     Raises:
-        psycopg.Error: A statement failed; the transaction has to be undone.
+        psycopg.Error: A statement failed; the transaction has to be undone, and this generator closed.
     """
     run: list[tuple[Steps[Any], Statement]] = []
-    for work in works:
-        begun = _begin(connection, work)
-        if isinstance(begun, tuple):
-            run.append(begun)
-        else:
-            yield from _send(connection, run)
-            run = []
-            yield begun
-    yield from _send(connection, run)
+    try:
+        for work in works:
+            begun = _begin(connection, work)
+            if isinstance(begun, tuple):
+                run.append(begun)
+            else:
+                yield from _send(connection, run)
+                run = []
+                yield begun
+        yield from _send(connection, run)
+    finally:
+        # What does not go on gives back now what it has taken: the same works may run again, each alone.
+        for steps, _ in run:
+            steps.close()
 
 
 def _begin(connection: Connection, work: Work) -> Work | tuple[Steps[Any], Statement]:
