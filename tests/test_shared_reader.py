@@ -13,7 +13,7 @@ import trio
 import trio.testing
 from support.tasks import make_tasks
 
-from trio_ledger_plugin.net.shared_reader import SocketReaders, can_share
+from trio_ledger_plugin.net.shared_reader import READ_BYTES, SocketReaders, can_share
 
 ALONE = object()
 pytestmark = pytest.mark.skipif(not can_share(), reason="needs epoll")
@@ -78,6 +78,63 @@ async def test_end_of_one_connection_wakes_only_its_own_task(readers, nursery):
             while not taken:
                 await trio.lowlevel.checkpoint()
         nursery.cancel_scope.cancel()
+
+
+async def test_end_that_came_with_the_last_bytes_is_read(readers):
+    """The system reports both at once and not again: a link would outlive its connection."""
+    taken = []
+
+    def take(data):
+        taken.append(data)
+        return True
+
+    with pair() as (socket, peer):
+        peer.send(b"last")
+        peer.close()
+        with trio.fail_after(5):
+            assert await readers.read(socket, take, ALONE) == b""
+    assert taken == [b"last"]
+
+
+async def test_end_that_comes_while_the_bytes_wait_for_their_turn_is_read(readers, nursery):
+    taken = []
+
+    with pair() as (socket, peer), pair() as (other, other_peer):
+
+        def keep(data):
+            taken.append(data)
+            return True
+
+        def end_the_other(_):
+            # Both sockets were reported; the other one is read next, in the same round.
+            peer.close()
+            return True
+
+        nursery.start_soon(readers.read, other, end_the_other, object())
+        await trio.testing.wait_all_tasks_blocked()
+        other_peer.send(b"x")
+        peer.send(b"last")
+        with trio.fail_after(5):
+            assert await readers.read(socket, keep, ALONE) == b""
+        assert taken == [b"last"]
+        nursery.cancel_scope.cancel()
+
+
+async def test_more_than_one_read_holds_is_read(readers, nursery):
+    """The system reports it once; what a first read leaves would wait until the peer sends more."""
+    taken = 0
+
+    def take(data):
+        nonlocal taken
+        taken += len(data)
+        return taken < 3 * READ_BYTES
+
+    with pair() as (socket, peer):
+        peer.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, 4 * READ_BYTES)
+        peer.send(bytes(3 * READ_BYTES))
+        with trio.fail_after(5):
+            await readers.read(socket, take, ALONE)
+    assert taken == 3 * READ_BYTES
 
 
 async def test_broken_connection_raises_broken_resource_error(readers):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..runtime.budget import Budget
     from ..runtime.context import Context
     from ..runtime.exchange import Exchange
-    from ..runtime.handlers import AnyReply, DataHandler, MoneyHandler, Payload, Receive, TransactionalMoneyHandler
+    from ..runtime.handlers import DataHandler, MoneyHandler, Receive, TransactionalMoneyHandler
     from ..services import PluginServices
     from .info import HostInfo
 
@@ -245,12 +245,8 @@ class _AccountHandlers(Handlers):
         super().deregister_money()
         self._changed(self._name)
 
-    async def answer(self, payload: Payload) -> AnyReply:
-        if payload.__class__ is bytes and ILDCP_MARK in payload[MARK_FROM:MARK_TO]:
-            answer = self._answer_ildcp(payload)
-            if answer is not None:
-                return answer
-        return await super().answer(payload)
+    def _answer_without_handler(self, payload: bytes) -> bytes | None:
+        return self._answer_ildcp(payload) if ILDCP_MARK in payload[MARK_FROM:MARK_TO] else None
 
     def _answer_ildcp(self, payload: bytes) -> bytes | None:
         """Return the client's address and asset; None for another request."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+import struct
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
@@ -71,6 +72,8 @@ PREPARE: Final = 12
 FULFILL: Final = 13
 REJECT: Final = 14
 _TYPES: Final = frozenset((PREPARE, FULFILL, REJECT))
+# What a Prepare begins with: amount, time of expiry, condition.
+_PREPARE_HEAD: Final = struct.Struct(">Q17s32s")
 
 MAX_ADDRESS: Final = 1023
 MAX_DATA: Final = 32_767
@@ -207,10 +210,12 @@ def decode(data: BytesLike) -> Packet:
         DecodeError: The data is not a packet, or a field of it is not allowed.
     """
     octet_string = as_bytes(data)
-    (packet_type,), offset = read_fixed(octet_string, 0, 1)
+    if not octet_string:
+        raise DecodeError("an ILP packet has at least one byte, its type")
+    packet_type = octet_string[0]
     if packet_type not in _TYPES:
         raise DecodeError(f"{packet_type} is not a packet type of ILPv4")
-    body, _ = read_octets(octet_string, offset)
+    body, _ = read_octets(octet_string, 1)
     if packet_type == PREPARE:
         return _decode_prepare(body)
     if packet_type == REJECT:
@@ -320,11 +325,13 @@ def _decode_destination(address: bytes) -> str:
 
 def _decode_prepare(body: bytes) -> Prepare:
     """Return the Prepare of a body."""
-    fixed, offset = read_fixed(body, 0, 57)
-    address, offset = read_octets(body, offset)
+    try:
+        amount, expiry, condition = _PREPARE_HEAD.unpack_from(body)
+    except struct.error:
+        raise DecodeError(f"a Prepare has at least {_PREPARE_HEAD.size} bytes, not {len(body)}") from None
+    address, offset = read_octets(body, _PREPARE_HEAD.size)
     destination = _decode_destination(address)
-    amount, expires_at = int.from_bytes(fixed[:8]), read_time(fixed[8:25])
-    return Prepare(amount, expires_at, fixed[25:], destination, _decode_data(body, offset))
+    return Prepare(amount, read_time(expiry), condition, destination, _decode_data(body, offset))
 
 
 def _decode_reject(body: bytes) -> Reject:

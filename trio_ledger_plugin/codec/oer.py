@@ -96,11 +96,20 @@ def read_octets(data: bytes, offset: int) -> tuple[bytes, int]:
     Raises:
         DecodeError: As `read_length`.
     """
-    if offset < len(data) and data[offset] < 0x80:
-        # The short form, which most lengths have.
-        end = offset + 1 + data[offset]
-        if end <= len(data):
-            return data[offset + 1 : end], end
+    # Lengths of up to two bytes, which nearly all are, are read here, without further calls.
+    most = len(data)
+    if offset < most:
+        first, start = data[offset], offset + 1
+        if first < 0x80:
+            end = start + first
+            if end <= most:
+                return data[start:end], end
+        elif first <= 0x82:
+            digits = data[start : start + first - 0x80]
+            size, start = int.from_bytes(digits), start + len(digits)
+            end = start + size
+            if size >= (0x80 if first == 0x81 else 0x100) and end <= most:
+                return data[start:end], end
     length, offset = read_length(data, offset)
     end = offset + length
     return data[offset:end], end

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import select
-from collections import deque
+from collections import OrderedDict, deque
 from time import perf_counter
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -37,8 +37,11 @@ SHARED_FROM = 32
 TURN_MESSAGES = 16
 # For how long the task works before other tasks run, in seconds.
 WORK_SECONDS = 0.001
-# How many ready sockets are looked for at a time. The system goes round among them by itself.
-LOOK_FOR = 64
+# How many ready sockets are asked for at a time.
+LOOK_FOR = 256
+# Edge-triggered: the system reports a socket once for all bytes that have come, instead of each time until they are
+# read. The end of a connection is asked for as well: it may come with the last bytes, and is not reported again.
+WATCHED = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET if hasattr(select, "epoll") else 0
 
 
 def can_share() -> bool:
@@ -49,7 +52,7 @@ def can_share() -> bool:
 class _Reading(Waiter):
     """One task that waits for a socket's bytes, and the function that handles them in the shared task."""
 
-    __slots__ = ("_number", "_readers", "handle", "turns")
+    __slots__ = ("_number", "_readers", "ending", "handle", "turns")
 
     def __init__(self, readers: SocketReaders, number: int, handle: Handle, turns: object) -> None:
         super().__init__()
@@ -57,6 +60,8 @@ class _Reading(Waiter):
         self._number = number
         self.handle: Handle = handle
         self.turns: object = turns
+        # Whether the socket ends behind the bytes that are there.
+        self.ending: bool = False
 
     def abandon(self, raise_cancel: object) -> trio.lowlevel.Abort:
         # Done here, not in the task: the socket may be closed before the task runs again.
@@ -110,7 +115,7 @@ class SocketReaders:
         if self._poll is None:
             self._poll = select.epoll()
             self._tasks.spawn(self._run, self._poll)
-        self._poll.register(number, select.EPOLLIN)
+        self._poll.register(number, WATCHED)
         reading = self._waiting[number] = _Reading(self, number, handle, turns)
         try:
             data: bytes = await park(reading)
@@ -125,7 +130,7 @@ class SocketReaders:
 
     async def _run(self, poll: select.epoll) -> None:
         # The sockets with bytes, by account; the account whose turn is next comes first.
-        ready: dict[object, deque[int]] = {}
+        ready: OrderedDict[object, deque[int]] = OrderedDict()
         queued: set[int] = set()
         try:
             while True:
@@ -133,38 +138,45 @@ class SocketReaders:
                     await trio.lowlevel.checkpoint()
                 else:
                     await trio.lowlevel.wait_readable(poll.fileno())
-                for number, _ in poll.poll(0, LOOK_FOR):
+                for number, events in poll.poll(0, LOOK_FOR):
                     reading = self._waiting.get(number)
-                    if reading is not None and number not in queued:
+                    if reading is None:
+                        continue
+                    if events != select.EPOLLIN:
+                        reading.ending = True
+                    if number not in queued:
                         queued.add(number)
-                        ready.setdefault(reading.turns, deque()).append(number)
+                        numbers = ready.get(reading.turns)
+                        if numbers is None:
+                            ready[reading.turns] = deque((number,))
+                        else:
+                            numbers.append(number)
                 self._read_round(ready, queued)
         finally:
             # The waiting tasks belong to the same task group and are cancelled with this one.
             self._poll = None
             poll.close()
 
-    def _read_round(self, ready: dict[object, deque[int]], queued: set[int]) -> None:
+    def _read_round(self, ready: OrderedDict[object, deque[int]], queued: set[int]) -> None:
         """Give each account that has a socket with bytes one turn, for at most a millisecond altogether."""
         until = perf_counter() + WORK_SECONDS
         for _ in range(len(ready)):
-            turns = next(iter(ready))
-            numbers = ready.pop(turns)
+            turns, numbers = ready.popitem(last=False)
             most = self.messages + TURN_MESSAGES
             while numbers and self.messages < most:
                 number = numbers.popleft()
                 queued.discard(number)
-                self._read(number)
+                reading = self._waiting.get(number)
+                # The bytes of another socket, handled before in this round, may have led to the end of this one.
+                if reading is not None:
+                    self._read(number, reading)
             if numbers:
                 # Behind the others.
                 ready[turns] = numbers
             if perf_counter() > until:
                 return
 
-    def _read(self, number: int) -> None:
-        if number not in self._waiting:
-            # The bytes of another socket, handled before in this round, led to the end of this one.
-            return
+    def _read(self, number: int, reading: _Reading) -> None:
         try:
             data = os.read(number, READ_BYTES)
         except (BlockingIOError, InterruptedError):
@@ -173,12 +185,16 @@ class SocketReaders:
             self._wake(number, outcome.Error(trio.BrokenResourceError(f"the socket broke: {error}")))
             return
         try:
-            proceed = bool(data) and self._waiting[number].handle(data)
+            proceed = bool(data) and reading.handle(data)
         except Exception as error:  # noqa: BLE001 (an error of one connection must not end the others)
             self._wake(number, outcome.Error(error))
         else:
             if not proceed:
                 self._wake(number, outcome.Value(data))
+            elif (reading.ending or len(data) == READ_BYTES) and self._waiting.get(number) is reading:
+                # What is left was reported already; to modify the socket makes the system report it again.
+                assert self._poll is not None
+                self._poll.modify(number, WATCHED)
 
     def _wake(self, number: int, result: outcome.Outcome[bytes]) -> None:
         reading = self._waiting.get(number)

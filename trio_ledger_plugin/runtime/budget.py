@@ -136,15 +136,6 @@ class Budget:
 
     # Running handlers.
 
-    def has_room(self, size: int, *, is_transfer: bool) -> bool:
-        """Whether one more request may run; one that holds more bytes than the limit runs alone."""
-        limits, running = self.limits, self.handlers
-        if running >= limits.handlers or (running and self.handler_bytes + size > limits.handler_bytes):
-            return False
-        if is_transfer and running and 2 * (self.transfers + 1) > limits.handlers:
-            return False
-        return self.parent is None or self.parent.admits(size, is_transfer=is_transfer, uses_none=not running)
-
     def admits(self, size: int, *, is_transfer: bool, uses_none: bool) -> bool:
         """Whether a server has room for one more request of an account.
 
@@ -159,17 +150,29 @@ class Budget:
             return False
         return not is_transfer or not running or 2 * (self.transfers + 1) <= limits.handlers * part
 
-    def take_handler(self, size: int, *, is_transfer: bool) -> None:
-        """Count a request that begins to run; ``has_room`` checks the limits."""
-        self.handlers += 1
-        self.handler_bytes += size
-        self.transfers += is_transfer
-        server = self.parent
+    def take_handler(self, size: int, *, is_transfer: bool) -> bool:
+        """Count a request that begins to run; return False, and count nothing, if there is no room for it.
+
+        One that holds more bytes than the limit runs alone.
+        """
+        limits, running, server = self.limits, self.handlers, self.parent
+        if running and (
+            running >= limits.handlers
+            or self.handler_bytes + size > limits.handler_bytes
+            or (is_transfer and 2 * (self.transfers + 1) > limits.handlers)
+        ):
+            return False
         if server is not None:
+            if not server.admits(size, is_transfer=is_transfer, uses_none=not running):
+                return False
             # Not by a call: this runs for each request.
             server.handlers += 1
             server.handler_bytes += size
             server.transfers += is_transfer
+        self.handlers += 1
+        self.handler_bytes += size
+        self.transfers += is_transfer
+        return True
 
     def hold_more(self, size: int) -> None:
         """Count bytes that a running request holds beyond its first ones."""

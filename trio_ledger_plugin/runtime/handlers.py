@@ -80,7 +80,8 @@ class Handlers:
         counters: The counters for statistics.
         receive: Called with each transfer that the peer sends, and these handlers.
         max_reply: The most bytes that a data handler may return.
-        parent: The server's handlers, for requests without a handler here; None if there is no server.
+        parent: The server's handlers, for requests without a handler here; they have no parent themselves. None if
+            there is no server.
 
     Attributes:
         counters: The counters for statistics.
@@ -237,12 +238,19 @@ class Handlers:
 
     async def answer(self, payload: Payload) -> AnyReply:
         """Call a handler with a request or a transfer, and return the reply; a handler's exception becomes a reply."""
-        if self._stopped or (self._parent is not None and self._parent.is_stopped):
+        parent = self._parent
+        if parent is not None and payload.__class__ is bytes:
+            reply = self._answer_without_handler(payload)
+            if reply is not None:
+                return reply
+        if self._stopped or (parent is not None and parent._stopped):
             return UnreachableError("the plugin is closing")
         if not isinstance(payload, bytes):
             return await self._answer_other(payload)
+        handler = self._data
+        if handler is None and parent is not None:
+            handler = parent._data
         try:
-            handler = self.data if self._data is None else self._data
             if handler is None:
                 return UnreachableError("no data handler is registered")
             response = await handler(payload)
@@ -256,6 +264,10 @@ class Handlers:
             )
             return NotAcceptedError("the response is too long")
         return response
+
+    def _answer_without_handler(self, _payload: bytes) -> bytes | None:
+        """Return what an account's own handlers answer themselves; None if a handler is to be called."""
+        return None
 
     async def _answer_other(self, payload: Transfer | tuple[ProtocolData, ...]) -> AnyReply:
         """Answer what is not data."""

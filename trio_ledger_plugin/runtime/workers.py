@@ -93,13 +93,11 @@ class RequestQueue:
 
     def submit(self, request_id: int, payload: Payload, size: int) -> bool:
         """Serve a request, now or later; returns False, and does nothing, if too many wait already."""
-        budget = self.budget
         is_transfer = payload.__class__ is Transfer
-        if budget.has_room(size, is_transfer=is_transfer):
-            budget.take_handler(size, is_transfer=is_transfer)
+        if self.budget.take_handler(size, is_transfer=is_transfer):
             self.pool.run(self, request_id, payload, size)
             return True
-        if not budget.may_wait(size + REQUEST_BYTES):
+        if not self.budget.may_wait(size + REQUEST_BYTES):
             return False
         if is_transfer:
             waiting = self.waiting_transfers = self.waiting_transfers or deque()
@@ -119,11 +117,9 @@ class RequestQueue:
         for waiting in (self.waiting_transfers, self.waiting):
             if waiting:
                 job = waiting[0]
-                is_transfer = waiting is self.waiting_transfers
-                if self.budget.has_room(job[2], is_transfer=is_transfer):
+                if self.budget.take_handler(job[2], is_transfer=waiting is self.waiting_transfers):
                     waiting.popleft()
                     self._count_waiting(-job[2] - REQUEST_BYTES)
-                    self.budget.take_handler(job[2], is_transfer=is_transfer)
                     return job
         return None
 
@@ -320,8 +316,7 @@ class WorkerPool:
     async def _work(self, worker: _Worker) -> None:
         try:
             with worker.scope:
-                while worker.queue is not None:
-                    await self._serve(worker, worker.queue)
+                await self._serve(worker)
         except* Exception as group:  # noqa: BLE001 (a handler may raise anything)
             # A handler's nursery can raise errors beside its cancellation. The peer has a reply already.
             self._log.error("a handler raised while it was cancelled: %O", unwrap_group(group))
@@ -337,37 +332,40 @@ class WorkerPool:
                 # Another worker serves it: a cancelled worker's scope cannot be used again.
                 self.run(found[0], *found[1])
 
-    async def _serve(self, worker: _Worker, queue: RequestQueue) -> None:
-        requester = queue.requester
-        began = trio.current_time()
-        self._deadlines[worker] = began + self._timeout
-        reply = await queue.handlers.answer(worker.payload)
-        # The handler has ended; what follows is not part of its time.
-        worker.payload = b""
-        self._deadlines.pop(worker, None)
-        if reply.__class__ is bytes and len(reply) > worker.held:
-            # The reply waits if the peer does not read, and counts meanwhile.
-            queue.budget.hold_more(len(reply) - worker.held)
-            worker.held = len(reply)
-        if worker.answered:
-            # The handler ignored its cancellation. The scope cannot be used again, so this task ends here.
-            await trio.lowlevel.checkpoint()
-        else:
-            if self.on_handled is not None:
-                self.on_handled(began, reply)
-            await requester.reply(worker.request_id, reply)
-        self._release(worker, queue)
-        found = self._next_request(worker)
-        if found is None:
-            worker.queue = None
-            self._wake_tasks()
-            self.idle.append(worker)
-            await park(worker)
-        else:
-            queue, job = found
-            worker.begin(queue, *job)
-            trio.lowlevel.current_task().context = queue.new_context()
-            await trio.lowlevel.cancel_shielded_checkpoint()  # the new context counts from here
+    async def _serve(self, worker: _Worker) -> None:
+        """Serve request after request, until this worker is not needed."""
+        # trio.current_time() looks the clock up each time.
+        clock = trio.lowlevel.current_clock()
+        while (queue := worker.queue) is not None:
+            began = clock.current_time()
+            self._deadlines[worker] = began + self._timeout
+            reply = await queue.handlers.answer(worker.payload)
+            # The handler has ended; what follows is not part of its time.
+            worker.payload = b""
+            self._deadlines.pop(worker, None)
+            if reply.__class__ is bytes and len(reply) > worker.held:
+                # The reply waits if the peer does not read, and counts meanwhile.
+                queue.budget.hold_more(len(reply) - worker.held)
+                worker.held = len(reply)
+            if worker.answered:
+                # The handler ignored its cancellation. The scope cannot be used again, so this task ends here.
+                await trio.lowlevel.checkpoint()
+            else:
+                if self.on_handled is not None:
+                    self.on_handled(began, reply)
+                await queue.requester.reply(worker.request_id, reply)
+            self._release(worker, queue)
+            found = self._next_request(worker)
+            if found is None:
+                worker.queue = None
+                self._wake_tasks()
+                self.idle.append(worker)
+                await park(worker)
+            else:
+                queue, job = found
+                worker.begin(queue, *job)
+                trio.lowlevel.current_task().context = queue.new_context()
+                await trio.lowlevel.cancel_shielded_checkpoint()  # the new context counts from here
 
     def _log_cancelled(self, payload: Payload) -> None:
         if isinstance(payload, Transfer):

@@ -329,16 +329,18 @@ class FrameStream(trio.abc.Stream):
 
     def _handle_read(self, data: bytes) -> bool:
         """Handle bytes in the shared reader's task; return False if this stream's own task has to continue."""
-        self._feed(data)
+        frames, receiver = self._frames, self._receiver
+        self.bytes_received += len(data)
+        frames.feed(data)
         if len(data) == READ_BYTES:
             return False
-        receiver = self._receiver
         assert receiver is not None
         assert self._readers is not None
-        if receiver.turns.rest_until:
+        turns = receiver.turns
+        if turns.rest_until:
             return False
         self._readers.messages += self._take(receiver, BATCH_FRAMES)
-        return self._frames.is_empty and not receiver.replies_blocked and not receiver.turns.rest_until
+        return frames.is_empty and not receiver.replies_blocked and not turns.rest_until
 
     async def _take_in_turn(self, receiver: MessageReceiver, turn: ReadingTurn, backlog: bool) -> bool:
         """Take a batch of messages when no other link of the account does; return whether there may be more.

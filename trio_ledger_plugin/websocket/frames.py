@@ -205,32 +205,26 @@ class FrameReader:
         buffer, position = self._buffer, self._position
         end = len(buffer)
         masked, limit = self._masked, self.max_message
+        mask_bit, head = (0x80, 6) if masked else (0, 2)
         while end - position >= 2 and buffer[position] == PLAIN_FIRST_BYTE and len(payloads) < most:
-            size = buffer[position + 1]
-            start = position + 2
-            if masked:
-                size -= 0x80
-                if size < 0:
-                    break
+            size = buffer[position + 1] ^ mask_bit
+            start = position + head
             if size >= 126:
                 if size == 126:
-                    size = int.from_bytes(buffer[start : start + 2], "big")
+                    size = int.from_bytes(buffer[position + 2 : position + 4])
                     start += 2
                     if size < 126:
                         break
                 elif size == 127:
-                    size = int.from_bytes(buffer[start : start + 8], "big")
+                    size = int.from_bytes(buffer[position + 2 : position + 10])
                     start += 8
                     if size < 65536:
                         break
                 else:
+                    # Masked or not, the other way round.
                     break
-            if size > limit:
-                break
-            if masked:
-                start += 4
             stop = start + size
-            if stop > end:
+            if size > limit or stop > end:
                 break
             payload = buffer[start:stop]
             payloads.append(_xor(payload, buffer[start - 4 : start]) if masked else payload)
