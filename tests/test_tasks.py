@@ -1,6 +1,7 @@
 """A plugin's task group opens when needed, ends when closed, and leaves nothing in the caller's nursery."""
 # ruff: noqa: PT012 (whole blocks are what raises here)
 
+from contextvars import ContextVar
 from functools import partial
 from math import inf
 
@@ -11,6 +12,8 @@ from trio.testing import wait_all_tasks_blocked
 from trio_ledger_plugin import PluginClosedError, StoreError
 from trio_ledger_plugin.runtime.tasks import TaskGroup, run_all
 from trio_ledger_plugin.runtime.timers import Timers
+
+VARIABLE: ContextVar[str] = ContextVar("variable")
 
 
 class Group:
@@ -355,6 +358,28 @@ async def test_work_is_done_in_a_task_that_has_done_other_work(nursery):
     await group.wait_ended()
     with pytest.raises(RuntimeError):
         group.spawn_again(work)
+
+
+async def test_work_sets_context_variables_for_itself_alone(nursery):
+    """A money handler would find what the handler of another transfer has set."""
+    group = Group(nursery).tasks
+    await group.start()
+    found, tasks = [], []
+
+    async def work(_scope):
+        tasks.append(trio.lowlevel.current_task())
+        found.append(VARIABLE.get(None))
+        VARIABLE.set("set by earlier work")
+        await trio.lowlevel.checkpoint()
+        assert VARIABLE.get() == "set by earlier work"
+
+    for _ in range(3):
+        group.spawn_again(work)
+        await wait_all_tasks_blocked()
+    assert len(set(tasks)) == 1
+    assert found == [None] * 3
+    group.cancel()
+    await group.wait_ended()
 
 
 async def test_work_that_was_given_to_a_task_meets_the_cancellation(nursery):

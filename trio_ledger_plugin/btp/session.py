@@ -207,7 +207,10 @@ def primary_data(entries: tuple[btp.ProtocolData, ...], name: str) -> bytes | No
 
 def find_entry(entries: tuple[btp.ProtocolData, ...], name: str) -> bytes | None:
     """Return the data of a sub-protocol's entry; None if there is none."""
-    return next((entry.data for entry in entries if entry.protocol_name == name), None)
+    for entry in entries:
+        if entry.protocol_name == name:
+            return entry.data
+    return None
 
 
 def transfer_packet(request_id: int, transfer: Transfer, journal: PeerJournal | None) -> bytes:
@@ -217,15 +220,15 @@ def transfer_packet(request_id: int, transfer: Transfer, journal: PeerJournal | 
         entries = (btp.ProtocolData(IDEMPOTENCY_KEY, btp.TEXT, transfer.key.encode()),)
         if transfer.number and journal is not None and journal.offer.numbers:
             entries += (btp.ProtocolData(TRANSFER_NUMBER, btp.TEXT, b"%d" % transfer.number),)
-    return btp.encode(btp.Transfer(request_id, int(transfer.amount), entries))
+    return btp.encode_transfer(request_id, int(transfer.amount), entries)
 
 
 def response_packet(request_id: int, response: bytes | tuple[btp.ProtocolData, ...] | None) -> bytes:
     """Return the encoded packet of a response: ILP data, a receipt, a message's entries, or nothing."""
     if response is None or isinstance(response, tuple):
-        return btp.encode(btp.Response(request_id, response or ()))
+        return btp.encode_response(request_id, *(response or ()))
     if isinstance(response, Receipt):
-        return btp.encode(btp.Response(request_id, (btp.ProtocolData(TRANSFER_NUMBER, btp.TEXT, response),)))
+        return btp.encode_response(request_id, btp.ProtocolData(TRANSFER_NUMBER, btp.TEXT, response))
     return btp.encode_ilp(btp.RESPONSE, request_id, response)
 
 
@@ -249,8 +252,12 @@ def read_transfer(packet: btp.Transfer, account: str, journal: PeerJournal | Non
     key = entry.decode("ascii", "replace")
     if not is_key(key):
         raise InvalidFieldsError("idempotency_key must be 1 to 64 ASCII characters without NUL")
-    number = read_number(find_entry(packet.protocol_data, TRANSFER_NUMBER))
-    # The number is not a part of the transfer: a sender whose journal was restored may give it another one.
-    entries = tuple(entry for entry in packet.protocol_data if entry.protocol_name != TRANSFER_NUMBER)
-    digest = sha256(btp.encode(btp.Transfer(0, packet.amount, entries))).digest()
+    number, entries = 0, []
+    for each in packet.protocol_data:
+        # The number is not a part of the transfer: a sender whose journal was restored may give it another one.
+        if each.protocol_name == TRANSFER_NUMBER:
+            number = read_number(each.data)
+        else:
+            entries.append(each)
+    digest = sha256(btp.encode_transfer(0, packet.amount, tuple(entries))).digest()
     return Transfer(amount, account, key=key, level=MoneyLevel.KEYED, journal=journal.id, digest=digest, number=number)

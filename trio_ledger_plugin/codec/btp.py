@@ -4,8 +4,9 @@ A frame is a type, a request id and a length-prefixed body; every body ends with
 after the last known field, or after the packet, are ignored: RFC-0030 requires this for later extensions. Everything
 else is strict: packets are written in one canonical form, and only that form is read, except for the time of an Error.
 
-There are two pairs of functions. `encode` and `decode` handle every packet. `encode_ilp` and `decode_ilp` are fast
-paths: they build no objects and handle only a request or response with one ILP packet, which is nearly all traffic.
+`encode` and `decode` handle every packet. `encode_ilp` and `decode_ilp` are fast paths: they build no objects and
+handle only a request or response with one ILP packet, which is nearly all traffic. `encode_transfer` and
+`encode_response` save the object of a packet that is only written.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ __all__ = [
     "decode_ilp",
     "encode",
     "encode_ilp",
+    "encode_response",
+    "encode_transfer",
 ]
 
 RESPONSE: Final = 1
@@ -152,6 +155,7 @@ _TYPES = frozenset({RESPONSE, ERROR, MESSAGE, TRANSFER})
 _ILP_TYPES = frozenset({RESPONSE, MESSAGE})
 
 _HEADER = struct.Struct(">BI")
+_NO_ENTRIES: Final = "protocol_data must be a tuple of ProtocolData"
 
 # No known implementation writes fewer than three fraction digits ending in zero; JavaScript peers always write three.
 _TIME = re.compile(rb"(\d{14})(?:\.(\d{3}|\d?[1-9]))?Z")
@@ -170,15 +174,37 @@ def encode(packet: Packet) -> bytes:
     """
     match packet:
         case Response() | Message():
-            body = b""
+            fields = b""
         case Transfer():
-            body = uint(packet.amount, 8, "amount")
+            return encode_transfer(packet.request_id, packet.amount, packet.protocol_data)
         case Error():
-            body = _encode_error_fields(packet)
+            fields = _encode_error_fields(packet)
         case _:
             raise TypeError(f"a BTP packet is a Response, Error, Message or Transfer, not {type(packet).__name__}")
-    body += _encode_entries(packet.protocol_data)
-    return uint(packet.type, 1, "type") + uint(packet.request_id, 4, "request_id") + length_prefix(len(body)) + body
+    return _encode(packet.type, packet.request_id, fields, packet.protocol_data)
+
+
+def encode_transfer(request_id: int, amount: int, entries: tuple[ProtocolData, ...]) -> bytes:
+    """Return the frame of a Transfer with these fields, without building one.
+
+    Raises:
+        InvalidFieldsError: A field has the wrong type or is out of range, or two entries have the same name.
+    """
+    return _encode(TRANSFER, request_id, uint(amount, 8, "amount"), entries)
+
+
+def encode_response(request_id: int, *entries: ProtocolData) -> bytes:
+    """Return the frame of a Response with these fields, without building one.
+
+    Raises:
+        InvalidFieldsError: A field has the wrong type or is out of range, or two entries have the same name.
+    """
+    return _encode(RESPONSE, request_id, b"", entries)
+
+
+def _encode(packet_type: int, request_id: int, fields: bytes, entries: tuple[ProtocolData, ...]) -> bytes:
+    body = fields + _encode_entries(entries)
+    return packet_type.to_bytes() + uint(request_id, 4, "request_id") + octets(body, "the packet")
 
 
 def decode(data: BytesLike, *, max_entries: int | None = None) -> Packet:
@@ -196,10 +222,10 @@ def decode(data: BytesLike, *, max_entries: int | None = None) -> Packet:
             more than ``max_entries``, ``packet_type`` and ``request_id`` are set. If it is unreadable, both are None.
     """
     frame = as_bytes(data)
-    packet_type, offset = read_uint(frame, 0, 1)
+    packet_type = frame[0] if frame else read_uint(frame, 0, 1)[0]
     if packet_type not in _TYPES:
         raise DecodeError(f"{packet_type} is not a packet type of BTP/2.0")
-    request_id, offset = read_uint(frame, offset, 4)
+    request_id, offset = read_uint(frame, 1, 4)
     body, _ = read_octets(frame, offset)
     offset = 0
     if packet_type == ERROR:
@@ -273,11 +299,13 @@ def _decode_time(text: bytes) -> datetime:
 
 def _encode_entries(entries: tuple[ProtocolData, ...]) -> bytes:
     """Return the count and the entries."""
-    if not isinstance(entries, tuple) or not all(isinstance(entry, ProtocolData) for entry in entries):
-        raise InvalidFieldsError("protocol_data must be a tuple of ProtocolData")
+    if not isinstance(entries, tuple):
+        raise InvalidFieldsError(_NO_ENTRIES)
     count = len(entries)
-    parts = [octets(count.to_bytes((count.bit_length() + 7) // 8 or 1), "protocol_data")]
+    parts = [bytes((1, count)) if count < 0x100 else octets(count.to_bytes(4).lstrip(b"\0"), "protocol_data")]
     for entry in entries:
+        if not isinstance(entry, ProtocolData):
+            raise InvalidFieldsError(_NO_ENTRIES)
         name, content_type, data = entry.protocol_name, entry.content_type, entry.data
         plain = name.__class__ is str and content_type.__class__ is int and len(name) <= MAX_KEPT_NAME
         parts.append((_kept_entry_head if plain else _entry_head)(name, content_type))
@@ -317,10 +345,18 @@ def _decode_entries(body: bytes, offset: int, count: int) -> tuple[ProtocolData,
     entries = []
     for _ in range(count):
         name, offset = read_octets(body, offset)
-        content_type, offset = read_uint(body, offset, 1)
-        data, offset = read_octets(body, offset)
-        entries.append(ProtocolData(read_ia5(name, "a sub-protocol's name"), content_type, data))
+        content_type = body[offset] if offset < len(body) else read_uint(body, offset, 1)[0]
+        data, offset = read_octets(body, offset + 1)
+        decode_name = _kept_name if len(name) <= MAX_KEPT_NAME else _decode_name
+        entries.append(ProtocolData(decode_name(name), content_type, data))
     return tuple(entries)
+
+
+def _decode_name(name: bytes) -> str:
+    return read_ia5(name, "a sub-protocol's name")
+
+
+_kept_name = lru_cache(maxsize=64)(_decode_name)
 
 
 # The fast path. One ILP entry in a Message or Response begins with these bytes: count 1, name "ilp", content type 0.

@@ -263,14 +263,14 @@ def uint(value: object, size: int, field: str) -> bytes:
     Raises:
         InvalidFieldsError: ``value`` is not an integer or does not fit.
     """
-    most = (1 << 8 * size) - 1
-    if not isinstance(value, int):
-        problem = f"is {type(value).__name__}"
-    elif 0 <= value <= most:
-        return value.to_bytes(size)
+    if isinstance(value, int):
+        try:
+            return value.to_bytes(size)
+        except OverflowError:
+            problem = "is negative" if value < 0 else "is too large"
     else:
-        problem = "is negative" if value < 0 else "is too large"
-    raise InvalidFieldsError(f"{field} {problem}: it must be an integer from 0 to {most}")
+        problem = f"is {type(value).__name__}"
+    raise InvalidFieldsError(f"{field} {problem}: it must be an integer from 0 to {(1 << 8 * size) - 1}")
 
 
 def var_uint(value: object, field: str) -> bytes:

@@ -277,10 +277,10 @@ class Outbox:
         if len(self._in_time) == 1:
             # The task has to know when it becomes late.
             self._wake_up.set()
-        self._context.tasks.spawn(self._deliver, credited, from_page)
+        self._context.tasks.spawn_again(partial(self._deliver, credited, from_page))
 
-    async def _deliver(self, credited: Credited, from_page: bool) -> None:
-        """Call the handler once; each call has its own task and context."""
+    async def _deliver(self, credited: Credited, from_page: bool, _scope: trio.CancelScope) -> None:
+        """Call the handler once, in a context of its own."""
         account = credited.transfer.account
         handler = self._handler_of(account)
         try:

@@ -243,8 +243,8 @@ class TaskGroup:
         """Do what ``spawn`` does, in a task that has done other work before if one waits; that takes half the time.
 
         Args:
-            work: It must set no context variables. It is called with the task's scope, which can be cancelled while it
-                runs; then the task ends with it.
+            work: It runs in a copy of the group's context. It is called with the task's scope, which can be cancelled
+                while it runs; then the task ends with it.
 
         Raises:
             RuntimeError: The group is not open.
@@ -252,6 +252,8 @@ class TaskGroup:
         if self._idle and self._nursery is not None:
             idle = self._idle.pop()
             idle.work = work
+            assert idle.task is not None
+            idle.task.context = self.context.copy()
             idle.wake()
         else:
             self.spawn(self._do_work, work)
@@ -287,7 +289,8 @@ class TaskGroup:
         return Commit(self._commits, self._end_commit)
 
     def _end_commit(self) -> None:
-        self._commit_ended.unpark_all()
+        if self._commit_ended:
+            self._commit_ended.unpark_all()
         if self._ending and not self._commits:
             self._end_within(ANSWER_SECONDS)
 
