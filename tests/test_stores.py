@@ -1,9 +1,12 @@
 """A stored value comes back, and a cancelled call changes nothing."""
 
 import sqlite3
+import threading
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any
 
+import outcome
 import pytest
 import trio
 import trio.testing
@@ -11,7 +14,9 @@ import trio.testing
 from trio_ledger_plugin.errors import InvalidFieldsError, StoreError
 from trio_ledger_plugin.net.store_values import update
 from trio_ledger_plugin.stores import MemoryStore, open_postgres_store, open_sqlite_store
+from trio_ledger_plugin.stores.dialect import SQLITE
 from trio_ledger_plugin.stores.values import Values
+from trio_ledger_plugin.stores.worker import Database, Result, WorkerStore, opened
 
 
 @pytest.fixture(params=["memory", "sqlite", "postgres"])
@@ -157,3 +162,29 @@ async def test_update_that_changes_nothing_waits_for_no_other_program(tmp_path: 
             with pytest.raises(StoreError):
                 await store.update(lambda read: (read(("key",)), {"key": "changed"}))
         assert await store.get("key") == "value"
+
+
+class _NoDatabase(Database):
+    """Calls works without a database."""
+
+    def transaction(self, works: Sequence[Callable[[Any], Any]]) -> list[Result]:
+        return [outcome.capture(work, None) for work in works]
+
+    def close(self) -> None:
+        pass
+
+
+async def test_callers_that_give_up_behind_a_late_work_block_nothing() -> None:
+    """A thread would wait for a work that it has to run itself, and the store would hang for good."""
+    may_end = threading.Event()
+    ran: list[str] = []
+    two: WorkerStore[Any] = WorkerStore("two threads", SQLITE, [_NoDatabase, _NoDatabase])
+    async with opened(two) as store:
+        with trio.move_on_after(0.05):
+            await store.transaction(lambda _: may_end.wait(10))
+        with trio.move_on_after(0.05):
+            await store.transaction(lambda _: ran.append("cancelled"))
+        may_end.set()
+        with trio.fail_after(5):
+            await store.transaction(lambda _: ran.append("next"))
+    assert ran == ["next"]

@@ -360,10 +360,12 @@ class WorkerStore(Generic[ConnectionT]):
         with suppress(Empty):
             while len(waiting) < MOST_AT_ONCE and waiting[-1] is not None:
                 waiting.append(self._jobs.get_nowait())
-        jobs = [job for job in waiting if job is not None and job.claim()]
-        if jobs:
+        if waiting[0] is not None:
+            # Before the jobs are claimed: a claimed job may be late itself when its caller gives up.
             with self._late_changed:
                 self._late_changed.wait_for(lambda: not self._late)
+        jobs = [job for job in waiting if job is not None and job.claim()]
+        if jobs:
             done = outcome.capture(database.run, [job.work for job in jobs])
             if isinstance(done, outcome.Error):
                 # A bug in this package, but its callers must not wait for ever.
