@@ -358,3 +358,18 @@ async def test_client_of_a_disconnected_account_tries_again_slowly(clock: MockCl
             await account.connect()
             await client.wait_connected()
             assert trio.current_time() - began < 70
+
+
+@pytest.mark.parametrize("store", [None, MemoryStore()])
+async def test_newcomer_is_refused_while_all_connections_are_being_closed(store: MemoryStore | None) -> None:
+    """Peers that do not take part in the closing handshake must not end the server for all."""
+    async with open_accounts(options(max_links=2), store=store, data_handler=echo) as server:
+        rude = [await enter(server, token=token) for token in "ab"]
+        for peer in rude:
+            for _ in range(9):
+                await peer.send(peer.frame(b"rubbish"))
+        while server.accounts():
+            await trio.lowlevel.checkpoint()
+        assert b"too many connections" in await refused(server, "c")
+        for peer in rude:
+            await peer.aclose()

@@ -54,8 +54,9 @@ class LinkLimits:
             if of_account or total >= limit * (1.0 - RESERVE):
                 self._replace(account, account.find_idle_link(), "the account has too many connections")
         elif total >= limit:
-            crowded = max(self._accounts.values(), key=lambda account: len(account.links))
-            idle = crowded.find_idle_link() if len(crowded.links) > 1 else None
+            # There is none while all connections are being closed.
+            crowded = max(self._accounts.values(), key=lambda account: len(account.links), default=None)
+            idle = crowded.find_idle_link() if crowded is not None and len(crowded.links) > 1 else None
             self._replace(account, idle, "the server has too many connections")
 
     def _replace(self, account: Account | None, idle: Exchange | None, reason: str) -> None:
