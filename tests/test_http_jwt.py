@@ -131,3 +131,10 @@ def test_subject_of_another_type_is_refused():
 )
 def test_what_is_no_token_is_refused(token):
     refused(token)
+
+
+def test_time_beyond_every_float_is_a_time():
+    """JSON's integers have no end, and a peer with the secret may not end the server with one."""
+    assert verify(make({"exp": 10**400}), SECRET, NOW).expires == 10**400
+    assert "expired" in refused(make({"exp": -(10**400)}))
+    assert "not valid yet" in refused(make({"exp": 10**400, "nbf": 10**400}))

@@ -10,7 +10,7 @@ import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from hmac import compare_digest
 from hmac import digest as hmac_digest
-from math import inf, isfinite
+from math import inf
 from typing import Any, Final
 
 from attrs import frozen
@@ -94,7 +94,8 @@ def _read_time(claims: dict[str, Any], name: str) -> float | None:
     value = claims.get(name)
     if value is None and name not in claims:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+    # Compared, not converted: an integer may be greater than every float.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < inf:
         raise NotAcceptedError(f"the token's {name} is no time")
     return value
 
