@@ -39,6 +39,7 @@ from trio_ledger_plugin.btp.client import TRY_SECONDS
 from trio_ledger_plugin.codec import btp
 from trio_ledger_plugin.errors import ConnectionLostError
 from trio_ledger_plugin.events import Connected, Disconnected
+from trio_ledger_plugin.log import StdlibLog
 from trio_ledger_plugin.net import listen
 from trio_ledger_plugin.net.listen import FAILURES, FAILURES_A_SECOND
 from trio_ledger_plugin.options.load import options_from_mapping
@@ -588,3 +589,32 @@ async def test_log_has_address_and_end_of_each_connection(clock: MockClock, capl
     ended = "the connection with 127.0.0.1 ended: "
     came = "connected with 127.0.0.1"
     assert messages == [came, ended + "replaced by a new connection", came, ended + "the peer closed the connection"]
+
+
+async def test_error_in_serving_one_connection_does_not_end_the_others(caplog: Any) -> None:
+    """A mistake of this package that one peer can cause must not be a way to end the server."""
+
+    async def serve(stream: trio.SocketStream, _peer: str) -> bool:
+        data = await stream.receive_some(1)
+        if data == b"?":
+            raise ValueError("a mistake")
+        await stream.send_all(data)
+        return False
+
+    listener = listen.Listener(StdlibLog(), "127.0.0.1", 0, serve, lambda: None, is_clear=True)
+    async with trio.open_nursery() as nursery:
+        bound = trio.Event()
+        nursery.start_soon(listener.run, bound.set)
+        await bound.wait()
+        port = int(listener.location.rpartition(":")[2])
+        good, bad = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(2)]
+        await bad.send_all(b"?")
+        assert await bad.receive_some(1) == b""
+        await good.send_all(b"!")
+        assert await good.receive_some(1) == b"!"
+        for stream in (good, bad):
+            await stream.aclose()
+        nursery.cancel_scope.cancel()
+    assert [record.message.splitlines()[0] for record in caplog.records] == [
+        "serving 127.0.0.1 failed: ValueError('a mistake')"
+    ]

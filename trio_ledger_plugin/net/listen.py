@@ -194,11 +194,14 @@ class Listener:
                     await trio.sleep_until(self._accept_at)
 
     async def _receive(self, stream: trio.SocketStream) -> None:
-        in_use = False
-        # OSError: the peer has left already.
-        with suppress(OSError):
-            peer = peer_address(stream)
-            in_use = await self._serve(stream, peer)
+        in_use, peer = False, NAMELESS
+        try:
+            # OSError: the peer has left already.
+            with suppress(OSError):
+                peer = peer_address(stream)
+                in_use = await self._serve(stream, peer)
+        except Exception as error:  # noqa: BLE001 (an error of one connection must not end the others)
+            self._log.error("serving %s failed: %O", peer, error)
         if not in_use:
             self._accept_at = trio.current_time() + self._failures.delay("")
             await abort_stream(stream)
