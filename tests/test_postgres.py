@@ -14,7 +14,7 @@ from support.programs import CANARY
 from support.stores import hold_thread
 from support.tasks import open_tasks
 
-from trio_ledger_plugin import InvalidFieldsError, NotAcceptedError, PluginServices, StoreError
+from trio_ledger_plugin import InvalidFieldsError, NotAcceptedError, PluginServices, StoreError, loopback_pair
 from trio_ledger_plugin.net.tokens import AccountTokens
 from trio_ledger_plugin.options.base import PluginOptions
 from trio_ledger_plugin.runtime.context import Context
@@ -212,6 +212,22 @@ async def test_late_work_holds_up_works_on_other_connections(postgres_dsn: str) 
             holding.rollback()
         holding.close()
         assert found == [2]
+
+
+async def test_plugins_that_come_and_go_leave_no_statements_behind(store: PostgresStore) -> None:
+    """The server keeps each prepared statement as long as the connection, which may be months."""
+
+    async def take(_amount: str) -> None:
+        pass
+
+    query = "SELECT count(*) FROM pg_prepared_statements"
+    counts = []
+    for _ in range(3):
+        async with loopback_pair(PluginServices(store=store)) as (payer, payee):
+            payee.register_money_handler(take)
+            await payer.send_money(1)
+        counts.append(await store.transaction(lambda connection: connection.execute(query).fetchone()))
+    assert counts[0] == counts[1] == counts[2]
 
 
 async def test_two_stores_share_a_database_and_schemas_do_not(postgres_dsn: str) -> None:

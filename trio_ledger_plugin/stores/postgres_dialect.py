@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Any, Final
 
 import psycopg
@@ -59,9 +60,13 @@ def _is_broken(connection: Connection) -> bool:
     return bool(connection.info.transaction_status == TransactionStatus.INERROR)
 
 
+# Each text once: a connection keeps every statement that it has prepared, and a store may see many plugins.
+_prepared: Final = cache(Prepared)
+
+
 class _PostgresDialect(Dialect):
     def statement(self, text: str) -> str:
-        return Prepared(super().statement(text))
+        return _prepared(super().statement(text))
 
     def table(self, text: str) -> str:
         return TEXT.sub(COLLATED, super().table(text))
