@@ -10,9 +10,11 @@ from support.ledgers import Handler, open_journal, receive, settle, states, sums
 from trio.testing import wait_all_tasks_blocked
 
 from trio_ledger_plugin import MoneyHandlerAlreadyRegisteredError, current_transfer
+from trio_ledger_plugin.events import Failed
 from trio_ledger_plugin.money import outbox
 from trio_ledger_plugin.money.journaled import JournaledMoney
 from trio_ledger_plugin.telemetry import Telemetry
+from trio_ledger_plugin.testing.conformance.assertions import read_events
 from trio_ledger_plugin.transfer import MoneyLevel, Transfer
 
 
@@ -569,3 +571,29 @@ async def test_one_account_gets_a_quarter_of_the_handlers(store):
         await settle(store)
         assert sorted(handler.keys) == sorted(["q", *(f"b{number}" for number in range(100))])
         assert handler.most == 17
+
+
+async def test_handler_that_raises_when_cancelled_fails_no_plugin(store, caplog):
+    """The application has cancelled its nursery; an event must not say that the plugin has failed."""
+
+    async def fail_at_the_end():
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise ValueError("clean-up")
+
+    async def handle(amount):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail_at_the_end)
+            await trio.sleep_forever()
+
+    with trio.CancelScope() as scope:
+        async with open_journal(store) as plugin:
+            plugin.register_money_handler(handle)
+            receive(plugin, 1, "k")
+            await settle(store)
+            scope.cancel()
+    assert not any(isinstance(event, Failed) for event in read_events(plugin))
+    assert [record.message.splitlines()[0] for record in caplog.records] == [
+        "a handler raised while it was cancelled: ValueError('clean-up')"
+    ]

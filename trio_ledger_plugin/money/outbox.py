@@ -19,6 +19,7 @@ import trio
 
 from ..errors import StoreError
 from ..runtime.handlers import NotAsyncError, begin_handling
+from ..runtime.tasks import unwrap_group
 from ..transfer import enter_transfer
 from .transactional import HandlerCall
 from .turns import BACKGROUND
@@ -295,6 +296,12 @@ class Outbox:
             )
         except Exception as error:  # noqa: BLE001 (a handler may raise anything)
             await self._try_later(credited, error)
+        except BaseExceptionGroup as group:
+            # A handler's nursery can raise errors beside its cancellation, which goes on.
+            beside, rest = group.split(Exception)
+            if beside is not None:
+                self._context.log.error("a handler raised while it was cancelled: %O", unwrap_group(beside))
+            raise (group if rest is None else rest) from None
         finally:
             if credited.number in self._in_time:
                 self._end_in_time(credited.number)
