@@ -8,9 +8,10 @@ from types import FrameType
 
 import pytest
 import trio
+import trio.testing
 
 from trio_ledger_plugin.cli.errors import TerminatedError
-from trio_ledger_plugin.cli.signals import raise_at_sigterm, run_until_sigterm
+from trio_ledger_plugin.cli.signals import open_ending, raise_at_sigterm, run_until_sigterm
 
 
 @pytest.fixture(autouse=True)
@@ -110,3 +111,43 @@ def test_signal_while_trio_starts_or_ends_is_not_lost(moment: str, done: list[st
 def test_signal_outside_trio_is_raised() -> None:
     with pytest.raises(TerminatedError), raise_at_sigterm():
         signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_server_that_still_opens_ends_at_the_first_signal(number: signal.Signals) -> None:
+    """One that stands by may open for months, and a service manager would have to kill it."""
+    steps: list[str] = []
+
+    async def serve() -> None:
+        async with open_ending():
+            signal.raise_signal(number)
+            await trio.sleep(5)
+            steps.append("open")
+        steps.append("ended")
+
+    run_until_sigterm(serve)
+    assert steps == ["ended"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_server_that_waits_for_the_signal_ends_in_order(number: signal.Signals) -> None:
+    async def serve() -> str:
+        async with open_ending() as ending:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ending.wait)
+                await trio.testing.wait_all_tasks_blocked()
+                signal.raise_signal(number)
+            await trio.sleep(0.01)
+            return "closed"
+
+    assert run_until_sigterm(serve) == "closed"
+
+
+def test_error_within_the_block_is_raised_as_it_is() -> None:
+    async def serve() -> None:
+        async with open_ending():
+            await trio.lowlevel.checkpoint()
+            raise ValueError("what is wrong")
+
+    with pytest.raises(ValueError, match="what is wrong"):
+        run_until_sigterm(serve)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import signal
 from shlex import quote
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,7 @@ from .output import open_live_output
 from .parameters import Command, Seconds, address_of, epilog, insecure_option
 from .pay import lacking, plugin_options, server_option, shown_amount, shown_packets
 from .serving import client_url, introduce, reporting_bind_errors
-from .signals import run_until_sigterm
+from .signals import open_ending, run_until_sigterm
 
 if TYPE_CHECKING:
     from ..options.base import PluginOptions
@@ -83,30 +82,30 @@ async def _receive(
     options: PluginOptions, seconds: float, lacks: str, port: int, as_json: bool, payers_server: str
 ) -> None:
     totals = _Totals()
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with (
-            # It connects first: a warning that waited would come after its own repetitions.
-            open_live_output(as_json=as_json, holds_warnings=False) as output,
-            open_client(options, seconds, PluginServices(log=output.log), lacking=lacks) as plugin,
-            open_receiver(plugin, secret=secrets.token_bytes(32), on_packet=totals.add) as receiver,
-        ):
-            with reporting_bind_errors():
-                (listener,) = await trio.open_tcp_listeners(port, host=HOST)
-            url = f"http://{HOST}:{listener.socket.getsockname()[1]}/"
-            asset = "" if receiver.asset is None else f" in {receiver.asset.code}, scale {receiver.asset.scale}"
-            lines = (
-                f"receiving at {receiver.address}{asset}",
-                f"the SPSP endpoint: {url}",
-                f"try it: trio-ledger-plugin pay {url} --send 1000{payers_server} (Ctrl-C ends the receiver)",
-            )
-            introduce(output, lines, address=receiver.address, url=url)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(trio.serve_listeners, SpspEndpoint(receiver).serve_stream, [listener])
-                nursery.start_soon(_report, output, receiver, totals)
-                await anext(signals)
-                nursery.cancel_scope.cancel()
-                text = f"closed; received {totals.amount:,} in {shown_packets(totals.packets)}"
-                output.write("closed", text, amount=totals.amount, packets=totals.packets)
+    async with (
+        open_ending() as ending,
+        # It connects first: a warning that waited would come after its own repetitions.
+        open_live_output(as_json=as_json, holds_warnings=False) as output,
+        open_client(options, seconds, PluginServices(log=output.log), lacking=lacks) as plugin,
+        open_receiver(plugin, secret=secrets.token_bytes(32), on_packet=totals.add) as receiver,
+    ):
+        with reporting_bind_errors():
+            (listener,) = await trio.open_tcp_listeners(port, host=HOST)
+        url = f"http://{HOST}:{listener.socket.getsockname()[1]}/"
+        asset = "" if receiver.asset is None else f" in {receiver.asset.code}, scale {receiver.asset.scale}"
+        lines = (
+            f"receiving at {receiver.address}{asset}",
+            f"the SPSP endpoint: {url}",
+            f"try it: trio-ledger-plugin pay {url} --send 1000{payers_server} (Ctrl-C ends the receiver)",
+        )
+        introduce(output, lines, address=receiver.address, url=url)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, SpspEndpoint(receiver).serve_stream, [listener])
+            nursery.start_soon(_report, output, receiver, totals)
+            await ending.wait()
+            nursery.cancel_scope.cancel()
+            text = f"closed; received {totals.amount:,} in {shown_packets(totals.packets)}"
+            output.write("closed", text, amount=totals.amount, packets=totals.packets)
 
 
 def _payers_server(options: PluginOptions) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import signal
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +47,7 @@ from .serving import (
     write_closed,
     write_events,
 )
-from .signals import run_until_sigterm
+from .signals import open_ending, run_until_sigterm
 from .stores import StoreChoice, StoreName
 
 if TYPE_CHECKING:
@@ -248,7 +247,7 @@ async def _serve(
         output.write("money", f"received money: {amount}", "green", **money_values(current_transfer()))
 
     async with AsyncExitStack() as stack:
-        signals = stack.enter_context(trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM))
+        ending = await stack.enter_async_context(open_ending())
         output = await stack.enter_async_context(open_live_output(as_json=as_json))
         async with (
             open_store(store_choice) as store,
@@ -278,7 +277,7 @@ async def _serve(
                 nursery.start_soon(write_events, output, plugin)
                 if output.has_live_lines:
                     nursery.start_soon(show_live, output.screen, _RateLine(plugin).update)
-                await anext(signals)
+                await ending.wait()
                 nursery.cancel_scope.cancel()
         write_closed(output, plugin)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -44,6 +43,7 @@ from .serving import (
     write_closed,
     write_events,
 )
+from .signals import open_ending
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -229,7 +229,7 @@ async def serve_accounts(
         output.write("money", text, "green", account=transfer.account, **money_values(transfer))
 
     async with AsyncExitStack() as stack:
-        signals = stack.enter_context(trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM))
+        ending = await stack.enter_async_context(open_ending())
         output = await stack.enter_async_context(open_live_output(as_json=as_json))
         async with open_store(store_choice) as store, trio.open_nursery() as nursery:
             services = PluginServices(store=store or choices.forgetful_store, log=output.log)
@@ -254,7 +254,7 @@ async def serve_accounts(
                 is_drawn = output.screen.in_foreground if output.has_live_lines else lambda: False
                 nursery.start_soon(write_events, output, plugin, EVENTS, is_drawn)
                 nursery.start_soon(_write_totals, output, Meter(plugin), choices.report_interval, is_drawn)
-                await anext(signals)
+                await ending.wait()
             await plugin.aclose()
             nursery.cancel_scope.cancel()
         write_closed(output, plugin)

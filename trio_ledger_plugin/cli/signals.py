@@ -6,18 +6,20 @@ Invariant: no signal handler raises inside Trio's own code, which would be left 
 from __future__ import annotations
 
 import signal
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import trio
 
+from ..opening import bare_nursery
+from ..parking import start_task
 from ..runtime.tasks import unwrap_group
 from .errors import TerminatedError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
-__all__ = ["raise_at_sigterm", "run_until_sigterm"]
+__all__ = ["Ending", "open_ending", "raise_at_sigterm", "run_until_sigterm"]
 
 T = TypeVar("T")
 
@@ -66,6 +68,54 @@ async def _until_sigterm(function: Callable[..., Awaitable[T]], args: tuple[obje
         except BaseExceptionGroup as group:
             error = unwrap_group(group)
     raise error
+
+
+class Ending:
+    """The first SIGINT or SIGTERM within an ``open_ending`` block.
+
+    Args:
+        signals: The signals.
+        block: The scope of the block.
+    """
+
+    def __init__(self, signals: AsyncIterator[int], block: trio.CancelScope) -> None:
+        self._signals = signals
+        self._block = block
+        self._came = trio.Event()
+        self._is_awaited = False
+
+    async def watch(self) -> None:
+        """Wait for the signal, and cancel the block unless that waits for it."""
+        await anext(self._signals)
+        self._came.set()
+        if not self._is_awaited:
+            self._block.cancel()
+
+    async def wait(self) -> None:
+        """Wait for the signal, which cancels nothing from now on.
+
+        Cancellation: Safe at any time.
+        """
+        self._is_awaited = True
+        await self._came.wait()
+
+
+@asynccontextmanager
+async def open_ending() -> AsyncIterator[Ending]:
+    """Receive SIGINT and SIGTERM within a block. The first one cancels it, unless it waits for the signal by then.
+
+    So a server that still opens, which may take as long as another process lives, ends at once.
+
+    Cancellation: Cancels the block.
+    """
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals, trio.CancelScope() as block:
+        async with bare_nursery(None) as nursery:
+            ending = Ending(signals, block)
+            start_task(nursery, ending.watch)
+            try:
+                yield ending
+            finally:
+                nursery.cancel_scope.cancel()
 
 
 async def _cancel_at_first(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
