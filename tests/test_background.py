@@ -1,5 +1,6 @@
 """Stdout of a server: a consumer that stops reading loses lines, and nothing else."""
 
+import errno
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -109,3 +110,35 @@ async def test_file_without_a_descriptor_is_written_too(monkeypatch: pytest.Monk
     async with open_stdout(str) as out:
         out.write("a line\n")
     assert text.getvalue() == "a line\n"
+
+
+async def test_pipe_that_another_program_made_non_blocking_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All who share it share that setting; the server would end for it."""
+    async with piped(monkeypatch) as (out, reading):
+        os.set_blocking(sys.stdout.fileno(), False)
+        for number in range(20_000):
+            out.write(f"line {number}\n")
+        assert await read_lines(reading, "line 19999") == [f"line {number}" for number in range(20_000)]
+
+
+async def test_full_disk_loses_counted_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that moves money must not end because its log file cannot grow."""
+    write, left = os.write, [7, 0, 0]
+
+    def write_until_full(descriptor: int, data: bytes) -> int:
+        if descriptor != sys.stdout.fileno() or not left:
+            return write(descriptor, data)
+        room = left.pop(0)
+        if not room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, data[:room])
+
+    monkeypatch.setattr(background, "FAILED_SECONDS", 0.01)
+    async with piped(monkeypatch) as (out, reading):
+        monkeypatch.setattr(os, "write", write_until_full)
+        for text in ("one\ntwo\nthree\n", "four\n", "five\n"):
+            out.write(text)
+            with trio.fail_after(5):
+                while out._size:  # type: ignore[attr-defined]  # noqa: ASYNC110 (there is no event for it)
+                    await trio.sleep(0.01)
+        assert await read_lines(reading, "five") == ["one", "two", "4 lost", "five"]

@@ -1,12 +1,13 @@
 """Stdout of a server, written in a thread: a consumer that stops reading loses lines, and the server goes on.
 
-Invariant: Trio's thread never waits for stdout. What waits to be written is bounded; what exceeds the bound is dropped
-and counted, and the count is written before the next line.
+Invariant: Trio's thread never waits for stdout. What waits to be written is bounded; what exceeds the bound, or cannot
+be written now, is dropped and counted, and the count is written before the next line.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import sys
 from contextlib import asynccontextmanager
 from io import UnsupportedOperation
@@ -26,6 +27,8 @@ __all__ = ["BackgroundStdout", "open_stdout"]
 MOST_WAITING: Final = 1024 * 1024
 # How long the end of the program waits for a consumer that reads slowly, in seconds.
 FLUSH_SECONDS: Final = 0.4
+# The pause after a write that failed, as on a full disk, in seconds.
+FAILED_SECONDS: Final = 1.0
 
 
 @asynccontextmanager
@@ -71,6 +74,10 @@ class BackgroundStdout:
         self._waiting: list[str] = []
         self._size = 0
         self._lost = 0
+        # How many of them the text reports that is being written.
+        self._reported = 0
+        # Whether the last write has failed within a line.
+        self._is_torn = False
         self._sleep = Waiter()
         self._drained = trio.Event()
         self.encoding: str = stream.encoding
@@ -90,8 +97,8 @@ class BackgroundStdout:
     def write(self, text: str) -> int:
         """Queue text, or drop it and count its lines if too much waits already."""
         if self._lost and self._size == 0:
-            report, self._lost = self._report_lost(self._lost), 0
-            text = f"{report}\n{text}"
+            self._reported, self._lost = self._lost, 0
+            text = f"{self._report_lost(self._reported)}\n{text}"
         if self._size + len(text) > MOST_WAITING:
             self._lost += max(1, text.count("\n"))
         else:
@@ -103,8 +110,10 @@ class BackgroundStdout:
     async def run(self) -> None:
         """Write what is queued until cancelled.
 
+        What cannot be written now, as on a full disk, is lost.
+
         Raises:
-            OSError: Stdout cannot be written.
+            BrokenPipeError: The consumer has closed stdout.
 
         Cancellation: A write that hangs is left to its thread, which ends with the process.
         """
@@ -112,7 +121,15 @@ class BackgroundStdout:
             while self._waiting:
                 text = "".join(self._waiting)
                 self._waiting.clear()
-                await trio.to_thread.run_sync(self._write, text, abandon_on_cancel=True)
+                try:
+                    await trio.to_thread.run_sync(self._write, text, abandon_on_cancel=True)
+                except BrokenPipeError:
+                    raise
+                except (OSError, RuntimeError):
+                    # The disk is full, or the system has no thread now. A line that reports lost ones does not count.
+                    self._lost += max(1, text.count("\n") - bool(self._reported)) + self._reported
+                    await trio.sleep(FAILED_SECONDS)
+                self._reported = 0
                 self._size -= len(text)
             self._drained.set()
             self._drained = trio.Event()
@@ -137,8 +154,23 @@ class BackgroundStdout:
             self._stream.flush()
             return
         data = text.encode(self.encoding, self.errors or "strict")
+        if self._is_torn:
+            data = b"\n" + data
         while data:
-            data = data[os.write(descriptor, data) :]
+            try:
+                written = os.write(descriptor, data)
+            except BlockingIOError:
+                # Another program that shares the pipe or the terminal has set this for all.
+                _wait_writable(descriptor)
+                continue
+            self._is_torn = not data[:written].endswith(b"\n")
+            data = data[written:]
+
+
+def _wait_writable(descriptor: int) -> None:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    poll.poll()
 
 
 def _descriptor_of(stream: TextIO) -> int | None:

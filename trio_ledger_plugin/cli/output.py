@@ -193,7 +193,7 @@ async def open_live_output(*, as_json: bool, holds_warnings: bool = True) -> Asy
     def report_lost(count: int) -> str:
         if as_json:
             return _as_json("lines_lost", {"count": count})
-        return f"{count} lines were lost, since nobody read them"
+        return f"{count} lines were lost: stdout did not take them"
 
     async with open_stdout(report_lost) as out:
         output = LiveOutput(Screen(out), as_json=as_json)
