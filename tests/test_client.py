@@ -1,6 +1,7 @@
 """The end that dials: what ends an attempt, what is retried and when, and what ends the plugin."""
 
 import re
+import socket
 import ssl
 import threading
 import traceback
@@ -504,6 +505,33 @@ async def test_other_errors_on_a_redial_are_retried(behaviour: Any, clock: MockC
         await next_event(plugin.events, Disconnected)
         await next_event(plugin.events, Connected)
         assert len(server.times) == 7
+
+
+async def test_redial_without_a_thread_for_the_resolver_is_retried(clock: MockClock) -> None:
+    """A system that is short of threads for a moment must not end the plugin for good."""
+
+    class Resolver(trio.abc.HostnameResolver):
+        failures = 0
+
+        async def getaddrinfo(self, _host: Any, port: Any, *_: object) -> list[Any]:
+            if self.failures:
+                self.failures -= 1
+                raise RuntimeError("can't start new thread")
+            return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", port))]
+
+        async def getnameinfo(self, *_: object) -> tuple[str, str]:
+            raise AssertionError("there is no request")
+
+    resolver = Resolver()
+    trio.socket.set_custom_hostname_resolver(resolver)
+    server = Server(Server.accept)
+    async with serving(server) as url, open_btp({"server": url.replace("127.0.0.1", "localhost")}) as plugin:
+        await next_event(plugin.events, Connected)
+        resolver.failures = 3
+        await server.peers[0].aclose()
+        await next_event(plugin.events, Disconnected)
+        await next_event(plugin.events, Connected)
+        assert resolver.failures == 0
 
 
 async def test_disconnecting_while_redialing_ends_it(clock: MockClock) -> None:

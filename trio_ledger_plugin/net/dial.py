@@ -50,6 +50,9 @@ async def dial(host: str, port: int, address: str, *, ssl_context: ssl.SSLContex
         reasons = ", ".join(dict.fromkeys(map(_reason_of, errors)))
         # From the first alone: a group's traceback has a page for each of the name's addresses.
         raise UnreachableError(f"cannot connect to {address}: {reasons}") from errors[0]
+    except RuntimeError as error:
+        # The resolver needs a thread, and the system has none now.
+        raise UnreachableError(f"cannot connect to {address}: {error}") from error
     except UnicodeError as error:
         raise PermanentlyUnreachableError(f"{address} names a host that cannot exist: {error}") from error
     return stream if ssl_context is None else await start_tls(stream, host, address, ssl_context)
