@@ -8,9 +8,11 @@ import json
 import re
 import signal
 import socket
+import time
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -30,9 +32,10 @@ from trio_ledger_plugin import (
     fetch_ildcp,
     open_plugin,
 )
+from trio_ledger_plugin.accounts import looking
 from trio_ledger_plugin.btp.options import BtpOptions, ListenerOptions
 from trio_ledger_plugin.cli import main
-from trio_ledger_plugin.cli.accounts_table import Meter, accounts_table, busiest
+from trio_ledger_plugin.cli.accounts_table import REST, Meter, View, accounts_table, busiest
 from trio_ledger_plugin.cli.money_meter import MoneyMeter
 from trio_ledger_plugin.cli.replies import fulfill, make_question
 from trio_ledger_plugin.codec import btp, ildcp, ilp
@@ -400,7 +403,7 @@ async def test_table_shows_each_account_and_the_server(clock: MockClock) -> None
         nursery.start_soon(answer, bob, FULFILL)
         await plugin.send_data(prepare(f"{HOST}.bob"))
         clock.jump(2)
-        view = meter.look()
+        view = await meter.look()
         heading, first, second, total = rendered(accounts_table(view, 10, 100), 100)
         assert heading.split() == [
             "account",
@@ -422,7 +425,7 @@ async def test_table_shows_each_account_and_the_server(clock: MockClock) -> None
         for number in range(5, 11):
             await ask(alice, b"hi", number)
         clock.jump(2)
-        view = meter.look()
+        view = await meter.look()
         assert (view.rates, view.rate) == ({"alice": 3, "bob": 0}, 3)
         lines = rendered(accounts_table(view, 1, 100), 100)
         assert [line.split()[0] for line in lines[1:-1]] == ["alice"]
@@ -434,9 +437,46 @@ async def test_table_shows_each_account_and_the_server(clock: MockClock) -> None
         bob = await enter(plugin, "bob")
         await ask(bob, b"hi", 1)
         clock.jump(1)
-        assert meter.look().rates == {"alice": 0, "bob": 0.5}
+        assert (await meter.look()).rates == {"alice": 0, "bob": 0.5}
         for peer in (alice, again, bob):
             await peer.aclose()
+
+
+async def test_look_at_many_accounts_takes_turns_with_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With twenty thousand clients, the server would stand still for a third of a second, again and again."""
+    monkeypatch.setattr(looking, "SLICE", 2)
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with open_accounts() as plugin, trio.open_nursery() as nursery:
+        peers = [await enter(plugin, "", f"token {number}") for number in range(8)]
+        nursery.start_soon(count_turns)
+        await trio.lowlevel.checkpoint()
+        turns = 0
+        view = await Meter(plugin).look()
+        assert (len(view.accounts), turns >= 4) == (8, True)
+        nursery.cancel_scope.cancel()
+    for peer in peers:
+        await peer.aclose()
+
+
+async def test_looks_that_take_long_are_rare(autojump_clock: MockClock) -> None:
+    times: list[float] = []
+
+    def see(_view: View) -> None:
+        times.append(trio.current_time())
+        time.sleep(0.02)
+
+    async with open_accounts() as plugin:
+        with trio.move_on_after(5):
+            await Meter(plugin).follow(0.5, see)
+    assert len(times) > 1
+    assert all(later - earlier >= REST * 0.02 for earlier, later in pairwise(times))
 
 
 async def test_table_shows_the_money_of_each_account(tmp_path: Path) -> None:
@@ -450,7 +490,7 @@ async def test_table_shows_the_money_of_each_account(tmp_path: Path) -> None:
         meter, money = Meter(server), MoneyMeter(server.transfers)
         await alice.send_money("2500")
         await server.account("alice").send_money("70")
-        view = meter.look()
+        view = await meter.look()
         money.shown = tuple(account.name for account in busiest(view, 10))
         with trio.move_on_after(0.5):
             await money.follow()
@@ -486,15 +526,15 @@ async def test_narrow_table_cuts_names_but_no_numbers(clock: MockClock) -> None:
         meter = Meter(plugin)
         peers = [await enter(plugin, "", f"token {number}") for number in range(3)]
         clock.jump(1)
-        lines = rendered(accounts_table(meter.look(), 10, 80), 80)
+        lines = rendered(accounts_table(await meter.look(), 10, 80), 80)
         assert len(lines) == 5
         assert all(len(line) <= 80 for line in lines)
         assert sum("…" in line for line in lines) == 3
         assert all(line.endswith("0:00:01") for line in lines[1:-1])
-        lines = rendered(accounts_table(meter.look(), 2, 80), 80)
+        lines = rendered(accounts_table(await meter.look(), 2, 80), 80)
         assert lines[-1].startswith("2 of 3 shown")
         # A terminal has room for so many lines: none may become two.
-        assert len(rendered(accounts_table(meter.look(), 2, 68), 68)) == 4
+        assert len(rendered(accounts_table(await meter.look(), 2, 68), 68)) == 4
         for peer in peers:
             await peer.aclose()
 

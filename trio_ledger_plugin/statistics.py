@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final
+from operator import attrgetter
+from typing import TYPE_CHECKING, Final
 
 from attrs import asdict, astuple, define, fields, frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = ["GAUGES", "Counters", "Statistics"]
 
@@ -127,5 +131,11 @@ class Counters:
         for name in COUNTED:
             setattr(self, name, getattr(self, name) + times * getattr(other, name))
 
+    def add_all(self, others: Iterable[Counters]) -> None:
+        """Count what many others have counted, in a fraction of the time that ``add`` takes for each."""
+        for name, number in zip(COUNTED, map(sum, zip(*map(_read, others), strict=True)), strict=False):
+            setattr(self, name, getattr(self, name) + number)
+
 
 COUNTED: Final = tuple(each.name for each in fields(Counters))
+_read: Final = attrgetter(*COUNTED)

@@ -5,20 +5,19 @@ Invariant: looking at the accounts never holds up the server for more than some 
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from math import ceil, inf
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 from attrs import frozen
 
+from ..accounts.looking import Stopwatch, take_snapshots
 from ..accounts.rates import AccountRates
 from ..accounts.server import AccountsServer
 from .pace import rest_after
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from ..accounts.account import AccountSnapshot
 
@@ -26,8 +25,6 @@ __all__ = ["MOST_ROWS", "AccountsView", "Query"]
 
 MOST_ROWS: Final = 200
 LEAST_SECONDS: Final = 1.0
-# How many accounts are looked at in one turn of the scheduler.
-SLICE: Final = 200
 # Which looks are waited for: those that take less than this, and those after so long.
 QUICK_SECONDS: Final = 0.02
 OLD_SECONDS: Final = 60.0
@@ -100,9 +97,9 @@ class AccountsView:
         self._plugin = plugin
         self._rates = AccountRates()
         self._rows: list[_Row] = []
-        # When they were looked at, until when they need not be again, and how many seconds that took.
+        # When they were looked at, until when they need not be again, and how long that took.
         self._at = self._until = -inf
-        self._spent = 0.0
+        self._stopwatch = Stopwatch()
         self._wanted = trio.Event()
         self._looked = trio.Event()
 
@@ -114,15 +111,15 @@ class AccountsView:
         while True:
             await self._wanted.wait()
             self._wanted = trio.Event()
-            self._spent = 0.0
+            self._stopwatch = Stopwatch()
             accounts = await self._take()
-            with self._timed():
+            with self._stopwatch.running():
                 rates = self._rates.update(accounts)
             await trio.lowlevel.checkpoint()
-            with self._timed():
+            with self._stopwatch.running():
                 self._rows = sorted((_Row(each, rates[each.name]) for each in accounts), key=SORTS["name"])
             self._at = trio.current_time()
-            self._until = self._at + rest_after(self._spent, LEAST_SECONDS)
+            self._until = self._at + rest_after(self._stopwatch.seconds, LEAST_SECONDS)
             self._looked.set()
             self._looked = trio.Event()
 
@@ -131,25 +128,13 @@ class AccountsView:
 
         Cancellation: Safe at any time.
         """
-        accounts: list[AccountSnapshot] = []
         if isinstance(self._plugin, AccountsServer):
-            everyone = tuple(self._plugin.table.values())
-            for start in range(0, len(everyone), SLICE):
-                with self._timed():
-                    accounts += [each.snapshot() for each in everyone[start : start + SLICE] if each.links]
-                await trio.lowlevel.checkpoint()
-        else:
-            # A server of another package.
-            with self._timed():
-                accounts += self._plugin.accounts()
-            await trio.lowlevel.checkpoint()
+            return await take_snapshots(self._plugin, self._stopwatch)
+        # A server of another package.
+        with self._stopwatch.running():
+            accounts = list(self._plugin.accounts())
+        await trio.lowlevel.checkpoint()
         return accounts
-
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        began = perf_counter()
-        yield
-        self._spent += perf_counter() - began
 
     async def look(self) -> None:
         """Have the accounts looked at, if it is time; wait for that if it is quick, or what was seen is old.
@@ -159,7 +144,7 @@ class AccountsView:
         now = trio.current_time()
         if now >= self._until:
             self._wanted.set()
-            if self._spent < QUICK_SECONDS or now - self._at > OLD_SECONDS:
+            if self._stopwatch.seconds < QUICK_SECONDS or now - self._at > OLD_SECONDS:
                 await self._looked.wait()
 
     def count(self) -> int:

@@ -12,11 +12,12 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from ..accounts.looking import Stopwatch, take_snapshots
 from ..accounts.rates import AccountRates, per_second
 from ..transfer import Totals
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from ..accounts.account import AccountSnapshot
     from ..accounts.server import AccountsServer
@@ -30,6 +31,8 @@ HEADINGS = ("account", "conns", "requests in", "out", "per s", "received", "sent
 OPTIONAL = ("connected", "conns", "sent", "received", "out", "requests in", *MONEY)
 NOTHING = Totals(0, 0, 0)
 SHORTEST_NAME = 8
+# How many times as long as a look takes passes before the next.
+REST = 50
 BETWEEN_COLUMNS = 2
 
 
@@ -73,14 +76,41 @@ class Meter:
         self._at = trio.current_time()
         self._total = _requests(plugin.statistics())
         self._rates = AccountRates()
+        #: What the server does, as the last look has it; None before the first.
+        self.view: View | None = None
 
-    def look(self) -> View:
-        """Return what the server does now."""
-        accounts, totals, now = self._plugin.accounts(), self._plugin.statistics(), trio.current_time()
-        rate = per_second(_requests(totals) - self._total, now - self._at)
-        self._at, self._total = now, _requests(totals)
-        rates = self._rates.update(accounts)
+    async def look(self) -> View:
+        """Return what the server does now; other tasks run meanwhile.
+
+        Cancellation: Safe at any time.
+        """
+        self.view = await self._look(Stopwatch())
+        return self.view
+
+    async def _look(self, stopwatch: Stopwatch) -> View:
+        accounts = tuple(await take_snapshots(self._plugin, stopwatch))
+        with stopwatch.running():
+            totals, now = self._plugin.statistics(), trio.current_time()
+            rate = per_second(_requests(totals) - self._total, now - self._at)
+            self._at, self._total = now, _requests(totals)
+        await trio.lowlevel.checkpoint()
+        with stopwatch.running():
+            rates = self._rates.update(accounts)
         return View(at=now, accounts=accounts, totals=totals, rates=rates, rate=rate)
+
+    async def follow(self, seconds: float, see: Callable[[View], None]) -> None:
+        """Look at intervals until cancelled; the intervals are longer if looking takes long.
+
+        Args:
+            seconds: The seconds between two looks, at least.
+            see: Called with what each look has found.
+        """
+        while True:
+            stopwatch = Stopwatch()
+            self.view = await self._look(stopwatch)
+            with stopwatch.running():
+                see(self.view)
+            await trio.sleep(max(seconds, REST * stopwatch.seconds))
 
 
 def busiest(view: View, rows: int) -> tuple[AccountSnapshot, ...]:

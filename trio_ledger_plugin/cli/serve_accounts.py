@@ -21,7 +21,7 @@ from ..opening import create_plugin
 from ..services import PluginServices
 from ..stores import MemoryStore
 from ..transfer import current_transfer
-from .accounts_table import Meter, accounts_table, busiest
+from .accounts_table import Meter, View, accounts_table, busiest
 from .administration import AdminChoice, open_chosen_admin, page_line
 from .errors import describe_problems
 from .money_meter import MoneyMeter
@@ -30,6 +30,7 @@ from .parameters import Seconds, split_credentials
 from .replies import ADDRESS, REPLIES
 from .serving import (
     CLOSE_SECONDS,
+    REFRESH_SECONDS,
     SUBJECTS,
     Where,
     client_url,
@@ -48,7 +49,7 @@ from .signals import open_ending
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rich.table import Table
+    from rich.console import RenderableType
 
     from ..services import Store
     from .output import LiveOutput, Screen
@@ -249,8 +250,9 @@ async def serve_accounts(
                 _introduce(output, plugin, options, choices, reply, page)
                 if output.has_live_lines:
                     nursery.start_soon(money.follow)
-                    make = partial(_table, output.screen, Meter(plugin), money if has_money else None)
-                    nursery.start_soon(show_live, output.screen, make)
+                    table = _LiveTable(output.screen, Meter(plugin), money if has_money else None)
+                    nursery.start_soon(table.follow)
+                    nursery.start_soon(show_live, output.screen, table.update)
                 is_drawn = output.screen.in_foreground if output.has_live_lines else lambda: False
                 nursery.start_soon(write_events, output, plugin, EVENTS, is_drawn)
                 nursery.start_soon(_write_totals, output, Meter(plugin), choices.report_interval, is_drawn)
@@ -296,7 +298,7 @@ async def _write_totals(output: LiveOutput, meter: Meter, seconds: float, is_dra
         await trio.sleep(seconds)
         if is_drawn():
             continue
-        view = meter.look()
+        view = await meter.look()
         totals = view.totals
         values = {
             "accounts": len(view.accounts),
@@ -317,11 +319,37 @@ async def _write_totals(output: LiveOutput, meter: Meter, seconds: float, is_dra
         output.write("totals", text, **values, **traffic, requests_per_second=round(view.rate, 1))
 
 
-def _table(screen: Screen, meter: Meter, money: MoneyMeter | None) -> Table:
-    width, height = screen.console.size
-    rows = max(1, height - OTHER_LINES)
-    view = meter.look()
-    if money is not None:
-        money.shown = tuple(account.name for account in busiest(view, rows))
-        view = evolve(view, money=money.accounts, money_total=money.total)
-    return accounts_table(view, rows, width)
+class _LiveTable:
+    """The table at the bottom of the terminal.
+
+    Args:
+        screen: The terminal.
+        meter: Looks at the server.
+        money: The money of the accounts; None if the server has none.
+    """
+
+    def __init__(self, screen: Screen, meter: Meter, money: MoneyMeter | None) -> None:
+        self._screen = screen
+        self._meter = meter
+        self._money = money
+        self._table: RenderableType = ""
+        # The size of the terminal that it was made for.
+        self._size: tuple[int, int] | None = None
+
+    async def follow(self) -> None:
+        """Keep the table up to date until cancelled."""
+        await self._meter.follow(REFRESH_SECONDS, self._see)
+
+    def _see(self, view: View) -> None:
+        width, height = self._size = self._screen.console.size
+        rows = max(1, height - OTHER_LINES)
+        if self._money is not None:
+            self._money.shown = tuple(account.name for account in busiest(view, rows))
+            view = evolve(view, money=self._money.accounts, money_total=self._money.total)
+        self._table = accounts_table(view, rows, width)
+
+    def update(self) -> RenderableType:
+        """Return the table."""
+        if self._meter.view is not None and self._size != self._screen.console.size:
+            self._see(self._meter.view)
+        return self._table

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CLOSE_SECONDS",
+    "REFRESH_SECONDS",
     "SUBJECTS",
     "Where",
     "client_url",
