@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import trio
 from support.stores import hold_thread
 from trio.testing import wait_all_tasks_blocked
 
+from trio_ledger_plugin.errors import StoreInDoubtError
 from trio_ledger_plugin.stores import PostgresStore, open_postgres_store
 from trio_ledger_plugin.stores.postgres_database import StoreConnection
 from trio_ledger_plugin.stores.postgres_prepared import Prepared
@@ -18,6 +20,9 @@ from trio_ledger_plugin.stores.steps import IN_TURN, InSteps, Steps, Work
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+
+if sys.platform != "win32":
+    import resource
 
 INSERT = Prepared("INSERT INTO mine VALUES (%s) RETURNING number")
 COUNT = Prepared("SELECT count(*) FROM mine")
@@ -199,3 +204,35 @@ async def test_more_is_sent_and_answered_than_sockets_hold(store: PostgresStore,
     with trio.fail_after(30):
         assert await run_together(store, *map(partial(in_steps, run_one, ECHO), texts)) == texts
     assert sent == [60]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit of descriptors")
+async def test_statements_are_sent_together_without_a_free_descriptor(store: PostgresStore, sent: list[int]) -> None:
+    """A server with too many connections would leave its payments in doubt."""
+    await run_together(store, in_steps(insert, 1), in_steps(insert, 2))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        results = await run_together(store, in_steps(insert, 3), in_steps(insert, 4))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert results == [(3, 4), (4, 4)]
+    assert sent == [2, 2]
+
+
+async def test_unexpected_error_leaves_nothing_to_the_next_transaction(
+    store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Works that were reported as in doubt would be committed together with a later one."""
+
+    def fail(_connection: StoreConnection, _statements: Any) -> Any:
+        raise OSError("a mistake")
+
+    def insert_at_once(connection: Any) -> None:
+        connection.execute(INSERT, (1,))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StoreConnection, "execute_together", fail)
+        results = await run_together(store, insert_at_once, in_steps(insert, 2), in_steps(insert, 3))
+    assert [type(result) for result in results] == [StoreInDoubtError] * 3
+    assert await store.transaction(count) == 0

@@ -219,21 +219,18 @@ class Database(worker.Database):
         except psycopg.Error as error:
             self._undo(connection)
             raise self._told(error) from error
-        results: list[Result] = []
         try:
-            with closing(in_runs(connection, works) if len(works) > 1 else (work for work in works)) as begun:
-                for work in begun:
-                    result, undone = self._run_work(connection, work)
-                    if undone and len(works) > 1:
-                        raise UndoneError(StoreError("undone together with another work"))
-                    if undone:
-                        return [result]
-                    results.append(result)
+            results, undone = self._run_works(connection, works)
         except psycopg.Error as error:
             # Of a statement that was sent together with others.
             self._undo(connection)
             raise UndoneError(self._told(error)) from error
-        return self._commit(connection, results)
+        except BaseException as error:
+            if not isinstance(error, UndoneError):
+                # Of this package. What was done must not become a part of the next transaction.
+                self._drop()
+            raise
+        return results if undone else self._commit(connection, results)
 
     def close(self) -> None:
         """Close the connection."""
@@ -253,6 +250,23 @@ class Database(worker.Database):
         path = f"{quoted(self._schema)}, public"
         text = BEGIN.format(path=path, lock=LOCK_MS, idle=IDLE_MS, synchronous=self._synchronous)
         run_text(connection.pgconn, text.encode())
+
+    def _run_works(self, connection: StoreConnection, works: Sequence[Work]) -> tuple[list[Result], bool]:
+        """Run works in the transaction; return their results, and whether the whole transaction was undone.
+
+        Raises:
+            UndoneError: It was, and each work should be tried again in its own transaction.
+        """
+        results: list[Result] = []
+        with closing(in_runs(connection, works) if len(works) > 1 else (work for work in works)) as begun:
+            for work in begun:
+                result, undone = self._run_work(connection, work)
+                if undone and len(works) > 1:
+                    raise UndoneError(StoreError("undone together with another work"))
+                if undone:
+                    return [result], True
+                results.append(result)
+        return results, False
 
     def _run_work(self, connection: StoreConnection, work: Work) -> tuple[Result, bool]:
         """Run one work in the transaction; return its result, and whether the whole transaction was undone."""

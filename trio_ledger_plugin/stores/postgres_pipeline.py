@@ -6,9 +6,10 @@ is asked for one only when it has one.
 
 from __future__ import annotations
 
+import selectors
 from contextlib import contextmanager
 from functools import partial
-from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
+from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     Work = Callable[[Connection], Any]
 
 __all__ = ["in_runs", "run_together"]
+
+# One that needs no descriptor of its own, which the process may have none left for.
+_Selector: type[BaseSelector] = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
 
 def in_runs(connection: Connection, works: Iterable[Work]) -> Generator[Work, None, None]:
@@ -113,7 +117,7 @@ def run_together(pgconn: PGconn, known: set[bytes], statements: Sequence[Stateme
     for statement, _ in statements:
         prepare(pgconn, known, statement)
     encoded = [(statement.name, encode_all(values)) for statement, values in statements]
-    with DefaultSelector() as selector, _pipeline(pgconn):
+    with _Selector() as selector, _pipeline(pgconn):
         selector.register(pgconn.socket, EVENT_READ)
         for name, values in encoded:
             pgconn.send_query_prepared(name, values)
@@ -141,7 +145,7 @@ def _pipeline(pgconn: PGconn) -> Iterator[None]:
         pgconn.nonblocking = 0
 
 
-def _next_result(pgconn: PGconn, selector: DefaultSelector, *, ended: bool = True) -> PGresult:
+def _next_result(pgconn: PGconn, selector: BaseSelector, *, ended: bool = True) -> PGresult:
     """Return the next result; with ``ended``, also read the end of its statement."""
     result = _wait_result(pgconn, selector)
     if result is None or (ended and _wait_result(pgconn, selector) is not None):
@@ -149,7 +153,7 @@ def _next_result(pgconn: PGconn, selector: DefaultSelector, *, ended: bool = Tru
     return result
 
 
-def _wait_result(pgconn: PGconn, selector: DefaultSelector) -> PGresult | None:
+def _wait_result(pgconn: PGconn, selector: BaseSelector) -> PGresult | None:
     while pgconn.is_busy():
         selector.select()
         pgconn.consume_input()
