@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket as stdlib
 import struct
+import sys
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from time import perf_counter
@@ -14,6 +15,9 @@ import trio.testing
 from support.tasks import make_tasks
 
 from trio_ledger_plugin.net.shared_reader import READ_BYTES, SocketReaders, can_share
+
+if sys.platform != "win32":
+    import resource
 
 ALONE = object()
 pytestmark = pytest.mark.skipif(not can_share(), reason="needs epoll")
@@ -285,3 +289,26 @@ async def test_other_tasks_run_after_a_millisecond_of_work(readers, nursery):
         nursery.cancel_scope.cancel()
     # Trio may run the reader before the other tasks in one turn, and after them in the next.
     assert max(after - before for before, after in pairwise(seen)) <= 2
+
+
+async def test_task_reads_by_itself_without_a_free_descriptor(readers):
+    """A server that is short of descriptors for a moment would lose every connection that waits for bytes."""
+    seen = []
+
+    def take(data):
+        seen.append(data)
+        return data != b"last"
+
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with pair() as (socket, peer):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(send, peer, seen, [b"first", b"last"])
+                with trio.fail_after(5):
+                    assert await readers.read(socket, take, ALONE) == b"last"
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        peer.close()
+        assert await readers.read(socket, take, ALONE) == b""
+    assert seen == [b"first", b"last"]

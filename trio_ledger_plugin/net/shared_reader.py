@@ -20,6 +20,7 @@ import outcome
 import trio
 
 from ..parking import Waiter, park
+from .sockets import read_socket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,10 +113,15 @@ class SocketReaders:
         number = socket.fileno()
         if number < 0:
             raise trio.ClosedResourceError("the socket was closed")
-        if self._poll is None:
-            self._poll = select.epoll()
-            self._tasks.spawn(self._run, self._poll)
-        self._poll.register(number, WATCHED)
+        try:
+            if self._poll is None:
+                poll = select.epoll()
+                self._tasks.spawn(self._run, poll)
+                self._poll = poll
+            self._poll.register(number, WATCHED)
+        except OSError:
+            # There is no descriptor or no memory for it now.
+            return await _read_alone(socket, handle)
         reading = self._waiting[number] = _Reading(self, number, handle, turns)
         try:
             data: bytes = await park(reading)
@@ -208,3 +214,10 @@ class SocketReaders:
             del self._waiting[number]
             if self._poll is not None:
                 self._poll.unregister(number)
+
+
+async def _read_alone(socket: trio.socket.SocketType, handle: Handle) -> bytes:
+    """Do what ``SocketReaders.read`` does, without the shared task."""
+    while (data := await read_socket(socket, READ_BYTES)) and handle(data):
+        pass
+    return data
