@@ -1,11 +1,14 @@
 """``send-money``, and ``ping`` of what the environment names, as users run them."""
 
 import json
+import re
+import signal
 from pathlib import Path
 
 import pytest
 import trio
-from support.programs import CANARY, assert_one_error, run
+from attrs import evolve
+from support.programs import CANARY, PROGRAM, assert_one_error, posix, run, running
 
 from trio_ledger_plugin import BtpOptions, ListenerOptions, PluginServices, current_transfer, open_plugin
 from trio_ledger_plugin.cli import main
@@ -51,6 +54,36 @@ async def test_key_is_sent_only_once(tmp_path: Path) -> None:
             assert told == (0, "sent 250 under the key rent-july (KEYED): the peer has acknowledged it\n", "")
         await done.wait()
     assert taken == ["rent-july"]
+
+
+@posix
+@pytest.mark.parametrize(
+    ("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")]
+)
+@pytest.mark.parametrize("has_store", [False, True])
+async def test_interrupted_payment_says_how_to_go_on(
+    number: int, code: int, said: str, tmp_path: Path, *, has_store: bool
+) -> None:
+    """The same command without the key that it has made up would pay a second time."""
+    came = trio.Event()
+
+    async def hang(_amount: str) -> None:
+        came.set()
+        await trio.sleep_forever()
+
+    store = ["--store", str(tmp_path / "wallet.db")] if has_store else []
+    async with open_plugin(evolve(OPTIONS, close_timeout=0.1), money_handler=hang) as server:
+        url = server.address.replace("://", f"://:{CANARY}@")
+        async with running(*PROGRAM, "send-money", url, "5", *store) as command:
+            await came.wait()
+            assert (await command.end(number))[0] == code
+    lost = f"error: {said}; the money may have been sent, or may still be; "
+    if not has_store:
+        assert command.output.strip() == f"{lost}ask the peer"
+        return
+    told = re.fullmatch(f"{lost}run the command again with --key (.+)", command.output.strip())
+    assert told is not None
+    assert f"plain  {told[1]}\n" in (await run("transfers", str(tmp_path / "wallet.db")))[1]
 
 
 async def test_money_that_is_not_sent_is_one_line() -> None:

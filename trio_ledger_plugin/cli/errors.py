@@ -154,6 +154,10 @@ def _text(error: BaseException) -> str:
 
 def advice(error: BaseException) -> str:
     """Return what the user can try after an error; empty if there is nothing to suggest."""
+    if isinstance(error, KeyboardInterrupt | TerminatedError | click.Abort):
+        # What the command has noted. Click raises its own error for Ctrl-C.
+        ended = error.__cause__ if isinstance(error, click.Abort) else error
+        return "; ".join(getattr(ended, "__notes__", ()))
     if isinstance(error, NotAcceptedError):
         return f"check the token in the URL or in {SECRET_VARIABLE}"
     if isinstance(error, ConnectTimeoutError) and error.__cause__ is not None:

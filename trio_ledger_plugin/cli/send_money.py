@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import click
+from attrs import define
 
 from ..errors import InvalidFieldsError, RemoteError, TransferInDoubtError
 from ..opening import open_plugin
 from ..options.base import ConnectOptions
 from ..services import PluginServices
 from ..transfer import MoneyLevel, check_key
-from .errors import COMMON, ENDED, Exit, one_line
+from .errors import COMMON, ENDED, Exit, TerminatedError, one_line, unwrap_error
 from .output import Screen
 from .parameters import Amount, Command, Seconds, address_of, client_options, epilog, insecure_option, json_option
 from .serving import open_store
@@ -67,7 +69,14 @@ def send_money(
         raise click.UsageError(one_line(error)) from error
     options = client_options(url, timeout, allow_insecure=allow_insecure)
     choice = None if store is None else StoreChoice(store)
-    level = run_until_sigterm(_send, options, amount, name, choice)
+    sending = _Sending()
+    try:
+        level = run_until_sigterm(_send, options, amount, name, choice, sending)
+    except BaseException as error:
+        ended = unwrap_error(error)
+        if sending.has_begun and isinstance(ended, KeyboardInterrupt | TerminatedError):
+            ended.add_note(f"the money may have been sent, or may still be; {_what_next(name, choice)}")
+        raise
     told = {"address": address_of(options), "amount": str(amount), "key": name if store else None, "level": level.value}
     if as_json:
         click.echo(json.dumps(told))
@@ -77,7 +86,21 @@ def send_money(
     return Exit.OK
 
 
-async def _send(options: PluginOptions, amount: int, key: str, choice: StoreChoice | None) -> MoneyLevel:
+@define
+class _Sending:
+    """How far the command is."""
+
+    has_begun: bool = False
+
+
+def _what_next(key: str, choice: StoreChoice | None) -> str:
+    """Return how to find out what became of a transfer."""
+    return "ask the peer" if choice is None else f"run the command again with --key {quote(key)}"
+
+
+async def _send(
+    options: PluginOptions, amount: int, key: str, choice: StoreChoice | None, sending: _Sending
+) -> MoneyLevel:
     """Send the transfer, and return the level at which it was sent.
 
     Raises:
@@ -86,11 +109,11 @@ async def _send(options: PluginOptions, amount: int, key: str, choice: StoreChoi
     async with open_store(choice) as store:
         connect = ConnectOptions(seconds=options.connect_timeout)
         async with open_plugin(options, PluginServices(store=store), connect=connect) as plugin:
+            sending.has_begun = True
             try:
                 await plugin.send_money(amount, idempotency_key=None if store is None else key)
             except RemoteError as error:
                 raise click.ClickException(f"the peer refuses the money: {one_line(error)}") from error
             except TransferInDoubtError as error:
-                again = "ask the peer" if store is None else f"run the command again with --key {key}"
-                raise click.ClickException(f"{one_line(error)}; {again}") from error
+                raise click.ClickException(f"{one_line(error)}; {_what_next(key, choice)}") from error
             return MoneyLevel.PLAIN if plugin.peer_journal() is None else MoneyLevel.KEYED
