@@ -610,6 +610,41 @@ async def test_handed_over_stream_is_refused_like_any_other():
             assert (await read_response(ours))[0] == 401
 
 
+class Breaking(trio.abc.Stream):
+    """A stream over which nothing can be sent, and which says so as a socket does."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    async def send_all(self, data):
+        raise ConnectionResetError("reset by the peer")
+
+    async def wait_send_all_might_not_block(self):
+        await trio.lowlevel.checkpoint()
+
+    async def receive_some(self, max_bytes=None):
+        return await self._stream.receive_some(max_bytes)
+
+    async def aclose(self):
+        await self._stream.aclose()
+
+
+@pytest.mark.parametrize("request_", [b"GET / HTTP/1.1\r\nHost: h\r\n\r\n", post()], ids=["a health check", "a packet"])
+async def test_stream_that_raises_an_error_of_its_own_ends_alone(request_):
+    """The application's stream may raise what its socket does, and the other clients are not to blame."""
+
+    ours, theirs = memory_stream_pair()
+    async with (
+        open_http(serving(incoming={"port": None}), data_handler=fulfill) as plugin,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(plugin.serve_stream, Breaking(theirs))
+        await ours.send_all(request_)
+        await wait_all_tasks_blocked()
+        await ours.aclose()
+        plugin.check_usable()
+
+
 async def test_stream_of_a_plugin_that_cannot_serve_is_left_alone():
     ours, theirs = memory_stream_pair()
     async with open_http(sending("http://localhost:1")) as plugin:

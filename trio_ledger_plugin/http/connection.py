@@ -360,8 +360,8 @@ class ServerConnection(Responder):
         done = False
         try:
             with trio.move_on_after(self._server.context.options.send_timeout):
-                # The peer may be gone.
-                with suppress(trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
+                # The peer may be gone; and the application's own stream may raise anything.
+                with suppress(Exception):
                     await self._stream.send_all(memoryview(message)[sent:])
                     done = True
         finally:
