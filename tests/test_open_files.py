@@ -14,8 +14,10 @@ from support.programs import posix
 from support.stores import hold_thread, holder
 
 from trio_ledger_plugin.errors import StoreError, StoreInDoubtError
+from trio_ledger_plugin.stores import lock as lock_module
 from trio_ledger_plugin.stores import open_files, open_sqlite_store
 from trio_ledger_plugin.stores.open_files import OpenFiles
+from trio_ledger_plugin.stores.permissions import open_private
 
 # Windows does not let a program delete or replace a file that is open.
 pytestmark = posix
@@ -149,7 +151,8 @@ async def test_directory_that_cannot_be_searched_is_a_temporary_error(path, monk
 
 
 @pytest.mark.parametrize(
-    ("settled", "expected"), [(True, {"data": 4}), (False, {"data": 4, "store.db": 4, "store.db-wal": 4})]
+    ("settled", "expected"),
+    [(True, {"data": 4}), (False, {"data": 4, "store.db": 4, "store.db-wal": 4, "store.db.lock": 4})],
 )
 async def test_comparison_costs_a_few_looks_for_each_commit(path, monkeypatch, settled, expected):
     """Not for each work: of the held thread's transaction, and of the one that a hundred calls share."""
@@ -169,6 +172,67 @@ async def test_comparison_costs_a_few_looks_for_each_commit(path, monkeypatch, s
             monkeypatch.setattr(os, "stat", count)
         monkeypatch.undo()
     assert looks == expected
+
+
+OPENING = """
+import sys, trio
+from trio_ledger_plugin.stores import open_sqlite_store
+async def main():
+    async with open_sqlite_store(sys.argv[1]) as store:
+        print(await store.get("key"))
+trio.run(main)
+"""
+
+
+async def open_elsewhere(path):
+    """Open the store in another program; return what that prints, and its error."""
+    done = await trio.run_process(
+        [sys.executable, "-c", OPENING, str(path)], capture_stdout=True, capture_stderr=True, check=False
+    )
+    return done.stdout.decode().strip(), done.stderr.decode().strip()
+
+
+async def test_deleted_lock_file_is_made_again(path):
+    """Somebody tidies up, or believes that it is in the way; two services would then send the same money."""
+    lock = path.with_name("store.db.lock")
+    async with open_sqlite_store(path) as store:
+        before = lock.read_text()
+        lock.unlink()
+        await store.put("key", "value")
+        assert (lock.read_text(), lock.stat().st_mode & 0o777) == (before, 0o600)
+        assert f"in use by another program (pid {os.getpid()})" in (await open_elsewhere(path))[1]
+        await store.put("key", "other")
+    assert await open_elsewhere(path) == ("other", "")
+
+
+async def test_lock_file_of_another_program_ends_the_store(path):
+    async with open_sqlite_store(path) as store:
+        await store.put("key", "value")
+        path.with_name("store.db.lock").unlink()
+        assert await open_elsewhere(path) == ("value", "")
+        for _ in range(2):
+            with pytest.raises(StoreError, match=r"store.db.lock was replaced by another file"):
+                await store.put("key", "lost")
+    assert await open_elsewhere(path) == ("value", "")
+
+
+async def test_lock_file_that_another_program_holds_already_ends_the_store(path, monkeypatch):
+    async with open_sqlite_store(path) as store:
+        await store.put("key", "value")
+        lock = path.with_name("store.db.lock")
+        lock.unlink()
+
+        def open_second(name):
+            descriptor = open_private(name)
+            lock_module._lock(taken := open_private(name))
+            taken_by_others.append(taken)
+            return descriptor
+
+        taken_by_others: list[int] = []
+        monkeypatch.setattr("trio_ledger_plugin.stores.lock.open_private", open_second)
+        with pytest.raises(StoreError, match=r"store.db.lock was deleted, and another program has opened the store"):
+            await store.put("key", "lost")
+        os.close(taken_by_others.pop())
 
 
 def break_connection(connection):

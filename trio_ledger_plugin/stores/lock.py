@@ -2,7 +2,8 @@
 
 The claim is a lock on a separate file next to the database: opening and closing the database file itself would release
 the locks that SQLite holds on it. The lock file stays when the store is closed: another program may just have opened
-it, and removing it would let a third one lock a new file.
+it, and removing it would let a third one lock a new file. If somebody removes it while the store is open, the store
+makes it again, unless another program was faster.
 
 Invariant: a claim belongs to one process. A forked child closes its copies of the descriptors at once, because the lock
 would otherwise outlive the parent. The child may not claim the same file either: its copy of SQLite believes that it
@@ -63,6 +64,8 @@ class Claim:
         self._path = path
         self._descriptors: set[int] = set()
         self._descriptor = -1
+        # The ids in the file, which are written again if it is made again.
+        self._recorded: tuple[str, ...] = ()
         if path in _inherited:
             raise StoreError(
                 f"{path}: the process that forked this one had the store open; open it in a process that was started "
@@ -97,12 +100,43 @@ class Claim:
         Raises:
             StoreError: They cannot be written.
         """
+        self._recorded = openings
         try:
             self._write(openings)
             if durable:
                 os.fsync(self._descriptor)
         except OSError as error:
             raise told(self._path, error) from error
+
+    def check(self, database: os.stat_result) -> str | None:
+        """Return what has happened to the lock file, so that another program may have the claim; None if nothing has.
+
+        A file that is missing is made again.
+
+        Args:
+            database: The database's status.
+
+        Raises:
+            OSError: It cannot be looked at, or made again.
+        """
+        name = f"{self._path}.lock"
+        try:
+            found = os.stat(name)
+        except FileNotFoundError:
+            descriptor = open_private(name)
+            self.keep(descriptor)
+            try:
+                _lock(descriptor)
+            except (BlockingIOError, PermissionError):
+                return "deleted, and another program has opened the store"
+            self._descriptor = descriptor
+            self.adopt(database)
+            self._write(self._recorded)
+            os.fsync(descriptor)
+            return None
+        held = os.fstat(self._descriptor)
+        is_held = (found.st_dev, found.st_ino) == (held.st_dev, held.st_ino)
+        return None if is_held else "replaced by another file"
 
     def adopt(self, database: os.stat_result) -> None:
         """Give the lock file the database's owner and mode, as far as this user may."""
@@ -132,6 +166,7 @@ class Claim:
             holder = self._read()[0].strip()
             raise StoreError(f"{self._path} is in use by another program (pid {holder or 'unknown'})") from None
         openings = self._read()[1].split()
+        self._recorded = tuple(openings)
         self._write(openings)
         return frozenset(openings)
 

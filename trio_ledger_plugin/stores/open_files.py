@@ -6,7 +6,8 @@ does; the next program that closes the database then deletes the log in use.
 
 Two measures:
 
-- The names are compared with what was opened, before and after each commit. As long as their directory has not changed,
+- The names are compared with what was opened, before and after each commit. So is that of the lock file, without which
+  a second program could open the database. As long as their directory has not changed,
   one look at the directory is enough: each look gives other threads a turn, and the commit waits for its own.
 - On Linux, the store holds an additional lock that no closing of another handle releases. As long as it is held, no
   program can delete the log. Elsewhere only the comparison notices that, after commits that were already acknowledged.
@@ -80,6 +81,7 @@ class OpenFiles:
 
     def __init__(self, path: str, claim: Claim) -> None:
         self._path = path
+        self._claim = claim
         self._lost: str | None = None
         self._is_locked = False
         self._directory = os.path.dirname(path)
@@ -152,7 +154,8 @@ class OpenFiles:
                 return _lost(self._path, name, "deleted or renamed")
             if found != opened:
                 return _lost(self._path, name, "replaced by another file")
-        return None
+        what = self._claim.check(self.database)
+        return None if what is None else _lost(self._path, f"{self._path}.lock", what)
 
     def release(self) -> None:
         """Release the additional lock, so that SQLite may delete the log when it closes the database."""
