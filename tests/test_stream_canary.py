@@ -50,7 +50,7 @@ async def test_secrets_of_payments_are_shown_nowhere(autojump_clock: Any, caplog
                     shown.show(await pay(payer, credentials, send=1000, max_packet=100, on_progress=shown.show))
                 except PaymentFailedError as error:
                     shown.show(error)
-            shown.show(*receiver._connections.values(), receiver._book, vars(receiver._book))
+            shown.show(*receiver._connections.values(), receiver._addresses, vars(receiver._addresses))
             shown.show(receiver, vars(receiver), SpspEndpoint(receiver), *collector.seen)
             shown.check(caplog, capfd)
         stranger = Credentials("example.end.nobody", SHARED)

@@ -37,7 +37,7 @@ def read_reject(packet: bytes) -> ilp.Reject | None:
         code, offset = read_fixed(body, 0, 3)
     except DecodeError:
         return None
-    triggered_by, message, data = _read_fields(body, offset, 3)
+    triggered_by, message, data = _read_fields(body, offset)
     address = triggered_by.decode("ascii", "replace")
     text = message[:LONGEST_MESSAGE].decode("utf-8", "replace")[: ilp.MAX_MESSAGE]
     return ilp.Reject(
@@ -63,7 +63,7 @@ def read_error(frame: bytes) -> btp.Error | None:
         code, offset = read_fixed(body, 0, 3)
     except DecodeError:
         return None
-    name, _, data = _read_fields(body, offset, 3)
+    name, _, data = _read_fields(body, offset)
     return btp.Error(
         request_id,
         _code(code, UNKNOWN_ERROR),
@@ -77,10 +77,10 @@ def _code(code: bytes, unknown: str) -> str:
     return code.decode() if code.isascii() else unknown
 
 
-def _read_fields(body: bytes, offset: int, count: int) -> list[bytes]:
-    """Return ``count`` octet strings; those that are missing or unreadable are empty."""
-    fields = [b""] * count
-    for at in range(count):
+def _read_fields(body: bytes, offset: int) -> list[bytes]:
+    """Return the three octet strings after a code; those that are missing or unreadable are empty."""
+    fields = [b"", b"", b""]
+    for at in range(3):
         try:
             fields[at], offset = read_octets(body, offset)
         except DecodeError:

@@ -81,7 +81,7 @@ class MemoryBookings:
             return (Verdict.NEW if packet.sequence > connection.floor else Verdict.OTHER), connection.total
         return (Verdict.SAME if known == condition else Verdict.OTHER), connection.total
 
-    def book(self, packet: ReceivedPacket, condition: bytes) -> tuple[Verdict, int]:
+    def book(self, packet: ReceivedPacket, condition: bytes) -> int:
         """Record a packet as accepted, and return what its connection has received."""
         connection = self._connections.get(packet.destination)
         if connection is None:
@@ -94,7 +94,7 @@ class MemoryBookings:
         if len(connection.accepted) > _REMEMBERED:
             oldest, _ = connection.accepted.popitem(last=False)
             connection.floor = max(connection.floor, oldest)
-        return Verdict.NEW, connection.total
+        return connection.total
 
 
 COMPONENT: Final = "stream"

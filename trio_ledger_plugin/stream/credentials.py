@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from attrs import frozen
+
 from ..codec.ilp import is_address
 from ..errors import InvalidFieldsError
 from .crypto import Keys, check_secret
@@ -13,8 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["Asset", "Credentials"]
-
-from attrs import frozen
 
 
 @frozen

@@ -81,11 +81,6 @@ class Rate:
         low, low_sent = self._low
         return sent * low // low_sent
 
-    def arriving_most(self, sent: int) -> int:
-        """Return what can arrive at most of an amount."""
-        high, high_sent = self._high
-        return ceil_divide(sent * high, high_sent) - 1
-
     def source_for(self, amount: int) -> int:
         """Return what has to be sent so that an amount arrives."""
         low, low_sent = self._low

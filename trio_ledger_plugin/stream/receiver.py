@@ -67,6 +67,7 @@ class Receiver:
         asset: The asset of its account; None if payers need not know.
         on_packet: Decides about each packet with money, as ``open_receiver`` documents it.
         log: Where errors of ``on_packet`` are logged.
+        bookings: Where accepted packets are recorded; None remembers the last ones.
 
     Attributes:
         address: The receiver's own ILP address.
@@ -88,7 +89,7 @@ class Receiver:
             raise InvalidFieldsError("address must be an ILP address, such as example.receiver")
         self.address: str = address
         self.asset: Asset | None = asset
-        self._book = AddressBook(check_secret(secret, "secret"), address)
+        self._addresses = AddressBook(check_secret(secret, "secret"), address)
         self._on_packet = on_packet
         self.log: Log = log or StdlibLog()
         self._bookings = bookings or MemoryBookings()
@@ -111,7 +112,7 @@ class Receiver:
             InvalidFieldsError: The tag is too long for an address, or the nonce or the secret is wrong.
         """
         details = check_details(tag, receipt_nonce, receipt_secret)
-        address, secret = self._book.make(details)
+        address, secret = self._addresses.make(details)
         return Credentials(address, secret, receipts_enabled=bool(details.receipt_nonce))
 
     async def handle(self, data: bytes) -> bytes:
@@ -151,8 +152,8 @@ class Receiver:
         segment = child_segment(destination, self.address)
         if segment is None:
             return None
-        token, details = self._book.read(segment)
-        connection = _Connection(self._book.address_of(token), Keys(self._book.shared_secret(token)), details)
+        token, details = self._addresses.read(segment)
+        connection = _Connection(self._addresses.address_of(token), Keys(self._addresses.shared_secret(token)), details)
         self._connections[destination] = connection
         if len(self._connections) > _CACHED:
             self._connections.popitem(last=False)
@@ -237,13 +238,13 @@ class Receiver:
             if isawaitable(decision):
                 return self._accept_later(self._bookings, decision, received, condition)
             _check_decision(decision)
-        return self._bookings.book(received, condition)[1]
+        return self._bookings.book(received, condition)
 
     async def _accept_later(
         self, bookings: MemoryBookings, decision: Awaitable[object], received: ReceivedPacket, condition: bytes
     ) -> int:
         _check_decision(await decision)
-        return bookings.book(received, condition)[1]
+        return bookings.book(received, condition)
 
     async def _accept_stored(self, bookings: StoredBookings, received: ReceivedPacket, condition: bytes) -> int:
         verdict, total = await bookings.judge(received, condition)
@@ -255,8 +256,8 @@ class Receiver:
             raise _RefusedError
         return total
 
-    def _reject(self, code: ErrorCode, data: bytes = b"") -> bytes:
-        return ilp.encode(ilp.Reject(code, self.address, "", data))
+    def _reject(self, code: ErrorCode) -> bytes:
+        return ilp.encode(ilp.Reject(code, self.address, "", b""))
 
 
 class _RefusedError(Exception):
@@ -380,7 +381,7 @@ async def open_receiver(
     if address is None:
         own = await fetch_ildcp(plugin)
         address, asset = own.client_address, asset or Asset(own.asset_code, own.asset_scale)
-    bookings: MemoryBookings | StoredBookings = MemoryBookings()
+    bookings = None
     if store is not None:
         bookings = StoredBookings(store, book)
         await bookings.open()
