@@ -12,20 +12,19 @@ import json
 import re
 import ssl
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import h11
 import trio
-from attrs import frozen
 
 from ..codec.ilp import is_address
 from ..errors import DecodeError, InvalidFieldsError, RemoteError, UnreachableError
 from ..log import escape
 from ..net.dial import dial
 from ..net.sockets import abort_stream
-from ..net.url import HOST_CHARACTERS
+from ..net.url import HOST_CHARACTERS, ServerUrl, parse_http
+from .addresses import check_details
 from .credentials import Credentials
-from .crypto import SECRET_SIZE, check_secret
+from .crypto import SECRET_SIZE
 
 __all__ = ["check_endpoint", "decode_base64", "fetch_spsp", "resolve_payment_pointer"]
 
@@ -34,9 +33,7 @@ _WELL_KNOWN: Final = "/.well-known/pay"
 _MAX_BODY: Final = 64 * 1024
 _MAX_HEAD: Final = 16 * 1024
 _READ: Final = 16 * 1024
-_NONCE_SIZE: Final = 16
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/_-]*={0,2}")
-_LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 
 
 def resolve_payment_pointer(pointer: str) -> str:
@@ -64,40 +61,23 @@ def resolve_payment_pointer(pointer: str) -> str:
     return f"https://{host}{slash + path if path else _WELL_KNOWN}"
 
 
-@frozen
-class _Endpoint:
-    """The parts of an endpoint's URL."""
-
-    url: str
-    host: str
-    port: int
-    tls: bool
-    resource: str
-    host_header: str
-
-
-def _parse_endpoint(to: str) -> _Endpoint:
+def _parse_endpoint(to: str) -> ServerUrl:
     """Return the endpoint of a payment pointer or a URL.
 
     Raises:
         InvalidFieldsError: It is neither.
     """
     url = resolve_payment_pointer(to) if to.startswith("$") else to
+    scheme, mark, rest = url.partition("://")
     try:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port
+        endpoint = parse_http(scheme.lower() + mark + rest)
     except ValueError:
-        parts, host, port = urlsplit(""), "", None
-    right = parts.scheme in {"https", "http"} and host and all("!" <= character <= "~" for character in url)
-    if not right or parts.username is not None or parts.fragment:
         raise InvalidFieldsError(
             "give a payment pointer such as $wallet.example/alice, or an https URL without @ and #"
-        )
-    tls = parts.scheme == "https"
-    if not tls and host not in _LOOPBACK:
+        ) from None
+    if not endpoint.tls and not endpoint.is_loopback:
         raise InvalidFieldsError("the URL begins with http://: credentials need https://, except on this machine")
-    resource = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    return _Endpoint(url, host, port or (443 if tls else 80), tls, resource, parts.netloc)
+    return endpoint
 
 
 def check_endpoint(to: str) -> None:
@@ -148,31 +128,30 @@ async def fetch_spsp(
     with trio.move_on_after(within):
         response, body = await _get(endpoint, headers, ssl_context)
     if response is None:
-        raise UnreachableError(f"no answer from {endpoint.url} within {within:g} s")
+        raise UnreachableError(f"no answer from {endpoint.address} within {within:g} s")
     _check_status(endpoint, response)
     return _read_credentials(endpoint, body)
 
 
 def _receipt_headers(nonce: bytes | None, secret: bytes | None) -> list[tuple[str, str]]:
-    if nonce is None and secret is None:
+    details = check_details(None, nonce, secret)
+    if not details.receipt_nonce:
         return []
-    if nonce is None or secret is None:
-        raise InvalidFieldsError("give both receipt_nonce and receipt_secret, or neither")
-    if len(check_secret(nonce, "receipt_nonce", _NONCE_SIZE)) != _NONCE_SIZE:
-        raise InvalidFieldsError(f"receipt_nonce has {len(nonce)} bytes: it must have {_NONCE_SIZE}")
     return [
-        ("Receipt-Nonce", base64.b64encode(nonce).decode()),
-        ("Receipt-Secret", base64.b64encode(check_secret(secret, "receipt_secret")).decode()),
+        ("Receipt-Nonce", base64.b64encode(details.receipt_nonce).decode()),
+        ("Receipt-Secret", base64.b64encode(details.receipt_secret).decode()),
     ]
 
 
 async def _get(
-    endpoint: _Endpoint, headers: list[tuple[str, str]], ssl_context: ssl.SSLContext | None
+    endpoint: ServerUrl, headers: list[tuple[str, str]], ssl_context: ssl.SSLContext | None
 ) -> tuple[h11.Response, bytes]:
     """Send a GET and return the response and its body."""
-    if endpoint.tls and ssl_context is None:
+    if not endpoint.tls:
+        ssl_context = None
+    elif ssl_context is None:
         ssl_context = await trio.to_thread.run_sync(ssl.create_default_context)
-    stream = await dial(endpoint.host, endpoint.port, endpoint.url, ssl_context=ssl_context if endpoint.tls else None)
+    stream = await dial(endpoint.host, endpoint.port, endpoint.address, ssl_context=ssl_context)
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD)
     try:
         request = connection.send(h11.Request(method="GET", target=endpoint.resource, headers=headers))
@@ -180,8 +159,8 @@ async def _get(
         return await _receive(connection, stream)
     except (trio.BrokenResourceError, h11.RemoteProtocolError) as error:
         if isinstance(error, h11.RemoteProtocolError):
-            raise DecodeError(f"the answer of {endpoint.url} is not HTTP, is too long or incomplete") from error
-        raise UnreachableError(f"the connection to {endpoint.url} was lost") from error
+            raise DecodeError(f"the answer of {endpoint.address} is not HTTP, is too long or incomplete") from error
+        raise UnreachableError(f"the connection to {endpoint.address} was lost") from error
     finally:
         await abort_stream(stream)  # noqa: ASYNC102 (it waits for nothing)
 
@@ -204,36 +183,36 @@ async def _receive(connection: h11.Connection, stream: trio.abc.Stream) -> tuple
             return response, bytes(body)
 
 
-def _check_status(endpoint: _Endpoint, response: h11.Response) -> None:
+def _check_status(endpoint: ServerUrl, response: h11.Response) -> None:
     status = response.status_code
     if status == 200:
         return
     code, name = ("T00" if status == 429 or status >= 500 else "F00"), "NotAcceptedError"
-    text = f"{endpoint.url} answers with the HTTP status {status}"
+    text = f"{endpoint.address} answers with the HTTP status {status}"
     if status == 404:
-        code, name, text = "F02", "InvalidReceiverError", f"{endpoint.url} knows no such receiver"
+        code, name, text = "F02", "InvalidReceiverError", f"{endpoint.address} knows no such receiver"
     elif 300 <= status < 400:
         location = next((value.decode("ascii", "replace") for key, value in response.headers if key == b"location"), "")
-        text = f"{endpoint.url} redirects to {escape(location[:200])}; if that is right, pay that URL"
+        text = f"{endpoint.address} redirects to {escape(location[:200])}; if that is right, pay that URL"
     elif status == 406:
-        text = f"{endpoint.url} is no SPSP endpoint: it has no application/spsp4+json"
+        text = f"{endpoint.address} is no SPSP endpoint: it has no application/spsp4+json"
     raise RemoteError(code, name, data=text.encode())
 
 
-def _read_credentials(endpoint: _Endpoint, body: bytes) -> Credentials:
+def _read_credentials(endpoint: ServerUrl, body: bytes) -> Credentials:
     """Return the credentials in an answer; no error shows the secret."""
     try:
         answer: Any = json.loads(body)
     except (ValueError, RecursionError):
-        raise DecodeError(f"the answer of {endpoint.url} is not JSON") from None
+        raise DecodeError(f"the answer of {endpoint.address} is not JSON") from None
     if not isinstance(answer, dict):
-        raise DecodeError(f"the answer of {endpoint.url} is not a JSON object")
+        raise DecodeError(f"the answer of {endpoint.address} is not a JSON object")
     address, secret = answer.get("destination_account"), answer.get("shared_secret")
     if not isinstance(address, str) or not is_address(address):
-        raise DecodeError(f"the answer of {endpoint.url} has no destination_account that is an ILP address")
+        raise DecodeError(f"the answer of {endpoint.address} has no destination_account that is an ILP address")
     shared_secret = decode_base64(secret)
     if shared_secret is None or len(shared_secret) != SECRET_SIZE:
-        raise DecodeError(f"the answer of {endpoint.url} has no shared_secret of {SECRET_SIZE} bytes in base64")
+        raise DecodeError(f"the answer of {endpoint.address} has no shared_secret of {SECRET_SIZE} bytes in base64")
     return Credentials(address, shared_secret, receipts_enabled=answer.get("receipts_enabled") is True)
 
 
