@@ -16,7 +16,7 @@ import sqlite3
 from typing import TYPE_CHECKING
 
 from ..errors import StoreError
-from .permissions import LOG, advise_writer
+from .permissions import LOG, advise_writer, size_of
 from .reader import open_reader
 from .sqlite_errors import told
 
@@ -47,8 +47,8 @@ def examine(path: str, openings: Collection[str]) -> str:
         StoreError: The file is damaged, was made by a newer version of this package, or is not the one that was last
             open here; or this user may not write to a file beside it.
     """
-    if _size(path) == 0:
-        if _size(path + LOG):
+    if size_of(path) == 0:
+        if size_of(path + LOG):
             # The database was deleted or renamed. SQLite would delete its log.
             os.replace(path + LOG, f"{path}{LOG}.{secrets.token_hex(4)}")
         return ""
@@ -63,11 +63,11 @@ def examine(path: str, openings: Collection[str]) -> str:
                 "elsewhere, or its write-ahead log was deleted, and lacks what was stored here last. Settle that with "
                 f"the peers; then delete {path}.lock and open it again"
             )
-        if _size(path + LOG) or not closed:
+        if size_of(path + LOG) or not closed:
             # The quick check does not compare the indexes with the tables. An index that lacks a key would let a
             # transfer be credited twice.
             _check(path, connection, "PRAGMA integrity_check(1)")
-        elif _size(path) <= CHECKED_BYTES:
+        elif size_of(path) <= CHECKED_BYTES:
             _check(path, connection, "PRAGMA quick_check(1)")
         return opening
 
@@ -95,10 +95,3 @@ def _check(path: str, connection: sqlite3.Connection, pragma: str) -> None:
         error = sqlite3.DatabaseError(str(found))
         error.sqlite_errorcode, error.sqlite_errorname = sqlite3.SQLITE_CORRUPT, "SQLITE_CORRUPT"
         raise told(path, error)
-
-
-def _size(path: str) -> int:
-    try:
-        return os.path.getsize(path)
-    except OSError:
-        return 0

@@ -12,7 +12,7 @@ import stat
 import sys
 from contextlib import suppress
 
-__all__ = ["INDEX", "LOG", "adopt", "adopt_beside", "advise_reader", "advise_writer", "open_private"]
+__all__ = ["INDEX", "LOG", "adopt", "adopt_beside", "advise_reader", "advise_writer", "open_private", "size_of"]
 
 PRIVATE = 0o600
 LOG = "-wal"
@@ -37,6 +37,14 @@ def open_private(path: str) -> int:
                 # The umask may have removed bits.
                 os.fchmod(descriptor, PRIVATE)
             return descriptor
+
+
+def size_of(path: str) -> int:
+    """Return the size of a file in bytes; 0 if there is none, or if it cannot be found out."""
+    try:
+        return os.path.getsize(path)
+    except OSError:
+        return 0
 
 
 def adopt(descriptor: int, database: os.stat_result) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -143,10 +143,8 @@ def read_dsn(dsn: object) -> str:
     if not isinstance(dsn, str):
         raise TypeError(f"dsn is text (str) or a Secret, not {type(dsn).__name__}")
     known: dict[str, Any] | None = None
-    try:
+    with suppress(Error):
         known = conninfo_to_dict(dsn)
-    except Error:
-        known = None
     # Raised here: the error above contains parts of the text.
     if known is None or "@" in str(known.get("host") or ""):
         raise InvalidFieldsError(

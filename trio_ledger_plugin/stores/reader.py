@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import StoreError
-from .permissions import INDEX, LOG
+from .permissions import INDEX, LOG, size_of
 from .schema import VALUES, add_functions, check_version
 from .sqlite_errors import TROUBLE, is_storage_error, told
 
@@ -94,23 +94,16 @@ def open_reader(
 
 def _choose(path: str) -> tuple[str, bool]:
     """Return how a database is opened: the query of its URI, and whether that is private."""
-    if _has_content(path + "-journal"):
+    if size_of(path + "-journal"):
         # A program that is not this package has changed the journal mode; SQLite decides what may be read.
         return "mode=ro", False
-    if _has_content(path) and os.path.exists(path + INDEX) and os.path.exists(path + LOG):
+    if size_of(path) and os.path.exists(path + INDEX) and os.path.exists(path + LOG):
         return "mode=ro", False
-    if not (_has_content(path) and _has_commit(path + LOG)):
+    if not (size_of(path) and _has_commit(path + LOG)):
         # Also of an empty database: otherwise SQLite would delete the log, which belongs to another one.
         return "immutable=1", True
     # Windows has no such VFS; there the index is created.
     return ("mode=ro", False) if sys.platform == "win32" else (WITHOUT_INDEX, True)
-
-
-def _has_content(path: str) -> bool:
-    try:
-        return os.path.getsize(path) > 0
-    except OSError:
-        return False
 
 
 def _has_commit(path: str) -> bool:

@@ -7,7 +7,7 @@ import os
 import sqlite3
 
 from ..errors import StoreError
-from .permissions import LOG, advise_reader, advise_writer
+from .permissions import LOG, advise_reader, advise_writer, size_of
 
 __all__ = ["NOT_AUTHORIZED", "TROUBLE", "is_storage_error", "primary_code", "told"]
 
@@ -80,14 +80,7 @@ def told(path: str, error: BaseException, *, writing: bool = True) -> StoreError
         advice = "it is a directory; use the path of a file"
     elif primary_code(error) in _ACCESS or isinstance(error, PermissionError):
         advice = (advise_writer(path) if writing else advise_reader(path)) or advice
-    elif primary_code(error) == sqlite3.SQLITE_CORRUPT and _has_log(path):
+    elif primary_code(error) == sqlite3.SQLITE_CORRUPT and size_of(path + LOG):
         advice = _WRONG_LOG.format(path=path)
     detail = getattr(error, "sqlite_errorname", None) or type(error).__name__
     return StoreError(f"{path}: {advice} ({detail}: {error})")
-
-
-def _has_log(path: str) -> bool:
-    try:
-        return os.path.getsize(path + LOG) > 0
-    except OSError:
-        return False
