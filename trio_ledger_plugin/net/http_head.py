@@ -10,27 +10,18 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import frozen
 
-from ..errors import UnreachableError
-from ..log import escape
-from .unreachable import PermanentlyUnreachableError, RetryLaterError
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     import trio
 
-__all__ = ["HeadTooLongError", "HttpHead", "parse_head", "read_pause", "receive_head", "refusal_of"]
+__all__ = ["HeadTooLongError", "HttpHead", "parse_head", "read_pause", "receive_head"]
 
 # The end of a head, as h11 recognises it.
 _HEAD_END: Final = re.compile(rb"\n\r?\n")
 READ_BYTES: Final = 4096
-# Refusals that say nothing about the next try. 401 and 403 come from a proxy: the token travels in BTP, not in HTTP.
-TEMPORARY: Final = frozenset({401, 403, 408, 425, 429})
-# Redirects that say that they are for good.
-MOVED: Final = frozenset({301, 308})
-# The longest pause that a server can ask for, and the longest text of its that an error repeats.
+# The longest pause that a server can ask for.
 LONGEST_PAUSE: Final = 3600.0
-LONGEST_TARGET: Final = 200
 
 
 class HeadTooLongError(Exception):
@@ -103,31 +94,6 @@ async def receive_head(
     if end.end() > limit:
         raise HeadTooLongError(f"the HTTP head exceeds {limit:,} bytes (max_head_bytes)")
     return data[: end.end()], data[end.end() :]
-
-
-def refusal_of(head: HttpHead, what: str) -> UnreachableError:
-    """Return the error for a response that refuses ``what``, such as "the WebSocket handshake"."""
-    status = head.status
-    if not status:
-        return UnreachableError(f"{what} was not answered in HTTP; does the URL name a server of another protocol?")
-    if 400 <= status < 500 and status not in TEMPORARY:
-        return PermanentlyUnreachableError(
-            f"{what} was refused, there is no BTP endpoint at this URL: HTTP {status}; check its host, port and path"
-        )
-    pause = read_pause(head)
-    if 200 <= status < 300:
-        # A proxy may show a page while its server restarts.
-        return RetryLaterError(
-            f"{what} was answered with a page, HTTP {status}: a web server is there, and no BTP endpoint at this URL; "
-            "check its host, port and path",
-            pause,
-        )
-    until = f", to be tried again in {pause:g} s" if pause else ""
-    if not 300 <= status < 400:
-        return RetryLaterError(f"{what} was refused for now: HTTP {status}{until}", pause)
-    target = escape(head.headers.get("location", "no URL")[:LONGEST_TARGET])
-    text = f"{what} was redirected to {target}: HTTP {status}; redirects are not followed, the URL must name the server"
-    return PermanentlyUnreachableError(text) if status in MOVED else RetryLaterError(f"{text}{until}", pause)
 
 
 def read_pause(head: HttpHead) -> float:

@@ -17,12 +17,11 @@ import trio
 import trio_websocket
 from trio_websocket import WebSocketConnection
 
-from ..errors import UnreachableError
-from ..net.http_head import HeadTooLongError, parse_head, refusal_of
 from ..net.sockets import abort_stream
 from .frame_stream import CLOSE_SECONDS, FrameStream
 from .frames import binary_frame, masked_binary_frame
 from .requests import BadHandshakeError, receive_handshake
+from .responses import handshake_error
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -258,19 +257,8 @@ async def open_websocket(
             reader.abort()
             await abort_stream(stream)  # noqa: ASYNC102 (it waits for nothing)
     if opened is None:
-        raise _client_error(frame_stream.refusal, reader.error, tls=isinstance(stream, trio.SSLStream))
+        raise handshake_error(frame_stream.refusal, reader.error, tls=isinstance(stream, trio.SSLStream))
     return WebSocket(opened, frame_stream, reader, host)
-
-
-def _client_error(refusal: bytes, error: Exception | None, *, tls: bool) -> UnreachableError:
-    if isinstance(error, HeadTooLongError):
-        return UnreachableError(f"the WebSocket handshake failed: {error}")
-    if error is not None:
-        return UnreachableError("the WebSocket handshake failed: the server switched to another protocol")
-    if not refusal:
-        hint = "" if tls else "; if it expects TLS, its URL begins with btp+wss://"
-        return UnreachableError(f"the server closed the connection during the WebSocket handshake{hint}")
-    return refusal_of(parse_head(refusal), "the WebSocket handshake")
 
 
 async def accept_websocket(
