@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 import trio
 from attrs import evolve, frozen
@@ -265,8 +265,16 @@ class _AccountHandlers(Handlers):
             return ilp.encode(ilp.reject_from(error, info.client_address))
 
 
-class AccountHooks(TypedDict):
-    """What the plugin of an account calls at its server; the arguments of ``AccountPlugin`` with these names."""
+@frozen
+class AccountHooks:
+    """What the plugin of an account calls at its server.
+
+    Attributes:
+        is_listening: Whether the server is connected.
+        allow: Called with the account's name, and whether its client may connect.
+        changed: Called with the account's name when the application begins to use the plugin.
+        on_ended: Called when the plugin is closed or has failed.
+    """
 
     is_listening: Callable[[], bool]
     allow: Callable[[str, bool], None]
@@ -286,33 +294,19 @@ class AccountPlugin(LedgerPlugin):
         account: The account.
         services: The server's services.
         money: The server's money.
-        is_listening: Whether the server is connected.
-        allow: Called with the account's name, and whether its client may connect.
-        changed: Called with the account's name when the application begins to use the plugin.
-        on_ended: Called when the plugin is closed or has failed.
+        hooks: What it calls at the server.
     """
 
-    def __init__(
-        self,
-        account: Account,
-        services: PluginServices,
-        money: MoneyService,
-        *,
-        is_listening: Callable[[], bool],
-        allow: Callable[[str, bool], None],
-        changed: Callable[[str], None],
-        on_ended: Callable[[Account], None],
-    ) -> None:
+    def __init__(self, account: Account, services: PluginServices, money: MoneyService, hooks: AccountHooks) -> None:
         self._account = account
-        self._changed = changed
-        self._on_ended = on_ended
+        self._hooks = hooks
         self._has_reader = False
         self._counted_before = counted_now(account.context.counters)
         connector = HostedConnector(
             account.context,
-            is_listening=is_listening,
+            is_listening=hooks.is_listening,
             exchanges=self.exchanges,
-            allow=partial(allow, account.name),
+            allow=partial(hooks.allow, account.name),
             on_end=self._end,
         )
         self._server_money = money
@@ -344,7 +338,7 @@ class AccountPlugin(LedgerPlugin):
         # Who reads them need not keep the plugin.
         if not self._has_reader:
             self._has_reader = True
-            self._changed(self._account.name)
+            self._hooks.changed(self._account.name)
         return self._events
 
     @events.setter
@@ -357,7 +351,7 @@ class AccountPlugin(LedgerPlugin):
         return self._has_reader or (self._money is not None and self._money.is_sending)
 
     def _money_changed(self) -> None:
-        self._changed(self._account.name)
+        self._hooks.changed(self._account.name)
 
     async def run_connection(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Do nothing: the server accepts the connections."""
@@ -393,4 +387,4 @@ class AccountPlugin(LedgerPlugin):
 
     def ended(self, failure: PluginFailedError | None) -> None:  # noqa: ARG002 (the hook's signature)
         """Detach from the account. Its links stay: a server that ends drops them once commits are acknowledged."""
-        self._on_ended(self._account)
+        self._hooks.on_ended(self._account)

@@ -22,7 +22,7 @@ from ..net.tokens import AccountTokens, is_segment
 from ..plugin import LedgerPlugin
 from ..request import find_request
 from ..runtime.budget import Budget, Limits
-from .account import Account, AccountPlugin
+from .account import Account, AccountHooks, AccountPlugin
 from .info import HostInfo
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ..services import PluginServices
     from ..statistics import Counters
     from ..transfer import Transfer
-    from .account import AccountHooks, AccountSnapshot
+    from .account import AccountSnapshot
 
 __all__ = ["RESERVE", "AccountsServer"]
 
@@ -98,12 +98,12 @@ class AccountsServer(LedgerPlugin):
             changed=self.account_changed,
         )
         #: What the plugins of accounts call.
-        self.account_hooks: AccountHooks = {
-            "is_listening": self.is_connected,
-            "allow": self.allow,
-            "changed": self.account_changed,
-            "on_ended": self.plugin_ended,
-        }
+        self.account_hooks: AccountHooks = AccountHooks(
+            is_listening=self.is_connected,
+            allow=self.allow,
+            changed=self.account_changed,
+            on_ended=self.plugin_ended,
+        )
         self.money.call_on_open(self.resume_accounts)
 
     def account(self, name: str) -> AccountPlugin:
@@ -348,7 +348,7 @@ class AccountsServer(LedgerPlugin):
 
     def make_plugin(self, account: Account) -> AccountPlugin:
         """Return a new plugin of an account."""
-        return AccountPlugin(account, self.services, self.money, **self.account_hooks)
+        return AccountPlugin(account, self.services, self.money, self.account_hooks)
 
     def plugin_ended(self, account: Account) -> None:
         """Handle that an account's plugin is closed or has failed."""

@@ -181,7 +181,7 @@ class HttpAccountsPlugin(AccountsServer, HttpEndpoint):
 
     def make_plugin(self, account: Account) -> AccountPlugin:
         """Return a new plugin of an account."""
-        plugin = _HttpAccountPlugin(account, self.services, self.money, **self.account_hooks)
+        plugin = _HttpAccountPlugin(account, self.services, self.money, self.account_hooks)
         plugin.open_link = partial(self.open_link, account.name)
         return plugin
 
