@@ -169,15 +169,15 @@ class HttpAccountsPlugin(AccountsServer, HttpEndpoint):
         return link in self._quiet and not self._is_kept(link)
 
     def _is_kept(self, link: _AccountLink) -> bool:
-        plugin = self.open_account(link.name).plugin
+        plugin = self.open_account(link.account).plugin
         return isinstance(plugin, _HttpAccountPlugin) and plugin.is_wanted
 
     def link_ended(self, link: _AccountLink, reason: str) -> None:
         """Handle that a link was aborted."""
         self._quiet.pop(link, None)
-        if self._links.get(link.name) is link:
-            del self._links[link.name]
-            self.detach_link(link.name, link, "its client", reason)
+        if self._links.get(link.account) is link:
+            del self._links[link.account]
+            self.detach_link(link.account, link, "its client", reason)
 
     def make_plugin(self, account: Account) -> AccountPlugin:
         """Return a new plugin of an account."""
@@ -227,7 +227,7 @@ class _AccountLink(HttpLink):
     __slots__ = ("_connections", "_plugin", "_quiet_since")
 
     def __init__(self, plugin: HttpAccountsPlugin, name: str, address: Callable[[], str]) -> None:
-        super().__init__(plugin.context, plugin.ids, plugin.client, address=address, name=name)
+        super().__init__(plugin.context, plugin.ids, plugin.client, address=address, account=name)
         self._plugin = plugin
         self._connections: set[object] = set()
         self._quiet_since = trio.current_time()

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["Client", "peer_name"]
 
 MEDIA_TYPE = "application/octet-stream"
+# Accounts whose heads are kept.
+KEPT_HEADS = 1024
 
 
 class Client:
@@ -140,9 +142,6 @@ def peer_name(incoming: IncomingOptions | None, outgoing: OutgoingOptions) -> st
     if outgoing.name is not None:
         return outgoing.name
     return "" if incoming is None or incoming.port is None else str(incoming.port)
-
-
-KEPT_HEADS = 1024
 
 
 def _destination(body: bytes) -> str:

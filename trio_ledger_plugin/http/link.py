@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 __all__ = ["HttpLink", "looks_like_ilp"]
 
 BAD_REQUEST, BAD_GATEWAY, UNAVAILABLE = 400, 502, 503
+# The names that RFC-0023 has for the codes.
+NAMES: Final = {"F00": NotAcceptedError.name, "T00": UnreachableError.name}
+# Statuses of web servers, and of BTP servers, which have no endpoint for POST at this URL.
+NO_ENDPOINT: Final = frozenset({404, 405, 501})
 
 
 def looks_like_ilp(data: bytes) -> bool:
@@ -51,10 +55,10 @@ class HttpLink(Exchange):
         ids: Yields the ids of requests.
         client: Sends requests; None if this end only serves.
         address: Returns this end's ILP address for its own Rejects; empty if it is not known.
-        name: The account's name; empty for a plugin with one peer.
+        account: The account's name; empty for a plugin with one peer.
     """
 
-    __slots__ = ("_active", "_address", "_client", "_ids", "_quiet", "_responders", "name")
+    __slots__ = ("_active", "_address", "_client", "_ids", "_quiet", "_responders", "account")
 
     def __init__(
         self,
@@ -63,23 +67,18 @@ class HttpLink(Exchange):
         client: Client | None,
         *,
         address: Callable[[], str],
-        name: str = "",
+        account: str = "",
     ) -> None:
         super().__init__(context, ids)
         self._ids = ids
         self._client = client
         self._address = address
-        self.name: str = name
+        self.account: str = account
         # The requests of the peer without a reply.
         self._responders: dict[int, Responder] = {}
         # The calls that wait, for a connection or for their answer.
         self._active = 0
         self._quiet: trio.Event | None = None
-
-    @property
-    def account(self) -> str:
-        """The peer's account; empty for a plugin with one peer."""
-        return self.name
 
     # This end's requests.
 
@@ -89,7 +88,7 @@ class HttpLink(Exchange):
         Cancellation: The request may have been sent; its connection is closed.
         """
         assert isinstance(request, bytes)
-        return self.send_to(self.name, request)
+        return self.send_to(self.account, request)
 
     # Ctrl-C must not interrupt the bookkeeping of the pool.
     @trio.lowlevel.enable_ki_protection
@@ -226,12 +225,6 @@ class HttpLink(Exchange):
                 self._quiet = trio.Event()
             await self._quiet.wait()
             self._quiet = None
-
-
-# The names that RFC-0023 has for the codes.
-NAMES: Final = {"F00": NotAcceptedError.name, "T00": UnreachableError.name}
-# Statuses of web servers, and of BTP servers, which have no endpoint for POST at this URL.
-NO_ENDPOINT: Final = frozenset({404, 405, 501})
 
 
 def _error_of(head: ResponseHead, body: bytes) -> LedgerPluginError:
