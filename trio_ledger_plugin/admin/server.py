@@ -17,7 +17,7 @@ from ..http.heads import BadMessageError, Heads, PageHead, read_page_head
 from ..http.messages import MessageReader
 from ..net.admission import Admission
 from ..net.listen import Listener
-from ..net.sockets import abort_stream, start_tls
+from ..net.sockets import abort_stream, accept_tls
 from ..options.base import PluginOptions
 from ..statistics import Counters
 from .responses import Response, refusal_response
@@ -98,7 +98,7 @@ class AdminServer:
             with self._admission.admit(peer) as pending:
                 secured: trio.abc.Stream | None = stream
                 if self._ssl_context is not None:
-                    secured = await start_tls(stream, self._ssl_context, MESSAGE_SECONDS)
+                    secured = await accept_tls(stream, self._ssl_context, MESSAGE_SECONDS)
                 if secured is not None:
                     await self._talk(secured, peer, pending)
         except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError, OSError) as error:

@@ -17,7 +17,7 @@ from ..net.admission import Admission
 from ..net.descriptors import unauthenticated_limit
 from ..net.listen import NAMELESS, Listener, peer_address
 from ..net.shared_reader import SocketReaders, can_share
-from ..net.sockets import abort_stream, start_tls
+from ..net.sockets import abort_stream, accept_tls
 from .connection import ServerConnection, Serving
 from .heads import Heads, read_request_head
 from .pool import ALPN
@@ -132,7 +132,7 @@ class HttpServer:
 
             try:
                 seconds = self.context.options.handshake_timeout
-                secured = stream if context is None else await start_tls(stream, context, seconds)
+                secured = stream if context is None else await accept_tls(stream, context, seconds)
                 if secured is not None:
                     pending.progress()
                     await self._run(ServerConnection(self._serving, secured, peer, authenticated))

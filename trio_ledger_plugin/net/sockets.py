@@ -15,7 +15,7 @@ import trio
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["abort_stream", "plain_socket", "read_socket", "start_tls", "write_socket"]
+__all__ = ["abort_stream", "accept_tls", "plain_socket", "read_socket", "write_socket"]
 
 
 async def abort_stream(stream: trio.abc.AsyncResource) -> None:
@@ -29,7 +29,7 @@ async def abort_stream(stream: trio.abc.AsyncResource) -> None:
         await stream.aclose()
 
 
-async def start_tls(
+async def accept_tls(
     stream: trio.abc.Stream, context: ssl.SSLContext, seconds: float
 ) -> trio.SSLStream[trio.abc.Stream] | None:
     """Do the server's part of the TLS handshake of HTTPS; return None if the client takes longer.
