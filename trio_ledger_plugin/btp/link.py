@@ -395,7 +395,7 @@ class Link(Exchange):
             self.context.tasks.spawn(self._transport.close, code, reason)
 
     async def finish(self) -> None:
-        """Drain, then close with a closing handshake, for which some of the caller's time is kept.
+        """Drain, then close with a closing handshake of at most a second, for which some of the caller's time is kept.
 
         Cancellation: Once the handshake has begun, the connection is closed at once.
         """
@@ -403,12 +403,8 @@ class Link(Exchange):
         with trio.move_on_after(max(left - CLOSE_SECONDS, left / 2, 0)):
             await self.drain()
         if self._state is not _State.LOST:
-            await self.say_goodbye()
-
-    async def say_goodbye(self) -> None:
-        """End the link from this side with a closing handshake, for at most a second, or at once if cancelled."""
-        self.end("closed from this side", closed=True)
-        await self._transport.close(CLOSE_NORMAL, "")
+            self.end("closed from this side", closed=True)
+            await self._transport.close(CLOSE_NORMAL, "")
 
     def abort(self, reason: str, *, closed: bool = False) -> None:
         """End the link and drop the connection without a closing handshake."""

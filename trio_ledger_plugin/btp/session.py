@@ -52,7 +52,6 @@ __all__ = [
     "SessionEvent",
     "error_reply",
     "find_entry",
-    "primary_data",
     "read_transfer",
     "remote_error",
     "request_ids",
@@ -148,7 +147,7 @@ class Session(Generic[Call]):
             # A request for nothing gets an empty response, as ilp-plugin-btp answers it.
             return SessionEvent.REPLY, packet.request_id, btp.encode(btp.Response(packet.request_id))
         self.serving[packet.request_id] = None
-        data = primary_data(packet.protocol_data, ILP)
+        data = _ilp_data(packet.protocol_data)
         if data is None:
             return SessionEvent.OTHER, packet.request_id, packet.protocol_data
         return REQUEST, packet.request_id, data
@@ -197,12 +196,12 @@ def remote_error(packet: btp.Error) -> RemoteError:
     )
 
 
-def primary_data(entries: tuple[btp.ProtocolData, ...], name: str) -> bytes | None:
-    """Return the data of the first entry, which says what a packet is about; None if it is of another sub-protocol.
+def _ilp_data(entries: tuple[btp.ProtocolData, ...]) -> bytes | None:
+    """Return the data of the first entry, which says what a packet is about; None if it is not of ILP.
 
     The entries behind it add to the request and ask for nothing themselves (RFC-0023, sub-protocols).
     """
-    return entries[0].data if entries and entries[0].protocol_name == name else None
+    return entries[0].data if entries and entries[0].protocol_name == ILP else None
 
 
 def find_entry(entries: tuple[btp.ProtocolData, ...], name: str) -> bytes | None:
