@@ -71,6 +71,8 @@ __all__ = [
 
 # JSON writes a character in at most twelve bytes, and a BTP Error holds 8192 of them.
 MAX_MESSAGE = 600
+# How much of each of a peer's texts an error shows, in characters.
+LONGEST_SHOWN = 500
 
 
 class LedgerPluginError(Exception):
@@ -342,7 +344,7 @@ def copy_error(error: ErrorT) -> ErrorT:
     return duplicate.with_traceback(error.__traceback__)
 
 
-def _printable(text: str, limit: int = 500) -> str:
+def _printable(text: str) -> str:
     """Return a peer's text with control characters escaped, so that it cannot forge a log line."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:limit])
-    return shown if len(text) <= limit else f"{shown}…"
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:LONGEST_SHOWN])
+    return shown if len(text) <= LONGEST_SHOWN else f"{shown}…"

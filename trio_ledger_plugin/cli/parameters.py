@@ -108,12 +108,11 @@ class Seconds(click.FloatRange):
         return seconds
 
 
-def environment_options(timeout: float, *, response_timeout: float | None = None) -> PluginOptions:
+def environment_options(timeout: float) -> PluginOptions:
     """Return the options that ``ILP_PLUGIN``, ``ILP_CREDENTIALS`` and ``ILP_BTP_SERVER`` give.
 
     Args:
         timeout: Seconds for connecting, and for each answer.
-        response_timeout: Seconds for each answer, if they are not ``timeout``.
 
     Raises:
         click.UsageError: None of them is set.
@@ -121,13 +120,7 @@ def environment_options(timeout: float, *, response_timeout: float | None = None
     """
     if not any(os.environ.get(name) for name in ENVIRONMENT):
         raise click.UsageError(f"give a URL, or set one of {', '.join(ENVIRONMENT)}")
-    return read_environment(
-        {
-            "connect_timeout": timeout,
-            "response_timeout": response_timeout or timeout,
-            "close_timeout": CLOSE_SECONDS,
-        }
-    )
+    return read_environment({"connect_timeout": timeout, "response_timeout": timeout, "close_timeout": CLOSE_SECONDS})
 
 
 def read_environment(replacing: Mapping[str, object]) -> PluginOptions:

@@ -6,11 +6,11 @@ A Fulfill's preimage is the SHA-256 digest of the Prepare's data, so that both e
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime
 from hashlib import sha256
 
 from ..codec import ilp
 from ..errors import DecodeError
+from ..ilp.routing import has_expired
 
 __all__ = ["ADDRESS", "REPLIES", "echo", "fulfill", "make_question", "reject"]
 
@@ -44,7 +44,7 @@ async def fulfill(data: bytes, address: str = ADDRESS) -> bytes:
         return ilp.encode(ilp.reject_from(error, address))
     if not isinstance(prepare, ilp.Prepare):
         return ilp.encode(ilp.Reject(ilp.ErrorCode.BAD_REQUEST, address, "not a Prepare"))
-    if prepare.expires_at <= datetime.now(UTC):
+    if has_expired(prepare):
         return ilp.encode(ilp.Reject(ilp.ErrorCode.TRANSFER_TIMED_OUT, address, "expired"))
     preimage = _preimage(prepare.data)
     if not ilp.fulfills(preimage, prepare.execution_condition):

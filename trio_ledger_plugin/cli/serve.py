@@ -266,7 +266,7 @@ async def _serve(
                 f"listening on {plugin.address}, answering with: {reply}",
                 f"the client's URL: {url}",
                 *page_line(page),
-                try_it("ping", shown, "the server"),
+                try_it("ping", shown),
                 note := placeholder_note(url),
             )
             if note:

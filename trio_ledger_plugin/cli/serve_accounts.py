@@ -282,7 +282,7 @@ def _introduce(
         where,
         f"a client's URL: {url}, with a token that the client chooses",
         *page_line(page),
-        try_it("ildcp", url.replace(credentials, example), "the server"),
+        try_it("ildcp", url.replace(credentials, example)),
         placeholder_note(url),
     )
     more: dict[str, object] = {"asset_scale": choices.asset_scale, "asset_code": choices.asset_code}

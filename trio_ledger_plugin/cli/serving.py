@@ -162,17 +162,16 @@ def introduce(output: LiveOutput, lines: tuple[str, ...], **values: object) -> N
     output.release()
 
 
-def try_it(command: str, url: str, end: str) -> str:
+def try_it(command: str, url: str) -> str:
     """Return the line that shows a whole command for another terminal.
 
     Args:
         command: The command, such as ``"ping"``.
         url: Its URL. If that has no token, the command has it in the environment.
-        end: What Ctrl-C ends here.
     """
     _, userinfo, _, _ = split_url(url)
     token = "" if userinfo else f"{SECRET_VARIABLE}=... "
-    return f"try it: {token}trio-ledger-plugin {command} {quote(url)} (Ctrl-C ends {end})"
+    return f"try it: {token}trio-ledger-plugin {command} {quote(url)} (Ctrl-C ends the server)"
 
 
 def money_values(transfer: Transfer) -> dict[str, object]:

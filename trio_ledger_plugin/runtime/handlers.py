@@ -400,7 +400,7 @@ def _check_plain(kind: str, handler: object) -> None:
     if not (isfunction(function) or ismethod(function)) or iscoroutinefunction(function):
         return
     returned = str(function.__annotations__.get("return", ""))
-    if function.__name__ != "<lambda>" and not any(kind in returned for kind in ("Awaitable", "Coroutine")):
+    if function.__name__ != "<lambda>" and not any(name in returned for name in ("Awaitable", "Coroutine")):
         raise TypeError(
             f"a {kind} handler is an async function, and {function.__name__}() is not; begin it with 'async def', or "
             "annotate that it returns an Awaitable"
