@@ -20,6 +20,7 @@ __all__ = [
     "NonConformanceError",
     "Pending",
     "Recorder",
+    "call_held",
     "call_unanswered",
     "echo",
     "expect",
@@ -127,20 +128,32 @@ class Pending(Generic[T]):
         return outcome
 
 
+async def call_held(
+    nursery: trio.Nursery, caller: LedgerPlugin, answering: LedgerPlugin
+) -> tuple[Pending[bytes], trio.Event]:
+    """Start a call that reaches a handler, which answers ``b"x"`` once the event is set.
+
+    Cancellation: The call goes on.
+    """
+    arrived, go_on = trio.Event(), trio.Event()
+
+    async def answer_late(data: bytes) -> bytes:
+        arrived.set()
+        await go_on.wait()
+        return data
+
+    answering.register_data_handler(answer_late)
+    call = Pending(nursery, caller.send_data, b"x")
+    await arrived.wait()
+    return call, go_on
+
+
 async def call_unanswered(pair: PluginPair, nursery: trio.Nursery) -> Pending[bytes]:
     """Start a call that reaches the peer and is never answered.
 
     Cancellation: The call goes on.
     """
-    arrived = trio.Event()
-
-    async def never(_: bytes) -> bytes:
-        arrived.set()
-        await trio.sleep_forever()
-
-    pair.peer.register_data_handler(never)
-    call = Pending(nursery, pair.plugin.send_data, b"x")
-    await arrived.wait()
+    call, _ = await call_held(nursery, pair.plugin, pair.peer)
     return call
 
 

@@ -20,6 +20,7 @@ from ...events import Connected, Disconnected
 from ...options.base import ConnectOptions
 from .assertions import (
     Pending,
+    call_held,
     call_unanswered,
     echo,
     expect,
@@ -336,21 +337,12 @@ async def a_closed_plugin_refuses_calls(stage: Stage) -> None:
 async def closing_waits_for_calls_in_flight(stage: Stage) -> None:
     """``aclose()`` lets calls in flight have their answers, within ``close_timeout``."""
     async with stage.open() as pair, trio.open_nursery() as nursery:
-        arrived, go_on = trio.Event(), trio.Event()
-
-        async def answer_late(data: bytes) -> bytes:
-            arrived.set()
-            await go_on.wait()
-            return data
-
-        pair.peer.register_data_handler(answer_late)
-        call = Pending(nursery, pair.plugin.send_data, b"late")
-        await arrived.wait()
+        call, go_on = await call_held(nursery, pair.plugin, pair.peer)
         closing = Pending(nursery, pair.plugin.aclose)
         await _a_few_steps()
         go_on.set()
         outcome = await call.outcome()
-        expect(outcome == b"late", f"a call in flight did not get its answer when the plugin was closed: {outcome!r}")
+        expect(outcome == b"x", f"a call in flight did not get its answer when the plugin was closed: {outcome!r}")
         await closing.value()
 
 

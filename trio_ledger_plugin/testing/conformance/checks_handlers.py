@@ -7,7 +7,7 @@ from typing import Any
 import trio
 
 from ...errors import DataHandlerAlreadyRegisteredError, MoneyHandlerAlreadyRegisteredError, RemoteError
-from .assertions import Pending, echo, expect, ignore, outcome_of, raising, refusing
+from .assertions import call_held, echo, expect, ignore, outcome_of, raising, refusing
 from .harness import Check, Level, Listed, Stage
 
 __all__ = ["CHECKS"]
@@ -89,16 +89,7 @@ async def deregistering_no_data_handler_does_nothing(stage: Stage) -> None:
 async def a_deregistered_data_handler_finishes(stage: Stage) -> None:
     """A handler that runs when it is removed finishes, and its response reaches the peer."""
     async with stage.open() as pair, trio.open_nursery() as nursery:
-        arrived, go_on = trio.Event(), trio.Event()
-
-        async def slow(data: bytes) -> bytes:
-            arrived.set()
-            await go_on.wait()
-            return data
-
-        pair.plugin.register_data_handler(slow)
-        call = Pending(nursery, pair.peer.send_data, b"x")
-        await arrived.wait()
+        call, go_on = await call_held(nursery, pair.peer, pair.plugin)
         pair.plugin.deregister_data_handler()
         go_on.set()
         outcome = await call.outcome()
