@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import trio
-from support.ledgers import WEEK, HeldStore, Payer, open_journal, open_payer, receive, settle, states, sums, until
+from support.ledgers import (
+    WEEK,
+    HeldStore,
+    Payer,
+    open_journal,
+    open_payer,
+    receive,
+    settle,
+    states,
+    sums,
+    two_stores,
+    until,
+)
 from support.scripted import ScriptedOptions
 
 from trio_ledger_plugin import (
@@ -21,11 +32,8 @@ from trio_ledger_plugin import (
     open_plugin,
 )
 from trio_ledger_plugin.money.lease import BEAT_SECONDS, LEASE_SECONDS
-from trio_ledger_plugin.stores import MemoryStore, open_postgres_store, open_sqlite_store
+from trio_ledger_plugin.stores import MemoryStore, open_sqlite_store
 from trio_ledger_plugin.stores.postgres_dialect import PostgresClaims
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 CLAIMS = PostgresClaims()
 
@@ -34,16 +42,6 @@ CLAIMS = PostgresClaims()
 def lease_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock of Trio decides how old a claim is, so that a test can let time pass."""
     monkeypatch.setattr("trio_ledger_plugin.money.lease.clock", trio.current_time)
-
-
-@asynccontextmanager
-async def two_stores(dsn: str) -> AsyncIterator[tuple[HeldStore, HeldStore]]:
-    """Two programs' stores in one database."""
-    async with (
-        open_postgres_store(dsn, replication="none") as first,
-        open_postgres_store(dsn, replication="none") as second,
-    ):
-        yield HeldStore(first), HeldStore(second)
 
 
 def find(store: HeldStore) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from signal import SIGQUIT
@@ -14,7 +14,19 @@ import psycopg
 import pytest
 import trio
 from support.journals import new_journal, transfer_of
-from support.ledgers import PEER_OFFER, HeldStore, Payer, open_journal, open_payer, receive, settle, states, sums, until
+from support.ledgers import (
+    PEER_OFFER,
+    HeldStore,
+    Payer,
+    open_journal,
+    open_payer,
+    receive,
+    settle,
+    states,
+    sums,
+    two_stores,
+    until,
+)
 from support.postgres import Server, open_server
 from support.scripted import ScriptedOptions
 
@@ -39,7 +51,7 @@ from trio_ledger_plugin.stores.postgres_dialect import POSTGRES, PostgresClaims
 from trio_ledger_plugin.testing.conformance.assertions import echo
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Iterator
 
 pytestmark = pytest.mark.slow
 
@@ -52,16 +64,6 @@ def alone() -> Iterator[Server]:
     pytest.importorskip("psycopg")
     with open_server() as server:
         yield server
-
-
-@asynccontextmanager
-async def two_stores(dsn: str) -> AsyncIterator[tuple[HeldStore, HeldStore]]:
-    """Two programs' stores in one database."""
-    async with (
-        open_postgres_store(dsn, replication="none") as first,
-        open_postgres_store(dsn, replication="none") as second,
-    ):
-        yield HeldStore(first), HeldStore(second)
 
 
 async def take_by_force(store: HeldStore) -> None:

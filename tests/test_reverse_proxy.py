@@ -15,7 +15,7 @@ import trio
 import trustme
 from support.pages import ROOT
 from support.peers import TOKEN, open_btp
-from support.ports import free_port
+from support.ports import free_port, wait_open
 
 from trio_ledger_plugin import BtpOptions, ConnectOptions, ListenerOptions
 from trio_ledger_plugin.testing.conformance.assertions import echo
@@ -70,13 +70,7 @@ async def running(*command: str, port: int) -> AsyncIterator[None]:
     """Run a proxy until the end of the block, which begins when its port is open."""
     async with trio.open_nursery() as nursery:
         process = await nursery.start(trio.run_process, command)
-        with trio.fail_after(10):
-            while True:
-                try:
-                    await (await trio.open_tcp_stream("127.0.0.1", port)).aclose()
-                    break
-                except OSError:
-                    await trio.sleep(0.05)
+        await wait_open(port)
         yield
         nursery.cancel_scope.cancel()
     assert process.returncode is not None

@@ -16,7 +16,6 @@ import argparse
 import json
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,7 @@ import trio
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from support.failover import Cluster, open_cluster
+from support.ports import free_port
 
 from trio_ledger_plugin import LedgerPlugin, LedgerPluginError, PluginFailedError, PluginServices, open_plugin
 from trio_ledger_plugin.money import lease
@@ -65,12 +65,6 @@ async def receive(dsn: str, port: int) -> None:
                         async with open_plugin(options, PluginServices(store=store)):
                             await trio.sleep_forever()
         await trio.sleep(BEAT)
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
 
 
 class Processes:

@@ -5,6 +5,7 @@ const crypto = require('crypto')
 const BtpPlugin = require('ilp-plugin-btp')
 const { say, serve } = require('./json_lines.js')
 const { onLoopback } = require('./loopback_server.js')
+const { reversed, sending } = require('./sending.js')
 
 const TYPE_TRANSFER = 7
 
@@ -39,8 +40,6 @@ function listen (Plugin, { port, token, onConnectFailed }) {
   plugin._wss.on('error', () => {}) // ws repeats the server's error; nobody listening would end the process
   return { plugin, bound }
 }
-
-const reversed = (data) => Buffer.from(data).reverse()
 
 function drive () {
   let plugin
@@ -93,19 +92,7 @@ function drive () {
       plugin.deregisterMoneyHandler()
       if (kind !== 'none') plugin.registerMoneyHandler(handlers[kind](options))
     },
-    async sendData ({ hex }) {
-      return { hex: (await plugin.sendData(Buffer.from(hex, 'hex'))).toString('hex') }
-    },
-    // All at once, no two alike; each must come back reversed.
-    async sendMany ({ count, size }) {
-      const requests = Array.from({ length: count }, (_, number) => {
-        const data = Buffer.alloc(size, number)
-        data.writeUInt32BE(number)
-        return data
-      })
-      const answers = await Promise.all(requests.map((data) => plugin.sendData(data)))
-      return { matched: answers.filter((answer, number) => answer.equals(reversed(requests[number]))).length }
-    },
+    ...sending(() => plugin),
     async sendMoney ({ amount }) {
       await plugin.sendMoney(amount)
     },

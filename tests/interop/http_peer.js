@@ -5,6 +5,7 @@ const { once } = require('events')
 const HttpPlugin = require('ilp-plugin-http')
 const IlpPacket = require('ilp-packet')
 const { serve } = require('./json_lines.js')
+const { reversed, sending } = require('./sending.js')
 
 // The plugin passes its port to Node's server as it is, so an object can name the interface too.
 async function open (options) {
@@ -19,8 +20,6 @@ async function open (options) {
   if (!plugin._httpServer.listening) await once(plugin._httpServer, 'listening')
   return { plugin, port: plugin._httpServer.address().port }
 }
-
-const reversed = (data) => Buffer.from(data).reverse()
 
 function drive () {
   let plugin
@@ -47,19 +46,7 @@ function drive () {
         return handler(data)
       })
     },
-    async sendData ({ hex }) {
-      return { hex: (await plugin.sendData(Buffer.from(hex, 'hex'))).toString('hex') }
-    },
-    // All at once, no two alike; each must come back reversed.
-    async sendMany ({ count, size }) {
-      const requests = Array.from({ length: count }, (_, number) => {
-        const data = Buffer.alloc(size, number)
-        data.writeUInt32BE(number)
-        return data
-      })
-      const answers = await Promise.all(requests.map((data) => plugin.sendData(data)))
-      return { matched: answers.filter((answer, number) => answer.equals(reversed(requests[number]))).length }
-    },
+    ...sending(() => plugin),
     async decode ({ hex }) {
       return IlpPacket.deserializeIlpPacket(Buffer.from(hex, 'hex'))
     },

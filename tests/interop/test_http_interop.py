@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from support.ports import free_port
+from support.ports import free_port, wait_open
 
 from trio_ledger_plugin import NotAcceptedError, PluginServices, RemoteError, fetch_ildcp, open_plugin
 from trio_ledger_plugin.codec import ilp
@@ -253,13 +253,8 @@ async def test_nginx_stands_in_front(kept: bool, tmp_path: Path) -> None:
         command = ["nginx", "-c", str(tmp_path / "conf"), "-p", str(tmp_path)]
         process = await trio.lowlevel.open_process(command, stderr=subprocess.DEVNULL)
         try:
+            await wait_open(port)
             with trio.fail_after(10):
-                while True:
-                    try:
-                        await (await trio.open_tcp_stream("127.0.0.1", port)).aclose()
-                        break
-                    except OSError:
-                        await trio.sleep(0.05)
                 async with sending(f"http://127.0.0.1:{port}/ilp", {"staticToken": "tok"}) as client:
                     async with trio.open_nursery() as nursery:
                         for number in range(50):

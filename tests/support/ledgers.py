@@ -22,6 +22,7 @@ from trio_ledger_plugin import (
 from trio_ledger_plugin.btp.auth import auth_message
 from trio_ledger_plugin.codec import btp
 from trio_ledger_plugin.negotiation import TRANSFER_KEYS, JournalOffer, PeerJournal
+from trio_ledger_plugin.stores import open_postgres_store
 from trio_ledger_plugin.stores.dialect import SQLITE
 from trio_ledger_plugin.transfer import IDEMPOTENCY_KEY, MoneyLevel, Receipt, Transfer
 
@@ -146,6 +147,16 @@ class HeldStore:
     async def wait_idle(self) -> None:
         if self.running:
             await self._idle.wait()
+
+
+@asynccontextmanager
+async def two_stores(dsn: str) -> AsyncIterator[tuple[HeldStore, HeldStore]]:
+    """Two programs' stores in one database."""
+    async with (
+        open_postgres_store(dsn, replication="none") as first,
+        open_postgres_store(dsn, replication="none") as second,
+    ):
+        yield HeldStore(first), HeldStore(second)
 
 
 @define(repr=False)

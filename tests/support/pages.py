@@ -1,11 +1,12 @@
 """The documentation pages and their contents: programs, files, and terminal sessions."""
 
 import re
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 from attrs import frozen
+
+from support.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -31,8 +32,7 @@ class Block:
 
 def read_blocks(page: Path) -> list[Block]:
     """Return the fenced blocks of a page, in order, at a port that is free now."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     return [
         Block(kind, text.replace(PORT, port), name[1] if (name := NAMED.match(text)) else "")
         for kind, text in FENCE.findall(page.read_text(encoding="utf-8"))

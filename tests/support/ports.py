@@ -2,7 +2,9 @@
 
 import socket
 
-__all__ = ["free_port"]
+import trio
+
+__all__ = ["free_port", "wait_open"]
 
 
 def free_port() -> int:
@@ -10,3 +12,15 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]
     return port
+
+
+async def wait_open(port: int) -> None:
+    """Wait, for at most ten seconds, until something listens on a port of this machine."""
+    with trio.fail_after(10):
+        while True:
+            try:
+                await (await trio.open_tcp_stream("127.0.0.1", port)).aclose()
+            except OSError:
+                await trio.sleep(0.05)
+            else:
+                return
