@@ -6,7 +6,7 @@ import json
 import time
 from contextlib import contextmanager
 from decimal import Decimal
-from functools import partial
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -95,7 +95,14 @@ def shown_packets(count: int) -> str:
     return "1 packet" if count == 1 else f"{count:,} packets"
 
 
-def _order_options(command: _Decorated) -> _Decorated:
+def _order_options(command: Callable[..., int]) -> Callable[..., int]:
+    """Give a command the options of a payment; those of its amounts and of its rate become its argument ``order``."""
+
+    @wraps(command)
+    def ordered(send: int | None, deliver: int | None, slippage: str, min_rate: str, **others: object) -> int:
+        return command(order=_order(send, deliver, slippage, min_rate), **others)
+
+    decorated: Callable[..., int] = ordered
     for option in (
         json_option,
         insecure_option,
@@ -106,8 +113,8 @@ def _order_options(command: _Decorated) -> _Decorated:
         click.option("--deliver", type=Amount(), help="What to deliver, in smallest units of the receiver's account."),
         click.option("--send", type=Amount(), help="What to send, in smallest units of this account."),
     ):
-        command = option(command)
-    return command
+        decorated = option(decorated)
+    return decorated
 
 
 def _order(send: int | None, deliver: int | None, slippage: str, min_rate: str) -> dict[str, Any]:
@@ -138,24 +145,13 @@ def _number(text: str, name: str) -> Decimal:
 )
 @click.argument("to")
 @_order_options
-def pay(
-    to: str,
-    send: int | None,
-    deliver: int | None,
-    slippage: str,
-    min_rate: str,
-    server: str | None,
-    timeout: float,
-    allow_insecure: bool,
-    as_json: bool,
-) -> int:
+def pay(to: str, order: dict[str, Any], server: str | None, timeout: float, allow_insecure: bool, as_json: bool) -> int:
     """Pay a wallet, with many small packets (STREAM).
 
     TO is a payment pointer such as '$wallet.example/alice', or the URL of an SPSP endpoint. The rate is probed first.
     On a terminal a bar shows what has arrived. An error says what was sent and delivered for certain, and so does the
     summary after Ctrl-C.
     """
-    order = _order(send, deliver, slippage, min_rate)
     check_endpoint(to)
     options = plugin_options(server, timeout, allow_insecure=allow_insecure)
     report = _Report(Screen(), as_json=as_json)
@@ -228,21 +224,12 @@ async def _pay(
 @click.argument("to")
 @_order_options
 def quote(
-    to: str,
-    send: int | None,
-    deliver: int | None,
-    slippage: str,
-    min_rate: str,
-    server: str | None,
-    timeout: float,
-    allow_insecure: bool,
-    as_json: bool,
+    to: str, order: dict[str, Any], server: str | None, timeout: float, allow_insecure: bool, as_json: bool
 ) -> int:
     """Probe the rate to a wallet, and show what a payment would send and deliver. No money moves.
 
     TO is a payment pointer such as '$wallet.example/alice', or the URL of an SPSP endpoint.
     """
-    order = _order(send, deliver, slippage, min_rate)
     check_endpoint(to)
     options = plugin_options(server, timeout, allow_insecure=allow_insecure)
     quoted = run_until_sigterm(partial(_quote, options, timeout, lacking(server), to, order))
