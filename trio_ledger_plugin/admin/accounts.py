@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ..accounts.account import AccountSnapshot
 
-__all__ = ["MOST_ROWS", "AccountsView", "Query"]
+__all__ = ["AccountsView", "Query"]
 
 MOST_ROWS: Final = 200
 LEAST_SECONDS: Final = 1.0

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .heads import ResponseHead
     from .responder import Responder
 
-__all__ = ["HttpLink", "looks_like_ilp"]
+__all__ = ["HttpLink"]
 
 BAD_REQUEST, BAD_GATEWAY, UNAVAILABLE = 400, 502, 503
 # The names that RFC-0023 has for the codes.

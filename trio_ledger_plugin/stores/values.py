@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..services import Changes, Read
     from .dialect import Connection, Dialect
 
-__all__ = ["MOST_KEYS", "Update", "Values"]
+__all__ = ["Update", "Values"]
 
 T = TypeVar("T")
 

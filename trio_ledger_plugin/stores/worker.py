@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..services import Changes, Read
     from .dialect import Dialect
 
-__all__ = ["Database", "Result", "UndoneError", "WorkerStore", "copy_store_error", "opened", "with_cause"]
+__all__ = ["Database", "Result", "UndoneError", "WorkerStore", "opened", "with_cause"]
 
 T = TypeVar("T")
 ConnectionT = TypeVar("ConnectionT")

@@ -21,7 +21,7 @@ from .crypto import OVERHEAD, SECRET_SIZE, check_secret, derive, new_cipher, sea
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-__all__ = ["NONCE_SIZE", "AddressBook", "Details"]
+__all__ = ["AddressBook", "Details"]
 
 NONCE_SIZE: Final = 16
 _TAG: Final = 1

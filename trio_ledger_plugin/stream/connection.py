@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ..plugin import LedgerPlugin
     from .credentials import Credentials
 
-__all__ = ["EXPIRED", "STREAM_ID", "Answer", "Connection", "Flight", "Kind"]
+__all__ = ["STREAM_ID", "Answer", "Connection", "Flight", "Kind"]
 
 #: The only stream that a payment uses.
 STREAM_ID: Final = 1
