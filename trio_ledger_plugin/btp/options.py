@@ -20,6 +20,7 @@ from ..options.fields import (
     CREDENTIAL,
     HOST,
     NESTED,
+    OPTIONAL_SWITCH,
     PORT,
     SECONDS,
     SECRET,
@@ -337,10 +338,7 @@ class AccountsOptions(PluginOptions):
     port: int | None = field(default=3000, metadata=PORT)
     host: str | None = field(default="127.0.0.1", converter=as_host, metadata=HOST)
     allowed_origins: tuple[str, ...] = field(default=(), converter=as_tuple, metadata=ORIGINS)
-    generate_account: bool | None = field(
-        default=None,
-        metadata={VALIDATOR: Validator("True, False or None", lambda value: value is None or isinstance(value, bool))},
-    )
+    generate_account: bool | None = field(default=None, metadata=OPTIONAL_SWITCH)
     debug_host_ildcp_info: HostInfo | None = field(default=None, metadata=HOST_INFO)
     ssl_context: ssl.SSLContext | None = field(default=None, metadata=SSL_CONTEXT)
     proxy_protocol: bool = field(default=False, metadata=SWITCH)

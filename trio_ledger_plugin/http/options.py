@@ -14,6 +14,7 @@ from ..options.fields import (
     COUNT,
     EARLIER_NAME,
     NESTED,
+    OPTIONAL_SWITCH,
     PORT,
     SECONDS,
     SECRET,
@@ -338,10 +339,7 @@ class HttpAccountsOptions(PluginOptions):
     )
     multi_delimiter: str = field(default="%", metadata=WORD)
     ildcp: HostInfo | None = field(default=None, metadata=HOST_INFO)
-    generate_account: bool | None = field(
-        default=None,
-        metadata={VALIDATOR: Validator("True, False or None", lambda value: value is None or isinstance(value, bool))},
-    )
+    generate_account: bool | None = field(default=None, metadata=OPTIONAL_SWITCH)
     max_server_handlers: int = field(default=16384, metadata=COUNT)
     max_server_handler_bytes: int = field(default=256 * 1024 * 1024, metadata=COUNT)
     max_server_backlog_bytes: int = field(default=128 * 1024 * 1024, metadata=COUNT)

@@ -28,6 +28,7 @@ __all__ = [
     "MONEY",
     "NAME",
     "NESTED",
+    "OPTIONAL_SWITCH",
     "PORT",
     "RETENTION",
     "SECONDS",
@@ -204,6 +205,9 @@ CREDENTIAL: Final = {
     )
 }
 SWITCH: Final = {VALIDATOR: Validator("True or False", lambda value: isinstance(value, bool))}
+OPTIONAL_SWITCH: Final = {
+    VALIDATOR: Validator("True, False or None", lambda value: value is None or isinstance(value, bool))
+}
 SSL_CONTEXT: Final = {VALIDATOR: Validator("an ssl.SSLContext or None", _is_ssl_context)}
 ADDRESSES: Final = {VALIDATOR: Validator("a tuple of IP addresses or networks in their shortest form", _are_addresses)}
 

@@ -117,7 +117,7 @@ class Database(ABC):
             return [self._run_alone(work) for work in works]
         except StoreError as error:
             # A separate error for each: raising an exception changes its traceback.
-            return [outcome.Error(copy_store_error(error)) for _ in works]
+            return [outcome.Error(with_cause(type(error)(*error.args), error)) for _ in works]
 
     @abstractmethod
     def transaction(self, works: Sequence[Callable[[Any], Any]]) -> list[Result]:
@@ -411,11 +411,6 @@ def _deliver(jobs: Sequence[_Job], results: Sequence[outcome.Outcome[Any]]) -> N
 def _unexpected(error: BaseException) -> outcome.Error:
     in_doubt = StoreInDoubtError(f"the store failed with an unexpected error: {error!r}")
     return outcome.Error(with_cause(in_doubt, error))
-
-
-def copy_store_error(error: StoreError) -> StoreError:
-    """Return a copy of an error, whose cause it is."""
-    return with_cause(type(error)(*error.args), error)
 
 
 def with_cause(error: ErrorT, cause: BaseException) -> ErrorT:
