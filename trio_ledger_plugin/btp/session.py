@@ -147,7 +147,7 @@ class Session(Generic[Call]):
             # A request for nothing gets an empty response, as ilp-plugin-btp answers it.
             return SessionEvent.REPLY, packet.request_id, btp.encode(btp.Response(packet.request_id))
         self.serving[packet.request_id] = None
-        data = _ilp_data(packet.protocol_data)
+        data = _primary_ilp(packet.protocol_data)
         if data is None:
             return SessionEvent.OTHER, packet.request_id, packet.protocol_data
         return REQUEST, packet.request_id, data
@@ -196,7 +196,7 @@ def remote_error(packet: btp.Error) -> RemoteError:
     )
 
 
-def _ilp_data(entries: tuple[btp.ProtocolData, ...]) -> bytes | None:
+def _primary_ilp(entries: tuple[btp.ProtocolData, ...]) -> bytes | None:
     """Return the data of the first entry, which says what a packet is about; None if it is not of ILP.
 
     The entries behind it add to the request and ask for nothing themselves (RFC-0023, sub-protocols).
