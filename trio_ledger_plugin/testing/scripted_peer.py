@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import trio
 
 from ..btp.auth import auth_message
-from ..btp.session import ILP
+from ..btp.session import ILP, find_entry
 from ..codec import btp
 from ..net.sockets import abort_stream
 from ..runtime.tasks import unwrap_group
@@ -319,7 +319,7 @@ async def dial_stream(address: str) -> trio.SocketStream:
 
 def ilp_data(packet: btp.Packet) -> bytes | None:
     """Return the data that a packet carries for, or from, a data handler; None if it carries none."""
-    return next((entry.data for entry in packet.protocol_data if entry.protocol_name == ILP), None)
+    return find_entry(packet.protocol_data, ILP)
 
 
 @asynccontextmanager
