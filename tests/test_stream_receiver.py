@@ -311,7 +311,7 @@ async def test_credentials_work_in_another_process_with_the_same_secret():
         (
             lambda end: end.new_credentials(receipt_nonce=bytes(17), receipt_secret=bytes(32)),
             InvalidFieldsError,
-            "16 bytes",
+            "receipt_nonce has 17 bytes",
         ),
         (lambda end: Receiver(secret=b"canary", address=ADDRESS), InvalidFieldsError, "secret has 6 bytes"),
         (lambda end: Receiver(secret=cast("Any", "canary"), address=ADDRESS), TypeError, "secret is bytes"),

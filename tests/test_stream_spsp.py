@@ -66,6 +66,7 @@ async def test_bad_pointer_gets_a_clear_error(pointer, said):
     ("url", "said"),
     [
         ("http://wallet.example/alice", "need https://"),
+        ("HTTP://wallet.example/alice", "need https://"),
         ("ftp://wallet.example/alice", "payment pointer"),
         ("https://user@wallet.example/alice", "without @"),
         ("https://wallet.example/alice#x", "without @ and #"),
@@ -225,6 +226,7 @@ async def test_whole_payment_by_url_with_a_tag_and_receipts():
         ({"receipt_secret": bytes(32)}, "or neither"),
         ({"receipt_nonce": bytes(17), "receipt_secret": bytes(32)}, "receipt_nonce has 17 bytes"),
         ({"receipt_nonce": bytes(16), "receipt_secret": b"canary"}, "receipt_secret has 6 bytes"),
+        ({"receipt_nonce": bytes(16), "receipt_secret": bytes(33)}, "receipt_secret has 33 bytes"),
     ],
 )
 async def test_bad_receipt_arguments_get_clear_errors(arguments, said):

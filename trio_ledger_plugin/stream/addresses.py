@@ -124,6 +124,7 @@ def check_details(tag: object, receipt_nonce: object, receipt_secret: object) ->
         raise InvalidFieldsError("give both receipt_nonce and receipt_secret, or neither")
     nonce = check_secret(receipt_nonce, "receipt_nonce", NONCE_SIZE)
     secret = check_secret(receipt_secret, "receipt_secret")
-    if len(nonce) != NONCE_SIZE or len(secret) != SECRET_SIZE:
-        raise InvalidFieldsError(f"receipt_nonce must have {NONCE_SIZE} bytes, and receipt_secret {SECRET_SIZE}")
+    for name, given, size in (("receipt_nonce", nonce, NONCE_SIZE), ("receipt_secret", secret, SECRET_SIZE)):
+        if len(given) != size:
+            raise InvalidFieldsError(f"{name} has {len(given)} bytes: it must have {size}")
     return Details(tag, nonce, secret)
