@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from ..negotiation import JournalOffer
     from ..runtime.context import Context
+    from .auth import AuthAnswer
     from .options import BtpOptions
 
 __all__ = ["Client"]
@@ -242,20 +243,15 @@ class Client:
                     token=options.btp_token.reveal(),
                     advice=PERCENT if options.has_percent else "",
                 )
-                if answer is None:
-                    link.hold(message)
-                    return
             except LedgerPluginError as error:
                 decision.append(error)
             else:
+                if answer is None:
+                    link.hold(message)
+                    return
                 decision.append(None)
                 self._context.counters.redials += redials
-                self._failed_tries = self._silent_closes = 0
-                # The server cannot agree to what this end has not offered.
-                link.is_downgraded = offered is None
-                if offered is not None and answer.offer is not None:
-                    link.peer_journal = PeerJournal.of(answer.offer, offered)
-                self._attach(link)
+                self._accepted(link, offered, answer)
             decided.set()
 
         ended = ""
@@ -287,3 +283,12 @@ class Client:
         if decision[0] is not None:
             raise decision[0]
         return gone
+
+    def _accepted(self, link: Link, offered: JournalOffer | None, answer: AuthAnswer) -> None:
+        """Use a link whose credentials the server has accepted."""
+        self._failed_tries = self._silent_closes = 0
+        # The server cannot agree to what this end has not offered.
+        link.is_downgraded = offered is None
+        if offered is not None and answer.offer is not None:
+            link.peer_journal = PeerJournal.of(answer.offer, offered)
+        self._attach(link)
