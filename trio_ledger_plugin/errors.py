@@ -34,6 +34,8 @@ from copy import copy
 from json import dumps, loads
 from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
 
+from .log import escape
+
 if TYPE_CHECKING:
     from datetime import datetime
 
@@ -346,5 +348,5 @@ def copy_error(error: ErrorT) -> ErrorT:
 
 def _printable(text: str) -> str:
     """Return a peer's text with control characters escaped, so that it cannot forge a log line."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:LONGEST_SHOWN])
+    shown = escape(text[:LONGEST_SHOWN])
     return shown if len(text) <= LONGEST_SHOWN else f"{shown}…"
