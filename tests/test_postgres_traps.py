@@ -429,7 +429,10 @@ async def test_outage_of_the_database_refuses_only_money_and_for_now(alone: Serv
 # 8: locks.
 
 
-async def test_deadlock_undoes_one_batch_which_runs_again(postgres_dsn: str) -> None:
+async def test_deadlock_undoes_one_batch_which_runs_again(postgres_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # On a machine that stands still for longer than these limits, both transactions reach them, and both are undone.
+    monkeypatch.setattr(postgres_database, "LOCK_MS", 60_000)
+    monkeypatch.setattr(postgres_database, "IDLE_MS", 60_000)
     async with two_stores(postgres_dsn) as (first, second):
         await first.put("a", "0")
         await first.put("b", "0")
@@ -441,7 +444,7 @@ async def test_deadlock_undoes_one_batch_which_runs_again(postgres_dsn: str) -> 
             for key in keys:
                 connection.execute("UPDATE lpi_values SET value = value || %s WHERE key = %s", (keys[0], key))
                 if len(runs) <= 2 and key == keys[0]:
-                    barrier.wait(5)
+                    barrier.wait(60)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(first.transaction, partial(change, "ab"))
