@@ -1,5 +1,8 @@
 """The money handler is called for every credited transfer: at least once, until it succeeds, even after failures."""
 
+import gc
+import weakref
+from functools import partial
 from typing import Any
 
 import pytest
@@ -472,6 +475,30 @@ async def test_plain_function_as_handler_is_called_only_once(store, mock_clock, 
         await settle(store)
         assert sorted(handler.keys) == ["k0", "k1", "k2"]
         assert set((await states(plugin)).values()) == {"delivered"}
+
+
+class Slotted:
+    """A plain function in disguise, to which no weak reference is possible."""
+
+    __slots__ = ()
+
+    def __call__(self, _amount):
+        pass
+
+
+async def test_refused_handlers_take_no_memory(store):
+    """A program may register and remove handlers for as long as it runs."""
+    async with open_journal(store) as plugin:
+        handlers: list[Any] = [Slotted(), lambda _: None, partial(lambda _: None)]
+        kept = [weakref.ref(handler) for handler in handlers[1:]]
+        receive(plugin, 0, "k")
+        while handlers:
+            plugin.register_money_handler(handlers.pop())
+            await settle(store)
+            plugin.deregister_money_handler()
+        assert await states(plugin) == {"k": "applied"}
+        gc.collect()
+        assert [reference() for reference in kept] == [None, None]
 
 
 @pytest.mark.parametrize("how", ["fails", "hangs"])

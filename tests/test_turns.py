@@ -144,6 +144,21 @@ async def test_cancelled_jobs_take_no_memory_while_the_store_hangs():
         assert desk.begun == ["a1", "b9"]
 
 
+async def test_accounts_without_jobs_take_no_memory_while_the_store_hangs():
+    """Anybody can have an account, and hang up again."""
+    desk = Desk(1)
+    accounts = "bcdefgh"
+    async with trio.open_nursery() as nursery:
+        await start(nursery, desk, "a1", *(f"{account}1" for account in accounts))
+        for account in accounts:
+            desk.scopes[f"{account}1"].cancel()
+        await wait_all_tasks_blocked()
+        assert desk.turns._waiting == {}
+        await start(nursery, desk, "i1")
+        await desk.end("a1", "i1")
+        assert desk.begun == ["a1", "i1"]
+
+
 async def test_turn_given_to_a_job_that_is_cancelled_is_not_lost():
     """The job is cancelled in the moment in which it gets its turn."""
     desk = Desk(1)

@@ -9,6 +9,7 @@ fails or hangs delays neither other transfers nor other accounts.
 from __future__ import annotations
 
 import heapq
+import weakref
 from collections import Counter
 from functools import partial
 from itertools import takewhile
@@ -64,8 +65,8 @@ class Outbox:
         self._sql = journal.sql
         self._find_handlers = find_handlers
         self._patience = context.options.handler_timeout
-        # Handlers that turned out not to be async functions.
-        self._not_async: list[object] = []
+        # Each returns a handler that turned out not to be an async function, or None once the program has dropped it.
+        self._not_async: list[Callable[[], object]] = []
         self._wake_up = trio.Event()
         # Whether to look which accounts have something to deliver.
         self._look_at_all = True
@@ -249,7 +250,16 @@ class Outbox:
     def _handler_of(self, account: str) -> object:
         handlers = self._find_handlers(account)
         handler: object = handlers.money or handlers.transactional
-        return None if any(handler is each for each in self._not_async) else handler
+        return None if any(handler is each() for each in self._not_async) else handler
+
+    def _refuse_handler(self, handler: object) -> None:
+        """Call a handler no more, without keeping it in memory."""
+        self._not_async = [each for each in self._not_async if each() is not None]
+        try:
+            self._not_async.append(weakref.ref(handler))
+        except TypeError:
+            # The application's own class has slots. A weak reference to its object is not possible.
+            self._not_async.append(lambda: handler)
 
     def _has_handler(self, account: str) -> bool:
         return self._handler_of(account) is not None
@@ -289,7 +299,7 @@ class Outbox:
                 await self._call(credited)
         except NotAsyncError as error:
             # The call may have done the handler's work, and another call would do it again.
-            self._not_async.append(handler)
+            self._refuse_handler(handler)
             self._context.log.error(
                 "the money handler is not called again until another is registered: %s; it was called for %s of %s",
                 *(error, credited.transfer.key, credited.transfer.amount),

@@ -26,18 +26,23 @@ class _Turn(Waiter):
     """One job that waits for its turn.
 
     Args:
-        waiting: The jobs of its account that wait; a cancelled one must not stay there while the store hangs.
+        account: Its account.
+        waiting: The jobs that wait, by account; a cancelled one must leave nothing there while the store hangs.
     """
 
-    __slots__ = ("_waiting",)
+    __slots__ = ("_account", "_waiting")
 
-    def __init__(self, waiting: dict[_Turn, None]) -> None:
+    def __init__(self, account: str, waiting: dict[str, dict[_Turn, None]]) -> None:
         super().__init__()
+        self._account = account
         self._waiting = waiting
-        waiting[self] = None
+        waiting.setdefault(account, {})[self] = None
 
     def abandon(self, raise_cancel: object) -> trio.lowlevel.Abort:
-        self._waiting.pop(self, None)
+        others = self._waiting[self._account]
+        del others[self]
+        if not others:
+            del self._waiting[self._account]
         return super().abandon(raise_cancel)
 
 
@@ -76,7 +81,7 @@ class Turns:
 
         Cancellation: Takes no turn.
         """
-        await park(_Turn(self._waiting.setdefault(account, {})))
+        await park(_Turn(account, self._waiting))
 
     def give_back(self, account: str) -> None:
         """Give a turn of an account back, and with it to the next account with a job that waits."""
@@ -95,13 +100,9 @@ class Turns:
         for account in tuple(self._waiting):
             if self._running >= self._limit:
                 return None
-            waiting = self._waiting[account]
-            if waiting and not self._may_run(account):
-                continue
-            del self._waiting[account]
-            # It may be empty: its jobs were cancelled.
-            turn = next(iter(waiting), None)
-            if turn is not None:
+            if self._may_run(account):
+                waiting = self._waiting.pop(account)
+                turn = next(iter(waiting))
                 del waiting[turn]
                 self._begin(account)
                 if waiting:
