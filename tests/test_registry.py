@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from support.scripted import ScriptedOptions, ScriptedPlugin, install
 
-from trio_ledger_plugin import InvalidFieldsError, open_plugin, registry
+from trio_ledger_plugin import InvalidFieldsError, open_plugin, options_from_environment, registry
 from trio_ledger_plugin.btp.options import BtpOptions
 from trio_ledger_plugin.btp.plugin import BtpPlugin
 from trio_ledger_plugin.loopback import LoopbackOptions, LoopbackPlugin
@@ -115,3 +115,24 @@ def test_broken_plugins_of_other_packages_are_skipped(monkeypatch, tmp_path):
 def test_plugin_that_is_not_installed_is_not_found():
     with pytest.raises(InvalidFieldsError, match="'scripted'; installed are"):
         resolve_plugin({"plugin": "scripted"})
+
+
+@pytest.mark.parametrize(
+    ("environ", "text"),
+    [
+        ({"ILP_BTP_SERVER": "localhost"}, r"^ILP_BTP_SERVER: BtpOptions, 1 wrong:\n- server: must begin with"),
+        ({"ILP_CREDENTIALS": '{"servr": 1}'}, "^ILP_CREDENTIALS: BtpOptions, 2 wrong:"),
+        ({"ILP_CREDENTIALS": '{"plugin": "bpt"}'}, "^ILP_CREDENTIALS: plugin is 'bpt'"),
+        ({"ILP_CREDENTIALS": "{}", "ILP_PLUGIN": "bpt"}, "^ILP_PLUGIN: plugin is 'bpt'"),
+        ({"ILP_PLUGIN": "http"}, "^ILP_PLUGIN without ILP_CREDENTIALS: HttpOptions, "),
+    ],
+)
+def test_error_of_a_variable_names_it(environ, text):
+    """The operator sets variables, and does not know the program's options."""
+    options = options_from_environment(environ)
+    with pytest.raises(InvalidFieldsError, match=text) as caught:
+        resolve_plugin(options)
+    # What the program has put together itself is its own mistake.
+    with pytest.raises(InvalidFieldsError, match=r"^(plugin|BtpOptions|HttpOptions)\b") as unnamed:
+        resolve_plugin({**options})
+    assert caught.value.problems == unnamed.value.problems

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Final
 
 from .errors import InvalidFieldsError
 from .net.url import split_url
-from .registry import canonical_plugin_name
+from .registry import OptionsOfVariables, canonical_plugin_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["options_from_environment"]
+__all__ = ["VARIABLES", "options_from_environment", "read_variables"]
+
+#: The variables, the one that the options are read from first.
+VARIABLES: Final = ("ILP_CREDENTIALS", "ILP_BTP_SERVER", "ILP_PLUGIN")
 
 DEFAULT_SERVER: Final = "btp+ws://localhost:7768"
 
@@ -30,7 +33,8 @@ def options_from_environment(environ: Mapping[str, str] | None = None) -> dict[s
         environ: The environment; ``os.environ`` if None.
 
     Returns:
-        A mapping with ``"plugin"`` and the options. It has the credentials as plain text.
+        A mapping with ``"plugin"`` and the options. It has the credentials as plain text. If ``open_plugin`` gets this
+        very mapping and finds something wrong in it, its error names the variable.
 
     Raises:
         InvalidFieldsError: ``ILP_CREDENTIALS`` is not a JSON object, or its ``"plugin"`` is no name. The text says
@@ -39,9 +43,12 @@ def options_from_environment(environ: Mapping[str, str] | None = None) -> dict[s
     Warns:
         UserWarning: ``ILP_BTP_SERVER`` has credentials, which the random token replaces.
     """
-    if environ is None:
-        # Not the default in the signature: help() and signatures would show the whole environment.
-        environ = os.environ
+    # Not the default in the signature: help() and signatures would show the whole environment.
+    return read_variables(os.environ if environ is None else environ)
+
+
+def read_variables(environ: Mapping[str, str]) -> OptionsOfVariables:
+    """Read options as ``options_from_environment`` does."""
     if credentials := environ.get("ILP_CREDENTIALS"):
         options = _parse_credentials(credentials)
     else:
@@ -50,15 +57,20 @@ def options_from_environment(environ: Mapping[str, str] | None = None) -> dict[s
             warnings.warn(
                 "ILP_BTP_SERVER: a random token replaces its account and token; ILP_CREDENTIALS can hold them",
                 UserWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
         options = {"server": _with_random_token(server)}
     name = environ.get("ILP_PLUGIN") or options.get("plugin", "btp")
+    name_is_in = "ILP_PLUGIN" if environ.get("ILP_PLUGIN") else "ILP_CREDENTIALS"
+    rest_is_in = next((variable for variable in VARIABLES if environ.get(variable)), "")
+    if rest_is_in == "ILP_PLUGIN":
+        rest_is_in = "ILP_PLUGIN without ILP_CREDENTIALS"
     try:
-        return {**options, "plugin": canonical_plugin_name(name)}
+        options["plugin"] = canonical_plugin_name(name)
     except InvalidFieldsError as error:
         # Variables have text, so it is not ILP_PLUGIN.
         raise InvalidFieldsError(f"ILP_CREDENTIALS: {error}") from error
+    return OptionsOfVariables(options, name_is_in=name_is_in, rest_is_in=rest_is_in)
 
 
 def _parse_credentials(text: str) -> dict[str, object]:

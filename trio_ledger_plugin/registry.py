@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, cast
 
 from .errors import InvalidFieldsError
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ENTRY_POINT_GROUP",
     "PLUGIN_ALIASES",
+    "OptionsOfVariables",
     "canonical_plugin_name",
     "find_class",
     "find_plugin",
@@ -70,6 +71,32 @@ def name_of_plugin(plugin: type[LedgerPlugin]) -> str:
     return next((name for name, known in _load_all() if known is plugin), plugin.__name__)
 
 
+class OptionsOfVariables(dict[str, object]):
+    """Options from the environment, with the variables that they are in.
+
+    Args:
+        options: The options, with ``"plugin"``.
+        name_is_in: Which variable has the plugin's name.
+        rest_is_in: Which has the other options; empty if they are the defaults.
+    """
+
+    def __init__(self, options: Mapping[str, object], *, name_is_in: str, rest_is_in: str) -> None:
+        super().__init__(options)
+        self.name_is_in: str = name_is_in
+        self.rest_is_in: str = rest_is_in
+
+
+@contextmanager
+def _naming(variable: str) -> Iterator[None]:
+    """Have an error name the variable in which something is wrong; does nothing without one."""
+    try:
+        yield
+    except InvalidFieldsError as error:
+        if not variable:
+            raise
+        raise InvalidFieldsError(f"{variable}: {error}", problems=error.problems) from None
+
+
 def resolve_plugin(opts: object) -> tuple[type[LedgerPlugin], PluginOptions]:
     """Return the plugin's class and its options.
 
@@ -78,7 +105,8 @@ def resolve_plugin(opts: object) -> tuple[type[LedgerPlugin], PluginOptions]:
 
     Raises:
         TypeError: ``opts`` is neither, or no plugin takes this options object.
-        InvalidFieldsError: A field is wrong, or no such plugin is installed.
+        InvalidFieldsError: A field is wrong, or no such plugin is installed. Of options from the environment, it names
+            the variable.
     """
     if isinstance(opts, CheckedOptions):
         return _class_of(opts), cast("PluginOptions", opts)
@@ -90,8 +118,13 @@ def resolve_plugin(opts: object) -> tuple[type[LedgerPlugin], PluginOptions]:
     if canonical == "http" and fields.get("multi") is True:
         # ilp-plugin-http is both.
         canonical = "http-accounts"
-    plugin = find_plugin(canonical)
-    return plugin, options_from_mapping(plugin.options_class, fields, _find_owners)
+    name_is_in, rest_is_in = "", ""
+    if isinstance(opts, OptionsOfVariables):
+        name_is_in, rest_is_in = opts.name_is_in, opts.rest_is_in
+    with _naming(name_is_in):
+        plugin = find_plugin(canonical)
+    with _naming(rest_is_in):
+        return plugin, options_from_mapping(plugin.options_class, fields, _find_owners)
 
 
 def find_plugin(name: str) -> type[LedgerPlugin]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..btp.options import BtpOptions
-from ..environment import options_from_environment
+from ..environment import VARIABLES, read_variables
 from ..errors import InvalidFieldsError
 from ..http.options import HttpOptions, OutgoingOptions
 from ..net.url import split_url
@@ -46,8 +46,8 @@ __all__ = [
 ]
 
 CLOSE_SECONDS = 1.0
-SERVERS = ("ILP_CREDENTIALS", "ILP_BTP_SERVER")
-ENVIRONMENT = (*SERVERS, "ILP_PLUGIN")
+# The variables that can name a server.
+SERVERS = VARIABLES[:2]
 NO_TOKEN = f"the URL has no token, as in ACCOUNT:TOKEN@HOST, and {SECRET_VARIABLE} is not set"
 
 NO_AMOUNT = f"the amount must be a positive whole number of smallest units, at most {MAX_AMOUNT}"
@@ -118,8 +118,8 @@ def environment_options(timeout: float) -> PluginOptions:
         click.UsageError: None of them is set.
         InvalidFieldsError: They are wrong.
     """
-    if not any(os.environ.get(name) for name in ENVIRONMENT):
-        raise click.UsageError(f"give a URL, or set one of {', '.join(ENVIRONMENT)}")
+    if not any(os.environ.get(name) for name in VARIABLES):
+        raise click.UsageError(f"give a URL, or set one of {', '.join(VARIABLES)}")
     return read_environment({"connect_timeout": timeout, "response_timeout": timeout, "close_timeout": CLOSE_SECONDS})
 
 
@@ -133,14 +133,10 @@ def read_environment(replacing: Mapping[str, object]) -> PluginOptions:
         InvalidFieldsError: They are wrong. The text names the variable that they are in.
     """
     replaced = {*replacing, *map(camel_case, replacing)}
-    options = options_from_environment()
-    name_is_in = "ILP_PLUGIN" if os.environ.get("ILP_PLUGIN") else "ILP_CREDENTIALS"
-    rest_is_in = next((name for name in ENVIRONMENT if os.environ.get(name)), "")
-    if rest_is_in == "ILP_PLUGIN":
-        rest_is_in = "ILP_PLUGIN without ILP_CREDENTIALS"
-    with _naming_variable(name_is_in):
+    options = read_variables(os.environ)
+    with _naming_variable(options.name_is_in):
         find_plugin(str(options["plugin"]))
-    with _naming_variable(rest_is_in):
+    with _naming_variable(options.rest_is_in):
         rest = {name: value for name, value in options.items() if name not in replaced}
         return resolve_plugin({**rest, **replacing})[1]
 
