@@ -385,6 +385,49 @@ async def test_transfers_that_share_a_commit_do_not_share_the_room(store, level)
 
 @new_store
 @pytest.mark.parametrize("level", list(MoneyLevel))
+async def test_transfers_of_an_undone_commit_are_counted_once(store, level):
+    """Otherwise a work of the application that fails takes the room of transfers, until the next count."""
+
+    def ask(*numbers):
+        for number in numbers:
+            plugin.ask(number, Transfer("1", key=f"{number}", level=level, digest=b"d", journal="peer"))
+
+    def fail(connection):
+        connection.execute("CREATE TABLE mine (number INTEGER)")
+        raise ZeroDivisionError
+
+    async def run_failing():
+        with pytest.raises(ZeroDivisionError):
+            await store.inner.transaction(fail)
+
+    async with open_journal(store, max_ledger_keys=8) as plugin, trio.open_nursery() as nursery:
+        ask(0)
+        await settle(store)
+        async with hold_thread(store.inner):
+            ask(1, 2)
+            await wait_all_tasks_blocked()
+            nursery.start_soon(run_failing)
+            await wait_all_tasks_blocked()
+        await settle(store)
+        assert plugin.statistics().transfers_remembered == 3
+        assert [plugin.replies[number] for number in range(3)] == [None, None, None]
+
+
+@new_store
+async def test_failing_store_leaves_the_room_as_it_was(store):
+    async with open_journal(store) as plugin:
+        await settle(store)
+        for number in range(3):
+            store.troubles = ["refuse"]
+            receive(plugin, number, f"{number}")
+            await settle(store)
+            assert isinstance(plugin.replies[number], UnreachableError)
+        assert plugin.statistics().transfers_remembered == 0
+        assert plugin.statistics().accounts_remembered == 0
+
+
+@new_store
+@pytest.mark.parametrize("level", list(MoneyLevel))
 async def test_what_nobody_ever_asked_for_is_forgotten(store, mock_clock, level):
     """A program that only reads the totals would otherwise take no more money once the account is full."""
     async with open_journal(store, max_transfer_keys=1, key_retention=DAY) as plugin:

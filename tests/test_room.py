@@ -7,6 +7,7 @@ from trio_ledger_plugin import RemoteError
 from trio_ledger_plugin.errors import wire_error
 from trio_ledger_plugin.money import history
 from trio_ledger_plugin.money.outgoing import MAX_ERROR_BYTES
+from trio_ledger_plugin.money.room import Room
 from trio_ledger_plugin.negotiation import JournalOffer, PeerJournal, PeerNumbers
 
 # The longest names that the protocol allows.
@@ -145,3 +146,30 @@ def test_what_changes_during_a_count_is_counted_once(book, monkeypatch):
     assert (book.journal.room.keys, book.journal.room.accounts) == (16, 6)
     book.receive("later", account="a", apply=accept)
     assert (book.journal.room.keys, book.journal.room.accounts) == (17, 6)
+
+
+class Transaction:
+    """A connection on which nothing is run."""
+
+    def __init__(self):
+        self.when_undone = []
+
+    def undo(self):
+        while self.when_undone:
+            self.when_undone.pop()()
+
+
+def test_page_of_an_undone_transaction_is_counted_once():
+    """A page that fails once would count twice, or would be all that was counted."""
+    pages = [[("a", 3), ("b", 3)], [("c", 3), ("d", 3)], [("e", 3)]]
+    room = Room()
+    for number, page in enumerate(pages):
+        for is_undone in (True, False):
+            transaction = Transaction()
+            room.add(transaction, "b", keys=1)
+            room.count(transaction, page, is_first=not number, is_last=number == 2)
+            room.add(transaction, "c", keys=1, accounts=1)
+            if is_undone:
+                transaction.undo()
+    # What changed in accounts that were counted before: "b" twice, and "c" twice.
+    assert (room.keys, room.accounts) == (15 + 2 + 2, 5 + 2)

@@ -233,7 +233,7 @@ class SqlHistory:
         statement = self._sql.FIRST_KEYS if after is None else self._sql.LIST_KEYS
         page = connection.execute(statement, (self._ledger, after or "", KEYS_PAGE)).fetchall()
         is_last = len(page) < KEYS_PAGE
-        self._room.count(page, is_first=after is None, is_last=is_last)
+        self._room.count(connection, page, is_first=after is None, is_last=is_last)
         return None if is_last else page[-1][0]
 
     def forget(self, connection: Connection, after: tuple[float, int] = START) -> tuple[float, int] | None:
@@ -265,7 +265,7 @@ class SqlHistory:
                 kept[account] = kept.get(account, 0) + 1
         for account, number in kept.items():
             connection.execute(self._sql.FORGET_KEYS, (number, self._ledger, account))
-            self._room.add(account, keys=-number)
+            self._room.add(connection, account, keys=-number)
             drop_unused(connection, self._sql, (self._ledger, account), self._room)
         return (rows[-1][5], rows[-1][0]) if len(rows) == PAGE else None
 

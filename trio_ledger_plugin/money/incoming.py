@@ -170,14 +170,14 @@ class SqlIncoming:
         kept = 0 if delivered and not keyed else 1
         limit = self._room.for_account if kept else UNLIMITED
         # Counted before it is credited: works that are sent together must not all count on the same room.
-        self._room.add(transfer.account, keys=kept)
+        self._room.add(connection, transfer.account, keys=kept)
         received: Received | None = None
         try:
             received = yield from self._credit_within(connection, transfer, kept, limit, delivered=delivered)
             return received
         finally:
             if received is None or received.credited is None:
-                self._room.add(transfer.account, keys=-kept)
+                self._room.add(connection, transfer.account, keys=-kept)
 
     def _credit_within(
         self, connection: Connection, transfer: Transfer, kept: int, limit: int, *, delivered: bool
@@ -263,11 +263,12 @@ class SqlIncoming:
         """Count that a transfer was refused after it was credited for a transactional handler."""
         keys = -1 if transfer.level is MoneyLevel.KEYED else 0
         known = connection.execute(self._sql.FIND_LEVEL, (self._ledger, transfer.account)).fetchone()
-        self._room.add(transfer.account, keys=keys, accounts=-1 if known is None else 0)
+        self._room.add(connection, transfer.account, keys=keys, accounts=-1 if known is None else 0)
 
     def _has_place(self, connection: Connection, place: tuple[str, str]) -> bool:
         """Whether an account is known, or may become so."""
-        return connection.execute(self._sql.FIND_LEVEL, place).fetchone() is not None or self._room.take_place(place[1])
+        known = connection.execute(self._sql.FIND_LEVEL, place).fetchone()
+        return known is not None or self._room.take_place(connection, place[1])
 
     def repeat_reply(self, connection: Connection, transfer: Transfer) -> Received | None:
         """Return the reply to a transfer that was received before; None for a new one."""
@@ -292,7 +293,7 @@ class SqlIncoming:
             return
         connection.execute(self._sql.ENTER_ACCOUNT, place)
         if connection.execute(self._sql.KEEP_KEY, (age, *place, self._room.for_account)).rowcount:
-            self._room.add(transfer.account, keys=1)
+            self._room.add(connection, transfer.account, keys=1)
             self._enter(connection, self._values(transfer, TransferState.REFUSED, age + self._promised, refusal))
 
     # Handing credited transfers to the money handler.
@@ -322,7 +323,7 @@ class SqlIncoming:
         elif dropped:
             connection.execute(self._sql.DROP_TRANSFER, (credited.number,))
             connection.execute(self._sql.FORGET_KEYS, (1, self._ledger, credited.transfer.account))
-            self._room.add(credited.transfer.account, keys=-1)
+            self._room.add(connection, credited.transfer.account, keys=-1)
 
     def deliver_within(self, connection: Connection, credited: Credited, apply: Apply) -> LedgerPluginError | None:
         """Call a transactional handler for a credited transfer, and record it as delivered; return its refusal."""

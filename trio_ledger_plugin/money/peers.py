@@ -152,7 +152,8 @@ class SqlPeers:
         offer, said = peer.offer, peer.said
         theirs = offer.find(self._own_id())
         known = connection.execute(sql.FIND_PEER, place).fetchone()
-        if known is None and (theirs in (None, PeerNumbers(self._own_id())) or not self._room.take_place(account)):
+        nothing_said = theirs in (None, PeerNumbers(self._own_id()))
+        if known is None and (nothing_said or not self._room.take_place(connection, account)):
             # Anybody may connect under any name: an account is entered once there is something to remember.
             return Meeting()
         former = "" if known is None else known[0]

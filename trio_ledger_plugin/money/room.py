@@ -1,13 +1,17 @@
 """How much a ledger may keep: received transfers whose keys are remembered, and accounts.
 
-What is kept is counted in the database when the journal is opened and once an hour, and in between as it changes. The
-count is not exact in between: a change may be counted twice whose transaction had to run again. It only limits how much
-is accepted from now on, so nothing depends on it that was promised.
+What is kept is counted in the database when the journal is opened and once an hour, and in between as it changes. A
+change is counted within its transaction: works that share one must not all count on the same room. It is taken back
+when the transaction is undone; in a store that the application provides, only the next count notices that. The count
+limits how much is accepted from now on, so nothing depends on it that was promised.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
+
+from ..stores.undoing import when_undone
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,15 +66,19 @@ class Room:
         """
         return max(0, min(self._max_keys, self._max_ledger_keys - self.keys))
 
-    def take_place(self, account: str) -> bool:
+    def take_place(self, connection: Connection, account: str) -> bool:
         """Count one more account that is kept; return False if there are too many already."""
         if self.accounts >= self._max_accounts:
             return False
-        self.add(account, accounts=1)
+        self.add(connection, account, accounts=1)
         return True
 
-    def add(self, account: str, *, keys: int = 0, accounts: int = 0) -> None:
-        """Count a change of what is kept for an account."""
+    def add(self, connection: Connection, account: str, *, keys: int = 0, accounts: int = 0) -> None:
+        """Count a change of what is kept for an account, unless the transaction is undone."""
+        self._add(account, keys, accounts)
+        when_undone(connection, partial(self._add, account, -keys, -accounts))
+
+    def _add(self, account: str, keys: int, accounts: int) -> None:
         self.keys += keys
         self.accounts += accounts
         if self._counted is not None and account <= self._counted[0]:
@@ -78,20 +86,28 @@ class Room:
             upto, counted_keys, counted_accounts = self._counted
             self._counted = upto, counted_keys + keys, counted_accounts + accounts
 
-    def count(self, page: Sequence[tuple[str, int]], *, is_first: bool, is_last: bool) -> None:
+    def count(self, connection: Connection, page: Sequence[tuple[str, int]], *, is_first: bool, is_last: bool) -> None:
         """Count what is in the database, page by page, while it changes.
 
         Args:
+            connection: The connection, inside a transaction.
             page: Accounts in the order of their names, with the number of their remembered transfers.
             is_first: Whether a count begins.
             is_last: Whether it ends.
         """
-        _, keys, accounts = ("", 0, 0) if is_first or self._counted is None else self._counted
+        before = self._counted
+        _, keys, accounts = ("", 0, 0) if is_first or before is None else before
         keys, accounts = keys + sum(number for _, number in page), accounts + len(page)
         if is_last:
+            when_undone(connection, partial(self._count_back, before, self.keys - keys, self.accounts - accounts))
             self.keys, self.accounts, self._counted = keys, accounts, None
         else:
+            when_undone(connection, partial(self._count_back, before, 0, 0))
             self._counted = page[-1][0], keys, accounts
+
+    def _count_back(self, counted: tuple[str, int, int] | None, keys: int, accounts: int) -> None:
+        """Take a page back, which is counted again."""
+        self.keys, self.accounts, self._counted = self.keys + keys, self.accounts + accounts, counted
 
 
 def drop_unused(connection: Connection, sql: Statements, place: tuple[str, str], room: Room) -> None:
@@ -105,4 +121,4 @@ def drop_unused(connection: Connection, sql: Statements, place: tuple[str, str],
     """
     if connection.execute(sql.DROP_UNUSED, place).rowcount:
         connection.execute(sql.DROP_OLD_PEERS, (*place, NEVER))
-        room.add(place[1], accounts=-1)
+        room.add(connection, place[1], accounts=-1)

@@ -119,6 +119,8 @@ class StoreConnection(psycopg.Connection[Any]):
         #: The epochs of ledgers as the transaction has locked them, and the ledgers to lock in the next one.
         self.epochs: dict[str, int] = {}
         self.ledgers: set[str] = set()
+        #: What to call if the transaction is undone.
+        self.when_undone: list[Callable[[], None]] = []
         #: Whether the server has warned: a commit may not have waited for the standby.
         self.warned = False
 
@@ -197,6 +199,7 @@ class Database(worker.Database):
     def __init__(
         self, name: str, connect: Callable[[type[StoreConnection]], StoreConnection], schema: str, *, replicated: bool
     ) -> None:
+        super().__init__()
         self._name = name
         self._connect_anew = connect
         self._schema = schema
@@ -377,6 +380,7 @@ class Database(worker.Database):
             connection.close()
             raise
         connection.ledgers = self._ledgers
+        connection.when_undone = self.when_undone
         self._connection = connection
         return connection
 

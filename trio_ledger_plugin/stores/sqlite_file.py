@@ -68,6 +68,7 @@ class _Connection(sqlite3.Connection):
 
     at_work = False
     blob_opened = False
+    when_undone: list[Callable[[], None]]
 
     def authorize(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
         if not self.at_work:
@@ -96,6 +97,7 @@ class Database(worker.Database):
     """
 
     def __init__(self, path: str) -> None:
+        super().__init__()
         self._path = path
         self._claim: Claim | None = None
         self._files: OpenFiles | None = None
@@ -309,6 +311,7 @@ class Database(worker.Database):
             )
         except (OSError, *TROUBLE) as error:
             raise told(self._path, error) from error
+        connection.when_undone = self.when_undone
         try:
             connection.set_authorizer(connection.authorize)
             add_functions(connection)

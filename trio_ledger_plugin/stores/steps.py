@@ -46,6 +46,9 @@ def finish(steps: Steps[T], connection: Connection, result: object = None) -> T:
     except StopIteration as stop:
         value: T = stop.value
         return value
+    finally:
+        # After a statement that failed, what the work does at its end belongs to this transaction.
+        steps.close()
 
 
 class InSteps(Generic[P, T]):

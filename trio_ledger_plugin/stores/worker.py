@@ -107,12 +107,19 @@ class UndoneError(Exception):
 
 
 class Database(ABC):
-    """A database as one thread uses it."""
+    """A database as one thread uses it.
+
+    Attributes:
+        when_undone: What to call if the present transaction is undone. Its connection has the same list.
+    """
+
+    def __init__(self) -> None:
+        self.when_undone: list[Callable[[], None]] = []
 
     def run(self, works: Sequence[Callable[[Any], Any]]) -> list[Result]:
         """Run works, in one transaction if possible, and return the result of each once all are committed."""
         try:
-            return self.transaction(works)
+            return self._run_together(works)
         except UndoneError:
             return [self._run_alone(work) for work in works]
         except StoreError as error:
@@ -132,10 +139,23 @@ class Database(ABC):
     def close(self) -> None:
         """Close the database."""
 
+    def _run_together(self, works: Sequence[Callable[[Any], Any]]) -> list[Result]:
+        """Run works in one transaction; if it is undone, take back what is in memory about its changes."""
+        undone = True
+        try:
+            results = self.transaction(works)
+            undone = len(works) == 1 and _has_failed(results[0])
+        finally:
+            while self.when_undone:
+                function = self.when_undone.pop()
+                if undone:
+                    function()
+        return results
+
     def _run_alone(self, work: Callable[[Any], Any]) -> Result:
         for _ in range(TRIES):
             try:
-                return self.transaction([work])[0]
+                return self._run_together([work])[0]
             except UndoneError as undone:
                 error: BaseException = undone.error
             except StoreError as refused:
@@ -406,6 +426,11 @@ async def opened(store: StoreT) -> AsyncIterator[StoreT]:
 def _deliver(jobs: Sequence[_Job], results: Sequence[outcome.Outcome[Any]]) -> None:
     for job, result in zip(jobs, results, strict=True):
         job.deliver(result)
+
+
+def _has_failed(result: Result) -> bool:
+    """Whether a work has certainly changed nothing."""
+    return isinstance(result, outcome.Error) and not isinstance(result.error, StoreInDoubtError)
 
 
 def _unexpected(error: BaseException) -> outcome.Error:
