@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.lowlevel
 from support.accounts import ask, enter, leave, open_accounts, options
 from support.peers import TOKEN, dial
 
@@ -187,6 +188,37 @@ async def test_name_of_a_login_that_took_too_long_is_counted(
         assert (await refusal(plugin, "late")).code == "T00"
         slow.seconds = 0.0
         await until(lambda: _has(store, "lpi:names:main", "2"))
+        assert b"too many accounts" in (await refusal(plugin, "c")).data
+
+
+class SimpleStore:
+    """An application's store, which has no transactions and takes its time."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = {}
+        self.seconds = 0.0
+
+    async def get(self, key: str) -> str | None:
+        await trio.lowlevel.checkpoint()
+        return self.values.get(key)
+
+    async def put(self, key: str, value: str) -> None:
+        self.values[key] = value
+        await trio.sleep(self.seconds)
+
+    async def delete(self, key: str) -> None:
+        await trio.lowlevel.checkpoint()
+        self.values.pop(key, None)
+
+
+async def test_cancelled_login_is_counted_without_transactions() -> None:
+    """The name is stored, and there would be more and more of them."""
+    store = SimpleStore()
+    async with open_accounts(options(auth_timeout=0.1, max_accounts=2), store=store) as plugin:
+        await visit(plugin, "first")
+        store.seconds = 0.2
+        assert (await refusal(plugin, "late")).code == "T00"
+        store.seconds = 0.0
         assert b"too many accounts" in (await refusal(plugin, "c")).data
 
 

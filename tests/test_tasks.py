@@ -10,7 +10,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from trio_ledger_plugin import PluginClosedError, StoreError
-from trio_ledger_plugin.runtime.tasks import TaskGroup, run_all
+from trio_ledger_plugin.runtime.tasks import TaskGroup, run_all, run_to_end
 from trio_ledger_plugin.runtime.timers import Timers
 
 VARIABLE: ContextVar[str] = ContextVar("variable")
@@ -421,3 +421,31 @@ async def test_work_can_be_cancelled_alone_and_its_task_is_not_used_again(nurser
     assert tasks[1] is tasks[2] is not tasks[0]
     group.cancel()
     await group.wait_ended()
+
+
+@pytest.mark.parametrize(("seconds", "ended_at"), [(3, 3), (30, 11)])
+async def test_cancelled_function_has_some_time_to_end(autojump_clock, seconds, ended_at):
+    done = []
+
+    async def function():
+        await trio.sleep(seconds)
+        done.append("to the end")
+
+    start = trio.current_time()
+    with trio.move_on_after(1) as scope:
+        await run_to_end(function, 10)
+        done.append("and returned")
+    assert scope.cancelled_caught
+    assert trio.current_time() - start == pytest.approx(ended_at)
+    assert done == (["to the end"] if seconds == 3 else [])
+
+
+async def test_function_that_is_not_cancelled_takes_its_time(autojump_clock):
+    await run_to_end(partial(trio.sleep, 100), 1)
+
+    async def fail():
+        await trio.sleep(100)
+        raise StoreError("the disk is full")
+
+    with pytest.raises(StoreError, match="disk"):
+        await run_to_end(fail, 1)

@@ -24,6 +24,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 import trio
 
 from ..errors import InvalidServicesError, NotAcceptedError, StoreError, UnreachableError
+from ..runtime.tasks import run_to_end
 from .lookups import Lookups
 from .names import NEW, Names
 from .store_values import add, update
@@ -42,6 +43,8 @@ HASH: Final = re.compile(r"[A-Za-z0-9_-]{43}")
 SECRET_KEY: Final = "lpi:token-key"  # noqa: S105 (the name under which it is stored)
 SECRET: Final = re.compile(r"[0-9a-f]{64}")
 KEYED: Final = "hmac-sha256:"
+# How long a store without transactions may take to store a name whose client has hung up.
+STORE_SECONDS: Final = 1.0
 
 
 def is_segment(name: str) -> bool:
@@ -171,11 +174,17 @@ class AccountTokens:
         note = partial(_note, names, account)
         if self._lookups is not None:
             return await self._lookups.run(decide, note)
-        # Of two clients that ask for the same new name at once, one may get it.
+        verdicts: list[Verdict] = []
+
+        async def judge() -> None:
+            verdicts.append(await update(store, decide))
+            note(verdicts[0])
+
+        # Of two clients that ask for the same new name at once, one may get it. A name that is stored has to be counted
+        # although its client may have hung up.
         async with self._locks.lock(account):
-            verdict = await update(store, decide)
-            note(verdict)
-            return verdict
+            await run_to_end(judge, STORE_SECONDS)
+        return verdicts[0]
 
     async def _get_secret(self, store: Store) -> bytes:
         """Return the key of the digests; the first server that uses the store makes it.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     Waits = Iterable[Callable[[], Awaitable[None]]]
     Work = Callable[[trio.CancelScope], Awaitable[None]]
 
-__all__ = ["TaskGroup", "finish_within", "run_all", "unwrap_group", "without_cancellation"]
+__all__ = ["TaskGroup", "finish_within", "run_all", "run_to_end", "unwrap_group", "without_cancellation"]
 
 # How long a commit in progress delays the end of the tasks, and how long its acknowledgement may take, in seconds.
 COMMIT_SECONDS = 0.25
@@ -69,6 +69,33 @@ async def run_all(functions: Iterable[Callable[[], Awaitable[None]]]) -> None:
         if error is None:
             raise
         raise error from error.__cause__
+
+
+async def run_to_end(function: Callable[[], Awaitable[None]], seconds: float) -> None:
+    """Call a function; if the caller is cancelled, the function has some time to end by itself.
+
+    Args:
+        function: The function.
+        seconds: For how many seconds it may go on.
+
+    Cancellation: Is met when the function has ended; after that time, the function is cancelled.
+    """
+    # The deadline is set when the caller is cancelled.
+    going_on, waiting = trio.CancelScope(shield=True, deadline=inf), trio.CancelScope()
+
+    async def wait_cancelled() -> None:
+        with waiting:
+            try:
+                await trio.sleep_forever()
+            finally:
+                going_on.deadline = trio.current_time() + seconds
+
+    async def run() -> None:
+        with going_on:
+            await function()
+        waiting.cancel()
+
+    await run_all((wait_cancelled, run))
 
 
 async def finish_within(seconds: float, handlers: Waits, calls: Waits, finish: Waits) -> None:
