@@ -17,10 +17,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from ..negotiation import PeerJournal
-    from ..runtime.context import Context
-    from .doubts import Doubts
-    from .journal import Journal
     from .outcomes import Outcomes
+    from .sending_account import SendingAccount
 
 __all__ = ["Comparing"]
 
@@ -29,11 +27,8 @@ class Comparing:
     """Compares the journals of one account's links.
 
     Args:
-        context: What the parts of the plugin share.
-        journal: The journal.
-        account: The account's name.
+        account: The account.
         outcomes: Works on the journal until the store succeeds.
-        doubts: Compares, and gets the transfers that are in doubt because of it.
         peer: Returns the peer's journal as the present link knows it; None at PLAIN and without a link.
         resting: Returns a context in which no transfer is taken from the journal to be sent again.
         done: Called after a comparison, with whether transfers are in doubt because of it.
@@ -41,21 +36,15 @@ class Comparing:
 
     def __init__(
         self,
-        context: Context,
-        journal: Journal,
-        account: str,
+        account: SendingAccount,
         outcomes: Outcomes,
-        doubts: Doubts,
         *,
         peer: Callable[[], PeerJournal | None],
         resting: Callable[[], AbstractAsyncContextManager[None]],
         done: Callable[[bool], None],
     ) -> None:
-        self._context = context
-        self._journal = journal
         self._account = account
         self._outcomes = outcomes
-        self._doubts = doubts
         self._peer = peer
         self._resting = resting
         self._done = done
@@ -81,7 +70,7 @@ class Comparing:
         self._tell_tried()
         peer = self._peer()
         if peer is not None and wanted:
-            self._context.tasks.spawn(self._run, peer, self.link)
+            self._account.context.tasks.spawn(self._run, peer, self.link)
 
     async def wait(self) -> PeerJournal | None:
         """Return the peer's journal once it is compared; None at PLAIN and without a link.
@@ -115,7 +104,7 @@ class Comparing:
             if link is not self.link:
                 return 0
             try:
-                return await self._doubts.meet(self._journal, self._account, peer)
+                return await self._account.doubts.meet(self._account.journal, self._account.name, peer)
             except StoreError as error:
                 if link is self.link:
                     self._trouble = error

@@ -23,14 +23,13 @@ if TYPE_CHECKING:
     import trio
 
     from ..negotiation import PeerJournal
-    from ..runtime.context import Context
     from ..stores.dialect import Connection
     from ..stores.steps import Steps
     from ..transfer import JournalEntry
     from .comparing import Comparing
-    from .journal import Journal
     from .outcomes import Outcomes
     from .pending import PendingTransfer
+    from .sending_account import SendingAccount
 
 __all__ = ["NOTHING_SENT", "Entering"]
 
@@ -41,9 +40,7 @@ class Entering:
     """Enters new transfers of one account in the journal.
 
     Args:
-        context: What the parts of the plugin share.
-        journal: The journal.
-        account: The account's name; empty for a plugin with one peer.
+        account: The account.
         outcomes: Records what becomes of transfers.
         comparing: Compares the journal with that of the peer.
         is_connected: Returns whether there is a link.
@@ -54,9 +51,7 @@ class Entering:
 
     def __init__(
         self,
-        context: Context,
-        journal: Journal,
-        account: str,
+        account: SendingAccount,
         outcomes: Outcomes,
         comparing: Comparing,
         *,
@@ -65,10 +60,9 @@ class Entering:
         send: Callable[[PendingTransfer], Awaitable[None]],
         rest: Callable[[PendingTransfer], None],
     ) -> None:
-        self._context = context
-        self._journal = journal
-        self._outgoing = journal.sql.outgoing
         self._account = account
+        self._context = account.context
+        self._outgoing = account.journal.sql.outgoing
         self._outcomes = outcomes
         self._comparing = comparing
         self._is_connected = is_connected
@@ -124,7 +118,7 @@ class Entering:
         if pending.is_keyed is (peer is None):
             pending.transfer = evolve(pending.transfer, level=MoneyLevel.KEYED if peer else MoneyLevel.PLAIN)
 
-        return await self._journal.run(self._account, InSteps(partial(self._begin_work, pending, peer)))
+        return await self._account.run(InSteps(partial(self._begin_work, pending, peer)))
 
     def _begin_work(
         self, pending: PendingTransfer, peer: PeerJournal | None, connection: Connection
@@ -132,7 +126,7 @@ class Entering:
         if not pending.begin_entering():
             return None
         begin = self._outgoing.begin.start
-        return (yield from begin(connection, pending.transfer, peer, plain_allowed=self._journal.plain_allowed))
+        return (yield from begin(connection, pending.transfer, peer, plain_allowed=self._account.journal.plain_allowed))
 
     async def _go_on(self, pending: PendingTransfer, entered: BeingSent | JournalEntry | None) -> None:
         try:
@@ -146,7 +140,7 @@ class Entering:
     async def _withdraw(self, pending: PendingTransfer) -> None:
         """Withdraw a transfer of which nothing was sent; if the store has begun, it may have recorded it."""
         if not pending.gone and not pending.prevent_entering():
-            await self._outcomes.record(self._outgoing.withdraw_new, self._account, str(pending.transfer.key))
+            await self._outcomes.record(self._outgoing.withdraw_new, self._account.name, str(pending.transfer.key))
         pending.gone = True
         pending.settle(partial(PluginClosedError, NOTHING_SENT))
 

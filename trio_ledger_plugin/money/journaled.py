@@ -17,6 +17,7 @@ from .journal import Journal
 from .outbox import Outbox
 from .reconciliation import Transfers
 from .sender import Sender
+from .sending_account import SendingAccount
 from .service import NO_HANDLER, MoneyService
 from .transactional import HandlerCall
 from .turns import BACKGROUND
@@ -83,17 +84,9 @@ class JournaledMoney(MoneyService):
         context.timers.periodic += [self, self.outbox]
         context.gauges.append(self._measure)
 
-    def _new_sender(self, account: str, context: Context, link: MoneyLink, doubts: Doubts) -> Sender:
-        return Sender(
-            context,
-            self.journal,
-            account,
-            link.carry,
-            peer=link.peer,
-            is_connected=link.is_connected,
-            doubts=doubts,
-            changed=link.changed,
-        )
+    def _new_sender(self, name: str, context: Context, link: MoneyLink, doubts: Doubts) -> Sender:
+        account = SendingAccount(name, context, self.journal, doubts)
+        return Sender(account, link.carry, peer=link.peer, is_connected=link.is_connected, changed=link.changed)
 
     def for_account(self, name: str, context: Context, link: MoneyLink) -> AccountMoney:
         """Return the service of one account of a server."""

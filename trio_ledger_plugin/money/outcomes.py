@@ -19,12 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from ..errors import LedgerPluginError, RemoteError
-    from ..runtime.context import Context
     from ..transfer import JournalEntry
-    from .doubts import Doubts
-    from .journal import Journal
     from .outgoing import BeingSent
     from .pending import PendingTransfer
+    from .sending_account import SendingAccount
 
 __all__ = ["Outcomes", "key_conflict"]
 
@@ -38,18 +36,13 @@ class Outcomes:
     """Records what became of one account's outgoing transfers.
 
     Args:
-        context: What the parts of the plugin share.
-        journal: The journal.
-        account: The account's name; empty for a plugin with one peer.
-        doubts: Gets the transfers that are in doubt.
+        account: The account.
     """
 
-    def __init__(self, context: Context, journal: Journal, account: str, doubts: Doubts) -> None:
-        self._context = context
-        self._journal = journal
-        self._sql = journal.sql.outgoing
+    def __init__(self, account: SendingAccount) -> None:
         self._account = account
-        self._doubts = doubts
+        self._context = account.context
+        self._sql = account.journal.sql.outgoing
 
     async def goes_on(self, pending: PendingTransfer, known: JournalEntry) -> bool:
         """Settle a transfer from its entry in the journal; return True if it is going to be sent again instead."""
@@ -60,7 +53,7 @@ class Outcomes:
         elif known.state is TransferState.REJECTED:
             by_hand = "the transfer was settled by hand as not applied; use a new key for a new transfer"
             pending.settle(partial(copy_error, known.error or NotAcceptedError(by_hand)))
-        elif not self._journal.may_write:
+        elif not self._account.journal.may_write:
             pending.settle(partial(pending.doubt, "it was sent before, and the journal has no outcome yet"))
         elif known.state is TransferState.SENT and known.level is MoneyLevel.KEYED:
             pending.transfer = evolve(pending.transfer, level=MoneyLevel.KEYED)
@@ -74,7 +67,7 @@ class Outcomes:
     async def leave_in_doubt(self, pending: PendingTransfer, number: int, reason: str) -> None:
         """Record that it is not known whether the peer has applied a transfer; it is not sent again."""
         if await self.record(self._sql.doubt, number):
-            self._doubts.add(int(pending.transfer.amount))
+            self._account.doubts.add(int(pending.transfer.amount))
         pending.settle(partial(pending.doubt, reason))
 
     async def forget_unsent(self, pending: PendingTransfer, sent: BeingSent, error: LedgerPluginError) -> None:
@@ -113,7 +106,7 @@ class Outcomes:
         Cancellation: The work may be done anyway.
         """
         with self._context.tasks.committing():
-            return await self.persist("record the outcome of a transfer", self._journal.run, self._account, work, *args)
+            return await self.persist("record the outcome of a transfer", self._account.run, work, *args)
 
     async def persist(self, what: str, function: Callable[..., Awaitable[T]], *args: object) -> T:
         """Call a function that needs the store until it succeeds, and log its failures: "cannot <what>".

@@ -17,10 +17,9 @@ from ..errors import StoreInDoubtError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 
-    from ..runtime.context import Context
-    from .journal import Journal
     from .outcomes import Outcomes
     from .outgoing import BeingSent
+    from .sending_account import SendingAccount
 
 __all__ = ["Resender", "pause_after"]
 
@@ -35,9 +34,7 @@ class Resender:
     """Sends one account's transfers again.
 
     Args:
-        context: What the parts of the plugin share.
-        journal: The journal.
-        account: The account's name.
+        account: The account.
         outcomes: Works on the journal until the store succeeds.
         may_send: Returns whether there is a link over which transfers can be sent again.
         being_sent: The keys of the transfers that are being sent; the sender changes it.
@@ -47,9 +44,7 @@ class Resender:
 
     def __init__(
         self,
-        context: Context,
-        journal: Journal,
-        account: str,
+        account: SendingAccount,
         outcomes: Outcomes,
         *,
         may_send: Callable[[], bool],
@@ -57,10 +52,9 @@ class Resender:
         begin: Callable[[BeingSent], Callable[[], Awaitable[None]]],
         rested: Callable[[], None],
     ) -> None:
-        self._context = context
-        self._journal = journal
-        self._sql = journal.sql
         self._account = account
+        self._context = account.context
+        self._sql = account.journal.sql
         self._outcomes = outcomes
         self._may_send = may_send
         self._being_sent = being_sent
@@ -74,7 +68,7 @@ class Resender:
         self._runs = False
         self._changed = trio.Event()
         #: Whether the journal may hold transfers of the account that wait.
-        self.has_waiting: bool = account in journal.unfinished
+        self.has_waiting: bool = account.name in account.journal.unfinished
 
     @property
     def is_needed(self) -> bool:
@@ -127,7 +121,7 @@ class Resender:
             room = RESENT_AT_ONCE - self._sending
             known = frozenset(self._being_sent) if self._in_doubt else None
             try:
-                due = await self._journal.run(self._account, self._sql.outgoing.take_due, self._account, room, known)
+                due = await self._account.run(self._sql.outgoing.take_due, self._account.name, room, known)
             except StoreInDoubtError:
                 self._in_doubt = True
                 raise

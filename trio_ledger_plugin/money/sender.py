@@ -36,10 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from ..negotiation import PeerJournal
-    from ..runtime.context import Context
-    from .doubts import Doubts
-    from .journal import Journal
     from .outgoing import BeingSent
+    from .sending_account import SendingAccount
 
 __all__ = ["Sender"]
 
@@ -53,60 +51,57 @@ class Sender:
     """Sends the transfers of one account.
 
     Args:
-        context: What the parts of the plugin share.
-        journal: The journal.
-        account: The account's name; empty for a plugin with one peer.
+        account: The account.
         carry: Carries a transfer over the present link, once.
         peer: Returns the peer's journal as the present link knows it; None at PLAIN and without a link.
         is_connected: Returns whether there is a link.
-        doubts: Gets the transfers that are in doubt.
         changed: Called when ``is_needed`` may have changed.
     """
 
     def __init__(
         self,
-        context: Context,
-        journal: Journal,
-        account: str,
+        account: SendingAccount,
         carry: Callable[[Transfer], Awaitable[int | None]],
         *,
         peer: Callable[[], PeerJournal | None],
         is_connected: Callable[[], bool],
-        doubts: Doubts,
         changed: Callable[[], None],
     ) -> None:
-        self._context = context
-        self._journal = journal
-        self._outgoing = journal.sql.outgoing
         self._account = account
+        self._context = account.context
+        self._journal = account.journal
+        self._outgoing = account.journal.sql.outgoing
         self._carry = carry
         self._peer = peer
         self._is_connected = is_connected
-        self._doubts = doubts
         self._changed = changed
-        self._outcomes = outcomes = Outcomes(context, journal, account, doubts)
+        self._outcomes = outcomes = Outcomes(account)
         self._live: dict[str, PendingTransfer] = {}
         self._resender = Resender(
-            *(context, journal, account, outcomes),
+            account,
+            outcomes,
             may_send=self._may_resend,
             being_sent=self._live.keys(),
             begin=self._take_over,
             rested=changed,
         )
         self._comparing = Comparing(
-            *(context, journal, account, outcomes, doubts),
+            account,
+            outcomes,
             peer=peer,
             resting=self._resender.resting,
             done=self._compared,
         )
         self._entering = Entering(
-            *(context, journal, account, outcomes, self._comparing),
+            account,
+            outcomes,
+            self._comparing,
             is_connected=is_connected,
             wake_resender=self._resender.wake,
             send=self._send,
             rest=self._rest,
         )
-        journal.unfinished.discard(account)
+        self._journal.unfinished.discard(account.name)
         self._closed = False
 
     @property
@@ -156,9 +151,10 @@ class Sender:
         if transfer.key in self._live:
             await self.send(transfer)
             return True
-        pending = self._new_pending(evolve(transfer, account=self._account))
+        name = self._account.name
+        pending = self._new_pending(evolve(transfer, account=name))
         with trio.move_on_after(self._context.options.response_timeout):
-            known = await self._journal.read(self._account, self._outgoing.find, self._account, transfer.key)
+            known = await self._journal.read(name, self._outgoing.find, name, transfer.key)
             if known is None:
                 return False
             if await self._outcomes.goes_on(pending, known):
@@ -173,7 +169,7 @@ class Sender:
     def _begin(self, transfer: Transfer) -> PendingTransfer:
         peer = self._peer()
         level = MoneyLevel.PLAIN if peer is None else MoneyLevel.KEYED
-        pending = self._new_pending(Transfer(transfer.amount, self._account, key=transfer.key, level=level))
+        pending = self._new_pending(Transfer(transfer.amount, self._account.name, key=transfer.key, level=level))
         pending.begin_work()
         pending.peer = peer if self._comparing.is_done else None
         try:
@@ -236,7 +232,7 @@ class Sender:
         self._closed = True
         self._resender.wake()
         if self._resender.has_waiting or any(pending.is_keyed for pending in self._live.values()):
-            self._journal.unfinished.add(self._account)
+            self._journal.unfinished.add(self._account.name)
 
     @asynccontextmanager
     async def holding(self, key: str) -> AsyncIterator[None]:
@@ -264,7 +260,7 @@ class Sender:
     async def _look_up(self, pending: PendingTransfer) -> None:
         """Give the callers of a transfer its outcome, if it is settled."""
         try:
-            known = await self._outcomes.record(self._outgoing.find, self._account, pending.transfer.key)
+            known = await self._outcomes.record(self._outgoing.find, self._account.name, pending.transfer.key)
             if known is not None:
                 await self._outcomes.goes_on(pending, known)
         finally:
@@ -367,7 +363,7 @@ class Sender:
         if pending.phase is Phase.SENT and pending.sent is sent:
             pending.phase = Phase.WAITING
         if self._closed:
-            self._journal.wake_sender(self._account)
+            self._journal.wake_sender(self._account.name)
         else:
             self._resender.wake(has_waiting=True)
 
