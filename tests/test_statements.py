@@ -23,13 +23,13 @@ from trio_ledger_plugin.money.statements import JoinedStatements, Statements
 from trio_ledger_plugin.stores.dialect import SQLITE
 from trio_ledger_plugin.stores.postgres_dialect import POSTGRES
 from trio_ledger_plugin.stores.schema import VALUES, add_functions, migrate
-from trio_ledger_plugin.stream import bookings
+from trio_ledger_plugin.stream import tables
 from trio_ledger_plugin.transfer import TransferState
 
 ROOT = Path(trio_ledger_plugin.__file__).parent
 SQL = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|REPLACE|WITH)\s")
 # Where the text of a statement may be. The upgrade of an old database reads it all, once.
-JOURNAL, UPGRADE = "money/statements.py", "money/tables.py"
+JOURNAL, UPGRADES = "money/statements.py", ("money/tables.py", "stream/tables.py")
 # Statements for PostgreSQL only; each is about one row that has a key.
 POSTGRES_ONLY = "stores/postgres_"
 # Tables with a row for each ledger, or one row, or one for each table.
@@ -55,7 +55,7 @@ def find_literals():
 
 
 LITERALS = find_literals()
-STORES = {place: text for place, text in LITERALS.items() if not place.startswith((JOURNAL, UPGRADE, POSTGRES_ONLY))}
+STORES = {place: text for place, text in LITERALS.items() if not place.startswith((JOURNAL, *UPGRADES, POSTGRES_ONLY))}
 
 
 def fill(connection, rows):
@@ -106,7 +106,7 @@ def database():
     """A store with a long history, as it is in production: never analyzed."""
     book = Book()
     migrate(book.connection, "values", VALUES)
-    migrate(book.connection, "stream", bookings.STEPS)
+    migrate(book.connection, "stream", tables.STEPS)
     fill(book.connection, 30_000)
     yield book.connection
     book.connection.close()
