@@ -40,8 +40,10 @@ def logged() -> set[tuple[str, str]]:
         }
         for call in calls(module):
             if isinstance(call.func, ast.Attribute) and call.func.attr in LEVELS and call.args:
-                owner, text = ast.unparse(call.func.value).rpartition(".")[2], call.args[0]
-                if owner in ("log", "_log"):
+                owner, text = call.func.value, call.args[0]
+                if isinstance(owner, ast.Call) and isinstance(owner.func, ast.Attribute) and owner.func.attr == "once":
+                    owner = owner.func.value
+                if ast.unparse(owner).rpartition(".")[2] in ("log", "_log"):
                     if isinstance(text, ast.Name) and text.id not in PASSED_ON:
                         text = texts[text.id]
                     if isinstance(text, ast.Constant):

@@ -10,6 +10,8 @@ from trio_ledger_plugin.log import StdlibLog
 from trio_ledger_plugin.money.journal import JOBS_AT_ONCE, Journal
 from trio_ledger_plugin.money.turns import BACKGROUND, SHARED_SECONDS, Turns
 from trio_ledger_plugin.options.base import PluginOptions
+from trio_ledger_plugin.runtime.plugin_log import PluginLog
+from trio_ledger_plugin.runtime.timers import Timers
 from trio_ledger_plugin.stores import open_sqlite_store
 
 
@@ -194,7 +196,7 @@ async def test_last_cancelled_job_leaves_no_turn_taken():
 @pytest.fixture
 async def journal(tmp_path):
     async with open_sqlite_store(tmp_path / "money.db") as store:
-        journal = Journal(store, PluginOptions(), StdlibLog())
+        journal = Journal(store, PluginOptions(), PluginLog(StdlibLog(), (), Timers()))
         journal.claim()
         await journal.open()
         yield store, journal

@@ -298,10 +298,14 @@ class RedactingLog:
         """Return text with each secret replaced by ``***``."""
         return self._secrets.sub("***", text)
 
+    def format(self, message: str, params: tuple[object, ...]) -> str:
+        """Return the text of a message, with secrets replaced."""
+        return self.redact(_format(self._formatters, message, params))
+
     def _write(self, level: int, write: Callable[[str], None], message: str, params: tuple[object, ...]) -> None:
         if isinstance(self._log, StdlibLog) and not self._log.is_enabled(level):
             return
-        text = self.redact(_format(self._formatters, message, params)).replace("%", "%%")
+        text = self.format(message, params).replace("%", "%%")
         try:
             write(text)
         except Exception as error:  # noqa: BLE001 (the disk may be full; a failing log must not stop the plugin)

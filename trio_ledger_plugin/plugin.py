@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
     from .errors import PluginFailedError
     from .events import Event
-    from .log import RedactingLog
     from .money.reconciliation import Transfers
     from .negotiation import PeerJournal
     from .registration import Deregister, RegisterData, RegisterMoney, RegisterTransactional, WatchEvents, WatchRequests
     from .runtime.exchange import Exchange
     from .runtime.handlers import Handlers
+    from .runtime.plugin_log import PluginLog
     from .runtime.tasks import TaskGroup
     from .services import PluginServices
     from .statistics import Counters
@@ -98,7 +98,7 @@ class LedgerPlugin(ABC):
         self.context: Context = context
         self.options: PluginOptions = context.options
         self.services: PluginServices = services
-        self.log: RedactingLog = context.log
+        self.log: PluginLog = context.log
         self.counters: Counters = context.counters
         self.tasks: TaskGroup = context.tasks
         self.handlers: Handlers = context.handlers

@@ -202,7 +202,8 @@ class AccountsServer(LedgerPlugin):
         send = account.request if account is not None and account.links else self.sender_to(name)
         if send is not None:
             margin = 0.0 if request is None else self._margin
-            return await forward(prepare, partial(self._send_to, send), own, data, log=self.log, margin=margin)
+            log = self.log.once(name)
+            return await forward(prepare, partial(self._send_to, send), own, data, log=log, margin=margin)
         await trio.lowlevel.checkpoint()
         if has_expired(prepare):
             return ilp.encode(ilp.Reject(ilp.ErrorCode.TRANSFER_TIMED_OUT, own, "the packet expired"))

@@ -103,7 +103,7 @@ class MoneyView:
                         self.seen = await _read(transfers)
                         self.has_failed = False
                 except StoreError as error:
-                    self._plugin.log.warn("the admin page cannot read the journal: %s", error)
+                    self._plugin.log.once().warn("the admin page cannot read the journal: %s", error)
                 now = trio.current_time()
                 self._until = now + rest_after(now - began, LEAST_SECONDS)
         return self.seen

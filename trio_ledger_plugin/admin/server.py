@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from ..http.options import IncomingOptions
     from ..net.admission import PendingPeer
-    from ..services import Log
+    from ..runtime.plugin_log import PluginLog
     from .access import Access
 
     Answer = Callable[[PageHead, bytes], Awaitable[Response]]
@@ -57,7 +57,7 @@ class AdminServer:
     """
 
     def __init__(
-        self, incoming: IncomingOptions, access: Access, is_open: Callable[[str], bool], answer: Answer, log: Log
+        self, incoming: IncomingOptions, access: Access, is_open: Callable[[str], bool], answer: Answer, log: PluginLog
     ) -> None:
         self._access = access
         self._is_open = is_open

@@ -111,8 +111,7 @@ class Link(Exchange):
         # Set from begin() until the link is authenticated or lost.
         self._first_message: Callable[[bytes], None] | None = None
         self._held: tuple[bytes, ...] = ()
-        # While the peer's token is looked up; set when it is judged.
-        self._verdict: trio.Event | None = None
+        self._verdict: trio.Event | None = None  # While the peer's token is looked up; set when it is judged.
         self._malformed_times, self._malformed_since = 0, -inf
         self._pinging: trio.CancelScope | None = None
         self._next_ping = inf
@@ -323,7 +322,8 @@ class Link(Exchange):
     def _receive_other(self, event: SessionEvent, key: Any, value: Any) -> None:  # noqa: ANN401 (their types depend on the event)
         if event is SessionEvent.FAILURE:
             if value.__cause__ is not None:
-                self.context.log.warn("an Error from %s was read in part: %s", self.peer, value.__cause__)
+                log = self.context.log.once(self.account or self.peer)
+                log.warn("an Error from %s was read in part: %s", self.peer, value.__cause__)
             self.resolve(key, value)
         elif event is SessionEvent.TRANSFER:
             self._receive_transfer(key, value)
@@ -351,7 +351,7 @@ class Link(Exchange):
         if (now := trio.current_time()) - self._malformed_since > MINUTE:
             self._malformed_since, self._malformed_times = now, 0
         self._malformed_times += 1
-        self.context.log.warn("unreadable message from %s: %s", self.peer, error)
+        self.context.log.once(self.account or self.peer).warn("unreadable message from %s: %s", self.peer, error)
         if self._malformed_times > self.context.options.max_malformed_per_minute:
             self.shut(CLOSE_POLICY, "too many unreadable messages")
 

@@ -17,6 +17,8 @@ from ..money.reconciliation import Transfers
 from ..money.room import Room
 from ..money.sql import SqlJournal
 from ..options.base import PluginOptions
+from ..runtime.plugin_log import PluginLog
+from ..runtime.timers import Timers
 from ..transfer import Totals, TransferDirection, TransferState
 from .errors import COMMON, ENDED, Exit, one_line
 from .output import Screen
@@ -268,7 +270,7 @@ def _as_json(entry: JournalEntry) -> dict[str, str | None]:
 async def _settle(db: str, ledger: str, account: str | None, action: str, key: str) -> str:
     """Settle in a store that no program has open, as ``plugin.transfers`` does."""
     async with open_any_store(StoreChoice(db)) as store:
-        journal = Journal(store, PluginOptions(ledger_id=ledger), StdlibLog())
+        journal = Journal(store, PluginOptions(ledger_id=ledger), PluginLog(StdlibLog(), (), Timers()))
         journal.claim()
         try:
             await journal.take()

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from ..options.base import PluginOptions
-    from ..services import Log, TransactionalStore
+    from ..runtime.plugin_log import PluginLog
+    from ..services import TransactionalStore
     from ..stores.dialect import Connection, Dialect
     from .history import AccountTotals
 
@@ -58,7 +59,7 @@ class Journal:
         log: Gets the failures of the store.
     """
 
-    def __init__(self, store: TransactionalStore[Any], options: PluginOptions, log: Log) -> None:
+    def __init__(self, store: TransactionalStore[Any], options: PluginOptions, log: PluginLog) -> None:
         self._store = store
         self._log = log
         self.dialect: Dialect = dialect_of(store)
@@ -276,7 +277,7 @@ class Journal:
             try:
                 self._saved_age = await self.run(BACKGROUND, self.sql.save_age)
             except StoreError as error:
-                self._log.warn("cannot keep the age of the ledger: %s", error)
+                self._log.once().warn("cannot keep the age of the ledger: %s", error)
 
     # What peers are told.
 
@@ -305,7 +306,7 @@ class Journal:
                     others = None if journal else await self.run(account, self.sql.peers.others, account)
                     return evolve(offer, peer=numbers, tells_peer=True, others=others)
             except StoreError as error:
-                self._log.warn("cannot look up what was exchanged with a peer: %s", error)
+                self._log.once().warn("cannot look up what was exchanged with a peer: %s", error)
         return offer
 
     # Reading.

@@ -181,9 +181,9 @@ class JournaledMoney(MoneyService):
                 # Once a try is in doubt, neither reply is certain to be true before the store can tell.
                 in_doubt = in_doubt or isinstance(error, StoreInDoubtError)
                 if not in_doubt:
-                    self._context.log.error("refused a transfer of %s: %s", transfer.amount, error)
+                    self._context.log.once().error("refused a transfer of %s: %s", transfer.amount, error)
                     return Received(UnreachableError("transfers cannot be applied now"))
-                self._context.log.error("a transfer of %s waits for the store: %s", transfer.amount, error)
+                self._context.log.once().error("a transfer of %s waits for the store: %s", transfer.amount, error)
                 await trio.sleep(DOUBT_SECONDS)
             else:
                 if in_doubt:
@@ -274,7 +274,7 @@ class JournaledMoney(MoneyService):
         try:
             await self.doubts.meet(self.journal, account, peer)
         except StoreError as error:
-            self._context.log.error("cannot compare the journal of account %s: %s", account, error)
+            self._context.log.once().error("cannot compare the journal of account %s: %s", account, error)
 
     def _save_age_soon(self) -> None:
         """Record the ledger's age, so that the next peer is told a recent one."""

@@ -23,7 +23,7 @@ from ..stores.steps import Work
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from ..services import Log
+    from ..runtime.plugin_log import PluginLog
     from ..stores.dialect import Claims, Connection
     from ..stores.steps import Steps
 
@@ -56,7 +56,7 @@ class Lease:
         claims: Claims,
         ledger: str,
         transaction: Callable[[Callable[[Connection], Any]], Awaitable[Any]],
-        log: Log,
+        log: PluginLog,
     ) -> None:
         self._claims = claims
         self._ledger = ledger
@@ -126,7 +126,7 @@ class Lease:
             except StoreError as error:
                 if not standby:
                     raise
-                self._log.warn("cannot look whether ledger %o is free: %s", self._ledger, error)
+                self._log.once().warn("cannot look whether ledger %o is free: %s", self._ledger, error)
                 seen = None
             await trio.sleep(BEAT_SECONDS)
 
@@ -170,7 +170,7 @@ class Lease:
         except LedgerLostError:
             raise
         except StoreError as error:
-            self._log.warn("cannot renew the claim of ledger %o: %s", self._ledger, error)
+            self._log.once().warn("cannot renew the claim of ledger %o: %s", self._ledger, error)
 
     async def release(self) -> None:
         """Give the ledger up, so that another process can take it at once.

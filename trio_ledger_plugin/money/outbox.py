@@ -359,7 +359,7 @@ class Outbox:
                 try:
                     return await self._journal.run(account, work, *args)
                 except StoreError as error:
-                    self._context.log.error("cannot record that %s: %s", what, error)
+                    self._context.log.once(what).error("cannot record that %s: %s", what, error)
                     await trio.sleep(pause)
                     pause = min(2 * pause, LONGEST_PAUSE)
 

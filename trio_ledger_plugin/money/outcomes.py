@@ -118,7 +118,7 @@ class Outcomes:
             try:
                 return await function(*args)
             except StoreError as error:
-                self._context.log.error("cannot %s: %s", what, error)
+                self._context.log.once(what).error("cannot %s: %s", what, error)
                 await trio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
 

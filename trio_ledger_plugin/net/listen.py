@@ -23,7 +23,7 @@ from .sockets import abort_stream
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-    from ..services import Log
+    from ..runtime.plugin_log import PluginLog
 
 __all__ = ["NAMELESS", "Listener", "peer_address"]
 
@@ -61,7 +61,7 @@ class Listener:
 
     def __init__(
         self,
-        log: Log,
+        log: PluginLog,
         host: str | None,
         port: int | None,
         serve: Callable[[trio.SocketStream, str], Awaitable[bool]],
@@ -183,7 +183,7 @@ class Listener:
             except OSError as error:
                 if error.errno not in OUT_OF_RESOURCES:
                     raise
-                self._log.error("cannot accept connections for now: %s", error)
+                self._log.once().error("cannot accept connections for now: %s", error)
                 self._make_room()
                 await trio.sleep(ACCEPT_PAUSE)
             else:

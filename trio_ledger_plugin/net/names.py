@@ -150,7 +150,7 @@ class Names:
             await self._record_names()
             await self._save_count()
         except Exception as error:  # noqa: BLE001 (an application's store may raise any)
-            self._context.log.warn("cannot record which names are used: %o", error)
+            self._context.log.once().warn("cannot record which names are used: %o", error)
         finally:
             self._recording = False
 

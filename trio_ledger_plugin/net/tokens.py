@@ -155,7 +155,7 @@ class AccountTokens:
         try:
             verdict = await self._look_up(self._store, self.names, account, token)
         except Exception as error:
-            self._log.error("cannot look up the token of account %s: %o", account, error)
+            self._log.once().error("cannot look up the token of account %s: %o", account, error)
             raise StoreError("the store failed") from error
         if verdict is Verdict.WRONG:
             raise NotAcceptedError("invalid auth_token")

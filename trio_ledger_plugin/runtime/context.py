@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 from attrs import field, frozen
 
-from ..log import RedactingLog, StdlibLog
+from ..log import StdlibLog
 from ..statistics import Counters
 from .budget import Budget, Limits
 from .handlers import Handlers
+from .plugin_log import PluginLog
 from .tasks import TaskGroup
 from .timers import Timers
 from .workers import WorkerPool
@@ -35,7 +36,8 @@ class Context:
 
     Attributes:
         options: The plugin's options.
-        log: The plugin's log; it passes messages on to the application's log without credentials.
+        log: The plugin's log; it passes messages on to the application's log, without credentials, and once where they
+            may come again and again.
         counters: The counters for statistics.
         tasks: The plugin's tasks.
         timers: The plugin's deadlines.
@@ -46,7 +48,7 @@ class Context:
     """
 
     options: PluginOptions
-    log: RedactingLog
+    log: PluginLog
     counters: Counters
     tasks: TaskGroup
     timers: Timers
@@ -83,9 +85,14 @@ class Context:
             on_end: Called when the plugin's tasks have ended.
             is_busy: Returns whether the tasks are still needed, after ``close_when_idle()``.
         """
-        log = RedactingLog(services.log or StdlibLog(), options.secrets(), tracebacks=options.log_tracebacks)
         timers = Timers()
-        tasks = TaskGroup(nursery, timers, on_end, is_busy)
+        log = PluginLog(services.log or StdlibLog(), options.secrets(), timers, tracebacks=options.log_tracebacks)
+
+        def end(crash: Exception | None, cancelled: bool) -> Exception | None:
+            log.end()
+            return on_end(crash, cancelled)
+
+        tasks = TaskGroup(nursery, timers, end, is_busy)
         workers = WorkerPool(tasks, log, timeout=options.handler_timeout)
         timers.periodic.append(workers)
         counters = Counters()

@@ -386,7 +386,12 @@ async def open_receiver(
         bookings = StoredBookings(store, book)
         await bookings.open()
     receiver = Receiver(
-        secret=secret, address=address, asset=asset, on_packet=on_packet, log=plugin.log, bookings=bookings
+        secret=secret,
+        address=address,
+        asset=asset,
+        on_packet=on_packet,
+        log=plugin.log.once(),
+        bookings=bookings,
     )
     plugin.register_data_handler(receiver.handle)
     try:
