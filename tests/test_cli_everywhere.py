@@ -370,6 +370,20 @@ async def test_bench_shows_progress_and_saves_documented_fields(tmp_path: Any) -
 
 
 @posix
+@pytest.mark.parametrize(
+    ("args", "code"), [("decode " + FULFILL, 0), ("decode zz", 5), ("options btp", 0), ("demo", 0), ("store check", 2)]
+)
+async def test_commands_run_with_stdout_closed(args: str, code: int) -> None:
+    """Started from a service or a cron job without stdout, a command would report a bug of its own."""
+    shell = ["sh", "-c", f'exec "$@" {args} >&-', "sh", *PROGRAM]
+    with trio.fail_after(PATIENCE):
+        done = await trio.run_process(shell, capture_stderr=True, check=False, env=environment())
+    stderr = done.stderr.decode()
+    assert (done.returncode, stderr.count("\n")) == (code, int(code != 0))
+    assert "bug" not in stderr
+
+
+@posix
 @pytest.mark.parametrize("mode", [[], ["--accounts"]], ids=["one client", "many"])
 @pytest.mark.parametrize(("columns", "lines"), [(100, 30), (32, 24), (20, 5)])
 async def test_changing_lines_fit_in_a_small_terminal(mode: list[str], columns: int, lines: int) -> None:

@@ -28,6 +28,13 @@ async def old(tmp_path):
     return tmp_path / "money.db"
 
 
+async def test_group_without_a_command_names_its_commands():
+    """The error would be the whole help on one line."""
+    code, out, err = await run("store")
+    assert (code, out) == (2, "")
+    assert err == "error: give a command: check or copy; see trio-ledger-plugin store --help\n"
+
+
 async def test_file_is_checked(old):
     code, out, _ = await run("store", "check", str(old), "--json")
     found = json.loads(out)

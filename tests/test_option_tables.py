@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from attrs import NOTHING, Factory, field, fields, frozen
 from support.pages import ROOT
-from support.programs import run
+from support.programs import on_a_terminal, posix, run
 
 from trio_ledger_plugin import (
     AccountsOptions,
@@ -122,3 +122,17 @@ async def test_command_knows_npm_names_and_no_others(tmp_path: Path) -> None:
     code, stdout, stderr = await run("options", "bpt")
     assert (code, stdout) == (2, "")
     assert stderr.startswith("error: plugin is 'bpt'; installed are btp, ")
+
+
+@posix
+@pytest.mark.parametrize("columns", [40, 80, 130, 200])
+async def test_command_breaks_no_name_on_a_terminal(columns: int) -> None:
+    """A name in two pieces can be neither copied nor searched for."""
+    shown = await on_a_terminal("options", "btp-accounts", COLUMNS=str(columns))
+    lines = re.sub("\x1b\\[[0-9;?]*[a-zA-Z]", "", shown).split("\r\n")
+    for row in rows_of(AccountsOptions):
+        assert any(line.split()[:1] == [row.name] and row.javascript in line for line in lines), row.name
+    if columns == 40:
+        assert "max_links_per_account  (in JavaScript: maxLinksPerAccount)  default: 16" in lines
+        # The meanings keep words whole as well.
+        assert max(len(line) for line in lines if line.startswith("  ")) <= columns

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 from attrs import asdict
+from rich.padding import Padding
 from rich.table import Table
 
-from ..options.tables import rows_of
+from ..options.tables import REQUIRED, rows_of
 from ..registry import canonical_plugin_name, find_plugin
 from .errors import COMMON, ENDED
 from .output import Screen
@@ -25,8 +26,10 @@ EXAMPLES = """
   trio-ledger-plugin options btp-accounts --json
   trio-ledger-plugin options ilp-plugin-http
 """
-# How wide the table is in a file or a pipe, where a name stays on one line.
+# How wide the table is in a file or a pipe.
 WIDTH = 160
+# How wide the column of meanings is at least. A narrower terminal gets a list, since names are not broken.
+MEANING = 40
 
 
 @click.command(cls=Command, epilog=epilog(EXAMPLES, *COMMON, *ENDED), short_help="Which options does a plugin have?")
@@ -45,14 +48,30 @@ def options(plugin: str, as_json: bool) -> None:
     screen = Screen()
     if not screen.is_terminal:
         screen.console.width = WIDTH
-    screen.console.print(_table(rows, may_fold=screen.is_terminal))
-
-
-def _table(rows: tuple[OptionRow, ...], *, may_fold: bool) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("option", "in JavaScript", "default", "meaning"):
-        table.add_column(heading, overflow="fold", no_wrap=not may_fold and heading != "meaning")
+    table = _table(rows)
+    wide = screen.console.options.update(width=WIDTH)
+    if screen.console.measure(table, options=wide).minimum <= screen.console.width:
+        screen.console.print(table)
+        return
     for row in rows:
-        spelled = f"{row.javascript} (ms)" if row.milliseconds else row.javascript
-        table.add_row(row.name, spelled, row.default, row.meaning.replace("``", ""))
+        default = row.default if row.default == REQUIRED else f"default: {row.default}"
+        screen.line(f"{row.name}  (in JavaScript: {_spelled(row)})  {default}", "bold")
+        screen.console.print(Padding(_meaning(row), (0, 0, 0, 2)))
+
+
+def _table(rows: tuple[OptionRow, ...]) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("option", "in JavaScript", "default"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("meaning", min_width=MEANING)
+    for row in rows:
+        table.add_row(row.name, _spelled(row), row.default, _meaning(row))
     return table
+
+
+def _spelled(row: OptionRow) -> str:
+    return f"{row.javascript} (ms)" if row.milliseconds else row.javascript
+
+
+def _meaning(row: OptionRow) -> str:
+    return row.meaning.replace("``", "")

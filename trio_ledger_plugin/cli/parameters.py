@@ -259,10 +259,25 @@ class Group(click.Group):
 
     command_class: type[click.Command] | None = Command
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments of a group.
+
+        Raises:
+            click.UsageError: A group that does nothing by itself has no arguments. Click would have the whole help as
+                the text of this error.
+        """
+        if not args and not self.invoke_without_command and not ctx.resilient_parsing:
+            ctx.fail(f"give a command: {' or '.join(sorted(self.commands))}")
+        return super().parse_args(ctx, args)
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command."""
+        """Find the command.
+
+        Raises:
+            click.UsageError: There is no such command.
+        """
         if args[0] not in self.commands and not ctx.resilient_parsing:
             near = get_close_matches(args[0], self.commands, n=1)
             commands = ", ".join(sorted(self.commands))

@@ -99,6 +99,9 @@ for _command in (
 
 def run(args: Sequence[str] | None = None) -> int:
     """Run the command that the arguments name, and return its exit code."""
+    if sys.stdout is None:
+        # Closed by whoever started the program. Commands may still do what they were started for.
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (until the process ends)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A peer's text may hold characters that the terminal's encoding lacks.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from .checked import CheckedOptions
 
-__all__ = ["OptionRow", "common_rows", "own_rows", "rows_of"]
+__all__ = ["REQUIRED", "OptionRow", "common_rows", "own_rows", "rows_of"]
 
 REQUIRED: Final = "required"
 EMPTY: Final = "empty"
