@@ -556,6 +556,25 @@ async def test_a_listener_speaks_tls(clock: MockClock) -> None:
             await next_event(plugin.events, Disconnected)
 
 
+@pytest.mark.parametrize(
+    "end", [{"plugin": "btp", "listener": {"secret": TOKEN}}, {"plugin": "http", "incoming": {"static_token": TOKEN}}]
+)
+async def test_context_without_certificate_is_named_in_the_log(
+    end: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """OpenSSL only says "no shared cipher", and the client cannot know the reason."""
+    caplog.set_level(logging.DEBUG)
+    where = {"port": 0, "ssl_context": ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)}
+    options = {name: {**value, **where} if isinstance(value, dict) else value for name, value in end.items()}
+    async with open_plugin(options) as server:
+        port = int(server.address.rpartition(":")[2])
+        stream = await trio.open_ssl_over_tcp_stream("127.0.0.1", port)
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.do_handshake()
+        await trio.aclose_forcefully(stream)
+    assert any("has the ssl_context a certificate (load_cert_chain)?" in record.message for record in caplog.records)
+
+
 @pytest.mark.parametrize("what", [b"", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\x16\x03\x01\x00\x05hello" * 10])
 async def test_connection_without_tls_does_not_affect_others(what: Any, clock: MockClock) -> None:
     async with listening_with_tls() as (plugin, context):

@@ -6,13 +6,15 @@ import math
 import pickle
 import ssl
 import traceback
+import warnings
 from typing import Any
 
 import attrs
 import pytest
 
-from trio_ledger_plugin.btp.options import BtpOptions, ListenerOptions
+from trio_ledger_plugin.btp.options import AccountsOptions, BtpOptions, ListenerOptions
 from trio_ledger_plugin.errors import InvalidFieldsError
+from trio_ledger_plugin.http.options import IncomingOptions, OutgoingOptions
 from trio_ledger_plugin.loopback import LoopbackOptions
 from trio_ledger_plugin.options.base import ConnectOptions, PluginOptions
 from trio_ledger_plugin.secret import Secret
@@ -268,12 +270,36 @@ def test_listener_refuses_a_wrong_host(host: Any) -> None:
 
 
 def test_tls_is_configured_by_an_ssl_context() -> None:
-    context = ssl.create_default_context()
-    assert ListenerOptions(0, "token", ssl_context=context).ssl_context is context
-    assert BtpOptions(server="btp+wss://h", ssl_context=context).ssl_context is context
-    assert problems_of(ListenerOptions, 0, "token", ssl_context=True) == [
-        "- ssl_context: got True, must be an ssl.SSLContext or None"
-    ]
+    server, client = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
+    assert ListenerOptions(0, "token", ssl_context=server).ssl_context is server
+    assert BtpOptions(server="btp+wss://h", ssl_context=client).ssl_context is client
+    assert problems_of(ListenerOptions, 0, "token", ssl_context=True) == [f"- ssl_context: got True, {FOR_SERVER}"]
+
+
+FOR_SERVER = "must be None or an ssl.SSLContext for a server, as of ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)"
+FOR_CLIENT = "must be None or an ssl.SSLContext for a client, as of ssl.create_default_context()"
+
+
+@pytest.mark.parametrize(
+    ("options", "given", "of_server"),
+    [
+        (ListenerOptions, {"port": 0, "secret": "token"}, True),
+        (AccountsOptions, {}, True),
+        (IncomingOptions, {"port": 0}, True),
+        (BtpOptions, {"server": "btp+wss://h"}, False),
+        (OutgoingOptions, {"url": "https://h", "static_token": "token"}, False),
+    ],
+)
+def test_context_for_the_other_end_is_refused(options: Any, given: dict[str, Any], of_server: bool) -> None:
+    """Every handshake would fail, and the client would be asked whether the server speaks TLS."""
+    wrong = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT if of_server else ssl.PROTOCOL_TLS_SERVER)
+    problem = f"- ssl_context: got a value of type SSLContext, {FOR_SERVER if of_server else FOR_CLIENT}"
+    assert problems_of(options, **given, ssl_context=wrong) == [problem]
+    for protocol in (ssl.PROTOCOL_TLS_SERVER if of_server else ssl.PROTOCOL_TLS_CLIENT, ssl.PROTOCOL_TLS):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            right = ssl.SSLContext(protocol)
+        assert options(**given, ssl_context=right).ssl_context is right
 
 
 # The server's URL

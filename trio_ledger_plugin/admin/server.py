@@ -17,7 +17,7 @@ from ..http.heads import BadMessageError, Heads, PageHead, read_page_head
 from ..http.messages import MessageReader
 from ..net.admission import Admission
 from ..net.listen import Listener
-from ..net.sockets import abort_stream, accept_tls
+from ..net.sockets import abort_stream, accept_tls, explain_failure
 from ..options.base import PluginOptions
 from ..statistics import Counters
 from .responses import Response, refusal_response
@@ -102,7 +102,7 @@ class AdminServer:
                 if secured is not None:
                     await self._talk(secured, peer, pending)
         except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError, OSError) as error:
-            self._log.debug("a connection from %s to the admin page ended: %s", peer, error)
+            self._log.debug("a connection from %s to the admin page ended: %s", peer, explain_failure(error))
         finally:
             await abort_stream(stream)  # noqa: ASYNC102 (it waits for nothing)
         return False

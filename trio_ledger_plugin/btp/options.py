@@ -16,6 +16,7 @@ from ..net.url import ServerUrl, parse_server
 from ..options.base import PluginOptions
 from ..options.checked import CheckedOptions
 from ..options.fields import (
+    CLIENT_CONTEXT,
     COUNT,
     CREDENTIAL,
     HOST,
@@ -24,7 +25,7 @@ from ..options.fields import (
     PORT,
     SECONDS,
     SECRET,
-    SSL_CONTEXT,
+    SERVER_CONTEXT,
     SWITCH,
     TEXT,
     VALIDATOR,
@@ -116,7 +117,7 @@ class ListenerOptions(CheckedOptions):
     port: int | None = field(metadata=PORT)
     secret: Secret = field(converter=as_secret, metadata=CREDENTIAL)
     host: str | None = field(default="127.0.0.1", converter=as_host, metadata=HOST)
-    ssl_context: ssl.SSLContext | None = field(default=None, metadata=SSL_CONTEXT)
+    ssl_context: ssl.SSLContext | None = field(default=None, metadata=SERVER_CONTEXT)
     proxy_protocol: bool = field(default=False, metadata=SWITCH)
     allowed_origins: tuple[str, ...] = field(default=(), converter=as_tuple, metadata=ORIGINS)
 
@@ -181,7 +182,7 @@ class BtpOptions(PluginOptions):
         },
         repr=lambda flags: repr(sorted(flags)),
     )
-    ssl_context: ssl.SSLContext | None = field(default=None, metadata=SSL_CONTEXT)
+    ssl_context: ssl.SSLContext | None = field(default=None, metadata=CLIENT_CONTEXT)
     allow_insecure: bool = field(default=False, metadata=SWITCH)
     headers: Mapping[str, str | Secret] = field(
         factory=dict,
@@ -340,7 +341,7 @@ class AccountsOptions(PluginOptions):
     allowed_origins: tuple[str, ...] = field(default=(), converter=as_tuple, metadata=ORIGINS)
     generate_account: bool | None = field(default=None, metadata=OPTIONAL_SWITCH)
     debug_host_ildcp_info: HostInfo | None = field(default=None, metadata=HOST_INFO)
-    ssl_context: ssl.SSLContext | None = field(default=None, metadata=SSL_CONTEXT)
+    ssl_context: ssl.SSLContext | None = field(default=None, metadata=SERVER_CONTEXT)
     proxy_protocol: bool = field(default=False, metadata=SWITCH)
     account_from_path: bool = field(default=False, metadata=SWITCH)
     max_links_per_account: int = field(default=16, metadata=COUNT)

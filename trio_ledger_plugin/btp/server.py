@@ -21,7 +21,7 @@ from ..net.forwarded import client_address, is_trusted
 from ..net.listen import NAMELESS, Listener, peer_address
 from ..net.proxy_protocol import BadProxyHeaderError, read_proxy_header
 from ..net.shared_reader import SocketReaders, can_share
-from ..net.sockets import abort_stream
+from ..net.sockets import abort_stream, explain_failure
 from ..plugin import LedgerPlugin
 from ..runtime.handlers import check_async
 from ..websocket.connection import Accepted, accept_websocket
@@ -207,7 +207,7 @@ class Server:
             else:
                 reason = str(error)
         except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError, OSError) as error:
-            reason = str(error.__cause__ or error)
+            reason = explain_failure(error)
         finally:
             if websocket is None:
                 await abort_stream(stream)  # noqa: ASYNC102 (it waits for nothing)

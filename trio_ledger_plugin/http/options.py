@@ -11,6 +11,7 @@ from ..net.url import ServerUrl, parse_http
 from ..options.base import PluginOptions
 from ..options.checked import CheckedOptions
 from ..options.fields import (
+    CLIENT_CONTEXT,
     COUNT,
     EARLIER_NAME,
     NESTED,
@@ -18,7 +19,7 @@ from ..options.fields import (
     PORT,
     SECONDS,
     SECRET,
-    SSL_CONTEXT,
+    SERVER_CONTEXT,
     SWITCH,
     VALIDATOR,
     WORD,
@@ -121,7 +122,7 @@ class IncomingOptions(CheckedOptions):
     require_exp: bool = field(default=True, metadata=SWITCH)
     allow_bare_token: bool = field(default=False, metadata=SWITCH)
     host: str = field(default="127.0.0.1", metadata=WORD)
-    ssl_context: ssl.SSLContext | None = field(default=None, metadata=SSL_CONTEXT)
+    ssl_context: ssl.SSLContext | None = field(default=None, metadata=SERVER_CONTEXT)
     path: str | None = field(
         default=None, metadata={VALIDATOR: Validator("a path that begins with '/', or None for any", _is_path)}
     )
@@ -189,7 +190,7 @@ class OutgoingOptions(CheckedOptions):
     send_ilp_destination: bool = field(default=False, metadata=SWITCH)
     max_connections: int = field(default=128, metadata=COUNT)
     idle_timeout: float = field(default=4.0, metadata=SECONDS)
-    ssl_context: ssl.SSLContext | None = field(default=None, metadata=SSL_CONTEXT)
+    ssl_context: ssl.SSLContext | None = field(default=None, metadata=CLIENT_CONTEXT)
     allow_insecure: bool = field(default=False, metadata=SWITCH)
     secret_token: Secret = field(default=Secret(""), converter=as_secret, metadata=TOKEN, repr=False)
     secret: Secret = field(default=Secret(""), converter=as_secret, metadata=SECRET, repr=False)

@@ -17,7 +17,7 @@ from ..net.admission import Admission
 from ..net.descriptors import unauthenticated_limit
 from ..net.listen import NAMELESS, Listener, peer_address
 from ..net.shared_reader import SocketReaders, can_share
-from ..net.sockets import abort_stream, accept_tls
+from ..net.sockets import abort_stream, accept_tls, explain_failure
 from .connection import ServerConnection, Serving
 from .heads import Heads, read_request_head
 from .pool import ALPN
@@ -137,7 +137,7 @@ class HttpServer:
                     pending.progress()
                     await self._run(ServerConnection(self._serving, secured, peer, authenticated))
             except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError, OSError) as error:
-                self.context.log.debug("a connection from %s ended: %s", peer, error)
+                self.context.log.debug("a connection from %s ended: %s", peer, explain_failure(error))
             finally:
                 leave()
         return is_authenticated

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["abort_stream", "accept_tls", "plain_socket", "read_socket", "write_socket"]
+__all__ = ["abort_stream", "accept_tls", "explain_failure", "plain_socket", "read_socket", "write_socket"]
+
+# OpenSSL's reason when a server's context has no certificate. Python has no way to ask a context for one.
+NO_CERTIFICATE: Final = "NO_SHARED_CIPHER"
+NO_CERTIFICATE_HINT: Final = "; has the ssl_context a certificate (load_cert_chain)?"
 
 
 async def abort_stream(stream: trio.abc.AsyncResource) -> None:
@@ -44,6 +48,12 @@ async def accept_tls(
         await secured.do_handshake()
         return secured
     return None
+
+
+def explain_failure(error: BaseException) -> str:
+    """Return why the server's part of a handshake failed, for the log."""
+    cause = error.__cause__ or error
+    return f"{cause}{NO_CERTIFICATE_HINT if getattr(cause, 'reason', None) == NO_CERTIFICATE else ''}"
 
 
 def plain_socket(stream: object) -> trio.socket.SocketType | None:

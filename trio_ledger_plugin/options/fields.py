@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ADDRESSES",
     "ANYTHING",
+    "CLIENT_CONTEXT",
     "COUNT",
     "CREDENTIAL",
     "EARLIER_NAME",
@@ -33,6 +34,7 @@ __all__ = [
     "RETENTION",
     "SECONDS",
     "SECRET",
+    "SERVER_CONTEXT",
     "SSL_CONTEXT",
     "SWITCH",
     "TEXT",
@@ -157,6 +159,15 @@ def _is_ssl_context(value: object) -> bool:
     return value is None or isinstance(value, ssl.SSLContext)
 
 
+def _is_for_servers(value: object) -> bool:
+    # Python would refuse the other kind only in each handshake. A context of the deprecated PROTOCOL_TLS does for both.
+    return _is_ssl_context(value) and getattr(value, "protocol", None) is not ssl.PROTOCOL_TLS_CLIENT
+
+
+def _is_for_clients(value: object) -> bool:
+    return _is_ssl_context(value) and getattr(value, "protocol", None) is not ssl.PROTOCOL_TLS_SERVER
+
+
 def _are_addresses(value: object) -> bool:
     if not isinstance(value, list | tuple):
         return False
@@ -209,6 +220,18 @@ OPTIONAL_SWITCH: Final = {
     VALIDATOR: Validator("True, False or None", lambda value: value is None or isinstance(value, bool))
 }
 SSL_CONTEXT: Final = {VALIDATOR: Validator("an ssl.SSLContext or None", _is_ssl_context)}
+SERVER_CONTEXT: Final = {
+    VALIDATOR: Validator(
+        "None or an ssl.SSLContext for a server, as of ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)",
+        _is_for_servers,
+    )
+}
+CLIENT_CONTEXT: Final = {
+    VALIDATOR: Validator(
+        "None or an ssl.SSLContext for a client, as of ssl.create_default_context()",
+        _is_for_clients,
+    )
+}
 ADDRESSES: Final = {VALIDATOR: Validator("a tuple of IP addresses or networks in their shortest form", _are_addresses)}
 
 
