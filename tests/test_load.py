@@ -131,7 +131,7 @@ def test_all_problems_are_reported_at_once() -> None:
         "- 'sever': unknown, did you mean 'server'?",
         "- 3: no name, names are text (str)",
         "- 'zzz': unknown",
-        "- maxEntries: got 0, must be a whole number above 0",
+        "- maxEntries: got 0, must be a whole number above 0 and below 2**63",
         "- listener.'prot': unknown, did you mean 'port'?",
         "- listener.port: got -1, must be a port number from 0 to 65535, or None to open none",
         "- listener.secret: got a value of type list, must be text (str) or a Secret, not empty",
@@ -265,8 +265,8 @@ def test_mapping_has_each_field_checked_once(checks: Any, wrong: Any) -> None:
 
 def test_wrong_nested_mapping_has_each_field_checked_once(checks: Any) -> None:
     assert problems_of(CountedOptions, {"inner": {"size": -77, "pause": "x"}, "maxEntries": 0}) == [
-        "- maxEntries: got 0, must be a whole number above 0",
-        "- inner.size: got -77, must be a whole number above 0",
+        "- maxEntries: got 0, must be a whole number above 0 and below 2**63",
+        "- inner.size: got -77, must be a whole number above 0 and below 2**63",
         "- inner.pause: got 'x', must be a number of seconds above 0, or infinity for no limit",
     ]
     # All but the field inner: the nested object was not made.
@@ -361,7 +361,9 @@ def test_earlier_name_of_an_option_is_accepted(earlier: Any, name: Any, camel: A
     ):
         assert options == make(**{name: 5})
         assert getattr(options, name) == 5
-    assert problems_of(PluginOptions, {camel: 0}) == [f"- {camel}: got 0, must be a whole number above 0"]
+    assert problems_of(PluginOptions, {camel: 0}) == [
+        f"- {camel}: got 0, must be a whole number above 0 and below 2**63"
+    ]
 
 
 @pytest.mark.parametrize(("earlier", "name", "camel"), EARLIER)
@@ -373,7 +375,7 @@ def test_earlier_name_beside_the_present_one_is_refused(earlier: Any, name: Any,
     with pytest.raises(InvalidFieldsError) as caught:
         make(max_entries=0, **{earlier: 1, name: 1})
     assert set(caught.value.problems) == {
-        ("max_entries", "got 0, must be a whole number above 0"),
+        ("max_entries", "got 0, must be a whole number above 0 and below 2**63"),
         (name, f"given as {earlier} {twice}"),
     }
 

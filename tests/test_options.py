@@ -164,9 +164,25 @@ def test_time_is_above_zero_and_may_be_infinite(name: Any) -> None:
 @pytest.mark.parametrize("name", COUNTS)
 def test_limit_is_a_whole_number_above_zero(name: Any) -> None:
     make: Any = PluginOptions
-    assert getattr(make(**{name: 1}), name) == 1
-    for wrong, shown in [(0, "0"), (-1, "-1"), (1.0, "1.0"), (math.inf, "inf"), (True, "True"), ("9", "'9'")]:
-        assert problems_of(PluginOptions, **{name: wrong}) == [f"- {name}: got {shown}, must be a whole number above 0"]
+    for right in (1, 2**63 - 1):
+        assert getattr(make(**{name: right}), name) == right
+    for wrong, shown in [
+        (0, "0"),
+        (-1, "-1"),
+        (1.0, "1.0"),
+        (math.inf, "inf"),
+        (True, "True"),
+        ("9", "'9'"),
+        (2**63, str(2**63)),
+    ]:
+        problem = f"- {name}: got {shown}, must be a whole number above 0 and below 2**63"
+        assert problems_of(PluginOptions, **{name: wrong}) == [problem]
+
+
+def test_message_smaller_than_its_envelope_holds_no_data() -> None:
+    """An error would name a negative number of bytes as the most that may be sent."""
+    assert PluginOptions(max_message_bytes=1).max_data_bytes == 0
+    assert PluginOptions(max_message_bytes=100).max_data_bytes == 36
 
 
 def test_trusted_proxies_are_addresses_in_their_shortest_form() -> None:
@@ -195,7 +211,7 @@ def test_very_long_value_is_cut_or_shown_by_its_type() -> None:
     (problem,) = problems_of(PluginOptions, max_entries="x" * 10_000)
     assert len(problem) < 150
     assert problems_of(PluginOptions, max_entries=-(10**5000)) == [
-        "- max_entries: got a value of type int, must be a whole number above 0"
+        "- max_entries: got a value of type int, must be a whole number above 0 and below 2**63"
     ]
 
 

@@ -349,7 +349,8 @@ class AccountsOptions(PluginOptions):
         default=None,
         metadata={
             VALIDATOR: Validator(
-                "a whole number, 1 or more, or None", lambda value: value is None or COUNT[VALIDATOR].accepts(value)
+                "None or a whole number above 0 and below 2**63",
+                lambda value: value is None or COUNT[VALIDATOR].accepts(value),
             )
         },
     )

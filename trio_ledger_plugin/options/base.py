@@ -206,7 +206,7 @@ class PluginOptions(CheckedOptions):
     @property
     def max_data_bytes(self) -> int:
         """The size of the data that ``send_data`` takes and a data handler may return: a message less its envelope."""
-        return self.max_message_bytes - ENVELOPE_BYTES
+        return max(0, self.max_message_bytes - ENVELOPE_BYTES)
 
 
 def _find_secrets(options: CheckedOptions) -> Iterator[Secret]:

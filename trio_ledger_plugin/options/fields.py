@@ -129,7 +129,8 @@ def _is_duration(value: object) -> bool:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    # Limits are compared with floats, written to JSON, and used in statements.
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 63
 
 
 def _is_port(value: object) -> bool:
@@ -198,7 +199,7 @@ RETENTION: Final = {
 }
 ACCEPT_MONEY: Final = {VALIDATOR: Validator("'handler' or 'journal'", lambda value: value in ("handler", "journal"))}
 MONEY: Final = {VALIDATOR: Validator("'auto', 'keyed' or 'plain'", lambda value: value in ("auto", "keyed", "plain"))}
-COUNT: Final = {VALIDATOR: Validator("a whole number above 0", _is_count)}
+COUNT: Final = {VALIDATOR: Validator("a whole number above 0 and below 2**63", _is_count)}
 PORT: Final = {VALIDATOR: Validator("a port number from 0 to 65535, or None to open none", _is_port, null=True)}
 TEXT: Final = {VALIDATOR: Validator("text (str) that UTF-8 can hold", is_text)}
 NAME: Final = {VALIDATOR: Validator("text (str), not empty", lambda value: bool(value) and is_text(value))}
