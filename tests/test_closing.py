@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import trio
-from support.peers import CLOSE, Peer, dial_in, listening, open_btp, serving, welcome
+from support.peers import CLOSE, TOKEN, Peer, dial_in, listening, open_btp, serving, welcome
 
+from trio_ledger_plugin import create_plugin, open_plugin
 from trio_ledger_plugin.btp.plugin import BtpPlugin
 from trio_ledger_plugin.codec import btp
 from trio_ledger_plugin.errors import PluginClosedError
@@ -98,3 +99,23 @@ async def test_flooded_plugin_drains_and_says_goodbye(side: str, delay: float) -
     assert flooders[0].code == 1000
     assert answers == [b"answer" if delay < inf else PluginClosedError]
     assert took < 2.5
+
+
+@pytest.mark.parametrize("plugin", ["btp", "btp-accounts"])
+@pytest.mark.parametrize("ends", ["disconnect", "aclose"])
+async def test_redial_during_a_disconnect_is_refused_with_503(plugin: str, ends: str, caplog: Any) -> None:
+    """Whenever a server was stopped in order, the log of each client would suspect its token."""
+    info = {"client_address": "example.host", "asset_scale": 9, "asset_code": "XRP"}
+    options = listening() if plugin == "btp" else {"plugin": plugin, "port": 0, "debug_host_ildcp_info": info}
+    async with trio.open_nursery() as nursery:
+        async with open_plugin(options, nursery=nursery) as server:
+            url = server.address.replace("://", f"://:{TOKEN}@")
+            client = create_plugin({"server": url}, nursery=nursery)
+            await client.connect()
+            await getattr(server, ends)()
+            with trio.fail_after(5):
+                while not any("cannot connect" in each.message for each in caplog.records):  # noqa: ASYNC110 (no event)
+                    await trio.sleep(0.01)
+        failed = next(each.message for each in caplog.records if "cannot connect" in each.message)
+        assert failed.endswith("the WebSocket handshake was refused for now: HTTP 503; trying again")
+        await client.aclose()

@@ -185,7 +185,8 @@ class Server:
         def refuse(handshake: Handshake) -> int | None:
             pending.come_from(client_address(pending.address, handshake.forwarded_for, options.trusted_proxies))
             pending.path = handshake.path
-            return self._refuse_handshake(handshake)
+            # A client that was disconnected dials again at once. Dropped later, it would suspect its token.
+            return self._refuse_handshake(handshake) if self._decisions.is_wanted() else 503
 
         try:
             with trio.move_on_after(options.handshake_timeout) as scope:
