@@ -53,7 +53,7 @@ async def test_page_for_others_asks_for_the_token() -> None:
         (("--admin", "0", "--admin-host", "0.0.0.0"), "--admin-token: missing; on 0.0.0.0 other machines can reach"),  # noqa: S104 (refused)
         (
             ("--admin", "0", "--admin-token", f"{CANARY} x"),
-            "--admin-token: got a value of type Secret, must be",
+            "--admin-token: got text that is not shown, must be",
         ),
         (("--admin-host", "::1"), "--admin-host needs --admin"),
         (("--admin-name", "x"), "--admin-name needs --admin"),

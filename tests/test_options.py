@@ -272,11 +272,20 @@ def test_listener_refuses_a_wrong_port(port: Any) -> None:
     ]
 
 
-@pytest.mark.parametrize("secret", ["", Secret(""), None, 5, "\ud800"])
-def test_listener_refuses_an_empty_secret(secret: Any) -> None:
-    (problem,) = problems_of(ListenerOptions, 0, secret)
-    assert problem.startswith("- secret: got a value of type ")
-    assert problem.endswith("must be text (str) or a Secret, not empty")
+@pytest.mark.parametrize(
+    ("secret", "shown"),
+    [
+        ("", "empty text"),
+        (Secret(""), "empty text"),
+        (None, "a value of type NoneType"),
+        (5, "a value of type int"),
+        ("\ud800", "text that is not shown"),
+    ],
+)
+def test_listener_refuses_an_empty_secret(secret: Any, shown: str) -> None:
+    """Text is text: whoever gave it would look for a value of type Secret."""
+    problem = f"- secret: got {shown}, must be text (str) or a Secret, not empty"
+    assert problems_of(ListenerOptions, 0, secret) == [problem]
 
 
 @pytest.mark.parametrize("host", ["", "a b", "a\n", 5])

@@ -536,8 +536,19 @@ async def test_path_without_a_file_is_refused(path, error):
 
 @pytest.mark.parametrize("path", [b"bytes.db", None, 5])
 async def test_path_of_another_type_is_refused(path):
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match=r"path is text \(str\) or a pathlib.Path"):
         async with open_sqlite_store(path):
+            pytest.fail("opened")
+
+
+async def test_path_that_the_system_cannot_open_is_explained(tmp_path):
+    """It was told as an unexpected error, after which a change may count or not."""
+    with pytest.raises(StoreError, match="its path is too long; use a shorter one") as caught:
+        async with open_sqlite_store(tmp_path / ("x" * 5000)):
+            pytest.fail("opened")
+    assert not isinstance(caught.value, StoreInDoubtError)
+    with pytest.raises(InvalidFieldsError, match="path: has a NUL character"):
+        async with open_sqlite_store(f"{tmp_path}/a\0b"):
             pytest.fail("opened")
 
 

@@ -213,7 +213,7 @@ HOST: Final = {
 SECRET: Final = {VALIDATOR: Validator("text (str) that UTF-8 can hold, or a Secret of it", _is_secret, shown=False)}
 CREDENTIAL: Final = {
     VALIDATOR: Validator(
-        "text (str) or a Secret, not empty", lambda value: bool(value) and _is_secret(value), shown=False
+        "text (str) or a Secret, not empty", lambda value: _is_secret(value) and bool(value), shown=False
     )
 }
 SWITCH: Final = {VALIDATOR: Validator("True or False", lambda value: isinstance(value, bool))}
@@ -264,4 +264,7 @@ def shown(value: object) -> str:
 
 
 def _type_of(value: object) -> str:
+    if isinstance(value, Secret):
+        # The text that was given, as converted.
+        return "text that is not shown" if value else "empty text"
     return f"a value of type {type(value).__name__}"

@@ -46,12 +46,12 @@ SECOND_NS = 1_000_000_000
 
 
 def check_file(path: str) -> None:
-    """Check what can be known of a database without opening it; a missing file is not an error.
+    """Check what can be known of a database without opening it. What prevents a look also prevents opening it, later.
 
     Raises:
         StoreError: It is not a regular file, or has several names.
     """
-    with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+    with suppress(OSError):
         _check(path, os.stat(path))
 
 

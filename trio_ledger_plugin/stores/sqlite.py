@@ -58,7 +58,8 @@ async def open_sqlite_store(path: str | os.PathLike[str]) -> AsyncIterator[Sqlit
         StoreError: The file is in use by another program or open in this one, is damaged, was made by a newer version
             of this package, is not the one that was last open under this name, has a second hard link, or cannot be
             opened or written; the text says what to do.
-        InvalidFieldsError: ``":memory:"`` or an empty path, for which SQLite keeps nothing; use a ``MemoryStore``.
+        InvalidFieldsError: ``":memory:"`` or an empty path, for which SQLite keeps nothing; use a ``MemoryStore``. Or a
+            path with a NUL character.
         TypeError: ``path`` is not a path.
 
     Cancellation: The block ends once all requested changes are on the disk. If it is cancelled or left by an
@@ -69,9 +70,11 @@ async def open_sqlite_store(path: str | os.PathLike[str]) -> AsyncIterator[Sqlit
 
 
 def _checked(path: str | os.PathLike[str]) -> str:
-    name = os.fspath(path)
+    name = os.fspath(path) if isinstance(path, os.PathLike) else path
     if not isinstance(name, str):
-        raise TypeError(f"a store's path is text (str), not {type(name).__name__}")
+        raise TypeError(f"path is text (str) or a pathlib.Path of a store's file, not {type(name).__name__}")
+    if "\0" in name:
+        raise InvalidFieldsError("path: has a NUL character, must be the path of a file")
     if name in ("", ":memory:"):
         raise InvalidFieldsError(f"path: {name!r} is not a file, and its data would be lost; use MemoryStore for that")
     # Resolved, so that every name of the file leads to the same lock, and a later chdir() changes nothing.

@@ -46,6 +46,7 @@ _ADVICE = {
 _OS_ADVICE = {
     errno.ENOENT: _NO_DIRECTORY,
     errno.ENOTDIR: _NO_DIRECTORY,
+    errno.ENAMETOOLONG: "its path is too long; use a shorter one",
     errno.EACCES: _NO_ACCESS,
     errno.EPERM: _NO_ACCESS,
     errno.EROFS: "its file system is read-only",
