@@ -421,6 +421,16 @@ def test_asyncio_in_place_of_trio():
     assert str(caught.value) == "open_plugin() needs Trio: run the program with trio.run(main), not with asyncio"
 
 
+async def test_opening_the_same_object_again_names_the_mistake() -> None:
+    """A loop that opens again after a failure would end with an AttributeError of contextlib."""
+    opening = open_plugin({"plugin": "loopback"})
+    async with opening:
+        pass
+    with pytest.raises(RuntimeError, match=r"for two blocks: call it again for each 'async with'"):
+        async with opening:
+            raise AssertionError("opened")
+
+
 # Sending
 
 

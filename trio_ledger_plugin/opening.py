@@ -167,7 +167,7 @@ def open_plugin(
         UnreachableError: The peer cannot be reached; ``ConnectTimeoutError`` after a timeout.
         OSError: A listener cannot open its port.
         PluginFailedError: The plugin had a fatal error, which is the cause.
-        RuntimeError: The program does not run in Trio.
+        RuntimeError: The program does not run in Trio, or enters the same object twice.
 
     Cancellation: The plugin is closed at once, without draining.
     """
@@ -216,6 +216,7 @@ class _Opening(AbstractAsyncContextManager["LedgerPlugin"]):
 
     def __init__(self, block: AbstractAsyncContextManager[LedgerPlugin]) -> None:
         self._block = block
+        self._is_used = False
 
     async def __aenter__(self) -> LedgerPlugin:
         try:
@@ -224,6 +225,9 @@ class _Opening(AbstractAsyncContextManager["LedgerPlugin"]):
             raise RuntimeError(
                 "open_plugin() needs Trio: run the program with trio.run(main), not with asyncio"
             ) from None
+        if self._is_used:
+            raise RuntimeError("open_plugin() was called once for two blocks: call it again for each 'async with'")
+        self._is_used = True
         return await self._block.__aenter__()
 
     async def __aexit__(
