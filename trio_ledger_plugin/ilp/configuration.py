@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from ..codec.ildcp import IldcpResponse
     from ..plugin import LedgerPlugin
 
-__all__ = ["fetch_ildcp", "read_ildcp_answer"]
+__all__ = ["check_plugin", "fetch_ildcp", "read_ildcp_answer"]
 
 
 async def fetch_ildcp(plugin: LedgerPlugin) -> IldcpResponse:
@@ -23,15 +23,27 @@ async def fetch_ildcp(plugin: LedgerPlugin) -> IldcpResponse:
         ``client_address``, ``asset_scale`` and ``asset_code``.
 
     Raises:
+        TypeError: ``plugin`` is something else.
         RemoteError: The peer rejected the request; ``code`` is the ILP error code of its Reject.
         DecodeError: The answer is not an ILDCP response.
         LedgerPluginError: As ``LedgerPlugin.send_data`` raises it.
 
     Cancellation: Safe at any time.
     """
+    check_plugin(plugin)
     from ..codec import ildcp  # noqa: PLC0415 (a tenth of this package's import time, which few programs need)
 
     return read_ildcp_answer(await plugin.send_data(ildcp.encode(ildcp.IldcpRequest())))
+
+
+def check_plugin(plugin: object) -> None:
+    """Check that a plugin was given, and not its options for example.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if not callable(getattr(plugin, "send_data", None)):
+        raise TypeError(f"plugin is an open LedgerPlugin, not {type(plugin).__name__}")
 
 
 def read_ildcp_answer(answer: bytes) -> IldcpResponse:

@@ -16,7 +16,7 @@ from inspect import (
     unwrap,
 )
 from types import FunctionType, WrapperDescriptorType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 from uuid import uuid4
 
 from ..errors import (
@@ -51,6 +51,7 @@ __all__ = [
     "as_bytes",
     "begin_handling",
     "check_async",
+    "check_function",
     "check_transactional",
     "judge_error",
 ]
@@ -329,11 +330,34 @@ def check_transactional(handler: object) -> None:
     Raises:
         TypeError: It cannot be called with its arguments, or is an async function or a generator.
     """
-    # A call of any of these would return at once and do nothing.
-    idle = (iscoroutinefunction, isasyncgenfunction, isgeneratorfunction)
-    if not callable(handler) or any(is_idle(handler) or is_idle(type(handler).__call__) for is_idle in idle):
+    if not _is_plain(handler):
         raise TypeError("a transactional money handler is a plain function: it runs on the store's thread")
-    _check_arguments("transactional money", handler, ("connection", "transfer"))
+    _check_arguments("a transactional money handler is called as handler", handler, ("connection", "transfer"))
+
+
+def check_function(name: str, function: object, *names: str, may_wait: bool = False) -> None:
+    """Check a function of the application that is not a handler of a plugin.
+
+    Args:
+        name: The name of the argument that it is given as.
+        function: The function, or something else.
+        names: What it is called with.
+        may_wait: Whether it may be an async function.
+
+    Raises:
+        TypeError: It cannot be called with its arguments, or is an async function or a generator and may not be one.
+    """
+    if not callable(function):
+        raise TypeError(f"{name} is a function, not {type(function).__name__}")
+    if not may_wait and not _is_plain(function):
+        raise TypeError(f"{name} is a plain function, and {_name_of(function)}() is an async function or a generator")
+    _check_arguments(f"{name} is called as {name}", function, names)
+
+
+def _is_plain(function: object) -> TypeGuard[Callable[..., object]]:
+    """Return whether a call does the work; one of a function of these kinds returns at once and does nothing."""
+    idle = (iscoroutinefunction, isasyncgenfunction, isgeneratorfunction)
+    return callable(function) and not any(is_idle(function) or is_idle(type(function).__call__) for is_idle in idle)
 
 
 def as_bytes(data: object, what: str = "data") -> bytes:
@@ -352,7 +376,7 @@ def _as_it_is(_: str, handler: Any) -> Any:  # noqa: ANN401 (any kind of handler
     return handler
 
 
-def _check_arguments(kind: str, handler: Callable[..., object], names: tuple[str, ...]) -> None:
+def _check_arguments(rule: str, handler: Callable[..., object], names: tuple[str, ...]) -> None:
     """Check that a handler can be called with its arguments, as far as its signature says for certain.
 
     What a wrapper takes is its own signature, not that of the function in it. A builtin may have none, and
@@ -371,10 +395,11 @@ def _check_arguments(kind: str, handler: Callable[..., object], names: tuple[str
         if own is not None:
             own.bind(*names)
     except TypeError as error:
-        name = getattr(handler, "__name__", type(handler).__name__)
-        raise TypeError(
-            f"a {kind} handler is called as handler({', '.join(names)}), and {name}() cannot be: {error}"
-        ) from None
+        raise TypeError(f"{rule}({', '.join(names)}), and {_name_of(handler)}() cannot be: {error}") from None
+
+
+def _name_of(function: Callable[..., object]) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
 
 
 def check_async(kind: str, handler: object, *names: str) -> None:
@@ -389,7 +414,7 @@ def check_async(kind: str, handler: object, *names: str) -> None:
     if not callable(handler):
         raise TypeError(f"a {kind} handler is an async function, not {type(handler).__name__}")
     _check_plain(kind, handler)
-    _check_arguments(kind, handler, names)
+    _check_arguments(f"a {kind} handler is called as handler", handler, names)
 
 
 def _check_plain(kind: str, handler: object) -> None:

@@ -23,11 +23,23 @@ class Asset:
 
     Attributes:
         code: The asset's code, such as ``"EUR"``.
-        scale: How many decimal places an amount has: at scale 2, the amount 1 is a hundredth.
+        scale: How many decimal places an amount has, 0 to 255: at scale 2, the amount 1 is a hundredth.
+
+    Raises:
+        TypeError: ``code`` is not text, or ``scale`` is not an int.
+        InvalidFieldsError: ``scale`` is out of its range.
     """
 
     code: str
     scale: int
+
+    def __attrs_post_init__(self) -> None:
+        if not isinstance(self.code, str):
+            raise TypeError(f"code is text (str), not {type(self.code).__name__}")
+        if isinstance(self.scale, bool) or not isinstance(self.scale, int):
+            raise TypeError(f"scale is an int, not {type(self.scale).__name__}")
+        if not 0 <= self.scale <= 255:
+            raise InvalidFieldsError(f"scale is {self.scale}: it must be from 0 to 255")
 
 
 class Credentials:

@@ -12,6 +12,7 @@ from attrs import frozen
 
 from ..errors import InvalidFieldsError
 from ..net.sockets import abort_stream
+from ..runtime.handlers import check_function
 from .spsp import decode_base64
 
 if TYPE_CHECKING:
@@ -43,9 +44,14 @@ class SpspEndpoint:
         receiver: The receiver that the credentials are for.
         find_tag: Called with the path of a query, such as ``"/alice"``; returns the tag for the credentials, or None
             if there is no such receiver. If None, every path gets credentials without a tag.
+
+    Raises:
+        TypeError: ``find_tag`` cannot be called with a path, or is an async function.
     """
 
     def __init__(self, receiver: Receiver, find_tag: Callable[[str], str | None] | None = None) -> None:
+        if find_tag is not None:
+            check_function("find_tag", find_tag, "path")
         self._receiver = receiver
         self._find_tag = find_tag
 

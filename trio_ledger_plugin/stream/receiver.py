@@ -20,10 +20,11 @@ from attrs import frozen
 from ..codec import ilp, stream
 from ..codec.ilp import ErrorCode
 from ..codec.oer import MAX_UINT64
-from ..errors import DecodeError, InvalidFieldsError
-from ..ilp.configuration import fetch_ildcp
+from ..errors import DecodeError, InvalidFieldsError, InvalidServicesError
+from ..ilp.configuration import check_plugin, fetch_ildcp
 from ..ilp.routing import child_segment, has_expired
 from ..log import StdlibLog
+from ..runtime.handlers import check_function
 from .addresses import AddressBook, Details, check_details
 from .bookings import MemoryBookings, ReceivedPacket, StoredBookings, Verdict
 from .credentials import Asset, Credentials
@@ -366,18 +367,29 @@ async def open_receiver(
         The receiver.
 
     Raises:
-        TypeError: ``secret`` is not bytes-like.
+        TypeError: An argument has the wrong type; ``book`` is an async function for example.
         InvalidFieldsError: ``secret`` is too short, ``address`` is wrong, or ``book`` is given without ``store``.
-        InvalidServicesError: The extra ``stream`` is not installed.
+        InvalidServicesError: The extra ``stream`` is not installed, or ``store`` has no transactions.
         DataHandlerAlreadyRegisteredError: The plugin has a data handler.
         StoreError: The store failed.
         RemoteError: The peer does not answer ILDCP; give ``address``.
 
     Cancellation: Ends the block. Packets that are being decided are not fulfilled if the plugin closes.
     """
+    check_plugin(plugin)
     check_secret(secret, "secret")
-    if book is not None and store is None:
-        raise InvalidFieldsError("book needs store: it runs in the transaction of the store")
+    if asset is not None and not isinstance(asset, Asset):
+        raise TypeError(f"asset is an Asset, not {type(asset).__name__}")
+    if on_packet is not None:
+        check_function("on_packet", on_packet, "packet", may_wait=True)
+    if book is not None:
+        check_function("book", book, "connection", "packet")
+        if store is None:
+            raise InvalidFieldsError("book needs store: it runs in the transaction of the store")
+    if store is not None and not callable(getattr(store, "transaction", None)):
+        raise InvalidServicesError(
+            "store: packets are recorded in one with transaction(), as open_sqlite_store() gives"
+        )
     if address is None:
         own = await fetch_ildcp(plugin)
         address, asset = own.client_address, asset or Asset(own.asset_code, own.asset_scale)

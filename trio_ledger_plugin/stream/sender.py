@@ -9,7 +9,8 @@ import trio
 from attrs import frozen
 
 from ..errors import LedgerPluginError
-from ..ilp.configuration import fetch_ildcp
+from ..ilp.configuration import check_plugin, fetch_ildcp
+from ..runtime.handlers import check_function
 from ..runtime.tasks import without_cancellation
 from .connection import Connection
 from .credentials import Credentials
@@ -130,6 +131,9 @@ async def pay(
 
     Concurrency: Any number of payments may run over a plugin, each with its own credentials.
     """
+    check_plugin(plugin)
+    if on_progress is not None:
+        check_function("on_progress", on_progress, "progress")
     order = make_order(send, deliver, slippage, min_rate, outside_rate, expiry, max_packet)
     credentials = await _find_credentials(to, ssl_context)
     with credentials.use():
@@ -172,6 +176,7 @@ async def quote(
 
     Cancellation: Safe at any time.
     """
+    check_plugin(plugin)
     order = make_order(send, deliver, slippage, min_rate, outside_rate, expiry, max_packet)
     credentials = await _find_credentials(to, ssl_context)
     with credentials.use():

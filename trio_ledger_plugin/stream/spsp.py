@@ -22,6 +22,7 @@ from ..log import escape
 from ..net.dial import dial
 from ..net.sockets import abort_stream
 from ..net.url import HOST_CHARACTERS, ServerUrl, parse_http
+from ..options.fields import CLIENT_CONTEXT, VALIDATOR
 from .addresses import check_details
 from .credentials import Credentials
 from .crypto import SECRET_SIZE
@@ -111,7 +112,9 @@ async def fetch_spsp(
         The credentials, which are for one payment.
 
     Raises:
-        InvalidFieldsError: ``to`` is not a payment pointer or such a URL, or the nonce or the secret is wrong.
+        TypeError: ``to`` is not text.
+        InvalidFieldsError: ``to`` is not a payment pointer or such a URL, or the nonce, the secret or the TLS context
+            is wrong.
         UnreachableError: The endpoint cannot be reached in time, or its certificate is not trusted.
         RemoteError: It refuses: ``F02`` if it does not know the receiver, ``F00``, or ``T00`` if it may help to try
             again. A redirect is refused; the text shows where it leads.
@@ -121,6 +124,8 @@ async def fetch_spsp(
     """
     if not isinstance(to, str):
         raise TypeError(f"to is a payment pointer or a URL, not {type(to).__name__}")
+    if problem := CLIENT_CONTEXT[VALIDATOR].find_problem(ssl_context):
+        raise InvalidFieldsError(f"ssl_context: {problem}", problems=(("ssl_context", problem),))
     endpoint = _parse_endpoint(to)
     headers = [("Host", endpoint.host_header), ("Accept", _ACCEPT), ("Connection", "close")]
     headers += _receipt_headers(receipt_nonce, receipt_secret)
