@@ -401,7 +401,7 @@ async def test_draining_listener_accepts_no_peer(given):
         await begun.wait()
         async with trio.open_nursery() as closing:
             closing.start_soon(listener.aclose)
-            with pytest.raises(ScriptError, match="HTTP/1.1 503"), trio.fail_after(5):
+            with pytest.raises(ScriptError, match="503"), trio.fail_after(5):
                 await peers.dial(listener.address)
             finish.set()
             assert (await first.receive_packet()).request_id == 1
