@@ -448,6 +448,30 @@ async def test_page_waits_for_a_server_that_went_away() -> None:
 # Every operator.
 
 
+# Where the text of an element begins and ends, and not the element, which may be wider.
+TEXT_EDGES = """element => {
+    const range = document.createRange();
+    range.selectNodeContents(element);
+    const {left, right} = range.getBoundingClientRect();
+    return [left, right];
+}"""
+
+
+async def test_narrow_page_says_that_no_account_is_connected() -> None:
+    """The middle of the table is outside of the window of a phone, and the table looked unfinished."""
+    info = {"client_address": "example.host", "asset_scale": 9, "asset_code": "XRP"}
+    options = {"plugin": "btp-accounts", "port": 0, "debug_host_ildcp_info": info}
+    async with open_plugin(options) as server, open_admin(server) as admin:
+
+        def look(page: Any) -> None:
+            page.set_viewport_size({"width": 400, "height": 900})
+            assert page.wait_for_selector("#accounts td.empty").text_content() == "No account is connected"
+            left, right = page.locator("#accounts td.empty").evaluate(TEXT_EDGES)
+            assert 0 <= left < right <= 400
+
+        await show(admin.address, look)
+
+
 async def test_page_fits_its_window_and_can_be_read(tmp_path) -> None:
     async with open_bank(tmp_path / "money.db") as (server, _), open_admin(server) as admin:
         await leave_in_doubt(server, 2**64 - 1, "k" * 64)
