@@ -332,7 +332,7 @@ def check_transactional(handler: object) -> None:
     """
     if not _is_plain(handler):
         raise TypeError("a transactional money handler is a plain function: it runs on the store's thread")
-    _check_arguments("a transactional money handler is called as handler", handler, ("connection", "transfer"))
+    _check_arguments("a transactional money handler", "handler", handler, ("connection", "transfer"))
 
 
 def check_function(name: str, function: object, *names: str, may_wait: bool = False) -> None:
@@ -351,7 +351,7 @@ def check_function(name: str, function: object, *names: str, may_wait: bool = Fa
         raise TypeError(f"{name} is a function, not {type(function).__name__}")
     if not may_wait and not _is_plain(function):
         raise TypeError(f"{name} is a plain function, and {_name_of(function)}() is an async function or a generator")
-    _check_arguments(f"{name} is called as {name}", function, names)
+    _check_arguments(name, name, function, names)
 
 
 def _is_plain(function: object) -> TypeGuard[Callable[..., object]]:
@@ -376,7 +376,7 @@ def _as_it_is(_: str, handler: Any) -> Any:  # noqa: ANN401 (any kind of handler
     return handler
 
 
-def _check_arguments(rule: str, handler: Callable[..., object], names: tuple[str, ...]) -> None:
+def _check_arguments(what: str, name: str, handler: Callable[..., object], names: tuple[str, ...]) -> None:
     """Check that a handler can be called with its arguments, as far as its signature says for certain.
 
     What a wrapper takes is its own signature, not that of the function in it. A builtin may have none, and
@@ -395,7 +395,9 @@ def _check_arguments(rule: str, handler: Callable[..., object], names: tuple[str
         if own is not None:
             own.bind(*names)
     except TypeError as error:
-        raise TypeError(f"{rule}({', '.join(names)}), and {_name_of(handler)}() cannot be: {error}") from None
+        raise TypeError(
+            f"{what} is called as {name}({', '.join(names)}), and {_name_of(handler)}() cannot be: {error}"
+        ) from None
 
 
 def _name_of(function: Callable[..., object]) -> str:
@@ -414,7 +416,7 @@ def check_async(kind: str, handler: object, *names: str) -> None:
     if not callable(handler):
         raise TypeError(f"a {kind} handler is an async function, not {type(handler).__name__}")
     _check_plain(kind, handler)
-    _check_arguments(f"a {kind} handler is called as handler", handler, names)
+    _check_arguments(f"a {kind} handler", "handler", handler, names)
 
 
 def _check_plain(kind: str, handler: object) -> None:
