@@ -4,6 +4,7 @@ import inspect
 import ssl
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -135,14 +136,15 @@ async def test_receiver_accepts_plain_and_async_functions(on_packet):
 
 
 async def test_receiver_needs_a_store_with_transactions():
+    store: Any = MemoryStore()
     async with loopback_pair() as (plugin, _):
         with pytest.raises(InvalidServicesError, match=r"store: packets are recorded in one with transaction\(\)"):
-            async with stream.open_receiver(plugin, secret=SECRET, address="example.receiver", store=MemoryStore()):
+            async with stream.open_receiver(plugin, secret=SECRET, address="example.receiver", store=store):
                 pytest.fail("opened")
 
 
 async def test_options_instead_of_a_plugin_are_named():
-    options = {"plugin": "loopback"}
+    options: Any = {"plugin": "loopback"}
     for call in (
         fetch_ildcp,
         lambda it: stream.pay(it, CREDENTIALS, send=5),
@@ -161,12 +163,13 @@ async def test_context_of_a_server_is_refused_before_dialing():
 
 
 async def test_endpoint_refuses_an_async_function_for_tags():
+    find_tag: Any = waits
     async with (
         loopback_pair() as (plugin, _),
         stream.open_receiver(plugin, secret=SECRET, address="example.receiver") as receiver,
     ):
         with pytest.raises(TypeError, match="find_tag is a plain function"):
-            stream.SpspEndpoint(receiver, waits)
+            stream.SpspEndpoint(receiver, find_tag)
 
 
 def test_asset_is_checked():
