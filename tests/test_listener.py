@@ -43,6 +43,8 @@ from trio_ledger_plugin.log import StdlibLog
 from trio_ledger_plugin.net import listen
 from trio_ledger_plugin.net.listen import FAILURES, FAILURES_A_SECOND
 from trio_ledger_plugin.options.load import options_from_mapping
+from trio_ledger_plugin.runtime.plugin_log import PluginLog
+from trio_ledger_plugin.runtime.timers import Timers
 from trio_ledger_plugin.testing.conformance.assertions import Recorder, echo
 from trio_ledger_plugin.testing.scripted_peer import dial_stream
 
@@ -620,7 +622,7 @@ async def test_error_in_serving_one_connection_does_not_end_the_others(caplog: A
         await stream.send_all(data)
         return False
 
-    listener = listen.Listener(StdlibLog(), "127.0.0.1", 0, serve, lambda: None, is_clear=True)
+    listener = listen.Listener(PluginLog(StdlibLog(), (), Timers()), "127.0.0.1", 0, serve, lambda: None, is_clear=True)
     async with trio.open_nursery() as nursery:
         bound = trio.Event()
         nursery.start_soon(listener.run, bound.set)

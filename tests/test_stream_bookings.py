@@ -163,6 +163,6 @@ async def test_packets_of_an_earlier_version_are_known_and_forgotten(store: Conn
 
 async def test_same_packet_is_answered_again_in_memory() -> None:
     booked = MemoryBookings()
-    assert booked.book(packet(1), condition(1)) == (Verdict.NEW, 10)
+    assert booked.book(packet(1), condition(1)) == 10
     assert booked.judge(packet(1), condition(1)) == (Verdict.SAME, 10)
     assert booked.judge(packet(1), condition(2)) == (Verdict.OTHER, 10)
