@@ -8,17 +8,15 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from trio_ledger_plugin.log import StdlibLog
+from trio_ledger_plugin.log import RedactingLog, StdlibLog
 from trio_ledger_plugin.net.admission import Admission, PendingPeer
 from trio_ledger_plugin.options.base import PluginOptions
-from trio_ledger_plugin.runtime.plugin_log import PluginLog
-from trio_ledger_plugin.runtime.timers import Timers
 from trio_ledger_plugin.statistics import Counters
 
 
 def make_admission(**options: object) -> Admission:
     limits = PluginOptions(**options)  # type: ignore[arg-type]  # each test names its own fields
-    return Admission(limits, Counters(), PluginLog(StdlibLog(), (), Timers()))
+    return Admission(limits, Counters(), RedactingLog(StdlibLog(), ()))
 
 
 def fail(admission: Admission, address: str, account: str = "") -> float:
@@ -147,11 +145,16 @@ async def test_first_refused_token_of_an_address_is_a_warning(
     for _ in range(3):
         fail(admission, "192.0.2.1", "alice\n")
         await trio.sleep(61)
-    fail(admission, "192.0.2.2", "a" * 200)
+    fail(admission, "192.0.2.2")
+    await trio.sleep(3601)
+    fail(admission, "192.0.2.1", "a" * 200)
     refused, named = "refused a connection from 192.0.2", r"1 for account alice\n"
     assert [(record.levelname, record.message) for record in caplog.records] == [
         ("WARNING", f"{refused}.{named}: invalid auth_token"),
-        ("WARNING", f"{refused}.2 for account {'a' * 100}: invalid auth_token"),
+        ("INFO", f"{refused}.{named}, 2 times so far: invalid auth_token"),
+        ("INFO", f"{refused}.{named}, 3 times so far: invalid auth_token"),
+        ("WARNING", f"{refused}.2: invalid auth_token"),
+        ("WARNING", f"{refused}.1 for account {'a' * 100}: invalid auth_token"),
     ]
 
 

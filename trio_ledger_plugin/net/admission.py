@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ..options.base import PluginOptions
-    from ..runtime.plugin_log import PluginLog
+    from ..services import Log
     from ..statistics import Counters
 
 __all__ = ["Admission", "PendingPeer"]
 
 MINUTE = 60.0
+# After so many seconds without a failure, the next one from an address is news for an operator again.
+QUIET = 3600.0
 # How much of a refused account's name is logged.
 LONGEST_NAME = 100
 # By how much each failure delays the reply to it, and the longest delay, in seconds.
@@ -38,10 +40,12 @@ REMEMBERED = 4096
 
 @define
 class _Failures:
-    """The failed authentications from one address in a minute, which began at ``since``."""
+    """The failed authentications from one address: in a minute since ``since``, and in all."""
 
     since: float
+    last: float
     in_minute: int = 0
+    total: int = 0
 
 
 class PendingPeer:
@@ -84,7 +88,7 @@ class Admission:
         log: Gets the refusals.
     """
 
-    def __init__(self, options: PluginOptions, counters: Counters, log: PluginLog) -> None:
+    def __init__(self, options: PluginOptions, counters: Counters, log: Log) -> None:
         self._options = options
         self._log = log
         self._counters = counters
@@ -167,7 +171,7 @@ class Admission:
     def refuse(self, what: str, address: str, account: str, reason: object) -> float:
         """Count and log a failed authentication, and return for how many seconds to delay the reply to it.
 
-        The first one from an address is logged at once, the later ones are counted.
+        The first one from an address is a warning, the later ones are not.
 
         Args:
             what: What is refused, such as ``"a connection"``.
@@ -177,16 +181,21 @@ class Admission:
         """
         now = trio.current_time()
         failures = self._failures.pop(address, None)
-        if failures is None:
-            failures = _Failures(now)
+        if failures is None or now - failures.last > QUIET:
+            failures = _Failures(now, now)
         if now - failures.since > MINUTE:
             failures.since, failures.in_minute = now, 0
+        failures.last = now
         failures.in_minute += 1
+        failures.total += 1
         self._failures[address] = failures
         if len(self._failures) > REMEMBERED:
             del self._failures[next(iter(self._failures))]
         named = f" for account {account[:LONGEST_NAME]}" if account else ""
-        self._log.once(address).warn("refused %s from %s%s: %s", what, address, named, reason)
+        if failures.total == 1:
+            self._log.warn("refused %s from %s%s: %s", what, address, named, reason)
+        else:
+            self._log.info("refused %s from %s%s, %d times so far: %s", what, address, named, failures.total, reason)
         return min(max(0, failures.in_minute - self._options.max_failures_per_minute) * DELAY_STEP, LONGEST_DELAY)
 
     def _is_exempt(self, address: str) -> bool:
