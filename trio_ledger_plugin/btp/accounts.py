@@ -11,7 +11,7 @@ from ..errors import NotAcceptedError
 from ..net.pace import Pace
 from ..runtime.budget import Limits
 from .link_limits import LinkLimits
-from .options import AccountsOptions, allows_origin
+from .options import AccountsOptions
 from .pending import Decisions
 from .server import BtpServer, Server
 from .session import request_ids
@@ -146,7 +146,7 @@ class AccountsPlugin(AccountsServer, BtpServer):
 
     def _refuse_origin(self, handshake: Handshake) -> int | None:
         """Refuse a web page's script unless its origin is listed."""
-        if handshake.origin is None or allows_origin(self.options.allowed_origins, handshake.origin):
+        if handshake.origin is None or self.options.allows(handshake.origin):
             return None
         self.log.info("refused a browser: origin %o is not in allowed_origins", handshake.origin)
         return 403

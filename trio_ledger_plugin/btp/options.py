@@ -365,6 +365,10 @@ class AccountsOptions(PluginOptions):
         if values["proxy_protocol"] is True and not values["trusted_proxies"]:
             yield "proxy_protocol", NO_PROXIES
 
+    def allows(self, origin: str) -> bool:
+        """Return whether a page of this origin may connect."""
+        return allows_origin(self.allowed_origins, origin)
+
 
 def allows_origin(allowed_origins: tuple[str, ...], origin: str) -> bool:
     """Return whether a page of this origin may connect."""
