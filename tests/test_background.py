@@ -45,6 +45,14 @@ async def test_lines_are_written_in_order(monkeypatch: pytest.MonkeyPatch) -> No
         assert await read_lines(reading, "line 999 é") == [f"line {number} é" for number in range(1000)]
 
 
+async def test_nothing_is_added_behind_a_live_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A live line ends without a new line. With one, the terminal would show each of its versions."""
+    async with piped(monkeypatch) as (out, reading):
+        for piece in ("one", "\rtwo", "\rthree\n"):
+            out.write(piece)
+            assert await trio.to_thread.run_sync(os.read, reading, 1 << 16) == piece.encode()
+
+
 async def test_consumer_that_stops_reading_loses_counted_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise the whole server would stand still: no answers, no pings, no money, no Ctrl-C."""
     line = "x" * 99 + "\n"

@@ -163,8 +163,10 @@ class BackgroundStdout:
                 # Another program that shares the pipe or the terminal has set this for all.
                 _wait_writable(descriptor)
                 continue
+            # It counts only if a further write fails: live lines end without a new line.
             self._is_torn = not data[:written].endswith(b"\n")
             data = data[written:]
+        self._is_torn = False
 
 
 def _wait_writable(descriptor: int) -> None:
