@@ -209,13 +209,10 @@ def test_at_most_eight_protocol_classes_are_shipped():
 
 
 def test_inheritance_is_at_most_three_deep():
-    """Counting the package's own classes. Errors, which programs catch by level, and test doubles may be deeper.
-
-    ``Registration`` is a part of ``LedgerPlugin`` in a file of its own.
-    """
+    """Counting the package's own classes. Errors, which programs catch by level, and test doubles may be deeper."""
     bases: dict[str, set[str]] = {}
     for name, node, found in classes():
-        if unit(name) not in ("errors", "testing", "registration"):
+        if unit(name) not in ("errors", "testing"):
             bases.setdefault(node.name, set()).update(set(found) - {node.name})
 
     def depth(name):

@@ -170,7 +170,6 @@ async def using(plugin: LedgerPlugin) -> None:
     await plugin.send_data("text")  # type: ignore[arg-type]  # data is bytes
     plugin.register_data_handler(on_data)
     plugin.register_data_handler(OnData())
-    plugin.register_data_handler(handler=on_data)  # editors show the name and the documentation of a method
     plugin.register_data_handler(on_money)  # type: ignore[arg-type]  # takes text, gives nothing
     plugin.register_money_handler(on_money)
     plugin.register_money_handler(on_data)  # type: ignore[arg-type]  # takes bytes

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import trio
 
-from . import appearance
+from . import appearance, registration
 from .errors import (
     ConnectionLostError,
     InvalidFieldsError,
@@ -21,7 +21,6 @@ from .errors import (
 from .money.opening import open_money
 from .money.service import MoneyLink, MoneyService
 from .options.base import ConnectOptions, PluginOptions
-from .registration import Registration
 from .runtime.connector import Connector, PluginState, name_of
 from .runtime.context import Context
 from .runtime.exchange import measure_links
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from .events import Event
     from .money.reconciliation import Transfers
     from .negotiation import PeerJournal
+    from .registration import Deregister, RegisterData, RegisterMoney, RegisterTransactional, WatchEvents, WatchRequests
     from .runtime.exchange import Exchange
     from .runtime.handlers import Handlers
     from .runtime.plugin_log import PluginLog
@@ -49,7 +49,7 @@ __all__ = ["LedgerPlugin"]
 CLOSING = PluginState.CLOSING
 
 
-class LedgerPlugin(Registration, ABC):
+class LedgerPlugin(ABC):
     """One account with one peer (RFC-0024, class LedgerPlugin).
 
     ``open_plugin()`` and ``create_plugin()`` return one. Any number of tasks of one Trio run may call every method.
@@ -166,7 +166,7 @@ class LedgerPlugin(Registration, ABC):
         """
         await run_all(exchange.finish for exchange in self.exchanges())
 
-    def ended(self, failure: PluginFailedError | None) -> None:
+    def ended(self, failure: PluginFailedError | None) -> None:  # noqa: B027 (most plugins have nothing to do)
         """Clean up; called once, when the plugin is closed or has failed and is in its final state."""
 
     @property
@@ -336,6 +336,16 @@ class LedgerPlugin(Registration, ABC):
                 return
             raise error
         await self.money.send(transfer, has_key=idempotency_key is not None)
+
+    register_data_handler: ClassVar[RegisterData] = registration.register_data_handler
+    deregister_data_handler: ClassVar[Deregister] = registration.deregister_data_handler
+    register_money_handler: ClassVar[RegisterMoney] = registration.register_money_handler
+    register_transactional_money_handler: ClassVar[RegisterTransactional] = (
+        registration.register_transactional_money_handler
+    )
+    deregister_money_handler: ClassVar[Deregister] = registration.deregister_money_handler
+    watch_events: ClassVar[WatchEvents] = registration.watch_events
+    watch_requests: ClassVar[WatchRequests] = registration.watch_requests
 
     @property
     def transfers(self) -> Transfers:

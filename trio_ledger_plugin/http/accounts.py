@@ -21,7 +21,12 @@ from ..runtime.budget import Limits
 from .client import Client, peer_name
 from .connection import IDLE_SECONDS
 from .credentials import PeerToken
-from .endpoint import CarriesNoMoney, HttpEndpoint, refuse_money
+from .endpoint import (
+    HttpEndpoint,
+    refuse_money,
+    refuse_transactional_money_handler,
+    register_idle_money_handler,
+)
 from .gate import Gate
 from .link import HttpLink
 from .options import HttpAccountsOptions
@@ -34,6 +39,7 @@ if TYPE_CHECKING:
     from ..errors import PluginFailedError
     from ..ilp.routing import Send
     from ..options.base import ConnectOptions
+    from ..registration import RegisterMoney, RegisterTransactional
     from ..runtime.exchange import Exchange
     from ..services import PluginServices
 
@@ -254,12 +260,14 @@ class _AccountLink(HttpLink):
         self._plugin.link_ended(self, reason)
 
 
-class _HttpAccountPlugin(CarriesNoMoney, AccountPlugin):
+class _HttpAccountPlugin(AccountPlugin):
     """The plugin of one account.
 
     ``connect()`` connects it without probing the client, and so does a request of the client.
     """
 
+    register_money_handler: ClassVar[RegisterMoney] = register_idle_money_handler
+    register_transactional_money_handler: ClassVar[RegisterTransactional] = refuse_transactional_money_handler
     #: Opens the account's link; set by the server.
     open_link: Callable[[], object]
     #: Whether the application has connected it, so that it stays connected without a connection of its client.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import trio
 from attrs import evolve
 
 from ..errors import InvalidFieldsError, InvalidServicesError, MoneyLevelError, PluginClosedError
 from ..plugin import LedgerPlugin
-from ..registration import Registration
+from ..registration import register_money_handler
 from ..runtime.handlers import check_transactional
 from ..transfer import check_amount, check_key
 from .asgi import AsgiApp
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from ..errors import LedgerPluginError, PluginFailedError
     from ..options.base import PluginOptions
+    from ..registration import RegisterMoney, Registers, RegisterTransactional
     from ..runtime.handlers import MoneyHandler, TransactionalMoneyHandler
     from ..services import PluginServices
     from ..transfer import Transfer
@@ -28,39 +29,40 @@ if TYPE_CHECKING:
     from .gate import Gate
     from .options import IncomingOptions
 
-__all__ = ["CarriesNoMoney", "HttpEndpoint", "refuse_money"]
+__all__ = ["HttpEndpoint", "refuse_money", "refuse_transactional_money_handler", "register_idle_money_handler"]
 
 NO_MONEY = "ILP over HTTP carries no money; settle with the peer in another way"
 
 
-class CarriesNoMoney(Registration):
-    """The handlers of a plugin that carries no money."""
+def register_idle_money_handler(self: Registers, handler: MoneyHandler) -> None:
+    """Set a money handler, which is never called: ILP over HTTP carries no money. The log gets a warning.
 
-    def register_money_handler(self, handler: MoneyHandler) -> None:
-        """Set a money handler, which is never called: ILP over HTTP carries no money. The log gets a warning.
+    The handler is checked as in ``LedgerPlugin.register_money_handler``.
 
-        The handler is checked as in ``LedgerPlugin.register_money_handler``.
-
-        Raises:
-            TypeError: ``handler`` is not an async function, or cannot be called with one argument.
-            MoneyHandlerAlreadyRegisteredError: A money handler is set already.
-        """
-        super().register_money_handler(handler)
-        self.context.log.warn("the money handler is never called: ILP over HTTP carries no money")
-
-    def register_transactional_money_handler(self, handler: TransactionalMoneyHandler) -> None:
-        """Raise: there is no journal, because ILP over HTTP carries no money.
-
-        Raises:
-            TypeError: As ``LedgerPlugin.register_transactional_money_handler`` documents.
-            InvalidServicesError: Always, for a handler that is right, whatever the store is.
-        """
-        check_transactional(handler)
-        raise InvalidServicesError("a transactional money handler has no journal here: ILP over HTTP carries no money")
+    Raises:
+        TypeError: ``handler`` is not an async function, or cannot be called with one argument.
+        MoneyHandlerAlreadyRegisteredError: A money handler is set already.
+    """
+    register_money_handler(self, handler)
+    self.context.log.warn("the money handler is never called: ILP over HTTP carries no money")
 
 
-class HttpEndpoint(CarriesNoMoney, LedgerPlugin):
+def refuse_transactional_money_handler(_: Registers, handler: TransactionalMoneyHandler) -> None:
+    """Raise: there is no journal, because ILP over HTTP carries no money.
+
+    Raises:
+        TypeError: As ``LedgerPlugin.register_transactional_money_handler`` documents.
+        InvalidServicesError: Always, for a handler that is right, whatever the store is.
+    """
+    check_transactional(handler)
+    raise InvalidServicesError("a transactional money handler has no journal here: ILP over HTTP carries no money")
+
+
+class HttpEndpoint(LedgerPlugin):
     """Serves requests over HTTP, and sends them; it carries no money."""
+
+    register_money_handler: ClassVar[RegisterMoney] = register_idle_money_handler
+    register_transactional_money_handler: ClassVar[RegisterTransactional] = refuse_transactional_money_handler
 
     def __init__(
         self,
