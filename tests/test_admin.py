@@ -12,7 +12,7 @@ import trio
 from attrs import fields
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from support.accounts import enter, open_accounts, options
-from support.admin import ask, get_json, leave_in_doubt, open_bank, request, settle
+from support.admin import ask, get_accounts, get_json, leave_in_doubt, open_bank, request, settle
 from support.http import dial, read_response
 from support.pages import ROOT
 from support.peers import TOKEN, open_btp
@@ -28,10 +28,11 @@ from trio_ledger_plugin import (
     TransferState,
     loopback_pair,
 )
+from trio_ledger_plugin.accounts.looking import take_snapshots
 from trio_ledger_plugin.admin import Admin, open_admin
 from trio_ledger_plugin.admin.meter import BOUNDS, MOST_CODES, TIMED, ReplyMeter, quantile
 from trio_ledger_plugin.admin.metrics import METRICS, PREFIX
-from trio_ledger_plugin.admin.pace import LONGEST_REST, REST, Cached, rest_after
+from trio_ledger_plugin.admin.pace import LONGEST_REST, PAGE_SECONDS, REST, Cached, rest_after
 from trio_ledger_plugin.codec import ilp
 from trio_ledger_plugin.statistics import Statistics
 from trio_ledger_plugin.stores import MemoryStore, open_sqlite_store
@@ -39,6 +40,9 @@ from trio_ledger_plugin.testing.conformance.assertions import echo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from trio_ledger_plugin.accounts.account import AccountSnapshot
+    from trio_ledger_plugin.accounts.looking import Stopwatch
 
 
 # Opening and closing.
@@ -184,6 +188,58 @@ async def test_store_that_hangs_delays_one_answer(tmp_path, clock):
         store.may_begin.set()
 
 
+async def test_two_questions_at_once_both_get_the_truth(tmp_path):
+    """While one look was under way, the store of a healthy server counted as failed for whoever else asked."""
+    async with open_bank(tmp_path / "money.db", 4) as (server, store), open_admin(server) as admin:
+        store.may_begin = trio.Event()
+        said: list[int] = []
+
+        async def look() -> None:
+            said.append((await health(admin))[0])
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(look)
+            await trio.sleep(0.2)
+            assert said == []
+            store.may_begin.set()
+        assert said == [200, 200, 200]
+
+
+async def test_page_does_not_wait_for_the_store(tmp_path, clock):
+    async with open_bank(tmp_path / "money.db", 4) as (server, store), open_admin(server) as admin:
+        assert (await get_json(admin, "/api/overview"))["money"]["sent"] == "0"
+        store.may_begin = trio.Event()
+        await trio.sleep(61)
+        began = trio.current_time()
+        assert (await get_json(admin, "/api/overview"))["money"]["failed"] is False
+        assert (await get_json(admin, "/api/doubts"))["total"] == 0
+        assert trio.current_time() - began < 0.3
+        await trio.sleep(6)
+        overview = await get_json(admin, "/api/overview")
+        assert overview["money"]["failed"] is True
+        assert overview["health"]["status"] == "failing"
+        store.may_begin.set()
+
+
+async def test_failed_look_fails_its_answers_alone(monkeypatch, caplog, clock):
+    """The server, which is only watched, would end with the page."""
+
+    async def fail(server: Any, stopwatch: Stopwatch) -> list[AccountSnapshot]:
+        raise ZeroDivisionError("by this test")
+
+    async with open_accounts() as server, open_admin(server) as admin:
+        with monkeypatch.context() as patch:
+            patch.setattr("trio_ledger_plugin.admin.accounts.take_snapshots", fail)
+            for _ in range(2):
+                status, _, body = await ask(admin, "/api/accounts")
+                assert (status, body) == (500, b"the answer failed; the log says why")
+        assert "ZeroDivisionError('by this test')" in caplog.text
+        assert (await health(admin))[0] == 200
+        await trio.sleep(2)
+        assert (await get_accounts(admin))["total"] == 0
+
+
 # Accounts.
 
 
@@ -198,7 +254,7 @@ async def test_accounts_are_searched_sorted_and_paged():
         async with open_admin(server) as admin:
 
             async def page(query: str) -> tuple[list[str], int, int, int]:
-                answer = await get_json(admin, f"/api/accounts?{query}")
+                answer = await get_accounts(admin, query)
                 assert answer["total"] == 9
                 rows = [row["name"] for row in answer["rows"]]
                 return rows, answer["found"], answer["page"], answer["pages"]
@@ -224,7 +280,7 @@ async def test_row_has_what_the_account_has_done():
         for _ in range(3):
             await peer.send_request(7, b"hello")
             await peer.receive_packet()
-        (row,) = (await get_json(admin, "/api/accounts"))["rows"]
+        (row,) = (await get_accounts(admin))["rows"]
         (account,) = server.accounts()
         assert row.pop("rate") > 0
         assert row == {
@@ -243,6 +299,25 @@ async def test_row_has_what_the_account_has_done():
             ("AccountConnected", f"{account.name} connected")
         ]
         await peer.aclose()
+
+
+async def test_page_does_not_wait_for_all_accounts(monkeypatch, autojump_clock):
+    """The first answer about ten thousand accounts came after the server had looked at all of them."""
+    monkeypatch.setattr("trio_ledger_plugin.admin.accounts.take_snapshots", take_seconds)
+    async with open_accounts() as server, open_admin(server) as admin:
+        began = trio.current_time()
+        answer = await get_json(admin, "/api/accounts")
+        assert (answer["age"], answer["total"], answer["rows"]) == (None, 0, [])
+        assert trio.current_time() - began == pytest.approx(PAGE_SECONDS)
+        # What wants the number of accounts, and not the page, waits for it.
+        assert "ledger_plugin_accounts_connected" in (await ask(admin, "/metrics"))[2].decode()
+        assert trio.current_time() - began == pytest.approx(3)
+        assert (await get_json(admin, "/api/accounts"))["age"] == 0
+
+
+async def take_seconds(server: Any, stopwatch: Stopwatch) -> list[AccountSnapshot]:
+    await trio.sleep(3)
+    return await take_snapshots(server, stopwatch)
 
 
 # Money.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 import trio
 from support.accounts import enter, open_accounts, options, prepare
-from support.admin import ask, get_json, leave_in_doubt, open_bank
+from support.admin import ask, get_accounts, get_json, leave_in_doubt, open_bank
 from support.browser import CONTRAST, show
 from support.http import raw_server, read_until
 from support.pages import ROOT
@@ -609,6 +609,10 @@ async def test_ten_thousand_accounts_answer_within_100_ms() -> None:
                     "page=399",
                 )
                 seconds = []
+                began = perf_counter()
+                assert (await ask(admin, "/api/accounts"))[0] == 200
+                seconds.append(perf_counter() - began)
+                await get_accounts(admin)
                 for _ in range(5):
                     for query in queries:
                         began = perf_counter()

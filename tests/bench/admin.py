@@ -14,6 +14,7 @@ two looks, so it has more calls for many accounts.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import resource
 import socket
@@ -35,6 +36,7 @@ sys.path.pop(0)
 
 from trio_ledger_plugin import open_plugin
 from trio_ledger_plugin.admin import open_admin
+from trio_ledger_plugin.cli.serving import COLLECT
 from trio_ledger_plugin.codec import ilp
 
 if TYPE_CHECKING:
@@ -54,6 +56,8 @@ async def serve() -> None:
         return FULFILL
 
     info = {"client_address": "example.bench", "asset_scale": 9, "asset_code": "XRP"}
+    # As the guide for operators says, and as the program serve does.
+    gc.set_threshold(*COLLECT)
     options = {"plugin": "btp-accounts", "port": 0, "debug_host_ildcp_info": info, "ping_interval": 3600}
     async with open_plugin(options, data_handler=fulfill) as plugin:
         print(json.dumps({"port": int(plugin.address.rpartition(":")[2])}), flush=True)

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trio
 
 from support.accounts import enter, open_accounts, options
 from support.http import talk
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from trio_ledger_plugin.admin import Admin
     from trio_ledger_plugin.btp.accounts import AccountsPlugin
 
-__all__ = ["ask", "get_json", "leave_in_doubt", "open_bank", "request", "settle"]
+__all__ = ["ask", "get_accounts", "get_json", "leave_in_doubt", "open_bank", "request", "settle"]
 
 
 @asynccontextmanager
@@ -61,6 +62,15 @@ async def get_json(admin: Admin, path: str, *lines: str) -> Any:
     status, _, body = await ask(admin, path, *lines)
     assert status == 200, body
     return json.loads(body)
+
+
+async def get_accounts(admin: Admin, query: str = "") -> Any:
+    """Ask for the accounts as the page does: again, until the server has looked at them."""
+    while True:
+        answer = await get_json(admin, f"/api/accounts?{query}")
+        if answer["age"] is not None:
+            return answer
+        await trio.sleep(0.3)
 
 
 async def settle(admin: Admin, key: str, outcome: str, account: str = "bob", **more: str) -> tuple[int, str]:

@@ -1,11 +1,12 @@
 """The accounts of a server: searched, sorted and cut into pages here, so that a page of ten thousand stays small.
 
-Invariant: looking at the accounts never holds up the server for more than some milliseconds.
+Invariants: looking at the accounts never holds up the server for more than some milliseconds, and the page does not
+wait for it: until a look is over, it gets what the one before saw.
 """
 
 from __future__ import annotations
 
-from math import ceil, inf
+from math import ceil
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -14,7 +15,7 @@ from attrs import frozen
 from ..accounts.looking import Stopwatch, take_snapshots
 from ..accounts.rates import AccountRates
 from ..accounts.server import AccountsServer
-from .pace import rest_after
+from .pace import Looks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -25,9 +26,6 @@ __all__ = ["AccountsView", "Query"]
 
 MOST_ROWS: Final = 200
 LEAST_SECONDS: Final = 1.0
-# Which looks are waited for: those that take less than this, and those after so long.
-QUICK_SECONDS: Final = 0.02
-OLD_SECONDS: Final = 60.0
 
 #: How accounts can be sorted, by the names of the columns.
 SORTS: Final[Mapping[str, Callable[[_Row], Any]]] = {
@@ -97,62 +95,44 @@ class AccountsView:
         self._plugin = plugin
         self._rates = AccountRates()
         self._rows: list[_Row] = []
-        # When they were looked at, until when they need not be again, and how long that took.
-        self._at = self._until = -inf
-        self._stopwatch = Stopwatch()
-        self._wanted = trio.Event()
-        self._looked = trio.Event()
+        # When they were looked at; None before the first look is over.
+        self._at: float | None = None
+        #: When they are looked at.
+        self.looks: Looks = Looks(self._look, LEAST_SECONDS)
 
-    async def run(self) -> None:
-        """Look at the accounts when they are wanted, until cancelled.
+    async def _look(self) -> float:
+        stopwatch = Stopwatch()
+        accounts = await self._take(stopwatch)
+        with stopwatch.running():
+            rates = self._rates.update(accounts)
+        await trio.lowlevel.checkpoint()
+        with stopwatch.running():
+            self._rows = sorted((_Row(each, rates[each.name]) for each in accounts), key=SORTS["name"])
+        self._at = trio.current_time()
+        return stopwatch.seconds
 
-        Cancellation: Safe at any time.
-        """
-        while True:
-            await self._wanted.wait()
-            self._wanted = trio.Event()
-            self._stopwatch = Stopwatch()
-            accounts = await self._take()
-            with self._stopwatch.running():
-                rates = self._rates.update(accounts)
-            await trio.lowlevel.checkpoint()
-            with self._stopwatch.running():
-                self._rows = sorted((_Row(each, rates[each.name]) for each in accounts), key=SORTS["name"])
-            self._at = trio.current_time()
-            self._until = self._at + rest_after(self._stopwatch.seconds, LEAST_SECONDS)
-            self._looked.set()
-            self._looked = trio.Event()
-
-    async def _take(self) -> list[AccountSnapshot]:
+    async def _take(self, stopwatch: Stopwatch) -> list[AccountSnapshot]:
         """Return a snapshot of each connected account.
 
         Cancellation: Safe at any time.
         """
         if isinstance(self._plugin, AccountsServer):
-            return await take_snapshots(self._plugin, self._stopwatch)
+            return await take_snapshots(self._plugin, stopwatch)
         # A server of another package.
-        with self._stopwatch.running():
+        with stopwatch.running():
             accounts = list(self._plugin.accounts())
         await trio.lowlevel.checkpoint()
         return accounts
-
-    async def look(self) -> None:
-        """Have the accounts looked at, if it is time; wait for that if it is quick, or what was seen is old.
-
-        Cancellation: Safe at any time.
-        """
-        now = trio.current_time()
-        if now >= self._until:
-            self._wanted.set()
-            if self._stopwatch.seconds < QUICK_SECONDS or now - self._at > OLD_SECONDS:
-                await self._looked.wait()
 
     def count(self) -> int:
         """Return how many accounts were connected at the last look."""
         return len(self._rows)
 
     def page(self, query: Query) -> dict[str, object]:
-        """Return a page of the accounts as JSON: its rows, its number, and how many accounts there are and fit."""
+        """Return a page of the accounts as JSON: its rows, its number, and how many accounts there are and fit.
+
+        The age is that of what was seen, in seconds; None before the first look is over.
+        """
         rows = self._rows
         total = len(rows)
         search = query.search.casefold()
@@ -171,7 +151,7 @@ class AccountsView:
             "found": len(rows),
             "page": page,
             "pages": pages,
-            "age": round(now - self._at, 1),
+            "age": None if self._at is None else round(now - self._at, 1),
             "rows": [_as_json(row, now) for row in shown],
         }
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING
 
+import trio
 from attrs import define, field
 
 if TYPE_CHECKING:
@@ -40,18 +42,26 @@ class Health:
         }
 
 
-async def check_health(plugins: Iterable[Watched]) -> Health:
+async def check_health(plugins: Iterable[Watched], at_most: float = inf) -> Health:
     """Check plugins and their stores.
+
+    Args:
+        plugins: The plugins.
+        at_most: For how many seconds stores are waited for; what was seen last counts then.
+
+    Raises:
+        RuntimeError: A store could not be looked at, for a reason that is not the store's.
 
     Cancellation: Safe at any time.
     """
     health = Health()
+    deadline = trio.current_time() + at_most
     for watched in plugins:
-        await _check(watched, health)
+        await _check(watched, health, deadline)
     return health
 
 
-async def _check(watched: Watched, health: Health) -> None:
+async def _check(watched: Watched, health: Health, deadline: float) -> None:
     name = watched.name
     end = watched.find_end()
     if end:
@@ -62,7 +72,8 @@ async def _check(watched: Watched, health: Health) -> None:
             health.warnings.append(f"{name}: no client is connected")
         else:
             health.reasons.append(f"{name}: not connected")
-    money = await watched.money.look()
+    await watched.money.looks.wait(max(0.0, deadline - trio.current_time()))
+    money = watched.money.seen
     if watched.money.has_failed:
         health.reasons.append(f"{name}: the store fails or does not answer; the log says why")
     elif money is not None and money.count:

@@ -114,9 +114,9 @@ async def write_metrics(plugins: Sequence[Watched]) -> bytes:
     Cancellation: Safe at any time.
     """
     for watched in plugins:
-        await watched.money.look()
+        await watched.money.looks.wait()
         if watched.accounts is not None:
-            await watched.accounts.look()
+            await watched.accounts.looks.wait()
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Plugins(plugins))
     ProcessCollector(registry=registry)

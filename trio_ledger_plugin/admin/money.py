@@ -1,22 +1,21 @@
 """The transfers of one plugin: sums, those in doubt, how many are in each state, and settling one by hand.
 
-Invariant: all of it is read through ``plugin.transfers``, slowly enough to leave the store to the plugin. A store that
-hangs delays one look, and every other request gets what was seen last.
+Invariants: all of it is read through ``plugin.transfers``, slowly enough to leave the store to the plugin. A store that
+hangs delays whoever wants to know how it is, by some seconds, and the page gets what was seen last.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from datetime import UTC, datetime
-from math import inf
 from typing import TYPE_CHECKING, Final
 
 import trio
 from attrs import frozen
 
-from ..errors import InvalidServicesError, LedgerPluginError, StoreError
+from ..errors import InvalidServicesError, LedgerPluginError
 from ..transfer import TransferState
-from .pace import rest_after
+from .pace import Looks, rest_after
 
 if TYPE_CHECKING:
     from ..money.reconciliation import Transfers
@@ -69,8 +68,8 @@ class MoneyView:
 
     def __init__(self, plugin: LedgerPlugin) -> None:
         self._plugin = plugin
-        self._looking = trio.Lock()
-        self._until = -inf
+        #: When it is looked at.
+        self.looks: Looks = Looks(self._look, LEAST_SECONDS)
         #: What was seen last; None before the first look.
         self.seen: Money | None = None
         #: Whether the store failed, or did not answer in time, at the last look.
@@ -86,27 +85,21 @@ class MoneyView:
         except InvalidServicesError:
             return None
 
-    async def look(self) -> Money | None:
-        """Return what the journal contains, or contained a moment ago; None if there is no journal or no answer.
-
-        Cancellation: Safe at any time.
-        """
+    async def _look(self) -> float:
         transfers = self.transfers
         if transfers is None:
-            return None
-        if not self._looking.locked() and trio.current_time() >= self._until:
-            async with self._looking:
-                began = trio.current_time()
-                self.has_failed = True
-                try:
-                    with trio.move_on_after(STORE_SECONDS):
-                        self.seen = await _read(transfers)
-                        self.has_failed = False
-                except StoreError as error:
-                    self._plugin.log.once().warn("the admin page cannot read the journal: %s", error)
-                now = trio.current_time()
-                self._until = now + rest_after(now - began, LEAST_SECONDS)
-        return self.seen
+            return 0.0
+        began = trio.current_time()
+        has_failed = True
+        try:
+            with trio.move_on_after(STORE_SECONDS):
+                self.seen = await _read(transfers)
+                has_failed = False
+        except LedgerPluginError as error:
+            # Not only the store: the plugin may be closed.
+            self._plugin.log.once().warn("the admin page cannot read the journal: %s", error)
+        self.has_failed = has_failed
+        return trio.current_time() - began
 
     async def count_states(self) -> None:
         """Count the transfers in each state, again and again, until cancelled.
@@ -149,7 +142,9 @@ class MoneyView:
         whose = f" of account {account}" if account else ""
         outcome = "applied" if is_applied else "not applied"
         self._plugin.log.info("the transfer %s%s was settled on the admin page as %s", key, whose, outcome)
-        self._until = -inf
+        self.looks.expire()
+        # The page asks next, and should not get what was seen before.
+        await self.looks.wait(STORE_SECONDS)
 
 
 async def _read(transfers: Transfers) -> Money:

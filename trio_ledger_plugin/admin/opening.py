@@ -95,9 +95,10 @@ async def open_admin(
             for each, channel in zip(watched, events, strict=True):
                 start_task(nursery, each.read_events, channel)
                 start_task(nursery, each.add_points)
+                start_task(nursery, each.money.looks.run)
                 start_task(nursery, each.money.count_states)
                 if each.accounts is not None:
-                    start_task(nursery, each.accounts.run)
+                    start_task(nursery, each.accounts.looks.run)
             listening = trio.Event()
             start_task(nursery, server.run, listening.set)
             await listening.wait()

@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
-__all__ = ["Cached", "rest_after"]
+__all__ = ["PAGE_SECONDS", "Cached", "Looks", "rest_after"]
 
 T = TypeVar("T")
 
 # Of what is spent on looking, how many times as much passes before the next look, and the longest rest in seconds.
 REST: Final = 250
 LONGEST_REST: Final = 60.0
+#: How long an answer to the page waits for a look, in seconds; the page soon asks again.
+PAGE_SECONDS: Final = 0.03
 
 
 def rest_after(seconds: float, least: float) -> float:
@@ -53,3 +55,65 @@ class Cached(Generic[T]):
             self.at = now
             self._until = now + rest_after(perf_counter() - began, self._least)
         return self._value
+
+
+class Looks:
+    """Looks at something in a task of its own, when it is asked for, but not too often.
+
+    Args:
+        look: Looks once, and returns how long that took, in seconds.
+        least: For how many seconds a look is good enough at least.
+    """
+
+    def __init__(self, look: Callable[[], Awaitable[float]], least: float) -> None:
+        self._look = look
+        self._least = least
+        self._wanted = trio.Event()
+        self._looked = trio.Event()
+        # Until when the last look is good enough, and whether that has been taken back since it began.
+        self._until = -inf
+        self._is_stale = False
+        self._failure: Exception | None = None
+
+    async def run(self) -> None:
+        """Look whenever it is asked for, until cancelled.
+
+        Cancellation: Safe at any time.
+        """
+        while True:
+            await self._wanted.wait()
+            self._wanted = trio.Event()
+            self._is_stale = False
+            self._failure, seconds = None, 0.0
+            try:
+                seconds = await self._look()
+            except Exception as error:  # noqa: BLE001 (it is raised again for each caller)
+                # Whoever asks is told. The server, which is only watched, goes on.
+                self._failure = error
+            if not self._is_stale:
+                self._until = trio.current_time() + rest_after(seconds, self._least)
+            self._looked.set()
+            self._looked = trio.Event()
+
+    async def wait(self, at_most: float = inf) -> None:
+        """Wait until the last look is good enough.
+
+        Args:
+            at_most: For how many seconds; what was seen last may then be old, or nothing at all.
+
+        Raises:
+            RuntimeError: The last look failed; its text and its cause say why.
+
+        Cancellation: Safe at any time; the look goes on.
+        """
+        with trio.move_on_after(at_most):
+            while trio.current_time() >= self._until:
+                self._wanted.set()
+                await self._looked.wait()
+        if self._failure is not None:
+            raise RuntimeError(f"a look failed: {self._failure!r}") from self._failure
+
+    def expire(self) -> None:
+        """Have it looked at again before the next answer, because it has changed."""
+        self._is_stale = True
+        self._until = -inf

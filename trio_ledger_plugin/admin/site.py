@@ -15,6 +15,7 @@ from .accounts import Query
 from .health import check_health
 from .limits import REACHED, budgets_of
 from .metrics import MEDIA_TYPE, write_metrics
+from .pace import PAGE_SECONDS
 from .page import load_page
 from .responses import Response, json_response
 
@@ -101,14 +102,15 @@ class Site:
     async def _get_overview(self, query: dict[str, str]) -> Response:
         watched = self._find(query.get("plugin", "0"))
         plugin, statistics = watched.plugin, watched.statistics.get()
-        money = await watched.money.look()
+        health = await check_health(self._plugins, PAGE_SECONDS)
+        money = watched.money.seen
         return json_response(
             {
                 "plugins": [each.name for each in self._plugins],
                 "name": watched.name,
                 "address": plugin.address,
                 "connected": plugin.is_connected(),
-                "health": (await check_health(self._plugins)).as_json(),
+                "health": health.as_json(),
                 "watched_seconds": int(watched.seconds),
                 "statistics": asdict(statistics),
                 "points": [
@@ -129,7 +131,7 @@ class Site:
         accounts = self._find(query.get("plugin", "0")).accounts
         if accounts is None:
             raise RefusedError(404, "this plugin has no accounts")
-        await accounts.look()
+        await accounts.looks.wait(PAGE_SECONDS)
         wanted = Query(
             search=query.get("search", ""),
             sort=query.get("sort", "name"),
@@ -140,7 +142,9 @@ class Site:
         return json_response(accounts.page(wanted))
 
     async def _get_doubts(self, query: dict[str, str]) -> Response:
-        money = await self._find(query.get("plugin", "0")).money.look()
+        view = self._find(query.get("plugin", "0")).money
+        await view.looks.wait(PAGE_SECONDS)
+        money = view.seen
         doubts: Sequence[JournalEntry] = () if money is None else money.doubts
         pages = max(1, -(-len(doubts) // DOUBTS_ROWS))
         page = min(_number(query.get("page", "0")), pages - 1)

@@ -36,6 +36,7 @@ from .serving import (
     SUBJECTS,
     Where,
     client_url,
+    collecting_seldom,
     introduce,
     money_values,
     open_store,
@@ -179,7 +180,8 @@ def serve(
         where = Where(host, port, ssl_context, trusted_proxies, proxy_protocol)
         make = make_http_accounts_options if over_http else make_accounts_options
         accounts_options = evolve(make(chosen, where), standby=standby)
-        run_until_sigterm(serve_accounts, accounts_options, chosen, reply, choice, page, as_json)
+        with collecting_seldom():
+            run_until_sigterm(serve_accounts, accounts_options, chosen, reply, choice, page, as_json)
         return Exit.OK
     shown = HIDDEN
     if secret == "":

@@ -1,6 +1,7 @@
 // The page: asks the server again and again, and shows the answers.
 
 const EVERY = 2000;
+const SOON = 300;
 const PATIENCE = 8000;
 const TOKEN = "trio-ledger-plugin token";
 const EVENTS = { Failed: "bad", Disconnected: "warn", TransfersInDoubt: "warn", EventsDropped: "warn" };
@@ -47,6 +48,7 @@ async function refresh() {
   clearTimeout(state.timer);
   state.round += 1;
   const round = state.round;
+  let next = EVERY;
   try {
     const overview = await ask(`/api/overview?plugin=${state.plugin}`);
     const query = new URLSearchParams({ plugin: state.plugin, ...accounts.query });
@@ -57,7 +59,7 @@ async function refresh() {
     online();
     show(overview);
     byId("accounts-card").hidden = !table;
-    if (table) accounts.update(table);
+    if (table && !accounts.update(table)) next = SOON;
     doubts.update(list);
   } catch (error) {
     if (round !== state.round) return;
@@ -67,7 +69,7 @@ async function refresh() {
     }
     offline(error);
   }
-  if (!state.paused && !document.hidden) state.timer = setTimeout(refresh, EVERY);
+  if (!state.paused && !document.hidden) state.timer = setTimeout(refresh, next);
 }
 
 function askForToken() {

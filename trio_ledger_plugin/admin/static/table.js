@@ -80,7 +80,9 @@ class AccountsTable {
     });
   }
 
+  // Returns whether the server has looked at its accounts yet; if not, it will have in a moment.
   update(answer) {
+    const looked = answer.age !== null;
     const rows = answer.rows.map((row) => {
       const line = document.createElement("tr");
       line.append(...COLUMNS.map(([name, , className, show]) => {
@@ -91,7 +93,8 @@ class AccountsTable {
       return line;
     });
     if (!rows.length) {
-      const cell = element("td", "empty", answer.total ? "No account has this in its name" : "No account is connected");
+      const none = answer.total ? "No account has this in its name" : "No account is connected";
+      const cell = element("td", "empty", looked ? none : "Looking at the accounts");
       cell.colSpan = COLUMNS.length;
       const line = document.createElement("tr");
       line.append(cell);
@@ -103,6 +106,7 @@ class AccountsTable {
     const found = answer.found === answer.total ? "" : `${count(answer.found)} found of `;
     // A server with many accounts is not asked for them every time.
     setText(byId("accounts-age"), answer.age < 3 ? "" : `as of ${duration(answer.age)} ago`);
-    setText(byId("accounts-count"), `${found}${count(answer.total)} connected`);
+    setText(byId("accounts-count"), looked ? `${found}${count(answer.total)} connected` : "");
+    return looked;
   }
 }
