@@ -7,6 +7,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING
 
 from sphinx.pycode import ModuleAnalyzer
+from sphinx.util.docstrings import prepare_docstring
 from sphinx.util.logging import getLogger
 
 from trio_ledger_plugin.options.checked import CheckedOptions
@@ -154,6 +155,14 @@ def _hide_attributes(_app: object, _what: str, _name: str, value: object, _optio
         del lines[begin : after[0] if after else len(lines)]
 
 
+def _take_whole_docstring(
+    _app: object, what: str, _name: str, value: object, _options: object, lines: list[str]
+) -> None:
+    """Show the docstring of a function that a class takes as its method, not the sentence for editors beside it."""
+    if what == "method" and isinstance(value, FunctionType):
+        lines[:] = prepare_docstring(value.__doc__ or "")
+
+
 def setup(app: "Sphinx") -> None:
     """Insert the tables of options, and run the check with every build."""
     app.connect("builder-inited", _forget_overloads)
@@ -161,4 +170,5 @@ def setup(app: "Sphinx") -> None:
     app.connect("autodoc-process-signature", _hide_signature)
     # Before napoleon, which reads the sections.
     app.connect("autodoc-process-docstring", _hide_attributes, priority=400)
+    app.connect("autodoc-process-docstring", _take_whole_docstring, priority=400)
     app.connect("env-check-consistency", _check_reference)

@@ -1,6 +1,9 @@
 """What other programs import by name: names, signatures, and the names of the errors in LPI2."""
 
+import ast
 import inspect
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -218,3 +221,22 @@ def test_every_public_name_has_a_docstring():
         assert inspect.getdoc(getattr(trio_ledger_plugin, name)), name
     for name in METHODS:
         assert inspect.getdoc(getattr(LedgerPlugin, name)), name
+
+
+PACKAGE = Path(trio_ledger_plugin.__file__).parent
+
+
+def test_editors_show_what_every_method_does():
+    """An editor shows the sentence behind the name of such a method; it does not look for the function."""
+    silent, seen = [], 0
+    for path in PACKAGE.rglob("*.py"):
+        classes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)]
+        for node, after in (pair for each in classes for pair in pairwise([*each.body, None])):
+            if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+                continue
+            if node.target.id.startswith(("register_", "deregister_", "watch_")):
+                seen += 1
+                if not isinstance(after, ast.Expr) or not isinstance(after.value, ast.Constant):
+                    silent.append(f"{path.name}: {node.target.id}")
+    assert silent == []
+    assert seen >= 11

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from .events import Event
     from .money.reconciliation import Transfers
     from .negotiation import PeerJournal
-    from .registration import Deregister, RegisterData, RegisterMoney, RegisterTransactional, WatchEvents, WatchRequests
     from .runtime.exchange import Exchange
     from .runtime.handlers import Handlers
     from .runtime.plugin_log import PluginLog
@@ -232,10 +231,9 @@ class LedgerPlugin(ABC):
         self.check_thread()
         try:
             if self.begin_closing():
-                handlers = self.context.budget.wait_no_handlers, self.money.finish_handlers
-                calls = (exchange.drain for exchange in self.exchanges())
-                records = self.finish_calls, self.money.finish_records
-                await finish_within(self.options.close_timeout, handlers, calls, records)
+                idle = self.context.budget.wait_no_handlers, self.money.finish_handlers
+                last = self.finish_calls, self.money.finish_records
+                await finish_within(self.options.close_timeout, idle, (each.drain for each in self.exchanges()), last)
         finally:
             await self._connector.stop()  # noqa: ASYNC102 (it shields itself, with a deadline)
 
@@ -337,15 +335,22 @@ class LedgerPlugin(ABC):
             raise error
         await self.money.send(transfer, has_key=idempotency_key is not None)
 
-    register_data_handler: ClassVar[RegisterData] = registration.register_data_handler
-    deregister_data_handler: ClassVar[Deregister] = registration.deregister_data_handler
-    register_money_handler: ClassVar[RegisterMoney] = registration.register_money_handler
-    register_transactional_money_handler: ClassVar[RegisterTransactional] = (
+    register_data_handler: ClassVar[registration.RegisterData] = registration.register_data_handler
+    """Set the handler for requests from the peer, ``async (data: bytes) -> bytes``; most are ILP packets."""
+    deregister_data_handler: ClassVar[registration.Deregister] = registration.deregister_data_handler
+    """Remove the data handler, if one is set; running calls finish."""
+    register_money_handler: ClassVar[registration.RegisterMoney] = registration.register_money_handler
+    """Set the handler for transfers from the peer, ``async (amount: str) -> None``; see ``current_transfer()``."""
+    register_transactional_money_handler: ClassVar[registration.RegisterTransactional] = (
         registration.register_transactional_money_handler
     )
-    deregister_money_handler: ClassVar[Deregister] = registration.deregister_money_handler
-    watch_events: ClassVar[WatchEvents] = registration.watch_events
-    watch_requests: ClassVar[WatchRequests] = registration.watch_requests
+    """Set a handler for transfers, ``(connection, transfer) -> None``, that runs within the store's transaction."""
+    deregister_money_handler: ClassVar[registration.Deregister] = registration.deregister_money_handler
+    """Remove the money handler of either kind; running calls finish."""
+    watch_events: ClassVar[registration.WatchEvents] = registration.watch_events
+    """Return a context manager that yields a channel of all events of the plugin within its block."""
+    watch_requests: ClassVar[registration.WatchRequests] = registration.watch_requests
+    """Return a context manager that has functions called with each reply, sent or received, within its block."""
 
     @property
     def transfers(self) -> Transfers:
@@ -439,11 +444,7 @@ class LedgerPlugin(ABC):
         return self._connector.tasks_ended(crash, cancelled)
 
     def _end(self, failure: PluginFailedError | None) -> None:
-        """Stop the parts: the plugin is in its final state."""
         self.handlers.stop()
-        if failure is None:
-            self.fail_calls(lambda: PluginClosedError("the plugin was closed"))
-        else:
-            self.fail_calls(lambda: copy_error(failure))
+        self.fail_calls(lambda: copy_error(failure) if failure else PluginClosedError("the plugin was closed"))
         self.money.close("the plugin was closed")
         self.ended(failure)

@@ -267,7 +267,9 @@ class _HttpAccountPlugin(AccountPlugin):
     """
 
     register_money_handler: ClassVar[RegisterMoney] = register_idle_money_handler
+    """Set a money handler, which is never called: HTTP carries no money."""
     register_transactional_money_handler: ClassVar[RegisterTransactional] = refuse_transactional_money_handler
+    """Raise ``InvalidServicesError``: HTTP carries no money."""
     #: Opens the account's link; set by the server.
     open_link: Callable[[], object]
     #: Whether the application has connected it, so that it stays connected without a connection of its client.

@@ -62,7 +62,9 @@ class HttpEndpoint(LedgerPlugin):
     """Serves requests over HTTP, and sends them; it carries no money."""
 
     register_money_handler: ClassVar[RegisterMoney] = register_idle_money_handler
+    """Set a money handler, which is never called: HTTP carries no money."""
     register_transactional_money_handler: ClassVar[RegisterTransactional] = refuse_transactional_money_handler
+    """Raise ``InvalidServicesError``: HTTP carries no money."""
 
     def __init__(
         self,
