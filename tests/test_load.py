@@ -459,6 +459,19 @@ def test_ilp_plugin_wins_over_the_credentials_plugin() -> None:
     assert options_from_environment({"ILP_CREDENTIALS": credentials, "ILP_PLUGIN": "x"}) == {"plugin": "x"}
 
 
+@pytest.mark.parametrize(
+    ("environ", "text"),
+    [
+        (5, "environ must be a mapping such as os.environ, not int"),
+        ({"ILP_CREDENTIALS": {"server": f"btp+ws://:{CANARY}@h"}}, "ILP_CREDENTIALS must be text, not dict"),
+        ({"ILP_PLUGIN": b"btp"}, "ILP_PLUGIN must be text, not bytes"),
+    ],
+)
+def test_environment_of_a_wrong_type_is_refused(environ, text):
+    with pytest.raises(TypeError, match=f"^{text}$"):
+        options_from_environment(environ)
+
+
 @pytest.mark.parametrize("text", [f'{{"btpToken": "{CANARY}"', f'["{CANARY}"]', f'"{CANARY}"', "null", "[" * 100_000])
 def test_invalid_ilp_credentials_are_not_shown(text: Any) -> None:
     with pytest.raises(InvalidFieldsError, match="ILP_CREDENTIALS: must be a JSON object") as caught:

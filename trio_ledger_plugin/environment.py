@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping
+from typing import Final
 
 from .errors import InvalidFieldsError
 from .net.url import split_url
 from .registry import OptionsOfVariables, canonical_plugin_name
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 __all__ = ["VARIABLES", "options_from_environment", "read_variables"]
 
@@ -37,6 +35,7 @@ def options_from_environment(environ: Mapping[str, str] | None = None) -> dict[s
         very mapping and finds something wrong in it, its error names the variable.
 
     Raises:
+        TypeError: ``environ`` is no mapping, or one of the three variables is not text.
         InvalidFieldsError: ``ILP_CREDENTIALS`` is not a JSON object, or its ``"plugin"`` is no name. The text says
             where it is no JSON, and shows nothing of it.
 
@@ -44,7 +43,13 @@ def options_from_environment(environ: Mapping[str, str] | None = None) -> dict[s
         UserWarning: ``ILP_BTP_SERVER`` has credentials, which the random token replaces.
     """
     # Not the default in the signature: help() and signatures would show the whole environment.
-    return read_variables(os.environ if environ is None else environ)
+    environ = os.environ if environ is None else environ
+    if not isinstance(environ, Mapping):
+        raise TypeError(f"environ must be a mapping such as os.environ, not {type(environ).__name__}")
+    for variable in VARIABLES:
+        if not isinstance(value := environ.get(variable, ""), str):
+            raise TypeError(f"{variable} must be text, not {type(value).__name__}")
+    return read_variables(environ)
 
 
 def read_variables(environ: Mapping[str, str]) -> OptionsOfVariables:
