@@ -9,6 +9,7 @@ from support.accounts import enter, open_accounts
 from support.ledgers import HeldStore, open_journal, receive, settle
 from trio.testing import MockClock
 
+from trio_ledger_plugin import loopback_pair
 from trio_ledger_plugin.codec import btp
 from trio_ledger_plugin.log import StdlibLog
 from trio_ledger_plugin.runtime import plugin_log
@@ -74,6 +75,22 @@ async def test_number_is_logged_when_the_plugin_ends(
     assert lines(caplog) == ["WARNING again", "WARNING 2 more in 0 s: again"]
     log.once().warn("again")
     assert lines(caplog) == ["WARNING again"]
+
+
+async def test_repetitions_are_counted_after_the_end_too(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The admin page still reads the store of a plugin that was closed; of its trouble there would be one line ever."""
+    async with loopback_pair() as (plugin, _):
+        await plugin.aclose()
+        caplog.clear()
+        for _ in range(121):
+            plugin.log.once().warn("again")
+            await trio.sleep(1)
+        assert lines(caplog) == ["WARNING again", "WARNING 60 more in 60 s: again"]
+        await trio.sleep(3600)
+        plugin.log.once().warn("again")
+        assert lines(caplog) == ["WARNING 60 more in 3661 s: again", "WARNING again"]
 
 
 async def test_each_kind_and_each_name_is_logged(

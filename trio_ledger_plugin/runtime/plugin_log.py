@@ -103,9 +103,14 @@ class PluginLog(RedactingLog):
     def count(self, name: str, write: Callable[..., None], message: str, params: tuple[object, ...]) -> None:
         """Log a message, or count it if it was logged for the same name lately."""
         now = trio.current_time()
+        # After the plugin's end no timer logs numbers or forgets messages; it is done when the message comes again.
+        is_over = not self._timers.is_running
         # Without the traceback, which the first message has.
         text = self.format(message, params).partition("\n")[0]
         repeated = self._repeated.pop((name, message), None)
+        if repeated is not None and is_over and repeated.last + QUIET <= now:
+            self._tell(repeated, now)
+            repeated = None
         if repeated is None:
             write(message, *params)
             repeated = _Repeated(write, text, now, now)
@@ -114,6 +119,8 @@ class PluginLog(RedactingLog):
         else:
             repeated.text, repeated.last = text, now
             repeated.times += 1
+            if is_over and repeated.since + repeated.pause <= now:
+                self._tell(repeated, now)
         self._repeated[name, message] = repeated
         if not self._is_scheduled:
             self._is_scheduled = True

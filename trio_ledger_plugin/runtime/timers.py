@@ -76,8 +76,9 @@ class Timers:
     def __init__(self) -> None:
         #: Timers that fire each time the task starts, and then at the times that they return.
         self.periodic: list[Timer] = []
+        #: Whether the task runs.
+        self.is_running: bool = False
         self._waits = _Waits()
-        self._is_running = False
         self._order = count()
         self._due: list[tuple[float, int, Scheduled]] = []
         # About how many of these are cancelled.
@@ -111,7 +112,7 @@ class Timers:
         Cancellation: Safe at any time.
         """
         waits = self._waits
-        if not self._is_running or deadline < waits.latest or deadline == inf:
+        if not self.is_running or deadline < waits.latest or deadline == inf:
             with trio.move_on_at(deadline):
                 await park(waiter)
             return
@@ -141,11 +142,11 @@ class Timers:
 
         Cancellation: No further timer fires.
         """
-        self._is_running = True
+        self.is_running = True
         try:
             await self._run(is_needed)
         finally:
-            self._is_running = False
+            self.is_running = False
             self._waits.fire(inf)
 
     async def _run(self, is_needed: Callable[[], bool]) -> None:
