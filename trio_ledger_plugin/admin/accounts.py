@@ -98,7 +98,7 @@ class AccountsView:
         # When they were looked at; None before the first look is over.
         self._at: float | None = None
         #: When they are looked at.
-        self.looks: Looks = Looks(self._look, LEAST_SECONDS)
+        self.looks: Looks = Looks(self._look, LEAST_SECONDS, "the accounts", plugin.log)
 
     async def _look(self) -> float:
         stopwatch = Stopwatch()

@@ -69,7 +69,7 @@ class MoneyView:
     def __init__(self, plugin: LedgerPlugin) -> None:
         self._plugin = plugin
         #: When it is looked at.
-        self.looks: Looks = Looks(self._look, LEAST_SECONDS)
+        self.looks: Looks = Looks(self._look, LEAST_SECONDS, "the journal", plugin.log)
         #: What was seen last; None before the first look.
         self.seen: Money | None = None
         #: Whether the store failed, or did not answer in time, at the last look.
@@ -98,7 +98,8 @@ class MoneyView:
         except LedgerPluginError as error:
             # Not only the store: the plugin may be closed.
             self._plugin.log.once().warn("the admin page cannot read the journal: %s", error)
-        self.has_failed = has_failed
+        finally:
+            self.has_failed = has_failed
         return trio.current_time() - began
 
     async def count_states(self) -> None:

@@ -14,6 +14,8 @@ import trio
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from ..runtime.plugin_log import PluginLog
+
 __all__ = ["PAGE_SECONDS", "Cached", "Looks", "rest_after"]
 
 T = TypeVar("T")
@@ -63,17 +65,22 @@ class Looks:
     Args:
         look: Looks once, and returns how long that took, in seconds.
         least: For how many seconds a look is good enough at least.
+        subject: What is looked at, for the log.
+        log: Where it is logged that a look failed.
     """
 
-    def __init__(self, look: Callable[[], Awaitable[float]], least: float) -> None:
+    def __init__(self, look: Callable[[], Awaitable[float]], least: float, subject: str, log: PluginLog) -> None:
         self._look = look
         self._least = least
+        self._subject = subject
+        self._log = log
         self._wanted = trio.Event()
         self._looked = trio.Event()
         # Until when the last look is good enough, and whether that has been taken back since it began.
         self._until = -inf
         self._is_stale = False
-        self._failure: Exception | None = None
+        #: Whether the last look that is over failed.
+        self.has_failed: bool = False
 
     async def run(self) -> None:
         """Look whenever it is asked for, until cancelled.
@@ -82,36 +89,46 @@ class Looks:
         """
         while True:
             await self._wanted.wait()
-            self._wanted = trio.Event()
             self._is_stale = False
-            self._failure, seconds = None, 0.0
+            began = trio.current_time()
             try:
                 seconds = await self._look()
-            except Exception as error:  # noqa: BLE001 (it is raised again for each caller)
-                # Whoever asks is told. The server, which is only watched, goes on.
-                self._failure = error
+                self.has_failed = False
+            except Exception as error:  # noqa: BLE001 (the server, which is only watched, goes on)
+                self._log.once(self._subject).error("the admin page cannot look at %s: %O", self._subject, error)
+                seconds = trio.current_time() - began
+                self.has_failed = True
             if not self._is_stale:
                 self._until = trio.current_time() + rest_after(seconds, self._least)
+            # Who has asked since the look began gets what it saw. Otherwise another look would follow at once.
+            self._wanted = trio.Event()
             self._looked.set()
             self._looked = trio.Event()
 
-    async def wait(self, at_most: float = inf) -> None:
+    def ask(self) -> None:
+        """Have it looked at, if it is time, without waiting for that."""
+        if trio.current_time() >= self._until:
+            self._wanted.set()
+
+    async def wait(self, at_most: float = inf) -> bool:
         """Wait until the last look is good enough.
 
         Args:
             at_most: For how many seconds; what was seen last may then be old, or nothing at all.
 
-        Raises:
-            RuntimeError: The last look failed; its text and its cause say why.
+        Returns:
+            Whether the last look that is over succeeded; the log says why if not. True before the first one is over.
 
         Cancellation: Safe at any time; the look goes on.
         """
         with trio.move_on_after(at_most):
-            while trio.current_time() >= self._until:
+            is_due = trio.current_time() >= self._until
+            while is_due:
                 self._wanted.set()
                 await self._looked.wait()
-        if self._failure is not None:
-            raise RuntimeError(f"a look failed: {self._failure!r}") from self._failure
+                # Only if it was taken back: what one has waited for is good enough, however late this task runs.
+                is_due = self._until == -inf
+        return not self.has_failed
 
     def expire(self) -> None:
         """Have it looked at again before the next answer, because it has changed."""

@@ -31,6 +31,7 @@ __all__ = ["Site"]
 
 PAGE: Final = "/"
 DOUBTS_ROWS: Final = 50
+FAILED: Final = "the answer failed; the log says why"
 
 
 class Site:
@@ -73,7 +74,7 @@ class Site:
         except Exception as error:
             # The answer shows nothing of it, and the server goes on.
             self._log.error("the admin page cannot answer %s: %o", head.path, error)
-            raise RefusedError(500, "the answer failed; the log says why") from error
+            raise RefusedError(500, FAILED) from error
 
     async def _route(self, head: PageHead, body: bytes) -> Response:
         if head.path == "/api/settle":
@@ -131,7 +132,8 @@ class Site:
         accounts = self._find(query.get("plugin", "0")).accounts
         if accounts is None:
             raise RefusedError(404, "this plugin has no accounts")
-        await accounts.looks.wait(PAGE_SECONDS)
+        if not await accounts.looks.wait(PAGE_SECONDS):
+            raise RefusedError(500, FAILED)
         wanted = Query(
             search=query.get("search", ""),
             sort=query.get("sort", "name"),
