@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from support.admin import ask, get_json, open_bank
+from support.admin import ask, get_json, leave_in_doubt, open_bank, settle
 
 from trio_ledger_plugin import loopback_pair
 from trio_ledger_plugin.admin import open_admin
@@ -164,3 +164,29 @@ async def test_metrics_leave_out_accounts_that_cannot_be_seen(tmp_path, monkeypa
         await trio.sleep(LONGEST_REST + 1)
         status, _, body = await ask(admin, "/metrics")
         assert (status, b"accounts_connected{" in body, b"store_failed{" in body) == (200, False, True)
+
+
+async def test_settled_is_said_however_long_that_took(tmp_path, monkeypatch, clock):
+    """An operator who reads of a failure settles again, or pays again."""
+    async with open_bank(tmp_path / "money.db", 4) as (server, store), open_admin(server) as admin:
+        await leave_in_doubt(server, 250, "key")
+        confirm = type(server.transfers).confirm
+
+        async def confirm_slowly(*args: Any, **more: Any) -> None:
+            await trio.sleep(7)
+            await confirm(*args, **more)
+            store.may_begin = trio.Event()
+
+        monkeypatch.setattr(type(server.transfers), "confirm", confirm_slowly)
+        assert await settle(admin, "key", "applied") == (200, '{"settled":true}')
+        store.may_begin.set()
+
+
+async def test_settled_is_said_though_the_journal_cannot_be_read(tmp_path, monkeypatch, clock):
+    async def fail(transfers: Any) -> None:
+        raise ZeroDivisionError("by this test")
+
+    async with open_bank(tmp_path / "money.db", 4) as (server, _), open_admin(server) as admin:
+        await leave_in_doubt(server, 250, "key")
+        monkeypatch.setattr("trio_ledger_plugin.admin.money._read", fail)
+        assert await settle(admin, "key", "applied") == (200, '{"settled":true}')
