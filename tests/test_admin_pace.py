@@ -115,7 +115,7 @@ async def test_cancelled_caller_leaves_the_look_to_others(autojump_clock):
     assert len(slow.began) == 1
 
 
-async def test_stores_that_hang_together_delay_as_one(tmp_path, clock):
+async def test_stores_that_hang_together_delay_as_one(tmp_path, clock, caplog):
     """Two stores on one disk made /health wait for 10 seconds, and it then had no reasons."""
     async with (
         open_bank(tmp_path / "a.db", 4) as (first, disk),
@@ -127,6 +127,7 @@ async def test_stores_that_hang_together_delay_as_one(tmp_path, clock):
         status, _, body = await ask(admin, "/health")
         assert (status, body.count(b"the store fails or does not answer; the log says why")) == (503, 2)
         assert trio.current_time() - began == pytest.approx(5, abs=0.5)
+        assert caplog.text.count("the journal did not answer the admin page in 5 s") == 2
         await trio.sleep(LONGEST_REST + 1)
         began = trio.current_time()
         assert (await ask(admin, "/metrics"))[0] == 200

@@ -28,7 +28,7 @@ __all__ = ["Money", "MoneyView"]
 MOST_LISTED: Final = 1000
 LEAST_SECONDS: Final = 1.0
 # How long the store may take until it counts as failed.
-STORE_SECONDS: Final = 5.0
+STORE_SECONDS: Final = 5
 # The whole journal is counted in slices, with a rest after each, and again after a while.
 SLICE: Final = 200
 SLICE_REST: Final = 0.05
@@ -92,9 +92,11 @@ class MoneyView:
         began = trio.current_time()
         has_failed = True
         try:
-            with trio.move_on_after(STORE_SECONDS):
+            with trio.move_on_after(STORE_SECONDS) as waiting:
                 self.seen = await _read(transfers)
                 has_failed = False
+            if waiting.cancelled_caught:
+                self._plugin.log.once().warn("the journal did not answer the admin page in %s s", STORE_SECONDS)
         except LedgerPluginError as error:
             # Not only the store: the plugin may be closed.
             self._plugin.log.once().warn("the admin page cannot read the journal: %s", error)
