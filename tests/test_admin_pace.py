@@ -153,6 +153,22 @@ async def test_journal_that_cannot_be_read_is_a_reason(tmp_path, monkeypatch, cl
         assert b'store_failed{plugin="bank"} 1' in (await ask(admin, "/metrics"))[2]
 
 
+async def test_fault_of_what_is_watched_does_not_end_the_block(tmp_path, monkeypatch, clock, caplog):
+    """A server would end because it is watched."""
+
+    def fail(*args: Any, **more: Any) -> None:
+        raise ZeroDivisionError("by this test")
+
+    async with open_bank(tmp_path / "money.db", 4) as (server, _):
+        monkeypatch.setattr(server, "counted", fail)
+        monkeypatch.setattr(type(server.transfers), "walk", fail)
+        async with open_admin(server) as admin:
+            await trio.sleep(30)
+            assert (await ask(admin, "/health"))[0] == 503
+    for text in ("cannot read the statistics", "cannot count the transfers", "cannot look at the journal"):
+        assert caplog.text.count(f"the admin page {text}: ZeroDivisionError(") >= 1
+
+
 async def test_metrics_leave_out_accounts_that_cannot_be_seen(tmp_path, monkeypatch, clock):
     """The number of the last look that succeeded would look like today's, and no metric at all like a dead server."""
 

@@ -123,6 +123,8 @@ class MoneyView:
             except LedgerPluginError as error:
                 # The plugin may be closed, or its store may fail.
                 self._plugin.log.debug("the admin page cannot count the transfers: %s", error)
+            except Exception as error:  # noqa: BLE001 (the server, which is only watched, goes on)
+                self._plugin.log.once().error("the admin page cannot count the transfers: %O", error)
             await trio.sleep(COUNT_AGAIN_SECONDS)
 
     async def settle(self, account: str, key: str, *, is_applied: bool) -> None:

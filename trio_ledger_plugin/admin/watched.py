@@ -116,5 +116,8 @@ class Watched:
         while True:
             began = perf_counter()
             errors = self.handled.errors.total() + self.answered.errors.total()
-            self.series.add(self.statistics.get(), self.handled.counts, errors)
+            try:
+                self.series.add(self.statistics.get(), self.handled.counts, errors)
+            except Exception as error:  # noqa: BLE001 (the server, which is only watched, goes on)
+                self.plugin.log.once().error("the admin page cannot read the statistics: %O", error)
             await trio.sleep(rest_after(perf_counter() - began, POINT_SECONDS))
