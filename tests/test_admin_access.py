@@ -190,6 +190,23 @@ async def test_no_secret_is_in_any_answer():
 # What it speaks.
 
 
+async def test_secret_of_any_plugin_is_hidden_in_the_log(monkeypatch, caplog):
+    """The page has one log, which knows the secrets of the first plugin alone."""
+    listener = BtpOptions(listener=ListenerOptions(port=0, secret=f"{CANARY}'\"\n"))
+
+    def fail() -> None:
+        raise ZeroDivisionError(f"{CANARY}'\"\n")
+
+    async with loopback_pair() as (first, _), open_btp(listener) as second:
+        monkeypatch.setattr(second, "counted", fail)
+        async with open_admin([first, second]) as admin:
+            for _ in range(5):
+                assert (await ask(admin, "/api/overview?plugin=1"))[0] == 500
+    # Once, and then the number of the others.
+    assert caplog.text.count("the admin page cannot answer /api/overview: ZeroDivisionError(") == 2
+    assert CANARY not in caplog.text
+
+
 async def test_connection_serves_one_request_after_the_other():
     async with watching() as admin, await dial(admin.address) as stream:
         for _ in range(3):

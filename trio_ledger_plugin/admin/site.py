@@ -11,6 +11,7 @@ from attrs import asdict
 
 from ..errors import InvalidFieldsError, InvalidServicesError, LedgerPluginError, TransferNotFoundError
 from ..http.gate import RefusedError
+from ..log import format_message
 from .accounts import Query
 from .health import check_health
 from .limits import REACHED, budgets_of
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from ..http.heads import PageHead
-    from ..services import Log
+    from ..runtime.plugin_log import PluginLog
     from ..transfer import JournalEntry
     from .watched import Watched
 
@@ -42,7 +43,7 @@ class Site:
         log: Where failures are logged.
     """
 
-    def __init__(self, plugins: Sequence[Watched], log: Log) -> None:
+    def __init__(self, plugins: Sequence[Watched], log: PluginLog) -> None:
         self._plugins = plugins
         self._log = log
         self._page = load_page()
@@ -72,8 +73,11 @@ class Site:
         except RefusedError:
             raise
         except Exception as error:
-            # The answer shows nothing of it, and the server goes on.
-            self._log.error("the admin page cannot answer %s: %o", head.path, error)
+            # The answer shows nothing of it, and the server goes on. It may be about any of the plugins.
+            said = format_message("%o", error)
+            for watched in self._plugins:
+                said = watched.plugin.log.redact(said)
+            self._log.once(head.path).error("the admin page cannot answer %s: %s", head.path, said)
             raise RefusedError(500, FAILED) from error
 
     async def _route(self, head: PageHead, body: bytes) -> Response:
