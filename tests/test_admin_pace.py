@@ -135,6 +135,17 @@ async def test_stores_that_hang_together_delay_as_one(tmp_path, clock, caplog):
         disk.may_begin.set()
 
 
+async def test_page_is_not_healthy_before_the_store_has_answered(tmp_path, clock):
+    """Who opens the page because something is wrong would see that all is well."""
+    async with open_bank(tmp_path / "money.db", 4) as (server, store), open_admin({"bank": server}) as admin:
+        store.may_begin = trio.Event()
+        said = (await get_json(admin, "/api/overview"))["health"]
+        assert said == {"status": "ok", "reasons": [], "warnings": ["bank: the store has not answered yet"]}
+        store.may_begin.set()
+        await ask(admin, "/health")
+        assert (await get_json(admin, "/api/overview"))["health"]["warnings"] == []
+
+
 async def test_journal_that_cannot_be_read_is_a_reason(tmp_path, monkeypatch, clock):
     """A fault in one plugin's journal would take the page and the metrics of all plugins away."""
 

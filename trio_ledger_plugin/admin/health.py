@@ -76,6 +76,9 @@ async def _check(watched: Watched, health: Health, deadline: float) -> None:
     money = watched.money.seen
     if watched.money.has_failed:
         health.reasons.append(f"{name}: the store fails or does not answer; the log says why")
+    elif money is None and watched.money.transfers is not None:
+        # Only who does not wait for the first look sees this.
+        health.warnings.append(f"{name}: the store has not answered yet")
     elif money is not None and money.count:
         are = "transfer is" if money.count == 1 else "transfers are"
         health.warnings.append(f"{name}: {money.count} {are} in doubt")
