@@ -12,7 +12,7 @@ from support.accounts import ask, enter, leave, open_accounts, options
 from support.peers import TOKEN, dial
 
 from trio_ledger_plugin.btp.auth import auth_message
-from trio_ledger_plugin.net import names
+from trio_ledger_plugin.net import names, store_values
 from trio_ledger_plugin.stores import MemoryStore, SqliteStore, open_sqlite_store
 from trio_ledger_plugin.testing.conformance.assertions import echo
 
@@ -68,6 +68,33 @@ async def test_name_that_was_only_tried_is_forgotten(store: SqliteStore) -> None
         await until(lambda: _has(store, "lpi:names:main", "1"))
         # It is anybody's now.
         await visit(plugin, "first", "another token")
+
+
+async def test_connected_name_keeps_a_place_when_the_store_fails(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that lost its place before the store failed would have stayed for ever."""
+    calls = 0
+
+    async def update(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise OSError("the disk is full")
+        return await store_values.update(*args)
+
+    monkeypatch.setattr(names, "AT_ONCE", 1)
+    monkeypatch.setattr(names, "RECORD_SECONDS", 3600)
+    async with open_accounts(store=store) as plugin:
+        peers = [await enter(plugin, f"name-{number}") for number in range(3)]
+        kept = plugin.tokens.names
+        assert kept is not None
+        monkeypatch.setattr(names, "update", update)
+        # The second takes the place of the first, which is connected; the third fails.
+        await kept._record()
+        assert sorted(kept._without_place) == ["name-0", "name-2"]
+        for peer in peers:
+            await peer.aclose()
 
 
 async def _has(store: SqliteStore, key: str, value: str) -> bool:

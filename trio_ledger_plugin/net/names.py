@@ -156,20 +156,26 @@ class Names:
 
     async def _record_names(self) -> None:
         again: list[str] = []
-        while self._without_place or self._used:
-            used, self._used = self._used[:AT_ONCE], self._used[AT_ONCE:]
-            placed, self._without_place = self._without_place[:AT_ONCE], self._without_place[AT_ONCE:]
-            places = [(randrange(PLACES), name) for name in placed]  # noqa: S311 (it is no secret)
+        try:
+            while self._without_place or self._used:
+                again += await self._record_some()
+        finally:
+            # Also when the store fails: a name without a place would never be forgotten.
+            self._without_place += again
 
-            try:
-                forgotten, connected = await update(self._store, partial(self._decide, used, places))
-            except BaseException:
-                self._used += used
-                self._without_place += placed
-                raise
-            self._count -= forgotten
-            again += connected
-        self._without_place += again
+    async def _record_some(self) -> list[str]:
+        """Record at most ``AT_ONCE`` names of each kind; return those that need another place."""
+        used, self._used = self._used[:AT_ONCE], self._used[AT_ONCE:]
+        placed, self._without_place = self._without_place[:AT_ONCE], self._without_place[AT_ONCE:]
+        places = [(randrange(PLACES), name) for name in placed]  # noqa: S311 (it is no secret)
+        try:
+            forgotten, connected = await update(self._store, partial(self._decide, used, places))
+        except BaseException:
+            self._used += used
+            self._without_place += placed
+            raise
+        self._count -= forgotten
+        return connected
 
     async def _save_count(self) -> None:
         count = self._count
