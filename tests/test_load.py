@@ -191,10 +191,7 @@ def test_port_and_host_may_be_in_ws_opts() -> None:
     assert options_from_mapping(BtpOptions, {"listener": listener}).listener == ListenerOptions(7768, "s")
     assert problems_of(AccountsOptions, {"port": 1, "wsOpts": {"port": 2, "host": 5}}) == [
         "- wsOpts.port: given as port too, must be given once",
-        (
-            "- wsOpts.host: got 5, must be text (str), not empty, without spaces or control characters, or None for "
-            "every address"
-        ),
+        "- wsOpts.host: got 5, must be a host name or an IP address (str), or '*' for every address",
     ]
 
 

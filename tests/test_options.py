@@ -188,10 +188,26 @@ def test_message_smaller_than_its_envelope_holds_no_data() -> None:
 def test_trusted_proxies_are_addresses_in_their_shortest_form() -> None:
     assert PluginOptions(trusted_proxies=["10.0.0.1", "::1"]).trusted_proxies == ("10.0.0.1", "::1")
     assert PluginOptions(trusted_proxies=["10.0.0.0/8", "fd00::/8"]).trusted_proxies == ("10.0.0.0/8", "fd00::/8")
-    for wrong in ["10.0.0.1", ("proxy.example",), ("0:0::1",), (1,), None, ("10.0.0.1/8",), ("10.0.0.0/33",)]:
-        (problem,) = problems_of(PluginOptions, trusted_proxies=wrong)
-        assert problem.startswith("- trusted_proxies: got ")
-        assert "IP addresses" in problem
+    wrong = ("proxy.example", "0:0::1", 1, "10.0.0.1/8", "10.0.0.0/33")
+    for value, culprit in [("10.0.0.1", "10.0.0.1"), (None, None), *((("::1", each), each) for each in wrong)]:
+        (problem,) = problems_of(PluginOptions, trusted_proxies=value)
+        assert problem == (
+            f"- trusted_proxies: got {culprit!r}, must be IP addresses or networks in their shortest form, such as "
+            "('192.0.2.1', '10.0.0.0/8')"
+        )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda host: ListenerOptions(0, "token", host=host),
+        lambda host: AccountsOptions(host=host),
+        lambda host: IncomingOptions(port=0, static_token="token", host=host),
+    ],
+)
+def test_host_may_have_the_brackets_that_it_has_in_a_url(make: Any) -> None:
+    assert make("[::1]").host == "::1"
+    assert make("[name]").host == "[name]"
 
 
 def test_every_wrong_field_is_named_at_once() -> None:
@@ -291,7 +307,7 @@ def test_listener_refuses_an_empty_secret(secret: Any, shown: str) -> None:
 @pytest.mark.parametrize("host", ["", "a b", "a\n", 5])
 def test_listener_refuses_a_wrong_host(host: Any) -> None:
     (problem,) = problems_of(ListenerOptions, 0, "token", host=host)
-    assert problem.startswith(f"- host: got {host!r}, must be text")
+    assert problem.startswith(f"- host: got {host!r}, must be a host name")
 
 
 def test_tls_is_configured_by_an_ssl_context() -> None:

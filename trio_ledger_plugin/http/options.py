@@ -26,6 +26,7 @@ from ..options.fields import (
     Refused,
     Validator,
     as_secret,
+    bare_host,
     is_text,
     is_word,
 )
@@ -121,7 +122,7 @@ class IncomingOptions(CheckedOptions):
     jwt_subject: str | None = field(default=None, metadata=OPTIONAL_TEXT)
     require_exp: bool = field(default=True, metadata=SWITCH)
     allow_bare_token: bool = field(default=False, metadata=SWITCH)
-    host: str = field(default="127.0.0.1", metadata=WORD)
+    host: str = field(default="127.0.0.1", converter=bare_host, metadata=WORD)
     ssl_context: ssl.SSLContext | None = field(default=None, metadata=SERVER_CONTEXT)
     path: str | None = field(
         default=None, metadata={VALIDATOR: Validator("a path that begins with '/', or None for any", _is_path)}

@@ -46,6 +46,7 @@ __all__ = [
     "as_host",
     "as_secret",
     "as_tuple",
+    "bare_host",
     "is_text",
     "is_word",
     "shown",
@@ -93,6 +94,10 @@ class Refused:
         return cls((("", text),))
 
 
+def _whole(value: object) -> object:
+    return value
+
+
 @frozen
 class Validator:
     """What a field accepts. It stands in the field's ``metadata`` under ``VALIDATOR``.
@@ -103,6 +108,7 @@ class Validator:
         shown: Whether an error may show a refused value.
         milliseconds: Only for times, which are in seconds: ``expected`` in milliseconds, the unit of a camelCase name.
         null: Whether None in a mapping is a value of the field. If not, None means that the field is not given.
+        find_part: Returns the part of a refused value that is wrong, for errors that show it.
     """
 
     expected: str
@@ -110,6 +116,7 @@ class Validator:
     shown: bool = True
     milliseconds: str = ""
     null: bool = False
+    find_part: Callable[[object], object] = _whole
 
     def find_problem(self, value: object) -> str:
         """Return what is wrong with a value, or an empty string if nothing is."""
@@ -119,6 +126,7 @@ class Validator:
             value = value.as_seconds()
         if self.accepts(value):
             return ""
+        given = self.find_part(given)
         return f"got {shown(given) if self.shown else _type_of(given)}, must be {expected}"
 
 
@@ -170,16 +178,22 @@ def _is_for_clients(value: object) -> bool:
 
 
 def _are_addresses(value: object) -> bool:
-    if not isinstance(value, list | tuple):
+    return isinstance(value, list | tuple) and all(map(_is_address, value))
+
+
+def _is_address(value: object) -> bool:
+    if not isinstance(value, str):
         return False
     try:
-        return all(isinstance(item, str) and _is_address(item) for item in value)
+        return str(ip_network(value) if "/" in value else ip_address(value)) == value
     except ValueError:
         return False
 
 
-def _is_address(text: str) -> bool:
-    return str(ip_network(text) if "/" in text else ip_address(text)) == text
+def _first_bad_address(value: object) -> object:
+    if not isinstance(value, list | tuple):
+        return value
+    return next(item for item in value if not _is_address(item))
 
 
 ANYTHING: Final = Validator("any value", lambda _: True)
@@ -206,7 +220,7 @@ NAME: Final = {VALIDATOR: Validator("text (str), not empty", lambda value: bool(
 WORD: Final = {VALIDATOR: Validator("text (str), not empty, without spaces or control characters", is_word)}
 HOST: Final = {
     VALIDATOR: Validator(
-        "text (str), not empty, without spaces or control characters, or None for every address",
+        "a host name or an IP address (str), or '*' for every address",
         lambda value: value is None or is_word(value),
     )
 }
@@ -233,12 +247,25 @@ CLIENT_CONTEXT: Final = {
         _is_for_clients,
     )
 }
-ADDRESSES: Final = {VALIDATOR: Validator("a tuple of IP addresses or networks in their shortest form", _are_addresses)}
+ADDRESSES: Final = {
+    VALIDATOR: Validator(
+        "IP addresses or networks in their shortest form, such as ('192.0.2.1', '10.0.0.0/8')",
+        _are_addresses,
+        find_part=_first_bad_address,
+    )
+}
 
 
 def as_host(value: str | None) -> Any:  # noqa: ANN401 (the validator judges what the converter leaves)
-    """Return None for the text ``*``, and any other value as it is: in a mapping, None means "not given"."""
-    return None if value == "*" else value
+    """Return None for the text ``*``: in a mapping, None means "not given". Other values are as of ``bare_host()``."""
+    return None if value == "*" else bare_host(value)
+
+
+def bare_host(value: str | None) -> Any:  # noqa: ANN401 (the validator judges what the converter leaves)
+    """Return an IPv6 address without the brackets that it has in a URL, and any other value as it is."""
+    if isinstance(value, str) and value.startswith("[") and value.endswith("]") and ":" in value:
+        return value[1:-1]
+    return value
 
 
 def as_secret(value: str | Secret) -> Secret:
