@@ -5,7 +5,7 @@ import re
 import signal
 import sqlite3
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 import trio
@@ -160,10 +160,12 @@ async def test_since_is_a_time_in_utc_as_the_lines_show_it(db):
     [shown] = re.findall(r"^\d{4}\S+ \S+Z", out, re.MULTILINE)
     assert datetime.fromisoformat(shown) == created.replace(microsecond=0)
     later = (datetime.now(UTC) + timedelta(seconds=60)).strftime("%Y-%m-%dT%H:%M:%S")
-    for since, number in ((shown, 4), (shown[:-1], 4), (later, 0)):
+    elsewhere = created.astimezone(timezone(timedelta(hours=2))).isoformat()
+    for since, number in ((shown, 4), (shown[:-1], 4), (created.isoformat(), 4), (elsewhere, 4), (later, 0)):
         _, out, _ = await run("transfers", str(db), "--since", since, TZ="America/New_York")
         assert len(out.splitlines()) == number + 2, since
-    assert "--since" in await failed(2, db, "--since", "yesterday")
+    said = await failed(2, db, "--since", "yesterday")
+    assert "'--since': it is a time such as 2026-11-29 or '2026-11-29 08:47:22', in UTC" in said
 
 
 async def test_long_journal_is_listed_completely_and_in_order(tmp_path):

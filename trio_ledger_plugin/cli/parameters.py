@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from difflib import get_close_matches
 from textwrap import dedent, indent
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -35,6 +36,7 @@ __all__ = [
     "Command",
     "Group",
     "Seconds",
+    "Time",
     "address_of",
     "client_options",
     "environment_options",
@@ -106,6 +108,23 @@ class Seconds(click.FloatRange):
         if math.isnan(seconds):
             self.fail("NaN is not a number of seconds", param, ctx)
         return seconds
+
+
+class Time(click.DateTime):
+    """A time in ISO 8601, as the commands show it and as their JSON has it. Without an offset it is in UTC."""
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401 (as click has it)
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> datetime:
+        """Return the time."""
+        try:
+            time = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail("it is a time such as 2026-11-29 or '2026-11-29 08:47:22', in UTC", param, ctx)
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time
 
 
 def environment_options(timeout: float) -> PluginOptions:

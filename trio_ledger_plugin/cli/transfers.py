@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,7 +21,7 @@ from ..runtime.timers import Timers
 from ..transfer import Totals, TransferDirection, TransferState
 from .errors import COMMON, ENDED, Exit, one_line
 from .output import Screen
-from .parameters import Command, epilog, json_option
+from .parameters import Command, Time, epilog, json_option
 from .signals import run_until_sigterm
 from .stores import StoreChoice, StoreName, dialect_for, open_any_reader, open_any_store
 
@@ -48,8 +47,6 @@ EXAMPLES = """
 COLOURS = {TransferState.IN_DOUBT: "yellow", TransferState.REJECTED: "red", TransferState.REFUSED: "red"}
 STATES = click.Choice([state.value for state in TransferState])
 DIRECTIONS = click.Choice([direction.value for direction in TransferDirection])
-# The last two are what the lines show, and the same in ISO 8601.
-TIME_FORMATS = ["%Y-%m-%d", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%SZ", "%Y-%m-%dT%H:%M:%SZ"]
 HEADER = f"{'created (UTC)':20}  dir  {'state':9}  {'amount':>12}  level  key"
 TOTALS_HEADER = f"{'account':24}  level  {'sent':>20}  {'received':>20}  {'in doubt':>20}"
 # How long a ledger in PostgreSQL may take to be released.
@@ -70,7 +67,7 @@ NAMED = 20
 @click.option("--direction", type=DIRECTIONS, help="Only outgoing or incoming transfers.")
 @click.option(
     "--since",
-    type=click.DateTime(TIME_FORMATS),
+    type=Time(),
     metavar="TIME",
     help="Only transfers entered at this time (UTC) or later.",
 )
@@ -146,10 +143,9 @@ class _Reader:
         """Yield the transfers that were asked for."""
         direction, state, since = choices["direction"], choices["state"], choices["since"]
         wanted = account, direction and TransferDirection(direction), state and TransferState(state)
-        from_time = since and since.replace(tzinfo=UTC)
         after: int | None = 0
         while after is not None:
-            page = self._read(self._history.page, *wanted, after, from_time)
+            page = self._read(self._history.page, *wanted, after, since)
             yield from page.entries
             after = page.after
 
