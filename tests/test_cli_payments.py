@@ -74,6 +74,7 @@ async def test_payment_from_one_program_to_another(as_json: bool) -> None:
         (["pay", "wallet.example", "--send", "1", "--server", NOBODY], 2, "give a payment pointer"),
         (["quote", "http://wallet.example", "--send", "1", "--server", NOBODY], 2, "need https://"),
         (["pay", "$wallet.example", "--send", "1", "--slippage", "much"], 2, "--slippage is not a number"),
+        (["pay", "$wallet.example", "--send", "1", "--slippage", "1"], 2, "--slippage must be less than 1"),
         (["quote", "$wallet.example", "--send", "1", "--min-rate", "NaN"], 2, "--min-rate must be 0 or more"),
         (["pay", "$wallet.example", "--send", "1", "--server", "btp+ws://localhost"], 2, "no token"),
     ],

@@ -123,9 +123,16 @@ def _order(send: int | None, deliver: int | None, slippage: str, min_rate: str) 
     return {
         "send": send,
         "deliver": deliver,
-        "slippage": _number(slippage, "--slippage"),
+        "slippage": _slippage(slippage),
         "min_rate": _number(min_rate, "--min-rate"),
     }
+
+
+def _slippage(text: str) -> Decimal:
+    slippage = _number(text, "--slippage")
+    if slippage >= 1:
+        raise click.UsageError("--slippage must be less than 1; 0.01 is one percent")
+    return slippage
 
 
 def _number(text: str, name: str) -> Decimal:
