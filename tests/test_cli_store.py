@@ -43,7 +43,7 @@ async def test_file_is_checked(old):
     code, out, _ = await run("store", "check", str(old))
     assert code == 0
     assert re.fullmatch(
-        r"sound: yes\nintegrity: ok\nledger main: \d+ s old, journal [0-9a-f]{32}\n"
+        r"sound: yes\nintegrity: ok\nledger main: in use for \d+ s so far, journal [0-9a-f]{32}\n"
         r"oldest to send: none\noldest to deliver: none\n",
         out,
     )

@@ -28,7 +28,7 @@ EXAMPLES = """
 NEVER_COPIED = "the source and the copy must not be used at the same time: keep the file as a backup only"
 
 
-@click.group(cls=Group, short_help="Check a store, or move it to PostgreSQL.")
+@click.group(cls=Group, epilog=epilog(EXAMPLES, *COMMON, *ENDED), short_help="Check a store, or move it to PostgreSQL.")
 def store() -> None:
     """Check a store, or move one from a file to PostgreSQL."""
 
@@ -37,7 +37,7 @@ def store() -> None:
 @click.argument("db", type=StoreName(exists=True, dir_okay=False))
 @json_option
 def check(db: str, as_json: bool) -> int:
-    """Check a store: its tables, its integrity or replication, the age of its ledgers, and what has waited longest.
+    """Check a store: its tables, its integrity or replication, its ledgers, and what has waited longest.
 
     DB is a file, or the URL of a PostgreSQL database. Nothing is written, and a program may have it open.
     """
@@ -64,7 +64,7 @@ def _shown(value: object) -> str:
         case bool():
             return "yes" if value else "no"
         case {"age": age, "journal": journal}:
-            return f"{age} s old, journal {journal}"
+            return f"in use for {age} s so far, journal {journal}"
         case float():
             return f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M:%SZ}"
         case _:
