@@ -57,6 +57,7 @@ async def test_page_for_others_asks_for_the_token() -> None:
         ),
         (("--admin-host", "::1"), "--admin-host needs --admin"),
         (("--admin-name", "x"), "--admin-name needs --admin"),
+        (("--admin-token", CANARY), "--admin-token needs --admin"),
         (("--admin", "65536"), "--admin"),
     ],
 )

@@ -715,3 +715,42 @@ async def test_a_data_handler_that_is_wrong(handler, text, caplog):
     said = re.sub(r"'bytes' object can't be awaited", "object bytes can't be used in 'await' expression", caplog.text)
     hint = " (is it an async function?)" if "await" in text else ""
     assert f"the data handler failed, reference {found[1]}{hint}: {text}\n    Traceback (most recent" in said
+
+
+# Options of commands
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("serve --replication none", "--replication needs --store with the URL of a PostgreSQL database"),
+        ("serve --replication none --store no-such/x.db", "--replication needs --store with the URL of a PostgreSQL database"),
+        ("serve --proxy-protocol", "--proxy-protocol needs --trusted-proxy: no other address may connect then"),
+        (
+            "serve --trusted-proxy 10.0.0.1 --trusted-proxy here",
+            (
+                "--trusted-proxy: got 'here', must be IP addresses or networks in their shortest form, such as "
+                "('192.0.2.1', '10.0.0.0/8')"
+            ),
+        ),
+        ("serve --host=", "--host: got '', must be a host name or an IP address (str), or '*' for every address"),
+        (
+            "serve --store=",
+            "Invalid value for '--store': a store is a file, or a URL that begins with postgresql://",
+        ),
+        (
+            "transfers mysql://localhost/wallet",
+            "Invalid value for 'DB': a store is a file, or a URL that begins with postgresql://",
+        ),
+        (
+            "bench --plot no-such/plot.svg",
+            "Invalid value for '--plot': the directory of 'no-such/plot.svg' does not exist",
+        ),
+    ],
+)
+async def test_option_that_would_do_nothing_or_fail_later(line, problem):
+    """It was ignored, or the error spoke of Python, or came minutes later."""
+    command, *rest = line.split()
+    port = ("--port", "0") if command == "serve" else ()
+    code, _, stderr = await run(command, *port, *rest)
+    assert (code, stderr) == (2, f"error: {problem}; see trio-ledger-plugin {command} --help\n")

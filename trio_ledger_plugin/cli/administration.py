@@ -10,6 +10,7 @@ from attrs import frozen
 
 from ..errors import InvalidFieldsError
 from ..net.url import is_loopback
+from ..options.fields import bare_host
 from .errors import describe_problems
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class AdminChoice:
             from ..admin.opening import incoming_options  # noqa: PLC0415 (an extra)
         except ModuleNotFoundError as error:
             raise click.ClickException(f"--admin: {error}") from error
+        host = bare_host(host)
         try:
             incoming = incoming_options(host, port, token, None if is_loopback(host) else ssl_context)
         except InvalidFieldsError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -41,6 +41,20 @@ EXAMPLES = """
 """
 
 
+class ResultFile(click.Path):
+    """A file that can be written; a wrong path is refused before minutes are spent on measuring."""
+
+    def __init__(self) -> None:
+        super().__init__(dir_okay=False, writable=True, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401 (as click has it)
+        """Return the path."""
+        path = Path(str(super().convert(value, param, ctx)))
+        if not path.parent.is_dir():
+            self.fail(f"the directory of {str(path)!r} does not exist", param, ctx)
+        return path
+
+
 @click.command(
     cls=Command, epilog=epilog(EXAMPLES, *COMMON, *ENDED), short_help="How many calls a second on this machine."
 )
@@ -53,8 +67,8 @@ EXAMPLES = """
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="A Node program that runs ilp-plugin-btp, for comparison: tests/bench/btp_bench.js of a checkout.",
 )
-@click.option("--plot", type=click.Path(dir_okay=False, writable=True, path_type=Path), help="A file for a plot (SVG).")
-@click.option("--save", type=click.Path(dir_okay=False, writable=True, path_type=Path), help="A file for the JSON.")
+@click.option("--plot", type=ResultFile(), help="A file for a plot (SVG).")
+@click.option("--save", type=ResultFile(), help="A file for the JSON.")
 @json_option
 def bench(rounds: int, scale: float, node: Path | None, plot: Path | None, save: Path | None, as_json: bool) -> int:
     """Measure calls a second between two processes on this machine, in alternating rounds.

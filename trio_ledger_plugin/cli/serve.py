@@ -78,7 +78,12 @@ EXAMPLES = """
     epilog=epilog(EXAMPLES, *COMMON),
     short_help="A server for one client or for many, which shows what they do.",
 )
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="The address to listen on; '*' is every one, except with --http.",
+)
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True, help="The port; 0: any free one."
 )
@@ -206,31 +211,37 @@ def serve(
 
 
 def _check_choices(context: click.Context, *, accounts: bool, over_http: bool) -> None:
-    """Refuse options of the other kind of server. A value from an environment variable is ignored instead.
+    """Refuse options that would do nothing. A value from an environment variable is ignored instead.
 
     Raises:
         click.UsageError: One was given.
     """
+    in_database = is_dsn(context.params.get("store") or "")
     unused = {"secret"} if accounts else {field.name for field in fields(AccountChoices)}
     for param in context.command.params:
         if param.name in unused and _is_given(context, param):
             why = "is for one client; with --accounts each has its own token" if accounts else "needs --accounts"
             raise click.UsageError(f"{param.opts[0]} {why}")
         if (
-            param.name in {"admin_host", "admin_names"}
+            param.name in {"admin_host", "admin_token", "admin_names"}
             and context.params.get("admin") is None
             and _is_given(context, param)
         ):
             raise click.UsageError(f"{param.opts[0]} needs --admin")
         if param.name == "client_url" and not over_http and context.params.get("client_url") is not None:
             raise click.UsageError("--client-url needs --http; over BTP the clients dial")
+        if param.name == "replication" and not in_database and _is_given(context, param):
+            raise click.UsageError("--replication needs --store with the URL of a PostgreSQL database")
     if context.params.get("standby"):
         if over_http:
             raise click.UsageError("--standby is for BTP: over HTTP there is no ledger to wait for")
-        if not is_dsn(context.params.get("store") or ""):
+        if not in_database:
             raise click.UsageError("--standby needs --store with the URL of a PostgreSQL database")
-    if over_http and context.params.get("proxy_protocol"):
-        raise click.UsageError("--proxy-protocol is for BTP; a proxy in front of --http sends X-Forwarded-For")
+    if context.params.get("proxy_protocol"):
+        if over_http:
+            raise click.UsageError("--proxy-protocol is for BTP; a proxy in front of --http sends X-Forwarded-For")
+        if not context.params.get("trusted_proxies"):
+            raise click.UsageError("--proxy-protocol needs --trusted-proxy: no other address may connect then")
 
 
 def _is_given(context: click.Context, param: click.Parameter) -> bool:

@@ -36,8 +36,13 @@ class StoreName(click.Path):
     name = "path|dsn"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401 (as click has it)
-        """Return the path or the URL."""
-        return value if isinstance(value, str) and is_dsn(value) else super().convert(value, param, ctx)
+        """Return the path or the URL. A URL of another kind is not taken for a path."""
+        if isinstance(value, str):
+            if is_dsn(value):
+                return value
+            if not value or re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", value):
+                self.fail("a store is a file, or a URL that begins with postgresql://", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 @frozen
