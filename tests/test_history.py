@@ -77,6 +77,15 @@ def test_page_since_a_time_has_later_entries_only(book, monkeypatch):
     assert [entry.key for entry in book.walk(since=since)] == ["at 200", "at 300"]
 
 
+@pytest.mark.parametrize("digits", [0.6043905, 0.6043909, 0.6043914])
+def test_page_since_the_time_of_an_entry_has_that_entry(book, monkeypatch, digits):
+    """A time in a listing is rounded to microseconds; given back, it may be later than the stored one."""
+    monkeypatch.setattr(outgoing, "time", lambda: 1_764_497_200 + digits)
+    book.begin("key")
+    [entry] = book.walk()
+    assert book.walk(since=entry.created) == [entry]
+
+
 def test_transfers_in_doubt_are_counted_in_slices(book, monkeypatch):
     monkeypatch.setattr(history, "PAGE", 3)
     for number in range(7):

@@ -162,8 +162,10 @@ class SqlHistory:
             following = min(first - 1 + PAGE, connection.execute(sql.LAST_NUMBER).fetchone()[0])
             rows = connection.execute(sql.SLICE, (first - 1, following, self._ledger)).fetchall()
         wanted = (account, direction and direction.value, state and state.value)
-        from_time = -inf if since is None else since.timestamp()
-        entries = [read_entry(row) for row in rows if _matches(row, *wanted) and row[10] >= from_time]
+        entries = [read_entry(row) for row in rows if _matches(row, *wanted)]
+        if since is not None:
+            # As entries show it: the stored time has digits that a datetime rounds off.
+            entries = [entry for entry in entries if entry.created >= since]
         return Page(entries, following)
 
     def in_doubt(self, connection: Connection, after: int) -> tuple[int, int, int | None]:
