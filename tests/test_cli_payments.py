@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import trio
+from support.ports import free_port
 from support.programs import CANARY, PROGRAM, assert_one_error, posix, run, running
 
 from trio_ledger_plugin import PluginServices, open_plugin
@@ -33,6 +34,27 @@ async def routing() -> AsyncIterator[str]:
     opts = {"plugin": "btp-accounts", "port": 0, "debug_host_ildcp_info": INFO}
     async with open_plugin(opts, PluginServices(store=MemoryStore()), data_handler=forward) as plugin:
         yield plugin.address.replace("://", f"://%s:{CANARY}@")
+
+
+@posix
+async def test_receiver_shows_an_outage_once_and_its_end() -> None:
+    """Each of ten tries a second was a line, and nothing said that the server was there again."""
+    port = str(free_port())
+    server = ("serve", "--accounts", "--port", port)
+    receive = ("receive", "--port", "0", "--server", f"btp+ws://:{CANARY}@127.0.0.1:{port}")
+    async with running(*PROGRAM, *receive) as receiver:
+        await receiver.wait_for("(trying again)")
+        async with running(*PROGRAM, *server) as first:
+            await receiver.wait_for("(receiving at)")
+            await first.end(signal.SIGTERM)
+        await receiver.wait_for("(disconnected: )")
+        async with running(*PROGRAM, *server) as second:
+            await receiver.wait_for(r"(\d  connected\n)")
+            await second.end(signal.SIGTERM)
+        code, _ = await receiver.end(signal.SIGTERM)
+    assert code == 0
+    assert ", try " not in receiver.output
+    assert receiver.output.count("  connected\n") == 1
 
 
 @posix
@@ -116,12 +138,11 @@ async def test_bad_pointers_and_endpoints_are_one_line() -> None:
             assert said in stderr
 
 
-async def test_receiver_without_a_server_warns_first_and_gives_advice() -> None:
+async def test_receiver_without_a_server_warns_once_and_gives_advice() -> None:
     code, stdout, stderr = await run("receive", "--server", NOBODY, "--timeout", "0.5")
     assert code == 3
-    first, *others = stdout.splitlines()
-    assert first.endswith("; trying again")
-    assert "try 2" in others[0]
+    (warning,) = stdout.splitlines()
+    assert warning.endswith("; trying again")
     assert_one_error(stderr)
     assert "is the server running" in stderr
 

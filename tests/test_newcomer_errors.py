@@ -724,7 +724,10 @@ async def test_a_data_handler_that_is_wrong(handler, text, caplog):
     ("line", "problem"),
     [
         ("serve --replication none", "--replication needs --store with the URL of a PostgreSQL database"),
-        ("serve --replication none --store no-such/x.db", "--replication needs --store with the URL of a PostgreSQL database"),
+        (
+            "serve --replication none --store no-such/x.db",
+            "--replication needs --store with the URL of a PostgreSQL database",
+        ),
         ("serve --proxy-protocol", "--proxy-protocol needs --trusted-proxy: no other address may connect then"),
         (
             "serve --trusted-proxy 10.0.0.1 --trusted-proxy here",

@@ -122,6 +122,11 @@ class LiveOutput:
         return _OutputLog(self)
 
     @property
+    def warnings(self) -> Log:
+        """The log for the plugin of a command that dials: each try of an outage would be a line of the other one."""
+        return _OutputLog(self, has_info=False)
+
+    @property
     def has_live_lines(self) -> bool:
         """Whether lines may change: people read, on a terminal."""
         return self.screen.is_terminal and not self.as_json
@@ -211,16 +216,18 @@ def _as_json(event: str, values: Mapping[str, object]) -> str:
 
 
 class _OutputLog:
-    """A log that writes everything above ``debug``."""
+    """A log that writes everything above ``debug``, or above ``info``."""
 
-    def __init__(self, output: LiveOutput) -> None:
+    def __init__(self, output: LiveOutput, *, has_info: bool = True) -> None:
         self._output = output
+        self._has_info = has_info
 
     def debug(self, message: str, *params: object) -> None:
         """Write nothing."""
 
     def info(self, message: str, *params: object) -> None:
-        self._output.write_log("info", format_message(message, *params))
+        if self._has_info:
+            self._output.write_log("info", format_message(message, *params))
 
     def warn(self, message: str, *params: object) -> None:
         self._output.write_log("warn", format_message(message, *params))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from contextlib import suppress
 from shlex import quote
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from .errors import COMMON, Exit
 from .output import open_live_output
 from .parameters import Command, Seconds, address_of, epilog, insecure_option
 from .pay import lacking, plugin_options, server_option, shown_amount, shown_packets
-from .serving import client_url, introduce, reporting_bind_errors
+from .serving import client_url, introduce, reporting_bind_errors, write_events
 from .signals import open_ending, run_until_sigterm
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ async def _receive(
         open_ending() as ending,
         # It connects first: a warning that waited would come after its own repetitions.
         open_live_output(as_json=as_json, holds_warnings=False) as output,
-        open_client(options, seconds, PluginServices(log=output.log), lacking=lacks) as plugin,
+        open_client(options, seconds, PluginServices(log=output.warnings), lacking=lacks) as plugin,
         open_receiver(plugin, secret=secrets.token_bytes(32), on_packet=totals.add) as receiver,
     ):
         with reporting_bind_errors():
@@ -99,9 +100,13 @@ async def _receive(
             f"try it: trio-ledger-plugin pay {url} --send 1000{payers_server} (Ctrl-C ends the receiver)",
         )
         introduce(output, lines, address=receiver.address, url=url)
+        # The lines above say that it is connected.
+        with suppress(trio.WouldBlock):
+            plugin.events.receive_nowait()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.serve_listeners, SpspEndpoint(receiver).serve_stream, [listener])
             nursery.start_soon(_report, output, receiver, totals)
+            nursery.start_soon(write_events, output, plugin)
             await ending.wait()
             nursery.cancel_scope.cancel()
             text = f"closed; received {totals.amount:,} in {shown_packets(totals.packets)}"
