@@ -146,9 +146,11 @@ def test_missing_fields_of_a_listener_are_named() -> None:
 
 
 def test_listener_that_is_no_mapping_is_not_shown() -> None:
-    assert problems_of(BtpOptions, {"listener": CANARY}) == [
-        "- listener: got a value of type str, must be ListenerOptions or None"
-    ]
+    (problem,) = problems_of(BtpOptions, {"listener": CANARY})
+    names = "port, secret, host, ssl_context, proxy_protocol, allowed_origins"
+    assert problem == f"- listener: got a value of type str, must be a mapping of its options: {names}"
+    listener = ListenerOptions(0, "s")
+    assert options_from_mapping(BtpOptions, {"listener": listener, "server": None}).listener is listener
 
 
 @pytest.mark.parametrize(

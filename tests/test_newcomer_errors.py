@@ -9,7 +9,7 @@ import logging
 import re
 import socket
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from functools import partial, wraps
 from inspect import signature
 from typing import Any
@@ -348,13 +348,17 @@ async def test_an_argument_of_a_wrong_type(arguments, text):
             {"log": logging.getLogger("x")},
             "log: a logging.Logger formats otherwise; give trio_ledger_plugin.log.StdlibLog(logger)",
         ),
+        (
+            {"log": logging},
+            "log: a logging.Logger formats otherwise; give trio_ledger_plugin.log.StdlibLog(logger)",
+        ),
         ({"store": "wallet.db"}, "store: str has no method put, get, delete"),
         (
             {"store": open_sqlite_store("wallet.db")},
             "store: _AsyncGeneratorContextManager has no method put, get, delete; open it first, with 'async with'",
         ),
     ],
-    ids=["a logger", "a path", "a store that is not open"],
+    ids=["a logger", "the module of loggers", "a path", "a store that is not open"],
 )
 def test_invalid_service(services, text):
     with pytest.raises(TypeError) as caught:
@@ -692,6 +696,18 @@ async def nothing_of(data: bytes) -> None:
     pass
 
 
+class Later:
+    """A coroutine that does not warn when it is dropped."""
+
+    def __await__(self) -> Generator[None, None, bytes]:
+        yield
+        return b""
+
+
+async def forgetful(data: bytes) -> object:
+    return Later()
+
+
 @pytest.mark.parametrize(
     ("handler", "text"),
     [
@@ -701,8 +717,12 @@ async def nothing_of(data: bytes) -> None:
         ),
         (text_of, "TypeError('what a data handler returns is bytes-like, not str; text becomes bytes with .encode()')"),
         (nothing_of, "TypeError('what a data handler returns is bytes-like, not NoneType')"),
+        (
+            forgetful,
+            """TypeError("what a data handler returns is bytes-like, not Later; an 'await' is missing before it")""",
+        ),
     ],
-    ids=["a lambda", "text", "None"],
+    ids=["a lambda", "text", "None", "a coroutine"],
 )
 async def test_a_data_handler_that_is_wrong(handler, text, caplog):
     """The peer gets only a reference; the log of the handler's side has it with the advice."""

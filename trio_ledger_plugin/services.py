@@ -107,7 +107,7 @@ class PluginServices:
 
     def __attrs_post_init__(self) -> None:
         _check("store", self.store, ("put", "get", "delete"))
-        if isinstance(self.log, logging.Logger):
+        if isinstance(self.log, logging.Logger) or self.log is logging:
             # It has all four methods, but does not know the tokens %j and %O.
             raise TypeError("log: a logging.Logger formats otherwise; give trio_ledger_plugin.log.StdlibLog(logger)")
         _check("log", self.log, ("debug", "info", "warn", "error"))

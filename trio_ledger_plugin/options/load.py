@@ -119,8 +119,11 @@ def _read(each: Attribute[Any], name: str, value: object, ignored: list[str]) ->
     if _is_milliseconds(each, name):
         return Milliseconds(value)
     nested: type[CheckedOptions] | None = each.metadata.get(NESTED)
-    if nested is None or not isinstance(value, Mapping):
+    if nested is None or value is None or isinstance(value, nested):
         return value
+    if not isinstance(value, Mapping):
+        names = ", ".join(option.name for option in fields(nested) if option.init)
+        return Refused.because(f"got a value of type {type(value).__name__}, must be a mapping of its options: {names}")
     inner: list[str] = []
     try:
         return _construct(nested, value, inner)

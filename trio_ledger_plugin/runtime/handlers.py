@@ -369,6 +369,8 @@ def as_bytes(data: object, what: str = "data") -> bytes:
     if isinstance(data, bytes | bytearray | memoryview):
         return bytes(data)
     hint = "; text becomes bytes with .encode()" if isinstance(data, str) else ""
+    if isawaitable(data):
+        hint = "; an 'await' is missing before it"
     raise TypeError(f"{what} is bytes-like, not {type(data).__name__}{hint}")
 
 
