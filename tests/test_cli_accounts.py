@@ -39,7 +39,9 @@ from trio_ledger_plugin.btp.options import BtpOptions, ListenerOptions
 from trio_ledger_plugin.cli import main
 from trio_ledger_plugin.cli.accounts_table import REST, Meter, View, accounts_table, busiest
 from trio_ledger_plugin.cli.money_meter import MoneyMeter
+from trio_ledger_plugin.cli.output import LiveOutput, Screen
 from trio_ledger_plugin.cli.replies import fulfill, make_question
+from trio_ledger_plugin.cli.serving import introduce
 from trio_ledger_plugin.codec import btp, ildcp, ilp
 from trio_ledger_plugin.ilp.routing import route
 from trio_ledger_plugin.stores import MemoryStore, open_sqlite_store
@@ -285,6 +287,20 @@ async def test_serve_accounts_names_an_address_in_use() -> None:
     assert_one_error(stderr)
     assert port in stderr
     assert "--port" in stderr
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_money_from_the_journal_comes_after_the_first_line(as_json: bool) -> None:
+    """A program that reads the address from the first line failed at a restart with money that waits."""
+    out = io.StringIO()
+    output = LiveOutput(Screen(out), as_json=as_json)
+    output.write("money", "received money from bob: 80", amount="80")
+    output.log.warn("without TLS")
+    introduce(output, ("listening on somewhere",), address="somewhere")
+    first, money, warning = out.getvalue().splitlines()
+    assert "listening" in first
+    assert "80" in money
+    assert "without TLS" in warning
 
 
 @pytest.mark.parametrize(

@@ -113,8 +113,8 @@ class LiveOutput:
     def __init__(self, screen: Screen, *, as_json: bool) -> None:
         self.screen: Screen = screen
         self.as_json: bool = as_json
-        # Warnings that came before the first line, which says where the server listens.
-        self._held: list[tuple[str, str]] | None = []
+        # What came before the first line, which says where the server listens, as arguments of ``_write()``.
+        self._held: list[tuple[str, str, str, dict[str, object]]] | None = []
 
     @property
     def log(self) -> Log:
@@ -132,7 +132,7 @@ class LiveOutput:
         return self.screen.is_terminal and not self.as_json
 
     def write(self, event: str, text: str, style: str = "", /, **values: object) -> None:
-        """Write what happened.
+        """Write what happened, such as money from the journal; it waits until the server has said where it listens.
 
         Args:
             event: Its name, for programs.
@@ -140,6 +140,12 @@ class LiveOutput:
             style: The line's style.
             values: The details, for programs.
         """
+        if self._held is None or event == "listening":
+            self._write(event, text, style, values)
+        else:
+            self._held.append((event, text, style, values))
+
+    def _write(self, event: str, text: str, style: str, values: dict[str, object]) -> None:
         if self.as_json:
             self.screen.plain_line(_as_json(event, values))
         else:
@@ -147,17 +153,18 @@ class LiveOutput:
 
     def write_log(self, level: str, text: str) -> None:
         """Write a message of the plugin's log; a warning waits until the server has said where it listens."""
-        if level == "warn" and self._held is not None:
-            self._held.append((level, text))
-            return
-        style = {"warn": "yellow", "error": "red"}.get(level, "")
-        self.write("log", text, style, level=level, text=text)
+        style, values = {"warn": "yellow", "error": "red"}.get(level, ""), {"level": level, "text": text}
+        if level == "warn":
+            self.write("log", text, style, **values)
+        else:
+            # Such as that a standby waits.
+            self._write("log", text, style, dict(values))
 
     def release(self) -> None:
-        """Write the warnings that waited."""
+        """Write what waited."""
         held, self._held = self._held or [], None
-        for level, text in held:
-            self.write_log(level, text)
+        for line in held:
+            self._write(*line)
 
     def write_event(self, event: Event) -> None:
         """Write an event of a plugin."""
