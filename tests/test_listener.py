@@ -487,7 +487,10 @@ ANYWHERE = "0.0.0.0"  # noqa: S104 (the mistake that the test is about)
         ("127.0.0.1", "clear", False),
         ("::1", "clear", False),
         (ANYWHERE, "tls", False),
-        (ANYWHERE, "proxy", False),
+        (ANYWHERE, "192.0.2.1", False),
+        # This one encrypts nothing for clients that connect from other machines.
+        (ANYWHERE, "127.0.0.1", True),
+        (ANYWHERE, "::1", True),
     ],
 )
 async def test_server_for_others_without_tls_warns(
@@ -500,8 +503,8 @@ async def test_server_for_others_without_tls_warns(
     if how == "tls":
         end["ssl_context"] = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     options: dict[str, object] = {"plugin": plugin, "listener" if plugin == "btp" else "incoming": end}
-    if how == "proxy":
-        options["trusted_proxies"] = ["192.0.2.1"]
+    if how not in ("clear", "tls"):
+        options["trusted_proxies"] = [how]
     async with open_plugin(options) as server:
         warned = [record.message for record in caplog.records if record.levelname == "WARNING"]
         location = server.address.partition("://")[2]

@@ -17,7 +17,7 @@ import trio
 from ..errors import NotConnectedError
 from ..net.admission import Admission
 from ..net.descriptors import unauthenticated_limit
-from ..net.forwarded import client_address, is_trusted
+from ..net.forwarded import client_address, has_proxy_elsewhere, is_trusted
 from ..net.listen import NAMELESS, Listener, peer_address
 from ..net.proxy_protocol import BadProxyHeaderError, read_proxy_header
 from ..net.shared_reader import SocketReaders, can_share
@@ -87,7 +87,7 @@ class Server:
             port,
             self._serve_own,
             self._admission.make_room,
-            is_clear=ssl_context is None and not context.options.trusted_proxies,
+            is_clear=ssl_context is None and not has_proxy_elsewhere(context.options.trusted_proxies),
         )
         # For the sockets of the own port: the application cannot close them.
         self._readers = SocketReaders(context.tasks) if can_share() else None

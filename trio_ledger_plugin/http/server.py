@@ -15,6 +15,7 @@ import trio
 from ..errors import NotConnectedError
 from ..net.admission import Admission
 from ..net.descriptors import unauthenticated_limit
+from ..net.forwarded import has_proxy_elsewhere
 from ..net.listen import NAMELESS, Listener, peer_address
 from ..net.shared_reader import SocketReaders, can_share
 from ..net.sockets import abort_stream, accept_tls, explain_failure
@@ -65,7 +66,7 @@ class HttpServer:
             incoming.port,
             self._serve_own,
             self.admission.make_room,
-            is_clear=incoming.ssl_context is None and not context.options.trusted_proxies,
+            is_clear=incoming.ssl_context is None and not has_proxy_elsewhere(context.options.trusted_proxies),
         )
         self._readers = SocketReaders(context.tasks) if can_share() else None
         heads = Heads(read_request_head)

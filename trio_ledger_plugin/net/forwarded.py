@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ipaddress import ip_address, ip_network
 
-__all__ = ["client_address", "is_trusted"]
+__all__ = ["client_address", "has_proxy_elsewhere", "is_trusted"]
 
 
 def is_trusted(address: str, trusted: tuple[str, ...]) -> bool:
@@ -20,6 +20,11 @@ def is_trusted(address: str, trusted: tuple[str, ...]) -> bool:
         return False
     mapped = getattr(parsed, "ipv4_mapped", None) or parsed
     return any(mapped in ip_network(each) for each in trusted)
+
+
+def has_proxy_elsewhere(trusted: tuple[str, ...]) -> bool:
+    """Return whether a trusted proxy can connect from another machine."""
+    return not all(ip_network(each).is_loopback for each in trusted)
 
 
 def client_address(peer: str, forwarded_for: str, trusted: tuple[str, ...]) -> str:

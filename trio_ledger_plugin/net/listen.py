@@ -56,7 +56,7 @@ class Listener:
         serve: Called with each stream and its peer's IP address, in a task of its own. Returns whether the stream is in
             use; if it is not, the listener closes it.
         make_room: Called when no connection can be accepted because the process has too many open; may close one.
-        is_clear: Whether nothing encrypts the connections: neither this end, nor a proxy that is trusted.
+        is_clear: Whether nothing encrypts connections from other machines: neither this end, nor a trusted proxy there.
     """
 
     def __init__(
