@@ -97,6 +97,20 @@ async def test_child_that_leaves_the_block_does_not_harm_the_store(path):
         assert await store.get("key") == "after"
 
 
+async def test_program_with_the_same_number_is_in_another_container(path):
+    """An operator would look for a second program in the container that shows the error."""
+    fcntl = pytest.importorskip("fcntl")
+    held = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        os.write(held, f"{os.getpid()}\n\n".encode())
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(StoreError, match=rf"another program \(pid {os.getpid()} of another container\)"):
+            async with open_sqlite_store(path):
+                pytest.fail("opened")
+    finally:
+        os.close(held)
+
+
 @pytest.mark.parametrize("content", [b"", b"12\n", b"no number", b"\xff\xfe\n\xff", b"1\n \n" + b"x" * 5000])
 async def test_any_text_in_the_lock_file_is_accepted(path, content):
     """A loss of power may leave anything in it."""

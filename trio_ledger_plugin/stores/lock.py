@@ -164,7 +164,9 @@ class Claim:
                     "ledger_id of its own"
                 ) from None
             holder = self._read()[0].strip()
-            raise StoreError(f"{self._path} is in use by another program (pid {holder or 'unknown'})") from None
+            # Most programs in containers are the first process of theirs: the number alone would seem to be one's own.
+            where = " of another container" if holder == str(os.getpid()) else ""
+            raise StoreError(f"{self._path} is in use by another program (pid {holder or 'unknown'}{where})") from None
         openings = self._read()[1].split()
         self._recorded = tuple(openings)
         self._write(openings)
