@@ -1,16 +1,19 @@
 """The page for operators: its metrics, alerts and service exist and are correct."""
 
+import json
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import trio
 from support.admin import ask
 from support.pages import ROOT, read_blocks
 
-from trio_ledger_plugin import loopback_pair
+from trio_ledger_plugin import AccountsOptions, HostInfo, loopback_pair, open_plugin
 from trio_ledger_plugin.admin import open_admin
 from trio_ledger_plugin.admin.metrics import METRICS
 
@@ -75,3 +78,46 @@ def test_systemd_accepts_the_service(tmp_path: Path) -> None:
     # It also checks the units that this one depends on.
     assert [line for line in done.stderr.splitlines() if service.name in line] == []
     assert done.returncode == 0
+
+
+def read_containers_file() -> tuple[str, int]:
+    """Return the page's Dockerfile, with continued lines joined, and the port of the server in it."""
+    (text,) = (block.text for block in read_blocks(PAGE) if block.kind == "dockerfile")
+    ports = re.search(r"^EXPOSE (\d+)", text, re.MULTILINE)
+    assert ports is not None
+    return text.replace("\\\n", ""), int(ports[1])
+
+
+async def test_health_check_asks_the_server() -> None:
+    """The check passes without a server, and a supervisor of containers never notices that it is gone."""
+    text, port = read_containers_file()
+    command = re.search(r"^HEALTHCHECK .*?CMD (\[.*\])$", text, re.MULTILINE)
+    assert command is not None
+    python, *arguments = json.loads(command[1])
+    assert python == "python"
+
+    async def check() -> int:
+        done = await trio.run_process([sys.executable, *arguments], check=False, capture_stderr=True)
+        return done.returncode
+
+    options = AccountsOptions(port=port, debug_host_ildcp_info=HostInfo("example.router", 9, "XRP"))
+    with trio.fail_after(60):
+        async with open_plugin(options):
+            assert await check() == 0
+        assert await check() == 1
+        # The system accepts connections for a program that does not.
+        (listener,) = await trio.open_tcp_listeners(port, host="127.0.0.1")
+        async with listener:
+            assert await check() == 1
+
+
+def test_image_gets_what_the_build_and_the_server_need() -> None:
+    text, _ = read_containers_file()
+    copied = {name for line in re.findall(r"^COPY (?!--)(.*) ", text, re.MULTILINE) for name in line.split()}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert copied == {"pyproject.toml", project["project"]["readme"], *project["project"]["license-files"], *packages}
+
+    (program,) = (block.text for block in read_blocks(PAGE) if block.file == "server.py")
+    variables = set(re.findall(r"\b((?:LEDGER|ADMIN)_\w+)=", PAGE.read_text(encoding="utf-8")))
+    assert variables == set(re.findall(r'environ(?:\.get\(|\[)"(\w+)"', program))
