@@ -39,6 +39,8 @@ PAGE: Final = 200
 KEYS_PAGE: Final = 1000
 # Before the first row that can be forgotten.
 START: Final = (-inf, 0)
+# By how much the time of an entry may differ from the stored one, in seconds: more than it does.
+ROUNDED: Final = 0.001
 
 
 @frozen
@@ -162,9 +164,10 @@ class SqlHistory:
             following = min(first - 1 + PAGE, connection.execute(sql.LAST_NUMBER).fetchone()[0])
             rows = connection.execute(sql.SLICE, (first - 1, following, self._ledger)).fetchall()
         wanted = (account, direction and direction.value, state and state.value)
-        entries = [read_entry(row) for row in rows if _matches(row, *wanted)]
+        # The stored time has digits that an entry's time rounds off; the latter decides.
+        from_time = -inf if since is None else since.timestamp() - ROUNDED
+        entries = [read_entry(row) for row in rows if _matches(row, *wanted) and row[10] >= from_time]
         if since is not None:
-            # As entries show it: the stored time has digits that a datetime rounds off.
             entries = [entry for entry in entries if entry.created >= since]
         return Page(entries, following)
 
