@@ -17,9 +17,9 @@ function count(value) {
   return Number(value).toLocaleString("en");
 }
 
-// The decimal digits of an amount, which may exceed what a number can hold, in groups of three.
+// The decimal digits of an amount, which may exceed what a number can hold, in the groups that counts have.
 function amount(digits) {
-  return String(digits).replace(/\B(?=(\d{3})+$)/g, "\u202f");
+  return String(digits).replace(/\B(?=(\d{3})+$)/g, ",");
 }
 
 function rate(value) {
