@@ -766,6 +766,10 @@ async def test_a_data_handler_that_is_wrong(handler, text, caplog):
             "Invalid value for 'DB': a store is a file, or a URL that begins with postgresql://",
         ),
         (
+            "ping --timeout 1s btp+ws://:token@localhost",
+            "Invalid value for '--timeout': it is a number of seconds, such as 10 or 0.5",
+        ),
+        (
             "bench --plot no-such/plot.svg",
             "Invalid value for '--plot': the directory of 'no-such/plot.svg' does not exist",
         ),

@@ -104,6 +104,11 @@ class Seconds(click.FloatRange):
         ctx: click.Context | None,
     ) -> float:
         """Return the number. NaN passes click's check of the range, so it is refused here."""
+        try:
+            float(value)
+        except ValueError:
+            # Click would say "not a valid seconds".
+            self.fail("it is a number of seconds, such as 10 or 0.5", param, ctx)
         seconds = float(super().convert(value, param, ctx))
         if math.isnan(seconds):
             self.fail("NaN is not a number of seconds", param, ctx)
