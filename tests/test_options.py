@@ -399,6 +399,20 @@ def test_url_gives_host_port_and_resource(
 
 
 @pytest.mark.parametrize(
+    ("server", "address"),
+    [
+        ("btp+ws://h:", "btp+ws://h"),
+        ("btp+wss://alice:token@h:/path", "btp+wss://h/path"),
+        ("btp+ws://[::1]:", "btp+ws://[::1]"),
+        ("btp+ws://[::1]:80", "btp+ws://[::1]:80"),
+    ],
+)
+def test_address_has_no_colon_of_an_empty_port(server: str, address: str) -> None:
+    """An error would have two colons between it and the reason."""
+    assert BtpOptions(server=server).address == address
+
+
+@pytest.mark.parametrize(
     ("server", "right"),
     [
         ("ws://h", "begins with 'ws://', must begin with 'btp+ws://'"),

@@ -28,7 +28,7 @@ class ServerUrl:
     """The parts of a server's URL.
 
     Attributes:
-        address: The URL without the credentials.
+        address: The URL without the credentials, and without the colon of an empty port.
         account: The account in the userinfo; empty if there is none.
         token: The token in the userinfo; empty if there is none.
         is_escaped: Whether the account or the token differs from what the URL has, because it was percent-encoded.
@@ -139,7 +139,9 @@ def _parse_rest(
             "has a path or query with spaces, backslashes or characters outside ASCII, must have them percent-encoded"
         )
     resource = rest if rest.startswith("/") else f"/{rest}"
-    return ServerUrl(f"{scheme}://{location}{rest}", account, Secret(token), escaped, tls, host, port, resource)
+    # Without the colon of an empty port, which would be two before the reason in an error.
+    address = f"{scheme}://{location.removesuffix(':')}{rest}"
+    return ServerUrl(address, account, Secret(token), escaped, tls, host, port, resource)
 
 
 def _escape(text: str) -> str:
