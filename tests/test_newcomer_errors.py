@@ -180,6 +180,23 @@ async def test_nothing_listens_there():
     assert (code, stderr) == (3, f"error: not connected within 0.3 s: {problem}; {hint}\n")
 
 
+@pytest.mark.parametrize("options", [{"timeout": 5}, {"timeout": 99.9}])
+async def test_timeout_that_was_meant_in_seconds(options):
+    """The error did not say that 5 are milliseconds."""
+    server = f"btp+ws://alice:{TOKEN}@127.0.0.1:{free_port()}"
+    text = await read_error(ConnectTimeoutError, partial(opened, {"server": server}, connect=ConnectOptions(**options)))
+    hint = "(timeout is in milliseconds; ConnectOptions(seconds=...) takes seconds)"
+    assert text.startswith(f"not connected within {options['timeout'] / 1000:g} s {hint}")
+
+
+async def test_short_time_that_is_no_timeout_of_connect_has_no_hint():
+    """A reader of the command line would look for an option that it does not have."""
+    server = f"btp+ws://alice:{TOKEN}@127.0.0.1:{free_port()}"
+    text = await read_error(ConnectTimeoutError, partial(opened, {"server": server, "connect_timeout": 0.005}))
+    assert text.startswith("not connected within 0.005 s")
+    assert "milliseconds" not in text
+
+
 async def test_name_with_two_addresses_where_nothing_listens():
     """The traceback had a page for each address."""
 

@@ -20,7 +20,7 @@ from .errors import (
 )
 from .money.opening import open_money
 from .money.service import MoneyLink, MoneyService
-from .options.base import ConnectOptions, PluginOptions
+from .options.base import ConnectOptions, PluginOptions, unit_hint
 from .runtime.connector import Connector, PluginState, name_of
 from .runtime.context import Context
 from .runtime.exchange import measure_links
@@ -201,7 +201,7 @@ class LedgerPlugin(ABC):
         """
         self.check_thread()
         default = inf if self.options.standby else self.options.connect_timeout
-        await self._connector.connect(ConnectOptions.seconds_of(options, default))
+        await self._connector.connect(ConnectOptions.seconds_of(options, default), unit_hint(options))
 
     async def disconnect(self) -> None:
         """Disconnect from the peer (RFC-0024, disconnect). Does nothing when not connected; ``connect()`` may follow.

@@ -28,10 +28,12 @@ from .fields import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["ConnectOptions", "LinkOptions", "PluginOptions"]
+__all__ = ["ConnectOptions", "LinkOptions", "PluginOptions", "unit_hint"]
 
 # What a protocol adds to the bytes of one request, rounded up.
 ENVELOPE_BYTES: Final = 64
+# A timeout in milliseconds that is below may have been meant in seconds.
+SHORT_MILLISECONDS: Final = 100
 
 
 @frozen(init=False)
@@ -88,6 +90,13 @@ class ConnectOptions:
             return default
         # An int may be too large for a float.
         return self.timeout / 1000 if self.timeout < 1e300 else math.inf
+
+
+def unit_hint(options: ConnectOptions | None) -> str:
+    """Return a hint at the unit, for an error: a timeout below 100 ms is often one that was meant in seconds."""
+    if options is None or not 0 < (options.timeout or 0) < SHORT_MILLISECONDS:
+        return ""
+    return " (timeout is in milliseconds; ConnectOptions(seconds=...) takes seconds)"
 
 
 def _check_time(name: str, unit: str, value: object) -> None:

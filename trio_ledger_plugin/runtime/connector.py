@@ -212,11 +212,12 @@ class Connector:
 
     # Connecting.
 
-    async def connect(self, seconds: float) -> None:
+    async def connect(self, seconds: float, hint: str = "") -> None:
         """Connect, or wait for the attempt of another caller.
 
         Args:
             seconds: How long this caller waits; ``math.inf`` for no limit.
+            hint: What the error says behind them.
 
         Raises:
             ConnectTimeoutError: Not connected in time.
@@ -234,7 +235,7 @@ class Connector:
         detail = f": {cause}" if cause is not None else ""
         if cause is None and self._run_name:
             detail = f": {self._run_name} has not called task_status.started()"
-        raise ConnectTimeoutError(f"not connected within {seconds:g} s{detail}") from cause
+        raise ConnectTimeoutError(f"not connected within {seconds:g} s{hint}{detail}") from cause
 
     async def _connect(self) -> None:
         while True:

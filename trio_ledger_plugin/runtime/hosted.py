@@ -54,7 +54,7 @@ class HostedConnector(Connector):
         self._allow = allow
         self.state = PluginState.READY
 
-    async def connect(self, seconds: float) -> None:  # noqa: ARG002 (there is nothing to wait for)
+    async def connect(self, seconds: float, hint: str = "") -> None:  # noqa: ARG002 (there is nothing to wait for)
         """Let the account's client connect, and check that the server listens.
 
         Raises:
