@@ -15,6 +15,7 @@ from ..options.fields import (
     COUNT,
     EARLIER_NAME,
     NESTED,
+    ONE_HOST,
     OPTIONAL_SWITCH,
     PORT,
     SECONDS,
@@ -105,7 +106,7 @@ class IncomingOptions(CheckedOptions):
         jwt_subject: The claim ``sub`` that such a token must have; None for any.
         require_exp: Whether a JSON Web Token must say when it expires.
         allow_bare_token: Whether the token may stand without ``Bearer``; the old names below imply it.
-        host: The address to listen on.
+        host: The address to listen on; one, so not ``"*"``.
         ssl_context: The server's TLS context; with ``verify_mode=CERT_REQUIRED``, clients must have a certificate. None
             listens without TLS.
         path: The path of the endpoint; None for any.
@@ -122,7 +123,7 @@ class IncomingOptions(CheckedOptions):
     jwt_subject: str | None = field(default=None, metadata=OPTIONAL_TEXT)
     require_exp: bool = field(default=True, metadata=SWITCH)
     allow_bare_token: bool = field(default=False, metadata=SWITCH)
-    host: str = field(default="127.0.0.1", converter=bare_host, metadata=WORD)
+    host: str = field(default="127.0.0.1", converter=bare_host, metadata=ONE_HOST)
     ssl_context: ssl.SSLContext | None = field(default=None, metadata=SERVER_CONTEXT)
     path: str | None = field(
         default=None, metadata={VALIDATOR: Validator("a path that begins with '/', or None for any", _is_path)}
