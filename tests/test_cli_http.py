@@ -9,7 +9,7 @@ import pytest
 import trustme
 from support.http import status_of
 from support.ports import free_port
-from support.programs import CANARY, assert_one_error, posix, run, serving
+from support.programs import CANARY, assert_one_error, on_a_terminal, posix, run, serving
 
 pytestmark = pytest.mark.slow
 
@@ -41,6 +41,21 @@ async def test_server_over_http_ends_with_what_it_did():
     assert code == 0
     assert took < 1.5
     assert json.loads(server.output.splitlines()[-1])["event"] == "closed"
+
+
+@posix
+async def test_server_over_http_does_not_say_that_it_is_connected():
+    """No client had come; the plugin's event only says that the server listens."""
+    async with serving("--http", "--secret", CANARY) as server:
+        address = await server.wait_for(f"listening on {ADDRESS}")
+        code, _, stderr = await run("ping", address, "--count", "1", TRIO_LEDGER_PLUGIN_SECRET=CANARY)
+        assert (code, stderr) == (0, "")
+        await server.end(signal.SIGTERM)
+    assert "closed; 1 requests" in server.output
+    assert "connected" not in server.output
+    shown = await on_a_terminal("serve", "--http", "--port", "0", until="in all, 0 refused")
+    assert "0 requests/s" in shown
+    assert "connected" not in shown
 
 
 async def test_server_of_many_accounts_over_http():

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from ..btp.options import BtpOptions, ListenerOptions
 from ..errors import InvalidFieldsError
+from ..events import EventsDropped, Failed
 from ..http.options import HttpOptions, IncomingOptions
 from ..opening import open_plugin
 from ..services import PluginServices
@@ -61,6 +62,8 @@ __all__ = ["serve"]
 DEFAULT_PORT = 7768
 # What is shown in place of a secret that the user has given.
 HIDDEN = "***"
+# What is shown over HTTP, where Connected and Disconnected only say that the server listens.
+HTTP_EVENTS = (Failed, EventsDropped)
 
 EXAMPLES = """
   trio-ledger-plugin serve
@@ -287,9 +290,11 @@ async def _serve(
                 url = client_url(plugin.address, f":{token}")
             introduce(output, lines, address=plugin.address, url=url, **({"admin": page} if page else {}))
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(write_events, output, plugin)
+                is_http = isinstance(options, HttpOptions)
+                nursery.start_soon(write_events, output, plugin, HTTP_EVENTS if is_http else (object,))
                 if output.has_live_lines:
-                    nursery.start_soon(show_live, output.screen, _RateLine(plugin).update)
+                    line = _RateLine(plugin, has_link=not is_http)
+                    nursery.start_soon(show_live, output.screen, line.update)
                 await ending.wait()
                 nursery.cancel_scope.cancel()
         write_closed(output, plugin)
@@ -301,10 +306,16 @@ def _ssl_context_of(options: BtpOptions | HttpOptions) -> ssl.SSLContext | None:
 
 
 class _RateLine:
-    """The line at the bottom of the terminal."""
+    """The line at the bottom of the terminal.
 
-    def __init__(self, plugin: LedgerPlugin) -> None:
+    Args:
+        plugin: The server.
+        has_link: Whether ``is_connected()`` says that there is a client; over HTTP it says that the server listens.
+    """
+
+    def __init__(self, plugin: LedgerPlugin, *, has_link: bool) -> None:
         self._plugin = plugin
+        self._has_link = has_link
         self._at = trio.current_time()
         self._requests = plugin.statistics().requests_received
 
@@ -314,6 +325,8 @@ class _RateLine:
         elapsed = now - self._at
         rate = (counts.requests_received - self._requests) / elapsed if elapsed > 0 else 0.0
         self._requests, self._at = counts.requests_received, now
-        state = "connected" if self._plugin.is_connected() else "waiting for a client"
-        text = f"{state}, {rate:,.0f} requests/s, {counts.requests_received:,} in all, {counts.errors_sent:,} refused"
+        state = ""
+        if self._has_link:
+            state = "connected, " if self._plugin.is_connected() else "waiting for a client, "
+        text = f"{state}{rate:,.0f} requests/s, {counts.requests_received:,} in all, {counts.errors_sent:,} refused"
         return Text(text, "bold", no_wrap=True, overflow="ellipsis")
