@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 import trio
+from support.admin import leave_in_doubt, open_bank
 from support.ledgers import PEER_OFFER
 from support.programs import CANARY, assert_one_error, posix, run, serving
 
@@ -411,3 +412,24 @@ async def test_server_with_a_store_keeps_transfers_over_a_restart(tmp_path, mode
     assert told["totals"] == {"sent": "0", "received": "12", "in_doubt": "0"}
     assert {row["account"] for row in told["transfers"]} == ({"alice"} if mode else {""})
     assert {row["state"] for row in told["transfers"]} == {"delivered"}
+
+
+@posix
+@pytest.mark.parametrize("mode", [(), ("--json",)])
+async def test_serve_reports_transfers_in_doubt_with_the_command(tmp_path, mode):
+    """Two lines said the same, and what to do was said in Python."""
+    async with open_bank(tmp_path / "money.db") as (server, _):
+        await leave_in_doubt(server, 250, "k1")
+        await leave_in_doubt(server, 250, "k2")
+    args = ("--accounts", "--account-mode", "username", "--store", str(tmp_path / "money.db"))
+    async with serving(*args, *mode) as program:
+        await program.wait_for("(2 transfers of 500 in all are in doubt)")
+        await program.wait_for("(transfers_in_doubt)" if mode else "(--reject KEY)")
+        assert (await program.end(signal.SIGINT))[0] == 0
+    assert program.output.count("are in doubt") == 1
+    advice = (
+        "find out what the peer has applied, and settle it on the page of --admin or, once the server has ended, with "
+        "'trio-ledger-plugin transfers STORE --confirm KEY' or '--reject KEY'"
+    )
+    assert f"2 transfers of 500 in all are in doubt: {advice}" in program.output
+    assert program.output.count('"event": "transfers_in_doubt", "count": 2, "amount": "500"') == len(mode)

@@ -30,6 +30,7 @@ from ..events import (
     TransfersInDoubt,
 )
 from ..log import format_message
+from ..money.doubts import SETTLE_BY_HAND
 from .background import open_stdout
 
 if TYPE_CHECKING:
@@ -40,6 +41,12 @@ if TYPE_CHECKING:
     from ..services import Log
 
 __all__ = ["LiveOutput", "Screen", "open_live_output"]
+
+# What the plugin's log says in Python, for a reader of the command line.
+SETTLE_BY_COMMAND = (
+    "find out what the peer has applied, and settle it on the page of --admin or, once the server has ended, with "
+    "'trio-ledger-plugin transfers STORE --confirm KEY' or '--reject KEY'"
+)
 
 
 class Screen:
@@ -153,6 +160,7 @@ class LiveOutput:
 
     def write_log(self, level: str, text: str) -> None:
         """Write a message of the plugin's log; a warning waits until the server has said where it listens."""
+        text = text.replace(SETTLE_BY_HAND, SETTLE_BY_COMMAND)
         style, values = {"warn": "yellow", "error": "red"}.get(level, ""), {"level": level, "text": text}
         if level == "warn":
             self.write("log", text, style, **values)
@@ -184,8 +192,9 @@ class LiveOutput:
                 self.write("failed", text, "red", error=str(error))
             case EventsDropped(count):
                 self.write("events_dropped", text, "cyan", count=count)
-            case TransfersInDoubt(count, amount):
-                self.write("transfers_in_doubt", text, "yellow", count=count, amount=str(amount))
+            case TransfersInDoubt(count, amount) if self.as_json:
+                # People have the warning of the log, which says the same and what to do.
+                self.write("transfers_in_doubt", text, count=count, amount=str(amount))
 
 
 @asynccontextmanager
