@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
+from base64 import b64encode
 from contextlib import asynccontextmanager
 from functools import partial
 from time import perf_counter
@@ -266,6 +267,8 @@ class HostileAccounts(LedgerPlugin):
     """A server of another package, whose accounts may have any name."""
 
     has_accounts: ClassVar[bool] = True
+    names: ClassVar[tuple[str, ...]] = (HOSTILE, "</title><b>bold</b>")
+    number: ClassVar[int] = 1
 
     async def run_connection(self, *, task_status: trio.TaskStatus[None]) -> None:
         task_status.started()
@@ -275,8 +278,15 @@ class HostileAccounts(LedgerPlugin):
         raise InvalidFieldsError("nothing is sent")
 
     def accounts(self) -> tuple[AccountSnapshot, ...]:
-        numbers = dict.fromkeys((each for each in AccountSnapshot.__annotations__ if each != "name"), 1)
-        return tuple(AccountSnapshot(name=name, **numbers) for name in (HOSTILE, "</title><b>bold</b>"))
+        numbers = dict.fromkeys((each for each in AccountSnapshot.__annotations__ if each != "name"), self.number)
+        return tuple(AccountSnapshot(name=name, **numbers) for name in self.names)
+
+
+class LongAccounts(HostileAccounts):
+    """A server whose accounts have long names and large numbers."""
+
+    names: ClassVar[tuple[str, ...]] = ("n" * 200, "short")
+    number: ClassVar[int] = 10_000_000
 
 
 async def test_hostile_names_and_keys_are_texts(tmp_path) -> None:
@@ -470,6 +480,55 @@ async def test_narrow_page_says_that_no_account_is_connected() -> None:
             assert 0 <= left < right <= 400
 
         await show(admin.address, look)
+
+
+# The colour at the right edge of an image, above all texts.
+EDGE = """async png => {
+    const image = new Image();
+    image.src = `data:image/png;base64,${png}`;
+    await image.decode();
+    const canvas = new OffscreenCanvas(image.width, image.height);
+    const context = canvas.getContext("2d");
+    context.drawImage(image, 0, 0);
+    return [...context.getImageData(image.width - 2, 1, 1, 1).data].join();
+}"""
+
+
+def right_edge(page: Any) -> str:
+    """Return the colour at the right edge of the accounts' table."""
+    png = b64encode(page.locator("#accounts-card .scroll").screenshot()).decode()
+    return str(page.evaluate(EDGE, png))
+
+
+async def test_table_of_long_names_fits_its_card_or_shows_that_it_scrolls() -> None:
+    """Its lines ran into the card's padding, and on a phone nothing said that there are more columns."""
+    async with trio.open_nursery() as nursery:
+        server = LongAccounts(LongAccounts.options_class(), PluginServices(), nursery)
+        await server.connect()
+        async with open_admin(server) as admin:
+
+            def look(page: Any) -> None:
+                page.wait_for_selector("#accounts tr:nth-child(2)")
+                page.click("#pause")
+                scroll = page.locator("#accounts-card .scroll")
+                for scheme, surface in (("light", "255,255,255,255"), ("dark", "24,27,31,255")):
+                    page.emulate_media(color_scheme=scheme)
+                    page.set_viewport_size({"width": 1300, "height": 900})
+                    assert scroll.evaluate("each => each.scrollWidth - each.clientWidth") == 0
+                    card = page.locator("#accounts-card").bounding_box()
+                    table = page.locator("#accounts-card table").bounding_box()
+                    assert table["x"] - card["x"] >= 16
+                    assert card["x"] + card["width"] - table["x"] - table["width"] >= 16
+                    assert right_edge(page) == surface
+                    page.set_viewport_size({"width": 400, "height": 900})
+                    assert scroll.evaluate("each => each.scrollWidth - each.clientWidth") > 100
+                    assert right_edge(page) != surface
+                    scroll.evaluate("each => each.scrollLeft = each.scrollWidth")
+                    assert right_edge(page) == surface
+                    scroll.evaluate("each => each.scrollLeft = 0")
+
+            await show(admin.address, look)
+        await server.aclose()
 
 
 async def test_page_fits_its_window_and_can_be_read(tmp_path) -> None:
