@@ -174,6 +174,24 @@ async def test_doubts_are_a_warning_and_a_failing_store_a_reason(tmp_path, clock
         assert (await health(admin))[0] == 200
 
 
+async def test_slow_store_with_much_to_read_has_not_failed(tmp_path, monkeypatch, clock):
+    """A thousand pages of transfers in doubt take a healthy store longer than it may take for one answer."""
+    async with open_bank(tmp_path / "money.db", 4) as (server, store), open_admin({"bank": server}) as admin:
+        await leave_in_doubt(server, 250)
+        transaction = store.transaction
+
+        async def slow_transaction(work: Any) -> Any:
+            await trio.sleep(2)
+            return await transaction(work)
+
+        monkeypatch.setattr(store, "transaction", slow_transaction)
+        await trio.sleep(61)
+        began = trio.current_time()
+        assert (await health(admin))[1]["warnings"] == ["bank: 1 transfer is in doubt"]
+        assert trio.current_time() - began > 5
+        monkeypatch.undo()
+
+
 async def test_store_that_hangs_delays_one_answer(tmp_path, clock):
     """A hanging disk would make the page hang, which is needed most then."""
     async with open_bank(tmp_path / "money.db", 4) as (server, store), open_admin(server) as admin:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from math import inf
 from typing import TYPE_CHECKING
 
 import trio
 from attrs import define, field
+
+from .pace import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +43,7 @@ class Health:
         }
 
 
-async def check_health(plugins: Sequence[Watched], at_most: float = inf) -> Health:
+async def check_health(plugins: Sequence[Watched], at_most: float = PATIENCE) -> Health:
     """Check plugins and their stores.
 
     Args:

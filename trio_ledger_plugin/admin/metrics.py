@@ -5,11 +5,13 @@ from __future__ import annotations
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+import trio
 from attrs import fields, frozen
 
 from ..statistics import GAUGES, Statistics
 from .limits import budgets_of
 from .meter import BOUNDS, ReplyMeter
+from .pace import PATIENCE
 
 try:
     from prometheus_client import CollectorRegistry, ProcessCollector
@@ -118,10 +120,11 @@ async def write_metrics(plugins: Sequence[Watched]) -> bytes:
         watched.money.looks.ask()
         if watched.accounts is not None:
             watched.accounts.looks.ask()
-    for watched in plugins:
-        await watched.money.looks.wait()
-        if watched.accounts is not None:
-            await watched.accounts.looks.wait()
+    with trio.move_on_after(PATIENCE):
+        for watched in plugins:
+            await watched.money.looks.wait()
+            if watched.accounts is not None:
+                await watched.accounts.looks.wait()
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Plugins(plugins))
     ProcessCollector(registry=registry)

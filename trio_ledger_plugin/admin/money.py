@@ -27,7 +27,7 @@ __all__ = ["Money", "MoneyView"]
 # How many transfers in doubt the page can list; there may be more.
 MOST_LISTED: Final = 1000
 LEAST_SECONDS: Final = 1.0
-# How long the store may take until it counts as failed.
+# How long the store may take for one answer until it counts as failed. A look needs several, if much is in doubt.
 STORE_SECONDS: Final = 5
 # The whole journal is counted in slices, with a rest after each, and again after a while.
 SLICE: Final = 200
@@ -93,7 +93,7 @@ class MoneyView:
         has_failed = True
         try:
             with trio.move_on_after(STORE_SECONDS) as waiting:
-                self.seen = await _read(transfers)
+                self.seen = await _read(transfers, waiting)
                 has_failed = False
             if waiting.cancelled_caught:
                 self._plugin.log.once().warn("the journal did not answer the admin page in %s s", STORE_SECONDS)
@@ -154,7 +154,8 @@ class MoneyView:
         await self.looks.wait(min(STORE_SECONDS, max(0.0, left / 2)))
 
 
-async def _read(transfers: Transfers) -> Money:
+async def _read(transfers: Transfers, waiting: trio.CancelScope) -> Money:
+    """Read it all; the deadline of ``waiting`` is moved with each answer of the store."""
     began = trio.current_time()
     store_seconds = None
     doubts: list[JournalEntry] = []
@@ -163,9 +164,12 @@ async def _read(transfers: Transfers) -> Money:
         if store_seconds is None:
             store_seconds = trio.current_time() - began
         count += 1
+        if count % SLICE == 1:
+            waiting.deadline = trio.current_time() + STORE_SECONDS
         if len(doubts) < MOST_LISTED:
             doubts.append(entry)
     if store_seconds is None:
         store_seconds = trio.current_time() - began
+    waiting.deadline = trio.current_time() + STORE_SECONDS
     totals = await transfers.totals()
     return Money(totals, count, doubts[0].created if doubts else None, tuple(doubts), store_seconds)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ..runtime.plugin_log import PluginLog
 
-__all__ = ["PAGE_SECONDS", "Cached", "Looks", "rest_after"]
+__all__ = ["PAGE_SECONDS", "PATIENCE", "Cached", "Looks", "rest_after"]
 
 T = TypeVar("T")
 
@@ -25,6 +25,8 @@ REST: Final = 250
 LONGEST_REST: Final = 60.0
 #: How long an answer to the page waits for a look, in seconds; the page soon asks again.
 PAGE_SECONDS: Final = 0.03
+#: How long other answers wait for looks: longer than a store may take for one answer, and less than an answer may take.
+PATIENCE: Final = 7.0
 
 
 def rest_after(seconds: float, least: float) -> float:
