@@ -8,7 +8,7 @@ import weakref
 import pytest
 import trio
 from support.accounts import ask, enter, hashed, leave, open_accounts, options, start_asking
-from support.peers import PING, Peer, dial
+from support.peers import PING, TOKEN, Peer, dial
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_ledger_plugin import AccountConnected, AccountConnectedAgain, open_plugin
@@ -373,3 +373,39 @@ async def test_newcomer_is_refused_while_all_connections_are_being_closed(store:
         assert b"too many connections" in await refused(server, "c")
         for peer in rude:
             await peer.aclose()
+
+
+@pytest.mark.parametrize("how", ["asks", "breaks the protocol", "is silent", "is sent away"])
+async def test_ended_connection_is_freed_without_a_collection(how: str) -> None:
+    """A server whose clients come and go would grow, and stop for full collections."""
+    async with open_accounts(options(max_links_per_account=1), data_handler=echo) as server:
+
+        async def come_and_go() -> None:
+            peer = await dial(server.address)
+            if how == "breaks the protocol":
+                await peer.send(peer.frame(b"?", 3))
+            elif how != "is silent":
+                await peer.authenticate(TOKEN)
+                await ask(peer, b"?")
+            if how == "is sent away":
+                (account,) = server.accounts()
+                await server.account(account.name).disconnect()
+                await leave(peer)
+                await server.account(account.name).connect()
+            await peer.aclose()
+
+        def left() -> list[str]:
+            return [name for each in gc.get_objects() if (name := type(each).__name__) in ("Link", "FrameStream")]
+
+        await come_and_go()
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(5):
+                await come_and_go()
+            with trio.move_on_after(3):
+                while left():  # noqa: ASYNC110 (what is freed tells nobody)
+                    await trio.sleep(0.05)
+            assert left() == []
+        finally:
+            gc.enable()

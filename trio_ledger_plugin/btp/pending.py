@@ -195,4 +195,6 @@ class PendingConnection:
 
     def _lost(self, link: Link, reason: str) -> None:
         self._heard.set()
+        # As in _accept().
+        link.on_lost = self._decisions.detach
         self._decisions.detach(link, reason)

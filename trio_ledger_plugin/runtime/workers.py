@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 import trio
 
 from ..errors import UnreachableError
 from ..parking import Waiter, park
-from ..request import enter_request
+from ..request import IncomingRequest, enter_request
 from ..transfer import Transfer
 from .tasks import unwrap_group
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextvars import Context
 
-    from ..request import IncomingRequest
     from ..services import Log
     from .budget import Budget
     from .handlers import AnyReply, Handlers, Payload
@@ -135,6 +134,33 @@ class RequestQueue:
         self.waiting = self.waiting_transfers = None
         self._count_waiting(-self.waiting_bytes)
         self.pool.remove_waiting(self)
+
+    def successor(self) -> RequestQueue:
+        """Return the queue that a link has after its end, when nothing can arrive over it.
+
+        The link and this queue would keep each other in memory until the next collection of garbage. The handlers that
+        still run keep this queue, and so the link.
+        """
+        return RequestQueue(self.pool, self.budget, NOBODY, self.handlers)
+
+
+class _Nobody:
+    """The source of no requests."""
+
+    def describe(self) -> IncomingRequest:
+        """Return an empty description."""
+        return IncomingRequest("", 0, "")
+
+    async def reply(self, request_id: int, reply: AnyReply) -> None:
+        """Drop a reply."""
+        del request_id, reply
+        await trio.lowlevel.checkpoint()
+
+    def expire(self, request_id: int) -> None:
+        """Do nothing."""
+
+
+NOBODY: Final = _Nobody()
 
 
 class _Worker(Waiter):
@@ -357,7 +383,8 @@ class WorkerPool:
             self._release(worker, queue)
             found = self._next_request(worker)
             if found is None:
-                worker.queue = None
+                # An idle worker must not keep the link of its last request in memory.
+                queue = worker.queue = None
                 self._wake_tasks()
                 self.idle.append(worker)
                 await park(worker)

@@ -101,7 +101,14 @@ class ReaderTask:
             try:
                 await abort_stream(self._stream)  # noqa: ASYNC102 (it waits for nothing)
             finally:
+                self._release()
                 self.ended.set()
+
+    def _release(self) -> None:
+        """Let go of who has been called: each would keep the others in memory until the next collection of garbage."""
+        self._on_end = _ignore
+        if isinstance(self._stream, FrameStream):
+            self._stream.release()
 
     def call_at_end(self, on_end: OnEnd) -> None:
         """Replace ``on_end``; the new function is called at once if the reader has ended already."""
@@ -130,6 +137,10 @@ class ReaderTask:
         finally:
             self.abort()
         await self.ended.wait()
+
+
+def _ignore(cancelled: bool, error: Exception | None) -> None:
+    """Do nothing at the end of a reader."""
 
 
 class WebSocket:

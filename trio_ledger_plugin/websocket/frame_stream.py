@@ -220,6 +220,11 @@ class FrameStream(trio.abc.Stream):
                 self._readers.closing(self._socket)
             await abort_stream(self._stream)  # noqa: ASYNC102 (it waits for nothing)
 
+    def release(self) -> None:
+        """Let go of who has been called: the stream is closed, and its reader has ended."""
+        self._receiver = self._fetch = self._close_code = None
+        self._phase = _receive_after_end
+
     def _report_end(self, reason: str) -> None:
         if self._receiver is not None:
             self._receiver.peer_left(reason)
@@ -406,3 +411,9 @@ class FrameStream(trio.abc.Stream):
             self._receiver.receive_text()
         else:
             self._receiver.receive(message)
+
+
+async def _receive_after_end() -> bytes:
+    """Stand for the phase of a stream that is closed."""
+    await trio.lowlevel.checkpoint()
+    raise trio.ClosedResourceError("the stream is closed")
