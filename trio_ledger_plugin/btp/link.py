@@ -441,7 +441,7 @@ class Link(Exchange):
             self.context.log.error("reading from %s failed: %O", self.peer, error)
         self.end("the plugin was closed" if cancelled else "the connection ended", closed=cancelled)
         self.stop_timer()
-        self.requests = self.requests.successor()
+        self.replace_queue()
         if self._counts:
             self._counts = False
             self.context.budget.count_link(-1)

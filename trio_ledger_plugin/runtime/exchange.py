@@ -322,6 +322,10 @@ class Exchange(ABC):
         self.requests.abandon()
         self.stop_timer()
 
+    def replace_queue(self) -> None:
+        """Replace the queue of requests, since nothing can arrive now: each would keep the other in memory."""
+        self.requests = self.requests.successor()
+
     def abort(self, reason: str, *, closed: bool = False) -> None:
         """Drop the link at once.
 

@@ -138,8 +138,8 @@ class RequestQueue:
     def successor(self) -> RequestQueue:
         """Return the queue that a link has after its end, when nothing can arrive over it.
 
-        The link and this queue would keep each other in memory until the next collection of garbage. The handlers that
-        still run keep this queue, and so the link.
+        Without it, the link and this queue would wait for the next collection of garbage. The handlers that still run
+        keep this queue, and so the link.
         """
         return RequestQueue(self.pool, self.budget, NOBODY, self.handlers)
 
