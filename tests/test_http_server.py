@@ -23,7 +23,7 @@ from support.http import (
     talk,
 )
 from support.leftovers import Baseline, open_files
-from support.ports import free_port
+from support.ports import free_port, has_ipv6
 from support.programs import serving as program_serving
 from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 
@@ -108,6 +108,15 @@ async def test_request_has_its_status(request_, status):
             assert await status_of(plugin.address, request_) == status
             # Nothing of it is left.
             assert await status_of(plugin.address, post()) == 200
+
+
+async def test_every_address_has_the_same_port():
+    """A client that dials localhost may try IPv6 first."""
+    async with open_http(serving(incoming={"host": "*"})) as plugin:
+        assert plugin.address.startswith("http://localhost:")
+        for address in ("127.0.0.1", "[::1]") if await has_ipv6() else ("127.0.0.1",):
+            url = plugin.address.replace("localhost", address)
+            assert await status_of(url, b"GET /health HTTP/1.1\r\nHost: u\r\n\r\n") == 200
 
 
 async def test_health_needs_no_token():

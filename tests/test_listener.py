@@ -31,6 +31,7 @@ from support.peers import (
     shake_hands,
     upgrade_request,
 )
+from support.ports import has_ipv6
 from trio.testing import MockClock
 
 from trio_ledger_plugin import BtpOptions, ListenerOptions, PluginServices, open_plugin
@@ -511,15 +512,6 @@ async def test_server_for_others_without_tls_warns(
     wanted = f"listening on {location} without TLS: whoever is on the way to a client can read its token; give the "
     wanted += "server a certificate, or listen on 127.0.0.1 behind a proxy that has one"
     assert warned == [wanted] * warns
-
-
-async def has_ipv6() -> bool:
-    try:
-        (listener,) = await trio.open_tcp_listeners(0, host="::1")
-    except OSError:
-        return False
-    await listener.aclose()
-    return True
 
 
 def test_star_means_every_address_in_a_mapping() -> None:

@@ -775,20 +775,6 @@ async def test_a_data_handler_that_is_wrong(handler, text, caplog):
         ),
         ("serve --host=", "--host: got '', must be a host name or an IP address (str), or '*' for every address"),
         (
-            "serve --http --host *",
-            (
-                "--host: got '*', must be a host name or an IP address (str), such as '0.0.0.0' for every IPv4 address "
-                "or '::' for every IPv6 address"
-            ),
-        ),
-        (
-            "serve --http --accounts --host *",
-            (
-                "--host: got '*', must be a host name or an IP address (str), such as '0.0.0.0' for every IPv4 address "
-                "or '::' for every IPv6 address"
-            ),
-        ),
-        (
             "serve --store=",
             "Invalid value for '--store': a store is a file, or a URL that begins with postgresql://",
         ),

@@ -4,7 +4,7 @@ import socket
 
 import trio
 
-__all__ = ["free_port", "wait_open"]
+__all__ = ["free_port", "has_ipv6", "wait_open"]
 
 
 def free_port() -> int:
@@ -24,3 +24,13 @@ async def wait_open(port: int) -> None:
                 await trio.sleep(0.05)
             else:
                 return
+
+
+async def has_ipv6() -> bool:
+    """Return whether this machine has IPv6."""
+    try:
+        (listener,) = await trio.open_tcp_listeners(0, host="::1")
+    except OSError:
+        return False
+    await listener.aclose()
+    return True

@@ -36,7 +36,7 @@ class Access:
     """
 
     def __init__(self, incoming: IncomingOptions, names: Collection[str]) -> None:
-        self._names = {name.lower() for name in ("localhost", gethostname(), incoming.host, *names)}
+        self._names = {name.lower() for name in ("localhost", gethostname(), incoming.host or "localhost", *names)}
         self._token = PeerToken(incoming) if incoming.static_token else None
 
     @property

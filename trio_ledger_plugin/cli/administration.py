@@ -126,7 +126,7 @@ async def open_chosen_admin(choice: AdminChoice | None, plugin: LedgerPlugin) ->
     try:
         async with open_admin(
             plugin,
-            incoming.host,
+            incoming.host or "*",
             incoming.port,
             incoming.static_token or None,
             ssl_context=incoming.ssl_context,

@@ -85,7 +85,7 @@ EXAMPLES = """
     "--host",
     default="127.0.0.1",
     show_default=True,
-    help="The address to listen on; '*' is every one, except with --http.",
+    help="The address to listen on; '*' is every one.",
 )
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True, help="The port; 0: any free one."

@@ -14,8 +14,8 @@ from ..options.fields import (
     CLIENT_CONTEXT,
     COUNT,
     EARLIER_NAME,
+    HOST,
     NESTED,
-    ONE_HOST,
     OPTIONAL_SWITCH,
     PORT,
     SECONDS,
@@ -26,8 +26,8 @@ from ..options.fields import (
     WORD,
     Refused,
     Validator,
+    as_host,
     as_secret,
-    bare_host,
     is_text,
     is_word,
 )
@@ -106,7 +106,7 @@ class IncomingOptions(CheckedOptions):
         jwt_subject: The claim ``sub`` that such a token must have; None for any.
         require_exp: Whether a JSON Web Token must say when it expires.
         allow_bare_token: Whether the token may stand without ``Bearer``; the old names below imply it.
-        host: The address to listen on; one, so not ``"*"``.
+        host: The address to listen on. None, or ``"*"``: every address of this machine, IPv4 and IPv6, with one port.
         ssl_context: The server's TLS context; with ``verify_mode=CERT_REQUIRED``, clients must have a certificate. None
             listens without TLS.
         path: The path of the endpoint; None for any.
@@ -123,7 +123,7 @@ class IncomingOptions(CheckedOptions):
     jwt_subject: str | None = field(default=None, metadata=OPTIONAL_TEXT)
     require_exp: bool = field(default=True, metadata=SWITCH)
     allow_bare_token: bool = field(default=False, metadata=SWITCH)
-    host: str = field(default="127.0.0.1", converter=bare_host, metadata=ONE_HOST)
+    host: str | None = field(default="127.0.0.1", converter=as_host, metadata=HOST)
     ssl_context: ssl.SSLContext | None = field(default=None, metadata=SERVER_CONTEXT)
     path: str | None = field(
         default=None, metadata={VALIDATOR: Validator("a path that begins with '/', or None for any", _is_path)}

@@ -29,7 +29,6 @@ __all__ = [
     "MONEY",
     "NAME",
     "NESTED",
-    "ONE_HOST",
     "OPTIONAL_SWITCH",
     "PORT",
     "RETENTION",
@@ -223,12 +222,6 @@ HOST: Final = {
     VALIDATOR: Validator(
         "a host name or an IP address (str), or '*' for every address",
         lambda value: value is None or is_word(value),
-    )
-}
-ONE_HOST: Final = {
-    VALIDATOR: Validator(
-        "a host name or an IP address (str), such as '0.0.0.0' for every IPv4 address or '::' for every IPv6 address",
-        lambda value: is_word(value) and value != "*",
     )
 }
 SECRET: Final = {VALIDATOR: Validator("text (str) that UTF-8 can hold, or a Secret of it", _is_secret, shown=False)}
