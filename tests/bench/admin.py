@@ -4,8 +4,9 @@
 
 The server is ``btp-accounts``, a process of its own. This process is all its clients, as in ``accounts.py``, and asks
 for what the page asks for, every two seconds. The server opens and closes the page when it is told to, so that the
-three ways alternate in slices, with the same connections. Besides the rate, the processor time of the server for each
-call is compared: a busy machine changes it less.
+three ways alternate in slices with the same connections, every other time in reverse order. Besides the rate, the
+processor time of the server for each call is compared: a busy machine changes it less. At last nobody asks anything,
+and what part of a core the server takes then is measured each way; noise hardly changes that.
 
 The more accounts there are, the less often the page looks at them. A slice has to be longer than the page rests between
 two looks, so it has more calls for many accounts.
@@ -123,42 +124,63 @@ class Browser(threading.Thread):
         self.join()
 
 
-def measure(*, accounts: int, slices: int, calls: int) -> Iterator[dict[str, Any]]:
-    """Yield the figures of each slice, the three ways in turn."""
+def measure(*, accounts: int, slices: int, calls: int, idle: float) -> Iterator[dict[str, Any]]:
+    """Yield the figures of each slice, the three ways in turn, and then those of ``idle`` seconds each way."""
     clients, in_flight = min(100, accounts), 10
     with running() as (server, go_on), connected(server, accounts) as everyone:
         busy = everyone[:clients]
         load(busy, in_flight, calls)
-        for number in range(slices * len(WAYS)):
-            way = WAYS[number % len(WAYS)]
-            page = go_on(way)
-            browser = Browser(page) if way == LOOKED_AT else None
-            if browser is not None:
-                browser.start()
-            cpu, began = server.cpu_seconds(), time.perf_counter()
-            load(busy, in_flight, calls)
-            seconds, cpu = time.perf_counter() - began, server.cpu_seconds() - cpu
-            if browser is not None:
-                browser.close()
-            answers = browser.seconds if browser is not None else []
+        for way in (way for turn in range(slices) for way in (WAYS if turn % 2 == 0 else WAYS[::-1])):
+            seconds, cpu, answers = spend(server, go_on, way, lambda: load(busy, in_flight, calls))
             yield {"way": way, "rate": calls / seconds, "server_us_a_call": cpu / calls * 1e6, "answers": answers}
+        time.sleep(5)
+        for way in WAYS:
+            seconds, cpu, _ = spend(server, go_on, way, lambda: time.sleep(idle))
+            yield {"way": f"idle, {way}", "part_of_a_core": round(cpu / seconds, 4)}
+
+
+def spend(
+    server: Server, go_on: Callable[[str], str], way: str, work: Callable[[], object]
+) -> tuple[float, float, list[float]]:
+    """Work in one of the ways.
+
+    Returns:
+        How long it took, the processor time of the server, and how long the answers to the browser took, in seconds.
+    """
+    page = go_on(way)
+    browser = Browser(page) if way == LOOKED_AT else None
+    if browser is not None:
+        browser.start()
+    cpu, began = server.cpu_seconds(), time.perf_counter()
+    work()
+    seconds, cpu = time.perf_counter() - began, server.cpu_seconds() - cpu
+    if browser is None:
+        return seconds, cpu, []
+    browser.close()
+    return seconds, cpu, browser.seconds
 
 
 def summarise(found: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the medians over the slices of the ratios to the slice without the page before."""
-    turns = [found[start : start + len(WAYS)] for start in range(0, len(found), len(WAYS))]
+    rests = [each for each in found if "part_of_a_core" in each]
+    found = found[: -len(rests)]
+    turns = [
+        sorted(found[start : start + len(WAYS)], key=lambda each: WAYS.index(each["way"]))
+        for start in range(0, len(found), len(WAYS))
+    ]
     summary: dict[str, Any] = {}
     for index, way in enumerate(WAYS[1:], 1):
         for figure in ("rate", "server_us_a_call"):
             ratios = [turn[index][figure] / turn[0][figure] for turn in turns]
             summary[f"{figure}, {way}"] = round(median(ratios), 4)
     answers = [seconds * 1000 for each in found for seconds in each["answers"]]
+    summary |= {each["way"]: each["part_of_a_core"] for each in rests}
     return summary | {"answer_ms": round(median(answers), 1), "longest_ms": round(max(answers), 1)}
 
 
-def main(*, accounts: int, slices: int, calls: int, save: Path | None) -> None:
+def main(*, accounts: int, slices: int, calls: int, idle: float, save: Path | None) -> None:
     found = []
-    for each in measure(accounts=accounts, slices=slices, calls=calls):
+    for each in measure(accounts=accounts, slices=slices, calls=calls, idle=idle):
         found.append(each)
         print(json.dumps(each), flush=True)
     summary = {"accounts": accounts, **summarise(found)}
@@ -181,7 +203,7 @@ if __name__ == "__main__":
     if arguments.serve:
         trio.run(serve)
     elif arguments.quick:
-        main(accounts=10, slices=1, calls=2000, save=arguments.save)
+        main(accounts=10, slices=1, calls=2000, idle=1, save=arguments.save)
     else:
         calls = arguments.calls or max(60_000, 60 * arguments.accounts)
-        main(accounts=arguments.accounts, slices=arguments.slices, calls=calls, save=arguments.save)
+        main(accounts=arguments.accounts, slices=arguments.slices, calls=calls, idle=60, save=arguments.save)
