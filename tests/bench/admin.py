@@ -5,8 +5,8 @@
 The server is ``btp-accounts``, a process of its own. This process is all its clients, as in ``accounts.py``, and asks
 for what the page asks for, every two seconds. The server opens and closes the page when it is told to, so that the
 three ways alternate in slices with the same connections, every other time in reverse order. Besides the rate, the
-processor time of the server for each call is compared: a busy machine changes it less. At last nobody asks anything,
-and what part of a core the server takes then is measured each way; noise hardly changes that.
+processor time of the server for each call is compared: a busy machine changes it less. At the end there are no calls,
+and the part of a core that the server takes is measured each way; noise hardly changes that.
 
 The more accounts there are, the less often the page looks at them. A slice has to be longer than the page rests between
 two looks, so it has more calls for many accounts.
