@@ -16,7 +16,7 @@ from support.admin import ask, get_accounts, get_json, leave_in_doubt, open_bank
 from support.http import dial, read_response
 from support.pages import ROOT
 from support.peers import TOKEN, open_btp
-from support.ports import free_port
+from support.ports import free_port, has_ipv6
 
 from trio_ledger_plugin import (
     BtpOptions,
@@ -105,6 +105,20 @@ async def test_arguments_are_checked():
         with pytest.raises(RuntimeError, match="watched already"):
             async with open_admin([plugin, plugin]):
                 pytest.fail("opened")
+
+
+async def test_page_at_every_address_needs_a_token():
+    async with loopback_pair() as (plugin, _):
+        everywhere: tuple[Any, ...] = ("*", None)
+        for host in everywhere:
+            with pytest.raises(InvalidFieldsError, match="token: missing"):
+                async with open_admin(plugin, host):
+                    pytest.fail("opened")
+        async with open_admin(plugin, "*", token="a-token") as admin:
+            assert admin.address.startswith("http://localhost:")
+        if await has_ipv6():
+            async with open_admin(plugin, "[::1]") as admin:
+                assert admin.address.startswith("http://[::1]:")
 
 
 async def test_plugins_have_the_names_that_were_given():

@@ -121,7 +121,8 @@ def incoming_options(
     except InvalidFieldsError as error:
         problems = tuple((name.replace("static_token", "token"), problem) for name, problem in error.problems)
         raise _wrong(*problems) from error
-    if not incoming.static_token and not is_loopback(host):
+    # As the options have it: without the brackets of an IPv6 address, and None for every address.
+    if not incoming.static_token and (incoming.host is None or not is_loopback(incoming.host)):
         problem = f"missing; on {host} other machines can reach the page, so there must be one that they show"
         raise _wrong(("token", problem))
     return incoming
