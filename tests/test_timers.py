@@ -3,12 +3,15 @@
 import gc
 import os
 import weakref
+from contextlib import AsyncExitStack
 from math import inf
+from secrets import token_hex
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
+from support.accounts import enter, open_accounts, options
 from support.peers import dial_in, linked
 from trio.testing import MockClock
 
@@ -213,6 +216,31 @@ async def test_lost_links_do_not_stay_until_their_deadlines() -> None:
         assert not plugin.is_connected()
         # The last ones may be named in what a task did last.
         assert count_links() <= before + 3
+
+
+async def test_idle_links_wake_the_loop_together(monkeypatch: pytest.MonkeyPatch, mock_clock: MockClock) -> None:
+    """Each wake-up costs more than a link's timer: 10,000 idle connections would take a tenth of a core."""
+    fired: list[tuple[Link, float]] = []
+    fire = Link.fire
+
+    def recording(link: Link, now: float) -> float:
+        fired.append((link, now))
+        return fire(link, now)
+
+    monkeypatch.setattr(Link, "fire", recording)
+    async with open_accounts(options(ping_interval=15)) as plugin, AsyncExitStack() as stack:
+        for _ in range(20):
+            peer = await enter(plugin, token=token_hex(8))
+            stack.push_async_callback(peer.aclose)
+            mock_clock.jump(0.002)
+        for pause in (9.9, 4.8):  # for the first look at each link, and for the first ping
+            mock_clock.jump(pause)
+            fired.clear()
+            for _ in range(200):
+                mock_clock.jump(0.001)
+                await trio.testing.wait_all_tasks_blocked()
+            assert len({link for link, _ in fired}) == 20
+            assert len({now for _, now in fired}) <= 2
 
 
 @pytest.mark.parametrize("kind", ["data", "money"])

@@ -16,6 +16,7 @@ import trio
 from ..codec import btp
 from ..errors import InvalidFieldsError, LedgerPluginError
 from ..runtime.exchange import Exchange
+from ..runtime.timers import round_up
 from ..websocket.frame_stream import CLOSE_SECONDS
 from .keep_alive import ping_peer
 from .session import Session, SessionEvent, error_reply, read_transfer, response_packet, transfer_packet
@@ -202,7 +203,7 @@ class Link(Exchange):
         self._end_authentication()
         self._transport.authenticated()
         now = trio.current_time()
-        self._next_ping = now + self.context.options.ping_interval
+        self._next_ping = round_up(now + self.context.options.ping_interval)
         self.keep_time(self._next_time(now, self.calls.expire(now)))
         held, self._held = self._held, ()
         for message in held:
@@ -371,13 +372,13 @@ class Link(Exchange):
             return inf
         writer.retire()
         if self._next_ping <= now:
-            self._next_ping = now + self.context.options.ping_interval
+            self._next_ping = round_up(now + self.context.options.ping_interval)
             if self._pinging is None:
                 self.context.tasks.spawn(self._ping)
         return self._next_time(now, due)
 
     def _next_time(self, now: float, due: float) -> float:
-        tidy = now + min(self.context.options.send_timeout, TIDY_SECONDS)
+        tidy = round_up(now + min(self.context.options.send_timeout, TIDY_SECONDS))
         return min(due, self._writer.deadline, self._next_ping, tidy)
 
     async def _ping(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from itertools import count
-from math import inf
+from math import ceil, inf
 from typing import TYPE_CHECKING, Protocol
 
 import trio
@@ -19,14 +19,25 @@ from ..parking import Waiter, park
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Scheduled", "Timer", "Timers"]
+__all__ = ["Scheduled", "Timer", "Timers", "round_up"]
 
 # A wake-up that is so late shows that the process stood still, for a blocking call or while its machine was suspended.
 LATE_SECONDS = 0.05
 # For how many turns the other tasks then run before timers fire.
 LATE_TURNS = 64
+# How far the times that are rounded lie apart.
+STEP_SECONDS = 0.05
 # How many entries there are at least before the cancelled ones are removed all at once.
 MANY = 64
+
+
+def round_up(when: float) -> float:
+    """Return a time up to 50 ms later at which other timers fire as well: waking the loop costs more than a timer.
+
+    Args:
+        when: A time on Trio's clock; ``inf`` stays as it is.
+    """
+    return when if when == inf else ceil(when / STEP_SECONDS) * STEP_SECONDS
 
 
 class Timer(Protocol):
