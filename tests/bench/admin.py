@@ -5,8 +5,11 @@
 The server is ``btp-accounts``, a process of its own. This process is all its clients, as in ``accounts.py``, and asks
 for what the page asks for, every two seconds. The server opens and closes the page when it is told to, so that the
 three ways alternate in slices with the same connections, every other time in reverse order. Besides the rate, the
-processor time of the server for each call is compared: a busy machine changes it less. At the end there are no calls,
-and the part of a core that the server takes is measured each way; noise hardly changes that.
+processor time of the server for each call is compared: a busy machine changes it less.
+
+A slice takes seconds, in which the machine may change by more than the page costs. So its parts are measured too: what
+watching the requests costs, in hundreds of short slices with and without it; and at the end, without calls, which part
+of a core the server takes each way. The latter is what the page looks at and answers.
 
 The more accounts there are, the less often the page looks at them. A slice has to be longer than the page rests between
 two looks, so it has more calls for many accounts.
@@ -37,6 +40,7 @@ sys.path.pop(0)
 
 from trio_ledger_plugin import open_plugin
 from trio_ledger_plugin.admin import open_admin
+from trio_ledger_plugin.admin.meter import ReplyMeter
 from trio_ledger_plugin.cli.serving import COLLECT
 from trio_ledger_plugin.codec import ilp
 
@@ -45,7 +49,11 @@ if TYPE_CHECKING:
 
 WITHOUT, WITH, LOOKED_AT = "without the page", "with the page", "looked at"
 WAYS = (WITHOUT, WITH, LOOKED_AT)
+# As with the page, but nothing else of it.
+WATCHED = "requests watched"
 EVERY = 2.0
+SHORT = 2000
+FIGURES = ("rate", "server_us_a_call")
 PATHS = ("api/overview", "api/accounts?sort=rate&order=desc&rows=25")
 
 
@@ -65,7 +73,11 @@ async def serve() -> None:
         line = await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True)
         while way := line.strip():
             async with AsyncExitStack() as stack:
-                page = "" if way == WITHOUT else (await stack.enter_async_context(open_admin(plugin))).address
+                page = ""
+                if way == WATCHED:
+                    stack.enter_context(plugin.watch_requests(ReplyMeter().count, ReplyMeter().count))
+                elif way != WITHOUT:
+                    page = (await stack.enter_async_context(open_admin(plugin))).address
                 print(json.dumps({"page": page}), flush=True)
                 line = await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True)
 
@@ -124,12 +136,13 @@ class Browser(threading.Thread):
         self.join()
 
 
-def measure(*, accounts: int, slices: int, calls: int, idle: float) -> Iterator[dict[str, Any]]:
-    """Yield the figures of each slice, the three ways in turn, and then those of ``idle`` seconds each way."""
+def measure(*, accounts: int, slices: int, calls: int, pairs: int, idle: float) -> Iterator[dict[str, Any]]:
+    """Yield what watching costs, the figures of each slice, the three ways in turn, and those of the idle server."""
     clients, in_flight = min(100, accounts), 10
     with running() as (server, go_on), connected(server, accounts) as everyone:
         busy = everyone[:clients]
         load(busy, in_flight, calls)
+        yield compare_watching(pairs, lambda way: spend(server, go_on, way, lambda: load(busy, in_flight, SHORT)))
         for way in (way for turn in range(slices) for way in (WAYS if turn % 2 == 0 else WAYS[::-1])):
             seconds, cpu, answers = spend(server, go_on, way, lambda: load(busy, in_flight, calls))
             yield {"way": way, "rate": calls / seconds, "server_us_a_call": cpu / calls * 1e6, "answers": answers}
@@ -137,6 +150,22 @@ def measure(*, accounts: int, slices: int, calls: int, idle: float) -> Iterator[
         for way in WAYS:
             seconds, cpu, _ = spend(server, go_on, way, lambda: time.sleep(idle))
             yield {"way": f"idle, {way}", "part_of_a_core": round(cpu / seconds, 4)}
+
+
+def compare_watching(pairs: int, work: Callable[[str], tuple[float, float, list[float]]]) -> dict[str, Any]:
+    """Return the median ratios over pairs of short slices with watched requests and without."""
+    rates, times = [], []
+    for turn in range(pairs):
+        ways = (WITHOUT, WATCHED) if turn % 2 == 0 else (WATCHED, WITHOUT)
+        spent = {way: work(way) for way in ways}
+        rates.append(spent[WITHOUT][0] / spent[WATCHED][0])
+        times.append(spent[WATCHED][1] / spent[WITHOUT][1])
+    return {
+        "way": WATCHED,
+        "pairs": pairs,
+        "rate": round(median(rates), 4),
+        "server_us_a_call": round(median(times), 4),
+    }
 
 
 def spend(
@@ -162,15 +191,16 @@ def spend(
 
 def summarise(found: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the medians over the slices of the ratios to the slice without the page before."""
+    watched, *found = found
     rests = [each for each in found if "part_of_a_core" in each]
     found = found[: -len(rests)]
     turns = [
         sorted(found[start : start + len(WAYS)], key=lambda each: WAYS.index(each["way"]))
         for start in range(0, len(found), len(WAYS))
     ]
-    summary: dict[str, Any] = {}
+    summary: dict[str, Any] = {f"{figure}, {WATCHED}": watched[figure] for figure in FIGURES}
     for index, way in enumerate(WAYS[1:], 1):
-        for figure in ("rate", "server_us_a_call"):
+        for figure in FIGURES:
             ratios = [turn[index][figure] / turn[0][figure] for turn in turns]
             summary[f"{figure}, {way}"] = round(median(ratios), 4)
     answers = [seconds * 1000 for each in found for seconds in each["answers"]]
@@ -178,15 +208,15 @@ def summarise(found: list[dict[str, Any]]) -> dict[str, Any]:
     return summary | {"answer_ms": round(median(answers), 1), "longest_ms": round(max(answers), 1)}
 
 
-def main(*, accounts: int, slices: int, calls: int, idle: float, save: Path | None) -> None:
+def main(*, accounts: int, slices: int, calls: int, pairs: int, idle: float, save: Path | None) -> None:
     found = []
-    for each in measure(accounts=accounts, slices=slices, calls=calls, idle=idle):
+    for each in measure(accounts=accounts, slices=slices, calls=calls, pairs=pairs, idle=idle):
         found.append(each)
         print(json.dumps(each), flush=True)
     summary = {"accounts": accounts, **summarise(found)}
     print(json.dumps(summary))
     if save is not None:
-        parts = {"slices": "rate", "idle": "part_of_a_core"}
+        parts = {"watching": "pairs", "slices": "answers", "idle": "part_of_a_core"}
         told = {part: [each for each in found if figure in each] for part, figure in parts.items()}
         save.write_text(json.dumps({**told, "summary": summary}, indent=1))
 
@@ -198,6 +228,7 @@ if __name__ == "__main__":
     parser.add_argument("--quick", action="store_true", help="small, and once: whether every call is answered")
     parser.add_argument("--accounts", type=int, default=100, help="how many accounts are connected")
     parser.add_argument("--slices", type=int, default=15)
+    parser.add_argument("--pairs", type=int, default=300, help="of short slices, with watched requests and without")
     parser.add_argument("--calls", type=int, help="in each slice; by default 60 for each account, and at least 60,000")
     parser.add_argument("--save", type=Path, help="where to write the JSON")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
@@ -205,7 +236,14 @@ if __name__ == "__main__":
     if arguments.serve:
         trio.run(serve)
     elif arguments.quick:
-        main(accounts=10, slices=1, calls=2000, idle=1, save=arguments.save)
+        main(accounts=10, slices=1, calls=2000, pairs=2, idle=1, save=arguments.save)
     else:
         calls = arguments.calls or max(60_000, 60 * arguments.accounts)
-        main(accounts=arguments.accounts, slices=arguments.slices, calls=calls, idle=60, save=arguments.save)
+        main(
+            accounts=arguments.accounts,
+            slices=arguments.slices,
+            calls=calls,
+            pairs=arguments.pairs,
+            idle=60,
+            save=arguments.save,
+        )
