@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from contextlib import suppress
@@ -26,13 +27,15 @@ from trio_ledger_plugin import (
     PluginServices,
     RemoteError,
     TransferState,
+    UnreachableError,
     loopback_pair,
 )
 from trio_ledger_plugin.accounts.looking import take_snapshots
 from trio_ledger_plugin.admin import Admin, open_admin
-from trio_ledger_plugin.admin.meter import BOUNDS, MOST_CODES, TIMED, ReplyMeter, quantile
+from trio_ledger_plugin.admin.meter import BOUNDS, MOST_CODES, ReplyMeter, quantile
 from trio_ledger_plugin.admin.metrics import METRICS, PREFIX
 from trio_ledger_plugin.admin.pace import LONGEST_REST, PAGE_SECONDS, REST, Cached, rest_after
+from trio_ledger_plugin.admin.watched import Watched
 from trio_ledger_plugin.codec import ilp
 from trio_ledger_plugin.statistics import Statistics
 from trio_ledger_plugin.stores import MemoryStore, open_sqlite_store
@@ -41,6 +44,7 @@ from trio_ledger_plugin.testing.conformance.assertions import echo
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from trio_ledger_plugin import LedgerPlugin
     from trio_ledger_plugin.accounts.account import AccountSnapshot
     from trio_ledger_plugin.accounts.looking import Stopwatch
 
@@ -449,9 +453,9 @@ async def test_metrics_have_the_statistics(clock):
         assert found["ledger_plugin_usable"] == {("a",): 1, ("b",): 1}
         names = {name.removeprefix(PREFIX).removesuffix("_total") for name in found}
         assert {each.name for each in fields(Statistics)} <= names
-        # Of 20 requests, the first, the ninth and the seventeenth.
+        # So few that all are timed.
         durations = found["ledger_plugin_request_duration_seconds_count"]
-        assert durations == {("a", "handled"): 0, ("a", "answered"): 3, ("b", "handled"): 3, ("b", "answered"): 0}
+        assert durations == {("a", "handled"): 0, ("a", "answered"): 20, ("b", "handled"): 20, ("b", "answered"): 0}
 
 
 async def test_errors_are_counted_by_code():
@@ -525,15 +529,54 @@ async def test_documentation_has_a_row_for_each_metric():
 # What it costs.
 
 
-def test_meter_times_one_of_eight_and_counts_every_error(autojump_clock):
+def test_frequent_requests_are_timed_in_part_and_all_errors_count(autojump_clock):
+    """Timing each request would cost a busy server more than all else that the page does."""
+
+    async def main() -> None:
+        numbers = itertools.count()
+
+        async def answer(_: bytes) -> bytes:
+            number = next(numbers)
+            if number % 10 == 1:
+                raise UnreachableError("no")
+            return b"\x0e\x03F02" if number % 10 == 0 else b"\x0d"
+
+        async def ask(plugin: LedgerPlugin, times: int, seconds: float) -> int:
+            """Send requests at regular times, and return how many were timed."""
+            before = sum(watched.handled.counts)
+            for _ in range(times):
+                with suppress(RemoteError):
+                    await plugin.send_data(b"")
+                await trio.sleep(seconds)
+            return sum(watched.handled.counts) - before
+
+        async with loopback_pair() as (alice, bob), trio.open_nursery() as nursery:
+            bob.register_data_handler(answer)
+            watched = Watched("bob", bob)
+            with watched.watching():
+                nursery.start_soon(watched.time_requests)
+                assert await ask(alice, 500, 0.01) == 500
+                await ask(alice, 1000, 0.001)
+                timed = await ask(alice, 8000, 0.001)
+                assert 400 < timed < 600
+                assert watched.handled.errors == {"F02": 950, "T00": 950}
+                await trio.sleep(2)
+                assert await ask(alice, 50, 0.1) == 50
+                nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=autojump_clock)
+
+
+def test_meter_keeps_how_long_requests_took(autojump_clock):
     async def main() -> None:
         meter = ReplyMeter()
-        for _ in range(3 * TIMED):
-            meter.count(trio.current_time() - 0.002, b"\x0e\x03F02")
-        assert sum(meter.counts) == 3
-        assert meter.counts[BOUNDS.index(0.0025)] == 3
+        for _ in range(3):
+            meter.count(trio.current_time() - 0.002, b"\x0d")
+        meter.is_timing = False
+        meter.count(trio.current_time() - 0.002, b"\x0e\x03F02")
+        assert meter.counts[BOUNDS.index(0.0025)] == sum(meter.counts) == 3
         assert meter.seconds == pytest.approx(0.006)
-        assert meter.errors == {"F02": 24}
+        assert meter.errors == {"F02": 1}
 
     trio.run(main, clock=autojump_clock)
 

@@ -129,5 +129,5 @@ def test_cost_of_the_admin_page_is_measured(tmp_path):
     assert [each["way"] for each in told["slices"]] == ["without the page", "with the page", "looked at"]
     assert [bool(each["answers"]) for each in told["slices"]] == [False, False, True]
     assert [each["way"] for each in told["idle"]] == [f"idle, {each['way']}" for each in told["slices"]]
-    assert [each["pairs"] for each in told["watching"]] == [2]
+    assert [each["turns"] for each in told["watching"]] == [2, 2]
     assert told["summary"]["accounts"] == 10

@@ -40,7 +40,7 @@ sys.path.pop(0)
 
 from trio_ledger_plugin import open_plugin
 from trio_ledger_plugin.admin import open_admin
-from trio_ledger_plugin.admin.meter import ReplyMeter
+from trio_ledger_plugin.admin.watched import Watched
 from trio_ledger_plugin.cli.serving import COLLECT
 from trio_ledger_plugin.codec import ilp
 
@@ -49,8 +49,8 @@ if TYPE_CHECKING:
 
 WITHOUT, WITH, LOOKED_AT = "without the page", "with the page", "looked at"
 WAYS = (WITHOUT, WITH, LOOKED_AT)
-# As with the page, but nothing else of it.
-WATCHED = "requests watched"
+# As with the page, but nothing else of it; requests are timed for a sixteenth of the time.
+WATCHED, TIMED = "requests watched", "requests timed"
 EVERY = 2.0
 SHORT = 2000
 FIGURES = ("rate", "server_us_a_call")
@@ -74,8 +74,10 @@ async def serve() -> None:
         while way := line.strip():
             async with AsyncExitStack() as stack:
                 page = ""
-                if way == WATCHED:
-                    stack.enter_context(plugin.watch_requests(ReplyMeter().count, ReplyMeter().count))
+                if way in (WATCHED, TIMED):
+                    watched = Watched("", plugin)
+                    stack.enter_context(watched.watching())
+                    watched.set_timing(is_timing=way == TIMED)
                 elif way != WITHOUT:
                     page = (await stack.enter_async_context(open_admin(plugin))).address
                 print(json.dumps({"page": page}), flush=True)
@@ -136,13 +138,13 @@ class Browser(threading.Thread):
         self.join()
 
 
-def measure(*, accounts: int, slices: int, calls: int, pairs: int, idle: float) -> Iterator[dict[str, Any]]:
+def measure(*, accounts: int, slices: int, calls: int, turns: int, idle: float) -> Iterator[dict[str, Any]]:
     """Yield what watching costs, the figures of each slice, the three ways in turn, and those of the idle server."""
     clients, in_flight = min(100, accounts), 10
     with running() as (server, go_on), connected(server, accounts) as everyone:
         busy = everyone[:clients]
         load(busy, in_flight, calls)
-        yield compare_watching(pairs, lambda way: spend(server, go_on, way, lambda: load(busy, in_flight, SHORT)))
+        yield from compare_watching(turns, lambda way: spend(server, go_on, way, lambda: load(busy, in_flight, SHORT)))
         for way in (way for turn in range(slices) for way in (WAYS if turn % 2 == 0 else WAYS[::-1])):
             seconds, cpu, answers = spend(server, go_on, way, lambda: load(busy, in_flight, calls))
             yield {"way": way, "rate": calls / seconds, "server_us_a_call": cpu / calls * 1e6, "answers": answers}
@@ -152,20 +154,18 @@ def measure(*, accounts: int, slices: int, calls: int, pairs: int, idle: float) 
             yield {"way": f"idle, {way}", "part_of_a_core": round(cpu / seconds, 4)}
 
 
-def compare_watching(pairs: int, work: Callable[[str], tuple[float, float, list[float]]]) -> dict[str, Any]:
-    """Return the median ratios over pairs of short slices with watched requests and without."""
-    rates, times = [], []
-    for turn in range(pairs):
-        ways = (WITHOUT, WATCHED) if turn % 2 == 0 else (WATCHED, WITHOUT)
-        spent = {way: work(way) for way in ways}
-        rates.append(spent[WITHOUT][0] / spent[WATCHED][0])
-        times.append(spent[WATCHED][1] / spent[WITHOUT][1])
-    return {
-        "way": WATCHED,
-        "pairs": pairs,
-        "rate": round(median(rates), 4),
-        "server_us_a_call": round(median(times), 4),
-    }
+def compare_watching(turns: int, work: Callable[[str], tuple[float, float, list[float]]]) -> Iterator[dict[str, Any]]:
+    """Yield the median ratios over pairs of short slices: of watched requests, and of timed ones, to others."""
+    found: dict[str, list[tuple[float, float]]] = {WATCHED: [], TIMED: []}
+    ways = [WITHOUT, *found]
+    for turn in range(turns):
+        spent = {way: work(way) for way in (ways if turn % 2 == 0 else ways[::-1])}
+        seconds, cpu, _ = spent[WITHOUT]
+        for way, ratios in found.items():
+            ratios.append((seconds / spent[way][0], spent[way][1] / cpu))
+    for way, ratios in found.items():
+        figures = {name: round(median(each), 4) for name, each in zip(FIGURES, zip(*ratios, strict=True), strict=True)}
+        yield {"way": way, "turns": turns, **figures}
 
 
 def spend(
@@ -191,14 +191,14 @@ def spend(
 
 def summarise(found: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the medians over the slices of the ratios to the slice without the page before."""
-    watched, *found = found
+    watched, found = found[:2], found[2:]
     rests = [each for each in found if "part_of_a_core" in each]
     found = found[: -len(rests)]
     turns = [
         sorted(found[start : start + len(WAYS)], key=lambda each: WAYS.index(each["way"]))
         for start in range(0, len(found), len(WAYS))
     ]
-    summary: dict[str, Any] = {f"{figure}, {WATCHED}": watched[figure] for figure in FIGURES}
+    summary: dict[str, Any] = {f"{figure}, {each['way']}": each[figure] for each in watched for figure in FIGURES}
     for index, way in enumerate(WAYS[1:], 1):
         for figure in FIGURES:
             ratios = [turn[index][figure] / turn[0][figure] for turn in turns]
@@ -208,15 +208,15 @@ def summarise(found: list[dict[str, Any]]) -> dict[str, Any]:
     return summary | {"answer_ms": round(median(answers), 1), "longest_ms": round(max(answers), 1)}
 
 
-def main(*, accounts: int, slices: int, calls: int, pairs: int, idle: float, save: Path | None) -> None:
+def main(*, accounts: int, slices: int, calls: int, turns: int, idle: float, save: Path | None) -> None:
     found = []
-    for each in measure(accounts=accounts, slices=slices, calls=calls, pairs=pairs, idle=idle):
+    for each in measure(accounts=accounts, slices=slices, calls=calls, turns=turns, idle=idle):
         found.append(each)
         print(json.dumps(each), flush=True)
     summary = {"accounts": accounts, **summarise(found)}
     print(json.dumps(summary))
     if save is not None:
-        parts = {"watching": "pairs", "slices": "answers", "idle": "part_of_a_core"}
+        parts = {"watching": "turns", "slices": "answers", "idle": "part_of_a_core"}
         told = {part: [each for each in found if figure in each] for part, figure in parts.items()}
         save.write_text(json.dumps({**told, "summary": summary}, indent=1))
 
@@ -228,7 +228,7 @@ if __name__ == "__main__":
     parser.add_argument("--quick", action="store_true", help="small, and once: whether every call is answered")
     parser.add_argument("--accounts", type=int, default=100, help="how many accounts are connected")
     parser.add_argument("--slices", type=int, default=15)
-    parser.add_argument("--pairs", type=int, default=300, help="of short slices, with watched requests and without")
+    parser.add_argument("--turns", type=int, default=300, help="of short slices: with watched requests and without")
     parser.add_argument("--calls", type=int, help="in each slice; by default 60 for each account, and at least 60,000")
     parser.add_argument("--save", type=Path, help="where to write the JSON")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
@@ -236,14 +236,14 @@ if __name__ == "__main__":
     if arguments.serve:
         trio.run(serve)
     elif arguments.quick:
-        main(accounts=10, slices=1, calls=2000, pairs=2, idle=1, save=arguments.save)
+        main(accounts=10, slices=1, calls=2000, turns=2, idle=1, save=arguments.save)
     else:
         calls = arguments.calls or max(60_000, 60 * arguments.accounts)
         main(
             accounts=arguments.accounts,
             slices=arguments.slices,
             calls=calls,
-            pairs=arguments.pairs,
+            turns=arguments.turns,
             idle=60,
             save=arguments.save,
         )

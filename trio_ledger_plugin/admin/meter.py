@@ -1,6 +1,7 @@
 """How long requests take, and which errors they end with.
 
-Invariant: counting costs little for each request. Every error is counted, and one request of eight is timed.
+Invariant: counting costs little for each request. Every error is counted. Requests are timed all the time while they
+are rare, and otherwise for a sixteenth of the time.
 """
 
 from __future__ import annotations
@@ -24,7 +25,12 @@ __all__ = ["BOUNDS", "ReplyMeter", "quantile"]
 
 #: The upper bounds of the histogram's buckets, in seconds; a last bucket has no bound.
 BOUNDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-TIMED: Final = 8
+# How long requests are timed, and not timed, while more than so many a second are.
+TIMED_SECONDS: Final = 0.05
+UNTIMED_SECONDS: Final = 0.75
+RARE: Final = 200
+# How often it is looked whether they are rare.
+LOOK_SECONDS: Final = 1.0
 CODE: Final = re.compile("[FTR][0-9]{2}")
 # A peer may send any code; those past this number are counted together.
 MOST_CODES: Final = 64
@@ -37,26 +43,24 @@ class ReplyMeter:
     Attributes:
         counts: How many timed requests are in each bucket.
         seconds: How long they took together.
+        is_timing: Whether requests that end now are timed.
         errors: How many requests ended with each error: a code of BTP or of an ILP Reject, or an error's name.
     """
 
-    __slots__ = ("_until_timed", "counts", "errors", "seconds")
+    __slots__ = ("counts", "errors", "is_timing", "seconds")
 
     def __init__(self) -> None:
         self.counts: list[int] = [0] * (len(BOUNDS) + 1)
         self.seconds: float = 0.0
         self.errors: Counter[str] = Counter()
-        self._until_timed = 0
+        self.is_timing: bool = True
 
     def count(self, began: float, reply: AnyReply) -> None:
         """Count a reply; ``LedgerPlugin.watch_requests`` calls this."""
         # This takes a share of every request's time, so that what is rare is elsewhere.
         if reply.__class__ is not bytes or not reply or reply[0] == REJECT:
             self._count_error(reply)
-        if self._until_timed:
-            self._until_timed -= 1
-        else:
-            self._until_timed = TIMED - 1
+        if self.is_timing:
             seconds = trio.current_time() - began
             self.counts[bisect_left(BOUNDS, seconds)] += 1
             self.seconds += seconds

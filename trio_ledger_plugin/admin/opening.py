@@ -94,6 +94,7 @@ async def open_admin(
         async with bare_nursery(None) as nursery:
             for each, channel in zip(watched, events, strict=True):
                 start_task(nursery, each.read_events, channel)
+                start_task(nursery, each.time_requests)
                 start_task(nursery, each.add_points)
                 start_task(nursery, each.money.looks.run)
                 start_task(nursery, each.money.count_states)

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Final
 import trio
 from attrs import frozen
 
+from ..codec.ilp import REJECT
 from ..errors import LedgerPluginError
 from ..event_text import event_text
 from .accounts import AccountsView
-from .meter import ReplyMeter
+from .meter import LOOK_SECONDS, RARE, TIMED_SECONDS, UNTIMED_SECONDS, ReplyMeter
 from .money import MoneyView
 from .pace import Cached, rest_after
 from .series import Series
@@ -107,6 +108,31 @@ class Watched:
         async for event in events:
             text = self.plugin.log.redact(event_text(event))
             self.events.append(SeenEvent(time.time(), type(event).__name__, text))
+
+    async def time_requests(self) -> None:
+        """Have the requests timed: while they are rare all of them, and otherwise those of short times.
+
+        Cancellation: Safe at any time.
+        """
+        are_rare = True
+        while True:
+            before = self._timed
+            self.set_timing(is_timing=True)
+            seconds = LOOK_SECONDS if are_rare else TIMED_SECONDS
+            await trio.sleep(seconds)
+            are_rare = self._timed - before <= RARE * seconds
+            if not are_rare:
+                self.set_timing(is_timing=False)
+                await trio.sleep(UNTIMED_SECONDS)
+
+    def set_timing(self, *, is_timing: bool) -> None:
+        """Have the requests that end from now on timed, or not."""
+        self.handled.is_timing = self.answered.is_timing = is_timing
+        self.plugin.context.workers.passed_byte = None if is_timing else REJECT
+
+    @property
+    def _timed(self) -> int:
+        return sum(self.handled.counts) + sum(self.answered.counts)
 
     async def add_points(self) -> None:
         """Add points to the series until cancelled.
