@@ -532,6 +532,13 @@ async def test_documentation_has_a_row_for_each_metric():
 def test_frequent_requests_are_timed_in_part_and_all_errors_count(autojump_clock):
     """Timing each request would cost a busy server more than all else that the page does."""
 
+    class Counting(ReplyMeter):
+        calls = 0
+
+        def count(self, began: float, reply: Any) -> None:
+            self.calls += 1
+            super().count(began, reply)
+
     async def main() -> None:
         numbers = itertools.count()
 
@@ -553,12 +560,16 @@ def test_frequent_requests_are_timed_in_part_and_all_errors_count(autojump_clock
         async with loopback_pair() as (alice, bob), trio.open_nursery() as nursery:
             bob.register_data_handler(answer)
             watched = Watched("bob", bob)
+            watched.handled = meter = Counting()
             with watched.watching():
                 nursery.start_soon(watched.time_requests)
                 assert await ask(alice, 500, 0.01) == 500
                 await ask(alice, 1000, 0.001)
+                meter.calls = 0
                 timed = await ask(alice, 8000, 0.001)
                 assert 400 < timed < 600
+                # The errors, which are a fifth, and what is timed.
+                assert meter.calls < 1600 + timed
                 assert watched.handled.errors == {"F02": 950, "T00": 950}
                 await trio.sleep(2)
                 assert await ask(alice, 50, 0.1) == 50

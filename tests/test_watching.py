@@ -99,6 +99,30 @@ async def test_replies_of_both_directions_are_watched():
         assert len(at_alice.answered) == len(at_bob.handled) == 2
 
 
+async def test_replies_that_are_not_wanted_are_not_passed_on():
+    """Passing each on would cost a busy server more than all else that the admin page does."""
+
+    async def answer(data: bytes) -> bytes:
+        if data == b"raise":
+            raise InsufficientBalanceError("no")
+        return data
+
+    async with loopback_pair() as (alice, bob):
+        bob.register_data_handler(answer)
+        replies = Replies()
+        with replies.watch(bob):
+            bob.context.workers.passed_byte = 14
+            for data in (b"\x0d", b"", b"\x0e\x03F02", b"plain"):
+                await alice.send_data(data)
+            with pytest.raises(RemoteError):
+                await alice.send_data(b"raise")
+        passed = [reply if isinstance(reply, bytes) else reply.code for _, reply in replies.handled]
+        assert passed == [b"", b"\x0e\x03F02", "F08"]
+        with replies.watch(bob):
+            await alice.send_data(b"plain")
+        assert len(replies.handled) == 4
+
+
 async def test_watched_request_began_when_its_handler_was_called(autojump_clock):
     async def slow(data: bytes) -> bytes:
         await trio.sleep(3)
