@@ -292,6 +292,28 @@ async def test_asking_for_an_account_leaves_nothing() -> None:
         assert len(server._asked) <= 1
 
 
+class _CollectingName(str):
+    """A name that lets a garbage collection happen at the worst moment: whenever an account is looked up by it."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        gc.collect()
+        return super().__hash__()
+
+
+async def test_server_closes_while_a_looked_up_account_is_collected() -> None:
+    async with open_accounts(store=MemoryStore()) as server:
+        gc.disable()
+        try:
+            assert not server.account(_CollectingName("passing")).is_connected()
+            server.begin_closing()
+        finally:
+            gc.enable()
+        gc.collect()
+        assert not server._asked
+
+
 async def test_account_that_is_used_stays() -> None:
     async with open_accounts(store=MemoryStore()) as server:
         server.account("handled").register_data_handler(echo)

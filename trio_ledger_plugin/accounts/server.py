@@ -265,7 +265,8 @@ class AccountsServer(LedgerPlugin):
             plugin.server_ended(failure)
 
     def _plugins(self) -> list[AccountPlugin]:
-        accounts = {**self._asked, **self.table}
+        # items() keeps each account; {**self._asked} would look up names whose account may be gone by then.
+        accounts = {**dict(self._asked.items()), **self.table}
         return [account.plugin for account in accounts.values() if account.plugin is not None]
 
     # What the protocol's server and the accounts call.
