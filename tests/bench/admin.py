@@ -7,9 +7,10 @@ for what the page asks for, every two seconds. The server opens and closes the p
 three ways alternate in slices with the same connections, every other time in reverse order. Besides the rate, the
 processor time of the server for each call is compared: a busy machine changes it less.
 
-A slice takes seconds, in which the machine may change by more than the page costs. So its parts are measured too: what
-watching the requests costs, in hundreds of short slices with and without it; and at the end, without calls, which part
-of a core the server takes each way. The latter is what the page looks at and answers.
+A slice takes seconds, since the page times all requests until it has seen that they are frequent. In that time, the
+machine may change by more than the page costs. So its parts are measured too: what watching the requests costs, in
+hundreds of short slices with and without it; and at the end, without calls, which part of a core the server takes each
+way. The latter is what the page looks at and answers.
 
 The more accounts there are, the less often the page looks at them. A slice has to be longer than the page rests between
 two looks, so it has more calls for many accounts.
@@ -229,7 +230,7 @@ if __name__ == "__main__":
     parser.add_argument("--accounts", type=int, default=100, help="how many accounts are connected")
     parser.add_argument("--slices", type=int, default=15)
     parser.add_argument("--turns", type=int, default=300, help="of short slices: with watched requests and without")
-    parser.add_argument("--calls", type=int, help="in each slice; by default 60 for each account, and at least 60,000")
+    parser.add_argument("--calls", type=int, help="in each slice; by default 60 for each account, and at least 300,000")
     parser.add_argument("--save", type=Path, help="where to write the JSON")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -238,7 +239,7 @@ if __name__ == "__main__":
     elif arguments.quick:
         main(accounts=10, slices=1, calls=2000, turns=2, idle=1, save=arguments.save)
     else:
-        calls = arguments.calls or max(60_000, 60 * arguments.accounts)
+        calls = arguments.calls or max(300_000, 60 * arguments.accounts)
         main(
             accounts=arguments.accounts,
             slices=arguments.slices,

@@ -30,7 +30,7 @@ TIMED_SECONDS: Final = 0.05
 UNTIMED_SECONDS: Final = 0.75
 RARE: Final = 200
 # How often it is looked whether they are rare.
-LOOK_SECONDS: Final = 1.0
+LOOK_SECONDS: Final = 0.25
 CODE: Final = re.compile("[FTR][0-9]{2}")
 # A peer may send any code; those past this number are counted together.
 MOST_CODES: Final = 64

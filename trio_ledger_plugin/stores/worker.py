@@ -19,6 +19,7 @@ import trio
 
 from ..errors import StoreError, StoreInDoubtError
 from ..parking import Waiter, park
+from .interpreter import LockSharing
 from .memory import check_key, check_text
 from .values import Update, Values
 
@@ -187,6 +188,7 @@ class WorkerStore(Generic[ConnectionT]):
         self._values = Values(dialect)
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._token = trio.lowlevel.current_trio_token()
+        self._sharing = LockSharing()
         self._ended = trio.Event()
         self._forks = _forks
         self._closed = False
@@ -307,6 +309,7 @@ class WorkerStore(Generic[ConnectionT]):
         await trio.lowlevel.checkpoint_if_cancelled()
         job = _Job(work)
         self._jobs.put(job)
+        self._sharing.begin_job()
         try:
             result: T = await job.wait()
         except trio.Cancelled:
@@ -369,6 +372,11 @@ class WorkerStore(Generic[ConnectionT]):
                 database.close()
                 self._token.run_sync_soon(self._thread_ended)
 
+    def _deliver(self, given: int, jobs: Sequence[_Job], results: Sequence[outcome.Outcome[Any]]) -> None:
+        self._sharing.end_jobs(given)
+        for job, result in zip(jobs, results, strict=True):
+            job.deliver(result)
+
     def _thread_ended(self) -> None:
         self._running -= 1
         if not self._running:
@@ -384,21 +392,20 @@ class WorkerStore(Generic[ConnectionT]):
             # Before the jobs are claimed: a claimed job may be late itself when its caller gives up.
             with self._late_changed:
                 self._late_changed.wait_for(lambda: not self._late)
-        jobs = [job for job in waiting if job is not None and job.claim()]
+        given = [job for job in waiting if job is not None]
+        jobs = [job for job in given if job.claim()]
+        results: Sequence[outcome.Outcome[Any]] = []
         if jobs:
             done = outcome.capture(database.run, [job.work for job in jobs])
-            if isinstance(done, outcome.Error):
-                # A bug in this package, but its callers must not wait for ever.
-                results: Sequence[outcome.Outcome[Any]] = [_unexpected(done.error) for _ in jobs]
-            else:
-                results = done.value
+            # An error of the whole is a bug in this package, but its callers must not wait for ever.
+            results = [_unexpected(done.error) for _ in jobs] if isinstance(done, outcome.Error) else done.value
             with self._late_changed:
                 for job in jobs:
                     job.over = True
                 if self._late:
                     self._late.difference_update(jobs)
                     self._late_changed.notify_all()
-            self._token.run_sync_soon(_deliver, jobs, results)
+        self._token.run_sync_soon(self._deliver, len(given), jobs, results)
         return waiting[-1] is not None
 
 
@@ -413,6 +420,7 @@ async def opened(store: StoreT) -> AsyncIterator[StoreT]:
         waits for that for at most 5 s.
     """
     store._start()
+    trio.lowlevel.add_instrument(store._sharing)
     try:
         # The first job makes a thread open the database, so that errors are raised here.
         await store.transaction(lambda _connection: None)
@@ -421,11 +429,7 @@ async def opened(store: StoreT) -> AsyncIterator[StoreT]:
     finally:
         with trio.move_on_after(CLOSING, shield=True):
             await store._aclose()
-
-
-def _deliver(jobs: Sequence[_Job], results: Sequence[outcome.Outcome[Any]]) -> None:
-    for job, result in zip(jobs, results, strict=True):
-        job.deliver(result)
+        trio.lowlevel.remove_instrument(store._sharing)
 
 
 def _has_failed(result: Result) -> bool:
@@ -434,8 +438,7 @@ def _has_failed(result: Result) -> bool:
 
 
 def _unexpected(error: BaseException) -> outcome.Error:
-    in_doubt = StoreInDoubtError(f"the store failed with an unexpected error: {error!r}")
-    return outcome.Error(with_cause(in_doubt, error))
+    return outcome.Error(with_cause(StoreInDoubtError(f"the store failed with an unexpected error: {error!r}"), error))
 
 
 def with_cause(error: ErrorT, cause: BaseException) -> ErrorT:
