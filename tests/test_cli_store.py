@@ -5,6 +5,7 @@ import re
 from functools import partial
 
 import pytest
+from support.ledgers import open_journal
 from support.old_store import fill
 from support.programs import assert_one_error, run, serving
 
@@ -39,14 +40,27 @@ async def test_file_is_checked(old):
     code, out, _ = await run("store", "check", str(old), "--json")
     found = json.loads(out)
     assert (code, found["sound"], found["integrity"], found["oldest_to_send"]) == (0, True, "ok", None)
-    assert found["ledger main"]["age"] > 0
+    assert found["ledgers"]["main"]["age"] > 0
     code, out, _ = await run("store", "check", str(old))
     assert code == 0
     assert re.fullmatch(
-        r"sound: yes\nintegrity: ok\nledger main: in use for \d+ s so far, journal [0-9a-f]{32}\n"
-        r"oldest to send: none\noldest to deliver: none\n",
+        r"sound: yes\nintegrity: ok\noldest to send: none\noldest to deliver: none\n"
+        r"ledger main: in use for \d+ s so far, journal [0-9a-f]{32}\n",
         out,
     )
+
+
+async def test_ids_of_ledgers_are_shown_as_they_are_but_for_control_characters(tmp_path):
+    """An id is any text, and what a terminal obeys may be in it."""
+    async with open_sqlite_store(tmp_path / "money.db") as store:
+        for ledger_id in ("my_wallet", "a\x1b[2Jb"):
+            async with open_journal(store, ledger_id=ledger_id):
+                pass
+    _, out, _ = await run("store", "check", str(tmp_path / "money.db"), "--json")
+    assert set(json.loads(out)["ledgers"]) == {"my_wallet", "a\x1b[2Jb"}
+    _, out, _ = await run("store", "check", str(tmp_path / "money.db"))
+    assert "\nledger my_wallet: in use for " in out
+    assert "\nledger a\\x1b[2Jb: in use for " in out
 
 
 async def test_database_errors_name_options_of_the_command_line(url):

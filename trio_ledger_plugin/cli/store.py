@@ -51,8 +51,11 @@ def check(db: str, as_json: bool) -> int:
         click.echo(json.dumps(found))
     else:
         screen = Screen()
+        ledgers = found.pop("ledgers")
         for name, value in found.items():
             screen.line(f"{name.replace('_', ' ')}: {escape(_shown(value))}")
+        for ledger, known in ledgers.items():
+            screen.line(f"ledger {escape(ledger)}: in use for {known['age']} s so far, journal {known['journal']}")
     return Exit.OK if found["sound"] else Exit.FAILED
 
 
@@ -63,8 +66,6 @@ def _shown(value: object) -> str:
             return "none"
         case bool():
             return "yes" if value else "no"
-        case {"age": age, "journal": journal}:
-            return f"in use for {age} s so far, journal {journal}"
         case float():
             return f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M:%SZ}"
         case _:

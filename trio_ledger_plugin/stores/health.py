@@ -32,8 +32,10 @@ def examine_store(connection: Connection, dialect: Dialect) -> dict[str, Any]:
         found |= {"sound": problems == ["ok"], "integrity": "; ".join(problems)}
     else:
         found["synchronous_standby_names"] = connection.execute(STANDBYS).fetchone()[0]
-    for ledger, age, journal in sorted(connection.execute(LEDGERS).fetchall()):
-        found[f"ledger {ledger}"] = {"age": round(age), "journal": journal}
+    found["ledgers"] = {
+        ledger: {"age": round(age), "journal": journal}
+        for ledger, age, journal in sorted(connection.execute(LEDGERS).fetchall())
+    }
     for name, query in (("oldest_to_send", OLDEST_TO_SEND), ("oldest_to_deliver", OLDEST_TO_DELIVER)):
         number = connection.execute(query).fetchone()[0]
         row = None if number is None else connection.execute(dialect.statement(CREATED), (number,)).fetchone()
