@@ -50,7 +50,7 @@ async def test_file_is_checked(old):
     )
 
 
-async def test_ids_of_ledgers_are_shown_as_they_are_but_for_control_characters(tmp_path):
+async def test_ids_of_ledgers_are_shown_as_they_are(tmp_path):
     """An id is any text, and what a terminal obeys may be in it."""
     async with open_sqlite_store(tmp_path / "money.db") as store:
         for ledger_id in ("my_wallet", "a\x1b[2Jb"):

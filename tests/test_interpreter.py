@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from trio_ledger_plugin.stores import interpreter, open_sqlite_store
-from trio_ledger_plugin.stores.interpreter import PATIENCE, WORK, LockSharing
+from trio_ledger_plugin.stores.interpreter import PATIENCE, WORK, LockSharing, Pauses
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,7 +48,7 @@ def turn(clock: _Clock, sharing: LockSharing, seconds: float, each: float = 0.00
 
 
 def test_loop_pauses_for_a_job_that_takes_long(clock: _Clock) -> None:
-    sharing = LockSharing()
+    sharing = LockSharing(Pauses())
     assert turn(clock, sharing, 0.1) == 0
     sharing.begin_job()
     assert turn(clock, sharing, PATIENCE - 0.0002) == 0
@@ -59,7 +59,7 @@ def test_loop_pauses_for_a_job_that_takes_long(clock: _Clock) -> None:
 
 def test_each_end_of_jobs_is_progress(clock: _Clock) -> None:
     """A store that works is one whose thread gets the lock."""
-    sharing = LockSharing()
+    sharing = LockSharing(Pauses())
     for _ in range(3):
         sharing.begin_job()
     for _ in range(2):
@@ -69,12 +69,27 @@ def test_each_end_of_jobs_is_progress(clock: _Clock) -> None:
 
 
 def test_database_that_hangs_hardly_slows_the_loop(clock: _Clock) -> None:
-    sharing = LockSharing()
+    sharing = LockSharing(Pauses())
     sharing.begin_job()
     turn(clock, sharing, 1.0)
     # One in a tenth of the second that it has taken already, and then ever fewer.
     assert turn(clock, sharing, 1.0) <= 10
     assert turn(clock, sharing, 60.0) <= 50
+
+
+def test_many_stores_share_the_pauses(clock: _Clock) -> None:
+    """A loop that pauses for each of fifty slow disks in turn would do nothing else."""
+    pauses = Pauses()
+    stores = [LockSharing(pauses) for _ in range(50)]
+    for sharing in stores:
+        sharing.begin_job()
+    clock.now += 2 * PATIENCE
+    before, turns = clock.pauses, 1000
+    for _ in range(turns):
+        clock.now += WORK / 10
+        for sharing in stores:
+            sharing.before_io_wait(0)
+    assert 0 < clock.pauses - before <= turns / 10 + 1
 
 
 async def test_busy_loop_pauses_while_a_transaction_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

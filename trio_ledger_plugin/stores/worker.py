@@ -19,7 +19,7 @@ import trio
 
 from ..errors import StoreError, StoreInDoubtError
 from ..parking import Waiter, park
-from .interpreter import LockSharing
+from .interpreter import LockSharing, current_pauses
 from .memory import check_key, check_text
 from .values import Update, Values
 
@@ -188,7 +188,7 @@ class WorkerStore(Generic[ConnectionT]):
         self._values = Values(dialect)
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._token = trio.lowlevel.current_trio_token()
-        self._sharing = LockSharing()
+        self._sharing = LockSharing(current_pauses())
         self._ended = trio.Event()
         self._forks = _forks
         self._closed = False
