@@ -1,5 +1,6 @@
 """The SQLite store: stored values come back, and a transaction counts completely or not at all."""
 
+import os
 import sqlite3
 import sys
 import threading
@@ -8,6 +9,7 @@ from contextlib import closing
 import pytest
 import trio
 import trio.testing
+from outcome import Value
 from support.faulty_vfs import faulty_vfs
 from support.programs import PATIENCE, posix
 from support.stores import hold_thread, holder
@@ -15,6 +17,8 @@ from support.stores import hold_thread, holder
 from trio_ledger_plugin.errors import InvalidFieldsError, StoreError, StoreInDoubtError
 from trio_ledger_plugin.services import PluginServices, TransactionalStore
 from trio_ledger_plugin.stores import open_sqlite_store
+from trio_ledger_plugin.stores.dialect import SQLITE
+from trio_ledger_plugin.stores.worker import Database, WorkerStore, opened
 
 
 @pytest.fixture
@@ -574,6 +578,8 @@ FILLER = """
 import os, resource, sys, trio
 from trio_ledger_plugin.errors import StoreError
 from trio_ledger_plugin.stores import open_sqlite_store
+from trio_ledger_plugin.stores.dialect import SQLITE
+from trio_ledger_plugin.stores.worker import Database, WorkerStore, opened
 
 path = sys.argv[1]
 
@@ -645,3 +651,57 @@ async def test_full_file_system_is_reported_and_passes(tmp_path):
     path = f"{tmp_path}/store.db"
     (error,) = await fill(*alone, f'{mount} && exec "$0" -c "$@"', sys.executable, FILLER, path, "tmpfs")
     assert error.startswith(f"{path}: the disk is full; make room and try again")
+
+
+def _close_lock(path):
+    lock = os.path.realpath(f"{path}.lock")
+    (descriptor,) = [each for each in os.listdir("/dev/fd") if os.path.realpath(f"/dev/fd/{each}") == lock]
+    os.close(int(descriptor))
+
+
+@posix
+async def test_lock_that_something_else_has_closed_ends_no_block_late(path):
+    """The end of the block would wait for ever for a thread that has ended with an error."""
+    with trio.fail_after(PATIENCE):
+        async with open_sqlite_store(path) as store:
+            await store.put("key", "value")
+            _close_lock(path)
+
+
+class _Failing(Database):
+    """A database that fails as no database should."""
+
+    def transaction(self, works):
+        return [Value(None) for _ in works]
+
+    def close(self):
+        raise RuntimeError("a bug")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_database_whose_close_fails_ends_the_block():
+    with trio.fail_after(PATIENCE):
+        async with opened(WorkerStore("x", SQLITE, [_Failing, _Failing])):
+            pass
+
+
+async def test_thread_that_cannot_start_is_an_error_and_leaves_no_other(monkeypatch):
+    inner = threading.Thread.start
+    started: list[threading.Thread] = []
+
+    def start(thread):
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        inner(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(StoreError, match=r"^x: can't start new thread$"):
+        async with opened(WorkerStore("x", SQLITE, [_Closing, _Closing])):
+            pass
+    assert not started[0].is_alive()
+
+
+class _Closing(_Failing):
+    def close(self):
+        pass

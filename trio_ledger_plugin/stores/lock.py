@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ..errors import StoreError
@@ -146,7 +147,9 @@ class Claim:
         """Release the lock, and close all descriptors that the claim keeps."""
         _held.pop(self, None)
         for descriptor in self._descriptors:
-            os.close(descriptor)
+            # What another part of the program has closed by mistake must not keep the others open.
+            with suppress(OSError):
+                os.close(descriptor)
         self._descriptors.clear()
 
     def _take(self) -> frozenset[str]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import threading
 from abc import ABC, abstractmethod
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
+from operator import attrgetter
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -19,7 +20,7 @@ import trio
 
 from ..errors import StoreError, StoreInDoubtError
 from ..parking import Waiter, park
-from .interpreter import LockSharing, current_pauses
+from .interpreter import StoreJobs, current_pauses
 from .memory import check_key, check_text
 from .values import Update, Values
 
@@ -188,7 +189,7 @@ class WorkerStore(Generic[ConnectionT]):
         self._values = Values(dialect)
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._token = trio.lowlevel.current_trio_token()
-        self._sharing = LockSharing(current_pauses())
+        self._given = StoreJobs(current_pauses())
         self._ended = trio.Event()
         self._forks = _forks
         self._closed = False
@@ -196,13 +197,11 @@ class WorkerStore(Generic[ConnectionT]):
         self._late: set[_Job] = set()
         self._late_changed = threading.Condition()
         # Daemon threads: a disk or a network that hangs must not keep the program from exiting.
+        where = f"store {os.path.basename(name)}"
         self._threads = [
-            threading.Thread(
-                target=self._serve, args=(open_database,), name=f"store {os.path.basename(name)}", daemon=True
-            )
-            for open_database in databases
+            threading.Thread(target=self._serve, args=(each,), name=where, daemon=True) for each in databases
         ]
-        self._running = len(self._threads)
+        self._running = 0
 
     async def put(self, key: str, value: str) -> None:
         """Store a value under a key, replacing an earlier one; it is safely stored when the call returns.
@@ -308,8 +307,8 @@ class WorkerStore(Generic[ConnectionT]):
             raise StoreError(f"{self._name}: the store is closed")
         await trio.lowlevel.checkpoint_if_cancelled()
         job = _Job(work)
+        self._given.begin()
         self._jobs.put(job)
-        self._sharing.begin_job()
         try:
             result: T = await job.wait()
         except trio.Cancelled:
@@ -345,7 +344,11 @@ class WorkerStore(Generic[ConnectionT]):
 
     def _start(self) -> None:
         for thread in self._threads:
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError as error:
+                raise StoreError(f"{self._name}: {error}") from error
+            self._running += 1
 
     async def _aclose(self) -> None:
         """Finish all queued jobs, close the database and end the threads."""
@@ -354,10 +357,11 @@ class WorkerStore(Generic[ConnectionT]):
             return
         if not self._closed:
             self._closed = True
-            for _ in self._threads:
+            for _ in range(self._running):
                 self._jobs.put(None)
-        await self._ended.wait()
-        for thread in self._threads:
+        if self._running:
+            await self._ended.wait()
+        for thread in filter(attrgetter("ident"), self._threads):
             thread.join()
 
     def _serve(self, open_database: Callable[[], Database]) -> None:
@@ -366,14 +370,14 @@ class WorkerStore(Generic[ConnectionT]):
         # The Trio run may have ended without closing the store; then no caller is waiting.
         with suppress(trio.RunFinishedError):
             try:
-                while self._serve_batch(database):
-                    pass
+                with closing(database):
+                    while self._serve_batch(database):
+                        pass
             finally:
-                database.close()
                 self._token.run_sync_soon(self._thread_ended)
 
     def _deliver(self, given: int, jobs: Sequence[_Job], results: Sequence[outcome.Outcome[Any]]) -> None:
-        self._sharing.end_jobs(given)
+        self._given.end(given)
         for job, result in zip(jobs, results, strict=True):
             job.deliver(result)
 
@@ -419,9 +423,8 @@ async def opened(store: StoreT) -> AsyncIterator[StoreT]:
     Cancellation: The block ends once all requested changes are stored. If it is cancelled or left by an exception, it
         waits for that for at most 5 s.
     """
-    store._start()
-    trio.lowlevel.add_instrument(store._sharing)
     try:
+        store._start()
         # The first job makes a thread open the database, so that errors are raised here.
         await store.transaction(lambda _connection: None)
         yield store
@@ -429,7 +432,7 @@ async def opened(store: StoreT) -> AsyncIterator[StoreT]:
     finally:
         with trio.move_on_after(CLOSING, shield=True):
             await store._aclose()
-        trio.lowlevel.remove_instrument(store._sharing)
+        store._given.leave()
 
 
 def _has_failed(result: Result) -> bool:
