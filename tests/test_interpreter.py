@@ -98,12 +98,26 @@ async def test_many_stores_share_the_pauses(clock: _Clock) -> None:
     stores = [StoreJobs(pauses) for _ in range(50)]
     for jobs in stores:
         jobs.begin()
-    assert 5 <= turn(clock, pauses, PATIENCE + 10 * WORK) <= 10
-    # Each store has its own time: one that makes progress is not taken for one that hangs.
-    turn(clock, pauses, 60.0)
-    stores[0].begin()
+        # They are due at different times.
+        turn(clock, pauses, 0.0001)
+    assert 5 <= turn(clock, pauses, 10 * WORK) <= 10
+    # All of them hang. Then one hangs no longer, and is not taken for one that does.
+    turn(clock, pauses, 1.0)
+    assert turn(clock, pauses, 60.0) <= 100
     stores[0].end(1)
+    stores[0].begin()
     assert 5 <= turn(clock, pauses, PATIENCE + 10 * WORK) <= 11
+
+
+async def test_pause_for_one_store_brings_none_forward(clock: _Clock) -> None:
+    pauses = Pauses()
+    slow, other = StoreJobs(pauses), StoreJobs(pauses)
+    slow.begin()
+    turn(clock, pauses, PATIENCE)
+    other.begin()
+    due = other.due
+    assert turn(clock, pauses, WORK) > 0
+    assert other.due >= due
 
 
 async def test_loop_without_jobs_is_left_alone(clock: _Clock, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -705,3 +705,16 @@ async def test_thread_that_cannot_start_is_an_error_and_leaves_no_other(monkeypa
 class _Closing(_Failing):
     def close(self):
         pass
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_thread_that_ends_with_an_error_leaves_no_caller_waiting():
+    def fail():
+        raise RuntimeError("a bug")
+
+    with (
+        trio.fail_after(PATIENCE),
+        pytest.raises(StoreError, match=r"^x: the store's threads have ended with an error$"),
+    ):
+        async with opened(WorkerStore("x", SQLITE, [fail])):
+            pass

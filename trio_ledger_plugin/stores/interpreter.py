@@ -4,8 +4,8 @@ A thread that comes back from the database needs the lock. Trio's thread gives i
 some microseconds, which is less than it takes to wake the other thread. Each time the other thread wakes in vain, the
 time begins anew after which it could demand the lock. So each statement of a transaction may wait for milliseconds.
 
-Invariants: Trio's thread pauses only while a job has waited for longer than it usually takes, and for less than a tenth
-of its time on Linux, however many stores there are. A loop that has nothing to do does not run for this.
+Invariants: Trio's thread pauses only while a job has waited for longer than it usually takes, and for a sixth of its
+time at most (on Linux), however many stores there are. A loop that has nothing to do does not run for this.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ PATIENCE: Final = 0.001
 # that its thread has taken: a database that does not answer must not slow down everything else.
 WORK: Final = 0.0004
 SHARE: Final = 0.1
-# How long it pauses, at least. Linux takes some 50 us longer to wake it, in which another thread gets
-# the lock.
+# How long it pauses, at least. Linux takes some 50 us longer to wake it, in which another thread gets the lock.
 PAUSE: Final = 0.00001
 # After so many turns of the loop without a job it is not called in each turn any longer, which takes 1 us.
 IDLE_TURNS: Final = 1000
@@ -62,12 +61,13 @@ class Pauses(trio.abc.Instrument):
                 self._is_called = False
                 trio.lowlevel.remove_instrument(self)
         elif (now := time.monotonic()) >= self._due:
-            if late := [jobs for jobs in self._waiting if now >= jobs.due]:
+            if any(now >= jobs.due for jobs in self._waiting):
                 time.sleep(PAUSE)
                 # Others may have kept the lock for long.
                 now = time.monotonic()
-                for jobs in late:
+                for jobs in self._waiting:
                     jobs.handle_pause(now)
+            # Looking through the stores takes time as well.
             self._due = now + WORK
 
 
@@ -121,7 +121,7 @@ class StoreJobs:
 
     def handle_pause(self, now: float) -> None:
         """Handle that Trio's thread has paused, for these jobs as well."""
-        self.due = now + max(WORK, (now - self._since) * SHARE)
+        self.due = max(self.due, now + max(WORK, (now - self._since) * SHARE))
 
     def _restart(self) -> None:
         self._since = time.monotonic()

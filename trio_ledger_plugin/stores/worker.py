@@ -19,8 +19,8 @@ import outcome
 import trio
 
 from ..errors import StoreError, StoreInDoubtError
-from ..parking import Waiter, park
 from .interpreter import StoreJobs, current_pauses
+from .job import Job
 from .memory import check_key, check_text
 from .values import Update, Values
 
@@ -58,42 +58,6 @@ def _count_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_count_fork)
-
-
-class _Job(Waiter):
-    """One caller's work."""
-
-    __slots__ = ("_claimed", "_result", "over", "withdrawn", "work")
-
-    def __init__(self, work: Callable[[Any], Any]) -> None:
-        super().__init__()
-        self.work: Callable[[Any], Any] = work
-        self._claimed = threading.Lock()
-        self._result: outcome.Outcome[Any] | None = None
-        self.withdrawn: bool = False
-        #: Whether its transaction has ended; its result may be on its way.
-        self.over: bool = False
-
-    def claim(self) -> bool:
-        """Claim the job, to run it or to withdraw it; return False if it has been claimed already."""
-        return self._claimed.acquire(blocking=False)
-
-    async def wait(self) -> Any:  # noqa: ANN401 (what the work returns)
-        """Wait for the result.
-
-        Cancellation: Withdraws the job, unless the thread has begun it.
-        """
-        return await park(self) if self._result is None else self._result.unwrap()
-
-    def abandon(self, raise_cancel: object) -> trio.lowlevel.Abort:
-        self.withdrawn = self.claim()
-        return super().abandon(raise_cancel)
-
-    def deliver(self, result: outcome.Outcome[Any]) -> None:
-        """Give the caller its result, if it is still waiting."""
-        if self.task is None:
-            self._result = result
-        self.wake(result)
 
 
 class UndoneError(Exception):
@@ -187,14 +151,14 @@ class WorkerStore(Generic[ConnectionT]):
         self._name = name
         self.dialect: Dialect = dialect
         self._values = Values(dialect)
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._token = trio.lowlevel.current_trio_token()
         self._given = StoreJobs(current_pauses())
         self._ended = trio.Event()
         self._forks = _forks
         self._closed = False
         # Jobs of which a thread has not finished the transaction although their callers have given up.
-        self._late: set[_Job] = set()
+        self._late: set[Job] = set()
         self._late_changed = threading.Condition()
         # Daemon threads: a disk or a network that hangs must not keep the program from exiting.
         where = f"store {os.path.basename(name)}"
@@ -306,7 +270,7 @@ class WorkerStore(Generic[ConnectionT]):
         if self._closed:
             raise StoreError(f"{self._name}: the store is closed")
         await trio.lowlevel.checkpoint_if_cancelled()
-        job = _Job(work)
+        job = Job(work)
         self._given.begin()
         self._jobs.put(job)
         try:
@@ -322,7 +286,7 @@ class WorkerStore(Generic[ConnectionT]):
             raise
         return result
 
-    def _give_up(self, job: _Job) -> None:
+    def _give_up(self, job: Job) -> None:
         """Have later calls wait for a work that goes on without its caller: they may rely on what it has done."""
         with self._late_changed:
             if not job.over:
@@ -366,25 +330,33 @@ class WorkerStore(Generic[ConnectionT]):
 
     def _serve(self, open_database: Callable[[], Database]) -> None:
         """Run jobs until the store is closed; the body of a thread."""
-        database = open_database()
         # The Trio run may have ended without closing the store; then no caller is waiting.
         with suppress(trio.RunFinishedError):
             try:
-                with closing(database):
+                with closing(open_database()) as database:
                     while self._serve_batch(database):
                         pass
             finally:
                 self._token.run_sync_soon(self._thread_ended)
 
-    def _deliver(self, given: int, jobs: Sequence[_Job], results: Sequence[outcome.Outcome[Any]]) -> None:
+    def _deliver(self, given: int, jobs: Sequence[Job], results: Sequence[outcome.Outcome[Any]]) -> None:
         self._given.end(given)
         for job, result in zip(jobs, results, strict=True):
             job.deliver(result)
 
     def _thread_ended(self) -> None:
         self._running -= 1
-        if not self._running:
-            self._ended.set()
+        if self._running:
+            return
+        self._ended.set()
+        # Unless the store was closed, every thread has ended with an error, which Python has printed.
+        self._closed = True
+        why = f"{self._name}: the store's threads have ended with an error"
+        with suppress(Empty):
+            while True:
+                job = self._jobs.get_nowait()
+                if job is not None and job.claim():
+                    job.deliver(outcome.Error(StoreError(why)))
 
     def _serve_batch(self, database: Database) -> bool:
         """Wait for jobs, run all that are queued together, and return whether more may come."""
