@@ -445,7 +445,8 @@ async def test_metrics_have_the_statistics(clock):
         bob.register_data_handler(echo)
         for _ in range(20):
             await alice.send_data(b"hello")
-        await trio.sleep(1)
+        # However long the first look took.
+        await trio.sleep(LONGEST_REST + 1)
         found = await metrics(admin)
         assert found["ledger_plugin_requests_sent_total"] == {("a",): 20, ("b",): 0}
         assert found["ledger_plugin_responses_sent_total"] == {("a",): 0, ("b",): 20}

@@ -31,6 +31,6 @@ async def test_two_hundred_random_interruptions():
     assert (await interrupts("--runs", "200")).endswith("{'KeyboardInterrupt': 200}")
 
 
-@pytest.mark.parametrize("waiter", ["Call", "Waiter", "_Worker", "_Job", "_Reading"])
+@pytest.mark.parametrize("waiter", ["Call", "Waiter", "_Worker", "Job", "_Reading"])
 async def test_interruption_as_a_task_parks(waiter: str):
     assert (await interrupts("--at", waiter)).endswith("{'KeyboardInterrupt': 1}")
